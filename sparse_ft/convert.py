@@ -1,0 +1,215 @@
+"""convert, revert, sync, summary: put selective modules into a model that exists, and take them out again."""
+
+import torch
+from torch import nn
+
+from .nn.alias import SelectedParameter
+from .nn.embedding import SelectiveEmbedding, check_embedding
+from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, restore
+from .nn.selected import Selected, as_matrix, check_weight
+from .plan import ALL, Plan
+from .report import Report, Row
+
+_RECORD = "_sparse_ft"  # on the converted model: its plan and the requires_grad flags it had
+
+
+def matrix_shape(module, name):
+    """Shape (rows, columns) of the matrix that a Selection of parameter `name` of `module` speaks of.
+
+    The matrix is the stored tensor: (out, in * kernel) for a convolution's weight, (product of the leading dimensions, last)
+    for everything else. name may be dotted. Raises KeyError for an unknown name.
+    """
+    owner, attribute = _owner(module, name)
+    shape = owner._parameters[attribute].shape
+    if len(shape) == 0:
+        raise ValueError(f"name: {name!r} is a scalar; it can train whole ('all') or not at all")
+    if isinstance(owner, nn.modules.conv._ConvNd) and attribute == "weight":
+        return shape[0], shape[1:].numel()
+    return shape[:-1].numel(), shape[-1]
+
+
+def convert(model, plan):
+    """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`.
+
+    model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected `nn.Linear`,
+    transformers' `Conv1D` and row-selected `nn.Embedding` become selective modules; other selected parameters keep their
+    module and get a transient dense gradient. Converting again with an equal plan changes nothing. All or nothing: KeyError
+    (unknown name), IndexError, TypeError or ValueError leave the model as it was.
+    """
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    record = model.__dict__.get(_RECORD)
+    if record is not None:
+        if record[0] != plan:
+            raise ValueError("model: already converted with another plan; call sft.revert(model) first")
+        return _report(model, plan)
+    if not plan:
+        raise ValueError("plan: it is empty, so nothing would train; see sft.select")
+    for name, module in model.named_modules():
+        if isinstance(module, Selected):
+            raise ValueError(f"model: {name!r} is selective already; call sft.revert on the model that was converted")
+    actions = [_action(model, name, what) for name, what in plan.items() if what != ALL]
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name in plan:
+        if plan[name] == ALL and not _find(model, name).is_floating_point():
+            raise TypeError(f"plan: {name!r} is {_find(model, name).dtype}, which cannot train")
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for act in actions:
+            act()
+        for name, what in plan.items():
+            if what == ALL:
+                _find(model, name).requires_grad_(True)
+    except BaseException:
+        _undo(model, flags)
+        raise
+    model.__dict__[_RECORD] = plan, flags
+    return _report(model, plan)
+
+
+def revert(model):
+    """Take the selective modules out: the original classes come back, holding the trained weights bit for bit.
+
+    Returns the model. Raises ValueError when `model` was not converted.
+    """
+    record = model.__dict__.get(_RECORD)
+    if record is None:
+        raise ValueError("model: it was not converted (call revert on the module that sft.convert was called on)")
+    _undo(model, record[1])
+    del model.__dict__[_RECORD]
+    return model
+
+
+def sync(model):
+    """Make every weight of `model` show its values. Needed only after writes that leave no trace: bare `.data` edits,
+    `vector_to_parameters`, swapping an EMA in. Returns the model."""
+    for module in model.modules():
+        if isinstance(module, Selected):
+            module.sync(force=True)
+    return model
+
+
+def _undo(model, flags):
+    for module in list(model.modules()):
+        if isinstance(module, Adopted):
+            restore(module)
+        elif isinstance(module, SelectedParameter):
+            module.remove()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+
+
+def _owner(model, name):
+    path, _, attribute = name.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+        found = owner._parameters[attribute] is not None
+    except (AttributeError, KeyError):
+        found = False
+    if not found:
+        raise KeyError(f"plan: the model has no parameter {name!r}{_similar(model, attribute)}")
+    return owner, attribute
+
+
+def _find(model, name):
+    owner, attribute = _owner(model, name)
+    return owner._parameters[attribute]
+
+
+def _similar(model, attribute):
+    near = [name for name, _ in model.named_parameters() if name.endswith(attribute)] or [n for n, _ in model.named_parameters()]
+    return f"; it has {', '.join(map(repr, near[:3]))}{', …' if len(near) > 3 else ''}"
+
+
+def _readers(model):
+    """{id(parameter): {(id(module), attribute): dotted name}}: who holds each parameter."""
+    readers = {}
+    for prefix, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                places = readers.setdefault(id(parameter), {})
+                places[id(module), attribute] = f"{prefix}.{attribute}".lstrip(".")
+    return readers
+
+
+def _action(model, name, selection):
+    """Check one selected parameter and return the call that puts its selection in place."""
+    owner, attribute = _owner(model, name)
+    weight = owner._parameters[attribute]
+    check_weight(name, weight)
+    shared = _readers(model)[id(weight)]
+    if len(shared) > 1:
+        raise ValueError(f"plan: {name!r} is one parameter with {', '.join(n for n in shared.values() if n != name)} (tied), and a "
+                         f"selection of a shared parameter is not supported; untie them, train it whole ('all') or leave it out")
+    shape = matrix_shape(model, name)
+    try:
+        selection.check(shape)
+        as_matrix(weight.detach(), shape)
+    except (IndexError, ValueError) as error:
+        raise type(error)(f"plan: {name!r}: {error}") from None
+    cls = _selective_class(owner, attribute, selection)
+    if cls is not None:
+        return lambda: adopt(cls, owner, selection, name)
+    reader = _reader(model, name, owner)
+    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name)
+
+
+def _selective_class(owner, attribute, selection):
+    """The class that replaces `owner`, or None where the parameter is aliased."""
+    if attribute != "weight":
+        return None
+    kind = type(owner)
+    if kind is nn.Linear:
+        return SelectiveLinear
+    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+        return SelectiveConv1D
+    if kind is nn.Embedding and selection.kind == "rows":
+        check_embedding("embedding", owner)
+        return SelectiveEmbedding
+    return None
+
+
+def _reader(model, name, owner):
+    """The module whose forward reads a parameter of `owner`: mostly itself."""
+    path = name.rpartition(".")[0]
+    while path:
+        parent_path = path.rpartition(".")[0]
+        parent = model.get_submodule(parent_path)
+        by_parent = isinstance(parent, nn.MultiheadAttention) and owner is parent.out_proj
+        has_forward = type(owner).forward is not nn.Module.forward
+        if has_forward and not by_parent:
+            return owner
+        owner, path = parent, parent_path
+    return owner
+
+
+def summary(model):
+    """What trains in `model`: a `Report`, which prints as a table (trainable / total, layer by layer)."""
+    record = model.__dict__.get(_RECORD)
+    return _report(model, record[0] if record else None)
+
+
+def _report(model, plan):
+    rows = []
+    for prefix, module in model.named_modules(remove_duplicate=True):
+        for attribute, parameter in module._parameters.items():
+            name = f"{prefix}.{attribute}".lstrip(".")
+            if parameter is None or isinstance(module, SelectedParameter) or (isinstance(module, Selected) and attribute == "values"):
+                continue
+            rows.append(_row(name, module, attribute, parameter, plan))
+    seen = set()
+    return Report([row for row, parameter in rows if not (id(parameter) in seen or seen.add(id(parameter)))])
+
+
+def _row(name, module, attribute, parameter, plan):
+    if isinstance(module, Adopted) and attribute == "weight":
+        holder, how = module, type(module).__name__
+    elif f"{attribute}_selected" in module._modules:
+        holder, how = module._modules[f"{attribute}_selected"], "alias: dense gradient, transient"
+    elif parameter.requires_grad:
+        return Row(name, tuple(parameter.shape), parameter.numel(), parameter.numel(), "all", "trains whole"), parameter
+    else:
+        why = "frozen: not in the plan" if plan is not None else "frozen"
+        return Row(name, tuple(parameter.shape), parameter.numel(), 0, "", why), parameter
+    trainable = holder.selection.nnz(holder.matrix_shape)
+    return Row(name, tuple(parameter.shape), parameter.numel(), trainable, holder.selection.kind, how), parameter

@@ -1,0 +1,168 @@
+"""The autograd functions: a dense forward, and a backward that makes `values.grad` directly from what was kept for it."""
+
+import torch
+import torch.nn.functional as F
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+from . import ops
+
+_kept = WeakTensorKeyDictionary()  # input -> [((its version, dtype), features, weak reference to input[..., features])]
+
+
+def selective_linear(input, weight, values, selection, bias=None):
+    """`F.linear(input, weight, bias)` whose gradient reaches `values`, the selected entries of `weight`, and never `weight`.
+
+    input: [..., in]. weight: [out, in], detached, and already showing `values` at the selected entries (`SelectiveLinear` sees to
+    it; `selection.scatter_(weight, values)` otherwise). values: shaped `selection.values_shape(weight.shape)`, floating
+    point. bias: [out]. Returns [..., out].
+
+    For backward it keeps the weight (by reference) if the input needs a gradient, and of the input nothing if values need
+    none, the selected columns (shared among calls on one input) for `Columns` and `Blocks`, all of it for `Rows` and
+    `Entries`. Raises ValueError for a values of the wrong shape or a weight that requires grad; double backward raises
+    RuntimeError.
+    """
+    selection = _checked(weight, values, selection)
+    return _apply(input, weight, values, selection, bias, input_dim=1)
+
+
+def selective_addmm(input, weight, values, selection, bias):
+    """`selective_linear` for a weight stored [in, out], as in transformers' `Conv1D`: `input @ weight + bias`."""
+    selection = _checked(weight, values, selection)
+    return _apply(input, weight, values, selection, bias, input_dim=0)
+
+
+def selective_embedding(input, weight, values, selection, padding_idx=None):
+    """`F.embedding(input, weight, padding_idx)` whose gradient reaches `values`, the selected rows of `weight`.
+
+    input: integer tensor, any shape. weight: [num_embeddings, embedding_dim], already showing `values`. selection: `Rows`;
+    values: [R, embedding_dim]. Returns [*input.shape, embedding_dim]. Keeps only `input` for backward, and no gradient of the
+    table's size is made. Raises TypeError for another kind of selection.
+    """
+    selection = _checked(weight, values, selection)
+    if selection.kind != "rows":
+        raise TypeError(f"selection: an embedding trains whole rows, got {selection.kind!r}")
+    if not (torch.is_grad_enabled() and values.requires_grad):
+        return F.embedding(input, weight, padding_idx)
+    return _SelectiveEmbedding.apply(input, weight, values, selection.index, padding_idx)
+
+
+def alias(weight, values, layout, shape):
+    """`weight` itself (no copy), whose gradient is reduced to `values` as soon as it is known.
+
+    weight: any shape, viewable as the matrix `shape` (rows, columns). For modules that read a parameter in their own way:
+    the dense gradient exists for a moment.
+    """
+    return _Alias.apply(weight, values, layout, shape)
+
+
+def _checked(weight, values, selection):
+    """The selection, on the weight's device; or the error that names what does not fit."""
+    if weight.requires_grad:
+        raise ValueError("weight: expected one that does not require grad (its selected entries train through values); "
+                         "call weight.requires_grad_(False)")
+    want = selection.values_shape(weight.shape)
+    if values.shape != want:
+        raise ValueError(f"values: expected shape {tuple(want)} for a weight {tuple(weight.shape)}, got {tuple(values.shape)}")
+    return selection.to(weight.device)
+
+
+def _apply(input, weight, values, selection, bias, input_dim):
+    if not torch.is_grad_enabled():
+        return _product(input, weight, bias, input_dim)
+    features, layout = selection.restrict(input_dim, weight.size(input_dim))
+    return _SelectiveProduct.apply(input, weight, values, bias, features, input_dim, *layout)
+
+
+def _product(input, weight, bias, input_dim):
+    if input_dim == 1:
+        return F.linear(input, weight, bias)
+    flat = torch.addmm(bias, input.view(-1, input.size(-1)), weight)
+    return flat.view(*input.shape[:-1], weight.size(1))
+
+
+def _keep(input, features, dtype):
+    """`input[..., features]`, one copy for all who ask for the same features of the same input while it is unchanged."""
+    if torch.compiler.is_compiling() or input.is_inference():
+        return input.index_select(-1, features).to(dtype)
+    copies, state = _kept.setdefault(input, []), (input._version, dtype)
+    for known, of, copy in copies:
+        kept = copy()
+        if kept is not None and of is features and known == state:
+            return kept
+    kept = input.index_select(-1, features).to(dtype)
+    copies[:] = [c for c in copies if c[2]() is not None]
+    copies.append((state, features, TensorWeakRef(kept)))
+    return kept
+
+
+def _refuse_double_backward(name):
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name}: double backward (create_graph=True) is not supported; sft.revert(model) gives layers that do")
+
+
+class _SelectiveProduct(torch.autograd.Function):
+    """input_dim: the dimension of the weight that meets the input: 1 for nn.Linear, 0 for a weight stored [in, out]."""
+
+    @staticmethod
+    def forward(ctx, input, weight, values, bias, features, input_dim, *layout):
+        needs_input, _, needs_values, _ = ctx.needs_input_grad[:4]
+        output, part = _product(input, weight, bias, input_dim), None
+        if needs_values:
+            part = input if features is None else _keep(input, features, output.dtype)
+        ctx.save_for_backward(weight if needs_input else None, part)
+        ctx.layout, ctx.input_dim, ctx.values_dtype = layout, input_dim, values.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.input_dtype = input.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        _refuse_double_backward("selective_linear")
+        weight, part = ctx.saved_tensors
+        grad_input = grad_values = grad_bias = None
+        flat = grad_output.reshape(-1, grad_output.size(-1))  # [T, out]
+        if weight is not None:
+            cast = weight.to(flat.dtype)
+            grad_input = flat @ (cast if ctx.input_dim == 1 else cast.T)
+            grad_input = grad_input.view(*grad_output.shape[:-1], -1).to(ctx.input_dtype)
+        if part is not None:
+            part = part.reshape(-1, part.size(-1)).to(flat.dtype)  # [T, features]
+            operands = (flat, part) if ctx.input_dim == 1 else (part, flat)
+            grad_values = ops.selected_wgrad(*operands, *ctx.layout, dtype=ctx.values_dtype)
+        if ctx.needs_input_grad[3]:
+            grad_bias = flat.sum(0).to(ctx.bias_dtype)
+        return grad_input, None, grad_values, grad_bias, None, None, None, None, None, None
+
+
+class _SelectiveEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, values, index, padding_idx):
+        ctx.save_for_backward(input)
+        ctx.index, ctx.padding_idx, ctx.shape, ctx.dtype = index, padding_idx, values.shape, values.dtype
+        return F.embedding(input, weight, padding_idx)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        _refuse_double_backward("selective_embedding")
+        (input,) = ctx.saved_tensors
+        tokens = input.reshape(-1)
+        slot = torch.searchsorted(ctx.index, tokens.to(ctx.index.dtype)).clamp(max=ctx.index.size(0) - 1)
+        miss = ctx.index[slot] != tokens
+        if ctx.padding_idx is not None:
+            miss |= tokens == ctx.padding_idx
+        rows = grad_output.reshape(-1, grad_output.size(-1)).to(ctx.dtype).masked_fill(miss[:, None], 0)  # [T, embedding_dim]
+        grad_values = rows.new_zeros(ctx.shape).index_add_(0, slot, rows)
+        return None, None, grad_values, None, None
+
+
+class _Alias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, values, layout, shape):
+        ctx.layout, ctx.shape, ctx.dtype = layout, shape, values.dtype
+        return weight.detach()
+
+    @staticmethod
+    def backward(ctx, grad_weight):
+        _refuse_double_backward("alias")
+        matrix = grad_weight.reshape(ctx.shape)
+        return None, ops.gather_selected(matrix, *ctx.layout, dtype=ctx.dtype), None, None

@@ -1,0 +1,8 @@
+"""Drop-in modules of which only the selected entries train."""
+
+from .alias import SelectedParameter
+from .embedding import SelectiveEmbedding
+from .linear import SelectiveConv1D, SelectiveLinear
+from .selected import Selected
+
+__all__ = ["Selected", "SelectedParameter", "SelectiveConv1D", "SelectiveEmbedding", "SelectiveLinear"]

@@ -1,0 +1,82 @@
+"""SelectedParameter: selected entries of a parameter that some module reads in its own way (convolutions, MHA, LSTM, norms).
+
+The reading module keeps its class, its state_dict keys and its pickle. While its forward runs, the parameter's name leads to
+an alias of the weight whose backward reduces the dense gradient to `values` at once: dense gradient, transient.
+"""
+
+import torch
+from torch import nn
+
+from ..functional import alias
+from .selected import Selected
+
+
+class SelectedParameter(Selected):
+    """The `values` of one parameter `name` of `owner`; a child of the owner under `<name>_selected`.
+
+    reader: the module whose forward reads the parameter, mostly the owner. Its `state_dict` has one more key,
+    `<name>_selected.values`, only where the weight cannot hold the values (fp32 values over a 16-bit weight).
+    """
+
+    def __init__(self, owner, name, selection, shape, reader, label):
+        super().__init__()
+        self.__dict__.update(owner=owner, name=name, reader=reader, label=label)
+        self.__dict__["_required_grad"] = owner._parameters[name].requires_grad
+        self._select(selection, shape)
+        owner.add_module(f"{name}_selected", self)
+        self._handles = [
+            reader.register_forward_pre_hook(self.before_forward),
+            reader.register_forward_hook(self.after_forward, always_call=True),
+            owner.register_load_state_dict_pre_hook(self._before_owner_loads),
+        ]
+
+    def _weight(self):
+        return self.owner._parameters[self.name]
+
+    def before_forward(self, *_):
+        """Put the alias in the parameter's place: an instance attribute is found before a registered parameter."""
+        self.sync()
+        values = self._parameters["values"]
+        if torch.is_grad_enabled() and values.requires_grad:
+            self._put(alias(self._weight(), values, self.selection.layout, self.matrix_shape))
+
+    def after_forward(self, *_):
+        if self.owner.__dict__.pop(self.name, None) is not None:
+            self._put_flat(self._weight())
+
+    def _put(self, tensor):
+        self.owner.__dict__[self.name] = tensor
+        self._put_flat(tensor)
+
+    def _put_flat(self, tensor):
+        """Recurrent modules read their weights from a list of their own."""
+        if isinstance(self.owner, nn.RNNBase):
+            self.owner._flat_weights[self.owner._flat_weights_names.index(self.name)] = tensor
+
+    def after_step(self, written):
+        super().after_step(written)
+        self.sync()  # at once: others than the reader may read this weight, and would not look
+
+    def remove(self):
+        """Undo the constructor; the weight keeps its trained entries."""
+        self.sync()
+        for handle in self._handles:
+            handle.remove()
+        del self.owner._modules[f"{self.name}_selected"]
+        self._weight().requires_grad_(self._required_grad)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        if self._parameters["values"].dtype != self._weight().dtype:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        self.sync()
+
+    def _before_owner_loads(self, owner, state_dict, prefix, *_):
+        self.__dict__["_weight_comes"] = prefix + self.name in state_dict
+
+    def _weight_is_in(self, state_dict, prefix):
+        return self.__dict__.pop("_weight_comes", False)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest):
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
+        if self._parameters["values"].dtype == self._weight().dtype:
+            missing_keys[:] = [k for k in missing_keys if k != prefix + "values"]

@@ -1,0 +1,94 @@
+"""SelectiveLinear and SelectiveConv1D: dense forward, gradient and optimiser state for the selected entries only."""
+
+import copy
+
+from torch import nn
+
+from ..functional import selective_addmm, selective_linear
+from .selected import Selected
+
+
+def fresh_weight(self):
+    """The dense weight, frozen for autograd, showing `values` at the selected entries."""
+    if "weight" not in self._parameters:
+        raise AttributeError(f"{type(self).__name__} has no weight (it was deleted)")
+    self.sync()
+    return self._parameters["weight"]
+
+
+def adopt(cls, module, selection, label):
+    """Turn `module` itself into a `cls` with `selection`; on an error it is left as it was."""
+    weight = module._parameters["weight"]
+    module.__dict__["_original"] = type(module), weight.requires_grad
+    module.__class__ = cls
+    module.__dict__["label"] = label
+    try:
+        module._select(selection, (weight[..., 0].numel(), weight.size(-1)))
+    except BaseException:
+        _become_original(module)
+        raise
+
+
+def restore(module):
+    """Undo `adopt`: the original class, holding the trained weight."""
+    module.sync()
+    _become_original(module)
+
+
+def _become_original(module):
+    module._deselect()
+    module.__class__, requires_grad = module.__dict__.pop("_original")
+    module.weight.requires_grad_(requires_grad)
+
+
+class Adopted(Selected):
+    """A module that was turned into a selective one in place (`adopt`) and can be turned back (`restore`)."""
+
+    weight = property(fresh_weight)
+
+    @classmethod
+    def _from(cls, module, selection):
+        """A new module on the weight and bias of `module`; their storage is shared, `weight` stops requiring grad."""
+        twin = copy.copy(module)
+        twin.__dict__.update({k: v.copy() for k, v in module.__dict__.items() if isinstance(v, dict)})
+        adopt(cls, twin, selection, f"{type(module).__name__}.weight")
+        return twin
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, selection={self.selection}"
+
+
+class SelectiveLinear(Adopted, nn.Linear):
+    """`nn.Linear` of which only the selected entries train.
+
+    weight: [out_features, in_features], frozen; reading it synchronises. values: Parameter of
+    `selection.values_shape(weight.shape)`, fp32 over 16-bit weights. bias: [out_features] or None, trainable as it was.
+    Kept for backward: see `sparse_ft.functional.selective_linear`.
+    """
+
+    @classmethod
+    def from_linear(cls, linear, selection):
+        """A selective module on `linear`'s own weight and bias (not copied; the weight stops requiring grad).
+
+        Raises TypeError unless `linear` is exactly an `nn.Linear`, IndexError for a selection that does not fit.
+        """
+        if type(linear) is not nn.Linear:
+            raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}; sft.convert handles other modules")
+        return cls._from(linear, selection)
+
+    def forward(self, input):
+        self.sync()
+        parameters = self._parameters
+        return selective_linear(input, parameters["weight"], parameters["values"], self.selection, self.bias)
+
+
+class SelectiveConv1D(Adopted):
+    """transformers' `Conv1D`, a linear layer whose weight is stored [in, out], of which only the selected entries train."""
+
+    def forward(self, x):
+        self.sync()
+        parameters = self._parameters
+        return selective_addmm(x, parameters["weight"], parameters["values"], self.selection, self.bias)
+
+    def extra_repr(self):
+        return f"nf={self.nf}, nx={self.nx}, selection={self.selection}"

@@ -1,0 +1,198 @@
+"""Who owns the truth about a weight with selected entries: `values` is the authority, the weight shows a copy of it.
+
+What can make the copy stale, and what tells:
+
+- an optimiser stepped: torch's own post-step hook, which fires for fused and third-party optimisers too (`_after_step`);
+- `values` was written in place, moved or replaced: its version, data pointer and dtype (`Selected._state`);
+- the weight was replaced or written by someone else: its data pointer and version.
+
+Bare writes through `.data` leave no trace; `sft.sync` is for those.
+"""
+
+import warnings
+import weakref
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .. import ops
+
+_owners = WeakTensorKeyDictionary()  # values -> weak reference to the Selected module that holds it
+_step_hook = None
+
+
+def owner_of(values):
+    """The `Selected` module whose `values` this tensor is, or None."""
+    reference = _owners.get(values)
+    return None if reference is None else reference()
+
+
+def _after_step(optimizer, *_):
+    """torch calls this after the step of every optimiser: what it holds may have changed without any other trace."""
+    written = getattr(optimizer, "writes_through", False)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            owner = owner_of(parameter)
+            if owner is not None:
+                owner.after_step(written)
+
+
+def as_matrix(tensor, shape):
+    """`tensor` viewed as the matrix `shape`; raises ValueError where only a copy could be."""
+    try:
+        return tensor.view(shape)
+    except RuntimeError:
+        raise ValueError(f"weight: expected contiguous memory, got shape {tuple(tensor.shape)} with strides {tensor.stride()}; "
+                         f"replace it by nn.Parameter(weight.contiguous())") from None
+
+
+class Selected(nn.Module):
+    """Mixin: `selection` (a plain attribute), `values` (the Parameter that trains) and a weight that shows it.
+
+    A subclass says where the weight is: `_weight()`, and how it is called in messages: `label`.
+    """
+
+    label = "weight"
+
+    def _weight(self):
+        return self._parameters["weight"]
+
+    def _matrix(self):
+        """The weight as the matrix [rows, columns] that the selection speaks of."""
+        return as_matrix(self._weight().detach(), self.matrix_shape)
+
+    def _select(self, selection, shape):
+        """Become the owner of `selection` on a weight whose matrix has `shape`."""
+        weight = self._weight()
+        check_weight(self.label, weight)
+        as_matrix(weight.detach(), shape)
+        selection.check(shape)
+        selection = selection.to(weight.device)
+        dtype = torch.promote_types(torch.float32, weight.dtype)
+        values = nn.Parameter(selection.gather(as_matrix(weight.detach(), shape), dtype=dtype))
+        self.selection, self.matrix_shape = selection, tuple(shape)
+        weight.requires_grad_(False)
+        self.register_parameter("values", values)
+        self._mark_shown()
+
+    def _deselect(self):
+        """Undo `_select`, as far as it got."""
+        self._parameters.pop("values", None)
+        for name in ("selection", "matrix_shape", "_shown", "_reported", "label"):
+            self.__dict__.pop(name, None)
+
+    def register_parameter(self, name, param):
+        super().register_parameter(name, param)
+        if name == "values":
+            self._link()
+
+    def _link(self):
+        global _step_hook
+        if _step_hook is None:
+            _step_hook = register_optimizer_step_post_hook(_after_step)
+        if self._parameters.get("values") is not None:
+            _owners[self._parameters["values"]] = weakref.ref(self)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._link()
+
+    def _state(self):
+        values, weight = self._parameters["values"], self._weight()
+        return values._version, values.data_ptr(), values.dtype, weight._version, weight.data_ptr(), weight.dtype
+
+    def _mark_shown(self):
+        self.__dict__["_shown"] = self._state()
+
+    def after_step(self, written):
+        """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
+        values = self._parameters["values"]
+        if values.grad is None and values.requires_grad and not self.__dict__.get("_reported"):
+            self.__dict__["_reported"] = True
+            warnings.warn(f"{self.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
+                          f"reads it take part in the forward, through its own forward()?", stacklevel=5)
+        if not written:
+            self.__dict__["_shown"] = None
+
+    def sync(self, force=False):
+        """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
+        if torch.compiler.is_compiling():
+            return self._write()
+        shown = self._shown
+        if not force and shown is not None:
+            state = self._state()
+            if state == shown:
+                return
+            if state[:3] == shown[:3] and state[4] == shown[4]:
+                self._warn_if_overwritten()
+        self._write()
+        self._mark_shown()
+
+    def _write(self):
+        values = self._parameters["values"]
+        with torch.no_grad():
+            ops.scatter_selected_(self._matrix(), values.detach(), *self.selection.layout)
+
+    def _warn_if_overwritten(self):
+        """The weight's version moved but nothing that we know of wrote it: say so if selected entries differ."""
+        values, matrix = self._parameters["values"].detach(), self._matrix()
+        shown = ops.gather_selected(matrix, *self.selection.layout)
+        if not torch.equal(shown, values.to(shown.dtype)):
+            warnings.warn(f"{self.label}: selected entries were changed behind the module's back; `values` is the authority "
+                          f"and overwrites them. Edit `values`, or load a state_dict that has no values.", stacklevel=3)
+
+    def _apply(self, fn, recurse=True):
+        values = self._parameters.pop("values", None)
+        super()._apply(fn, recurse)
+        if values is not None:
+            holder = nn.Module()
+            holder.values = values
+            holder._apply(lambda t: _keep_precision(fn, t))
+            self.register_parameter("values", holder.values)
+            self.selection = self.selection.to(holder.values.device)
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        self.sync()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _weight_is_in(self, state_dict, prefix):
+        return prefix + "weight" in state_dict
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest):
+        """`values` wins where it is loaded; a checkpoint with the weight alone is where values come from."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
+        key = prefix + "values"
+        if key not in state_dict and self._weight_is_in(state_dict, prefix):
+            values = self._parameters["values"]
+            with torch.no_grad():
+                values.copy_(ops.gather_selected(self._matrix(), *self.selection.layout, dtype=values.dtype))
+            missing_keys[:] = [k for k in missing_keys if k != key]
+        self.sync(force=True)
+
+    def _replicate_for_data_parallel(self):
+        raise RuntimeError(f"{self.label}: a module with selected entries does not run under nn.DataParallel (its replicas are "
+                           f"copies that cannot be kept in step); use DistributedDataParallel")
+
+
+def check_weight(label, weight):
+    """Raise for a weight that cannot have selected entries, naming it and the way out."""
+    if weight.is_inference():
+        raise ValueError(f"{label}: created under inference_mode, so its changes cannot be tracked; build the model outside of it")
+    if weight.device.type == "meta":
+        raise ValueError(f"{label}: on the meta device, so it has no values to select from; load the model first")
+    if not weight.is_floating_point():
+        raise TypeError(f"{label}: expected a floating-point dtype, got {weight.dtype}")
+    if not weight.is_leaf:
+        raise ValueError(f"{label}: computed from other tensors (parametrized?), not a parameter of its own")
+
+
+def _keep_precision(fn, tensor):
+    """`fn` moves or casts a module's tensors; values follow to the device, and to fp64, but never below fp32."""
+    out = fn(tensor)
+    if not out.is_floating_point() or out.dtype == tensor.dtype:
+        return out
+    dtype = torch.promote_types(torch.float32, out.dtype)
+    return torch.empty_like(out, dtype=dtype) if out.device.type == "meta" else tensor.to(out.device, dtype)

@@ -1,0 +1,32 @@
+"""The compiled part, `sparse_ft._C`: whether it is there, and how tensors are handed to it (as plain pointers)."""
+
+import importlib
+
+import torch
+
+C, WHY_NOT = None, ""
+try:
+    C = importlib.import_module("sparse_ft._C")
+except ImportError as error:
+    try:
+        from sparse_ft._build_info import REASON as WHY_NOT
+    except ImportError:
+        WHY_NOT = f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip install -e .`"
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3}
+
+
+def describe():
+    """One line on the compiled part in use: the instruction set chosen for this CPU."""
+    return f"compiled, {C.build_info()['cpu_variant']} instructions"
+
+
+def layout(kind, index, block_h, block_w, shape):
+    """The eight integers by which the native core knows a layout; `index` must outlive the call."""
+    return (KINDS[kind], index.data_ptr(), index.element_size() * 8, index.size(0), block_h, block_w, *shape)
+
+
+def served(*tensors):
+    """Whether the native core takes these tensors as they are: contiguous, of a dtype that it knows."""
+    return all(t.is_contiguous() and t.dtype in DTYPES for t in tensors)

@@ -1,0 +1,151 @@
+"""selected_wgrad: the weight gradient at the selected entries only, `grad_outputᵀ · input` in the compact layout."""
+
+import torch
+
+from . import _native
+from ._library import define, implement, wrote
+from .layout import check_layout, check_values, values_shape
+
+SCHEMA = ("selected_wgrad(Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, int block_w, *, "
+          "ScalarType? dtype=None) -> Tensor")
+SCHEMA_ = ("selected_wgrad_(Tensor(a!) values_grad, Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, "
+           "int block_w) -> ()")
+STRIP = 1 << 20  # elements of the dense gradient that the reference holds at a time
+
+
+def _accumulator(dtype):
+    return torch.promote_types(torch.float32, dtype)
+
+
+def selected_wgrad_ref(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
+    out = _fake(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+    method = {"rows": _rows, "columns": _columns, "blocks": _blocks, "entries": _entries}[kind]
+    wide = _accumulator(grad_output.dtype)
+    return out.copy_(method(grad_output.to(wide), input.to(wide), index.long(), block_h, block_w))
+
+
+def _rows(grad_output, input, index, *_):
+    return grad_output[:, index].T @ input
+
+
+def _columns(grad_output, input, index, *_):
+    compact = input.size(1) == index.size(0)
+    return grad_output.T @ (input if compact else input[:, index])
+
+
+def _blocks(grad_output, input, index, block_h, block_w):
+    def panels(operand, block, size):  # [T, n, size], zero-padded to whole blocks
+        padded = torch.nn.functional.pad(operand, (0, -operand.size(1) % size))
+        return padded.unflatten(1, (-1, size))[:, block] if padded.numel() else operand.new_zeros(operand.size(0), len(block), size)
+
+    return torch.einsum("tnh,tnw->nhw", panels(grad_output, index[:, 0], block_h), panels(input, index[:, 1], block_w))
+
+
+def _entries(grad_output, input, index, *_):
+    """Strips of the dense gradient, each dropped once its entries are taken: sorted positions make a strip a slice."""
+    rows, columns = grad_output.size(1), input.size(1)
+    values = index.new_zeros(index.size(0), dtype=input.dtype)
+    if not values.numel():
+        return values
+    height = max(1, min(STRIP // columns, -(-rows // 8)))
+    edges = torch.arange(0, rows + height, height, device=index.device) * columns
+    for start, (lo, hi) in zip(range(0, rows, height), torch.searchsorted(index, edges).unfold(0, 2, 1).tolist()):
+        if lo < hi:
+            strip = grad_output[:, start:start + height].T @ input
+            values[lo:hi] = strip.reshape(-1)[index[lo:hi] - start * columns]
+    return values
+
+
+def selected_wgrad_ref_(values_grad, grad_output, input, kind, index, block_h, block_w):
+    _fake_(values_grad, grad_output, input, kind, index, block_h, block_w)
+    wide = _accumulator(grad_output.dtype)
+    values_grad += selected_wgrad_ref(grad_output, input, kind, index, block_h, block_w, dtype=wide)
+
+
+def _check(grad_output, input, kind, index, block_h, block_w):
+    for name, operand in (("grad_output", grad_output), ("input", input)):
+        if operand.dim() != 2 or not operand.is_floating_point():
+            raise ValueError(f"{name}: expected floating point [tokens, features], got {operand.dtype} {tuple(operand.shape)}")
+    if grad_output.size(0) != input.size(0):
+        raise ValueError(f"input: expected {grad_output.size(0)} tokens as in grad_output, got {input.size(0)}")
+    if grad_output.dtype != input.dtype:
+        raise TypeError(f"input: expected {grad_output.dtype} as in grad_output, got {input.dtype}")
+    check_layout(kind, index, block_h, block_w)
+
+
+def _fake(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
+    _check(grad_output, input, kind, index, block_h, block_w)
+    shape = values_shape(kind, index, block_h, block_w, (grad_output.size(1), input.size(1)))
+    return grad_output.new_empty(shape, dtype=dtype or _accumulator(grad_output.dtype))
+
+
+def _fake_(values_grad, grad_output, input, kind, index, block_h, block_w):
+    _check(grad_output, input, kind, index, block_h, block_w)
+    shape = (grad_output.size(1), input.size(1))
+    check_values(values_grad, kind, index, block_h, block_w, shape)
+
+
+def _native_wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate):
+    compact = kind == "columns" and input.size(1) == index.size(0)
+    shape = (grad_output.size(1), input.size(1))
+    _native.C.selected_wgrad(
+        grad_output.data_ptr(), grad_output.stride(0), input.data_ptr(), input.stride(0), _native.DTYPES[input.dtype],
+        input.size(0), _native.layout(kind, index, block_h, block_w, shape), compact, values.data_ptr(),
+        _native.DTYPES[values.dtype], accumulate, torch.get_num_threads())
+
+
+def _row_major(operand):
+    return operand if operand.stride(1) == 1 or operand.size(1) == 1 else operand.contiguous()
+
+
+def selected_wgrad_cpu(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
+    values = _fake(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+    if grad_output.dtype not in _native.DTYPES or not _native.served(values):
+        return selected_wgrad_ref(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+    operands = _row_major(grad_output), _row_major(input)
+    _native_wgrad(values, *operands, kind, index.contiguous(), block_h, block_w, accumulate=False)
+    return values
+
+
+def selected_wgrad_cpu_(values_grad, grad_output, input, kind, index, block_h, block_w):
+    _fake_(values_grad, grad_output, input, kind, index, block_h, block_w)
+    if grad_output.dtype not in _native.DTYPES or not _native.served(values_grad):
+        return selected_wgrad_ref_(values_grad, grad_output, input, kind, index, block_h, block_w)
+    operands = _row_major(grad_output), _row_major(input)
+    _native_wgrad(values_grad, *operands, kind, index.contiguous(), block_h, block_w, accumulate=True)
+    wrote(values_grad)
+
+
+def selected_wgrad_cuda(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
+    from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton
+
+    dtype = dtype or _accumulator(grad_output.dtype)
+    return selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+
+
+def selected_wgrad_cuda_(values_grad, grad_output, input, kind, index, block_h, block_w):
+    from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton_
+
+    selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w)
+    wrote(values_grad)
+
+
+define(SCHEMA, fake=_fake)
+define(SCHEMA_, fake=_fake_)
+implement("selected_wgrad", reference=selected_wgrad_ref, cpu=selected_wgrad_cpu, cuda=selected_wgrad_cuda)
+implement("selected_wgrad_", reference=selected_wgrad_ref_, cpu=selected_wgrad_cpu_, cuda=selected_wgrad_cuda_)
+
+
+def selected_wgrad(grad_output, input, kind, index, block_h=1, block_w=1, *, dtype=None):
+    """`gather_selected(grad_output.T @ input, …)` without the dense product.
+
+    grad_output: [T, rows]. input: [T, columns]; for kind "columns" it may hold only the selected columns, [T, C]. Both of one
+    floating dtype. Accumulates in fp32 (fp64 for fp64). dtype: of the result, default that of the accumulator.
+    Returns values-shaped gradients; the padding of blocks is zero. Raises ValueError or TypeError that names the argument.
+    """
+    return torch.ops.sparse_ft.selected_wgrad(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+
+
+def selected_wgrad_(values_grad, grad_output, input, kind, index, block_h=1, block_w=1):
+    """`values_grad += selected_wgrad(…)` in place, without the intermediate. Shapes and errors as in `selected_wgrad`."""
+    torch.ops.sparse_ft.selected_wgrad_(values_grad, grad_output, input, kind, index, block_h, block_w)

@@ -1,0 +1,145 @@
+"""SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device, written through into the weights."""
+
+import fnmatch
+
+import torch
+
+from ..nn.selected import owner_of
+from ..ops import masked_adamw_
+
+
+class SelectiveAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, 2019) over whatever trains: `values` of selective modules and plain parameters alike.
+
+    params: `model.parameters()`, `model.named_parameters()` or parameter groups; parameters that do not require grad are left out.
+    lr: float or one-element tensor. betas, eps, weight_decay, maximize: as in `torch.optim.AdamW`. no_decay: glob patterns
+    on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters. skip_nonfinite: look for inf and
+    NaN in the gradients first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts it.
+
+    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and dtype. Weight decay acts on selected
+    entries only. Raises ValueError that names the argument.
+    """
+
+    writes_through = True  # tells `sparse_ft.nn.selected` that the weights show the new values already
+    _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of unscaling first
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, maximize=False, no_decay=(),
+                 skip_nonfinite=False):
+        _check_hyperparameters(lr, betas, eps, weight_decay)
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        self.skip_nonfinite, self.skipped_steps = skip_nonfinite, 0
+        super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step on every parameter that has a gradient. closure: re-evaluates the model, its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = self._gather()
+        if self.skip_nonfinite and len(batches) > 1 and not _all_finite(batches):
+            self.skipped_steps += 1
+            return loss
+        for (device, _), entries in batches.items():
+            self._step_on(device, entries)
+        return loss
+
+    def _gather(self):
+        """Parameters with a gradient, by device and maximize: (parameter, group, state, owner), written-through ones first."""
+        batches = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    raise RuntimeError(f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}")
+                entry = p, group, self._state_of(p), _linked(p)
+                batches.setdefault((p.device, group["maximize"]), []).append(entry)
+        return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
+
+    def _state_of(self, p):
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        return state
+
+    def _step_on(self, device, entries):
+        params, groups, states, owners = zip(*entries)
+        owners = [owner for owner in owners if owner is not None]
+        layouts = [owner.selection.layout for owner in owners]
+        per_tensor = {name: [float(g[name]) for g in groups] for name in ("lr", "eps", "weight_decay")}
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if self.skip_nonfinite and found_inf is None:
+            found_inf = torch.zeros((), dtype=torch.float32, device=device)
+        masked_adamw_(
+            [p.detach() for p in params], [p.grad for p in params],
+            *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+            [owner._matrix() for owner in owners],
+            [kind for kind, *_ in layouts], [index for _, index, *_ in layouts], [n for _, _, *block in layouts for n in block],
+            **per_tensor, beta1=[float(g["betas"][0]) for g in groups], beta2=[float(g["betas"][1]) for g in groups],
+            maximize=groups[0]["maximize"], grad_scale=scale, found_inf=found_inf, skip_nonfinite=self.skip_nonfinite)
+        if self.skip_nonfinite and found_inf.item():
+            self.skipped_steps += 1
+        for owner in owners:
+            owner._mark_shown()
+
+
+def _all_finite(batches):
+    """Whether no gradient of any batch holds inf or NaN: one call sees only its own device's."""
+    return all(bool(p.grad.isfinite().all()) for entries in batches.values() for p, *_ in entries)
+
+
+def _linked(p):
+    """The owner whose weight this step can write through into, or None (its module then scatters before its next forward)."""
+    owner = owner_of(p)
+    if owner is None or owner._weight().device != p.device:
+        return None
+    return owner
+
+
+def _trainable(params):
+    """`params` without what does not train; groups stay groups. Raises ValueError when nothing is left."""
+    def requires_grad(item):
+        return (item[1] if isinstance(item, tuple) else item).requires_grad
+
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
+    if params and isinstance(params[0], dict):
+        as_list = [[g["params"]] if isinstance(g["params"], torch.Tensor) else list(g["params"]) for g in params]
+        groups = [{**g, "params": [p for p in ps if requires_grad(p)]} for g, ps in zip(params, as_list)]
+        kept = [g for g in groups if g["params"]]
+    else:
+        kept = [p for p in params if requires_grad(p)]
+    if not kept:
+        raise ValueError("params: nothing requires grad; was the model converted (sft.convert) before the optimiser was made?")
+    return kept
+
+
+def _split_no_decay(params, patterns):
+    """Parameter groups in which names that match a pattern have weight_decay 0."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        return params
+    groups = params if isinstance(params[0], dict) else [{"params": params}]
+    if not all(isinstance(p, tuple) for g in groups for p in g["params"]):
+        raise ValueError(f"no_decay: {patterns} are matched against names; pass model.named_parameters()")
+    split = []
+    for group in groups:
+        exempt = [p for p in group["params"] if any(fnmatch.fnmatchcase(p[0], pattern) for pattern in patterns)]
+        names = {name for name, _ in exempt}
+        split += [{**group, "params": [p for p in group["params"] if p[0] not in names]},
+                  {**group, "params": exempt, "weight_decay": 0.0}]
+    return [g for g in split if g["params"]]
+
+
+def _check_hyperparameters(lr, betas, eps, weight_decay):
+    if isinstance(lr, torch.Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr: expected a float or a tensor of one element, got shape {tuple(lr.shape)}")
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not float(value) >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+    for i, beta in enumerate(betas):
+        if not 0 <= float(beta) < 1:
+            raise ValueError(f"betas: expected numbers in [0, 1), got {beta} at position {i}")

@@ -1,0 +1,73 @@
+"""Plan: what trains in a model, as a mapping from parameter name to a Selection or "all". Saved as safetensors + JSON."""
+
+from collections.abc import Mapping
+
+from . import _tensorfile
+from .selection import Blocks, Columns, Entries, Rows, Selection
+
+ALL = "all"
+_KINDS = {cls.kind: cls for cls in (Rows, Columns, Blocks, Entries)}
+_FORMAT = "sparse_ft.plan"
+_VERSION = 1
+
+
+class Plan(Mapping):
+    """What trains: `{parameter name: Selection | "all"}`; parameters that are not listed are frozen. Immutable.
+
+    `plan | {"classifier.weight": "all"}` gives a plan with more (or other) entries. Raises TypeError for a name that is not a
+    string or a value that is neither.
+    """
+
+    def __init__(self, items=()):
+        self._items = dict(items)
+        for name, what in self._items.items():
+            if not isinstance(name, str):
+                raise TypeError(f"plan: expected parameter names, got {name!r}")
+            if not (isinstance(what, Selection) or (isinstance(what, str) and what == ALL)):
+                raise TypeError(f"plan: expected a Selection or 'all' for {name!r}, got {what!r}")
+
+    def __getitem__(self, name):
+        return self._items[name]
+
+    def __iter__(self):
+        return iter(self._items)
+
+    def __len__(self):
+        return len(self._items)
+
+    def __or__(self, other):
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return Plan({**self._items, **other})
+
+    def __repr__(self):
+        lines = [f"  {name!r}: {what!r}," for name, what in self._items.items()]
+        return "\n".join(["Plan({", *lines, "})"])
+
+    def save(self, path):
+        """Write the plan to `path`, a safetensors file with a JSON document (no pickle); the file appears whole or not at all."""
+        tensors, plan = {}, {}
+        for number, (name, what) in enumerate(self._items.items()):
+            if isinstance(what, str):
+                plan[name] = ALL
+                continue
+            tensors[f"index.{number}"] = what.index
+            plan[name] = {"kind": what.kind, "index": f"index.{number}", "block_size": list(what.block_size)}
+        _tensorfile.save(path, tensors, {"format": _FORMAT, "version": _VERSION, "plan": plan})
+
+    @classmethod
+    def load(cls, path):
+        """The plan that `save` wrote. Raises ValueError for a corrupt, truncated or foreign file: it names the file and the fault."""
+        tensors, document = _tensorfile.load(path)
+        if not isinstance(document, dict) or document.get("format") != _FORMAT or document.get("version") != _VERSION:
+            raise ValueError(f"path: {str(path)!r} is not a plan that this version of sparse_ft reads (format {_FORMAT!r}, "
+                             f"version {_VERSION})")
+        try:
+            return cls({name: ALL if what == ALL else _selection(what, tensors) for name, what in document["plan"].items()})
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(f"path: {str(path)!r} holds a broken plan: {error}") from None
+
+
+def _selection(what, tensors):
+    cls, index = _KINDS[what["kind"]], tensors[what["index"]]
+    return cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
