@@ -1,0 +1,128 @@
+"""What every kernel here shares: where the entries of a layout sit in their matrix, and the launchers' checks.
+
+A layout is (kind, index, block_h, block_w). Its values are walked as [num, M, N], contiguous:
+rows (1, R, columns); columns (1, rows, C); blocks (n, block_h, block_w); entries (1, 1, nnz).
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.int32: tl.int32,
+    torch.int64: tl.int64,
+}
+INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": "[nnz]"}
+
+
+@triton.jit
+def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The part of values [num, M, N] that is this program's: b (scalar), offs_m [BLOCK_M], offs_n [BLOCK_N], all int64."""
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    pid = tl.program_id(0)
+    pid_n = pid % tiles_n
+    pid_m = pid // tiles_n % tiles_m
+    b = (pid // tiles_n // tiles_m).to(tl.int64)
+    offs_m = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return b, offs_m, offs_n
+
+
+@triton.jit
+def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.constexpr):
+    """Row and column, int64, of values[b, m, n]; for entries row 0 and the flat position; for "all" m and n themselves."""
+    row = offs_m.to(tl.int64)
+    column = offs_n.to(tl.int64)
+    if KIND == "rows":
+        row = tl.load(index_ptr + offs_m, mask=offs_m < M, other=0).to(tl.int64)
+    if KIND == "columns" or KIND == "entries":
+        column = tl.load(index_ptr + offs_n, mask=offs_n < N, other=0).to(tl.int64)
+    if KIND == "blocks":
+        b = b.to(tl.int64)
+        row += tl.load(index_ptr + 2 * b).to(tl.int64) * block_h
+        column += tl.load(index_ptr + 2 * b + 1).to(tl.int64) * block_w
+    return row, column
+
+
+# Decided by the environment when triton is imported: interpreted, `locate` is a plain Python object.
+INTERPRETED = tl.constexpr(not isinstance(locate, triton.JITFunction))
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """x in DTYPE, to nearest even; float64 goes to 16 bits by way of float32, as torch's own cast does."""
+    if x.dtype == tl.float64 and DTYPE != tl.float64:
+        x = x.to(tl.float32)
+    if INTERPRETED and DTYPE == tl.bfloat16 and x.dtype != tl.bfloat16:  # the interpreter's own cast truncates
+        x = x.to(tl.float32)
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
+        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)
+
+
+def check_layout(kind, index, block_h, block_w, rows, columns):
+    """Raises with the name and value of what is wrong; returns (num, M, N) and the shape of the values."""
+    if kind not in INDEX_SHAPES:
+        raise ValueError(f"kind must be one of {', '.join(INDEX_SHAPES)}, got {kind!r}")
+    if index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"index must be int32 or int64, got {index.dtype}")
+    if index.dim() != (2 if kind == "blocks" else 1) or (kind == "blocks" and index.size(1) != 2):
+        raise ValueError(f"index must be {INDEX_SHAPES[kind]} for kind {kind!r}, got {list(index.shape)}")
+    if not index.is_contiguous():
+        raise ValueError(f"index must be contiguous, got strides {index.stride()}")
+    if kind == "blocks" and (block_h < 1 or block_w < 1):
+        raise ValueError(f"block_h and block_w must be positive, got {block_h} and {block_w}")
+    n = index.size(0)
+    shape = {"rows": (n, columns), "columns": (rows, n), "blocks": (n, block_h, block_w), "entries": (n,)}[kind]
+    return (1,) * (3 - len(shape)) + shape, shape
+
+
+def check_tensors(kernel, **tensors):
+    """Floating dtype, one device, and a device that `kernel` runs on; the message names the argument."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if name != "index" and tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device} but {first_name} is on {first.device}")
+    if isinstance(kernel, triton.JITFunction) and first.device.type != "cuda":
+        raise ValueError(
+            f"{first_name} is on {first.device}: Triton kernels need a CUDA device "
+            "(or TRITON_INTERPRET=1 in the environment before triton is imported)"
+        )
+
+
+def check_values(name, values, shape):
+    if tuple(values.shape) != tuple(shape) or not values.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous {list(shape)}, got {list(values.shape)} with strides {values.stride()}"
+        )
+
+
+def check_matrix(name, matrix):
+    if matrix.dim() != 2 or not matrix.is_contiguous():
+        raise ValueError(
+            f"{name} must be a contiguous [rows, columns] matrix, got {list(matrix.shape)} with strides {matrix.stride()}"
+        )
+
+
+def on_device(tensor):
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def copy_tile(num, M, N):
+    """Grid, tile and warps of a kernel that moves each value once: up to 1024 values a program, 8 a thread, N first."""
+    block_n = min(triton.next_power_of_2(N), 1024)
+    block_m = min(triton.next_power_of_2(M), 1024 // block_n)
+    grid = (num * triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)
+    warps = max(1, block_m * block_n // 256)
+    return grid, dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, enable_fp_fusion=True)
