@@ -124,7 +124,7 @@ class _SelectiveProduct(torch.autograd.Function):
         if weight is not None:
             cast = weight.to(flat.dtype)
             grad_input = flat @ (cast if ctx.input_dim == 1 else cast.T)
-            grad_input = grad_input.view(*grad_output.shape[:-1], -1).to(ctx.input_dtype)
+            grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(ctx.input_dim)).to(ctx.input_dtype)
         if part is not None:
             part = part.reshape(-1, part.size(-1)).to(flat.dtype)  # [T, features]
             operands = (flat, part) if ctx.input_dim == 1 else (part, flat)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..functional import alias
-from .selected import Selected
+from .selected import Selected, check_weight
 
 
 class SelectedParameter(Selected):
@@ -20,6 +20,7 @@ class SelectedParameter(Selected):
 
     def __init__(self, owner, name, selection, shape, reader, label):
         super().__init__()
+        check_weight(label, owner._parameters[name])
         self.__dict__.update(owner=owner, name=name, reader=reader, label=label)
         self.__dict__["_required_grad"] = owner._parameters[name].requires_grad
         self._select(selection, shape)

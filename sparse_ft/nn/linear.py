@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from ..functional import selective_addmm, selective_linear
-from .selected import Selected
+from .selected import Selected, check_weight
 
 
 def fresh_weight(self):
@@ -19,6 +19,7 @@ def fresh_weight(self):
 def adopt(cls, module, selection, label):
     """Turn `module` itself into a `cls` with `selection`; on an error it is left as it was."""
     weight = module._parameters["weight"]
+    check_weight(label, weight)
     module.__dict__["_original"] = type(module), weight.requires_grad
     module.__class__ = cls
     module.__dict__["label"] = label
@@ -66,6 +67,8 @@ class SelectiveLinear(Adopted, nn.Linear):
     Kept for backward: see `sparse_ft.functional.selective_linear`.
     """
 
+    input_dim = 1
+
     @classmethod
     def from_linear(cls, linear, selection):
         """A selective module on `linear`'s own weight and bias (not copied; the weight stops requiring grad).
@@ -84,6 +87,8 @@ class SelectiveLinear(Adopted, nn.Linear):
 
 class SelectiveConv1D(Adopted):
     """transformers' `Conv1D`, a linear layer whose weight is stored [in, out], of which only the selected entries train."""
+
+    input_dim = 0
 
     def forward(self, x):
         self.sync()

@@ -40,12 +40,11 @@ def _after_step(optimizer, *_):
 
 
 def as_matrix(tensor, shape):
-    """`tensor` viewed as the matrix `shape`; raises ValueError where only a copy could be."""
-    try:
-        return tensor.view(shape)
-    except RuntimeError:
+    """`tensor` viewed as the matrix `shape`; raises ValueError where its memory is not contiguous."""
+    if not tensor.is_contiguous():
         raise ValueError(f"weight: expected contiguous memory, got shape {tuple(tensor.shape)} with strides {tensor.stride()}; "
-                         f"replace it by nn.Parameter(weight.contiguous())") from None
+                         f"replace it by nn.Parameter(weight.contiguous())")
+    return tensor.view(shape)
 
 
 class Selected(nn.Module):
@@ -55,6 +54,7 @@ class Selected(nn.Module):
     """
 
     label = "weight"
+    input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
 
     def _weight(self):
         return self._parameters["weight"]
@@ -66,7 +66,6 @@ class Selected(nn.Module):
     def _select(self, selection, shape):
         """Become the owner of `selection` on a weight whose matrix has `shape`."""
         weight = self._weight()
-        check_weight(self.label, weight)
         as_matrix(weight.detach(), shape)
         selection.check(shape)
         selection = selection.to(weight.device)
@@ -89,11 +88,14 @@ class Selected(nn.Module):
             self._link()
 
     def _link(self):
+        """Let the optimiser find this module through its values; called whenever they become another object."""
         global _step_hook
         if _step_hook is None:
             _step_hook = register_optimizer_step_post_hook(_after_step)
         if self._parameters.get("values") is not None:
             _owners[self._parameters["values"]] = weakref.ref(self)
+            if self.input_dim is not None:
+                self.selection.restrict(self.input_dim, self.matrix_shape[self.input_dim])  # now, not in the first forward
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -138,8 +140,8 @@ class Selected(nn.Module):
     def _warn_if_overwritten(self):
         """The weight's version moved but nothing that we know of wrote it: say so if selected entries differ."""
         values, matrix = self._parameters["values"].detach(), self._matrix()
-        shown = ops.gather_selected(matrix, *self.selection.layout)
-        if not torch.equal(shown, values.to(shown.dtype)):
+        wanted = ops.gather_selected(self.selection.scatter_(matrix.clone(), values), *self.selection.layout)
+        if not torch.equal(ops.gather_selected(matrix, *self.selection.layout), wanted):
             warnings.warn(f"{self.label}: selected entries were changed behind the module's back; `values` is the authority "
                           f"and overwrites them. Edit `values`, or load a state_dict that has no values.", stacklevel=3)
 
@@ -150,8 +152,8 @@ class Selected(nn.Module):
             holder = nn.Module()
             holder.values = values
             holder._apply(lambda t: _keep_precision(fn, t))
-            self.register_parameter("values", holder.values)
             self.selection = self.selection.to(holder.values.device)
+            self.register_parameter("values", holder.values)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):

@@ -24,9 +24,8 @@ def values_shape(kind, index, block_h, block_w, shape):
         return (shape[0], n)
     if kind == "blocks":
         return (n, block_h, block_w)
-    if kind == "entries":
-        return (n,)
-    raise ValueError(f"kind: expected 'rows', 'columns', 'blocks' or 'entries', got {kind!r}")
+    _check_kind(kind)
+    return (n,)
 
 
 def coordinates(kind, index, block_h, block_w, shape):
@@ -51,6 +50,7 @@ def inside(row, column, shape):
 
 def check_layout(kind, index, block_h, block_w):
     """Errors of a layout that need no data: dimensions, dtype, block size. Names the argument and its value."""
+    _check_kind(kind)
     dims = 2 if kind == "blocks" else 1
     if index.dim() != dims or (kind == "blocks" and index.size(1) != 2):
         want = "[n, 2]" if kind == "blocks" else "[n]"
@@ -59,6 +59,11 @@ def check_layout(kind, index, block_h, block_w):
         raise TypeError(f"index: expected int32 or int64, got {index.dtype}")
     if block_h < 1 or block_w < 1:
         raise ValueError(f"block_size: expected positive sizes, got ({block_h}, {block_w})")
+
+
+def _check_kind(kind):
+    if kind not in ("rows", "columns", "blocks", "entries"):
+        raise ValueError(f"kind: expected 'rows', 'columns', 'blocks' or 'entries', got {kind!r}")
 
 
 def check_matrix(matrix):

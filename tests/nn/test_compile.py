@@ -1,0 +1,49 @@
+"""torch.compile: one graph, one compilation over many steps, no buffer of the weight's size in the generated code."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_fw_bw_and_get_code
+
+import sparse_ft as sft
+
+
+def make(structure):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 40))
+    sft.convert(model, sft.select(model, density=0.1, structure=structure, block_size=16))
+    return model
+
+
+@pytest.mark.parametrize("structure", ["rows", "columns", "blocks", "entries"])
+def test_one_compilation_over_many_steps(structure):
+    torch._dynamo.reset()
+    eager, other = make(structure), make(structure)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(other, fullgraph=True, backend=counter)
+    optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2, fused=True) for m in (eager, other)]
+    x, y = torch.randn(32, 48), torch.randn(32, 40)
+    for _ in range(12):
+        for model, optimizer in zip((eager, compiled), optimizers):
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            optimizer.step()
+    assert counter.frame_count == 1
+    torch.testing.assert_close(eager[0].weight, other[0].weight)
+    torch.testing.assert_close(eager[2].weight, other[2].weight)
+
+
+@pytest.mark.parametrize("structure", ["columns", "entries"])
+def test_generated_code_has_no_weight_sized_buffer(structure):
+    torch._dynamo.reset()
+    linear = nn.Linear(512, 384)
+    sft.convert(linear, {"weight": sft.select(linear, density=0.05, structure=structure)["weight"]})
+    compiled, x = torch.compile(linear, fullgraph=True), torch.randn(4, 512, requires_grad=True)
+    _, codes = run_fw_bw_and_get_code(lambda: compiled(x).relu())
+    sizes = [eval(shape) for code in codes for shape in re.findall(r"empty_strided_\w+\((\([\d, ]+\))", code)]
+    assert sizes and "sparse_ft.scatter_selected_" in "".join(codes)
+    assert max(torch.Size(size).numel() for size in sizes) < 512 * 384 // 4
+    assert "copy_" not in "".join(re.findall(r"torch\.ops\.aten\S+", "".join(codes)))
