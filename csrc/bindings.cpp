@@ -1,0 +1,150 @@
+// The module sparse_ft._C. Tensors come as addresses; the Python side owns them and has checked their shapes.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <sstream>
+#include <tuple>
+
+#include "build_config.h"
+#include "cpu/parallel.h"
+#include "cpu/variants.h"
+#if SFT_CUDA
+#include "cuda/scatter_selected.h"
+#endif
+
+namespace py = pybind11;
+
+namespace sparse_ft {
+namespace {
+
+using Address = uintptr_t;
+// kind, index, index_bits, n, block_h, block_w, rows, columns
+using LayoutTuple = std::tuple<int, Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, lr, beta1, beta2, eps, weight_decay
+using AdamWTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int, Address, int, std::optional<LayoutTuple>, double,
+                              double, double, double, double>;
+
+void require(bool holds, const char* argument, int64_t value, const char* expected) {
+  if (holds) return;
+  std::ostringstream message;
+  message << argument << " must be " << expected << ", got " << value;
+  throw std::invalid_argument(message.str());
+}
+
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+DType dtype(int code, const char* argument) {
+  require(code >= kFloat32 && code <= kFloat16, argument, code, "0 (float32), 1 (float64), 2 (bfloat16) or 3 (float16)");
+  return static_cast<DType>(code);
+}
+
+ScatterMode scatter_mode(int code, DType matrix_dtype, DType values_dtype) {
+  require(code >= kCopy && code <= kSwap, "mode", code, "0 (copy), 1 (add) or 2 (swap)");
+  require(code != kSwap || matrix_dtype == values_dtype, "values_dtype", values_dtype, "matrix_dtype in a swap");
+  return static_cast<ScatterMode>(code);
+}
+
+Layout layout(const LayoutTuple& tuple) {
+  const auto [kind, index, index_bits, n, block_h, block_w, rows, columns] = tuple;
+  require(kind >= kRows && kind <= kAll, "layout kind", kind, "0 (rows), 1 (columns), 2 (blocks), 3 (entries) or 4 (all)");
+  require(index_bits == 32 || index_bits == 64, "layout index_bits", index_bits, "32 or 64");
+  require(n >= 0, "layout n", n, "non-negative");
+  require(block_h > 0, "layout block_h", block_h, "positive");
+  require(block_w > 0, "layout block_w", block_w, "positive");
+  require(rows >= 0, "layout rows", rows, "non-negative");
+  require(columns >= 0, "layout columns", columns, "non-negative");
+  return Layout{static_cast<Kind>(kind), pointer(index), index_bits, n, block_h, block_w, rows, columns};
+}
+
+int thread_count(int threads) {
+  require(threads > 0, "threads", threads, "positive");
+  return threads;
+}
+
+void gather_selected(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int threads) {
+  cpu_ops().gather_selected(pointer(matrix), dtype(matrix_dtype, "matrix_dtype"), layout(where), pointer(values),
+                            dtype(values_dtype, "values_dtype"), thread_count(threads));
+}
+
+void scatter_selected_(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int mode, int threads) {
+  const DType m = dtype(matrix_dtype, "matrix_dtype"), v = dtype(values_dtype, "values_dtype");
+  cpu_ops().scatter_selected_(pointer(matrix), m, layout(where), pointer(values), v, scatter_mode(mode, m, v), thread_count(threads));
+}
+
+void scatter_selected_cuda_(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int mode,
+                            Address stream) {
+#if SFT_CUDA
+  const DType m = dtype(matrix_dtype, "matrix_dtype"), v = dtype(values_dtype, "values_dtype");
+  cuda::scatter_selected_(pointer(matrix), m, layout(where), pointer(values), v, scatter_mode(mode, m, v), stream);
+#else
+  (void)matrix, (void)matrix_dtype, (void)where, (void)values, (void)values_dtype, (void)mode, (void)stream;
+  throw std::runtime_error("scatter_selected_cuda_: this build has no CUDA: " SFT_CUDA_REASON);
+#endif
+}
+
+void selected_wgrad(Address grad_output, int64_t grad_output_stride, Address input, int64_t input_stride, int operand_dtype, int64_t tokens,
+                    const LayoutTuple& where, bool compact_input, Address values, int values_dtype, bool accumulate, int threads) {
+  const Layout l = layout(where);
+  require(tokens >= 0, "tokens", tokens, "non-negative");
+  require(!compact_input || l.kind == kColumns, "compact_input", compact_input, "false unless the layout kind is 1 (columns)");
+  const WgradOperands operands{pointer(grad_output), grad_output_stride, pointer(input), input_stride,
+                               dtype(operand_dtype, "operand_dtype"), tokens, compact_input};
+  cpu_ops().selected_wgrad(operands, l, pointer(values), dtype(values_dtype, "values_dtype"), accumulate, thread_count(threads));
+}
+
+AdamWTensor adamw_tensor(const AdamWTuple& tuple) {
+  const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, lr, beta1, beta2, eps, decay] = tuple;
+  require(count >= 0, "count", count, "non-negative");
+  if (!weight)
+    return AdamWTensor{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
+                       dtype(code, "dtype"), nullptr, kFloat32, Layout{}, lr, beta1, beta2, eps, decay};
+  require(where.has_value(), "layout", 0, "given with a weight");
+  const Layout l = layout(*where);
+  require(count == values_count(l), "count", count, "the number of values of the layout");
+  return AdamWTensor{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
+                     dtype(code, "dtype"), pointer(weight), dtype(weight_code, "weight_dtype"), l, lr, beta1, beta2, eps, decay};
+}
+
+bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
+  std::vector<AdamWTensor> tensors;
+  tensors.reserve(tuples.size());
+  for (const AdamWTuple& tuple : tuples) tensors.push_back(adamw_tensor(tuple));
+  return cpu_ops().masked_adamw_(tensors.data(), static_cast<int64_t>(tensors.size()), maximize, inv_scale, skip_nonfinite,
+                                 thread_count(threads));
+}
+
+int64_t layout_position(const LayoutTuple& where, int64_t k) { return position(layout(where), k); }
+
+py::dict build_info() {
+  py::dict info;
+  py::list architectures;
+  std::istringstream names(SFT_CUDA_ARCHITECTURES);
+  for (std::string name; names >> name;) architectures.append(name);
+  info["version"] = SFT_VERSION;
+  info["compiler"] = SFT_COMPILER;
+  info["cpu_variants"] = cpu_variants();
+  info["cpu_variant"] = cpu_variant();
+  info["threads"] = thread_runtime();
+  info["cuda"] = static_cast<bool>(SFT_CUDA);
+  info["cuda_architectures"] = architectures;
+  info["cuda_reason"] = SFT_CUDA_REASON;
+  return info;
+}
+
+}  // namespace
+}  // namespace sparse_ft
+
+PYBIND11_MODULE(_C, m) {
+  using namespace sparse_ft;
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+  m.doc() = "The compiled kernels of sparse_ft. Tensors are passed as addresses: use sparse_ft.ops, which checks them.";
+  m.def("gather_selected", &gather_selected, NoGil());
+  m.def("scatter_selected_", &scatter_selected_, NoGil());
+  m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());
+  m.def("selected_wgrad", &selected_wgrad, NoGil());
+  m.def("masked_adamw_", &masked_adamw_, NoGil());
+  m.def("position", &layout_position, NoGil());
+  m.def("set_cpu_variant", &set_cpu_variant);
+  m.def("build_info", &build_info);
+}

@@ -1,0 +1,253 @@
+// result[m, n] = sum over tokens of a[t, a_columns(m)] * b[t, b_columns(n)], for rows, columns and blocks.
+// Tokens are the inner dimension and both operands have them outermost, so packing is a copy of the chosen columns and needs no
+// transpose. One thread works one tile of the result from the first token to the last: the order of every sum is fixed.
+#pragma once
+
+#include "convert.h"
+#include "ops.h"
+#include "parallel.h"
+#include "simd.h"
+#include "walk.h"
+#include "workspace.h"
+
+namespace sparse_ft {
+namespace {
+
+// A register tile is kTileRows x 2 vectors: as many accumulators as the instruction set has registers to spare.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;
+#elif defined(__aarch64__)
+constexpr int kTileRows = 8;
+#elif defined(__AVX__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 4;
+#endif
+template <class T>
+constexpr int kTileColumns = 2 * kLanes<T>;
+
+constexpr int64_t kTokens = 256;         // a chunk: one packed panel of b is 16 KiB (AVX2), half of the first-level cache
+constexpr int64_t kMaxTileRows = 240;    // packed a stays in the second-level cache: 240 x 256 fp32 = 240 KiB
+constexpr int64_t kStripPanels = 4;      // panels of b packed at a time: four neighbouring lines of every source row
+constexpr int64_t kTileEntries = 131072; // of the result, a thread: 512 KiB fp32
+constexpr int64_t kPrefetchTokens = 4;
+
+struct Operand {
+  const void* data;  // [tokens, …]
+  int64_t stride;
+};
+
+struct PanelProblem {
+  Operand a, b;
+  DType dtype;
+  int64_t tokens;
+  const Layout* layout;
+  bool compact_input;
+};
+
+// A part of the result: rows [m0, m1) and columns [n0, n1) of one group. Rows and columns selections are one group;
+// each block row of a blocks selection is one, with the columns of its blocks side by side.
+struct Tile {
+  int64_t block;  // the first of the group
+  int64_t m0, m1, n0, n1;
+};
+
+int64_t a_column(const PanelProblem& problem, const Tile& tile, int64_t m) {
+  const Layout& layout = *problem.layout;
+  if (layout.kind == kBlocks) return smaller(index_at(layout, 2 * tile.block) * layout.block_h + m, layout.rows - 1);
+  return layout.kind == kAll || problem.compact_input ? m : index_at(layout, m);
+}
+
+int64_t b_column(const PanelProblem& problem, const Tile& tile, int64_t n) {
+  const Layout& layout = *problem.layout;
+  if (layout.kind != kBlocks) return n;
+  const int64_t block = tile.block + n / layout.block_w;
+  return smaller(index_at(layout, 2 * block + 1) * layout.block_w + n % layout.block_w, layout.columns - 1);
+}
+
+// packed [panels, tokens, Width]: the named columns of source [tokens, …], in the type of the arithmetic.
+template <int Width, class T, class Source>
+void pack(const Source* source, int64_t stride, int64_t tokens, const int64_t* columns, int64_t panels, T* packed) {
+  bool contiguous[divide_up(kMaxTileRows, kTileRows) + 1];
+  for (int64_t p = 0; p < panels; ++p) {
+    contiguous[p] = true;
+    for (int i = 1; i < Width; ++i) contiguous[p] &= columns[p * Width + i] == columns[p * Width] + i;
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    const Source* row = source + t * stride;
+    const Source* later = t + kPrefetchTokens < tokens ? row + kPrefetchTokens * stride : row;
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t* from = columns + p * Width;
+      T* to = packed + (p * tokens + t) * Width;
+      __builtin_prefetch(later + from[0]);
+      if (contiguous[p]) {
+        convert_run(to, row + from[0], Width);
+      } else {
+        for (int i = 0; i < Width; ++i) to[i] = convert(row[from[i]], Tag<T>());
+      }
+    }
+  }
+}
+
+template <int Width, class T>
+void pack(const Operand& operand, DType dtype, int64_t first_token, int64_t tokens, const int64_t* columns, int64_t panels, T* packed) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    pack<Width>(static_cast<const double*>(operand.data) + first_token * operand.stride, operand.stride, tokens, columns, panels, packed);
+  } else {
+    with_dtype(dtype, [&](auto s) {
+      using Source = decltype(s);
+      if constexpr (sizeof(Source) <= sizeof(float))
+        pack<Width>(static_cast<const Source*>(operand.data) + first_token * operand.stride, operand.stride, tokens, columns, panels, packed);
+    });
+  }
+}
+
+// result [kTileRows, kTileColumns] += a [tokens, kTileRows] transposed * b [tokens, kTileColumns]
+template <class T>
+void multiply_panels(int64_t tokens, const T* __restrict a, const T* __restrict b, T* __restrict result, int64_t result_stride) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> sum[kTileRows][2] = {};
+  for (int64_t t = 0; t < tokens; ++t, a += kTileRows, b += 2 * lanes) {
+    const Vec<T> b0 = load(b), b1 = load(b + lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      sum[i][0] += a[i] * b0;
+      sum[i][1] += a[i] * b1;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) {
+    T* row = result + i * result_stride;
+    store(row, load(row) + sum[i][0]);
+    store(row + lanes, load(row + lanes) + sum[i][1]);
+  }
+}
+
+// Writes a finished tile into values, in the order of its layout.
+template <class T, class Values>
+void store_tile(const Layout& layout, const Tile& tile, const T* result, int64_t result_stride, Values* values, bool accumulate) {
+  const int64_t height = tile.m1 - tile.m0;
+  if (layout.kind == kColumns) {  // the selected columns were the rows of the tile
+    for (int64_t n0 = tile.n0; n0 < tile.n1; n0 += 16)
+      for (int64_t m = 0; m < height; ++m)
+        for (int64_t n = n0; n < smaller(n0 + 16, tile.n1); ++n)
+          store_sum(values[n * layout.n + tile.m0 + m], result[m * result_stride + n - tile.n0], accumulate);
+    return;
+  }
+  const int64_t width = layout.kind == kBlocks ? layout.block_w : layout.columns;
+  for (int64_t n = tile.n0; n < tile.n1;) {
+    const int64_t block = tile.block + n / width, c = n % width, count = smaller(width - c, tile.n1 - n);
+    for (int64_t m = tile.m0; m < tile.m1; ++m) {
+      int64_t inside = count;
+      if (layout.kind == kBlocks) {
+        const int64_t left = layout.columns - index_at(layout, 2 * block + 1) * width - c;
+        inside = index_at(layout, 2 * block) * layout.block_h + m < layout.rows ? larger(smaller(count, left), 0) : 0;
+      }
+      const T* from = result + (m - tile.m0) * result_stride + n - tile.n0;
+      Values* to = values + (layout.kind == kBlocks ? (block * layout.block_h + m) * width : m * width) + c;
+      for (int64_t i = 0; i < inside; ++i) store_sum(to[i], from[i], accumulate);
+      for (int64_t i = inside; i < count && !accumulate; ++i) to[i] = Values{};
+    }
+    n += count;
+  }
+}
+
+template <class T>
+struct TileWorkspace {
+  static constexpr int64_t kStrip = kStripPanels * kTileColumns<T>;
+  int64_t *a_columns, *b_columns;
+  T *a, *b, *result;
+
+  static int64_t bytes(int64_t height, int64_t width) {
+    return Pieces::bytes<int64_t>(height) + Pieces::bytes<int64_t>(kStrip) + Pieces::bytes<T>(height * kTokens) +
+           Pieces::bytes<T>(kStrip * kTokens) + Pieces::bytes<T>(height * width);
+  }
+  TileWorkspace(Pieces from, int64_t height, int64_t width)
+      : a_columns(from.cut<int64_t>(height)),
+        b_columns(from.cut<int64_t>(kStrip)),
+        a(from.cut<T>(height * kTokens)),
+        b(from.cut<T>(kStrip * kTokens)),
+        result(from.cut<T>(height * width)) {}
+};
+
+template <class T>
+void compute_tile(const PanelProblem& problem, const Tile& tile, const TileWorkspace<T>& w, int64_t result_stride) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t height = tile.m1 - tile.m0, a_panels = divide_up(height, kTileRows);
+  for (int64_t m = 0; m < a_panels * kTileRows; ++m) w.a_columns[m] = a_column(problem, tile, tile.m0 + smaller(m, height - 1));
+  for (int64_t i = 0; i < a_panels * kTileRows * result_stride; ++i) w.result[i] = 0;
+  for (int64_t t = 0; t < problem.tokens; t += kTokens) {
+    const int64_t tokens = smaller(kTokens, problem.tokens - t);
+    pack<kTileRows>(problem.a, problem.dtype, t, tokens, w.a_columns, a_panels, w.a);
+    for (int64_t n = tile.n0; n < tile.n1; n += kStripPanels * columns) {
+      const int64_t b_panels = smaller(kStripPanels, divide_up(tile.n1 - n, columns));
+      for (int64_t i = 0; i < b_panels * columns; ++i) w.b_columns[i] = b_column(problem, tile, smaller(n + i, tile.n1 - 1));
+      pack<kTileColumns<T>>(problem.b, problem.dtype, t, tokens, w.b_columns, b_panels, w.b);
+      for (int64_t q = 0; q < b_panels; ++q)
+        for (int64_t p = 0; p < a_panels; ++p)
+          multiply_panels(tokens, w.a + p * tokens * kTileRows, w.b + q * tokens * columns,
+                          w.result + p * kTileRows * result_stride + n - tile.n0 + q * columns, result_stride);
+    }
+  }
+}
+
+// Cuts one group of the result, m x n, into tiles: few, since each packs its part of a anew, but enough for the threads.
+template <class T, class F>
+void cut_group(int64_t block, int64_t m, int64_t n, int threads, F&& f) {
+  const int64_t m_parts = divide_up(m, kMaxTileRows);
+  const int64_t m_step = round_up(divide_up(m, m_parts), kTileRows);
+  int64_t n_parts = divide_up(n, larger(kTileEntries / m_step, 256));
+  if (m_parts * n_parts < 4 * threads) n_parts = divide_up(round_up(m_parts * n_parts, threads), m_parts);
+  const int64_t n_step = round_up(divide_up(n, n_parts), kTileColumns<T>);
+  for (int64_t n0 = 0; n0 < n; n0 += n_step)
+    for (int64_t m0 = 0; m0 < m; m0 += m_step) f(Tile{block, m0, smaller(m0 + m_step, m), n0, smaller(n0 + n_step, n)});
+}
+
+template <class T, class F>
+void for_each_tile(const Layout& layout, int threads, F&& f) {
+  switch (layout.kind) {
+    case kRows: return cut_group<T>(0, layout.n, layout.columns, threads, f);
+    case kColumns: return cut_group<T>(0, layout.n, layout.rows, threads, f);
+    case kAll: return cut_group<T>(0, layout.rows, layout.columns, threads, f);
+    default: break;
+  }
+  for (int64_t block = 0, next; block < layout.n; block = next) {
+    const int64_t block_row = index_at(layout, 2 * block);
+    for (next = block + 1; next < layout.n && index_at(layout, 2 * next) == block_row;) ++next;
+    const bool few_groups = next - block > layout.n / (4 * threads);
+    cut_group<T>(block, layout.block_h, (next - block) * layout.block_w, few_groups ? threads : 1, f);
+  }
+}
+
+template <class T>
+void panel_gemm(const PanelProblem& problem, void* values, DType values_dtype, bool accumulate, int threads) {
+  const Layout& layout = *problem.layout;
+  int64_t tile_count = 0, height = 0, width = 0;
+  for_each_tile<T>(layout, threads, [&](const Tile& tile) {
+    ++tile_count;
+    height = larger(height, round_up(tile.m1 - tile.m0, kTileRows));
+    width = larger(width, round_up(tile.n1 - tile.n0, kTileColumns<T>));
+  });
+  const int team = static_cast<int>(smaller(threads, tile_count));
+  const int64_t thread_bytes = TileWorkspace<T>::bytes(height, width);
+  const Workspace workspace(Pieces::bytes<Tile>(tile_count) + team * thread_bytes);
+  Pieces pieces = workspace.pieces();
+  Tile* tiles = pieces.cut<Tile>(tile_count);
+  char* thread_space = pieces.cut<char>(team * thread_bytes);
+  tile_count = 0;
+  for_each_tile<T>(layout, threads, [&](const Tile& tile) { tiles[tile_count++] = tile; });
+  int64_t next = 0;
+  parallel(team, [&](int thread, int) {
+    const TileWorkspace<T> w(Pieces(thread_space + thread * thread_bytes), height, width);
+    for (int64_t i; (i = take(next)) < tile_count;) {
+      const int64_t stride = round_up(tiles[i].n1 - tiles[i].n0, kTileColumns<T>);
+      compute_tile(problem, tiles[i], w, stride);
+      with_dtype(values_dtype, [&](auto v) {
+        store_tile(layout, tiles[i], w.result, stride, static_cast<decltype(v)*>(values), accumulate);
+      });
+    }
+  });
+}
+
+}  // namespace
+}  // namespace sparse_ft

@@ -1,0 +1,146 @@
+"""Builds sparse_ft._C with CMake. Needs neither torch nor a GPU.
+
+Environment:
+  SPARSE_FT_CUDA=0|1                 forbid or demand the CUDA kernels; otherwise they are built when nvcc is found
+  SPARSE_FT_CUDA_ARCHITECTURES=…     compute capabilities, e.g. "80;90;100" (the default)
+  SPARSE_FT_WERROR=1                 C++ warnings are errors, for developers
+
+A machine without a C++ compiler gets the package without its compiled part: slower, but right. The reason is recorded in
+sparse_ft/_build_info.py.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildFailed(Exception):
+    """A CMake step that failed; the message is the part of its output that says why."""
+
+
+def version():
+    return re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+
+
+def find_nvcc():
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in homes if home), "nvcc"]
+    return next(filter(None, (shutil.which(c) for c in candidates if c)), None)
+
+
+def run(command):
+    """Run a build step, showing its output; raise BuildFailed with the telling lines."""
+    print("+", *command, flush=True)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    except OSError as error:
+        raise BuildFailed(str(error)) from None
+    print(done.stdout, flush=True)
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        telling = [line for line in lines if re.search(r"error", line, re.I)] or lines[-3:]
+        raise BuildFailed(f"{command[0]} exited with {done.returncode}: " + " | ".join(telling[:3]))
+
+
+class CMakeBuild(build_ext):
+    def run(self):
+        self.reason = ""
+        super().run()
+
+    def build_extension(self, ext):
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # an older one must not outlive a failed build
+        try:
+            self.build_core(target.parent)
+        except BuildFailed as error:
+            if os.environ.get("SPARSE_FT_CUDA") == "1":
+                raise SystemExit(f"SPARSE_FT_CUDA=1, but the CUDA build failed: {error}") from None
+            self.reason, ext.optional = str(error), True
+            self.warn_loudly()
+        self.write_build_info(target.parent)
+
+    def copy_extensions_to_source(self):
+        """For an install in place (pip install -e .)."""
+        package = Path(self.get_finalized_command("build_py").get_package_dir("sparse_ft"))
+        if self.reason:
+            (package / Path(self.get_ext_filename("_C"))).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+        self.write_build_info(package)
+
+    def write_build_info(self, package):
+        (package / "_build_info.py").write_text(
+            '"""Written by setup.py: why this install has no compiled part; empty when it has one."""\n\n'
+            f"REASON = {self.reason!r}\n"
+        )
+
+    def build_core(self, destination):
+        """With CUDA if it is wanted and can be had, else without."""
+        wanted, nvcc = os.environ.get("SPARSE_FT_CUDA", ""), find_nvcc()
+        if wanted not in ("", "0", "1"):
+            raise SystemExit(f"SPARSE_FT_CUDA must be 0, 1 or unset, got {wanted!r}")
+        if wanted == "0":
+            return self.cmake(destination, cuda_reason="SPARSE_FT_CUDA=0 when this was built")
+        if nvcc is None:
+            if wanted == "1":
+                raise BuildFailed("nvcc not found (looked at CUDACXX, CUDA_HOME, /usr/local/cuda and PATH)")
+            return self.cmake(destination, cuda_reason="nvcc was not found when this was built")
+        try:
+            return self.cmake(destination, nvcc=nvcc)
+        except BuildFailed as error:
+            if wanted == "1":
+                raise
+            print(f"WARNING: the CUDA build failed, going on without: {error}", file=sys.stderr, flush=True)
+            return self.cmake(destination, cuda_reason=f"the CUDA build failed: {error}")
+
+    def cmake(self, destination, nvcc=None, cuda_reason=""):
+        """Configure and build; a cache that no longer fits (another compiler, CMake or ninja) is thrown away once."""
+        import pybind11
+
+        build = Path(self.build_temp).resolve() / ("cmake-cuda" if nvcc else "cmake")
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_INSTALL_PREFIX": destination,
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "SPARSE_FT_VERSION": version(),
+            "SPARSE_FT_WERROR": "ON" if os.environ.get("SPARSE_FT_WERROR") == "1" else "OFF",
+            "SPARSE_FT_CUDA": "ON" if nvcc else "OFF",
+            "SPARSE_FT_CUDA_REASON": cuda_reason.replace(";", ","),
+            "SPARSE_FT_CUDA_ARCHITECTURES": os.environ.get("SPARSE_FT_CUDA_ARCHITECTURES", "80;90;100"),
+        }
+        if nvcc:
+            options["CMAKE_CUDA_COMPILER"] = nvcc
+        generator = []
+        if ninja := shutil.which("ninja"):
+            generator, options["CMAKE_MAKE_PROGRAM"] = ["-G", "Ninja"], ninja
+        configure = ["cmake", "-S", str(ROOT), "-B", str(build), *generator, *(f"-D{k}={v}" for k, v in options.items())]
+        fresh = not build.exists()
+        try:
+            run(configure)
+        except BuildFailed:
+            shutil.rmtree(build, ignore_errors=True)
+            if fresh:
+                raise
+            run(configure)
+        run(["cmake", "--build", str(build), "--parallel", str(self.parallel or os.cpu_count() or 1)])
+        run(["cmake", "--install", str(build)])
+
+    def warn_loudly(self):
+        lines = (
+            "sparse_ft is being installed WITHOUT its compiled part: every op will run its plain PyTorch reference.",
+            f"Reason: {self.reason}",
+            "To have it: install a C++17 compiler (GCC or Clang) and install sparse_ft again.",
+        )
+        print("", "=" * 100, *lines, "=" * 100, "", sep="\n", file=sys.stderr, flush=True)
+
+
+setup(ext_modules=[Extension("sparse_ft._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
