@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import check_layout, check_matrix, check_tensors, copy_tile, locate, on_device, round_to, tile
+from .layout import address, check_layout, check_tensors, copy_tile, locate, matrix_strides, on_device, round_to, tile
 
 
 @triton.jit
@@ -14,11 +14,14 @@ def _gather_selected_kernel(
     index_ptr,
     rows,
     columns,
+    stride_xm,
+    stride_xn,
     M,
     N,
     block_h,
     block_w,
     KIND: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -28,14 +31,15 @@ def _gather_selected_kernel(
     inside = mask
     if KIND == "blocks":  # past the edge of the matrix a block is padded with zeros
         inside = mask & (row < rows)[:, None] & (column < columns)[None, :]
-    x = tl.load(matrix_ptr + row[:, None] * columns + column[None, :], mask=inside, other=0.0)
+    x_ptrs = address(matrix_ptr, row[:, None], column[None, :], columns, stride_xm, stride_xn, KIND, FLAT)
+    x = tl.load(x_ptrs, mask=inside, other=0.0)
     offs_v = (b * M + offs_m)[:, None] * N + offs_n[None, :]
     tl.store(values_ptr + offs_v, round_to(x, values_ptr.dtype.element_ty), mask=mask)
 
 
 def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None):
     """values[k] = matrix[row(k), column(k)] in `dtype` (the matrix's by default); padding of ragged blocks is zero."""
-    check_matrix("matrix", matrix)
+    *strides, flat = matrix_strides("matrix", matrix)
     rows, columns = matrix.shape
     walk, shape = check_layout(kind, index, block_h, block_w, rows, columns)
     values = torch.empty(shape, dtype=dtype or matrix.dtype, device=matrix.device)
@@ -44,6 +48,7 @@ def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None)
         grid, options = copy_tile(*walk)
         with on_device(matrix):
             _gather_selected_kernel[grid](
-                matrix, values, index, rows, columns, *walk[1:], block_h, block_w, KIND=kind, **options
-            )
+                matrix, values, index.contiguous(), rows, columns, *strides, *walk[1:], block_h, block_w,
+                KIND=kind, FLAT=flat, **options,
+            )  # fmt: skip
     return values

@@ -51,6 +51,15 @@ def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.conste
     return row, column
 
 
+@triton.jit
+def address(matrix_ptr, row, column, columns, stride_xm, stride_xn, KIND: tl.constexpr, FLAT: tl.constexpr):
+    """Pointers to (row, column), which broadcast; the flat position of an entry is taken apart only if strides ask for it."""
+    if KIND == "entries" and not FLAT:
+        row = column // columns
+        column = column - row * columns
+    return matrix_ptr + row * stride_xm + column * stride_xn
+
+
 # Decided by the environment when triton is imported: interpreted, `locate` is a plain Python object.
 INTERPRETED = tl.constexpr(not isinstance(locate, triton.JITFunction))
 
@@ -76,8 +85,6 @@ def check_layout(kind, index, block_h, block_w, rows, columns):
         raise TypeError(f"index must be int32 or int64, got {index.dtype}")
     if index.dim() != (2 if kind == "blocks" else 1) or (kind == "blocks" and index.size(1) != 2):
         raise ValueError(f"index must be {INDEX_SHAPES[kind]} for kind {kind!r}, got {list(index.shape)}")
-    if not index.is_contiguous():
-        raise ValueError(f"index must be contiguous, got strides {index.stride()}")
     if kind == "blocks" and (block_h < 1 or block_w < 1):
         raise ValueError(f"block_h and block_w must be positive, got {block_h} and {block_w}")
     n = index.size(0)
@@ -101,17 +108,16 @@ def check_tensors(kernel, **tensors):
 
 
 def check_values(name, values, shape):
-    if tuple(values.shape) != tuple(shape) or not values.is_contiguous():
-        raise ValueError(
-            f"{name} must be contiguous {list(shape)}, got {list(values.shape)} with strides {values.stride()}"
-        )
+    if tuple(values.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {list(shape)}, got {list(values.shape)}")
 
 
-def check_matrix(name, matrix):
-    if matrix.dim() != 2 or not matrix.is_contiguous():
-        raise ValueError(
-            f"{name} must be a contiguous [rows, columns] matrix, got {list(matrix.shape)} with strides {matrix.stride()}"
-        )
+def matrix_strides(name, matrix):
+    """(stride_xm, stride_xn, FLAT) of a [rows, columns] matrix of any strides, those of sides of length 1 made plain."""
+    if matrix.dim() != 2:
+        raise ValueError(f"{name} must be a [rows, columns] matrix, got {list(matrix.shape)}")
+    flat = matrix.is_contiguous()
+    return (matrix.size(1), 1, True) if flat else (*matrix.stride(), False)
 
 
 def on_device(tensor):

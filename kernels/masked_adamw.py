@@ -10,20 +10,21 @@ import triton.language as tl
 
 from .layout import (
     TRITON_DTYPES,
+    address,
     check_layout,
-    check_matrix,
     check_tensors,
     check_values,
     locate,
+    matrix_strides,
     on_device,
     round_to,
 )
 
-# Fields of a table row, int64 each: addresses, sizes, then the layout (addresses 0 and sizes 1 for a plain parameter).
-VALUES, GRAD, EXP_AVG, EXP_AVG_SQ, WEIGHT, INDEX, COUNT, FIRST_CHUNK, TENSOR, ROWS, COLUMNS, NUM, M, N, BLOCK_H, BLOCK_W = (
-    tl.constexpr(i) for i in range(16)
-)
-FIELDS = tl.constexpr(16)
+# Fields of a table row, int64 each: addresses, sizes, then the layout (zeros for a plain parameter).
+VALUES, GRAD, EXP_AVG, EXP_AVG_SQ, WEIGHT, INDEX = (tl.constexpr(i) for i in range(6))
+COUNT, FIRST_CHUNK, TENSOR = (tl.constexpr(i) for i in range(6, 9))
+ROWS, COLUMNS, STRIDE_M, STRIDE_N, NUM, M, N, BLOCK_H, BLOCK_W = (tl.constexpr(i) for i in range(9, 18))
+FIELDS = tl.constexpr(18)
 COEFFICIENTS = tl.constexpr(7)
 # 8 entries a thread in 4 warps: two 128-bit loads in flight for each of the four float32 streams.
 CHUNK = 1024
@@ -148,6 +149,7 @@ def _masked_adamw_kernel(
     WEIGHT_DTYPE: tl.constexpr,
     INDEX_DTYPE: tl.constexpr,
     KIND: tl.constexpr,
+    FLAT: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -176,15 +178,17 @@ def _masked_adamw_kernel(
     tl.store(m_ptrs, round_to(m, VALUE), mask=mask)
     tl.store(v_ptrs, round_to(v, VALUE), mask=mask)
     if KIND != "all":
-        block_h = tl.load(row_ptr + BLOCK_H)
-        block_w = tl.load(row_ptr + BLOCK_W)
-        columns = tl.load(row_ptr + COLUMNS)
+        b, values_m, values_n = _unravel(row_ptr, start, BLOCK, KIND)
+        size_m, size_n = tl.load(row_ptr + M), tl.load(row_ptr + N)
+        block_h, block_w = tl.load(row_ptr + BLOCK_H), tl.load(row_ptr + BLOCK_W)
         index_ptr = _pointer(row_ptr, INDEX, INDEX_DTYPE, False)
-        b, vm, vn = _unravel(row_ptr, start, BLOCK, KIND)
-        row, column = locate(index_ptr, b, vm, vn, tl.load(row_ptr + M), tl.load(row_ptr + N), block_h, block_w, KIND)
+        row, column = locate(index_ptr, b, values_m, values_n, size_m, size_n, block_h, block_w, KIND)
+        columns = tl.load(row_ptr + COLUMNS)
         if KIND == "blocks":
             mask = mask & (row < tl.load(row_ptr + ROWS)) & (column < columns)
-        w_ptrs = _pointer(row_ptr, WEIGHT, WEIGHT_DTYPE, False) + row * columns + column
+        weight_ptr = _pointer(row_ptr, WEIGHT, WEIGHT_DTYPE, False)
+        stride_wm, stride_wn = tl.load(row_ptr + STRIDE_M), tl.load(row_ptr + STRIDE_N)
+        w_ptrs = address(weight_ptr, row, column, columns, stride_wm, stride_wn, KIND, FLAT)
         tl.store(w_ptrs, round_to(p, WEIGHT_DTYPE), mask=mask)
 
 
@@ -217,29 +221,32 @@ def _check_state(i, values, grad, exp_avg, exp_avg_sq, step):
 
 
 def _layout_fields(i, values, weight, kind, index, block_h, block_w):
-    check_matrix(f"weights[{i}]", weight)
+    """(ROWS to BLOCK_W of the table row, whether flat positions address the weight)."""
+    *strides, flat = matrix_strides(f"weights[{i}]", weight)
     walk, shape = check_layout(kind, index, block_h, block_w, *weight.shape)
     check_values(f"values[{i}]", values, shape)
+    if not values.is_contiguous():
+        raise ValueError(f"values[{i}] must be contiguous to be written through, got strides {values.stride()}")
     check_tensors(_masked_adamw_kernel, **{f"values[{i}]": values, f"weights[{i}]": weight, "index": index})
-    return [*weight.shape, *walk, block_h, block_w]
+    return [*weight.shape, *strides, *walk, block_h, block_w], flat
 
 
-def _group(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks):
-    """{(value dtype, weight dtype, index dtype, kind, aligned): table rows}; empty values have a step, not a row."""
+def _group(states, steps, weights, kinds, indices, blocks):
+    """{what a launch specialises on: table rows}; a tensor without elements has a step, but no row."""
     groups = {}
-    for i, state in enumerate(zip(values, grads, exp_avgs, exp_avg_sqs, strict=True)):
+    for i, state in enumerate(states):
         _check_state(i, *state, steps[i])
-        pointers, count = [x.data_ptr() for x in state], values[i].numel()
-        weight_ptr, index_ptr, layout, key = 0, 0, [1] * 7, (torch.float32, torch.int32, "all")
+        addresses, count = [x.data_ptr() for x in state], state[0].numel()
+        key, weight_and_index, fields = (torch.float32, torch.int32, "all", True), [0, 0], [0] * 9
         if i < len(weights):
             weight, index, kind = weights[i], indices[i], kinds[i]
-            layout = _layout_fields(i, values[i], weight, kind, index, *blocks[2 * i : 2 * i + 2])
-            weight_ptr, index_ptr, key = weight.data_ptr(), index.data_ptr(), (weight.dtype, index.dtype, kind)
-        aligned = count % 8 == 0 and all(p % 16 == 0 for p in pointers)
+            fields, flat = _layout_fields(i, state[0], weight, kind, index, *blocks[2 * i : 2 * i + 2])
+            key, weight_and_index = (weight.dtype, index.dtype, kind, flat), [weight.data_ptr(), index.data_ptr()]
         if count:
-            rows = groups.setdefault((values[i].dtype, *key, aligned), [])
+            aligned = count % 8 == 0 and all(address % 16 == 0 for address in addresses)
+            rows = groups.setdefault((state[0].dtype, *key, aligned), [])
             first = rows[-1][FIRST_CHUNK.value] + triton.cdiv(rows[-1][COUNT.value], CHUNK) if rows else 0
-            rows.append([*pointers, weight_ptr, index_ptr, count, first, i, *layout])
+            rows.append([*addresses, *weight_and_index, count, first, i, *fields])
     return groups
 
 
@@ -264,8 +271,13 @@ def masked_adamw_triton_(
     if not values:
         return
     device = values[0].device
-    grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(values, grads, strict=True)]
-    groups = _group(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks)
+    per_tensor = dict(grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps, lr=lr, beta1=beta1, beta2=beta2)
+    for name, given in {**per_tensor, "eps": eps, "weight_decay": weight_decay}.items():
+        if len(given) != len(values):
+            raise ValueError(f"{name} must have one item for each of {len(values)} values, got {len(given)}")
+    grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(values, grads)]
+    indices = [index.contiguous() for index in indices]
+    groups = _group(list(zip(values, grads, exp_avgs, exp_avg_sqs)), steps, weights, kinds, indices, blocks)
     extras = {"grad_scale": grad_scale, "found_inf": found_inf}
     check_tensors(_masked_adamw_kernel, **{"values[0]": values[0]}, **{n: x for n, x in extras.items() if x is not None})
     if skip_nonfinite and found_inf is None:
@@ -273,7 +285,7 @@ def masked_adamw_triton_(
     with on_device(values[0]):
         tables = [(*_upload(rows, device), *key) for key, rows in groups.items()]
         if skip_nonfinite:
-            for chunks, table, dtype, _, _, _, aligned in tables:
+            for chunks, table, dtype, *_, aligned in tables:
                 _nonfinite_kernel[chunks.shape](
                     chunks, table, found_inf, VALUE=TRITON_DTYPES[dtype], ALIGNED=aligned, BLOCK=CHUNK,
                     enable_fp_fusion=True,
@@ -284,9 +296,9 @@ def masked_adamw_triton_(
         _steps_kernel[(triton.cdiv(len(values), 128),)](
             step_ptrs, hyper, coefficients, found_inf, len(values), BLOCK=128, enable_fp_fusion=True
         )
-        for chunks, table, dtype, weight_dtype, index_dtype, kind, aligned in tables:
+        for chunks, table, dtype, weight_dtype, index_dtype, kind, flat, aligned in tables:
             _masked_adamw_kernel[chunks.shape](
                 chunks, table, coefficients, grad_scale, found_inf, VALUE=TRITON_DTYPES[dtype],
                 WEIGHT_DTYPE=TRITON_DTYPES[weight_dtype], INDEX_DTYPE=TRITON_DTYPES[index_dtype],
-                KIND=kind, MAXIMIZE=maximize, ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True,
+                KIND=kind, FLAT=flat, MAXIMIZE=maximize, ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True,
             )  # fmt: skip

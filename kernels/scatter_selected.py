@@ -3,7 +3,18 @@
 import triton
 import triton.language as tl
 
-from .layout import check_layout, check_matrix, check_tensors, check_values, copy_tile, locate, on_device, round_to, tile
+from .layout import (
+    address,
+    check_layout,
+    check_tensors,
+    check_values,
+    copy_tile,
+    locate,
+    matrix_strides,
+    on_device,
+    round_to,
+    tile,
+)
 
 
 @triton.jit
@@ -13,11 +24,14 @@ def _scatter_selected_kernel(
     index_ptr,
     rows,
     columns,
+    stride_xm,
+    stride_xn,
     M,
     N,
     block_h,
     block_w,
     KIND: tl.constexpr,
+    FLAT: tl.constexpr,
     MODE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -27,7 +41,7 @@ def _scatter_selected_kernel(
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     if KIND == "blocks":  # padding past the edge of the matrix is left alone
         mask = mask & (row < rows)[:, None] & (column < columns)[None, :]
-    x_ptrs = matrix_ptr + row[:, None] * columns + column[None, :]
+    x_ptrs = address(matrix_ptr, row[:, None], column[None, :], columns, stride_xm, stride_xn, KIND, FLAT)
     v_ptrs = values_ptr + (b * M + offs_m)[:, None] * N + offs_n[None, :]
     v = tl.load(v_ptrs, mask=mask, other=0.0)
     if MODE == "swap":
@@ -42,17 +56,21 @@ def _scatter_selected_kernel(
 
 
 def _scatter(matrix, values, kind, index, block_h, block_w, mode):
-    check_matrix("matrix", matrix)
+    *strides, flat = matrix_strides("matrix", matrix)
     rows, columns = matrix.shape
     walk, shape = check_layout(kind, index, block_h, block_w, rows, columns)
     check_values("values", values, shape)
     check_tensors(_scatter_selected_kernel, matrix=matrix, values=values, index=index)
+    packed = values.contiguous()
     if values.numel():
         grid, options = copy_tile(*walk)
         with on_device(matrix):
             _scatter_selected_kernel[grid](
-                matrix, values, index, rows, columns, *walk[1:], block_h, block_w, KIND=kind, MODE=mode, **options
-            )
+                matrix, packed, index.contiguous(), rows, columns, *strides, *walk[1:], block_h, block_w,
+                KIND=kind, FLAT=flat, MODE=mode, **options,
+            )  # fmt: skip
+    if mode == "swap" and packed is not values:
+        values.copy_(packed)
 
 
 def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):

@@ -116,45 +116,46 @@ def _launch_entries(values, grad_output, input, index, accumulate):
     )  # fmt: skip
 
 
-def _check_operands(grad_output, input):
-    for name, x in (("grad_output", grad_output), ("input", input)):
-        if x.dim() != 2 or (x.size(1) > 1 and x.stride(1) != 1):
-            raise ValueError(
-                f"{name} must be [tokens, features] with last stride 1, got {list(x.shape)} with strides {x.stride()}"
-            )
+def _row_major(name, operand):
+    """[tokens, features] with last stride 1: as it is, or a copy of an operand that is transposed or expanded."""
+    if operand.dim() != 2:
+        raise ValueError(f"{name} must be [tokens, features], got {list(operand.shape)}")
+    return operand if operand.size(1) == 1 or operand.stride(1) == 1 else operand.contiguous()
+
+
+def _wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate):
+    grad_output, input = _row_major("grad_output", grad_output), _row_major("input", input)
     if grad_output.size(0) != input.size(0):
         raise ValueError(f"input must have the {grad_output.size(0)} tokens of grad_output, got {input.size(0)}")
-
-
-def _wgrad(values, grad_output, input, kind, index, block_h, block_w, dtype):
-    """Into a new tensor where `values` is None, added to `values` otherwise."""
-    _check_operands(grad_output, input)
     walk, shape = check_layout(kind, index, block_h, block_w, grad_output.size(1), input.size(1))
-    accumulate = values is not None
-    if not accumulate:
-        values = torch.empty(shape, dtype=dtype or grad_output.dtype, device=grad_output.device)
     check_values("values_grad", values, shape)
     check_tensors(
         _selected_wgrad_tile_kernel, grad_output=grad_output, input=input, values_grad=values, index=index
     )
+    packed, index = values.contiguous(), index.contiguous()
     if values.numel():
         with on_device(grad_output):
             if kind == "entries":
-                _launch_entries(values, grad_output, input, index, accumulate)
+                _launch_entries(packed, grad_output, input, index, accumulate)
             else:
-                _launch_tiles(values, walk, grad_output, input, kind, index, block_h, block_w, accumulate)
-    return values
+                _launch_tiles(packed, walk, grad_output, input, kind, index, block_h, block_w, accumulate)
+    if packed is not values:
+        values.copy_(packed)
 
 
 def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
     """values[k] = sum_t grad_output[t, row(k)] * input[t, column(k)], summed in float32 (float64 for float64 operands).
 
-    grad_output [tokens, rows], input [tokens, columns] (kind "columns": or the selected ones only, [tokens, C]), each
-    with last stride 1; `dtype` is grad_output's by default. The same bits at every run: one program, one sum.
+    grad_output [tokens, rows], input [tokens, columns] (kind "columns": or the selected ones only, [tokens, C]); `dtype`
+    is that of the sum by default. The same bits at every run: one program adds up all tokens of its values, in order.
     """
-    return _wgrad(None, grad_output, input, kind, index, block_h, block_w, dtype)
+    _, shape = check_layout(kind, index, block_h, block_w, grad_output.size(-1), input.size(-1))
+    dtype = dtype or torch.promote_types(torch.float32, grad_output.dtype)
+    values = torch.empty(shape, dtype=dtype, device=grad_output.device)
+    _wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate=False)
+    return values
 
 
 def selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w):
     """values_grad += selected_wgrad(...), added before the one rounding."""
-    _wgrad(values_grad, grad_output, input, kind, index, block_h, block_w, None)
+    _wgrad(values_grad, grad_output, input, kind, index, block_h, block_w, accumulate=True)
