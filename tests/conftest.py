@@ -1,0 +1,36 @@
+"""What every test runs under: poisoned memory, few threads, and nothing left behind by the test before it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))  # `import oracle`, which importlib mode would not find
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Uninitialised memory holds NaN, so a test cannot pass on what the allocator happened to leave there."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def same_threads_and_seed():
+    """Every test starts from one seed, and gives back the thread count it found."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)

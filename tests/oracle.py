@@ -1,0 +1,115 @@
+"""What the ops are measured against: layouts spelled out entry by entry, dense fp64 mathematics, and tolerances from plain PyTorch."""
+
+import functools
+
+import torch
+
+KINDS = ("rows", "columns", "blocks", "entries")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def layout(kind, shape, which="some", index_dtype=torch.int32, block=(3, 4), device="cpu"):
+    """A layout `(kind, index, block_h, block_w)` on a matrix of `shape`. which: "some", "last", "all" or "empty"."""
+    height, width = block if kind == "blocks" else (1, 1)
+    across = -(-shape[1] // width)
+    count = {"rows": shape[0], "columns": shape[1], "entries": shape[0] * shape[1], "blocks": -(-shape[0] // height) * across}[kind]
+    generator = torch.Generator().manual_seed(count)
+    number = {"some": -(-count // 3), "last": min(count, 1), "all": count, "empty": 0}[which]
+    flat = torch.arange(count)[count - number:] if which == "last" else torch.randperm(count, generator=generator)[:number].sort().values
+    index = torch.stack((flat // max(across, 1), flat % max(across, 1)), 1) if kind == "blocks" else flat
+    return kind, index.to(device, index_dtype), height, width
+
+
+def places(kind, index, block_h, block_w, shape):
+    """[(k, row, column)] of every entry k of the flattened `values` that is not padding, straight from the table of the layouts."""
+    rows, columns = shape
+    index = index.tolist()
+    if kind == "rows":
+        return [(i * columns + c, row, c) for i, row in enumerate(index) for c in range(columns)]
+    if kind == "columns":
+        return [(r * len(index) + i, r, column) for r in range(rows) for i, column in enumerate(index)]
+    if kind == "entries":
+        return [(k, flat // columns, flat % columns) for k, flat in enumerate(index)]
+    found = []
+    for b, (block_row, block_col) in enumerate(index):
+        for r in range(block_h):
+            for c in range(block_w):
+                row, column = block_row * block_h + r, block_col * block_w + c
+                if row < rows and column < columns:
+                    found.append(((b * block_h + r) * block_w + c, row, column))
+    return found
+
+
+def _places(layout, shape):
+    """`places` as three index tensors."""
+    found = torch.tensor(places(*layout, shape), dtype=torch.int64).reshape(-1, 3)
+    return found[:, 0], found[:, 1], found[:, 2]
+
+
+def values_shape(kind, index, block_h, block_w, shape):
+    n = len(index)
+    return {"rows": (n, shape[1]), "columns": (shape[0], n), "blocks": (n, block_h, block_w), "entries": (n,)}[kind]
+
+
+def mask(layout, shape):
+    """Bool [rows, columns], True where an entry is selected."""
+    _, row, column = _places(layout, shape)
+    out = torch.zeros(shape, dtype=torch.bool)
+    out[row, column] = True
+    return out
+
+
+def gather(matrix, layout):
+    """Values of `matrix`, with zero where a block is padding."""
+    values = torch.zeros(values_shape(*layout, matrix.shape), dtype=matrix.dtype)
+    k, row, column = _places(layout, matrix.shape)
+    values.view(-1)[k] = matrix.cpu()[row, column]
+    return values
+
+
+def spread(values, layout, shape):
+    """Dense matrix of `shape` that holds `values` at the selected entries, zero elsewhere."""
+    k, row, column = _places(layout, shape)
+    dense = torch.zeros(shape, dtype=values.dtype)
+    dense[row, column] = values.cpu().reshape(-1)[k]
+    return dense
+
+
+def padding(layout, shape):
+    """Bool, shaped as values: True where a block is padding."""
+    out = torch.ones(values_shape(*layout, shape), dtype=torch.bool)
+    out.view(-1)[_places(layout, shape)[0]] = False
+    return out
+
+
+def bits(tensor):
+    """The bytes as integers, so that NaN and -0.0 compare as what they are."""
+    return tensor.detach().cpu().contiguous().view(BITS[tensor.dtype])
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+
+def assert_as_good_as_plain(got, want, plain, slack):
+    """`got` is at most twice as far from the fp64 `want` as plain PyTorch is, plus `slack` for what both round at best."""
+    assert got.shape == want.shape and got.isfinite().all()
+    error, allowed = ((t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0 for t in (got, plain))
+    assert error <= 2 * allowed + slack, f"error {error:.3e}, plain PyTorch's {allowed:.3e}, slack {slack:.1e}"
+
+
+def matrices(shape, dtype, device="cpu"):
+    """The same numbers in memory in different ways: {name: matrix}."""
+    rows, columns = shape
+    base = torch.randn(shape, dtype=torch.float64).to(dtype)
+    empty = functools.partial(torch.empty, dtype=dtype, device=device)
+    made = {"contiguous": empty(shape), "permuted": empty(columns, rows).T,
+            "sliced": empty(rows + 3, columns + 2)[2:rows + 2, 1:columns + 1], "strided": empty(2 * rows, 3 * columns)[::2, ::3]}
+    for matrix in made.values():
+        matrix.copy_(base)
+    return made
