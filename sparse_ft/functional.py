@@ -1,12 +1,15 @@
 """The autograd functions: a dense forward, and a backward that makes `values.grad` directly from what was kept for it."""
 
+from collections import deque
+
 import torch
 import torch.nn.functional as F
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
 from . import ops
 
-_kept = WeakTensorKeyDictionary()  # input -> [((its version, dtype), features, weak reference to input[..., features])]
+# the last copies of some features of an input: (input, (its version, dtype), features, copy), tensors weakly; q, k, v ask in a row
+_kept = deque(maxlen=4)
 
 
 def selective_linear(input, weight, values, selection, bias=None):
@@ -22,13 +25,13 @@ def selective_linear(input, weight, values, selection, bias=None):
     RuntimeError.
     """
     selection = _checked(weight, values, selection)
-    return _apply(input, weight, values, selection, bias, input_dim=1)
+    return selective_product(input, weight, values, selection, bias, input_dim=1)
 
 
 def selective_addmm(input, weight, values, selection, bias):
     """`selective_linear` for a weight stored [in, out], as in transformers' `Conv1D`: `input @ weight + bias`."""
     selection = _checked(weight, values, selection)
-    return _apply(input, weight, values, selection, bias, input_dim=0)
+    return selective_product(input, weight, values, selection, bias, input_dim=0)
 
 
 def selective_embedding(input, weight, values, selection, padding_idx=None):
@@ -66,11 +69,15 @@ def _checked(weight, values, selection):
     return selection.to(weight.device)
 
 
-def _apply(input, weight, values, selection, bias, input_dim):
+def selective_product(input, weight, values, selection, bias, input_dim):
+    """What `selective_linear` (input_dim 1) and `selective_addmm` (input_dim 0) do once their arguments are checked.
+
+    input_dim: the dimension of the weight that meets the input.
+    """
     if not torch.is_grad_enabled():
         return _product(input, weight, bias, input_dim)
     features, layout = selection.restrict(input_dim, weight.size(input_dim))
-    return _SelectiveProduct.apply(input, weight, values, bias, features, input_dim, *layout)
+    return _SelectiveProduct.apply(input, weight, values, bias, features, layout, input_dim)
 
 
 def _product(input, weight, bias, input_dim):
@@ -84,14 +91,16 @@ def _keep(input, features, dtype):
     """`input[..., features]`, one copy for all who ask for the same features of the same input while it is unchanged."""
     if torch.compiler.is_compiling() or input.is_inference():
         return input.index_select(-1, features).to(dtype)
-    copies, state = _kept.setdefault(input, []), (input._version, dtype)
-    for known, of, copy in copies:
-        kept = copy()
-        if kept is not None and of is features and known == state:
-            return kept
-    kept = input.index_select(-1, features).to(dtype)
-    copies[:] = [c for c in copies if c[2]() is not None]
-    copies.append((state, features, TensorWeakRef(kept)))
+    state = input._version, dtype
+    for known, known_state, of, copy in _kept:
+        if of is features and known_state == state and known() is input:
+            kept = copy()
+            if kept is not None:
+                return kept
+    kept = input.index_select(-1, features)
+    if kept.dtype != dtype:
+        kept = kept.to(dtype)
+    _kept.append((TensorWeakRef(input), state, features, TensorWeakRef(kept)))
     return kept
 
 
@@ -101,11 +110,11 @@ def _refuse_double_backward(name):
 
 
 class _SelectiveProduct(torch.autograd.Function):
-    """input_dim: the dimension of the weight that meets the input: 1 for nn.Linear, 0 for a weight stored [in, out]."""
+    """features, layout: what backward needs of the input, and the selection's layout on that (`Selection.restrict`)."""
 
     @staticmethod
-    def forward(ctx, input, weight, values, bias, features, input_dim, *layout):
-        needs_input, _, needs_values, _ = ctx.needs_input_grad[:4]
+    def forward(ctx, input, weight, values, bias, features, layout, input_dim):
+        needs_input, _, needs_values = ctx.needs_input_grad[:3]
         output, part = _product(input, weight, bias, input_dim), None
         if needs_values:
             part = input if features is None else _keep(input, features, output.dtype)
@@ -131,7 +140,7 @@ class _SelectiveProduct(torch.autograd.Function):
             grad_values = ops.selected_wgrad(*operands, *ctx.layout, dtype=ctx.values_dtype)
         if ctx.needs_input_grad[3]:
             grad_bias = flat.sum(0).to(ctx.bias_dtype)
-        return grad_input, None, grad_values, grad_bias, None, None, None, None, None, None
+        return grad_input, None, grad_values, grad_bias, None, None, None
 
 
 class _SelectiveEmbedding(torch.autograd.Function):

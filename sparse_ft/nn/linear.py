@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from ..functional import selective_addmm, selective_linear
+from ..functional import selective_product
 from .selected import Selected, check_weight
 
 
@@ -81,8 +81,8 @@ class SelectiveLinear(Adopted, nn.Linear):
 
     def forward(self, input):
         self.sync()
-        parameters = self._parameters
-        return selective_linear(input, parameters["weight"], parameters["values"], self.selection, self.bias)
+        p = self._parameters
+        return selective_product(input, p["weight"], p["values"], self.selection, self.bias, input_dim=1)
 
 
 class SelectiveConv1D(Adopted):
@@ -92,8 +92,8 @@ class SelectiveConv1D(Adopted):
 
     def forward(self, x):
         self.sync()
-        parameters = self._parameters
-        return selective_addmm(x, parameters["weight"], parameters["values"], self.selection, self.bias)
+        p = self._parameters
+        return selective_product(x, p["weight"], p["values"], self.selection, self.bias, input_dim=0)
 
     def extra_repr(self):
         return f"nf={self.nf}, nx={self.nx}, selection={self.selection}"
