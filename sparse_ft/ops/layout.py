@@ -73,9 +73,9 @@ def check_matrix(matrix):
         raise TypeError(f"matrix: expected a floating-point dtype, got {matrix.dtype}")
 
 
-def check_values(values, kind, index, block_h, block_w, shape):
+def check_values(values, kind, index, block_h, block_w, shape, name="values"):
     if not values.is_floating_point():
-        raise TypeError(f"values: expected a floating-point dtype, got {values.dtype}")
+        raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
     want = values_shape(kind, index, block_h, block_w, shape)
     if tuple(values.shape) != tuple(want):
-        raise ValueError(f"values: expected shape {tuple(want)} for kind {kind!r} on a matrix {tuple(shape)}, got {tuple(values.shape)}")
+        raise ValueError(f"{name}: expected shape {tuple(want)} for kind {kind!r} on a matrix {tuple(shape)}, got {tuple(values.shape)}")

@@ -82,7 +82,7 @@ def _fake(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
 def _fake_(values_grad, grad_output, input, kind, index, block_h, block_w):
     _check(grad_output, input, kind, index, block_h, block_w)
     shape = (grad_output.size(1), input.size(1))
-    check_values(values_grad, kind, index, block_h, block_w, shape)
+    check_values(values_grad, kind, index, block_h, block_w, shape, "values_grad")
 
 
 def _native_wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate):
