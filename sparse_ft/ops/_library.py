@@ -19,20 +19,22 @@ def define(schema, *, fake):
     torch.library.register_fake(f"sparse_ft::{name}", fake, lib=LIBRARY)
 
 
-def implement(op, *, reference, cpu, cuda):
+def implement(op, *, reference, cpu, triton, cuda=None):
     """Register exactly one implementation per device; the plain PyTorch `reference` serves whatever is left.
 
-    `cpu` runs the compiled part, `cuda` launches Triton kernels; each is used only where its toolchain is present.
+    `cpu` and `cuda` run the compiled part, `triton` launches a Triton kernel; each is used only where its toolchain is
+    present, and on a GPU `cuda` comes before `triton`.
     """
-    use_cpu, use_cuda = _native.C is not None, _HAS_TRITON
+    on_cpu = (cpu, "native", _native.describe()) if _native.C is not None else (reference, "reference", _native.WHY_NOT)
+    on_gpu = (reference, "reference", "triton is not installed")
+    if cuda is not None and _native.CUDA:
+        on_gpu = cuda, "cuda", _native.describe_cuda()
+    elif _HAS_TRITON:
+        on_gpu = triton, "triton", "triton is installed"
     LIBRARY.impl(op, reference, "CompositeExplicitAutograd")
-    LIBRARY.impl(op, cpu if use_cpu else reference, "CPU")
-    LIBRARY.impl(op, cuda if use_cuda else reference, "CUDA")
-    SERVED[op] = {
-        "cpu": ("native", _native.describe()) if use_cpu else ("reference", _native.WHY_NOT),
-        "cuda": ("triton", "triton is installed") if use_cuda else ("reference", "triton is not installed"),
-        "other": ("reference", "plain PyTorch serves every other device"),
-    }
+    LIBRARY.impl(op, on_cpu[0], "CPU")
+    LIBRARY.impl(op, on_gpu[0], "CUDA")
+    SERVED[op] = {"cpu": on_cpu[1:], "cuda": on_gpu[1:], "other": ("reference", "plain PyTorch serves every other device")}
 
 
 def wrote(*tensors):

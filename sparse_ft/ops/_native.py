@@ -13,6 +13,8 @@ except ImportError as error:
     except ImportError:
         WHY_NOT = f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip install -e .`"
 
+CUDA = C is not None and C.build_info()["cuda"]
+
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3}
 
@@ -20,6 +22,11 @@ KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3}
 def describe():
     """One line on the compiled part in use: the instruction set chosen for this CPU."""
     return f"compiled, {C.build_info()['cpu_variant']} instructions"
+
+
+def describe_cuda():
+    """One line on the compiled CUDA kernels: the architectures they were built for."""
+    return f"compiled for {', '.join(C.build_info()['cuda_architectures'])}"
 
 
 def layout(kind, index, block_h, block_w, shape):

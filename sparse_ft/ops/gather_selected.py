@@ -38,14 +38,14 @@ def gather_selected_cpu(matrix, kind, index, block_h, block_w, *, dtype=None):
     return values
 
 
-def gather_selected_cuda(matrix, kind, index, block_h, block_w, *, dtype=None):
-    from sparse_ft.kernels.gather_selected import gather_selected_triton
+def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None):
+    from sparse_ft.kernels import gather_selected as kernels
 
-    return gather_selected_triton(matrix, kind, index, block_h, block_w, dtype=dtype)
+    return kernels.gather_selected_triton(matrix, kind, index, block_h, block_w, dtype=dtype)
 
 
 define(SCHEMA, fake=_fake)
-implement("gather_selected", reference=gather_selected_ref, cpu=gather_selected_cpu, cuda=gather_selected_cuda)
+implement("gather_selected", reference=gather_selected_ref, cpu=gather_selected_cpu, triton=gather_selected_triton)
 
 
 def gather_selected(matrix, kind, index, block_h=1, block_w=1, *, dtype=None):

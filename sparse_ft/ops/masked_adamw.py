@@ -94,16 +94,16 @@ def masked_adamw_cpu_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kind
     wrote(*values, *exp_avgs, *exp_avg_sqs, *steps, *weights)
 
 
-def masked_adamw_cuda_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords):
-    from sparse_ft.kernels.masked_adamw import masked_adamw_triton_
+def masked_adamw_triton_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords):
+    from sparse_ft.kernels import masked_adamw as kernels
 
     _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords)
-    masked_adamw_triton_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords)
+    kernels.masked_adamw_triton_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords)
     wrote(*values, *exp_avgs, *exp_avg_sqs, *steps, *weights)
 
 
 define(SCHEMA, fake=_check)
-implement("masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, cuda=masked_adamw_cuda_)
+implement("masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, triton=masked_adamw_triton_)
 
 
 def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds=(), indices=(), blocks=(), **keywords):

@@ -49,50 +49,59 @@ def _check_swap(matrix, values, kind, index, block_h, block_w):
         raise TypeError(f"values: a swap is exact only between equal dtypes, got {values.dtype} for a {matrix.dtype} matrix")
 
 
-def _native_write(matrix, values, kind, index, block_h, block_w, mode):
-    _native.C.scatter_selected_(
+def _write(matrix, values, kind, index, block_h, block_w, mode):
+    """Hand the tensors to the compiled kernel of their device."""
+    arguments = (
         matrix.data_ptr(), _native.DTYPES[matrix.dtype], _native.layout(kind, index, block_h, block_w, matrix.shape),
-        values.data_ptr(), _native.DTYPES[values.dtype], mode, torch.get_num_threads())
+        values.data_ptr(), _native.DTYPES[values.dtype], mode,
+    )  # fmt: skip
+    if matrix.is_cuda:
+        with torch.cuda.device(matrix.device):
+            _native.C.scatter_selected_cuda_(*arguments, torch.cuda.current_stream().cuda_stream)
+    else:
+        _native.C.scatter_selected_(*arguments, torch.get_num_threads())
 
 
-def scatter_selected_cpu_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
+def scatter_selected_native_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
     _check(matrix, values, kind, index, block_h, block_w)
     index, values = index.contiguous(), values.contiguous()
     if not _native.served(matrix, values):
         return scatter_selected_ref_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
-    _native_write(matrix, values, kind, index, block_h, block_w, ADD if accumulate else COPY)
+    _write(matrix, values, kind, index, block_h, block_w, ADD if accumulate else COPY)
     wrote(matrix)
 
 
-def swap_selected_cpu_(matrix, values, kind, index, block_h, block_w):
+def swap_selected_native_(matrix, values, kind, index, block_h, block_w):
     _check_swap(matrix, values, kind, index, block_h, block_w)
     index = index.contiguous()
     if not _native.served(matrix, values):
         return swap_selected_ref_(matrix, values, kind, index, block_h, block_w)
-    _native_write(matrix, values, kind, index, block_h, block_w, EXCHANGE)
+    _write(matrix, values, kind, index, block_h, block_w, EXCHANGE)
     wrote(matrix, values)
 
 
-def scatter_selected_cuda_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
-    from sparse_ft.kernels.scatter_selected import scatter_selected_triton_
+def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
+    from sparse_ft.kernels import scatter_selected as kernels
 
     _check(matrix, values, kind, index, block_h, block_w)
-    scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
+    kernels.scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
     wrote(matrix)
 
 
-def swap_selected_cuda_(matrix, values, kind, index, block_h, block_w):
-    from sparse_ft.kernels.scatter_selected import swap_selected_triton_
+def swap_selected_triton_(matrix, values, kind, index, block_h, block_w):
+    from sparse_ft.kernels import scatter_selected as kernels
 
     _check_swap(matrix, values, kind, index, block_h, block_w)
-    swap_selected_triton_(matrix, values, kind, index, block_h, block_w)
+    kernels.swap_selected_triton_(matrix, values, kind, index, block_h, block_w)
     wrote(matrix, values)
 
 
 define(SCATTER, fake=_check)
 define(SWAP, fake=_check_swap)
-implement("scatter_selected_", reference=scatter_selected_ref_, cpu=scatter_selected_cpu_, cuda=scatter_selected_cuda_)
-implement("swap_selected_", reference=swap_selected_ref_, cpu=swap_selected_cpu_, cuda=swap_selected_cuda_)
+implement("scatter_selected_", reference=scatter_selected_ref_, cpu=scatter_selected_native_,
+          cuda=scatter_selected_native_, triton=scatter_selected_triton_)
+implement("swap_selected_", reference=swap_selected_ref_, cpu=swap_selected_native_,
+          cuda=swap_selected_native_, triton=swap_selected_triton_)
 
 
 def scatter_selected_(matrix, values, kind, index, block_h=1, block_w=1, *, accumulate=False):

@@ -116,24 +116,24 @@ def selected_wgrad_cpu_(values_grad, grad_output, input, kind, index, block_h, b
     wrote(values_grad)
 
 
-def selected_wgrad_cuda(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
-    from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton
+def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
+    from sparse_ft.kernels import selected_wgrad as kernels
 
     dtype = dtype or _accumulator(grad_output.dtype)
-    return selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+    return kernels.selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
 
 
-def selected_wgrad_cuda_(values_grad, grad_output, input, kind, index, block_h, block_w):
-    from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton_
+def selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w):
+    from sparse_ft.kernels import selected_wgrad as kernels
 
-    selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w)
+    kernels.selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w)
     wrote(values_grad)
 
 
 define(SCHEMA, fake=_fake)
 define(SCHEMA_, fake=_fake_)
-implement("selected_wgrad", reference=selected_wgrad_ref, cpu=selected_wgrad_cpu, cuda=selected_wgrad_cuda)
-implement("selected_wgrad_", reference=selected_wgrad_ref_, cpu=selected_wgrad_cpu_, cuda=selected_wgrad_cuda_)
+implement("selected_wgrad", reference=selected_wgrad_ref, cpu=selected_wgrad_cpu, triton=selected_wgrad_triton)
+implement("selected_wgrad_", reference=selected_wgrad_ref_, cpu=selected_wgrad_cpu_, triton=selected_wgrad_triton_)
 
 
 def selected_wgrad(grad_output, input, kind, index, block_h=1, block_w=1, *, dtype=None):
