@@ -1,0 +1,53 @@
+"""sparse_ft._C with tensors in place of addresses. A layout is the tuple (kind, index, block_h, block_w) of the ops."""
+
+import torch
+
+try:
+    from sparse_ft import _C as C
+except ImportError:
+    C = None
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3, "all": 4}
+
+
+def variants():
+    return C.build_info()["cpu_variants"] if C else []
+
+
+def native_layout(layout, shape):
+    """The eight integers of the native core; the index tensor must outlive the call."""
+    kind, index, block_h, block_w = layout
+    return (KINDS[kind], index.data_ptr(), 8 * index.element_size(), index.size(0), block_h, block_w, *shape)
+
+
+def gather(matrix, layout, values, threads=2):
+    C.gather_selected(matrix.data_ptr(), DTYPES[matrix.dtype], native_layout(layout, matrix.shape),
+                      values.data_ptr(), DTYPES[values.dtype], threads)
+    return values
+
+
+def scatter_(matrix, values, layout, mode="copy", threads=2):
+    C.scatter_selected_(matrix.data_ptr(), DTYPES[matrix.dtype], native_layout(layout, matrix.shape),
+                        values.data_ptr(), DTYPES[values.dtype], ("copy", "add", "swap").index(mode), threads)
+
+
+def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False, threads=2):
+    shape = grad_output.size(1), input.size(1)
+    C.selected_wgrad(grad_output.data_ptr(), grad_output.stride(0), input.data_ptr(), input.stride(0), DTYPES[input.dtype],
+                     input.size(0), native_layout(layout, shape), compact, values.data_ptr(), DTYPES[values.dtype],
+                     accumulate, threads)
+    return values
+
+
+def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, threads=2):
+    """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither, and the hyperparameters."""
+    table = []
+    for t in tensors:
+        weight = t.get("weight")
+        table.append((
+            *(t[name].data_ptr() for name in ("value", "grad", "exp_avg", "exp_avg_sq", "step")), t["value"].numel(),
+            DTYPES[t["value"].dtype], 0 if weight is None else weight.data_ptr(), 0 if weight is None else DTYPES[weight.dtype],
+            None if weight is None else native_layout(t["layout"], weight.shape),
+            *(t[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay"))))
+    return C.masked_adamw_(table, maximize, inv_scale, skip_nonfinite, threads)

@@ -1,0 +1,129 @@
+"""masked_adamw_ of the native core against the formula in fp64, allowed twice plain PyTorch's own error."""
+
+import itertools
+
+import core
+import oracle
+import pytest
+import torch
+from oracle import DTYPES, KINDS, name_of, same_bits
+
+HYPER = dict(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+STATE = ("value", "grad", "exp_avg", "exp_avg_sq")
+
+
+def tensor(shape, dtype, step=3.0):
+    made = {name: torch.randn(shape, dtype=torch.float64) for name in STATE}
+    made["exp_avg_sq"] = made["exp_avg_sq"].square() + 0.1
+    return {name: t.to(dtype) for name, t in made.items()} | {"step": torch.tensor(step)} | HYPER
+
+
+def linked(kind, shape, dtype, weight_dtype, which="some", **keywords):
+    layout = oracle.layout(kind, shape, which, **keywords)
+    weight = torch.randn(shape, dtype=torch.float64).to(weight_dtype)
+    return tensor(oracle.values_shape(*layout, shape), dtype) | {"weight": weight, "layout": layout}
+
+
+def step_in(wide, t, *, maximize=False, inv_scale=1.0):
+    """The update in `wide`, from the numbers that t holds."""
+    p, g, m, v = (t[name].to(wide) for name in STATE)
+    step, beta1, beta2 = t["step"].item() + 1, t["beta1"], t["beta2"]
+    g = g * inv_scale * (-1 if maximize else 1)
+    p = p * (1 - t["lr"] * t["weight_decay"])
+    m = m + (g - m) * (1 - beta1)
+    v = v * beta2 + g * g * (1 - beta2)
+    p = p - (t["lr"] / (1 - beta1**step)) * m / (v.sqrt() / (1 - beta2**step) ** 0.5 + t["eps"])
+    return {"value": p, "exp_avg": m, "exp_avg_sq": v}
+
+
+def copy(t):
+    return {name: x.clone() if torch.is_tensor(x) else x for name, x in t.items()}
+
+
+def check_step(t, **keywords):
+    before, dtype = copy(t), t["value"].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    assert not core.adamw_([t], **keywords)
+    want, plain = step_in(torch.float64, before, **keywords), step_in(wide, before, **keywords)
+    for name in want:
+        slack = 4 * torch.finfo(wide).eps if dtype == wide else 0
+        oracle.assert_as_good_as_plain(t[name], want[name], plain[name].to(dtype), slack)
+    assert t["step"] == before["step"] + 1
+    if "weight" in t:
+        shape = t["weight"].shape
+        shown = oracle.spread(t["value"], t["layout"], shape).to(t["weight"].dtype)
+        assert same_bits(t["weight"], torch.where(oracle.mask(t["layout"], shape), shown, before["weight"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(7, 10), (1, 5), (6, 1), (67, 131)], ids=str)
+def test_every_dtype_pair(variant, kind, shape):
+    for (dtype, weight_dtype), index_dtype in zip(itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))):
+        check_step(linked(kind, shape, dtype, weight_dtype, index_dtype=index_dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_plain_tensors_maximize_and_scale(variant, dtype):
+    check_step(tensor((1003,), dtype))
+    check_step(tensor((1003,), dtype, step=0.0), maximize=True, inv_scale=1 / 1024)
+    check_step(tensor((0,), dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_and_none_selected(variant, kind):
+    check_step(linked(kind, (13, 9), torch.float32, torch.bfloat16, "all"))
+    check_step(linked(kind, (13, 9), torch.float32, torch.bfloat16, "empty"))
+
+
+def model():
+    """Tensors of all sorts at once, two of them empty."""
+    torch.manual_seed(5)
+    made = [linked(kind, (130, 260), dtype, weight, which, block=(16, 20)) for kind, dtype, weight, which in zip(
+        (*KINDS, "entries"), (torch.float32, torch.bfloat16, torch.float32, torch.float64, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32, torch.float32), ("some", "some", "all", "some", "empty"))]
+    made += [tensor(shape, torch.float32) for shape in ((0,), (5,), (300, 77))] + [tensor((9001,), torch.float16)]
+    for i, t in enumerate(made):
+        t["lr"] = 0.01 * (i + 1)
+    return made
+
+
+def run(threads, **keywords):
+    tensors = model()
+    found = core.adamw_(tensors, threads=threads, **keywords)
+    return found, [t[name] for t in tensors for name in (*STATE, "step", "weight") if name in t]
+
+
+def test_same_bits_for_every_thread_count_and_variant():
+    _, want = run(1)
+    chosen = core.C.build_info()["cpu_variant"]
+    for name, threads in itertools.product(core.variants(), (1, 2, 3, 7)):
+        core.C.set_cpu_variant(name)
+        found, got = run(threads, skip_nonfinite=True)
+        assert not found and all(same_bits(a, b) for a, b in zip(got, want)), (name, threads)
+    core.C.set_cpu_variant(chosen)
+
+
+@pytest.mark.parametrize("bad", ("inf", "-inf", "nan"))
+@pytest.mark.parametrize("which", (0, 1, 3, 7, 8))
+def test_nonfinite_gradient_changes_nothing(variant, which, bad):
+    tensors = model()
+    tensors[which]["grad"].view(-1)[-1] = float(bad)
+    before = [copy(t) for t in tensors]
+    assert core.adamw_(tensors, skip_nonfinite=True)
+    assert all(same_bits(t[name], b[name]) for t, b in zip(tensors, before) for name in (*STATE, "step", "weight") if name in t)
+
+
+def test_nan_survives_when_not_asked_to_skip(variant):
+    t = linked("entries", (40, 50), torch.float32, torch.bfloat16)
+    t["grad"][7] = float("nan")
+    core.adamw_([t])
+    row, column = divmod(t["layout"][1][7].item(), 50)
+    assert t["value"][7].isnan() and t["weight"][row, column].isnan() and t["value"].isnan().sum() == 1
+
+
+def test_a_count_that_is_not_the_layouts_is_refused():
+    t = linked("rows", (8, 5), torch.float32, torch.float32)
+    for name in STATE:
+        t[name] = t[name].view(-1)[:-1].clone()
+    with pytest.raises(ValueError, match="count must be the number of values of the layout"):
+        core.adamw_([t])

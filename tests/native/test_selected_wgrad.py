@@ -1,0 +1,123 @@
+"""selected_wgrad of the native core against fp64, allowed twice plain PyTorch's own error in the dtype of the operands."""
+
+import itertools
+
+import core
+import oracle
+import pytest
+import torch
+from oracle import DTYPES, KINDS, name_of, same_bits
+
+# One token, odd, one row or column, more than one chunk of tokens, several tiles, several strips.
+SIZES = [(1, 7, 10), (5, 1, 9), (9, 6, 1), (33, 70, 131), (300, 37, 45), (70, 260, 300)]
+BLOCKS = [(3, 4), (16, 16), (1, 7), (5, 40)]
+
+
+def operands(size, dtype, strided=False):
+    tokens, rows, columns = size
+    made = [torch.randn(tokens, n, dtype=torch.float64).to(dtype) for n in (rows, columns)]
+    if not strided:
+        return made
+    return [torch.full((tokens, n + 5), float("nan"), dtype=dtype)[:, 2:n + 2].copy_(m) for m, n in zip(made, (rows, columns))]
+
+
+def exact(grad_output, input, layout):
+    return oracle.gather(grad_output.double().T @ input.double(), layout)
+
+
+def plain(grad_output, input, layout, dtype):
+    """PyTorch in the dtype of the operands (fp32 where the kernel accumulates in fp32), rounded to the dtype of the values.
+
+    The tokens are summed last to first: in fp64 it would otherwise be the oracle itself, with no error to compare with.
+    """
+    wide = torch.promote_types(grad_output.dtype, torch.float32)
+    return oracle.gather(grad_output.to(wide).flip(0).T @ input.to(wide).flip(0), layout).to(dtype)
+
+
+def slack(tokens, *dtypes):
+    """What both may round where the other is exact: an ulp of a sum of `tokens` products of normal variates."""
+    return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * tokens**0.5
+
+
+def check(layout, size, dtype, values_dtype, **keywords):
+    grad_output, input = operands(size, dtype, strided=True)
+    want, compared = exact(grad_output, input, layout), plain(grad_output, input, layout, values_dtype)
+    values = core.wgrad(torch.full(want.shape, float("nan"), dtype=values_dtype), grad_output, input, layout, **keywords)
+    oracle.assert_as_good_as_plain(values, want, compared, slack(size[0], torch.promote_types(dtype, torch.float32), values_dtype))
+    assert not values[oracle.padding(layout, (size[1], size[2]))].any()
+
+    before = torch.randn(want.shape, dtype=torch.float64).to(values_dtype)
+    before[oracle.padding(layout, (size[1], size[2]))] = 0.5
+    grown = core.wgrad(before.clone(), grad_output, input, layout, accumulate=True, **keywords)
+    oracle.assert_as_good_as_plain(grown, want + before, compared + before, slack(size[0], torch.promote_types(dtype, torch.float32), values_dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_dtype(variant, kind, size, dtype):
+    for values_dtype, index_dtype in zip(DTYPES, itertools.cycle((torch.int32, torch.int64))):
+        check(oracle.layout(kind, size[1:], "some", index_dtype), size, dtype, values_dtype)
+
+
+@pytest.mark.parametrize("which", ("last", "all", "empty"))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES[:5], ids=str)
+def test_one_all_and_no_index(variant, kind, size, which):
+    check(oracle.layout(kind, size[1:], which), size, torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("which", ("some", "last", "all"))
+def test_block_sizes_and_ragged_edges(variant, block, which):
+    check(oracle.layout("blocks", (37, 83), which, block=block), (40, 37, 83), torch.float32, torch.float32)
+    check(oracle.layout("blocks", (300, 83), which, block=(block[0] * 60, block[1])), (10, 300, 83), torch.bfloat16, torch.bfloat16)
+
+
+def test_compact_input(variant):
+    layout = oracle.layout("columns", (30, 41))
+    grad_output, input = operands((50, 30, 41), torch.float32)
+    full = core.wgrad(torch.empty(30, layout[1].numel()), grad_output, input, layout)
+    chosen = input[:, layout[1].long()].contiguous()
+    assert same_bits(core.wgrad(torch.empty_like(full), grad_output, chosen, layout, compact=True), full)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_tokens(variant, kind):
+    layout = oracle.layout(kind, (12, 9))
+    values = torch.full(oracle.values_shape(*layout, (12, 9)), 3.0)
+    core.wgrad(values, torch.empty(0, 12), torch.empty(0, 9), layout, accumulate=True)
+    assert (values == 3).all()
+    assert not core.wgrad(values, torch.empty(0, 12), torch.empty(0, 9), layout).any()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=name_of)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_for_every_thread_count(variant, kind, dtype):
+    size = 600, 130, 260
+    layout = oracle.layout(kind, size[1:], "some", block=(16, 20))
+    grad_output, input = operands(size, dtype)
+    one, *others = (core.wgrad(torch.empty(oracle.values_shape(*layout, size[1:])), grad_output, input, layout, threads=n)
+                    for n in (1, 2, 3, 7))
+    assert all(same_bits(other, one) for other in others)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_infinity_arrive_where_they_belong(variant, kind):
+    layout = oracle.layout(kind, (40, 50), "all")
+    grad_output, input = operands((70, 40, 50), torch.float32)
+    grad_output[3, 7], input[69, 11], grad_output[5, 20] = float("nan"), float("nan"), float("inf")
+    got = core.wgrad(torch.empty(oracle.values_shape(*layout, (40, 50))), grad_output, input, layout)
+    want = oracle.gather(grad_output.T @ input, layout)
+    assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf()) and want.isnan().any() and want.isinf().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operands_that_no_entry_needs_do_not_matter(variant, kind):
+    layout = oracle.layout(kind, (40, 50), "last")
+    grad_output, input = operands((70, 40, 50), torch.float32)
+    used = oracle.mask(layout, (40, 50))
+    want = exact(grad_output, input, layout)
+    grad_output[:, ~used.any(1)], input[:, ~used.any(0)] = float("nan"), float("nan")
+    got = core.wgrad(torch.empty(want.shape), grad_output, input, layout)
+    oracle.assert_as_good_as_plain(got, want, want, slack(70, torch.float32))
