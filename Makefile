@@ -1,0 +1,72 @@
+# Each target does its own set-up in a fresh checkout: a virtual environment, then what the target needs, at the
+# versions of constraints.txt. A stamp file remembers it, so the second run starts at once.
+#
+#   make demo | test | bench | lint | clean      ARGS="..." is passed on; PYTHON=python3.12 chooses the interpreter
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# What the compiled part and the installed metadata are made from.
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+
+.PHONY: help demo test bench lint clean
+help:
+	@echo 'make demo    fine-tune a real encoder on real reviews with several methods: accuracy, memory, time'
+	@echo '             make demo ARGS="--model FOLDER --data FILE.csv --density 0.01 --structure columns --steps 50"'
+	@echo '             make demo ARGS=--help shows the rest'
+	@echo 'make test    every test; make test ARGS="-k name" some of them'
+	@echo 'make bench   the benchmarks under bench/'
+	@echo 'make lint    ruff; make lint ARGS=--fix mends what it can'
+	@echo 'make clean   remove what was built and written; the environment $(VENV) stays, its package is installed anew'
+
+$(STAMPS):
+	@command -v $(PYTHON) >/dev/null || { echo 'There is no $(PYTHON); name one: make PYTHON=/path/to/python3'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo '$(PYTHON) cannot make a virtual environment (on Debian: apt-get install python3-venv)'; exit 1; }
+	@mkdir -p $@
+
+$(STAMPS)/demo: $(SOURCES) | $(STAMPS)
+	@echo 'installing sparse_ft and what the demo needs into $(VENV) (once, minutes)'
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+# The demo has tests of its own, hence its extra.
+$(STAMPS)/test: $(SOURCES) | $(STAMPS)
+	@echo 'installing sparse_ft and what the tests need into $(VENV) (once, minutes)'
+	$(PIP) -e '.[test,demo]'
+	@touch $@
+
+$(STAMPS)/bench: $(SOURCES) | $(STAMPS)
+	@echo 'installing sparse_ft and what the benchmarks need into $(VENV) (once, minutes)'
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(STAMPS)/lint: constraints.txt | $(STAMPS)
+	$(PIP) ruff
+	@touch $@
+
+demo: $(STAMPS)/demo
+	@$(BIN)/python -m bench.demo $(ARGS)
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+ifneq ($(wildcard bench/__main__.py),)
+bench: $(STAMPS)/bench
+	@$(BIN)/python -m bench $(ARGS)
+else
+bench:
+	@echo 'The benchmarks live under bench/; there is no harness yet. `make demo` compares whole runs.'
+endif
+
+lint: $(STAMPS)/lint
+	$(BIN)/ruff check $(ARGS) .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench/out sparse_ft/*.so sparse_ft/_build_info.py
+	rm -rf $(STAMPS)
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

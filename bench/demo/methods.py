@@ -1,0 +1,157 @@
+"""The methods compared: what each one trains, with which optimiser, at which learning rate."""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from bench.demo.errors import DemoError
+from bench.demo.model import body_linears, head_modules, head_parameters
+
+LORA_RANK = 8
+LORA_SIZE = "lora"  # the density that trains as many entries as LoRA does
+STRUCTURES = ("columns", "rows", "blocks", "entries", "entries_per_row")
+KINDS = ("full", "lora", "ours", "head")
+WEIGHT_DECAY = 0.01
+BLOCK_SIZE = 32  # entries on a side, for --structure blocks
+SCORE_BATCHES = 4  # batches whose gradient chooses what trains
+
+
+@dataclass(frozen=True)
+class Method:
+    kind: str  # one of KINDS
+    structure: str = ""  # of ours
+    density: float | str = 0.0  # of ours: share of the body's linear weights, or LORA_SIZE
+
+    @property
+    def key(self):
+        """Name in LEARNING_RATES."""
+        if self.kind != "ours":
+            return self.kind
+        size = LORA_SIZE if self.density == LORA_SIZE or self.density >= 0.02 else "1%"
+        return f"{self.structure}@{size}"
+
+    @property
+    def label(self):
+        names = {"full": "full fine-tuning", "lora": f"LoRA r={LORA_RANK} (PEFT)", "head": "head only"}
+        if self.kind != "ours":
+            return names[self.kind]
+        size = "LoRA's size" if self.density == LORA_SIZE else f"{100 * self.density:.3g} %"
+        return f"ours, {self.structure}, {size}"
+
+
+def methods_of(kinds, structures, densities):
+    """[Method] in the order of the table; `ours` stands once for each structure and density."""
+    chosen = []
+    for kind in kinds:
+        if kind == "ours":
+            chosen += [Method("ours", structure, density) for structure in structures for density in densities]
+        else:
+            chosen.append(Method(kind))
+    return chosen
+
+
+def resolved(model, method):
+    """The method with LORA_SIZE replaced by a number: sum of r (in + out) over sum of in * out."""
+    if method.density != LORA_SIZE:
+        return method
+    shapes = [model.get_submodule(name).weight.shape for name in body_linears(model)]
+    adapters = sum(LORA_RANK * (rows + columns) for rows, columns in shapes)
+    return replace(method, density=adapters / sum(rows * columns for rows, columns in shapes))
+
+
+def prepare(model, method, batches, lr, seed):
+    """(model, optimiser) ready to train; `batches` are the training batches that ours may look at to choose."""
+    if method.kind == "ours":
+        return _ours(model, method, batches, lr, seed)
+    if method.kind == "lora":
+        model = _lora(model)
+    if method.kind == "head":
+        names = set(head_parameters(model))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return model, torch.optim.AdamW(trained, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def _lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
+        lora_dropout=0.0,
+        target_modules=body_linears(model),
+        modules_to_save=head_modules(model),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a renamed attribute
+        return get_peft_model(model, config)
+
+
+def _ours(model, method, batches, lr, seed):
+    import sparse_ft as sft
+
+    extra = {"block_size": BLOCK_SIZE} if method.structure == "blocks" else {}
+    plan = sft.select(
+        model,
+        density=method.density,
+        structure=method.structure,
+        score="gradient",
+        targets=[f"{name}.weight" for name in body_linears(model)],
+        batches=batches,
+        loss=lambda model, batch: model(**batch).loss,
+        seed=seed,
+        **extra,
+    )
+    sft.convert(model, plan | {name: "all" for name in head_parameters(model)})
+    return model, sft.SelectiveAdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+
+
+def learning_rate(method, table):
+    """The tuned rate; a structure or size that was not tuned borrows from its nearest relative."""
+    tuned = LEARNING_RATES[table]
+    relatives = {"rows": "columns", "blocks": "columns", "entries_per_row": "entries"}
+    structure, _, size = method.key.partition("@")
+    key = f"{relatives.get(structure, structure)}@{size}" if size else structure
+    return tuned[key][0]
+
+
+def parse_lr(text):
+    """{key or "": rate} of "1e-3" (every method) or "full=5e-5,columns=1e-3" (kinds or structures)."""
+    rates = {}
+    for item in filter(None, (text or "").split(",")):
+        name, _, number = item.rpartition("=")
+        if name not in ("", *KINDS, *STRUCTURES):
+            raise DemoError(f"--lr: unknown method or structure {name!r}; known: {', '.join(KINDS + STRUCTURES)}")
+        try:
+            rates[name] = float(number)
+        except ValueError:
+            raise DemoError(f"--lr: {number!r} is not a number") from None
+        if not 0 < rates[name] < float("inf"):
+            raise DemoError(f"--lr: {number} is not a positive number")
+    return rates
+
+
+# Chosen with `python -m bench.demo --tune`: four rates a method, seed 0, accuracy on the validation split (not the test).
+# {method: (chosen rate, {rate: validation accuracy})}
+LEARNING_RATES = {
+    "reviews": {
+        "full": (1e-4, {}),
+        "lora": (1e-3, {}),
+        "head": (1e-2, {}),
+        "columns@lora": (1e-3, {}),
+        "columns@1%": (1e-3, {}),
+        "entries@lora": (1e-3, {}),
+        "entries@1%": (1e-3, {}),
+    },
+    "digits": {
+        "full": (1e-3, {}),
+        "lora": (3e-3, {}),
+        "head": (1e-2, {}),
+        "columns@lora": (3e-3, {}),
+        "columns@1%": (3e-3, {}),
+        "entries@lora": (3e-3, {}),
+        "entries@1%": (3e-3, {}),
+    },
+}

@@ -1,0 +1,60 @@
+"""Each run in a fresh child process of its own, so that one method's memory never shows in another's."""
+
+import multiprocessing
+import os
+import signal
+import traceback
+
+from bench.demo.errors import DemoError
+
+PRELOAD = ["torch", "transformers.models.auto.modeling_auto", "peft", "tqdm", "bench.demo.train"]
+
+
+class RunFailed(Exception):
+    """A run ended without a result; the message says why."""
+
+
+def _context():
+    """A fork server that has imported the libraries and run nothing: its children start at once and clean."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _child(pipe, function, args):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pipe.send(("row", function(*args)))
+    except KeyboardInterrupt:
+        os._exit(130)
+    except DemoError as error:
+        pipe.send(("refused", str(error)))
+    except Exception:  # noqa: BLE001 - whatever it is, the parent prints it and goes on
+        pipe.send(("failed", traceback.format_exc()))
+
+
+def run_apart(function, *args):
+    """function(*args) in a child of its own; raises RunFailed or DemoError with the child's reason."""
+    context = _context()
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(theirs, function, args), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        kind, result = ours.recv()
+    except EOFError:
+        child.join()
+        raise RunFailed(f"the process ended with status {child.exitcode} (out of memory?)") from None
+    except KeyboardInterrupt:
+        child.terminate()
+        raise
+    finally:
+        child.join(timeout=10)
+        ours.close()
+    if kind == "refused":
+        raise DemoError(result)
+    if kind == "failed":
+        raise RunFailed(result)
+    return result

@@ -1,0 +1,15 @@
+"""The demo runs from the repository's root and is not installed: importable, but behind the installed packages."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+
+@pytest.fixture
+def root():
+    return ROOT
