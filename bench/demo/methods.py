@@ -133,7 +133,7 @@ def parse_lr(text):
     return rates
 
 
-# Chosen with `python -m bench.demo --tune`: four rates a method, seed 0, accuracy on the validation split (not the test).
+# Chosen with `python -m bench.demo --tune`: as many rates a method, seed 0, accuracy on the validation split.
 # {method: (chosen rate, {rate: validation accuracy})}
 LEARNING_RATES = {
     "reviews": {

@@ -5,11 +5,11 @@ from dataclasses import replace
 from bench.demo.runner import run_apart
 from bench.demo.train import run
 
-GRID = {  # four rates a method, each twice or so the one before
-    "full": (2e-5, 5e-5, 1e-4, 2e-4),
-    "lora": (5e-4, 1e-3, 2e-3, 4e-3),
-    "head": (3e-3, 1e-2, 3e-2, 1e-1),
-    "ours": (5e-4, 1e-3, 2e-3, 4e-3),
+GRID = {  # three rates a method, each about three times the one before
+    "full": (5e-5, 1.5e-4, 5e-4),
+    "lora": (5e-4, 1.5e-3, 5e-3),
+    "head": (5e-3, 1.5e-2, 5e-2),
+    "ours": (5e-4, 1.5e-3, 5e-3),
 }
 
 
