@@ -47,7 +47,8 @@ def convert(model, plan):
     for name, module in model.named_modules():
         if isinstance(module, Selected):
             raise ValueError(f"model: {name!r} is selective already; call sft.revert on the model that was converted")
-    actions = [_action(model, name, what) for name, what in plan.items() if what != ALL]
+    readers = _readers(model)
+    actions = [_action(model, name, what, readers) for name, what in plan.items() if what != ALL]
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     for name in plan:
         if plan[name] == ALL and not _find(model, name).is_floating_point():
@@ -132,12 +133,12 @@ def _readers(model):
     return readers
 
 
-def _action(model, name, selection):
+def _action(model, name, selection, readers):
     """Check one selected parameter and return the call that puts its selection in place."""
     owner, attribute = _owner(model, name)
     weight = owner._parameters[attribute]
     check_weight(name, weight)
-    shared = _readers(model)[id(weight)]
+    shared = readers[id(weight)]
     if len(shared) > 1:
         raise ValueError(f"plan: {name!r} is one parameter with {', '.join(n for n in shared.values() if n != name)} (tied), and a "
                          f"selection of a shared parameter is not supported; untie them, train it whole ('all') or leave it out")
