@@ -31,7 +31,7 @@ def adamw_ref_(value, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, we
 def masked_adamw_ref_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, *, lr, beta1, beta2,
                       eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False):
     _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, lr=lr, beta1=beta1, beta2=beta2,
-           eps=eps, weight_decay=weight_decay, found_inf=found_inf, skip_nonfinite=skip_nonfinite)
+           eps=eps, weight_decay=weight_decay, grad_scale=grad_scale, found_inf=found_inf, skip_nonfinite=skip_nonfinite)
     if found_inf is not None and found_inf.item():
         return
     if skip_nonfinite and not all(g.isfinite().all() for g in grads):
@@ -58,7 +58,15 @@ def _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices,
                          f"{len(weights)}, {len(kinds)}, {len(indices)} and {len(blocks)} // 2")
     if skip_nonfinite and found_inf is None:
         raise ValueError("found_inf: skip_nonfinite needs a float32 tensor of one element to report to, got None")
+    scalars = [("steps", step) for step in steps] + [("grad_scale", grad_scale), ("found_inf", found_inf)]
+    for name, scalar in scalars:
+        if scalar is not None and scalar.numel() != 1:
+            raise ValueError(f"{name}: expected one element, got shape {tuple(scalar.shape)}")
+        if scalar is not None and scalar.dtype != torch.float32:
+            raise TypeError(f"{name}: expected torch.float32, got {scalar.dtype}")
     for value, *others in zip(values, grads, exp_avgs, exp_avg_sqs):
+        if not value.is_floating_point():
+            raise TypeError(f"values: expected a floating-point dtype, got {value.dtype}")
         for name, other in zip(("grads", "exp_avgs", "exp_avg_sqs"), others):
             if other.shape != value.shape or other.dtype != value.dtype:
                 raise ValueError(f"{name}: expected {value.dtype} {tuple(value.shape)} as its values, got {other.dtype} "
