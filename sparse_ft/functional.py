@@ -82,6 +82,11 @@ def selective_product(input, weight, values, selection, bias, input_dim):
 
 def _product(input, weight, bias, input_dim):
     if input_dim == 1:
+        if input.dim() > 2 and not input.is_contiguous():
+            # F.linear folds a strided input into one mm only for a weight that requires grad, as the original's did; ours
+            # would go through bmm: other bits, and more memory.
+            output = F.linear(input.contiguous(), weight)
+            return output if bias is None else output + bias.to(output.dtype)
         return F.linear(input, weight, bias)
     flat = torch.addmm(bias, input.view(-1, input.size(-1)), weight)
     return flat.view(*input.shape[:-1], weight.size(1))

@@ -38,8 +38,12 @@ class SelectedParameter(Selected):
         """Put the alias in the parameter's place: an instance attribute is found before a registered parameter."""
         self.sync()
         values = self._parameters["values"]
-        if torch.is_grad_enabled() and values.requires_grad:
+        if not values.requires_grad:
+            return
+        if torch.is_grad_enabled():
             self._put(alias(self._weight(), values, self.selection.layout, self.matrix_shape))
+        elif not torch.compiler.is_compiling():
+            self._put(self._weight().detach().requires_grad_())  # torch picks kernels by it: the bits of the original forward
 
     def after_forward(self, *_):
         if self.owner.__dict__.pop(self.name, None) is not None:

@@ -117,6 +117,7 @@ class Selected(nn.Module):
                           f"reads it take part in the forward, through its own forward()?", stacklevel=5)
         if not written:
             self.__dict__["_shown"] = None
+            torch.autograd.graph.increment_version(self._weight())  # graphs that saved it are out of date, as in nn.Linear
 
     def sync(self, force=False):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""

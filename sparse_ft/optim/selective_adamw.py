@@ -74,6 +74,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if self.skip_nonfinite and found_inf is None:
             found_inf = torch.zeros((), dtype=torch.float32, device=device)
+        if found_inf is not None:
+            for owner in owners:
+                owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
         masked_adamw_(
             [p.detach() for p in params], [p.grad for p in params],
             *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")),
