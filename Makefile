@@ -52,8 +52,9 @@ $(STAMPS)/lint: constraints.txt | $(STAMPS)
 demo: $(STAMPS)/demo
 	@$(BIN)/python -m bench.demo $(ARGS)
 
+# Several workers share the cores: threads that spin while they wait would take them from one another.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 ifneq ($(wildcard bench/__main__.py),)
 bench: $(STAMPS)/bench
