@@ -1,0 +1,330 @@
+"""The autograd functions: gradients of every structure against fp64 differences and plain PyTorch, and what is kept for them."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import oracle
+import sparse_ft as sft
+from sparse_ft.functional import alias, selective_addmm, selective_embedding, selective_linear
+
+OUT, IN = 7, 10
+SELECTIONS = {
+    "rows": sft.Rows([1, 4, 6]), "one row": sft.Rows([0]), "all rows": sft.Rows(list(range(OUT))),
+    "columns": sft.Columns([0, 3, 9]), "one column": sft.Columns([9]), "all columns": sft.Columns(list(range(IN))),
+    "blocks": sft.Blocks([[0, 0], [0, 2], [2, 2]], (3, 4)), "one block": sft.Blocks([[1, 0]], 4),
+    "entries": sft.Entries([0, 9, 10, 33, 69]), "one entry": sft.Entries([69]),
+}
+KINDS = ("rows", "columns", "blocks", "entries")
+
+
+@pytest.fixture(params=SELECTIONS)
+def selection(request):
+    return SELECTIONS[request.param]
+
+
+@pytest.fixture(params=KINDS)
+def one_of_each_kind(request):
+    return SELECTIONS[request.param]
+
+
+def randn(*shape, dtype=torch.float64, grad=True):
+    return torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_(grad)
+
+
+def shown(base, selection, values):
+    """A weight that shows `values`, as the functions expect."""
+    return selection.scatter_(base.clone(), values.detach())
+
+
+def plain_linear(input, base, values, selection, bias=None):
+    """The same in differentiable PyTorch: gradients of `values` through a dense weight."""
+    keep = ~oracle.padding(selection.layout, base.shape)
+    flat = torch.tensor([r * base.shape[1] + c for _, r, c in oracle.places(*selection.layout, base.shape)])
+    weight = base.reshape(-1).index_put((flat,), values[keep].to(base.dtype)).view(base.shape)
+    return F.linear(input, weight, bias)
+
+
+def gradcheck(function, *inputs):
+    return torch.autograd.gradcheck(function, inputs, check_batched_grad=False)
+
+
+@pytest.mark.parametrize("lead", [(5,), (2, 1, 3), ()], ids=["2-D", "4-D", "1-D"])
+def test_gradcheck_linear(selection, lead):
+    base, bias, input = randn(OUT, IN, grad=False), randn(OUT), randn(*lead, IN)
+    values = selection.gather(base).requires_grad_()
+    assert gradcheck(lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b), input, values, bias)
+
+
+@pytest.mark.parametrize("lead", [(5,), (2, 3)], ids=["2-D", "3-D"])
+def test_gradcheck_addmm(selection, lead):
+    base, bias, input = randn(OUT, IN, grad=False), randn(IN), randn(*lead, OUT)
+    values = selection.gather(base).requires_grad_()
+    assert gradcheck(lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b), input, values, bias)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2, -5])
+def test_gradcheck_embedding(padding_idx):
+    selection, base = sft.Rows([1, 4, 6]), randn(OUT, 3, grad=False)
+    tokens = torch.tensor([[0, 1, 1], [4, 6, 5]])
+    values = selection.gather(base).requires_grad_()
+    assert gradcheck(lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx), values)
+
+
+def test_gradcheck_without_bias_or_without_input_gradient(one_of_each_kind):
+    base, input = randn(OUT, IN, grad=False), randn(4, IN)
+    values = one_of_each_kind.gather(base).requires_grad_()
+    linear = lambda i, v: selective_linear(i, shown(base, one_of_each_kind, v), v, one_of_each_kind)  # noqa: E731
+    assert gradcheck(linear, input, values)
+    assert gradcheck(linear, input.detach(), values)
+    assert gradcheck(linear, input, values.detach())
+
+
+@pytest.mark.parametrize("lead", [(5,), (1,), (2, 3), (0,), (2, 0), ()], ids=str)
+def test_equals_plain_pytorch(selection, lead):
+    base, bias, input = randn(OUT, IN, grad=False), randn(OUT), randn(*lead, IN)
+    values = selection.gather(base).requires_grad_()
+    ours = selective_linear(input, base.clone(), values, selection, bias)
+    plain = plain_linear(input, base, values, selection, bias)
+    assert torch.equal(ours, plain) and ours.shape == (*lead, OUT)
+    grad_output = randn(*lead, OUT, grad=False)
+    for got, want in zip(torch.autograd.grad(ours, (input, values, bias), grad_output),
+                         torch.autograd.grad(plain, (input, values, bias), grad_output)):
+        assert got.shape == want.shape and torch.allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lead", [(0,), (2, 0)], ids=str)
+def test_empty_batch_of_the_others(lead):
+    selection, base, input = SELECTIONS["columns"], randn(OUT, IN, grad=False), randn(*lead, OUT)
+    values = selection.gather(base).requires_grad_()
+    out = selective_addmm(input, base, values, selection, randn(IN))
+    out.sum().backward()
+    assert out.shape == (*lead, IN) and input.grad.shape == input.shape and not values.grad.any()
+    rows = SELECTIONS["rows"]
+    table = rows.gather(base).requires_grad_()
+    out = selective_embedding(torch.empty(lead, dtype=torch.int64), base, table, rows)
+    out.sum().backward()
+    assert out.shape == (*lead, IN) and not table.grad.any()
+
+
+def gradients_of(function, tensors, reduce):
+    return torch.autograd.grad(reduce(function(*tensors)), tensors)
+
+
+REDUCTIONS = {
+    "expanded": lambda out: out.sum(),
+    "expanded along tokens": lambda out: (out * torch.arange(out.size(-1), dtype=out.dtype)).sum(),
+    "transposed": lambda out: (out.transpose(0, -1).contiguous() * torch.arange(out.numel()).view(out.transpose(0, -1).shape)).sum(),
+    "strided": lambda out: (out[..., ::2] ** 2).sum(),
+}
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS.values(), ids=REDUCTIONS)
+def test_grad_output_in_every_memory_format(one_of_each_kind, reduce):
+    selection, base = one_of_each_kind, randn(OUT, IN, grad=False)
+    tensors = randn(3, 4, IN), selection.gather(base).requires_grad_(), randn(OUT)
+    ours = gradients_of(lambda i, v, b: selective_linear(i, base, v, selection, b), tensors, reduce)
+    plain = gradients_of(lambda i, v, b: plain_linear(i, base, v, selection, b), tensors, reduce)
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain))
+
+
+def test_inputs_in_every_memory_format(one_of_each_kind):
+    selection, base, bias = one_of_each_kind, randn(OUT, IN, grad=False), randn(OUT)
+    values = selection.gather(base).requires_grad_()
+    for make in (lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[:1].expand(5, -1, -1)):
+        tensors = randn(4, 6, IN), values, bias
+        ours = gradients_of(lambda i, v, b: selective_linear(make(i), base, v, selection, b), tensors, lambda o: o.square().sum())
+        plain = gradients_of(lambda i, v, b: plain_linear(make(i), base, v, selection, b), tensors, lambda o: o.square().sum())
+        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain))
+
+
+def test_addmm_takes_inputs_that_are_not_contiguous():
+    selection, base, bias = SELECTIONS["columns"], randn(OUT, IN, grad=False), randn(IN)
+    values, input = selection.gather(base).requires_grad_(), randn(4, 3, OUT)
+    out = selective_addmm(input.transpose(0, 1), base, values, selection, bias)
+    assert torch.allclose(out, input.transpose(0, 1) @ base + bias)
+    out.square().sum().backward()
+    dense = torch.einsum("bti,bto->io", input.transpose(0, 1), 2 * out).detach()
+    assert torch.allclose(values.grad, dense[:, [0, 3, 9]])
+
+
+def test_addmm_equals_linear_on_the_transposed_weight(one_of_each_kind):
+    base, bias, input = randn(OUT, IN, grad=False), randn(IN), randn(6, OUT)
+    values = one_of_each_kind.gather(base).requires_grad_()
+    out = selective_addmm(input, base, values, one_of_each_kind, bias)
+    assert torch.allclose(out, F.linear(input, base.T, bias))
+    grad_output = randn(6, IN, grad=False)
+    grads = torch.autograd.grad(out, (input, values, bias), grad_output)
+    dense = input.detach().T @ grad_output
+    assert torch.allclose(grads[1], oracle.gather(dense, one_of_each_kind.layout))
+    assert torch.allclose(grads[0], grad_output @ base.T) and torch.allclose(grads[2], grad_output.sum(0))
+
+
+def test_embedding_equals_plain_pytorch():
+    selection, tokens = sft.Rows([1, 4, 6]), torch.randint(0, OUT, (5, 8))
+    for token_dtype in (torch.int64, torch.int32):
+        for padding_idx in (None, 1, 2, -1):
+            base = randn(OUT, 3)
+            values = selection.gather(base.detach()).requires_grad_()
+            out = selective_embedding(tokens.to(token_dtype), base.detach(), values, selection, padding_idx)
+            plain = F.embedding(tokens, base, padding_idx)
+            assert torch.equal(out, plain)
+            grad_output = randn(5, 8, 3, grad=False)
+            out.backward(grad_output)
+            plain.backward(grad_output)
+            assert torch.allclose(values.grad, base.grad[[1, 4, 6]], rtol=1e-12), (token_dtype, padding_idx)
+
+
+@pytest.mark.parametrize("dtype, values_dtype", [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32,) * 2,
+                                                 (torch.float32, torch.float64), (torch.bfloat16,) * 2], ids=str)
+def test_gradients_have_the_dtype_of_what_they_belong_to(one_of_each_kind, dtype, values_dtype):
+    selection, base, bias, input = one_of_each_kind, randn(OUT, IN, dtype=dtype, grad=False), randn(OUT, dtype=dtype), randn(64, IN, dtype=dtype)
+    values = selection.gather(base, dtype=values_dtype).requires_grad_()
+    out = selective_linear(input, base, values, selection, bias)
+    grad_output = randn(64, OUT, dtype=dtype, grad=False)
+    out.backward(grad_output)
+    assert (out.dtype, input.grad.dtype, values.grad.dtype, bias.grad.dtype) == (dtype, dtype, values_dtype, dtype)
+    want = oracle.gather(grad_output.double().T @ input.detach().double(), selection.layout)
+    plain = oracle.gather(grad_output.float().T @ input.detach().float(), selection.layout).to(values_dtype)
+    slack = 64 * torch.finfo(torch.float32).eps + torch.finfo(values_dtype).eps * want.abs().max().item()
+    oracle.assert_as_good_as_plain(values.grad, want, plain, slack)
+
+
+def test_autocast_gradients_and_no_copy_of_the_weight_kept(one_of_each_kind):
+    base, bias, input = randn(OUT, IN, dtype=torch.float32, grad=False), randn(OUT, dtype=torch.float32), randn(6, IN, dtype=torch.float32)
+    values, saved = one_of_each_kind.gather(base).requires_grad_(), []
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = selective_linear(input, base, values, one_of_each_kind, bias)
+    out.backward(torch.ones_like(out))
+    assert out.dtype == torch.bfloat16
+    assert all(t.grad.dtype == torch.float32 for t in (input, values, bias))
+    assert [t.data_ptr() for t in saved if t.shape == base.shape] == [base.data_ptr()]
+    want = oracle.gather(torch.ones(OUT, 6) @ input.detach().bfloat16().float(), one_of_each_kind.layout)
+    assert torch.allclose(values.grad, want, rtol=1e-2, atol=1e-2)
+
+
+def saved_by(function):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = function()
+    return out, saved
+
+
+@pytest.mark.parametrize("name, features", [("columns", [0, 3, 9]), ("blocks", [0, 1, 2, 3, 8, 9])])
+def test_only_the_needed_part_of_the_input_is_kept_and_it_is_a_copy(name, features):
+    selection, base, input = SELECTIONS[name], randn(OUT, IN, grad=False), randn(5, IN, grad=False)
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    (part,) = saved
+    assert torch.equal(part, input[:, features]) and part.untyped_storage().nbytes() == part.numel() * 8
+
+
+@pytest.mark.parametrize("name", ["rows", "entries"])
+def test_rows_and_entries_keep_the_input_itself(name):
+    selection, base, input = SELECTIONS[name], randn(OUT, IN, grad=False), randn(5, IN, grad=False)
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    assert [t.data_ptr() for t in saved] == [input.data_ptr()]
+
+
+def test_addmm_keeps_the_rows_it_needs():
+    selection, base, input = SELECTIONS["rows"], randn(OUT, IN, grad=False), randn(5, OUT, grad=False)
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_addmm(input, base, values, selection, randn(IN, grad=False)))
+    assert [t.shape for t in saved] == [(5, 3)]
+
+
+def test_nothing_is_kept_where_nothing_needs_a_gradient():
+    selection, base, input = SELECTIONS["columns"], randn(OUT, IN, grad=False), randn(5, IN)
+    values = selection.gather(base)
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    assert [t.data_ptr() for t in saved] == [base.data_ptr()]
+    with torch.no_grad():
+        out, saved = saved_by(lambda: selective_linear(input, base, values.requires_grad_(), selection))
+    assert saved == [] and not out.requires_grad
+    with torch.inference_mode():
+        assert not selective_linear(input, base, values, selection).requires_grad
+
+
+def test_one_copy_of_the_columns_serves_all_who_read_the_same_input():
+    base, input = randn(OUT, IN, grad=False), randn(5, IN, grad=False)
+    first, second, other = sft.Columns([0, 3]), sft.Columns([0, 3]), sft.Columns([0, 4])
+    parts = []
+    for selection in (first, second, other):
+        values = selection.gather(base).requires_grad_()
+        out, saved = saved_by(lambda: selective_linear(input, base, values, selection))  # noqa: B023
+        parts.append((out, saved[0]))
+    pointers = [part.data_ptr() for _, part in parts]
+    assert pointers[0] == pointers[1] != pointers[2]
+
+
+def test_a_changed_input_is_copied_again():
+    base, input, selection = randn(OUT, IN, grad=False), randn(5, IN, grad=False), sft.Columns([0, 3])
+    values, grads = selection.gather(base).requires_grad_(), []
+    outs = [selective_linear(input, base, values, selection)]
+    input.mul_(2)
+    outs.append(selective_linear(input, base, values, selection))
+    for out in outs:
+        grads.append(torch.autograd.grad(out.sum(), values)[0])
+    assert torch.allclose(grads[1], 2 * grads[0])
+
+
+def test_kept_copies_die_with_their_graph():
+    base, input, selection = randn(OUT, IN, grad=False), randn(5, IN, grad=False), sft.Columns([0, 3])
+    values = selection.gather(base).requires_grad_()
+    out, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    reference = weakref.ref(saved.pop())
+    del out
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_step_between_forward_and_backward_is_noticed(one_of_each_kind):
+    base, input = randn(OUT, IN, grad=False), randn(5, IN)
+    values = one_of_each_kind.gather(base).requires_grad_()
+    out = selective_linear(input, base, values, one_of_each_kind)
+    one_of_each_kind.scatter_(base, values.detach() + 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["linear", "addmm", "embedding", "alias"])
+def test_double_backward_is_refused_by_name(name):
+    selection, base = sft.Rows([1, 4]), randn(OUT, OUT, grad=False)
+    values = selection.gather(base).requires_grad_()
+    out = {"linear": lambda: selective_linear(randn(3, OUT), base, values, selection),
+           "addmm": lambda: selective_addmm(randn(3, OUT), base, values, selection, randn(OUT)),
+           "embedding": lambda: selective_embedding(torch.tensor([1, 4]), base, values, selection),
+           "alias": lambda: alias(base, values, selection.layout, base.shape)}[name]()
+    with pytest.raises(RuntimeError, match="double backward .* is not supported"):
+        torch.autograd.grad(out.square().sum(), values, create_graph=True)
+
+
+def test_alias_is_the_weight_and_reduces_its_gradient(one_of_each_kind):
+    weight = randn(OUT, 2, IN // 2, grad=False)
+    values = one_of_each_kind.gather(weight.view(OUT, IN)).requires_grad_()
+    shown = alias(weight, values, one_of_each_kind.layout, (OUT, IN))
+    factor = torch.randn_like(weight)
+    (shown * factor).sum().backward()
+    assert shown.data_ptr() == weight.data_ptr() and shown.shape == weight.shape
+    assert torch.equal(values.grad, oracle.gather(factor.view(OUT, IN), one_of_each_kind.layout))
+
+
+def test_errors_name_the_argument():
+    base, input, selection = randn(OUT, IN, grad=False), randn(5, IN), sft.Rows([1, 4])
+    values = selection.gather(base).requires_grad_()
+    for call in (lambda *a: selective_linear(input, *a), lambda *a: selective_addmm(randn(5, OUT), *a, randn(IN)),
+                 lambda *a: selective_embedding(torch.tensor([1]), *a)):
+        with pytest.raises(ValueError, match=r"weight: .*requires_grad_\(False\)"):
+            call(base.clone().requires_grad_(), values, selection)
+        with pytest.raises(ValueError, match=r"values: expected shape \(2, 10\).*\(7, 10\).*got \(2, 9\)"):
+            call(base, values[:, :9], selection)
+        with pytest.raises(IndexError, match=r"index: row 9 .*\(7, 10\)"):
+            call(base, values, sft.Rows([1, 9]))
+        with pytest.raises(ValueError, match=r"matrix: .*\(70,\)"):
+            call(base.view(-1), values, selection)
+    with pytest.raises(TypeError, match="selection: .*whole rows, got 'columns'"):
+        selective_embedding(torch.tensor([1]), base, sft.Columns([0]).gather(base), sft.Columns([0]))
