@@ -46,6 +46,8 @@ def selective_embedding(input, weight, values, selection, padding_idx=None):
         raise TypeError(f"selection: an embedding trains whole rows, got {selection.kind!r}")
     if not (torch.is_grad_enabled() and values.requires_grad):
         return F.embedding(input, weight, padding_idx)
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += weight.size(0)
     return _SelectiveEmbedding.apply(input, weight, values, selection.index, padding_idx)
 
 
@@ -88,7 +90,7 @@ def _product(input, weight, bias, input_dim):
             output = F.linear(input.contiguous(), weight)
             return output if bias is None else output + bias.to(output.dtype)
         return F.linear(input, weight, bias)
-    flat = torch.addmm(bias, input.view(-1, input.size(-1)), weight)
+    flat = torch.addmm(bias, input.reshape(-1, input.size(-1)), weight)
     return flat.view(*input.shape[:-1], weight.size(1))
 
 
