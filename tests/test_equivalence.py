@@ -5,10 +5,12 @@ import functools
 import pytest
 import torch
 import transformers
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparse_ft as sft
 
-from .helpers import llama
+from helpers import llama
 
 STEPS, EARLY = 200, 20
 DECAY = 0.1
@@ -17,10 +19,7 @@ DECAY = 0.1
 @pytest.fixture(autouse=True)
 def one_thread():
     """The model is tiny: threads only wait for each other."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class WritesThroughData(torch.optim.Optimizer):
@@ -104,3 +103,81 @@ def test_each_structure_with_selective_adamw(structure):
 def test_each_optimizer_with_every_structure_in_one_model(name):
     family, make_optimizer = OPTIMIZERS.get(name, ("adamw", selective_adamw))
     check("mixed", family, make_optimizer)
+
+
+# Writers that leave no trace, followed by sft.sync.
+
+def edit_data(model):
+    for parameter in trained(model):
+        parameter.data.mul_(0.9)
+    sft.sync(model)
+
+
+def vector_round_trip(model):
+    vector = nn.utils.parameters_to_vector(trained(model)).detach()
+    nn.utils.vector_to_parameters(vector * 0.9, trained(model))
+    sft.sync(model)
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("edit", [edit_data, vector_round_trip])
+def test_training_goes_on_from_values_edited_without_a_trace(edit):
+    """Ten steps, an edit of what trains, ten more: as in the dense run with the same entries edited."""
+    plan, model = llama.plan_of("mixed"), llama.tiny_llama(torch.float64)
+    dense, masks = llama.tiny_llama(torch.float64), llama.masks_of(llama.tiny_llama(), plan)
+    sft.convert(model, plan)
+    for phase in range(2):
+        losses, _ = llama.train(model, torch.optim.SGD(model.parameters(), 0.3, fused=True), 10)
+        masked_sgd(dense, masks, 10)
+        if phase == 0:
+            edit(model)
+            for name, mask in masks.items():
+                weight = dense.get_parameter(name).data
+                weight.copy_(torch.where(mask, weight * 0.9, weight))
+            assert llama.furthest(llama.weights_of(model, plan), {n: dense.get_parameter(n).detach() for n in plan}) < 1e-9
+    assert llama.furthest(llama.weights_of(model, plan), {n: dense.get_parameter(n).detach() for n in plan}) < 1e-9
+    llama.assert_unselected_untouched(model, plan, torch.float64)
+
+
+def masked_sgd(dense, masks, steps):
+    for tokens in llama.batches(steps):
+        dense.zero_grad()
+        llama.loss_of(dense, tokens).backward()
+        for name, mask in masks.items():
+            dense.get_parameter(name).data.sub_(0.3 * dense.get_parameter(name).grad.masked_fill(~mask, 0))
+
+
+def test_moving_average_swapped_in_and_out():
+    plan, model = llama.plan_of("mixed"), llama.tiny_llama(torch.float64)
+    sft.convert(model, plan)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+    by_hand = llama.weights_of(model, plan)
+    for step, tokens in enumerate(llama.batches(5)):
+        optimizer.zero_grad()
+        llama.loss_of(model, tokens).backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+        now = llama.weights_of(model, plan)
+        by_hand = now if step == 0 else {name: 0.5 * by_hand[name] + 0.5 * now[name] for name in plan}
+    assert llama.furthest(llama.weights_of(averaged.module, plan), by_hand) < 1e-12
+    own = [p.detach().clone() for p in trained(model)]
+    with torch.no_grad():
+        expected = averaged(tokens).logits
+    assert swapped_in(model, trained(averaged.module), tokens).equal(expected)
+    assert llama.furthest(llama.weights_of(model, plan), by_hand) < 1e-12
+    swapped_in(model, own, tokens)
+    assert llama.furthest(llama.weights_of(model, plan), now) == 0
+    llama.assert_unselected_untouched(model, plan, torch.float64)
+
+
+def swapped_in(model, tensors, tokens):
+    """What the model computes with `tensors` as its values, put there by bare `.data` copies."""
+    for parameter, tensor in zip(trained(model), tensors, strict=True):
+        parameter.data.copy_(tensor)
+    sft.sync(model)
+    with torch.no_grad():
+        return model(tokens).logits
