@@ -36,6 +36,9 @@ class Selection:
     def __setattr__(self, name, value):
         raise AttributeError(f"{name}: a {type(self).__name__} is immutable; make a new one")
 
+    def __delattr__(self, name):
+        self.__setattr__(name, None)
+
     def __reduce__(self):
         return _rebuild, (type(self), self.index, self.block_size, self._bound)
 
@@ -167,10 +170,7 @@ class Blocks(Selection):
     _index_shape = "[n, 2] of (block_row, block_col)"
 
     def __init__(self, index, block_size):
-        size = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
-        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise ValueError(f"block_size: expected a positive int or a pair of them, got {block_size!r}")
-        super().__init__(index, size)
+        super().__init__(index, as_block_size(block_size))
 
     def _limits(self, shape):
         names = ("block_row", "block_col")
@@ -215,9 +215,7 @@ def from_mask(mask, kind="entries", block_size=None):
         lines = mask.any(1 if kind == "rows" else 0).nonzero().squeeze(1)
         selection = Rows(lines) if kind == "rows" else Columns(lines)
     elif kind == "blocks":
-        if block_size is None:
-            raise ValueError("block_size: kind 'blocks' needs one, got None")
-        height, width = (block_size, block_size) if isinstance(block_size, int) else block_size
+        height, width = as_block_size(block_size)
         padded = torch.nn.functional.pad(mask, (0, -mask.size(1) % width, 0, -mask.size(0) % height))
         tiles = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height))  # [block_rows, bh, block_cols, bw]
         selection = Blocks(tiles.any(3).any(1).nonzero(), (height, width))
@@ -237,14 +235,25 @@ def _rebuild(cls, index, block_size, bound):
     return selection
 
 
+def as_block_size(block_size):
+    """`(height, width)` of an int or a pair; ValueError for anything else."""
+    size = tuple(block_size) if isinstance(block_size, (tuple, list)) else (block_size, block_size)
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"block_size: expected a positive int or a pair of them, got {block_size!r}")
+    return size
+
+
 def _as_index(index, shape):
-    index = torch.as_tensor(index)
+    try:
+        index = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"index: expected integers {shape}, got {index!r}") from None
+    if index.numel() == 0:
+        raise ValueError("index: an empty selection trains nothing; leave the parameter out of the plan instead")
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
         raise TypeError(f"index: expected integers {shape}, got {index.dtype}; a bool mask goes to sft.from_mask")
     if index.dim() != (2 if "," in shape else 1) or ("," in shape and index.size(1) != 2):
         raise ValueError(f"index: expected shape {shape}, got {tuple(index.shape)}")
-    if index.numel() == 0:
-        raise ValueError("index: an empty selection trains nothing; leave the parameter out of the plan instead")
     if index.device.type == "meta":
         raise ValueError("index: expected a tensor with data, got one on the meta device")
     return index.detach().to(torch.int64, copy=True).contiguous()

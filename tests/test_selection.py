@@ -1,0 +1,283 @@
+"""Selections: what they say of a matrix, what they refuse and in which words, and that they cannot be changed."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import oracle
+import sparse_ft as sft
+from sparse_ft.ops.layout import coordinates
+
+SHAPE = (7, 10)
+SELECTIONS = {
+    "rows": sft.Rows([1, 4, 6]), "columns": sft.Columns([0, 3, 9]), "entries": sft.Entries([0, 9, 10, 33, 69]),
+    "blocks": sft.Blocks([[0, 0], [1, 1]], (3, 4)), "ragged blocks": sft.Blocks([[0, 0], [0, 2], [2, 1], [2, 2]], (3, 4)),
+    "blocks larger than the matrix": sft.Blocks([[0, 0]], 64),
+}
+
+
+@pytest.fixture(params=SELECTIONS)
+def selection(request):
+    return SELECTIONS[request.param]
+
+
+def mask_of(selection, shape=SHAPE):
+    return oracle.mask(selection.layout, shape)
+
+
+def test_mask_nnz_density_and_shape(selection):
+    mask = mask_of(selection)
+    assert torch.equal(selection.mask(SHAPE), mask)
+    assert selection.nnz(SHAPE) == mask.sum().item() and isinstance(selection.nnz(SHAPE), int)
+    assert selection.density(SHAPE) == mask.sum().item() / 70
+    assert selection.values_shape(SHAPE) == oracle.values_shape(*selection.layout, SHAPE)
+    assert selection.values_shape(torch.Size(SHAPE)) == selection.values_shape(list(SHAPE))
+
+
+def test_padding_does_not_count():
+    blocks = SELECTIONS["ragged blocks"]
+    assert blocks.nnz(SHAPE) == 12 + 6 + 4 + 2 < blocks.values_shape(SHAPE).numel() == 48
+
+
+def test_gather_and_scatter(selection):
+    matrix = torch.randn(SHAPE)
+    values = selection.gather(matrix)
+    assert oracle.same_bits(values, oracle.gather(matrix, selection.layout))
+    assert selection.gather(matrix, dtype=torch.float64).dtype == torch.float64
+    other = torch.zeros(SHAPE)
+    assert selection.scatter_(other, values) is other
+    assert torch.equal(other, torch.where(mask_of(selection), matrix, 0))
+
+
+def test_from_mask_gives_the_selection_back(selection):
+    again = sft.from_mask(selection.mask(SHAPE), selection.kind, selection.block_size if selection.kind == "blocks" else None)
+    assert again == selection and again.kind == selection.kind and again.block_size == selection.block_size
+    as_entries = sft.from_mask(selection.mask(SHAPE))
+    assert isinstance(as_entries, sft.Entries) and torch.equal(as_entries.mask(SHAPE), selection.mask(SHAPE))
+
+
+def test_from_mask_of_everything_and_of_an_int_block_size():
+    everything = torch.ones(SHAPE, dtype=torch.bool)
+    assert sft.from_mask(everything, "blocks", 4) == sft.Blocks([[r, c] for r in range(2) for c in range(3)], (4, 4))
+    assert sft.from_mask(everything, "rows") == sft.Rows(list(range(7)))
+    assert sft.from_mask(everything.T, "columns") == sft.Columns(list(range(7)))
+
+
+@pytest.mark.parametrize("mask, keywords, error, message", [
+    (torch.ones(3, 3), {}, TypeError, r"mask: .*torch.float32 \(3, 3\)"),
+    (torch.ones(3, dtype=torch.bool), {}, TypeError, r"mask: .*torch.bool \(3,\)"),
+    ([[True]], {}, TypeError, r"mask: .*\[\[True\]\]"),
+    (torch.zeros(3, 3, dtype=torch.bool), {}, ValueError, "index: an empty selection"),
+    (torch.zeros(3, 3, dtype=torch.bool), {"kind": "rows"}, ValueError, "index: an empty selection"),
+    (torch.ones(3, 3, dtype=torch.bool), {"kind": "diagonal"}, ValueError, "kind: .*'diagonal'"),
+    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks"}, ValueError, "block_size: .*None"),
+    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": 0}, ValueError, "block_size: .*0"),
+    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": (2, -1)}, ValueError, r"block_size: .*\(2, -1\)"),
+    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": "4"}, ValueError, "block_size: .*'4'"),
+    (torch.eye(3).bool(), {"kind": "rows"}, ValueError, r"mask: not made of whole rows: entry \(0, 1\)"),
+    (torch.eye(3).bool(), {"kind": "columns"}, ValueError, r"mask: not made of whole columns: entry \(0, 1\)"),
+    (torch.eye(3).bool(), {"kind": "blocks", "block_size": 2}, ValueError, r"mask: not made of whole blocks: entry \(0, 1\)"),
+])
+def test_from_mask_errors(mask, keywords, error, message):
+    with pytest.raises(error, match=message):
+        sft.from_mask(mask, **keywords)
+
+
+LINES = (sft.Rows, sft.Columns, sft.Entries)
+
+
+def blocks_of(index):
+    return sft.Blocks(index, 4)
+
+
+@pytest.mark.parametrize("make, index, error, message", [
+    *((make, *case) for make in LINES for case in [
+        (torch.tensor([0.0, 1.0]), TypeError, r"index: .*torch.float32"),
+        (torch.tensor([True, False]), TypeError, r"index: .*torch.bool.*from_mask"),
+        (torch.tensor([1j]), TypeError, r"index: .*torch.complex64"),
+        (torch.tensor([[0, 1]]), ValueError, r"index: .*\[n\], got \(1, 2\)"),
+        (torch.tensor(3), ValueError, r"index: .*\[n\], got \(\)"),
+        (torch.tensor([-1, 2]), IndexError, r"index: .*-1"),
+        (torch.tensor([2, 5, 5]), ValueError, r"index: .*5 then 5 at position 1 \(duplicated\)"),
+        (torch.tensor([2, 7, 5]), ValueError, r"index: .*7 then 5 at position 1 \(unsorted\)"),
+        (torch.empty(0, dtype=torch.int64), ValueError, "index: an empty selection"),
+        ([], ValueError, "index: an empty selection"),
+        (torch.empty(3, dtype=torch.int64, device="meta"), ValueError, "index: .*meta"),
+        ("rows", TypeError, "index: .*'rows'"),
+        (None, TypeError, "index: .*None"),
+    ]),
+    (blocks_of, [[0.5, 1.0]], TypeError, r"index: .*\[n, 2\].*torch.float32"),
+    (blocks_of, [0, 1], ValueError, r"index: .*\[n, 2\].*\(2,\)"),
+    (blocks_of, [[0, 1, 2]], ValueError, r"index: .*\[n, 2\].*\(1, 3\)"),
+    (blocks_of, [[0, -2]], IndexError, r"index: .*-2"),
+    (blocks_of, [[0, 1], [0, 1]], ValueError, r"index: .*\[0, 1\] then \[0, 1\] at position 0 \(duplicated\)"),
+    (blocks_of, [[0, 1], [0, 0]], ValueError, r"index: .*\[0, 1\] then \[0, 0\] at position 0 \(unsorted\)"),
+    (blocks_of, [[1, 0], [0, 1]], ValueError, r"index: .*\[1, 0\] then \[0, 1\] at position 0 \(unsorted\)"),
+    (blocks_of, torch.empty(0, 2, dtype=torch.int64), ValueError, "index: an empty selection"),
+    (blocks_of, [[0, 1], [2]], TypeError, r"index: .*\[\[0, 1\], \[2\]\]"),
+])
+def test_construction_errors(make, index, error, message):
+    with pytest.raises(error, match=message):
+        make(index)
+
+
+@pytest.mark.parametrize("block_size", [0, -1, (2, 0), (2,), (1, 2, 3), 1.5, (1.5, 2), "4", None], ids=str)
+def test_block_size_errors(block_size):
+    with pytest.raises(ValueError, match="block_size: .*" + str(block_size).replace("(", r"\(").replace(")", r"\)")):
+        sft.Blocks([[0, 0]], block_size)
+
+
+@pytest.mark.parametrize("selection, shape, message", [
+    (sft.Rows([6]), (6, 10), r"index: row 6 .*\(6, 10\).*0 to 5"),
+    (sft.Columns([2, 10]), (6, 10), r"index: column 10 .*\(6, 10\).*0 to 9"),
+    (sft.Entries([60]), (6, 10), r"index: flat position 60 .*\(6, 10\).*0 to 59"),
+    (sft.Blocks([[0, 2], [2, 0]], 4), (8, 10), r"index: block_row 2 .*\(8, 10\).*0 to 1"),
+    (sft.Blocks([[0, 3]], 4), (8, 12), r"index: block_col 3 .*\(8, 12\).*0 to 2"),
+    (sft.Rows([0]), (0, 10), r"index: row 0 .*\(0, 10\)"),
+])
+def test_out_of_range_is_found_on_every_use(selection, shape, message):
+    matrix = torch.zeros(shape)
+    uses = [selection.check, selection.values_shape, selection.nnz, selection.density, selection.mask]
+    for use in [*(lambda u=u: u(shape) for u in uses), lambda: selection.gather(matrix),
+                lambda: selection.scatter_(matrix, torch.ones(1))]:
+        with pytest.raises(IndexError, match=message):
+            use()
+    assert not matrix.any()
+
+
+def test_uses_on_what_is_no_matrix(selection):
+    for shape in ((7,), (1, 7, 10), ()):
+        for use in (selection.check, selection.nnz, selection.mask, lambda s: selection.gather(torch.zeros(s))):
+            with pytest.raises(ValueError, match=r"matrix: .*\[rows, columns\]"):
+                use(shape)
+
+
+def test_scatter_of_values_that_do_not_fit(selection):
+    matrix = torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match=r"values: .*\(1, 1, 1, 1\)"):
+        selection.scatter_(matrix, torch.ones(1, 1, 1, 1))
+    assert not matrix.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_every_integer_dtype_is_held_as_int32(dtype):
+    source = torch.tensor([1, 4], dtype=dtype)
+    selection = sft.Rows(source)
+    source.zero_()
+    assert selection.index.dtype == torch.int32 and selection.index.tolist() == [1, 4]
+    assert selection == sft.Rows([1, 4]) == sft.Rows((1, 4)) == sft.Rows(torch.arange(6)[1::3])
+
+
+def test_nothing_can_be_assigned_or_deleted(selection):
+    for name in ("index", "block_size", "kind", "anything"):
+        with pytest.raises(AttributeError, match=f"{name}: .*immutable"):
+            setattr(selection, name, 1)
+    with pytest.raises(AttributeError, match="index: .*immutable"):
+        del selection.index
+
+
+def test_equality_and_hash(selection):
+    for other in SELECTIONS.values():
+        assert (selection == other) == (selection is other)
+    again = type(selection)(selection.index.clone(), *([selection.block_size] if selection.kind == "blocks" else []))
+    assert again == selection and hash(again) == hash(selection) and again is not selection and len({again, selection}) == 1
+    assert selection != "all" and selection != selection.index.tolist()
+
+
+def test_equal_indices_of_other_kinds_are_not_equal():
+    assert len({sft.Rows([0, 1]), sft.Columns([0, 1]), sft.Entries([0, 1]), sft.Rows([0, 2]), sft.Rows([0])}) == 5
+    assert sft.Blocks([[0, 0]], 4) != sft.Blocks([[0, 0]], (4, 2))
+
+
+def test_copies(selection):
+    buffer = io.BytesIO()
+    torch.save(selection, buffer)
+    buffer.seek(0)
+    copies = [copy.deepcopy(selection), copy.copy(selection), pickle.loads(pickle.dumps(selection)), torch.load(buffer, weights_only=False)]
+    for other in copies:
+        assert other == selection and other.mask(SHAPE).equal(selection.mask(SHAPE)) and repr(other) == repr(selection)
+        with pytest.raises(IndexError):
+            other.check((1, 1)) if selection.kind != "blocks" or len(selection) > 1 else other.check((0, 0))
+    assert copies[0].index.data_ptr() != selection.index.data_ptr()
+
+
+def test_to(selection):
+    assert selection.to("cpu") is selection and selection.to(torch.device("meta")) is selection
+    if torch.cuda.is_available():
+        there = selection.to("cuda")
+        assert there.index.is_cuda and there == selection and there.to("cpu") == selection
+        assert torch.equal(there.gather(torch.ones(SHAPE, device="cuda")).cpu(), selection.gather(torch.ones(SHAPE)))
+
+
+def test_repr_says_what_and_how_many(selection):
+    text = repr(selection)
+    assert text.startswith(type(selection).__name__) and f"{len(selection)} selected" in text
+
+
+def used(selection, dim):
+    return mask_of(selection).any(1 - dim).nonzero().squeeze(1)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_restrict_gives_the_features_and_a_layout_on_them(selection, dim):
+    features, layout = selection.restrict(dim, SHAPE[dim])
+    matrix = torch.randn(SHAPE)
+    if features is None:
+        assert selection.kind != "blocks" and (selection.kind == "entries" or selection.kind != ("rows", "columns")[dim])
+        features = torch.arange(SHAPE[dim])
+    else:
+        assert features.dtype == torch.int64 and torch.equal(features, used(selection, dim))
+    part = matrix.index_select(dim, features)
+    assert oracle.same_bits(oracle.gather(part, layout), selection.gather(matrix))
+
+
+def test_equal_features_are_one_tensor():
+    first, second = sft.Columns([0, 3]), sft.Columns([0, 3])
+    assert first.restrict(1, 10)[0] is second.restrict(1, 10)[0] is first.restrict(1, 10)[0]
+    blocks = [sft.Blocks([[row, 1]], (3, 4)) for row in (0, 1)]
+    assert blocks[0].restrict(1, 10)[0] is blocks[1].restrict(1, 10)[0]
+    assert first.restrict(1, 10)[0] is not sft.Columns([0, 4]).restrict(1, 10)[0]
+
+
+def test_restrict_of_a_block_past_the_edge_depends_on_the_size():
+    blocks = sft.Blocks([[0, 2]], (3, 4))
+    assert blocks.restrict(1, 10)[0].tolist() == [8, 9] and blocks.restrict(1, 12)[0].tolist() == [8, 9, 10, 11]
+
+
+HUGE = (70000, 70000)
+
+
+def test_entries_past_2_to_the_31():
+    last = HUGE[0] * HUGE[1] - 1
+    selection = sft.Entries([5, 2**31, last])
+    assert selection.index.dtype == torch.int64
+    assert selection.nnz(HUGE) == 3 and selection.density(HUGE) == 3 / HUGE[0] / HUGE[1]
+    selection.check(HUGE)
+    with pytest.raises(IndexError, match=rf"index: flat position {last} .*\(69999, 70000\)"):
+        selection.check((69999, 70000))
+    row, column = coordinates(*selection.layout, HUGE)
+    assert list(zip(row.tolist(), column.tolist())) == [divmod(k, 70000) for k in (5, 2**31, last)]
+    features, layout = selection.restrict(1, 70000)
+    assert features is None and torch.equal(layout[1], selection.index)
+    assert pickle.loads(pickle.dumps(selection)).index.dtype == torch.int64
+    virtual = torch.arange(70000.).expand(HUGE)
+    assert selection.gather(virtual).tolist() == [5, 2**31 % 70000, 69999]
+
+
+def test_the_largest_int32_is_held_as_int32():
+    assert sft.Entries([2**31 - 1]).index.dtype == torch.int32 and sft.Entries([2**31]).index.dtype == torch.int64
+    assert sft.Entries([2**62]).index.tolist() == [2**62]
+
+
+def test_lines_and_blocks_of_a_matrix_past_2_to_the_31():
+    assert sft.Rows([69999]).nnz(HUGE) == 70000 and sft.Rows(list(range(70000))).nnz(HUGE) == 4_900_000_000
+    assert sft.Columns([0, 69999]).values_shape(HUGE) == (70000, 2)
+    blocks = sft.Blocks([[0, 0], [1, 1]], (65536, 65536))
+    assert blocks.nnz(HUGE) == 65536**2 + 4464**2
+    row, column = coordinates("blocks", torch.tensor([[4374, 4374]], dtype=torch.int32), 16, 16, HUGE)
+    assert row.max() == 69999 and (row.max() * 70000 + column.max()).item() == HUGE[0] * HUGE[1] - 1
+    virtual = torch.arange(70000.).expand(HUGE)
+    assert torch.equal(sft.Blocks([[4374, 4374]], 16).gather(virtual)[0, 15], torch.arange(69984., 70000))
