@@ -48,7 +48,7 @@ def load(path):
         data = file.read()
     try:
         return _parse(data)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"path: {os.fspath(path)!r} is not a whole sparse_ft file: {error}") from None
 
 
@@ -65,10 +65,11 @@ def _parse(data):
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (start, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         size = math.prod(shape) * dtype.itemsize
-        if not all(isinstance(n, int) and n >= 0 for n in shape) or start != end or stop - start != size or stop > len(body):
+        if not all(type(n) is int and n >= 0 for n in shape) or start != end or stop - start != size or stop > len(body):
             raise ValueError(f"tensor {name!r} claims bytes {start} to {stop} of {len(body)} for shape {shape}")
         raw = torch.from_numpy(numpy.frombuffer(body[start:stop], dtype=numpy.uint8).copy())
-        tensors[name], end = raw.view(dtype).reshape(shape), stop
+        flat = raw.view(dtype) if size else torch.empty(0, dtype=dtype)
+        tensors[name], end = flat.reshape(shape), stop
     if end != len(body):
         raise ValueError(f"{len(body) - end} bytes after the last tensor")
     return tensors, document
