@@ -77,7 +77,7 @@ def fallback(args, why):
     print(f"Note: {why}.\nRunning on scikit-learn's digits with a small transformer pre-trained here instead.\n")
     from bench.demo.digits import digits_task
 
-    return digits_task(args.out / "digits-encoder", args.pretraining_steps)
+    return digits_task(args.out / "small-transformer", args.pretraining_steps)
 
 
 def choose_task(args):

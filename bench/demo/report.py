@@ -4,6 +4,11 @@ import csv
 
 MIB = 2**20
 
+
+def _choosing(row):
+    return f"{row['choosing_seconds']:.1f}, {row['choosing_peak_bytes'] / MIB:.0f}"
+
+
 COLUMNS = [  # (heading, cell of a row)
     ("method", lambda row: row["label"]),
     ("accuracy %", lambda row: f"{100 * row['accuracy']:.1f}"),
@@ -13,10 +18,11 @@ COLUMNS = [  # (heading, cell of a row)
     ("kept for backward MiB", lambda row: f"{row['saved_bytes'] / MIB:.1f}"),
     ("peak above model MiB", lambda row: f"{row['peak_bytes'] / MIB:.0f}"),
     ("s / step", lambda row: f"{row['seconds_per_step']:.3f}"),
-    ("choosing s", lambda row: f"{row['choosing_seconds']:.1f}" if row["kind"] == "ours" else "-"),
+    ("choosing s, MiB", lambda row: _choosing(row) if row["kind"] == "ours" else "-"),
 ]
 
 LEGEND = """\
+- ours, structure, share: the share of the body's linear weights that trains, the highest gradients of a few batches
 - accuracy: share of {tested:,} held-out examples named rightly, one seed; standard error about {error:.1f} points
 - trainable: parameters that receive gradients; the head for the {classes} classes trains in full in every row
 - optimiser: the tensors of the optimiser's state
@@ -24,7 +30,7 @@ LEGEND = """\
 - peak above model: highest resident set of a process of its own during training steps on the longest batch, minus its
   resident set after loading the model and a first forward; its allocator returns freed blocks to the system at once
 - s / step: median over {steps} steps of forward, backward, clipping and optimiser step
-- choosing: ranking the gradients of {batches} batches once before training, apart from the step and the peak"""
+- choosing: time and peak above model of ranking the gradients of {batches} batches, once before training"""
 
 
 def table(rows):

@@ -15,6 +15,7 @@ from bench.demo.runner import RunFailed  # noqa: E402
 
 FAKE = {"label": "full fine-tuning", "kind": "full", "accuracy": 0.5, "trainable": 10, "total": 20, "steps": 3}
 FAKE |= {"optimizer_bytes": 80, "saved_bytes": 40, "peak_bytes": 400, "seconds_per_step": 0.1, "choosing_seconds": 0.0}
+FAKE |= {"choosing_peak_bytes": 0}
 
 
 def test_offline_demo_writes_table_and_chart(root, tmp_path):
