@@ -30,6 +30,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self.skip_nonfinite, self.skipped_steps = skip_nonfinite, 0
         super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
 
+    def __getstate__(self):
+        return {**super().__getstate__(), "skip_nonfinite": self.skip_nonfinite, "skipped_steps": self.skipped_steps}
+
+    def add_param_group(self, param_group):
+        settings = {**self.defaults, **param_group}
+        _check_hyperparameters(*(settings[name] for name in ("lr", "betas", "eps", "weight_decay")))
+        super().add_param_group(param_group)
+
     @torch.no_grad()
     def step(self, closure=None):
         """One step on every parameter that has a gradient. closure: re-evaluates the model, its loss is returned."""
@@ -143,6 +151,8 @@ def _check_hyperparameters(lr, betas, eps, weight_decay):
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not float(value) >= 0:
             raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+    if len(betas) != 2:
+        raise ValueError(f"betas: expected two numbers, got {betas}")
     for i, beta in enumerate(betas):
         if not 0 <= float(beta) < 1:
             raise ValueError(f"betas: expected numbers in [0, 1), got {beta} at position {i}")

@@ -1,0 +1,458 @@
+"""SelectiveAdamW as a torch.optim.Optimizer: groups, schedulers, scaling, skipping, resuming, and what it costs."""
+
+import copy
+import gc
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import sparse_ft as sft
+
+PLAN = {
+    "embed.weight": sft.Rows([0, 2, 5]),
+    "first.weight": sft.Columns([1, 3]),
+    "first.bias": "all",
+    "conv.weight": sft.Rows([0, 3]),
+    "norm.weight": sft.Entries([0, 7]),
+    "second.weight": sft.Blocks([[0, 1], [1, 2]], (5, 3)),
+    "third.weight": sft.Entries([0, 11, 30]),
+    "third.bias": "all",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny: threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    """Replaced layers of every structure, two aliases, and two parameters that train whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 8)
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.conv, self.norm = nn.Conv1d(8, 8, 3, padding=1), nn.LayerNorm(8)
+
+    def forward(self, tokens):
+        x = torch.tanh(self.first(self.embed(tokens)))
+        x = self.norm(x + self.conv(x.transpose(1, 2)).transpose(1, 2))
+        return self.third(torch.tanh(self.second(x)))
+
+
+def net(dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    model = Net().to(dtype)
+    sft.convert(model, PLAN)
+    return model
+
+
+def loss_of(model, seed):
+    tokens = torch.randint(6, (3, 4), generator=torch.Generator().manual_seed(seed))
+    return model(tokens).float().square().mean()
+
+
+def train(model, optimizer, steps, start=0, scheduler=None):
+    for seed in range(start, start + steps):
+        optimizer.zero_grad()
+        loss_of(model, seed).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def trained(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def weights(model):
+    """The stored tensors, read past everything that would synchronise them."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def everything(model, optimizer):
+    """All tensors of the model and of the optimiser's state, by name."""
+    names = {p: name for name, p in model.named_parameters()}
+    states = {f"{names[p]} {key}": t.clone() for p, state in optimizer.state.items() for key, t in state.items()}
+    return {**weights(model), **states}
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name]) or a[name].dtype != b[name].dtype]
+    assert not different, different
+
+
+def assert_weights_show_values(model):
+    for module in model.modules():
+        if isinstance(module, sft.nn.Selected):
+            shown = module.selection.gather(module._matrix())
+            assert torch.equal(shown, module._parameters["values"].detach().to(shown.dtype)), module.label
+
+
+# The update, against torch's.
+
+@pytest.mark.parametrize("settings", [
+    {}, {"weight_decay": 0.3}, {"betas": (0.5, 0.9)}, {"eps": 1e-3}, {"maximize": True}, {"lr": 0}, {"betas": (0.0, 0.0)}], ids=str)
+def test_is_adamw(settings):
+    """fp64: to rounding. fp32: no further from fp64 than twice torch's own."""
+    settings = {"lr": 1e-2, "weight_decay": 0.01, **settings}
+    ends = {}
+    for dtype in (torch.float64, torch.float32):
+        for make in (torch.optim.AdamW, sft.SelectiveAdamW):
+            torch.manual_seed(0)
+            model = Net().double().to(dtype)
+            sft.convert(model, PLAN)
+            train(model, make(model.parameters(), **settings), 20)
+            ends[make, dtype] = sft.revert(model).state_dict()
+    for name, exact in ends[torch.optim.AdamW, torch.float64].items():
+        torch.testing.assert_close(ends[sft.SelectiveAdamW, torch.float64][name], exact, rtol=0, atol=1e-12)
+    distance = {make: sum((ends[make, torch.float32][n].double() - exact).square().sum()
+                          for n, exact in ends[torch.optim.AdamW, torch.float64].items()).sqrt()
+                for make in (torch.optim.AdamW, sft.SelectiveAdamW)}
+    assert distance[sft.SelectiveAdamW] <= 2 * distance[torch.optim.AdamW]
+
+
+@pytest.mark.parametrize("schedule", [
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),  # moves betas too
+    lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.LinearLR(o, 0.1, 1, 4),
+                                                        torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [4]),
+], ids=["cosine", "one cycle", "warm-up then decay"])
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_schedulers_and_tensor_lr(schedule, tensor_lr):
+    ends = []
+    for make in (torch.optim.AdamW, sft.SelectiveAdamW):
+        model = net(torch.float64)
+        lr = torch.tensor(1e-2, dtype=torch.float64) if tensor_lr else 1e-2
+        optimizer = make(model.parameters(), lr=lr, **({"foreach": False} if make is torch.optim.AdamW else {}))
+        train(model, optimizer, 10, scheduler=schedule(optimizer))
+        ends.append(trained(model))
+    for name, want in ends[0].items():
+        torch.testing.assert_close(ends[1][name], want, rtol=0, atol=1e-12)
+
+
+def test_groups_have_their_own_settings():
+    groups = {"first": {"lr": 1e-3, "weight_decay": 0.5}, "second": {"betas": (0.8, 0.9)}, "third": {"maximize": True}}
+    ends = []
+    for make in (torch.optim.AdamW, sft.SelectiveAdamW):
+        model = net(torch.float64)
+        split = [{"params": getattr(model, name).parameters(), **settings} for name, settings in groups.items()]
+        split[2]["params"] = [p for p in split[2]["params"] if p.requires_grad]
+        optimizer = make(split, lr=1e-2)
+        optimizer.add_param_group({"params": [p for p in model.conv.parameters() if p.requires_grad], "eps": 1e-2})
+        train(model, optimizer, 10)
+        ends.append(trained(model))
+        assert torch.equal(ends[-1]["embed.values"], trained(net(torch.float64))["embed.values"])  # in no group
+    for name, want in ends[0].items():
+        torch.testing.assert_close(ends[1][name], want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_decay_by_name(grouped):
+    model, lr, decay = net(), 0.1, 0.5
+    params = [{"params": list(model.named_parameters())}] if grouped else model.named_parameters()
+    optimizer = sft.SelectiveAdamW(params, lr, weight_decay=decay, no_decay=("*.bias", "norm*"))
+    decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert decays == {name: 0.0 if name.endswith("bias") or name.startswith("norm") else decay for name in trained(model)}
+    before = trained(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    for name, values in trained(model).items():
+        torch.testing.assert_close(values, before[name] * (1 - lr * decays[name]), rtol=1e-6, atol=0)
+    assert_weights_show_values(model)
+
+
+def test_closure_is_evaluated_with_gradients_and_its_loss_returned():
+    model, other = net(), net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    assert torch.equal(optimizer.step(closure), loss_of(other, 0))
+    train(other, sft.SelectiveAdamW(other.parameters(), 1e-2), 1)
+    assert_same_bits(weights(model), weights(other))
+
+
+def test_clip_grad_norm_sees_the_norm_of_the_masked_gradient():
+    torch.manual_seed(0)
+    dense = Net().double()
+    model = copy.deepcopy(dense)
+    sft.convert(model, PLAN)
+    for m in (dense, model):
+        loss_of(m, 0).backward()
+    masked = [p.grad if PLAN[n] == "all" else p.grad.view(s) * PLAN[n].mask(s)
+              for n, p in dense.named_parameters() if n in PLAN for s in [sft.matrix_shape(dense, n)]]
+    want = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in masked]))
+    torch.testing.assert_close(nn.utils.clip_grad_norm_(model.parameters(), want.item() / 3), want)
+    grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(torch.linalg.vector_norm(grads), want / 3, rtol=1e-5, atol=0)
+
+
+def test_gradients_in_any_memory():
+    """Expanded, strided and accumulated into by hand: what autograd may leave in `.grad`."""
+    model = nn.Linear(4, 6, bias=False)
+    sft.convert(model, {"weight": sft.Columns([0, 2])})
+    optimizer = sft.SelectiveAdamW(model.parameters(), 0.1, weight_decay=0)
+    for grad in (torch.ones(()).expand(6, 2), torch.ones(2, 6).T):
+        before = model.values.detach().clone()
+        model.values.grad = grad
+        optimizer.step()
+        torch.testing.assert_close(model.values.detach(), before - 0.1)
+    assert_weights_show_values(model)
+
+
+# Saving and resuming.
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_resumes_bit_for_bit(dtype):
+    """From files only, into a model born with other weights; fp32 values over 16-bit weights come back in full."""
+    model = net(dtype)
+    optimizer = sft.SelectiveAdamW(model.named_parameters(), 1e-2, no_decay="*.bias")
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    train(model, optimizer, 4, scheduler=scheduler)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], file)
+    train(model, optimizer, 4, start=4, scheduler=scheduler)
+
+    fresh = net(dtype, seed=1)
+    again = sft.SelectiveAdamW(fresh.named_parameters(), 5.0, no_decay="*.bias")
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(again, 10)
+    file.seek(0)
+    for what, state in zip((fresh, again, schedule), torch.load(file), strict=True):
+        what.load_state_dict(state)
+    assert_weights_show_values(fresh)
+    train(fresh, again, 4, start=4, scheduler=schedule)
+    assert_same_bits(everything(fresh, again), everything(model, optimizer))
+    if dtype.itemsize == 2:
+        assert fresh.first.values.dtype == torch.float32 and fresh.get_submodule("conv.weight_selected").values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+def test_model_and_optimizer_copied_together_train_on_alike(clone):
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
+    train(model, optimizer, 2)
+    twin, again = clone((model, optimizer))
+    train(model, optimizer, 2, start=2)
+    assert again.skip_nonfinite and again.skipped_steps == 0
+    train(twin, again, 2, start=2)
+    assert_weights_show_values(twin)
+    assert_same_bits(everything(twin, again), everything(model, optimizer))
+
+
+# Skipping.
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["embed.values", "third.values", "third.bias", "conv.weight_selected.values"])
+@pytest.mark.parametrize("maximize", [False, True])  # one group of two: gradients then go through two calls
+def test_a_nonfinite_gradient_skips_the_whole_step(bad, where, maximize):
+    model = net()
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": params[:2], "maximize": maximize}, {"params": params[2:]}]
+    optimizer = sft.SelectiveAdamW(groups, 1e-2, skip_nonfinite=True)
+    train(model, optimizer, 2)
+    before = everything(model, optimizer)
+    loss_of(model, 3).backward()
+    model.get_parameter(where).grad.view(-1)[-1] = bad
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert_same_bits(everything(model, optimizer), before)
+    train(model, optimizer, 1)
+    assert optimizer.skipped_steps == 1 and not torch.equal(model.get_parameter(where), before[where])
+
+
+def test_the_first_step_may_be_skipped():
+    model, other = net(), net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
+    loss_of(model, 0).mul(float("inf")).backward()
+    optimizer.step()
+    train(model, optimizer, 3)
+    again = sft.SelectiveAdamW(other.parameters(), 1e-2)
+    train(other, again, 3)
+    assert optimizer.skipped_steps == 1
+    assert_same_bits(everything(model, optimizer), everything(other, again))
+
+
+def test_a_skipped_step_leaves_no_stale_weight():
+    """Values were edited after the backward; the step that would have written them through did not happen."""
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
+    loss_of(model, 0).mul(float("nan")).backward()
+    with torch.no_grad():
+        for p in trained_parameters(model):
+            p.clamp_(-0.01, 0.01)
+    optimizer.step()
+    loss_of(model, 0)
+    assert_weights_show_values(model)
+
+
+def trained_parameters(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def test_without_skip_nonfinite_nan_is_written_as_torch_does():
+    model = nn.Linear(4, 4)
+    sft.convert(model, {"weight": sft.Rows([1])})
+    model.values.grad = torch.full_like(model.values, float("nan"))
+    sft.SelectiveAdamW(model.parameters()).step()
+    assert model.weight[1].isnan().all() and model.weight[0].isfinite().all()
+
+
+# GradScaler.
+
+def scaled_train(model, optimizer, steps, start=0, unscale=False, factor=1.0, scaler=None):
+    scaler = scaler or torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=10**6)
+    for seed in range(start, start + steps):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, seed) * factor).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    return scaler
+
+
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler_changes_no_bit(unscale, skip_nonfinite):
+    plain, scaled = net(), net()
+    optimizers = [sft.SelectiveAdamW(m.parameters(), 1e-2, skip_nonfinite=skip_nonfinite) for m in (plain, scaled)]
+    train(plain, optimizers[0], 5)
+    scaler = scaled_train(scaled, optimizers[1], 5, unscale=unscale)
+    assert_same_bits(everything(plain, optimizers[0]), everything(scaled, optimizers[1]))
+    assert scaler.get_scale() == 2.0**12
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale):
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+    scaler = scaled_train(model, optimizer, 2)
+    before = everything(model, optimizer)
+    scaled_train(model, optimizer, 1, start=2, unscale=unscale, factor=float("inf"), scaler=scaler)
+    assert_same_bits(everything(model, optimizer), before)
+    assert scaler.get_scale() == 2.0**11
+    scaled_train(model, optimizer, 1, start=2, unscale=unscale, scaler=scaler)
+    assert not torch.equal(model.first.values, before["first.values"])
+    assert_weights_show_values(model)
+
+
+# What it writes and what it costs.
+
+def test_weights_show_the_values_after_a_step_without_a_forward():
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+    train(model, optimizer, 1)
+    assert_weights_show_values(model)
+    versions = {name: p._version for name, p in model.named_parameters()}
+    loss_of(model, 0)
+    assert versions == {name: p._version for name, p in model.named_parameters()}, "the forward wrote what was written"
+
+
+def test_the_link_follows_replaced_parameters():
+    """The weight is resolved at step time; values that no module holds any more train as a plain parameter."""
+    linear = nn.Linear(4, 4)
+    sft.convert(linear, {"weight": sft.Rows([1, 2])})
+    linear._parameters["weight"] = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+    linear.values = nn.Parameter(torch.ones(2, 4))
+    values = linear.values
+    optimizer = sft.SelectiveAdamW(linear.parameters(), 0.5, weight_decay=0)
+    values.grad = torch.ones_like(values)
+    optimizer.step()
+    torch.testing.assert_close(linear.weight, torch.tensor([[0.0], [0.5], [0.5], [0.0]]).expand(4, 4))
+    del linear
+    gc.collect()
+    optimizer.step()
+    torch.testing.assert_close(values.detach(), torch.zeros(2, 4))
+
+
+def test_state_for_the_selected_entries_only():
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64))
+    sft.convert(model, {"0.weight": sft.Rows([3]), "1.weight": sft.Entries([5, 9, 11])})
+    optimizer = sft.SelectiveAdamW(model.parameters())
+    model(torch.ones(2, 64)).sum().backward()
+    optimizer.step()
+    size = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
+    assert size == (64 + 3) * 2 * 4 + 2 * 4  # exp_avg and exp_avg_sq, and a step each, in fp32
+    storages = sum(t.untyped_storage().nbytes() for state in optimizer.state.values() for t in state.values())
+    assert storages == size and len(optimizer.state) == 2
+
+
+def allocated_by(step, tmp_path):
+    """(bytes allocated in all, most at one time) by `step`, as torch's allocator saw it."""
+    import json
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"]
+    live = most = total = 0
+    for change in (e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])):
+        live, total = live + change, total + max(change, 0)
+        most = max(most, live)
+    return total, most
+
+
+@pytest.mark.parametrize("selection", [sft.Entries(torch.arange(0, 4000, 40)), sft.Blocks([[0, 0], [1, 1]], 8)], ids=lambda s: s.kind)
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+def test_transient_memory_of_a_step_does_not_grow_with_the_model(selection, skip_nonfinite, tmp_path):
+    costs = []
+    for width in (64, 1024):
+        model = nn.Sequential(nn.Linear(width, width), nn.Conv1d(width, width, 1))
+        sft.convert(model, {"0.weight": selection, "1.weight": selection})
+        optimizer = sft.SelectiveAdamW(model.parameters(), skip_nonfinite=skip_nonfinite)
+        for p in trained_parameters(model):
+            p.grad = torch.ones_like(p)
+        optimizer.step()  # makes the state
+        costs.append(allocated_by(optimizer.step, tmp_path))
+    assert costs[0] == costs[1]
+    assert costs[1][1] < 1024 * 1024 * 4 / 20  # far from one weight
+
+
+def test_the_measure_sees_an_allocation(tmp_path):
+    total, most = allocated_by(lambda: torch.ones(1000).add(1), tmp_path)
+    assert 8000 <= most <= total < 8100
+
+
+# Errors.
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"lr": -1.0}, r"lr: .*-1\.0"), ({"lr": float("nan")}, "lr: .*nan"), ({"lr": torch.ones(2)}, r"lr: .*\(2,\)"),
+    ({"eps": -1e-8}, "eps: .*-1e-08"), ({"weight_decay": -0.1}, r"weight_decay: .*-0\.1"),
+    ({"betas": (1.0, 0.9)}, r"betas: .*1\.0 at position 0"), ({"betas": (0.9, -0.1)}, r"betas: .*-0\.1 at position 1"),
+    ({"no_decay": "*.bias"}, r"no_decay: .*named_parameters"), ({"betas": (0.9,)}, "betas: .*two"),
+], ids=str)
+def test_bad_settings_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sft.SelectiveAdamW(net().parameters(), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": float("nan")}], ids=str)
+def test_bad_settings_of_a_group_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        sft.SelectiveAdamW([{"params": net().parameters(), **settings}])
+
+
+def test_nothing_to_train_is_refused():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    for params in (model.parameters(), [{"params": model.parameters()}], [], model.weight):
+        with pytest.raises(ValueError, match="params: .*convert"):
+            sft.SelectiveAdamW(params)
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    optimizer = sft.SelectiveAdamW(embedding.parameters())
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="grad: .*sparse"):
+        optimizer.step()
