@@ -6,8 +6,9 @@
 
 #include "convert.h"
 #include "ops.h"
-#include "parallel.h"
+#include "phases.h"
 #include "simd.h"
+#include "used.h"
 #include "walk.h"
 #include "workspace.h"
 
@@ -17,23 +18,7 @@ namespace {
 constexpr int64_t kRunTokens = 64;            // tokens of one contiguous run
 constexpr int64_t kPackedBytes = 16 << 20;    // of both packed operands, unless one run alone needs more
 constexpr int64_t kPackColumns = 64;          // a unit of packing work
-constexpr int64_t kEntriesPerUnit = 4096;     // a unit of dot products, at least
-
-// The lines of one operand that some entry needs.
-struct UsedColumns {
-  int32_t* slot;    // [size] column -> where it is packed
-  int32_t* column;  // [count] the reverse
-  int64_t count;
-
-  void collect(int64_t size) {
-    count = 0;
-    for (int64_t c = 0; c < size; ++c) {
-      if (slot[c] < 0) continue;
-      slot[c] = static_cast<int32_t>(count);
-      column[count++] = static_cast<int32_t>(c);
-    }
-  }
-};
+constexpr int64_t kEntriesPerUnit = 16384;    // of dot products, at most: their slots stay in the second-level cache
 
 // Calls f(k, row, column) for entries [begin, end). Sorted entries cost a division only where the row changes.
 template <class F>
@@ -50,34 +35,32 @@ void for_each_entry(const Layout& layout, int64_t begin, int64_t end, F&& f) {
 }
 
 // packed [slots, kRunTokens] = source [tokens, …] at the columns of slots [begin, end), transposed; zero past the last token.
+// A few tokens at a time: source rows that lie a power of two apart share the lines of a cache set.
 template <class T, class Source>
-void pack_transposed(const Source* source, int64_t stride, int64_t tokens, const UsedColumns& used, int64_t begin, int64_t end, T* packed) {
+void pack_transposed(const Source* source, int64_t stride, int64_t tokens, const Used& used, int64_t begin, int64_t end, T* packed) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t u = begin; u < end; u += lanes) {
-    const int count = static_cast<int>(smaller(lanes, end - u));
-    const int32_t* columns = used.column + u;
-    const bool contiguous = count == lanes && columns[lanes - 1] == columns[0] + lanes - 1;
-    for (int64_t t0 = 0; t0 < kRunTokens; t0 += lanes) {
-      Vec<T> rows[lanes];
-      for (int t = 0; t < lanes; ++t) {
-        T line[lanes] = {};
-        if (t0 + t < tokens) {
-          const Source* from = source + (t0 + t) * stride;
-          if (contiguous)
-            convert_run(line, from + columns[0], lanes);
-          else
-            for (int i = 0; i < count; ++i) line[i] = convert(from[columns[i]], Tag<T>());
-        }
+  for (int64_t t0 = 0; t0 < kRunTokens; t0 += lanes)
+    for (int64_t u = begin; u < end; u += lanes) {
+      const int count = static_cast<int>(smaller(lanes, end - u)), valid = static_cast<int>(smaller(lanes, tokens - t0));
+      const int32_t* columns = used.column + u;
+      const bool contiguous = count == lanes && columns[lanes - 1] == columns[0] + lanes - 1;
+      Vec<T> rows[lanes] = {};
+      for (int t = 0; t < valid; ++t) {
+        const Source* from = source + (t0 + t) * stride;
+        T line[lanes];
+        if (contiguous)
+          convert_run(line, from + columns[0], lanes);
+        else
+          for (int i = 0; i < lanes; ++i) line[i] = convert(from[columns[i < count ? i : 0]], Tag<T>());
         rows[t] = load(line);
       }
       transpose<T>(rows);
       for (int i = 0; i < count; ++i) store(packed + (u + i) * kRunTokens + t0, rows[i]);
     }
-  }
 }
 
 template <class T>
-void pack_transposed(const void* source, DType dtype, int64_t stride, int64_t first_token, int64_t tokens, const UsedColumns& used,
+void pack_transposed(const void* source, DType dtype, int64_t stride, int64_t first_token, int64_t tokens, const Used& used,
                      int64_t begin, int64_t end, T* packed) {
   with_dtype(dtype, [&](auto s) {
     using Source = decltype(s);
@@ -86,22 +69,22 @@ void pack_transposed(const void* source, DType dtype, int64_t stride, int64_t fi
   });
 }
 
-// Adds the dot products of `lanes` entries to sums. Entries of one row share the loads of a.
-template <class T>
-void add_dots(const T* const (&a)[kLanes<T>], const T* const (&b)[kLanes<T>], bool one_row, T* sums, int count) {
-  constexpr int lanes = kLanes<T>;
+// Adds the dot products of the `count` entries whose packed runs start at a[i] and b[i]. Entries of one row share the loads of a.
+// Four vectors of tokens a turn: there are more runs than registers for their addresses.
+// Not inlined: with both kinds in one function the loads of both are kept, and spilled.
+template <bool OneRow, class T>
+__attribute__((noinline)) void add_dots(const T* const (&a)[kLanes<T>], const T* const (&b)[kLanes<T>], T* sums, int count) {
+  constexpr int lanes = kLanes<T>, unroll = 4;
   Vec<T> sum[lanes] = {};
-  if (one_row) {
-    const T* shared = a[0];
-    for (int64_t t = 0; t < kRunTokens; t += lanes) {
-      const Vec<T> at = load(shared + t);
+  for (int64_t t = 0; t < kRunTokens; t += unroll * lanes) {
+    Vec<T> shared[unroll];
+    for (int u = 0; u < unroll; ++u) shared[u] = load(a[0] + t + u * lanes);
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) sum[i] += at * load(b[i] + t);
+    for (int i = 0; i < lanes; ++i) {
+#pragma GCC unroll 4
+      for (int u = 0; u < unroll; ++u)
+        sum[i] += (OneRow ? shared[u] : load(a[i] + t + u * lanes)) * load(b[i] + t + u * lanes);
     }
-  } else {
-    for (int64_t t = 0; t < kRunTokens; t += lanes)
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) sum[i] += load(a[i] + t) * load(b[i] + t);
   }
   const Vec<T> dots = sum_lanes<T>(sum);
   if (count == lanes) return store(sums, load(sums) + dots);
@@ -112,7 +95,7 @@ template <class T>
 struct EntryProblem {
   WgradOperands operands;
   const Layout& layout;
-  UsedColumns rows, columns;
+  Used rows, columns;
   T *packed_rows, *packed_columns;  // [runs, used, kRunTokens]
   T* sums;                          // [nnz]
 
@@ -124,48 +107,52 @@ struct EntryProblem {
     const int64_t run = unit / units_per_run(), within = unit % units_per_run();
     const int64_t token = first_token + run * kRunTokens, tokens = smaller(kRunTokens, operands.tokens - token);
     const bool of_rows = within < row_units();
-    const UsedColumns& used = of_rows ? rows : columns;
+    const Used& used = of_rows ? rows : columns;
     const int64_t begin = (of_rows ? within : within - row_units()) * kPackColumns, end = smaller(begin + kPackColumns, used.count);
     T* packed = (of_rows ? packed_rows : packed_columns) + run * used.count * kRunTokens;
     pack_transposed(of_rows ? operands.grad_output : operands.input, operands.dtype,
                     of_rows ? operands.grad_output_stride : operands.input_stride, token, tokens, used, begin, end, packed);
   }
 
-  void add_entries(int64_t begin, int64_t end, int64_t runs) const {
+  // `slots` has room for two numbers an entry.
+  void add_entries(int64_t begin, int64_t end, int64_t runs, int32_t* slots) const {
     constexpr int lanes = kLanes<T>;
+    int32_t *row_slots = slots, *column_slots = slots + kEntriesPerUnit;
+    for_each_entry(layout, begin, end, [&](int64_t k, int64_t row, int64_t column) {
+      row_slots[k - begin] = rows.slot[row];
+      column_slots[k - begin] = columns.slot[column];
+    });
     for (int64_t run = 0; run < runs; ++run) {
       const T* run_rows = packed_rows + run * rows.count * kRunTokens;
       const T* run_columns = packed_columns + run * columns.count * kRunTokens;
-      const T *a[lanes], *b[lanes];
-      int filled = 0;
-      for_each_entry(layout, begin, end, [&](int64_t k, int64_t row, int64_t column) {
-        a[filled] = run_rows + rows.slot[row] * kRunTokens;
-        b[filled] = run_columns + columns.slot[column] * kRunTokens;
-        if (++filled < lanes && k + 1 < end) return;
-        const int count = filled;
-        for (; filled < lanes; ++filled) a[filled] = a[count - 1], b[filled] = b[count - 1];
-        bool one_row = true;
-        for (int i = 1; i < lanes; ++i) one_row &= a[i] == a[0];
-        add_dots<T>(a, b, one_row, sums + k + 1 - count, count);
-        filled = 0;
-      });
+      for (int64_t k = 0; k < end - begin; k += lanes) {
+        const int count = static_cast<int>(smaller(lanes, end - begin - k));
+        const T *a[lanes], *b[lanes];
+        int32_t differ = 0;
+        for (int i = 0; i < lanes; ++i) {
+          const int64_t at = k + (i < count ? i : 0);
+          a[i] = run_rows + row_slots[at] * kRunTokens;
+          b[i] = run_columns + column_slots[at] * kRunTokens;
+          differ |= row_slots[at] ^ row_slots[k];
+        }
+        differ ? add_dots<false>(a, b, sums + begin + k, count) : add_dots<true>(a, b, sums + begin + k, count);
+      }
     }
   }
 };
 
 template <class T>
 void entry_dots(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads) {
-  const int64_t nnz = layout.n, in_values = sizeof(T) == (values_dtype == kFloat64 ? 8 : values_dtype == kFloat32 ? 4 : 0);
-  const Workspace maps(2 * Pieces::bytes<int32_t>(layout.rows) + 2 * Pieces::bytes<int32_t>(layout.columns) +
-                       (in_values ? 0 : Pieces::bytes<T>(nnz)));
+  const int64_t nnz = layout.n;
+  const bool in_values = is_dtype<T>(values_dtype);
+  const Workspace maps(Used::bytes(layout.rows) + Used::bytes(layout.columns) + (in_values ? 0 : Pieces::bytes<T>(nnz)));
   Pieces from = maps.pieces();
-  EntryProblem<T> problem{operands, layout, {}, {}, nullptr, nullptr, nullptr};
-  problem.rows = UsedColumns{from.cut<int32_t>(layout.rows), from.cut<int32_t>(layout.rows), 0};
-  problem.columns = UsedColumns{from.cut<int32_t>(layout.columns), from.cut<int32_t>(layout.columns), 0};
+  EntryProblem<T> problem{operands, layout, Used(from, layout.rows), Used(from, layout.columns), nullptr, nullptr, nullptr};
   problem.sums = in_values ? static_cast<T*>(values) : from.cut<T>(nnz);
-  memset(problem.rows.slot, 0xff, layout.rows * sizeof(int32_t));
-  memset(problem.columns.slot, 0xff, layout.columns * sizeof(int32_t));
-  for_each_entry(layout, 0, nnz, [&](int64_t, int64_t row, int64_t column) { problem.rows.slot[row] = problem.columns.slot[column] = 0; });
+  for_each_entry(layout, 0, nnz, [&](int64_t, int64_t row, int64_t column) {
+    problem.rows.mark(row);
+    problem.columns.mark(column);
+  });
   problem.rows.collect(layout.rows);
   problem.columns.collect(layout.columns);
   if (!in_values || !accumulate) memset(problem.sums, 0, nnz * sizeof(T));
@@ -177,25 +164,16 @@ void entry_dots(const WgradOperands& operands, const Layout& layout, void* value
   problem.packed_rows = packed.pieces().template cut<T>(0);
   problem.packed_columns = problem.packed_rows + chunk_runs * problem.rows.count * kRunTokens;
 
-  const int64_t unit = round_up(larger(kEntriesPerUnit, divide_up(nnz, 4 * threads)), kLanes<T>);
-  const int64_t phases = 2 * divide_up(all_runs, chunk_runs) + 1;
-  const Workspace counters(Pieces::bytes<int64_t>(phases));
-  int64_t* next = counters.pieces().cut<int64_t>(phases);
-  memset(next, 0, phases * sizeof(int64_t));
-  Barrier barrier;
-  parallel(threads, [&](int, int team) {
-    for (int64_t run = 0, phase = 0; run < all_runs; run += chunk_runs, phase += 2) {
-      const int64_t runs = smaller(chunk_runs, all_runs - run);
-      for (int64_t i; (i = take(next[phase])) < runs * problem.units_per_run();) problem.pack_unit(i, run * kRunTokens);
-      wait_for_team(barrier, team);
-      for (int64_t i; (i = take(next[phase + 1])) * unit < nnz;) problem.add_entries(i * unit, smaller((i + 1) * unit, nnz), runs);
-      wait_for_team(barrier, team);
-    }
+  const int64_t unit = smaller(kEntriesPerUnit, round_up(divide_up(nnz, 4 * threads), kLanes<T>));
+  const Workspace slots(threads * Pieces::bytes<int32_t>(2 * kEntriesPerUnit));
+  int32_t* all_slots = slots.pieces().cut<int32_t>(0);
+  in_phases(all_runs, chunk_runs, threads, [&](int64_t first, int64_t runs, const Phase& pack, const Phase& add, int thread) {
+    pack.share(runs * problem.units_per_run(), [&](int64_t i) { problem.pack_unit(i, first * kRunTokens); });
+    add.share(divide_up(nnz, unit), [&](int64_t i) {
+      problem.add_entries(i * unit, smaller((i + 1) * unit, nnz), runs, all_slots + thread * 2 * kEntriesPerUnit);
+    });
   });
-  if (in_values) return;
-  with_dtype(values_dtype, [&](auto v) {
-    for (int64_t k = 0; k < nnz; ++k) store_sum(static_cast<decltype(v)*>(values)[k], problem.sums[k], accumulate);
-  });
+  if (!in_values) store_sums(problem.sums, nnz, values, values_dtype, accumulate);
 }
 
 }  // namespace

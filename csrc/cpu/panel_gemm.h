@@ -1,4 +1,4 @@
-// result[m, n] = sum over tokens of a[t, a_columns(m)] * b[t, b_columns(n)], for rows, columns and blocks.
+// result[m, n] = sum over tokens of a[t, a_columns(m)] * b[t, b_columns(n)], for rows, columns and narrow blocks.
 // Tokens are the inner dimension and both operands have them outermost, so packing is a copy of the chosen columns and needs no
 // transpose. One thread works one tile of the result from the first token to the last: the order of every sum is fixed.
 #pragma once
@@ -102,25 +102,34 @@ void pack(const Operand& operand, DType dtype, int64_t first_token, int64_t toke
   }
 }
 
-// result [kTileRows, kTileColumns] += a [tokens, kTileRows] transposed * b [tokens, kTileColumns]
-template <class T>
-void multiply_panels(int64_t tokens, const T* __restrict a, const T* __restrict b, T* __restrict result, int64_t result_stride) {
+// result [Rows, kTileColumns] += a [tokens, kTileRows] transposed * b [tokens, kTileColumns], for the first Rows of a
+template <int Rows, class T>
+void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b, T* __restrict result, int64_t result_stride) {
   constexpr int lanes = kLanes<T>;
-  Vec<T> sum[kTileRows][2] = {};
+  Vec<T> sum[Rows][2] = {};
   for (int64_t t = 0; t < tokens; ++t, a += kTileRows, b += 2 * lanes) {
     const Vec<T> b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
+    for (int i = 0; i < Rows; ++i) {
       sum[i][0] += a[i] * b0;
       sum[i][1] += a[i] * b1;
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
+  for (int i = 0; i < Rows; ++i) {
     T* row = result + i * result_stride;
     store(row, load(row) + sum[i][0]);
     store(row + lanes, load(row + lanes) + sum[i][1]);
   }
+}
+
+// The last panel of a may be narrow: the rows are rounded up to a third of a panel (half, where a panel has four).
+template <class T>
+void multiply_panels(int64_t rows, int64_t tokens, const T* a, const T* b, T* result, int64_t result_stride) {
+  constexpr int step = kTileRows % 3 ? kTileRows / 2 : kTileRows / 3;
+  if (rows <= step) return multiply_rows<step>(tokens, a, b, result, result_stride);
+  if (rows <= 2 * step) return multiply_rows<2 * step>(tokens, a, b, result, result_stride);
+  multiply_rows<kTileRows>(tokens, a, b, result, result_stride);
 }
 
 // Writes a finished tile into values, in the order of its layout.
@@ -185,7 +194,7 @@ void compute_tile(const PanelProblem& problem, const Tile& tile, const TileWorks
       pack<kTileColumns<T>>(problem.b, problem.dtype, t, tokens, w.b_columns, b_panels, w.b);
       for (int64_t q = 0; q < b_panels; ++q)
         for (int64_t p = 0; p < a_panels; ++p)
-          multiply_panels(tokens, w.a + p * tokens * kTileRows, w.b + q * tokens * columns,
+          multiply_panels(height - p * kTileRows, tokens, w.a + p * tokens * kTileRows, w.b + q * tokens * columns,
                           w.result + p * kTileRows * result_stride + n - tile.n0 + q * columns, result_stride);
     }
   }

@@ -1,3 +1,4 @@
+#include "block_panels.h"
 #include "entry_dots.h"
 #include "panel_gemm.h"
 
@@ -17,7 +18,9 @@ PanelProblem panel_problem(const WgradOperands& operands, const Layout& layout) 
 template <class T>
 void wgrad(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads) {
   if (layout.kind == kEntries) return entry_dots<T>(operands, layout, values, values_dtype, accumulate, threads);
-  panel_gemm<T>(panel_problem(operands, layout), values, values_dtype, accumulate, threads);
+  const PanelProblem panels = panel_problem(operands, layout);
+  if (fills_panels<T>(layout)) return block_panels<T>(panels, values, values_dtype, accumulate, threads);
+  panel_gemm<T>(panels, values, values_dtype, accumulate, threads);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Scratch memory of one call, in 64-byte lines.
+// Scratch memory of one call, in 64-byte lines, and how sums kept there reach values.
 #pragma once
 
 #include <cstdlib>
@@ -45,11 +45,23 @@ class Workspace {
   void* data_;
 };
 
+template <class T>
+bool is_dtype(DType dtype) {
+  return dtype == (sizeof(T) == sizeof(double) ? kFloat64 : kFloat32);
+}
+
 // Adds to what is there in the precision of the sum, and rounds once.
 template <class Values, class T>
-static inline void store_sum(Values& value, T sum, bool accumulate) {
+void store_sum(Values& value, T sum, bool accumulate) {
   using C = typename Compute<T, Values>::type;
   value = accumulate ? convert(convert(value, Tag<C>()) + convert(sum, Tag<C>()), Tag<Values>()) : convert(sum, Tag<Values>());
+}
+
+template <class T>
+void store_sums(const T* sums, int64_t count, void* values, DType values_dtype, bool accumulate) {
+  with_dtype(values_dtype, [&](auto v) {
+    for (int64_t k = 0; k < count; ++k) store_sum(static_cast<decltype(v)*>(values)[k], sums[k], accumulate);
+  });
 }
 
 }  // namespace
