@@ -45,10 +45,17 @@ def places(kind, index, block_h, block_w, shape):
     return found
 
 
+_known = {}
+
+
 def _places(layout, shape):
-    """`places` as three index tensors."""
-    found = torch.tensor(places(*layout, shape), dtype=torch.int64).reshape(-1, 3)
-    return found[:, 0], found[:, 1], found[:, 2]
+    """`places` as three index tensors; worked out once, for Python is slow."""
+    kind, index, *block = layout
+    key = kind, tuple(index.shape), index.cpu().numpy().tobytes(), *block, *shape
+    if key not in _known:
+        found = torch.tensor(places(*layout, shape), dtype=torch.int64).reshape(-1, 3)
+        _known[key] = found[:, 0], found[:, 1], found[:, 2]
+    return _known[key]
 
 
 def values_shape(kind, index, block_h, block_w, shape):

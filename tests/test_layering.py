@@ -1,0 +1,128 @@
+"""The house keeps its order: imports run one way, the kernels and the native core stand alone, and no file grows past a page or ten."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "sparse_ft"
+FILES = {path.relative_to(ROOT).with_suffix(""): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# Lower imports nothing higher. What is not named (convert, nn, optim, salience, plan, report, …) is in the middle.
+LEVELS = {"_C": 0, "_build_info": 0, "kernels": 0, "_tensorfile": 0, "ops": 1, "selection": 2, "functional": 3}
+MIDDLE, TOP = 4, {"cli": 5, "__main__": 6, "": 7}
+# Within the middle: who may import whom.
+MAY = {"report": (), "plan": (), "nn": (), "backends": (), "convert": ("nn", "plan", "report"), "optim": ("nn",),
+       "salience": ("convert", "nn", "plan")}
+
+
+def module_of(path):
+    """Dotted name below sparse_ft of a file: "ops.layout"; a package's __init__ counts as the package."""
+    parts = path.parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(text, module, is_package):
+    """Dotted names below sparse_ft that a source imports, anywhere in it; "" is the package itself."""
+    home = module.split(".") if module else []
+    here = home if is_package else home[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = here[:len(here) - node.level + 1]
+            names = [".".join(["sparse_ft", *base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "find_spec"):
+            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        else:
+            continue
+        found |= {name.partition(".")[2] for name in names if name.split(".")[0] == "sparse_ft"}
+    return found
+
+
+def room(dotted):
+    """The first part of a dotted name: "ops" of "ops.layout.coordinates"; "" for an attribute of the package itself."""
+    first = dotted.split(".")[0]
+    return first if first in ROOMS else ""
+
+
+ROOMS = {module_of(path).split(".")[0] for path in FILES} | {"_C", "kernels", "_build_info"}
+
+
+def level(name):
+    return LEVELS.get(name, TOP.get(name, MIDDLE))
+
+
+@pytest.mark.parametrize("name", [str(name) for name in FILES])
+def test_imports_run_one_way(name):
+    path = FILES[Path(name)]
+    module, is_package = module_of(Path(name)), path.stem == "__init__"
+    own = room(module)
+    for dotted in imports(path.read_text(), module, is_package):
+        other = room(dotted)
+        if other == own or own == "" or dotted == "__version__":
+            continue
+        assert level(other) <= level(own), f"{name} imports sparse_ft.{dotted}, which stands above it"
+        if own in MAY and level(other) == MIDDLE:
+            assert other in MAY[own], f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
+
+
+def test_the_reader_of_imports_sees_them():
+    text = ("import sparse_ft\nfrom . import a, b\nfrom .c import d\nfrom .. import e\nfrom ..f.g import h\n"
+            "def x():\n    from sparse_ft.i import j\n    import_module = importlib.import_module('sparse_ft.k')\nimport torch\n")
+    assert imports(text, "room.file", False) == {"", "room.a", "room.b", "room.c.d", "e", "f.g.h", "i.j", "k"}
+    assert imports("from .x import y", "ops", True) == {"ops.x.y"}
+    assert imports("from .ops import y", "", True) == {"ops.y"}
+
+
+def test_the_files_are_found():
+    assert {"selection", "functional", "convert", "plan", "ops.layout", "nn.linear", "salience.select", "optim.selective_adamw"} <= {
+        module_of(path) for path in FILES}
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "kernels").glob("*.py"))])
+def test_kernels_know_nothing_of_sparse_ft(name):
+    tree = ast.parse((ROOT / "kernels" / name).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            roots = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"kernels/{name} reaches out of its folder"
+            roots = set() if node.level else {node.module.split(".")[0]}
+        else:
+            continue
+        assert not roots & {"sparse_ft", "kernels"}, f"kernels/{name} imports {roots}"
+
+
+def sources(folder, *suffixes):
+    return [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in suffixes]
+
+
+@pytest.mark.parametrize("path", sources("csrc", ".cpp", ".h", ".cu", ".cuh"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_native_core_knows_neither_torch_nor_the_package(path):
+    for line in path.read_text().splitlines():
+        if line.lstrip().startswith("#"):
+            included = line.partition("include")[2].strip()
+            assert not any(word in included for word in ("torch", "ATen", "c10")), f"{path.name}: {line}"
+            assert "Python.h" not in included and ("pybind11" not in included or path.name == "bindings.cpp"), f"{path.name}: {line}"
+
+
+SOURCES = [path for folder in ("sparse_ft", "kernels", "csrc", "tests", "bench")
+           for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")]
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := path.read_text().count("\n")) > 400}
+    assert not long
+
+
+def test_no_source_imports_the_tests_or_the_bench():
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+            assert not any(name.split(".")[0] in ("tests", "bench", "oracle", "kernels") for name in names), path
