@@ -7,6 +7,7 @@ from torch import nn
 
 from ..convert import matrix_shape
 from ..plan import Plan
+from ..selection import as_block_size
 from .budget import STRUCTURES, top
 from .scores import gradient_scores, magnitude_scores, random_scores
 
@@ -26,7 +27,7 @@ def select(model, *, density, structure="columns", score="random", scope="layer"
     The model is left as it was. Raises ValueError or TypeError that name the argument.
     """
     _check(density, structure, score, scope, batches)
-    height, width = (block_size, block_size) if isinstance(block_size, int) else block_size
+    block_size = as_block_size(block_size)
     weights = _targets(model, targets)
     if score == "random":
         scores = random_scores(_matrices(model, weights), torch.Generator().manual_seed(seed))
@@ -37,7 +38,7 @@ def select(model, *, density, structure="columns", score="random", scope="layer"
     chosen = {}
     for name, values in scores:
         matrix = values.reshape(matrix_shape(model, name))
-        chosen[name] = top(matrix, density, structure, (height, width)).to(weights[name].device)
+        chosen[name] = top(matrix, density, structure, block_size).to(weights[name].device)
     return Plan(chosen)
 
 
