@@ -16,24 +16,30 @@ WORLD = 2
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 
-@pytest.fixture(scope="module", params=ddp_worker.OPTIMIZERS)
-def runs(request, tmp_path_factory):
-    """(the two ranks' results, the model trained on the joint batch in this process)."""
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each rank left behind: [{optimiser: result}]."""
     folder = tmp_path_factory.mktemp("ddp")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    workers = [subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder), request.param],
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(WORLD)]
+    workers = [subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder)], env=environment,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(WORLD)]
     try:
         said = [worker.communicate(timeout=180)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
     assert all(worker.returncode == 0 for worker in workers), "\n".join(said)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.fixture(params=ddp_worker.OPTIMIZERS)
+def runs(request, results):
+    """(the two ranks' results, the model trained on the joint batch in this process)."""
     model = ddp_worker.net()
     ddp_worker.train(model, ddp_worker.OPTIMIZERS[request.param](model.parameters()))
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)], sft.revert(model)
+    return [result[request.param] for result in results], sft.revert(model)
 
 
 def test_trains_as_one_process_with_the_joint_batch(runs):

@@ -1,4 +1,4 @@
-"""One process of a data-parallel run: `python ddp_worker.py RANK WORLD FOLDER OPTIMIZER`; leaves FOLDER/RANK.pt behind."""
+"""One process of a data-parallel run: `python ddp_worker.py RANK WORLD FOLDER`; leaves FOLDER/RANK.pt behind."""
 
 import sys
 from pathlib import Path
@@ -55,16 +55,21 @@ def train(model, optimizer, rank=0, world=1):
     return [(e.name, e.input_shapes) for e in profile.events() if e.name.startswith(("c10d::", "gloo:"))]
 
 
-def main(rank, world, folder, name):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def run(name, rank, world):
+    """Train with optimiser `name`; (weights, collectives of a step, number of entries that train)."""
     model = net(seed=rank)  # DDP gives every rank the weights and values of rank 0
     parallel = DistributedDataParallel(model)
     collectives = train(parallel, OPTIMIZERS[name](parallel.parameters()), rank, world)
     values = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    torch.save({"weights": sft.revert(model).state_dict(), "collectives": collectives, "values": values}, Path(folder, f"{rank}.pt"))
+    return {"weights": sft.revert(model).state_dict(), "collectives": collectives, "values": values}
+
+
+def main(rank, world, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.save({name: run(name, rank, world) for name in OPTIMIZERS}, Path(folder, f"{rank}.pt"))
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
