@@ -19,7 +19,10 @@ class Plan(Mapping):
     """
 
     def __init__(self, items=()):
-        self._items = dict(items)
+        try:
+            self._items = dict(items)
+        except (TypeError, ValueError):
+            raise TypeError(f"plan: expected a mapping {{parameter name: Selection | 'all'}}, got {items!r}") from None
         for name, what in self._items.items():
             if not isinstance(name, str):
                 raise TypeError(f"plan: expected parameter names, got {name!r}")

@@ -50,6 +50,8 @@ def test_or_adds_and_overrides():
 @pytest.mark.parametrize("items, message", [
     ({3: "all"}, "plan: .*names, got 3"), ({"x": "some"}, "plan: .*'x', got 'some'"), ({"x": None}, "plan: .*'x', got None"),
     ({"x": [1, 2]}, r"plan: .*'x', got \[1, 2\]"), ({"x": torch.tensor([1])}, r"plan: .*'x', got tensor\(\[1\]\)"),
+    (3, "plan: expected a mapping .* got 3"), ("model.plan", "plan: expected a mapping .* got 'model.plan'"),
+    (None, "plan: expected a mapping .* got None"), (["weight"], r"plan: expected a mapping .* got \['weight'\]"),
     ({"x": torch.ones(2, 2).bool()}, "plan: .*'x', got tensor"), ({"x": sft.Rows}, "plan: .*'x', got <class"),
 ])
 def test_errors_name_the_entry(items, message):
