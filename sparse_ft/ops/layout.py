@@ -31,11 +31,10 @@ def values_shape(kind, index, block_h, block_w, shape):
 def coordinates(kind, index, block_h, block_w, shape):
     """Row and column (int64, broadcastable to `values`) of every value; padding lies outside of the matrix."""
     index = index.long()
-    rows, columns = (torch.arange(size, device=index.device) for size in shape)
     if kind == "rows":
-        return index[:, None], columns
+        return index[:, None], torch.arange(shape[1], device=index.device)
     if kind == "columns":
-        return rows[:, None], index
+        return torch.arange(shape[0], device=index.device)[:, None], index
     if kind == "blocks":
         inner_row = torch.arange(block_h, device=index.device)[:, None]
         inner_column = torch.arange(block_w, device=index.device)
