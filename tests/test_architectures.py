@@ -118,14 +118,16 @@ def test_copies_train_on_their_own(made, clone):
     optimizer.step()
     assert not torch.equal(outputs(twin, inputs), before)
     assert torch.equal(outputs(original, inputs), before)
-    moved = {name for name in plan if holder(twin, name).values.grad is not None and holder(twin, name).values.grad.any()}
+    grads = {name: holder(twin, name).values.grad for name in plan}
+    moved = {name for name, grad in grads.items() if grad is not None and grad.any()}
     assert moved
     sft.revert(twin)
     for name, parameter in model.named_parameters():
         changed = twin.get_parameter(name) != parameter
         assert changed.any() == (name in moved), name
         if name in plan:
-            assert not (changed.view(sft.matrix_shape(model, name)) & ~plan[name].mask(sft.matrix_shape(model, name))).any(), name
+            shape = sft.matrix_shape(model, name)
+            assert not (changed.view(shape) & ~plan[name].mask(shape)).any(), name
 
 
 def copied(model, how):
@@ -190,7 +192,7 @@ def test_strided_input_gives_the_bits_of_the_original():
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "Attention" in name or "Encoder" in name])
 def test_inference_right_after_a_step(name):
-    """torch's attention has inference kernels of its own that read the weights of their children; they see trained ones."""
+    """torch's attention has inference kernels of its own that read their children's weights; they see trained ones."""
     model, inputs = build(name)
     selective = converted(model, architectures.full_plan(model))
     backward(selective, inputs)

@@ -20,11 +20,13 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def results(tmp_path_factory):
     """What each rank left behind: [{optimiser: result}]."""
     folder = tmp_path_factory.mktemp("ddp")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    workers = [subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder)], env=environment,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(WORLD)]
+    workers = [subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder)],
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+               for rank in range(WORLD)]
     try:
         said = [worker.communicate(timeout=180)[0] for worker in workers]
     finally:
@@ -57,9 +59,10 @@ def test_trains_as_one_process_with_the_joint_batch(runs):
 
 
 def test_only_values_travel(runs):
-    """A step is one all-reduce as long as all values together, and DDP's own broadcast of the model's one buffer (5 entries)."""
+    """A step is one all-reduce as long as all values together, and DDP's own broadcast of the model's buffer of 5."""
     for rank in runs[0]:
         calls = sorted(name for name, _ in rank["collectives"] if name.startswith("c10d::"))
         assert calls == ["c10d::allreduce_", "c10d::broadcast_"]
-        sent = {name: sum(math.prod(shape) for shape in shapes) for name, shapes in rank["collectives"] if name.startswith("gloo:")}
+        sent = {name: sum(math.prod(shape) for shape in shapes)
+                for name, shapes in rank["collectives"] if name.startswith("gloo:")}
         assert sent == {"gloo:all_reduce": rank["values"], "gloo:broadcast": 5}

@@ -1,15 +1,14 @@
-"""Forwards and backwards in any order: several graphs alive, checkpoint recompute, accumulation; what raises in nn.Linear raises."""
+"""Forwards and backwards in any order: several graphs alive, recompute, accumulation, and what raises as in nn.Linear."""
 
 import copy
 
 import pytest
 import torch
+from helpers import llama
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
-
-from helpers import llama
 
 OPTIMIZERS = {
     "SelectiveAdamW": lambda ps: sft.SelectiveAdamW(ps, 1e-2),
@@ -150,7 +149,10 @@ def test_checkpointing_of_transformers(reentrant):
     assert llama.furthest(*weights) == 0
 
 
-@pytest.mark.parametrize("kind", [sft.Rows([1]), sft.Columns([1]), sft.Blocks([[0, 0]], 2), sft.Entries([1])], ids=lambda s: s.kind)
+KINDS = [sft.Rows([1]), sft.Columns([1]), sft.Blocks([[0, 0]], 2), sft.Entries([1])]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda s: s.kind)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_between_a_forward_and_its_backward_raises_as_in_linear(optimizer, kind):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

@@ -1,4 +1,4 @@
-"""transformers around a converted model: its Trainer with the default optimiser, checkpoints, and save_pretrained of what was trained."""
+"""transformers around a converted model: its Trainer with the default optimiser, checkpoints, and save_pretrained."""
 
 import pytest
 import torch
@@ -60,9 +60,10 @@ def examples():
 
 
 def trainer(model, folder, steps=5, **arguments):
-    arguments = TrainingArguments(str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, weight_decay=0.1,
-                                  logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, lr_scheduler_type="constant",
-                                  **{"save_strategy": "no", **arguments})
+    arguments = TrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, weight_decay=0.1,
+        lr_scheduler_type="constant", logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True,
+        **{"save_strategy": "no", **arguments})
     return Trainer(model, arguments, train_dataset=examples())
 
 

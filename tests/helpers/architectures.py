@@ -43,26 +43,30 @@ def qwen2_moe():
 
 
 def qwen3_moe():
-    config = transformers.Qwen3MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM)
+    config = transformers.Qwen3MoeConfig(
+        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM
+    )
     return transformers.Qwen3MoeForCausalLM(config), TOKENS
 
 
 def vit():
-    config = transformers.ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SMALL)
+    config = transformers.ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=0.0,
+                                    attention_probs_dropout_prob=0.0, **SMALL)
     return transformers.ViTForImageClassification(config), {"pixel_values": PICTURE}
 
 
 def t5():
-    config = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_decoder_layers=1, num_heads=2,
-                                   dropout_rate=0.0, decoder_start_token_id=0)
+    config = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_decoder_layers=1,
+                                   num_heads=2, dropout_rate=0.0, decoder_start_token_id=0)
     return transformers.T5ForConditionalGeneration(config), {**TOKENS, "decoder_input_ids": TOKENS["input_ids"].flip(1)}
 
 
 def whisper():
     config = transformers.WhisperConfig(
-        vocab_size=20, num_mel_bins=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        d_model=16, encoder_ffn_dim=20, decoder_ffn_dim=20, max_source_positions=8, max_target_positions=16, dropout=0.0,
-        attention_dropout=0.0, activation_dropout=0.0, decoder_start_token_id=1, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        vocab_size=20, num_mel_bins=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, d_model=16, encoder_ffn_dim=20, decoder_ffn_dim=20, max_source_positions=8,
+        max_target_positions=16, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, decoder_start_token_id=1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2)
     inputs = {"input_features": SOUND, "decoder_input_ids": TOKENS["input_ids"]}
     return transformers.WhisperForConditionalGeneration(config), inputs
 
@@ -101,13 +105,14 @@ def embeddings():
 
 
 ARCHITECTURES = {
-    "BERT": bert, "GPT-2": gpt2, "Llama": llama, "Mixtral": mixtral, "Qwen2-MoE": qwen2_moe, "Qwen3-MoE": qwen3_moe, "ViT": vit,
-    "T5": t5, "Whisper": whisper, "convolutions": convolutions, "embeddings": embeddings,
+    "BERT": bert, "GPT-2": gpt2, "Llama": llama, "Mixtral": mixtral, "Qwen2-MoE": qwen2_moe, "Qwen3-MoE": qwen3_moe,
+    "ViT": vit, "T5": t5, "Whisper": whisper, "convolutions": convolutions, "embeddings": embeddings,
     "MultiheadAttention": lambda: (SelfAttention(8, 2), SEQUENCE),
     "MultiheadAttention batch_first": lambda: (SelfAttention(8, 2, batch_first=True), SEQUENCE),
     "MultiheadAttention kdim": lambda: (CrossAttention(8, 2, kdim=6, vdim=6, add_bias_kv=True), SEQUENCE),
     "TransformerEncoderLayer": lambda: (nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0), SEQUENCE),
-    "TransformerEncoderLayer batch_first": lambda: (nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), SEQUENCE),
+    "TransformerEncoderLayer batch_first":
+        lambda: (nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), SEQUENCE),
     "LSTM": lambda: (Recurrent(nn.LSTM), SEQUENCE),
     "GRU": lambda: (Recurrent(nn.GRU), SEQUENCE),
 }
@@ -148,10 +153,10 @@ def backward(model, inputs):
 
 def full_plan(model):
     """A selection for every parameter that is not tied, the structures in turn."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    tied = {id(p) for p in model.parameters() if sum(q is p for _, q in model.named_parameters(remove_duplicate=False)) > 1}
-    free = [name for name in names if id(model.get_parameter(name)) not in tied]
-    return sft.Plan({name: selection(i, sft.matrix_shape(model, name), is_embedding(model, name)) for i, name in enumerate(free)})
+    every = list(model.named_parameters(remove_duplicate=False))
+    free = [name for name, p in every if sum(q is p for _, q in every) == 1]
+    return sft.Plan({name: selection(i, sft.matrix_shape(model, name), is_embedding(model, name))
+                     for i, name in enumerate(free)})
 
 
 def is_embedding(model, name):
@@ -160,7 +165,7 @@ def is_embedding(model, name):
 
 def selection(number, shape, rows_only):
     rows, columns = shape
-    kinds = ["rows"] if rows_only else ["columns", "blocks", "entries"] if rows == 1 else ["rows", "columns", "blocks", "entries"]
+    kinds = ["rows"] if rows_only else ["columns", "blocks", "entries", "rows"][:3 if rows == 1 else 4]
     kind = kinds[number % len(kinds)]
     if kind == "rows":
         return sft.Rows(torch.arange(rows - 1, -1, -2).flip(0))
@@ -182,7 +187,7 @@ def holder(model, name):
 def split(model, plan):
     """(plan of the parameters whose module is replaced, plan of those that are aliased); model: not converted."""
     replaced = {name for name in plan if name.rpartition(".")[2] == "weight" and replaces(model, name)}
-    return sft.Plan({n: s for n, s in plan.items() if n in replaced}), sft.Plan({n: s for n, s in plan.items() if n not in replaced})
+    return tuple(sft.Plan({n: s for n, s in plan.items() if (n in replaced) == which}) for which in (True, False))
 
 
 def replaces(model, name):

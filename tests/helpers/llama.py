@@ -1,4 +1,4 @@
-"""A tiny Llama-shaped model on a task that it learns, and training of it: with selections, and dense with the gradient masked."""
+"""A tiny Llama-shaped model on a task that it learns; training with selections, and dense with the gradient masked."""
 
 import torch
 from torch import nn
@@ -12,11 +12,11 @@ STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 
 
 def tiny_llama(dtype=torch.float32, layers=1, seed=0):
-    """Llama with grouped-query attention. Its norms are torch's: transformers' round to fp32 inside, whatever the dtype."""
+    """Llama with grouped-query attention. Its norms are torch's: transformers' round to fp32 inside, always."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=44, num_hidden_layers=layers, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=6, max_position_embeddings=LENGTH, use_cache=False, initializer_range=0.2,
-                         tie_word_embeddings=False)
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=44, num_hidden_layers=layers,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=LENGTH,
+                         use_cache=False, initializer_range=0.2, tie_word_embeddings=False)
     model = LlamaForCausalLM(config)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -43,13 +43,15 @@ def loss_of(model, tokens):
 
 
 def plan_of(structure, density=0.3):
-    """A plan on every linear layer of `tiny_llama`; "mixed": every structure at once, and embedding rows and a norm with them."""
+    """A plan on every linear layer of `tiny_llama`; "mixed": every structure at once, embedding rows and a norm too."""
     model = tiny_llama()
+    names = sorted(n for n, _ in model.named_parameters() if n.endswith(("proj.weight", "lm_head.weight")))
     if structure != "mixed":
-        return sft.select(model, density=density, structure=structure, targets=["*proj.weight", "lm_head.weight"], block_size=(10, 7))
+        return sft.select(model, density=density, structure=structure, targets=names, block_size=(10, 7))
     plan = {}
-    for i, name in enumerate(sorted(n for n, _ in model.named_parameters() if n.endswith(("proj.weight", "lm_head.weight")))):
-        plan |= sft.select(model, density=density, structure=STRUCTURES[i % len(STRUCTURES)], targets=name, block_size=(10, 7))
+    for i, name in enumerate(names):
+        kind = STRUCTURES[i % len(STRUCTURES)]
+        plan |= sft.select(model, density=density, structure=kind, targets=name, block_size=(10, 7))
     plan["model.embed_tokens.weight"] = sft.Rows(torch.arange(0, VOCABULARY, 2))
     plan["model.norm.weight"] = sft.Columns(torch.arange(0, 24, 3))
     return sft.Plan(plan)
@@ -66,11 +68,12 @@ def weights_of(model, plan):
 
 def masks_of(model, plan):
     """{name: bool mask in the weight's own shape}."""
-    return {name: what.mask(sft.matrix_shape(model, name)).view(model.get_parameter(name).shape) for name, what in plan.items()}
+    return {name: what.mask(sft.matrix_shape(model, name)).view(model.get_parameter(name).shape)
+            for name, what in plan.items()}
 
 
 def train(model, optimizer, steps, plan=None, snapshots=()):
-    """Plain training, one batch a step. Returns the losses, and {step: weights of `plan`} for each step of `snapshots`."""
+    """Plain training, one batch a step. Returns the losses and {step: weights of `plan`} at each of `snapshots`."""
     losses, taken = [], {}
     for step, tokens in enumerate(batches(steps), 1):
         loss = loss_of(model, tokens)
@@ -86,8 +89,8 @@ def train(model, optimizer, steps, plan=None, snapshots=()):
 def train_dense(plan, dtype, steps, make_optimizer, weight_decay=0.0, decoupled=True, snapshots=()):
     """Dense training with the gradient masked and decay applied to the selected entries only.
 
-    make_optimizer: called on the weights; must not decay on its own. decoupled: decay as in AdamW (needs an optimiser with "lr"),
-    else as an L2 term in the gradient. Returns {step: weights} for each step of `snapshots` and the last.
+    make_optimizer: called on the weights; must not decay on its own. decoupled: decay as in AdamW (by the optimiser's
+    "lr"), else as an L2 term in the gradient. Returns {step: weights} for each step of `snapshots` and the last.
     """
     model = tiny_llama(dtype)
     masks, taken = masks_of(model, plan), {}
@@ -106,7 +109,8 @@ def train_dense(plan, dtype, steps, make_optimizer, weight_decay=0.0, decoupled=
                     weight.grad.add_(weight, alpha=weight_decay)
                 weight.grad.masked_fill_(~masks[name], 0)
                 if decoupled:
-                    weight.copy_(torch.where(masks[name], weight * (1 - optimizer.param_groups[0]["lr"] * weight_decay), weight))
+                    kept = 1 - optimizer.param_groups[0]["lr"] * weight_decay
+                    weight.copy_(torch.where(masks[name], weight * kept, weight))
         optimizer.step()
         if step in snapshots or step == steps:
             taken[step] = weights_of(model, plan)
@@ -114,8 +118,10 @@ def train_dense(plan, dtype, steps, make_optimizer, weight_decay=0.0, decoupled=
 
 
 def train_compact(plan, dtype, steps, make_optimizer, snapshots=()):
-    """As `train_dense`, with the optimiser on compact copies of the selected entries and hand-made gradients for them: for
-    optimisers whose step depends on the parameter's shape. make_optimizer: called on the compact parameters."""
+    """As `train_dense`, with the optimiser on compact copies of the selected entries and hand-made gradients for them.
+
+    For optimisers whose step depends on the parameter's shape. make_optimizer: called on the compact parameters.
+    """
     model, taken = tiny_llama(dtype), {}
     model.requires_grad_(False)
     weights = {name: model.get_parameter(name).requires_grad_(True) for name in plan}

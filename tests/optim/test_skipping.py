@@ -1,0 +1,113 @@
+"""Steps that SelectiveAdamW skips: on its own account when a gradient is not finite, and at a GradScaler's word."""
+
+import pytest
+import torch
+from helpers.small_net import (
+    assert_same_bits,
+    assert_weights_show_values,
+    everything,
+    loss_of,
+    net,
+    train,
+    trained_parameters,
+)
+from torch import nn
+
+import sparse_ft as sft
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny: threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["embed.values", "third.values", "third.bias", "conv.weight_selected.values"])
+@pytest.mark.parametrize("maximize", [False, True])  # one group of two: gradients then go through two calls
+def test_a_nonfinite_gradient_skips_the_whole_step(bad, where, maximize):
+    model = net()
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": params[:2], "maximize": maximize}, {"params": params[2:]}]
+    optimizer = sft.SelectiveAdamW(groups, 1e-2, skip_nonfinite=True)
+    train(model, optimizer, 2)
+    before = everything(model, optimizer)
+    loss_of(model, 3).backward()
+    model.get_parameter(where).grad.view(-1)[-1] = bad
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert_same_bits(everything(model, optimizer), before)
+    train(model, optimizer, 1)
+    assert optimizer.skipped_steps == 1 and not torch.equal(model.get_parameter(where), before[where])
+
+
+def test_the_first_step_may_be_skipped():
+    model, other = net(), net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
+    loss_of(model, 0).mul(float("inf")).backward()
+    optimizer.step()
+    train(model, optimizer, 3)
+    again = sft.SelectiveAdamW(other.parameters(), 1e-2)
+    train(other, again, 3)
+    assert optimizer.skipped_steps == 1
+    assert_same_bits(everything(model, optimizer), everything(other, again))
+
+
+def test_a_skipped_step_leaves_no_stale_weight():
+    """Values were edited after the backward; the step that would have written them through did not happen."""
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
+    loss_of(model, 0).mul(float("nan")).backward()
+    with torch.no_grad():
+        for p in trained_parameters(model):
+            p.clamp_(-0.01, 0.01)
+    optimizer.step()
+    loss_of(model, 0)
+    assert_weights_show_values(model)
+
+
+def test_without_skip_nonfinite_nan_is_written_as_torch_does():
+    model = nn.Linear(4, 4)
+    sft.convert(model, {"weight": sft.Rows([1])})
+    model.values.grad = torch.full_like(model.values, float("nan"))
+    sft.SelectiveAdamW(model.parameters()).step()
+    assert model.weight[1].isnan().all() and model.weight[0].isfinite().all()
+
+
+# GradScaler.
+
+def scaled_train(model, optimizer, steps, start=0, unscale=False, factor=1.0, scaler=None):
+    scaler = scaler or torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=10**6)
+    for seed in range(start, start + steps):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, seed) * factor).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    return scaler
+
+
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler_changes_no_bit(unscale, skip_nonfinite):
+    plain, scaled = net(), net()
+    optimizers = [sft.SelectiveAdamW(m.parameters(), 1e-2, skip_nonfinite=skip_nonfinite) for m in (plain, scaled)]
+    train(plain, optimizers[0], 5)
+    scaler = scaled_train(scaled, optimizers[1], 5, unscale=unscale)
+    assert_same_bits(everything(plain, optimizers[0]), everything(scaled, optimizers[1]))
+    assert scaler.get_scale() == 2.0**12
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale):
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+    scaler = scaled_train(model, optimizer, 2)
+    before = everything(model, optimizer)
+    scaled_train(model, optimizer, 1, start=2, unscale=unscale, factor=float("inf"), scaler=scaler)
+    assert_same_bits(everything(model, optimizer), before)
+    assert scaler.get_scale() == 2.0**11
+    scaled_train(model, optimizer, 1, start=2, unscale=unscale, scaler=scaler)
+    assert not torch.equal(model.first.values, before["first.values"])
+    assert_weights_show_values(model)
