@@ -14,14 +14,10 @@ namespace sparse_ft {
 namespace {
 
 // A register tile is kTileRows x 2 vectors: as many accumulators as the instruction set has registers to spare.
-#if defined(__AVX512F__)
-constexpr int kTileRows = 12;
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 constexpr int kTileRows = 8;
-#elif defined(__AVX__)
-constexpr int kTileRows = 6;
 #else
-constexpr int kTileRows = 4;
+constexpr int kTileRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
 #endif
 template <class T>
 constexpr int kTileColumns = 2 * kLanes<T>;

@@ -1,69 +1,36 @@
-#include "convert.h"
+#include "move.h"
 #include "ops.h"
-#include "parallel.h"
-#include "walk.h"
 
 namespace sparse_ft {
 namespace {
 
-constexpr int64_t kChunk = 16384;  // entries: some 10 µs of work, as much as waking a thread costs
-
-struct Copy {
-  template <class Matrix, class Values>
-  static void apply(Matrix& matrix, Values& value) { matrix = convert(value, Tag<Matrix>()); }
-};
-struct Add {
-  template <class Matrix, class Values>
-  static void apply(Matrix& matrix, Values& value) {
-    using T = typename Compute<Matrix, Values>::type;
-    matrix = convert(convert(matrix, Tag<T>()) + convert(value, Tag<T>()), Tag<Matrix>());
-  }
-};
-struct Swap {
-  template <class T>
-  static void apply(T& matrix, T& value) {
-    const T held = matrix;
-    matrix = value;
-    value = held;
-  }
+struct Target {
+  void* matrix;  // [rows, columns]
+  DType dtype;
+  const Layout& layout;
 };
 
-template <class Mode, class Matrix, class Values>
-struct Scatter {
-  Matrix* matrix;  // [rows, columns]
-  Values* values;
+void copy_piece(const Target& target, const void* values, DType values_dtype, int64_t begin, int64_t end) {
+  Piece piece;
+  convert_any(&piece, target.dtype, values, values_dtype, end - begin);
+  move<Store>(target.matrix, target.dtype, target.layout, begin, end, &piece);
+}
 
-  void run(int64_t k, int64_t position, int64_t count) const {
-    Matrix* __restrict to = matrix + position;
-    Values* __restrict from = values + k;
-    for (int64_t i = 0; i < count; ++i) Mode::apply(to[i], from[i]);
-  }
-
-  template <class Index>
-  void indexed(int64_t k, int64_t base, const Index* index, int64_t count) const {
-    Matrix* to = matrix + base;
-    Values* from = values + k;
-    const int64_t ahead = larger(count - kPrefetchDistance, 0);
-    int64_t i = 0;
-    for (; i < ahead; ++i) {
-      __builtin_prefetch(to + index[i + kPrefetchDistance], 1);
-      Mode::apply(to[index[i]], from[i]);
-    }
-    for (; i < count; ++i) Mode::apply(to[index[i]], from[i]);
-  }
-
-  void padding(int64_t, int64_t) const {}
-};
-
-template <class Mode, class Matrix, class Values>
-void scatter(void* matrix, const Layout& layout, void* values, int threads) {
-  const int64_t count = values_count(layout), chunks = (count + kChunk - 1) / kChunk;
-  const Scatter<Mode, Matrix, Values> visitor{static_cast<Matrix*>(matrix), static_cast<Values*>(values)};
-  int64_t next = 0;
-  parallel(static_cast<int>(smaller(threads, chunks)), [&](int, int) {
-    for (int64_t chunk; (chunk = take(next)) < chunks;)
-      walk(layout, chunk * kChunk, smaller((chunk + 1) * kChunk, count), visitor);
-  });
+// matrix + values in float32, or float64 if either side is; rounded once.
+void add_piece(const Target& target, const void* values, DType values_dtype, int64_t begin, int64_t end) {
+  const DType wide = target.dtype == kFloat64 || values_dtype == kFloat64 ? kFloat64 : kFloat32;
+  const int64_t count = end - begin;
+  Piece held, sum, addend;
+  move<Load>(target.matrix, target.dtype, target.layout, begin, end, &held);
+  convert_any(&sum, wide, &held, target.dtype, count);
+  convert_any(&addend, wide, values, values_dtype, count);
+  for (int64_t i = 0; i < count; ++i)
+    if (wide == kFloat64)
+      sum.doubles[i] += addend.doubles[i];
+    else
+      sum.floats[i] += addend.floats[i];
+  convert_any(&held, target.dtype, &sum, wide, count);
+  move<Store>(target.matrix, target.dtype, target.layout, begin, end, &held);
 }
 
 }  // namespace
@@ -72,13 +39,14 @@ namespace SFT_VARIANT {
 
 void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
                        int threads) {
-  with_dtype(matrix_dtype, [&](auto m) {
-    using Matrix = decltype(m);
-    if (mode == kSwap) return scatter<Swap, Matrix, Matrix>(matrix, layout, values, threads);
-    with_dtype(values_dtype, [&](auto v) {
-      using Values = decltype(v);
-      if (mode == kAdd) return scatter<Add, Matrix, Values>(matrix, layout, values, threads);
-      return scatter<Copy, Matrix, Values>(matrix, layout, values, threads);
+  const Target target{matrix, matrix_dtype, layout};
+  for_each_chunk(values_count(layout), threads, [&](int64_t chunk_begin, int64_t chunk_end) {
+    const auto at = [&](int64_t k) { return static_cast<char*>(values) + k * size_of(values_dtype); };
+    if (mode == kSwap) return move<Exchange>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin));
+    if (mode == kCopy && matrix_dtype == values_dtype)
+      return move<Store>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin));
+    for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
+      (mode == kAdd ? add_piece : copy_piece)(target, at(begin), values_dtype, begin, end);
     });
   });
 }

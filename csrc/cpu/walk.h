@@ -9,8 +9,6 @@
 
 namespace sparse_ft {
 
-constexpr int64_t kPrefetchDistance = 16;  // entries ahead: a random cache line takes about as long as 16 scalar stores
-
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

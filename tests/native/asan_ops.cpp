@@ -1,0 +1,145 @@
+// Runs every op of the CPU core over heap buffers of exactly the size that its contract names, for AddressSanitizer to watch, and
+// compares the sums with a plain loop. With the argument "plant", one index lies outside of the matrix: the sanitizer must say so.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "../../csrc/cpu/ops.h"
+
+using namespace sparse_ft;
+
+namespace {
+
+int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// Small numbers that every dtype holds exactly: sums come out the same in any order.
+struct Buffer {
+  DType dtype;
+  int64_t count;
+  char* data;
+
+  Buffer(DType dtype, int64_t count, int seed = 0) : dtype(dtype), count(count), data(static_cast<char*>(malloc(count * size_of(dtype)))) {
+    for (int64_t i = 0; i < count; ++i) set(i, static_cast<int>((i * 7 + seed * 5) % 9) - 4);
+  }
+  ~Buffer() { free(data); }
+  Buffer(const Buffer&) = delete;
+
+  void set(int64_t i, double x) {
+    with_dtype(dtype, [&](auto t) { reinterpret_cast<decltype(t)*>(data)[i] = convert(x, Tag<decltype(t)>()); });
+  }
+  double get(int64_t i) const {
+    double x = 0;
+    with_dtype(dtype, [&](auto t) { x = convert(reinterpret_cast<const decltype(t)*>(data)[i], Tag<double>()); });
+    return x;
+  }
+};
+
+// A layout with an index of exactly its size. Every third row, column, block or entry, and the last.
+struct Selected {
+  Layout layout;
+  void* index;
+
+  Selected(Kind kind, int bits, int64_t rows, int64_t columns, int64_t block_h, int64_t block_w) : layout{}, index(nullptr) {
+    const int64_t across = (columns + block_w - 1) / block_w, down = (rows + block_h - 1) / block_h;
+    const int64_t all = kind == kRows ? rows : kind == kColumns ? columns : kind == kBlocks ? down * across : kind == kEntries ? rows * columns : 0;
+    std::vector<int64_t> chosen;
+    for (int64_t i = 0; i < all; ++i) {
+      if (i % 3 && i != all - 1) continue;
+      if (kind == kBlocks) chosen.push_back(i / across);
+      chosen.push_back(kind == kBlocks ? i % across : i);
+    }
+    const int64_t n = static_cast<int64_t>(chosen.size());
+    index = malloc(n * bits / 8);
+    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns};
+    for (int64_t i = 0; i < n; ++i) set(i, chosen[i]);
+  }
+  ~Selected() { free(index); }
+  Selected(const Selected&) = delete;
+
+  void set(int64_t i, int64_t x) {
+    if (layout.index_bits == 64) static_cast<int64_t*>(index)[i] = x;
+    else static_cast<int32_t*>(index)[i] = static_cast<int32_t>(x);
+  }
+};
+
+void expect(bool holds, const char* what, const Layout& layout, int64_t k) {
+  if (holds) return;
+  fprintf(stderr, "wrong result: %s, kind %d, value %lld\n", what, layout.kind, static_cast<long long>(k));
+  exit(2);
+}
+
+void copies(const Layout& layout, DType matrix_dtype, DType values_dtype) {
+  Buffer matrix(matrix_dtype, layout.rows * layout.columns), values(values_dtype, values_count(layout), 1);
+  baseline::gather_selected(matrix.data, matrix_dtype, layout, values.data, values_dtype, 2);
+  for (int64_t k = 0; k < values.count; ++k) {
+    const int64_t at = position(layout, k);
+    expect(values.get(k) == (at == kPadding ? 0 : matrix.get(at)), "gather", layout, k);
+  }
+  baseline::scatter_selected_(matrix.data, matrix_dtype, layout, values.data, values_dtype, kAdd, 2);
+  baseline::scatter_selected_(matrix.data, matrix_dtype, layout, values.data, values_dtype, kCopy, 2);
+  if (matrix_dtype == values_dtype) baseline::scatter_selected_(matrix.data, matrix_dtype, layout, values.data, values_dtype, kSwap, 2);
+}
+
+void wgrad(const Layout& layout, DType dtype, DType values_dtype, int64_t tokens, bool compact) {
+  const int64_t width = compact ? layout.n : layout.columns;
+  Buffer grad_output(dtype, tokens * layout.rows, 2), input(dtype, tokens * width, 3), values(values_dtype, values_count(layout));
+  const WgradOperands operands{grad_output.data, layout.rows, input.data, width, dtype, tokens, compact};
+  baseline::selected_wgrad(operands, layout, values.data, values_dtype, false, 3);
+  for (int64_t k = 0; k < values.count; ++k) {
+    const int64_t at = position(layout, k);
+    double want = 0;
+    for (int64_t t = 0; t < tokens && at != kPadding; ++t)
+      want += grad_output.get(t * layout.rows + at / layout.columns) * input.get(t * width + (compact ? k % layout.n : at % layout.columns));
+    Buffer rounded(values_dtype, 1);
+    rounded.set(0, want);
+    expect(values.get(k) == rounded.get(0), "wgrad", layout, k);
+  }
+  baseline::selected_wgrad(operands, layout, values.data, values_dtype, true, 3);
+}
+
+void adamw(const Layout& layout, DType dtype, DType weight_dtype) {
+  const int64_t count = values_count(layout);
+  Buffer value(dtype, count), grad(dtype, count, 1), m(dtype, count, 2), v(dtype, count), weight(weight_dtype, layout.rows * layout.columns);
+  for (int64_t i = 0; i < count; ++i) v.set(i, 1);
+  float* step = static_cast<float*>(calloc(1, sizeof(float)));
+  const AdamWTensor tensors[] = {
+      {value.data, grad.data, m.data, v.data, step, count, dtype, weight.data, weight_dtype, layout, 0.01, 0.9, 0.99, 1e-8, 0.1}};
+  expect(!baseline::masked_adamw_(tensors, 1, false, 1.0, true, 2) && *step == 1, "adamw", layout, 0);
+  free(step);
+}
+
+void every_op(const Layout& layout) {
+  const DType dtypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
+  for (DType a : dtypes)
+    for (DType b : dtypes) {
+      copies(layout, a, b);
+      adamw(layout, a, b);
+      if (layout.kind == kAll) continue;
+      for (int64_t tokens : {0, 1, 70}) wgrad(layout, a, b, tokens, false);
+      if (layout.kind == kColumns) wgrad(layout, a, b, 9, true);
+    }
+  if (layout.kind == kAll) return;
+  wgrad(layout, kFloat32, kFloat32, 300, false);  // more than one chunk of tokens
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && !strcmp(argv[1], "plant")) {
+    Selected selected(kEntries, 32, 5, 7, 1, 1);
+    selected.set(selected.layout.n - 1, 5 * 7);
+    copies(selected.layout, kFloat32, kFloat32);
+    return 0;
+  }
+  const int64_t shapes[][2] = {{1, 1}, {1, 13}, {11, 1}, {7, 10}, {33, 37}};
+  const int64_t blocks[][2] = {{3, 4}, {16, 16}, {2, 31}};
+  for (const auto& shape : shapes)
+    for (int bits : {32, 64}) {
+      for (Kind kind : {kRows, kColumns, kEntries, kAll}) every_op(Selected(kind, bits, shape[0], shape[1], 1, 1).layout);
+      for (const auto& block : blocks) every_op(Selected(kBlocks, bits, shape[0], shape[1], block[0], block[1]).layout);
+    }
+  puts("every op stayed inside its buffers");
+  return 0;
+}
