@@ -194,9 +194,14 @@ def test_strided_input_gives_the_bits_of_the_original():
 def test_inference_right_after_a_step(name):
     """torch's attention has inference kernels of its own that read their children's weights; they see trained ones."""
     model, inputs = build(name)
-    selective = converted(model, architectures.full_plan(model))
+    plan = architectures.full_plan(model)
+    selective = converted(model, plan)
     backward(selective, inputs)
     torch.optim.AdamW(selective.parameters(), 1e-2, fused=True).step()
+    for parameter, what in plan.items():
+        path, _, attribute = parameter.rpartition(".")
+        matrix = getattr(selective.get_submodule(path), attribute).detach().view(sft.matrix_shape(model, parameter))
+        assert torch.equal(what.gather(matrix), holder(selective, parameter).values), parameter
     dense = sft.revert(copy.deepcopy(selective)).eval()
     with torch.no_grad():
         got, plain = outputs(selective.eval(), inputs), outputs(dense, inputs)

@@ -1,4 +1,4 @@
-"""Forwards and backwards in any order: several graphs alive, recompute, accumulation, and what raises as in nn.Linear."""
+"""Forwards and backwards in any order: several graphs, recompute, accumulation, and what raises as in nn.Linear."""
 
 import copy
 
