@@ -261,6 +261,16 @@ def test_one_copy_of_the_columns_serves_all_who_read_the_same_input():
     assert pointers[0] == pointers[1] != pointers[2]
 
 
+def test_inputs_that_look_alike_are_not_confused():
+    """The same features of another tensor, of the same shape, dtype and version, while the first copy lives."""
+    base, selection = randn(OUT, IN, grad=False), sft.Columns([0, 3])
+    values, inputs = selection.gather(base).requires_grad_(), [randn(5, IN, grad=False) for _ in range(2)]
+    outs = [selective_linear(input, base, values, selection) for input in inputs]
+    for input, out in zip(inputs, outs):
+        (grad,) = torch.autograd.grad(out.sum(), values)
+        assert torch.allclose(grad, input.sum(0)[[0, 3]].expand(OUT, 2))
+
+
 def test_a_changed_input_is_copied_again():
     base, input, selection = randn(OUT, IN, grad=False), randn(5, IN, grad=False), sft.Columns([0, 3])
     values, grads = selection.gather(base).requires_grad_(), []

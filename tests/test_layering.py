@@ -111,7 +111,7 @@ def test_the_native_core_knows_neither_torch_nor_the_package(path):
             assert "Python.h" not in included and ("pybind11" not in included or path.name == "bindings.cpp"), f"{path.name}: {line}"
 
 
-SOURCES = [path for folder in ("sparse_ft", "kernels", "csrc", "tests", "bench")
+SOURCES = [path for folder in ("sparse_ft", "kernels", "csrc")
            for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")]
 
 

@@ -270,6 +270,10 @@ def test_entries_past_2_to_the_31():
 def test_the_largest_int32_is_held_as_int32():
     assert sft.Entries([2**31 - 1]).index.dtype == torch.int32 and sft.Entries([2**31]).index.dtype == torch.int64
     assert sft.Entries([2**62]).index.tolist() == [2**62]
+    source = torch.tensor([5, 2**40])
+    selection = sft.Entries(source)
+    source.zero_()
+    assert selection.index.tolist() == [5, 2**40]
 
 
 def test_lines_and_blocks_of_a_matrix_past_2_to_the_31():
