@@ -1,0 +1,188 @@
+"""The build as a stranger meets it: a wheel without nvcc, no working compiler, a CUDA compile that fails on a spill, sanitizers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "CMakeLists.txt", "LICENSE", "csrc", "kernels", "sparse_ft")
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+CXX = shutil.which(os.environ.get("CXX", "c++"))
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(sys.platform != "linux", reason="builds are tested on Linux")]
+needs_cxx = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+needs_tools = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A copy of what is tracked, so that nothing left over from earlier builds can help."""
+    copy = tmp_path_factory.mktemp("sources")
+    tracked = subprocess.run(["git", "ls-files", "-z", "--", *SOURCES], cwd=ROOT, capture_output=True, text=True).stdout
+    names = [name for name in tracked.split("\0") if name]
+    if not names:
+        pytest.skip("not a git checkout: no list of tracked files")
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def build_wheel(sources, into, **environment):
+    """Build without isolation (the tools are in this environment) and unpack; returns the folder and the build's output."""
+    work = into / "work"
+    shutil.copytree(sources, work)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-v", "-w", str(into / "wheels")],
+        cwd=work, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "", **environment})
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-4000:]
+    (wheel,) = (into / "wheels").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(into / "site")
+    return into / "site", output
+
+
+def run_python(site, script, cwd):
+    """Run a script that sees the unpacked wheel and, from another directory, nothing of this checkout."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(site)})
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+SMOKE = """
+import torch, sparse_ft as sft
+from sparse_ft.ops import gather_selected, selected_wgrad
+assert sft.__file__.startswith({site!r}), sft.__file__
+grad_output, input, index = torch.randn(9, 5), torch.randn(9, 7), torch.tensor([1, 3])
+values = selected_wgrad(grad_output, input, "rows", index)
+torch.testing.assert_close(values, gather_selected(grad_output.T @ input, "rows", index))
+linear = sft.nn.SelectiveLinear.from_linear(torch.nn.Linear(7, 5), sft.Rows([1, 3]))
+linear(input).sum().backward()
+assert linear.values.grad.shape == (2, 7)
+print(sft.backends())
+"""
+
+
+@needs_cxx
+@needs_tools
+def test_wheel_without_nvcc(sources, tmp_path):
+    start = time.perf_counter()
+    site, _ = build_wheel(sources, tmp_path, SPARSE_FT_CUDA="0")
+    print(f"wheel without nvcc built in {time.perf_counter() - start:.0f} s")
+    names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+    assert f"sparse_ft/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in names
+    tracked = [path for folder in ("sparse_ft", "kernels") for path in (sources / folder).rglob("*.py")]
+    packaged = {str(path.relative_to(sources)).replace("kernels/", "sparse_ft/kernels/", 1) if path.is_relative_to(sources / "kernels")
+                else str(path.relative_to(sources)) for path in tracked}
+    assert packaged <= names, packaged - names
+    run_python(site, SMOKE.format(site=str(site)), tmp_path)
+    told = run_python(site, "from sparse_ft import _C, _build_info as b; i = _C.build_info(); print(repr(b.REASON), i['cuda'], i['cuda_reason'])",
+                      tmp_path)
+    assert told.split(maxsplit=2) == ["''", "False", "SPARSE_FT_CUDA=0 when this was built\n"]
+
+
+@needs_tools
+def test_without_a_compiler_the_python_part_installs_and_says_why(sources, tmp_path):
+    site, output = build_wheel(sources, tmp_path, CXX="/bin/false", SPARSE_FT_CUDA="0")
+    assert "WITHOUT its compiled part" in output and "Reason: " in output
+    assert not list(site.rglob("_C*"))
+    reason = run_python(site, "from sparse_ft import _build_info; print(_build_info.REASON)", tmp_path)
+    assert "compiler" in reason.lower(), reason
+    assert "reference" in run_python(site, SMOKE.format(site=str(site)), tmp_path)
+
+
+@needs_tools
+def test_demanded_cuda_that_cannot_be_had_fails(sources, tmp_path):
+    done = subprocess.run([sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")],
+                          cwd=sources, capture_output=True, text=True, env={**os.environ, "SPARSE_FT_CUDA": "1", "CUDACXX": "/bin/false", "CXX": "/bin/false"})
+    assert done.returncode and "SPARSE_FT_CUDA=1, but the CUDA build failed" in done.stderr, done.stderr[-2000:]
+
+
+def cuda_flags():
+    """The warning flags of CMakeLists.txt, so that the two cannot drift apart."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    flags = [word.rstrip(">)") for word in text.split() if word.startswith(("--Werror", "-Xptxas"))]
+    assert len(flags) == 2, flags
+    return flags
+
+
+def compile_cuda(source, tmp_path):
+    return subprocess.run([NVCC, "-std=c++17", "-O3", "-arch=sm_90", *cuda_flags(), "-I", str(ROOT / "csrc" / "cuda"), "-c", str(source),
+                           "-o", str(tmp_path / "out.o")], capture_output=True, text=True)
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+def test_cuda_compiles_without_a_warning_and_a_spill_is_an_error(tmp_path):
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        done = compile_cuda(source, tmp_path)
+        assert done.returncode == 0, f"{source.name}: {done.stderr[-4000:]}"
+    spilling = tmp_path / "spilling.cu"
+    spilling.write_text("""
+__global__ void __launch_bounds__(1024, 2) spilling(const float* x, float* y) {
+  float a[96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) a[i] = x[threadIdx.x * 96 + i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 96; ++i) y[threadIdx.x + 1024 * i] = a[i] * a[95 - i] + a[(i * 7) % 96];
+}
+""")
+    done = compile_cuda(spilling, tmp_path)
+    assert done.returncode and "spill" in (done.stdout + done.stderr).lower(), done.stderr
+
+
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def sanitized(folder, *flags):
+    """The driver of tests/native with the CPU core, under the sanitizers. The flags are for the one source that uses vectors."""
+    common = [CXX, "-std=c++17", "-O1", "-g1", "-fno-strict-aliasing", "-Wno-psabi", *SANITIZERS, "-DSFT_VARIANT=baseline"]
+    if subprocess.run([*common, "-x", "c++", "-", "-o", str(folder / "probe")], input="int main() {}", text=True, capture_output=True).returncode:
+        pytest.skip("the compiler has no sanitizers")
+    objects = []
+    for source in (*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / "asan_ops.cpp"):
+        if source.name == "variants.cpp":
+            continue
+        special = flags if source.name == "selected_wgrad.cpp" else ()
+        objects.append(folder / f"{source.stem}{'_'.join(special)}.o")
+        if not objects[-1].exists():
+            subprocess.run([*common, *special, "-c", str(source), "-o", str(objects[-1])], check=True)
+    subprocess.run([*common, *map(str, objects), "-o", str(folder / "ops"), "-ldl", "-lpthread"], check=True)
+    return folder / "ops"
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    return tmp_path_factory.mktemp("objects")
+
+
+# 64 bytes is the shape of the AVX-512 kernels, which most test machines cannot run as such.
+@needs_cxx
+@pytest.mark.parametrize("vector_bytes", (16, 32, 64))
+def test_every_op_stays_inside_its_buffers(objects, vector_bytes):
+    program = sanitized(objects, f"-DSFT_VECTOR_BYTES={vector_bytes}")
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0 and "stayed inside" in done.stdout, done.stderr[-4000:]
+    planted = subprocess.run([program, "plant"], capture_output=True, text=True)
+    assert planted.returncode and "heap-buffer-overflow" in planted.stderr
+
+
+@needs_cxx
+def test_variants_share_no_inline_code():
+    """An inline function merged across variants could hand AVX-512 code to a machine without it: none may have external linkage."""
+    nm = shutil.which("nm")
+    folders = sorted((ROOT / "build").glob("**/CMakeFiles/cpu_*.dir"))
+    if not nm or not folders:
+        pytest.skip("needs nm and a build in this checkout")
+    objects = [str(path) for folder in folders for path in folder.rglob("*.o")]
+    symbols = subprocess.run([nm, "-C", *objects], capture_output=True, text=True, check=True).stdout
+    weak = {line.split(maxsplit=2)[2] for line in symbols.splitlines() if " W " in line or " u " in line}
+    assert not weak, weak
