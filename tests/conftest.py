@@ -8,7 +8,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # `import oracle`, which importlib mode would not find
 
-torch.set_num_threads(1)  # the tensors here are small: a second thread only spins; tests of threads set their own number
+# The tensors here are small, a second thread would only spin; tests of threads set their own number.
+torch.set_num_threads(1)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -1,4 +1,4 @@
-"""What the ops are measured against: layouts spelled out entry by entry, dense fp64 mathematics, and tolerances from plain PyTorch."""
+"""What the ops are measured against: layouts spelled out entry by entry, dense mathematics, tolerances."""
 
 import functools
 
@@ -17,16 +17,25 @@ def layout(kind, shape, which="some", index_dtype=torch.int32, block=(3, 4), dev
     """A layout `(kind, index, block_h, block_w)` on a matrix of `shape`. which: "some", "last", "all" or "empty"."""
     height, width = block if kind == "blocks" else (1, 1)
     across = -(-shape[1] // width)
-    count = {"rows": shape[0], "columns": shape[1], "entries": shape[0] * shape[1], "blocks": -(-shape[0] // height) * across}[kind]
+    count = {
+        "rows": shape[0],
+        "columns": shape[1],
+        "entries": shape[0] * shape[1],
+        "blocks": -(-shape[0] // height) * across,
+    }[kind]
     generator = torch.Generator().manual_seed(count)
     number = {"some": -(-count // 3), "last": min(count, 1), "all": count, "empty": 0}[which]
-    flat = torch.arange(count)[count - number:] if which == "last" else torch.randperm(count, generator=generator)[:number].sort().values
+    flat = (
+        torch.arange(count)[count - number :]
+        if which == "last"
+        else torch.randperm(count, generator=generator)[:number].sort().values
+    )
     index = torch.stack((flat // max(across, 1), flat % max(across, 1)), 1) if kind == "blocks" else flat
     return kind, index.to(device, index_dtype), height, width
 
 
 def places(kind, index, block_h, block_w, shape):
-    """[(k, row, column)] of every entry k of the flattened `values` that is not padding, straight from the table of the layouts."""
+    """[(k, row, column)] of every k of the flattened `values` that is not padding, straight from the table."""
     rows, columns = shape
     index = index.tolist()
     if kind == "rows":
@@ -104,9 +113,11 @@ def same_bits(a, b):
 
 
 def assert_as_good_as_plain(got, want, plain, slack):
-    """`got` is at most twice as far from the fp64 `want` as plain PyTorch is, plus `slack` for what both round at best."""
+    """`got` is at most twice as far from the fp64 `want` as plain PyTorch is, plus `slack` for a last rounding."""
     assert got.shape == want.shape and got.isfinite().all()
-    error, allowed = ((t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0 for t in (got, plain))
+    error, allowed = (
+        (t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0 for t in (got, plain)
+    )
     assert error <= 2 * allowed + slack, f"error {error:.3e}, plain PyTorch's {allowed:.3e}, slack {slack:.1e}"
 
 
@@ -115,8 +126,12 @@ def matrices(shape, dtype, device="cpu"):
     rows, columns = shape
     base = torch.randn(shape, dtype=torch.float64).to(dtype)
     empty = functools.partial(torch.empty, dtype=dtype, device=device)
-    made = {"contiguous": empty(shape), "permuted": empty(columns, rows).T,
-            "sliced": empty(rows + 3, columns + 2)[2:rows + 2, 1:columns + 1], "strided": empty(2 * rows, 3 * columns)[::2, ::3]}
+    made = {
+        "contiguous": empty(shape),
+        "permuted": empty(columns, rows).T,
+        "sliced": empty(rows + 3, columns + 2)[2 : rows + 2, 1 : columns + 1],
+        "strided": empty(2 * rows, 3 * columns)[::2, ::3],
+    }
     for matrix in made.values():
         matrix.copy_(base)
     return made

@@ -1,4 +1,4 @@
-"""convert, revert and summary: what they refuse and in which words, that they do all or nothing, and that they give every byte back."""
+"""convert, revert and summary: what they refuse and in which words, all or nothing, and every byte given back."""
 
 import copy
 import pickle
@@ -25,9 +25,22 @@ class Block(nn.Module):
         return self.head(self.norm(self.conv(hidden.transpose(1, 2)).transpose(1, 2)))
 
 
-PLAN = {"embed.weight": sft.Rows([2, 5]), "up.weight": sft.Columns([0, 7]), "down.weight": sft.Blocks([[0, 1], [2, 2]], (3, 5)),
-        "conv.weight": sft.Entries([0, 50, 143]), "head.bias": "all", "up.bias": sft.Entries([3])}
-TRAINABLE = {"embed.weight": 16, "up.weight": 24, "down.weight": 3 * 5 + 2 * 2, "conv.weight": 3, "head.bias": 5, "up.bias": 1}
+PLAN = {
+    "embed.weight": sft.Rows([2, 5]),
+    "up.weight": sft.Columns([0, 7]),
+    "down.weight": sft.Blocks([[0, 1], [2, 2]], (3, 5)),
+    "conv.weight": sft.Entries([0, 50, 143]),
+    "head.bias": "all",
+    "up.bias": sft.Entries([3]),
+}
+TRAINABLE = {
+    "embed.weight": 16,
+    "up.weight": 24,
+    "down.weight": 3 * 5 + 2 * 2,
+    "conv.weight": 3,
+    "head.bias": 5,
+    "up.bias": 1,
+}
 
 
 @pytest.fixture
@@ -40,13 +53,17 @@ def model():
 
 def everything(model):
     return {
-        "bytes": {name: (t.dtype, t.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-                  for name, t in model.state_dict().items()},
+        "bytes": {
+            name: (t.dtype, t.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            for name, t in model.state_dict().items()
+        },
         "flags": {name: (p.requires_grad, id(p), p._version, id(p.grad)) for name, p in model.named_parameters()},
         "types": [(name, type(module)) for name, module in model.named_modules()],
         "keys": [(name, sorted(module.__dict__)) for name, module in model.named_modules()],
-        "hooks": [len(module._forward_pre_hooks) + len(module._forward_hooks) + len(module._load_state_dict_pre_hooks)
-                  for module in model.modules()],
+        "hooks": [
+            len(module._forward_pre_hooks) + len(module._forward_hooks) + len(module._load_state_dict_pre_hooks)
+            for module in model.modules()
+        ],
     }
 
 
@@ -66,10 +83,18 @@ def test_report_and_summary(model):
     assert report.total == total and report.trainable == sum(TRAINABLE.values())
     assert {name: row.trainable for name, row in rows.items() if row.trainable} == TRAINABLE
     assert {name: row.structure for name, row in rows.items() if row.trainable} == {
-        "embed.weight": "rows", "up.weight": "columns", "down.weight": "blocks", "conv.weight": "entries", "head.bias": "all",
-        "up.bias": "entries"}
+        "embed.weight": "rows",
+        "up.weight": "columns",
+        "down.weight": "blocks",
+        "conv.weight": "entries",
+        "head.bias": "all",
+        "up.bias": "entries",
+    }
     assert report.replaced == ["embed.weight", "up.weight", "down.weight"]
-    assert sorted(report.transient) == ["conv.weight", "up.bias"] and "dense gradient, transient" in rows["conv.weight"].how
+    assert (
+        sorted(report.transient) == ["conv.weight", "up.bias"]
+        and "dense gradient, transient" in rows["conv.weight"].how
+    )
     assert sorted(report.frozen) == ["conv.bias", "head.weight", "norm.bias", "norm.weight"]
     assert "not in the plan" in rows["head.weight"].how and rows["conv.weight"].shape == (6, 8, 3)
     text = str(report)
@@ -86,8 +111,12 @@ def test_summary_of_a_model_that_was_not_converted(model):
 
 def test_trainable_is_what_the_optimiser_sees(model):
     sft.convert(model, PLAN)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(TRAINABLE.values()) + (2 * 15 - 19)  # padding
-    assert type(model.up) is SelectiveLinear and type(model.embed) is SelectiveEmbedding and type(model.conv) is nn.Conv1d
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(TRAINABLE.values()) + (
+        2 * 15 - 19
+    )  # padding
+    assert (
+        type(model.up) is SelectiveLinear and type(model.embed) is SelectiveEmbedding and type(model.conv) is nn.Conv1d
+    )
     assert type(model) is Block and isinstance(model.conv.weight_selected, SelectedParameter)
 
 
@@ -100,7 +129,11 @@ def test_only_what_the_plan_names_changes(model):
         moved = parameter.detach() != before[name]
         chosen = torch.zeros_like(moved)
         if name in PLAN:
-            chosen = torch.ones_like(moved) if PLAN[name] == "all" else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
+            chosen = (
+                torch.ones_like(moved)
+                if PLAN[name] == "all"
+                else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
+            )
         assert not (moved & ~chosen).any(), name
         assert moved.any() == (name in PLAN), name
 
@@ -115,7 +148,9 @@ def test_revert_without_a_step_gives_every_byte_back(model, dtype):
     assert sft.revert(model) is model
     after = everything(model)
     assert all(after[key] == before[key] for key in ("bytes", "types", "keys", "hooks"))
-    assert {name: flag[:3] for name, flag in after["flags"].items()} == {name: flag[:3] for name, flag in before["flags"].items()}
+    assert {name: flag[:3] for name, flag in after["flags"].items()} == {
+        name: flag[:3] for name, flag in before["flags"].items()
+    }
 
 
 def test_revert_right_away_leaves_no_trace(model):
@@ -135,7 +170,9 @@ def test_revert_holds_the_trained_weights_and_the_same_parameters(model):
     values = {"up": model.up.values.detach().clone(), "embed": model.embed.values.detach().clone()}
     sft.revert(model)
     assert torch.equal(model(tokens), want)
-    assert torch.equal(model.up.weight[:, [0, 7]], values["up"]) and torch.equal(model.embed.weight[[2, 5]], values["embed"])
+    assert torch.equal(model.up.weight[:, [0, 7]], values["up"]) and torch.equal(
+        model.embed.weight[[2, 5]], values["embed"]
+    )
     assert all(p is parameters[name] for name, p in model.named_parameters())
     again = sft.convert(model, PLAN)
     assert again.trainable == sum(TRAINABLE.values()) and torch.equal(model.up.values, values["up"])
@@ -155,7 +192,11 @@ def test_convert_again_with_an_equal_plan_changes_nothing(model):
 def test_convert_with_another_plan_is_refused_and_changes_nothing(model):
     sft.convert(model, PLAN)
     before = everything(model)
-    for plan in ({**PLAN, "up.weight": sft.Columns([0])}, {"up.weight": PLAN["up.weight"]}, {**PLAN, "head.weight": "all"}):
+    for plan in (
+        {**PLAN, "up.weight": sft.Columns([0])},
+        {"up.weight": PLAN["up.weight"]},
+        {**PLAN, "head.weight": "all"},
+    ):
         with pytest.raises(ValueError, match="model: already converted with another plan; call sft.revert"):
             sft.convert(model, plan)
         assert everything(model) == before
@@ -188,7 +229,12 @@ def test_only_this_instance_is_converted(model):
 def test_a_linear_layer_itself_is_a_model():
     linear = nn.Linear(4, 3)
     report = sft.convert(linear, {"weight": sft.Rows([1]), "bias": "all"})
-    assert type(linear) is SelectiveLinear and report.trainable == 7 and sft.revert(linear) is linear and type(linear) is nn.Linear
+    assert (
+        type(linear) is SelectiveLinear
+        and report.trainable == 7
+        and sft.revert(linear) is linear
+        and type(linear) is nn.Linear
+    )
 
 
 def test_all_unfreezes_and_revert_restores_the_flags(model):
@@ -212,7 +258,11 @@ def test_a_tied_parameter_is_refused_by_name_or_trains_whole(model):
         assert everything(model) == before
     for name in ("embed.weight", "up.weight"):
         report = sft.convert(model, {name: "all"})
-        assert report.trainable == 88 and model.up.weight.requires_grad and report.total == sum(p.numel() for p in model.parameters())
+        assert (
+            report.trainable == 88
+            and model.up.weight.requires_grad
+            and report.total == sum(p.numel() for p in model.parameters())
+        )
         sft.revert(model)
 
 
@@ -252,39 +302,43 @@ ROWS = sft.Rows([1])
 GOOD = {"down.weight": sft.Rows([0]), "head.bias": "all", "conv.weight": sft.Entries([0])}
 
 
-@pytest.mark.parametrize("change, plan, error, message", [
-    (None, {}, ValueError, "plan: it is empty"),
-    (None, {"up.wieght": ROWS}, KeyError, "plan: the model has no parameter 'up.wieght'"),
-    (None, {"up.wieght": "all"}, KeyError, "plan: the model has no parameter 'up.wieght'"),
-    (None, {"upp.weight": ROWS}, KeyError, "'upp.weight'.*'embed.weight', 'up.weight', 'down.weight', …"),
-    (None, {"up": ROWS}, KeyError, "no parameter 'up'"), (None, {"": ROWS}, KeyError, "no parameter ''"),
-    (None, {"down.bias": ROWS}, KeyError, "no parameter 'down.bias'"), (None, {"up.weight.data": ROWS}, KeyError, "'up.weight.data'"),
-    (None, {"up.weight": sft.Rows([12])}, IndexError, r"plan: 'up.weight': index: row 12 .*\(12, 8\)"),
-    (None, {"up.weight": sft.Columns([8])}, IndexError, r"plan: 'up.weight': index: column 8 "),
-    (None, {"conv.weight": sft.Columns([24])}, IndexError, r"plan: 'conv.weight': index: column 24 .*\(6, 24\)"),
-    (None, {"up.bias": sft.Rows([1])}, IndexError, r"plan: 'up.bias': index: row 1 .*\(1, 12\)"),
-    (None, {"down.weight": sft.Blocks([[3, 0]], (3, 5))}, IndexError, "plan: 'down.weight': index: block_row 3"),
-    (None, {"up.weight": "some"}, TypeError, "plan: .*'up.weight', got 'some'"), (None, {"up.weight": None}, TypeError, "'up.weight', got None"),
-    (None, [1, 2], TypeError, r"plan: expected a mapping .*\[1, 2\]"),
-    (frozen_statistics, {"codes": "all"}, TypeError, "plan: 'codes' is torch.int8"),
-    (frozen_statistics, {"codes": ROWS}, TypeError, "codes: .*torch.int8"),
-    (permuted, {"conv.weight": ROWS}, ValueError, "plan: 'conv.weight': weight: expected contiguous"),
-    (on_meta, {"up.weight": ROWS}, ValueError, "up.weight: on the meta device"),
-    (with_max_norm, {"embed.weight": ROWS}, ValueError, "max_norm=1.0"),
-    (under_inference, {"up.weight": ROWS}, ValueError, "up.weight: created under inference_mode"),
-])
+@pytest.mark.parametrize(
+    "change, plan, error, message",
+    [
+        (None, {}, ValueError, "plan: it is empty"),
+        (None, {"up.wieght": ROWS}, KeyError, "plan: the model has no parameter 'up.wieght'"),
+        (None, {"up.wieght": "all"}, KeyError, "plan: the model has no parameter 'up.wieght'"),
+        (None, {"upp.weight": ROWS}, KeyError, "'upp.weight'.*'embed.weight', 'up.weight', 'down.weight', …"),
+        (None, {"up": ROWS}, KeyError, "no parameter 'up'"),
+        (None, {"": ROWS}, KeyError, "no parameter ''"),
+        (None, {"down.bias": ROWS}, KeyError, "no parameter 'down.bias'"),
+        (None, {"up.weight.data": ROWS}, KeyError, "'up.weight.data'"),
+        (None, {"up.weight": sft.Rows([12])}, IndexError, r"plan: 'up.weight': index: row 12 .*\(12, 8\)"),
+        (None, {"up.weight": sft.Columns([8])}, IndexError, r"plan: 'up.weight': index: column 8 "),
+        (None, {"conv.weight": sft.Columns([24])}, IndexError, r"plan: 'conv.weight': index: column 24 .*\(6, 24\)"),
+        (None, {"up.bias": sft.Rows([1])}, IndexError, r"plan: 'up.bias': index: row 1 .*\(1, 12\)"),
+        (None, {"down.weight": sft.Blocks([[3, 0]], (3, 5))}, IndexError, "plan: 'down.weight': index: block_row 3"),
+        (None, {"up.weight": "some"}, TypeError, "plan: .*'up.weight', got 'some'"),
+        (None, {"up.weight": None}, TypeError, "'up.weight', got None"),
+        (None, [1, 2], TypeError, r"plan: expected a mapping .*\[1, 2\]"),
+        (frozen_statistics, {"codes": "all"}, TypeError, "plan: 'codes' is torch.int8"),
+        (frozen_statistics, {"codes": ROWS}, TypeError, "codes: .*torch.int8"),
+        (permuted, {"conv.weight": ROWS}, ValueError, "plan: 'conv.weight': weight: expected contiguous"),
+        (on_meta, {"up.weight": ROWS}, ValueError, "up.weight: on the meta device"),
+        (with_max_norm, {"embed.weight": ROWS}, ValueError, "max_norm=1.0"),
+        (under_inference, {"up.weight": ROWS}, ValueError, "up.weight: created under inference_mode"),
+    ],
+)
 def test_errors_name_the_entry_and_change_nothing(model, change, plan, error, message):
     if change is not None:
         change(model)
     whole = {**GOOD, **plan} if isinstance(plan, dict) and plan else plan
-    if change is on_meta or change is under_inference:  # no bytes or versions to look at
-        before, look = [(n, p.requires_grad) for n, p in model.named_parameters()], lambda: [
-            (n, p.requires_grad) for n, p in model.named_parameters()]
-    else:
-        before, look = everything(model), lambda: everything(model)
+    hidden = change in (on_meta, under_inference)  # no bytes or versions to look at
+    look = (lambda model: [(n, p.requires_grad) for n, p in model.named_parameters()]) if hidden else everything
+    before = look(model)
     with pytest.raises(error, match=message):
         sft.convert(model, whole)
-    assert look() == before and type(model.down) is nn.Linear
+    assert look(model) == before and type(model.down) is nn.Linear
 
 
 @pytest.mark.parametrize("last", range(4))
@@ -307,14 +361,22 @@ def test_a_failure_half_way_undoes_the_rest(model, last, monkeypatch):
     assert sft.convert(model, PLAN).trainable == sum(TRAINABLE.values())
 
 
-@pytest.mark.parametrize("make, name, shape", [
-    (lambda: nn.Linear(3, 5), "weight", (5, 3)), (lambda: nn.Linear(3, 5), "bias", (1, 5)),
-    (lambda: nn.Conv2d(4, 6, (3, 2), groups=2), "weight", (6, 12)), (lambda: nn.Conv2d(4, 6, 3), "bias", (1, 6)),
-    (lambda: nn.ConvTranspose1d(4, 6, 3), "weight", (4, 18)), (lambda: nn.Embedding(7, 2), "weight", (7, 2)),
-    (lambda: nn.LSTM(3, 4), "weight_hh_l0", (16, 4)), (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight", (12, 4)),
-    (lambda: nn.MultiheadAttention(4, 2), "out_proj.weight", (4, 4)), (lambda: nn.LayerNorm((2, 3)), "weight", (2, 3)),
-    (lambda: nn.Bilinear(2, 3, 4), "weight", (8, 3)),
-])
+@pytest.mark.parametrize(
+    "make, name, shape",
+    [
+        (lambda: nn.Linear(3, 5), "weight", (5, 3)),
+        (lambda: nn.Linear(3, 5), "bias", (1, 5)),
+        (lambda: nn.Conv2d(4, 6, (3, 2), groups=2), "weight", (6, 12)),
+        (lambda: nn.Conv2d(4, 6, 3), "bias", (1, 6)),
+        (lambda: nn.ConvTranspose1d(4, 6, 3), "weight", (4, 18)),
+        (lambda: nn.Embedding(7, 2), "weight", (7, 2)),
+        (lambda: nn.LSTM(3, 4), "weight_hh_l0", (16, 4)),
+        (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight", (12, 4)),
+        (lambda: nn.MultiheadAttention(4, 2), "out_proj.weight", (4, 4)),
+        (lambda: nn.LayerNorm((2, 3)), "weight", (2, 3)),
+        (lambda: nn.Bilinear(2, 3, 4), "weight", (8, 3)),
+    ],
+)
 def test_matrix_shape(make, name, shape):
     assert sft.matrix_shape(make(), name) == shape
     assert sft.matrix_shape(nn.Sequential(make()), f"0.{name}") == shape

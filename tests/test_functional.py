@@ -1,22 +1,28 @@
-"""The autograd functions: gradients of every structure against fp64 differences and plain PyTorch, and what is kept for them."""
+"""The autograd functions: gradients against fp64 differences and plain PyTorch, and what is kept for them."""
 
 import gc
 import weakref
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 
-import oracle
 import sparse_ft as sft
 from sparse_ft.functional import alias, selective_addmm, selective_embedding, selective_linear
 
 OUT, IN = 7, 10
 SELECTIONS = {
-    "rows": sft.Rows([1, 4, 6]), "one row": sft.Rows([0]), "all rows": sft.Rows(list(range(OUT))),
-    "columns": sft.Columns([0, 3, 9]), "one column": sft.Columns([9]), "all columns": sft.Columns(list(range(IN))),
-    "blocks": sft.Blocks([[0, 0], [0, 2], [2, 2]], (3, 4)), "one block": sft.Blocks([[1, 0]], 4),
-    "entries": sft.Entries([0, 9, 10, 33, 69]), "one entry": sft.Entries([69]),
+    "rows": sft.Rows([1, 4, 6]),
+    "one row": sft.Rows([0]),
+    "all rows": sft.Rows(list(range(OUT))),
+    "columns": sft.Columns([0, 3, 9]),
+    "one column": sft.Columns([9]),
+    "all columns": sft.Columns(list(range(IN))),
+    "blocks": sft.Blocks([[0, 0], [0, 2], [2, 2]], (3, 4)),
+    "one block": sft.Blocks([[1, 0]], 4),
+    "entries": sft.Entries([0, 9, 10, 33, 69]),
+    "one entry": sft.Entries([69]),
 }
 KINDS = ("rows", "columns", "blocks", "entries")
 
@@ -56,14 +62,18 @@ def gradcheck(function, *inputs):
 def test_gradcheck_linear(selection, lead):
     base, bias, input = randn(OUT, IN, grad=False), randn(OUT), randn(*lead, IN)
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b), input, values, bias)
+    assert gradcheck(
+        lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b), input, values, bias
+    )
 
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3)], ids=["2-D", "3-D"])
 def test_gradcheck_addmm(selection, lead):
     base, bias, input = randn(OUT, IN, grad=False), randn(IN), randn(*lead, OUT)
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b), input, values, bias)
+    assert gradcheck(
+        lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b), input, values, bias
+    )
 
 
 @pytest.mark.parametrize("padding_idx", [None, 2, -5])
@@ -71,7 +81,9 @@ def test_gradcheck_embedding(padding_idx):
     selection, base = sft.Rows([1, 4, 6]), randn(OUT, 3, grad=False)
     tokens = torch.tensor([[0, 1, 1], [4, 6, 5]])
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx), values)
+    assert gradcheck(
+        lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx), values
+    )
 
 
 def test_gradcheck_without_bias_or_without_input_gradient(one_of_each_kind):
@@ -91,8 +103,11 @@ def test_equals_plain_pytorch(selection, lead):
     plain = plain_linear(input, base, values, selection, bias)
     assert torch.equal(ours, plain) and ours.shape == (*lead, OUT)
     grad_output = randn(*lead, OUT, grad=False)
-    for got, want in zip(torch.autograd.grad(ours, (input, values, bias), grad_output),
-                         torch.autograd.grad(plain, (input, values, bias), grad_output)):
+    for got, want in zip(
+        torch.autograd.grad(ours, (input, values, bias), grad_output),
+        torch.autograd.grad(plain, (input, values, bias), grad_output),
+        strict=True,
+    ):
         assert got.shape == want.shape and torch.allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
@@ -117,7 +132,9 @@ def gradients_of(function, tensors, reduce):
 REDUCTIONS = {
     "expanded": lambda out: out.sum(),
     "expanded along tokens": lambda out: (out * torch.arange(out.size(-1), dtype=out.dtype)).sum(),
-    "transposed": lambda out: (out.transpose(0, -1).contiguous() * torch.arange(out.numel()).view(out.transpose(0, -1).shape)).sum(),
+    "transposed": lambda out: (
+        out.transpose(0, -1).contiguous() * torch.arange(out.numel()).view(out.transpose(0, -1).shape)
+    ).sum(),
     "strided": lambda out: (out[..., ::2] ** 2).sum(),
 }
 
@@ -128,7 +145,7 @@ def test_grad_output_in_every_memory_format(one_of_each_kind, reduce):
     tensors = randn(3, 4, IN), selection.gather(base).requires_grad_(), randn(OUT)
     ours = gradients_of(lambda i, v, b: selective_linear(i, base, v, selection, b), tensors, reduce)
     plain = gradients_of(lambda i, v, b: plain_linear(i, base, v, selection, b), tensors, reduce)
-    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain))
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True))
 
 
 def test_inputs_in_every_memory_format(one_of_each_kind):
@@ -136,9 +153,11 @@ def test_inputs_in_every_memory_format(one_of_each_kind):
     values = selection.gather(base).requires_grad_()
     for make in (lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[:1].expand(5, -1, -1)):
         tensors = randn(4, 6, IN), values, bias
-        ours = gradients_of(lambda i, v, b: selective_linear(make(i), base, v, selection, b), tensors, lambda o: o.square().sum())
-        plain = gradients_of(lambda i, v, b: plain_linear(make(i), base, v, selection, b), tensors, lambda o: o.square().sum())
-        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain))
+        ours, plain = (
+            gradients_of(lambda i, v, b: f(make(i), base, v, selection, b), tensors, lambda out: out.square().sum())  # noqa: B023
+            for f in (selective_linear, plain_linear)
+        )
+        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True))
 
 
 def test_addmm_takes_inputs_that_are_not_contiguous():
@@ -178,10 +197,24 @@ def test_embedding_equals_plain_pytorch():
             assert torch.allclose(values.grad, base.grad[[1, 4, 6]], rtol=1e-12), (token_dtype, padding_idx)
 
 
-@pytest.mark.parametrize("dtype, values_dtype", [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32,) * 2,
-                                                 (torch.float32, torch.float64), (torch.bfloat16,) * 2], ids=str)
+@pytest.mark.parametrize(
+    "dtype, values_dtype",
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32,) * 2,
+        (torch.float32, torch.float64),
+        (torch.bfloat16,) * 2,
+    ],
+    ids=str,
+)
 def test_gradients_have_the_dtype_of_what_they_belong_to(one_of_each_kind, dtype, values_dtype):
-    selection, base, bias, input = one_of_each_kind, randn(OUT, IN, dtype=dtype, grad=False), randn(OUT, dtype=dtype), randn(64, IN, dtype=dtype)
+    selection, base, bias, input = (
+        one_of_each_kind,
+        randn(OUT, IN, dtype=dtype, grad=False),
+        randn(OUT, dtype=dtype),
+        randn(64, IN, dtype=dtype),
+    )
     values = selection.gather(base, dtype=values_dtype).requires_grad_()
     out = selective_linear(input, base, values, selection, bias)
     grad_output = randn(64, OUT, dtype=dtype, grad=False)
@@ -194,9 +227,16 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(one_of_each_kind, dtype
 
 
 def test_autocast_gradients_and_no_copy_of_the_weight_kept(one_of_each_kind):
-    base, bias, input = randn(OUT, IN, dtype=torch.float32, grad=False), randn(OUT, dtype=torch.float32), randn(6, IN, dtype=torch.float32)
+    base, bias, input = (
+        randn(OUT, IN, dtype=torch.float32, grad=False),
+        randn(OUT, dtype=torch.float32),
+        randn(6, IN, dtype=torch.float32),
+    )
     values, saved = one_of_each_kind.gather(base).requires_grad_(), []
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
         out = selective_linear(input, base, values, one_of_each_kind, bias)
     out.backward(torch.ones_like(out))
     assert out.dtype == torch.bfloat16
@@ -266,7 +306,7 @@ def test_inputs_that_look_alike_are_not_confused():
     base, selection = randn(OUT, IN, grad=False), sft.Columns([0, 3])
     values, inputs = selection.gather(base).requires_grad_(), [randn(5, IN, grad=False) for _ in range(2)]
     outs = [selective_linear(input, base, values, selection) for input in inputs]
-    for input, out in zip(inputs, outs):
+    for input, out in zip(inputs, outs, strict=True):
         (grad,) = torch.autograd.grad(out.sum(), values)
         assert torch.allclose(grad, input.sum(0)[[0, 3]].expand(OUT, 2))
 
@@ -305,10 +345,12 @@ def test_a_step_between_forward_and_backward_is_noticed(one_of_each_kind):
 def test_double_backward_is_refused_by_name(name):
     selection, base = sft.Rows([1, 4]), randn(OUT, OUT, grad=False)
     values = selection.gather(base).requires_grad_()
-    out = {"linear": lambda: selective_linear(randn(3, OUT), base, values, selection),
-           "addmm": lambda: selective_addmm(randn(3, OUT), base, values, selection, randn(OUT)),
-           "embedding": lambda: selective_embedding(torch.tensor([1, 4]), base, values, selection),
-           "alias": lambda: alias(base, values, selection.layout, base.shape)}[name]()
+    out = {
+        "linear": lambda: selective_linear(randn(3, OUT), base, values, selection),
+        "addmm": lambda: selective_addmm(randn(3, OUT), base, values, selection, randn(OUT)),
+        "embedding": lambda: selective_embedding(torch.tensor([1, 4]), base, values, selection),
+        "alias": lambda: alias(base, values, selection.layout, base.shape),
+    }[name]()
     with pytest.raises(RuntimeError, match="double backward .* is not supported"):
         torch.autograd.grad(out.square().sum(), values, create_graph=True)
 
@@ -326,8 +368,11 @@ def test_alias_is_the_weight_and_reduces_its_gradient(one_of_each_kind):
 def test_errors_name_the_argument():
     base, input, selection = randn(OUT, IN, grad=False), randn(5, IN), sft.Rows([1, 4])
     values = selection.gather(base).requires_grad_()
-    for call in (lambda *a: selective_linear(input, *a), lambda *a: selective_addmm(randn(5, OUT), *a, randn(IN)),
-                 lambda *a: selective_embedding(torch.tensor([1]), *a)):
+    for call in (
+        lambda *a: selective_linear(input, *a),
+        lambda *a: selective_addmm(randn(5, OUT), *a, randn(IN)),
+        lambda *a: selective_embedding(torch.tensor([1]), *a),
+    ):
         with pytest.raises(ValueError, match=r"weight: .*requires_grad_\(False\)"):
             call(base.clone().requires_grad_(), values, selection)
         with pytest.raises(ValueError, match=r"values: expected shape \(2, 10\).*\(7, 10\).*got \(2, 9\)"):

@@ -1,4 +1,4 @@
-"""The house keeps its order: imports run one way, the kernels and the native core stand alone, and no file grows past a page or ten."""
+"""The house keeps its order: imports run one way, kernels and native core stand alone, no file grows without end."""
 
 import ast
 from pathlib import Path
@@ -13,8 +13,15 @@ FILES = {path.relative_to(ROOT).with_suffix(""): path for path in sorted(PACKAGE
 LEVELS = {"_C": 0, "_build_info": 0, "kernels": 0, "_tensorfile": 0, "ops": 1, "selection": 2, "functional": 3}
 MIDDLE, TOP = 4, {"cli": 5, "__main__": 6, "": 7}
 # Within the middle: who may import whom.
-MAY = {"report": (), "plan": (), "nn": (), "backends": (), "convert": ("nn", "plan", "report"), "optim": ("nn",),
-       "salience": ("convert", "nn", "plan")}
+MAY = {
+    "report": (),
+    "plan": (),
+    "nn": (),
+    "backends": (),
+    "convert": ("nn", "plan", "report"),
+    "optim": ("nn",),
+    "salience": ("convert", "nn", "plan"),
+}
 
 
 def module_of(path):
@@ -32,7 +39,7 @@ def imports(text, module, is_package):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
-            base = here[:len(here) - node.level + 1]
+            base = here[: len(here) - node.level + 1]
             names = [".".join(["sparse_ft", *base, *filter(None, [node.module]), alias.name]) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -68,20 +75,32 @@ def test_imports_run_one_way(name):
             continue
         assert level(other) <= level(own), f"{name} imports sparse_ft.{dotted}, which stands above it"
         if own in MAY and level(other) == MIDDLE:
-            assert other in MAY[own], f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
+            assert other in MAY[own], (
+                f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
+            )
 
 
 def test_the_reader_of_imports_sees_them():
-    text = ("import sparse_ft\nfrom . import a, b\nfrom .c import d\nfrom .. import e\nfrom ..f.g import h\n"
-            "def x():\n    from sparse_ft.i import j\n    import_module = importlib.import_module('sparse_ft.k')\nimport torch\n")
+    text = (
+        "import sparse_ft\nfrom . import a, b\nfrom .c import d\nfrom .. import e\nfrom ..f.g import h\n"
+        "def x():\n    from sparse_ft.i import j\n    importlib.import_module('sparse_ft.k')\nimport torch\n"
+    )
     assert imports(text, "room.file", False) == {"", "room.a", "room.b", "room.c.d", "e", "f.g.h", "i.j", "k"}
     assert imports("from .x import y", "ops", True) == {"ops.x.y"}
     assert imports("from .ops import y", "", True) == {"ops.y"}
 
 
 def test_the_files_are_found():
-    assert {"selection", "functional", "convert", "plan", "ops.layout", "nn.linear", "salience.select", "optim.selective_adamw"} <= {
-        module_of(path) for path in FILES}
+    assert {
+        "selection",
+        "functional",
+        "convert",
+        "plan",
+        "ops.layout",
+        "nn.linear",
+        "salience.select",
+        "optim.selective_adamw",
+    } <= {module_of(path) for path in FILES}
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "kernels").glob("*.py"))])
@@ -102,17 +121,22 @@ def sources(folder, *suffixes):
     return [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in suffixes]
 
 
-@pytest.mark.parametrize("path", sources("csrc", ".cpp", ".h", ".cu", ".cuh"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sources("csrc", ".cpp", ".h", ".cu", ".cuh"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_the_native_core_knows_neither_torch_nor_the_package(path):
     for line in path.read_text().splitlines():
         if line.lstrip().startswith("#"):
             included = line.partition("include")[2].strip()
             assert not any(word in included for word in ("torch", "ATen", "c10")), f"{path.name}: {line}"
-            assert "Python.h" not in included and ("pybind11" not in included or path.name == "bindings.cpp"), f"{path.name}: {line}"
+            assert "Python.h" not in included and ("pybind11" not in included or path.name == "bindings.cpp"), (
+                f"{path.name}: {line}"
+            )
 
 
-SOURCES = [path for folder in ("sparse_ft", "kernels", "csrc")
-           for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")]
+SOURCES = [
+    path for folder in ("sparse_ft", "kernels", "csrc") for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")
+]
 
 
 def test_no_file_is_longer_than_400_lines():
@@ -123,6 +147,9 @@ def test_no_file_is_longer_than_400_lines():
 def test_no_source_imports_the_tests_or_the_bench():
     for path in FILES.values():
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+            )
             assert not any(name.split(".")[0] in ("tests", "bench", "oracle", "kernels") for name in names), path

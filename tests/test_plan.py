@@ -12,10 +12,15 @@ import torch
 import sparse_ft as sft
 from sparse_ft import _tensorfile
 
-PLAN = sft.Plan({
-    "layers.0.weight": sft.Rows([1, 4]), "layers.1.weight": sft.Columns([0, 3]), "head.bias": "all",
-    "layers.2.weight": sft.Blocks([[0, 1], [2, 0]], (3, 4)), "ünï.code": sft.Entries([5, 2**31, 2**40]),
-})
+PLAN = sft.Plan(
+    {
+        "layers.0.weight": sft.Rows([1, 4]),
+        "layers.1.weight": sft.Columns([0, 3]),
+        "head.bias": "all",
+        "layers.2.weight": sft.Blocks([[0, 1], [2, 0]], (3, 4)),
+        "ünï.code": sft.Entries([5, 2**31, 2**40]),
+    }
+)
 
 
 def test_is_a_mapping():
@@ -47,13 +52,22 @@ def test_or_adds_and_overrides():
         PLAN | {"x": 3}
 
 
-@pytest.mark.parametrize("items, message", [
-    ({3: "all"}, "plan: .*names, got 3"), ({"x": "some"}, "plan: .*'x', got 'some'"), ({"x": None}, "plan: .*'x', got None"),
-    ({"x": [1, 2]}, r"plan: .*'x', got \[1, 2\]"), ({"x": torch.tensor([1])}, r"plan: .*'x', got tensor\(\[1\]\)"),
-    (3, "plan: expected a mapping .* got 3"), ("model.plan", "plan: expected a mapping .* got 'model.plan'"),
-    (None, "plan: expected a mapping .* got None"), (["weight"], r"plan: expected a mapping .* got \['weight'\]"),
-    ({"x": torch.ones(2, 2).bool()}, "plan: .*'x', got tensor"), ({"x": sft.Rows}, "plan: .*'x', got <class"),
-])
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ({3: "all"}, "plan: .*names, got 3"),
+        ({"x": "some"}, "plan: .*'x', got 'some'"),
+        ({"x": None}, "plan: .*'x', got None"),
+        ({"x": [1, 2]}, r"plan: .*'x', got \[1, 2\]"),
+        ({"x": torch.tensor([1])}, r"plan: .*'x', got tensor\(\[1\]\)"),
+        (3, "plan: expected a mapping .* got 3"),
+        ("model.plan", "plan: expected a mapping .* got 'model.plan'"),
+        (None, "plan: expected a mapping .* got None"),
+        (["weight"], r"plan: expected a mapping .* got \['weight'\]"),
+        ({"x": torch.ones(2, 2).bool()}, "plan: .*'x', got tensor"),
+        ({"x": sft.Rows}, "plan: .*'x', got <class"),
+    ],
+)
 def test_errors_name_the_entry(items, message):
     with pytest.raises(TypeError, match=message):
         sft.Plan(items)
@@ -98,7 +112,11 @@ def test_safetensors_reads_a_plan(tmp_path):
 
 
 def test_a_plan_that_safetensors_wrote_is_read(tmp_path):
-    plan = {"a": "all", "b": {"kind": "blocks", "index": "i", "block_size": [2, 3]}, "c": {"kind": "rows", "index": "j"}}
+    plan = {
+        "a": "all",
+        "b": {"kind": "blocks", "index": "i", "block_size": [2, 3]},
+        "c": {"kind": "rows", "index": "j"},
+    }
     document = {"format": "sparse_ft.plan", "version": 1, "plan": plan}
     tensors = {"i": torch.tensor([[0, 1]]), "j": torch.tensor([3, 4], dtype=torch.int32)}
     safetensors.torch.save_file(tensors, tmp_path / "p", {"sparse_ft": json.dumps(document)})
@@ -109,21 +127,70 @@ ROWS = {"kind": "rows", "index": "i", "block_size": [1, 1]}
 I = {"i": torch.tensor([1, 4])}  # noqa: E741
 
 
-@pytest.mark.parametrize("document, tensors", [
-    *((document, I) for document in (
-        None, [], "text", {}, {"format": "sparse_ft.plan", "plan": {}}, {"format": "sparse_ft.plan", "version": 2, "plan": {}},
-        {"format": "sparse_ft.plan", "version": "1", "plan": {}}, {"format": "sparse_ft.delta", "version": 1, "plan": {}},
-        {"format": "sparse_ft.plan", "version": 1})),
-    *(({"format": "sparse_ft.plan", "version": 1, "plan": plan}, I) for plan in (
-        None, [], 3, "all", {"x": "some"}, {"x": 3}, {"x": None}, {"x": []}, {"x": {}}, {"x": {**ROWS, "kind": "diagonal"}},
-        {"x": {**ROWS, "kind": []}}, {"x": {**ROWS, "index": "j"}}, {"x": {**ROWS, "index": {}}}, {"x": {**ROWS, "kind": "blocks"}},
-        {"x": {"kind": "rows"}})),
-    *(({"format": "sparse_ft.plan", "version": 1, "plan": {"x": {**ROWS, "kind": "blocks", "block_size": size}}},
-       {"i": torch.tensor([[0, 1]])}) for size in (None, 4, [], [0, 1], [1.5, 2], [1, 2, 3], "ab", {})),
-    *(({"format": "sparse_ft.plan", "version": 1, "plan": {"x": ROWS}}, {"i": index}) for index in (
-        torch.tensor([4, 1]), torch.tensor([1, 1]), torch.tensor([-1, 4]), torch.tensor([1.0]), torch.tensor([True]),
-        torch.tensor([[1, 2]]), torch.empty(0, dtype=torch.int64), torch.tensor(3))),
-], ids=repr)
+@pytest.mark.parametrize(
+    "document, tensors",
+    [
+        *(
+            (document, I)
+            for document in (
+                None,
+                [],
+                "text",
+                {},
+                {"format": "sparse_ft.plan", "plan": {}},
+                {"format": "sparse_ft.plan", "version": 2, "plan": {}},
+                {"format": "sparse_ft.plan", "version": "1", "plan": {}},
+                {"format": "sparse_ft.delta", "version": 1, "plan": {}},
+                {"format": "sparse_ft.plan", "version": 1},
+            )
+        ),
+        *(
+            ({"format": "sparse_ft.plan", "version": 1, "plan": plan}, I)
+            for plan in (
+                None,
+                [],
+                3,
+                "all",
+                {"x": "some"},
+                {"x": 3},
+                {"x": None},
+                {"x": []},
+                {"x": {}},
+                {"x": {**ROWS, "kind": "diagonal"}},
+                {"x": {**ROWS, "kind": []}},
+                {"x": {**ROWS, "index": "j"}},
+                {"x": {**ROWS, "index": {}}},
+                {"x": {**ROWS, "kind": "blocks"}},
+                {"x": {"kind": "rows"}},
+            )
+        ),
+        *(
+            (
+                {
+                    "format": "sparse_ft.plan",
+                    "version": 1,
+                    "plan": {"x": {**ROWS, "kind": "blocks", "block_size": size}},
+                },
+                {"i": torch.tensor([[0, 1]])},
+            )
+            for size in (None, 4, [], [0, 1], [1.5, 2], [1, 2, 3], "ab", {})
+        ),
+        *(
+            ({"format": "sparse_ft.plan", "version": 1, "plan": {"x": ROWS}}, {"i": index})
+            for index in (
+                torch.tensor([4, 1]),
+                torch.tensor([1, 1]),
+                torch.tensor([-1, 4]),
+                torch.tensor([1.0]),
+                torch.tensor([True]),
+                torch.tensor([[1, 2]]),
+                torch.empty(0, dtype=torch.int64),
+                torch.tensor(3),
+            )
+        ),
+    ],
+    ids=repr,
+)
 def test_files_that_hold_no_plan_are_refused_by_name(tmp_path, document, tensors):
     _tensorfile.save(tmp_path / "bad.plan", tensors, document)
     with pytest.raises(ValueError, match="path: .*bad.plan"):

@@ -4,17 +4,20 @@ import copy
 import io
 import pickle
 
+import oracle
 import pytest
 import torch
 
-import oracle
 import sparse_ft as sft
 from sparse_ft.ops.layout import coordinates
 
 SHAPE = (7, 10)
 SELECTIONS = {
-    "rows": sft.Rows([1, 4, 6]), "columns": sft.Columns([0, 3, 9]), "entries": sft.Entries([0, 9, 10, 33, 69]),
-    "blocks": sft.Blocks([[0, 0], [1, 1]], (3, 4)), "ragged blocks": sft.Blocks([[0, 0], [0, 2], [2, 1], [2, 2]], (3, 4)),
+    "rows": sft.Rows([1, 4, 6]),
+    "columns": sft.Columns([0, 3, 9]),
+    "entries": sft.Entries([0, 9, 10, 33, 69]),
+    "blocks": sft.Blocks([[0, 0], [1, 1]], (3, 4)),
+    "ragged blocks": sft.Blocks([[0, 0], [0, 2], [2, 1], [2, 2]], (3, 4)),
     "blocks larger than the matrix": sft.Blocks([[0, 0]], 64),
 }
 
@@ -53,7 +56,9 @@ def test_gather_and_scatter(selection):
 
 
 def test_from_mask_gives_the_selection_back(selection):
-    again = sft.from_mask(selection.mask(SHAPE), selection.kind, selection.block_size if selection.kind == "blocks" else None)
+    again = sft.from_mask(
+        selection.mask(SHAPE), selection.kind, selection.block_size if selection.kind == "blocks" else None
+    )
     assert again == selection and again.kind == selection.kind and again.block_size == selection.block_size
     as_entries = sft.from_mask(selection.mask(SHAPE))
     assert isinstance(as_entries, sft.Entries) and torch.equal(as_entries.mask(SHAPE), selection.mask(SHAPE))
@@ -66,21 +71,34 @@ def test_from_mask_of_everything_and_of_an_int_block_size():
     assert sft.from_mask(everything.T, "columns") == sft.Columns(list(range(7)))
 
 
-@pytest.mark.parametrize("mask, keywords, error, message", [
-    (torch.ones(3, 3), {}, TypeError, r"mask: .*torch.float32 \(3, 3\)"),
-    (torch.ones(3, dtype=torch.bool), {}, TypeError, r"mask: .*torch.bool \(3,\)"),
-    ([[True]], {}, TypeError, r"mask: .*\[\[True\]\]"),
-    (torch.zeros(3, 3, dtype=torch.bool), {}, ValueError, "index: an empty selection"),
-    (torch.zeros(3, 3, dtype=torch.bool), {"kind": "rows"}, ValueError, "index: an empty selection"),
-    (torch.ones(3, 3, dtype=torch.bool), {"kind": "diagonal"}, ValueError, "kind: .*'diagonal'"),
-    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks"}, ValueError, "block_size: .*None"),
-    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": 0}, ValueError, "block_size: .*0"),
-    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": (2, -1)}, ValueError, r"block_size: .*\(2, -1\)"),
-    (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": "4"}, ValueError, "block_size: .*'4'"),
-    (torch.eye(3).bool(), {"kind": "rows"}, ValueError, r"mask: not made of whole rows: entry \(0, 1\)"),
-    (torch.eye(3).bool(), {"kind": "columns"}, ValueError, r"mask: not made of whole columns: entry \(0, 1\)"),
-    (torch.eye(3).bool(), {"kind": "blocks", "block_size": 2}, ValueError, r"mask: not made of whole blocks: entry \(0, 1\)"),
-])
+@pytest.mark.parametrize(
+    "mask, keywords, error, message",
+    [
+        (torch.ones(3, 3), {}, TypeError, r"mask: .*torch.float32 \(3, 3\)"),
+        (torch.ones(3, dtype=torch.bool), {}, TypeError, r"mask: .*torch.bool \(3,\)"),
+        ([[True]], {}, TypeError, r"mask: .*\[\[True\]\]"),
+        (torch.zeros(3, 3, dtype=torch.bool), {}, ValueError, "index: an empty selection"),
+        (torch.zeros(3, 3, dtype=torch.bool), {"kind": "rows"}, ValueError, "index: an empty selection"),
+        (torch.ones(3, 3, dtype=torch.bool), {"kind": "diagonal"}, ValueError, "kind: .*'diagonal'"),
+        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks"}, ValueError, "block_size: .*None"),
+        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": 0}, ValueError, "block_size: .*0"),
+        (
+            torch.ones(3, 3, dtype=torch.bool),
+            {"kind": "blocks", "block_size": (2, -1)},
+            ValueError,
+            r"block_size: .*\(2, -1\)",
+        ),
+        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": "4"}, ValueError, "block_size: .*'4'"),
+        (torch.eye(3).bool(), {"kind": "rows"}, ValueError, r"mask: not made of whole rows: entry \(0, 1\)"),
+        (torch.eye(3).bool(), {"kind": "columns"}, ValueError, r"mask: not made of whole columns: entry \(0, 1\)"),
+        (
+            torch.eye(3).bool(),
+            {"kind": "blocks", "block_size": 2},
+            ValueError,
+            r"mask: not made of whole blocks: entry \(0, 1\)",
+        ),
+    ],
+)
 def test_from_mask_errors(mask, keywords, error, message):
     with pytest.raises(error, match=message):
         sft.from_mask(mask, **keywords)
@@ -93,32 +111,39 @@ def blocks_of(index):
     return sft.Blocks(index, 4)
 
 
-@pytest.mark.parametrize("make, index, error, message", [
-    *((make, *case) for make in LINES for case in [
-        (torch.tensor([0.0, 1.0]), TypeError, r"index: .*torch.float32"),
-        (torch.tensor([True, False]), TypeError, r"index: .*torch.bool.*from_mask"),
-        (torch.tensor([1j]), TypeError, r"index: .*torch.complex64"),
-        (torch.tensor([[0, 1]]), ValueError, r"index: .*\[n\], got \(1, 2\)"),
-        (torch.tensor(3), ValueError, r"index: .*\[n\], got \(\)"),
-        (torch.tensor([-1, 2]), IndexError, r"index: .*-1"),
-        (torch.tensor([2, 5, 5]), ValueError, r"index: .*5 then 5 at position 1 \(duplicated\)"),
-        (torch.tensor([2, 7, 5]), ValueError, r"index: .*7 then 5 at position 1 \(unsorted\)"),
-        (torch.empty(0, dtype=torch.int64), ValueError, "index: an empty selection"),
-        ([], ValueError, "index: an empty selection"),
-        (torch.empty(3, dtype=torch.int64, device="meta"), ValueError, "index: .*meta"),
-        ("rows", TypeError, "index: .*'rows'"),
-        (None, TypeError, "index: .*None"),
-    ]),
-    (blocks_of, [[0.5, 1.0]], TypeError, r"index: .*\[n, 2\].*torch.float32"),
-    (blocks_of, [0, 1], ValueError, r"index: .*\[n, 2\].*\(2,\)"),
-    (blocks_of, [[0, 1, 2]], ValueError, r"index: .*\[n, 2\].*\(1, 3\)"),
-    (blocks_of, [[0, -2]], IndexError, r"index: .*-2"),
-    (blocks_of, [[0, 1], [0, 1]], ValueError, r"index: .*\[0, 1\] then \[0, 1\] at position 0 \(duplicated\)"),
-    (blocks_of, [[0, 1], [0, 0]], ValueError, r"index: .*\[0, 1\] then \[0, 0\] at position 0 \(unsorted\)"),
-    (blocks_of, [[1, 0], [0, 1]], ValueError, r"index: .*\[1, 0\] then \[0, 1\] at position 0 \(unsorted\)"),
-    (blocks_of, torch.empty(0, 2, dtype=torch.int64), ValueError, "index: an empty selection"),
-    (blocks_of, [[0, 1], [2]], TypeError, r"index: .*\[\[0, 1\], \[2\]\]"),
-])
+@pytest.mark.parametrize(
+    "make, index, error, message",
+    [
+        *(
+            (make, *case)
+            for make in LINES
+            for case in [
+                (torch.tensor([0.0, 1.0]), TypeError, r"index: .*torch.float32"),
+                (torch.tensor([True, False]), TypeError, r"index: .*torch.bool.*from_mask"),
+                (torch.tensor([1j]), TypeError, r"index: .*torch.complex64"),
+                (torch.tensor([[0, 1]]), ValueError, r"index: .*\[n\], got \(1, 2\)"),
+                (torch.tensor(3), ValueError, r"index: .*\[n\], got \(\)"),
+                (torch.tensor([-1, 2]), IndexError, r"index: .*-1"),
+                (torch.tensor([2, 5, 5]), ValueError, r"index: .*5 then 5 at position 1 \(duplicated\)"),
+                (torch.tensor([2, 7, 5]), ValueError, r"index: .*7 then 5 at position 1 \(unsorted\)"),
+                (torch.empty(0, dtype=torch.int64), ValueError, "index: an empty selection"),
+                ([], ValueError, "index: an empty selection"),
+                (torch.empty(3, dtype=torch.int64, device="meta"), ValueError, "index: .*meta"),
+                ("rows", TypeError, "index: .*'rows'"),
+                (None, TypeError, "index: .*None"),
+            ]
+        ),
+        (blocks_of, [[0.5, 1.0]], TypeError, r"index: .*\[n, 2\].*torch.float32"),
+        (blocks_of, [0, 1], ValueError, r"index: .*\[n, 2\].*\(2,\)"),
+        (blocks_of, [[0, 1, 2]], ValueError, r"index: .*\[n, 2\].*\(1, 3\)"),
+        (blocks_of, [[0, -2]], IndexError, r"index: .*-2"),
+        (blocks_of, [[0, 1], [0, 1]], ValueError, r"index: .*\[0, 1\] then \[0, 1\] at position 0 \(duplicated\)"),
+        (blocks_of, [[0, 1], [0, 0]], ValueError, r"index: .*\[0, 1\] then \[0, 0\] at position 0 \(unsorted\)"),
+        (blocks_of, [[1, 0], [0, 1]], ValueError, r"index: .*\[1, 0\] then \[0, 1\] at position 0 \(unsorted\)"),
+        (blocks_of, torch.empty(0, 2, dtype=torch.int64), ValueError, "index: an empty selection"),
+        (blocks_of, [[0, 1], [2]], TypeError, r"index: .*\[\[0, 1\], \[2\]\]"),
+    ],
+)
 def test_construction_errors(make, index, error, message):
     with pytest.raises(error, match=message):
         make(index)
@@ -130,19 +155,25 @@ def test_block_size_errors(block_size):
         sft.Blocks([[0, 0]], block_size)
 
 
-@pytest.mark.parametrize("selection, shape, message", [
-    (sft.Rows([6]), (6, 10), r"index: row 6 .*\(6, 10\).*0 to 5"),
-    (sft.Columns([2, 10]), (6, 10), r"index: column 10 .*\(6, 10\).*0 to 9"),
-    (sft.Entries([60]), (6, 10), r"index: flat position 60 .*\(6, 10\).*0 to 59"),
-    (sft.Blocks([[0, 2], [2, 0]], 4), (8, 10), r"index: block_row 2 .*\(8, 10\).*0 to 1"),
-    (sft.Blocks([[0, 3]], 4), (8, 12), r"index: block_col 3 .*\(8, 12\).*0 to 2"),
-    (sft.Rows([0]), (0, 10), r"index: row 0 .*\(0, 10\)"),
-])
+@pytest.mark.parametrize(
+    "selection, shape, message",
+    [
+        (sft.Rows([6]), (6, 10), r"index: row 6 .*\(6, 10\).*0 to 5"),
+        (sft.Columns([2, 10]), (6, 10), r"index: column 10 .*\(6, 10\).*0 to 9"),
+        (sft.Entries([60]), (6, 10), r"index: flat position 60 .*\(6, 10\).*0 to 59"),
+        (sft.Blocks([[0, 2], [2, 0]], 4), (8, 10), r"index: block_row 2 .*\(8, 10\).*0 to 1"),
+        (sft.Blocks([[0, 3]], 4), (8, 12), r"index: block_col 3 .*\(8, 12\).*0 to 2"),
+        (sft.Rows([0]), (0, 10), r"index: row 0 .*\(0, 10\)"),
+    ],
+)
 def test_out_of_range_is_found_on_every_use(selection, shape, message):
     matrix = torch.zeros(shape)
     uses = [selection.check, selection.values_shape, selection.nnz, selection.density, selection.mask]
-    for use in [*(lambda u=u: u(shape) for u in uses), lambda: selection.gather(matrix),
-                lambda: selection.scatter_(matrix, torch.ones(1))]:
+    for use in [
+        *(lambda u=u: u(shape) for u in uses),
+        lambda: selection.gather(matrix),
+        lambda: selection.scatter_(matrix, torch.ones(1)),
+    ]:
         with pytest.raises(IndexError, match=message):
             use()
     assert not matrix.any()
@@ -183,7 +214,12 @@ def test_equality_and_hash(selection):
     for other in SELECTIONS.values():
         assert (selection == other) == (selection is other)
     again = type(selection)(selection.index.clone(), *([selection.block_size] if selection.kind == "blocks" else []))
-    assert again == selection and hash(again) == hash(selection) and again is not selection and len({again, selection}) == 1
+    assert (
+        again == selection
+        and hash(again) == hash(selection)
+        and again is not selection
+        and len({again, selection}) == 1
+    )
     assert selection != "all" and selection != selection.index.tolist()
 
 
@@ -196,7 +232,12 @@ def test_copies(selection):
     buffer = io.BytesIO()
     torch.save(selection, buffer)
     buffer.seek(0)
-    copies = [copy.deepcopy(selection), copy.copy(selection), pickle.loads(pickle.dumps(selection)), torch.load(buffer, weights_only=False)]
+    copies = [
+        copy.deepcopy(selection),
+        copy.copy(selection),
+        pickle.loads(pickle.dumps(selection)),
+        torch.load(buffer, weights_only=False),
+    ]
     for other in copies:
         assert other == selection and other.mask(SHAPE).equal(selection.mask(SHAPE)) and repr(other) == repr(selection)
         with pytest.raises(IndexError):
@@ -226,7 +267,9 @@ def test_restrict_gives_the_features_and_a_layout_on_them(selection, dim):
     features, layout = selection.restrict(dim, SHAPE[dim])
     matrix = torch.randn(SHAPE)
     if features is None:
-        assert selection.kind != "blocks" and (selection.kind == "entries" or selection.kind != ("rows", "columns")[dim])
+        assert selection.kind != "blocks" and (
+            selection.kind == "entries" or selection.kind != ("rows", "columns")[dim]
+        )
         features = torch.arange(SHAPE[dim])
     else:
         assert features.dtype == torch.int64 and torch.equal(features, used(selection, dim))
@@ -259,11 +302,11 @@ def test_entries_past_2_to_the_31():
     with pytest.raises(IndexError, match=rf"index: flat position {last} .*\(69999, 70000\)"):
         selection.check((69999, 70000))
     row, column = coordinates(*selection.layout, HUGE)
-    assert list(zip(row.tolist(), column.tolist())) == [divmod(k, 70000) for k in (5, 2**31, last)]
+    assert list(zip(row.tolist(), column.tolist(), strict=True)) == [divmod(k, 70000) for k in (5, 2**31, last)]
     features, layout = selection.restrict(1, 70000)
     assert features is None and torch.equal(layout[1], selection.index)
     assert pickle.loads(pickle.dumps(selection)).index.dtype == torch.int64
-    virtual = torch.arange(70000.).expand(HUGE)
+    virtual = torch.arange(70000.0).expand(HUGE)
     assert selection.gather(virtual).tolist() == [5, 2**31 % 70000, 69999]
 
 
@@ -283,5 +326,5 @@ def test_lines_and_blocks_of_a_matrix_past_2_to_the_31():
     assert blocks.nnz(HUGE) == 65536**2 + 4464**2
     row, column = coordinates("blocks", torch.tensor([[4374, 4374]], dtype=torch.int32), 16, 16, HUGE)
     assert row.max() == 69999 and (row.max() * 70000 + column.max()).item() == HUGE[0] * HUGE[1] - 1
-    virtual = torch.arange(70000.).expand(HUGE)
-    assert torch.equal(sft.Blocks([[4374, 4374]], 16).gather(virtual)[0, 15], torch.arange(69984., 70000))
+    virtual = torch.arange(70000.0).expand(HUGE)
+    assert torch.equal(sft.Blocks([[4374, 4374]], 16).gather(virtual)[0, 15], torch.arange(69984.0, 70000))

@@ -1,4 +1,4 @@
-"""The file format: what it keeps, that the safetensors package agrees, and that a damaged file is a ValueError and nothing else."""
+"""The file format: what it keeps, that the safetensors package agrees, and that damage is a ValueError."""
 
 import json
 import os
@@ -12,14 +12,28 @@ import torch
 
 from sparse_ft import _tensorfile
 
-DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+DTYPES = (
+    torch.int32,
+    torch.int64,
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    torch.uint8,
+)
 DOCUMENT = {"format": "test", "list": [1, 2.5, None, "ü"], "nested": {"a": True}}
 
 
 def tensors():
     made = {f"{dtype}": torch.arange(6).view(2, 3).to(dtype) for dtype in DTYPES}
-    return {**made, "scalar": torch.tensor(2.5), "empty": torch.empty(0, 3), "permuted": torch.arange(6.).view(2, 3).T,
-            "ünï.code": torch.tensor([1], dtype=torch.uint8)}
+    return {
+        **made,
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3),
+        "permuted": torch.arange(6.0).view(2, 3).T,
+        "ünï.code": torch.tensor([1], dtype=torch.uint8),
+    }
 
 
 def same(a, b):
@@ -87,18 +101,52 @@ BROKEN = {
 }
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 HEADERS = {
-    "a list": [], "a number": 3, "null": None, "no metadata": {"x": ENTRY}, "metadata of a list": {"__metadata__": []},
-    "metadata of no document": {"__metadata__": {"format": "pt"}}, "a document that is not text": {"__metadata__": {"sparse_ft": {}}},
+    "a list": [],
+    "a number": 3,
+    "null": None,
+    "no metadata": {"x": ENTRY},
+    "metadata of a list": {"__metadata__": []},
+    "metadata of no document": {"__metadata__": {"format": "pt"}},
+    "a document that is not text": {"__metadata__": {"sparse_ft": {}}},
     "a document that is not JSON": {"__metadata__": {"sparse_ft": "{"}},
-    **{f"{key} {value!r}": {**META, "x": {**ENTRY, key: value}} for key, value in [
-        ("dtype", "F8_E4M3"), ("dtype", None), ("dtype", []), ("dtype", "I64"), ("shape", [3]), ("shape", [-2]), ("shape", [2.0]),
-        ("shape", None), ("shape", 2), ("shape", "2"), ("shape", {}), ("shape", ["2"]), ("shape", [True, 2.0]), ("shape", [[2]]),
-        ("shape", [-1, -2]), ("shape", [2**62, 2**62]), ("shape", [0, 2**62, 2**62]), ("shape", [0, 2**70]), ("shape", [10**400]),
-        ("data_offsets", [0, 16]), ("data_offsets", [4, 8]), ("data_offsets", [8, 0]), ("data_offsets", [-8, 0]), ("data_offsets", [0]),
-        ("data_offsets", None), ("data_offsets", [0, 8, 8]), ("data_offsets", ["0", "8"]), ("data_offsets", [0.0, 8.0]),
-        ("data_offsets", [0, 2**70])]},
-    "an entry that is a list": {**META, "x": [1]}, "an entry without shape": {**META, "x": {"dtype": "F32", "data_offsets": [0, 8]}},
-    "overlapping": {**META, "x": ENTRY, "y": ENTRY}, "a hole": {**META, "x": {**ENTRY, "data_offsets": [0, 4], "shape": [1]}},
+    **{
+        f"{key} {value!r}": {**META, "x": {**ENTRY, key: value}}
+        for key, value in [
+            ("dtype", "F8_E4M3"),
+            ("dtype", None),
+            ("dtype", []),
+            ("dtype", "I64"),
+            ("shape", [3]),
+            ("shape", [-2]),
+            ("shape", [2.0]),
+            ("shape", None),
+            ("shape", 2),
+            ("shape", "2"),
+            ("shape", {}),
+            ("shape", ["2"]),
+            ("shape", [True, 2.0]),
+            ("shape", [[2]]),
+            ("shape", [-1, -2]),
+            ("shape", [2**62, 2**62]),
+            ("shape", [0, 2**62, 2**62]),
+            ("shape", [0, 2**70]),
+            ("shape", [10**400]),
+            ("data_offsets", [0, 16]),
+            ("data_offsets", [4, 8]),
+            ("data_offsets", [8, 0]),
+            ("data_offsets", [-8, 0]),
+            ("data_offsets", [0]),
+            ("data_offsets", None),
+            ("data_offsets", [0, 8, 8]),
+            ("data_offsets", ["0", "8"]),
+            ("data_offsets", [0.0, 8.0]),
+            ("data_offsets", [0, 2**70]),
+        ]
+    },
+    "an entry that is a list": {**META, "x": [1]},
+    "an entry without shape": {**META, "x": {"dtype": "F32", "data_offsets": [0, 8]}},
+    "overlapping": {**META, "x": ENTRY, "y": ENTRY},
+    "a hole": {**META, "x": {**ENTRY, "data_offsets": [0, 4], "shape": [1]}},
     "empty of a shape past int64": {**META, "x": ENTRY, "y": {**ENTRY, "shape": [0, 2**70], "data_offsets": [8, 8]}},
     "empty of a shape of a boolean": {**META, "x": ENTRY, "y": {**ENTRY, "shape": [False], "data_offsets": [8, 8]}},
     "mixed offsets": {**META, "x": ENTRY, "y": {**ENTRY, "data_offsets": ["0", "8"]}},
@@ -134,7 +182,9 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 
 def small_file(tmp_path):
-    _tensorfile.save(tmp_path / "whole", {"a": torch.tensor([1, 5], dtype=torch.int32), "b": torch.tensor([1.5])}, {"k": [1]})
+    _tensorfile.save(
+        tmp_path / "whole", {"a": torch.tensor([1, 5], dtype=torch.int32), "b": torch.tensor([1.5])}, {"k": [1]}
+    )
     return (tmp_path / "whole").read_bytes()
 
 

@@ -1,9 +1,9 @@
 """gather_selected against the oracle: a copy, so exact, for every layout, memory format and pair of dtypes."""
 
+import oracle
 import pytest
 import torch
 
-import oracle
 from sparse_ft import ops
 from sparse_ft.ops.gather_selected import gather_selected_ref
 
@@ -67,13 +67,15 @@ def test_expanded_matrix_and_strided_index(gather, device):
 
 def test_positions_past_2_to_the_31(gather, tmp_path):
     shape = 46500, 46500  # a file of holes: nothing of it is in memory but what is touched
-    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
+    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(
+        shape
+    )
     matrix[46499, 46490:] = torch.arange(10).half() + 1
     far = torch.arange(46490, 46500) + 46499 * shape[1]
     assert torch.equal(gather(matrix, "entries", far, 1, 1), torch.arange(10).half() + 1)
     assert gather(matrix, "rows", torch.tensor([46499], dtype=torch.int32), 1, 1).sum() == 55
     blocks = gather(matrix, "blocks", torch.tensor([[46499 // 8, 46496 // 8]], dtype=torch.int32), 8, 8)
-    assert torch.equal(blocks[0, 46499 % 8], torch.tensor([7., 8, 9, 10, 0, 0, 0, 0]).half())
+    assert torch.equal(blocks[0, 46499 % 8], torch.tensor([7.0, 8, 9, 10, 0, 0, 0, 0]).half())
 
 
 @pytest.mark.parametrize("variant", ["contiguous", "permuted", "sliced", "empty"])
@@ -84,14 +86,17 @@ def test_opcheck(kind, variant, device):
     torch.library.opcheck(torch.ops.sparse_ft.gather_selected.default, (matrix, *layout), {"dtype": torch.float64})
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    ((torch.zeros(4), "rows", [0], 1, 1), ValueError, r"matrix: .*\(4,\)"),
-    ((torch.zeros(4, 4, dtype=torch.int32), "rows", [0], 1, 1), TypeError, r"matrix: .*torch.int32"),
-    ((torch.zeros(4, 4), "diagonal", [0], 1, 1), ValueError, r"kind: .*'diagonal'"),
-    ((torch.zeros(4, 4), "rows", [[0, 1]], 1, 1), ValueError, r"index: .*\(1, 2\)"),
-    ((torch.zeros(4, 4), "columns", [0.5], 1, 1), TypeError, r"index: .*torch.float32"),
-    ((torch.zeros(4, 4), "blocks", [[0, 1]], 2, 0), ValueError, r"block_size: .*\(2, 0\)"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ((torch.zeros(4), "rows", [0], 1, 1), ValueError, r"matrix: .*\(4,\)"),
+        ((torch.zeros(4, 4, dtype=torch.int32), "rows", [0], 1, 1), TypeError, r"matrix: .*torch.int32"),
+        ((torch.zeros(4, 4), "diagonal", [0], 1, 1), ValueError, r"kind: .*'diagonal'"),
+        ((torch.zeros(4, 4), "rows", [[0, 1]], 1, 1), ValueError, r"index: .*\(1, 2\)"),
+        ((torch.zeros(4, 4), "columns", [0.5], 1, 1), TypeError, r"index: .*torch.float32"),
+        ((torch.zeros(4, 4), "blocks", [[0, 1]], 2, 0), ValueError, r"block_size: .*\(2, 0\)"),
+    ],
+)
 def test_errors_name_the_argument_and_its_value(gather, arguments, error, message):
     matrix, kind, index, *block = arguments
     with pytest.raises(error, match=message):

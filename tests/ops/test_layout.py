@@ -1,9 +1,9 @@
 """The layout table of `sparse_ft.ops.layout` against the one spelled out in the oracle, and what it refuses."""
 
+import oracle
 import pytest
 import torch
 
-import oracle
 from sparse_ft.ops.layout import check_layout, check_matrix, check_values, coordinates, inside, values_shape
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (6, 8), (0, 4), (4, 0)]
@@ -18,7 +18,14 @@ def test_coordinates_place_every_value(kind, which, shape):
     row, column = torch.broadcast_tensors(*coordinates(*layout, shape))
     assert row.shape == values_shape(*layout, shape) == oracle.values_shape(*layout, shape)
     keep = inside(row, column, shape).reshape(-1)
-    got = list(zip(keep.nonzero().squeeze(1).tolist(), row.reshape(-1)[keep].tolist(), column.reshape(-1)[keep].tolist()))
+    got = list(
+        zip(
+            keep.nonzero().squeeze(1).tolist(),
+            row.reshape(-1)[keep].tolist(),
+            column.reshape(-1)[keep].tolist(),
+            strict=True,
+        )
+    )
     assert got == want
 
 
@@ -29,15 +36,18 @@ def test_coordinates_are_64_bit(index_dtype):
     assert row.dtype == torch.int64 and row[0, 0, 0] == 2**32
 
 
-@pytest.mark.parametrize("kind, index, block, error, message", [
-    ("rows", torch.zeros(2, 2, dtype=torch.int32), (1, 1), ValueError, r"index: .*\[n\].*'rows'.*\(2, 2\)"),
-    ("blocks", torch.zeros(2, dtype=torch.int32), (2, 2), ValueError, r"index: .*\[n, 2\].*'blocks'.*\(2,\)"),
-    ("blocks", torch.zeros(2, 3, dtype=torch.int32), (2, 2), ValueError, r"index: .*\(2, 3\)"),
-    ("entries", torch.zeros(2), (1, 1), TypeError, r"index: .*torch.float32"),
-    ("entries", torch.zeros(2, dtype=torch.int16), (1, 1), TypeError, r"index: .*torch.int16"),
-    ("blocks", torch.zeros(1, 2, dtype=torch.int32), (0, 2), ValueError, r"block_size: .*\(0, 2\)"),
-    ("blocks", torch.zeros(1, 2, dtype=torch.int32), (2, -1), ValueError, r"block_size: .*\(2, -1\)"),
-])
+@pytest.mark.parametrize(
+    "kind, index, block, error, message",
+    [
+        ("rows", torch.zeros(2, 2, dtype=torch.int32), (1, 1), ValueError, r"index: .*\[n\].*'rows'.*\(2, 2\)"),
+        ("blocks", torch.zeros(2, dtype=torch.int32), (2, 2), ValueError, r"index: .*\[n, 2\].*'blocks'.*\(2,\)"),
+        ("blocks", torch.zeros(2, 3, dtype=torch.int32), (2, 2), ValueError, r"index: .*\(2, 3\)"),
+        ("entries", torch.zeros(2), (1, 1), TypeError, r"index: .*torch.float32"),
+        ("entries", torch.zeros(2, dtype=torch.int16), (1, 1), TypeError, r"index: .*torch.int16"),
+        ("blocks", torch.zeros(1, 2, dtype=torch.int32), (0, 2), ValueError, r"block_size: .*\(0, 2\)"),
+        ("blocks", torch.zeros(1, 2, dtype=torch.int32), (2, -1), ValueError, r"block_size: .*\(2, -1\)"),
+    ],
+)
 def test_check_layout_names_what_is_wrong(kind, index, block, error, message):
     with pytest.raises(error, match=message):
         check_layout(kind, index, *block)

@@ -1,15 +1,14 @@
-"""masked_adamw_ against torch.optim.AdamW on the dense weight with a masked gradient, in fp64; and what it must leave alone."""
-
-import pytest
-import torch
+"""masked_adamw_ against fp64 torch.optim.AdamW on the dense weight with a masked gradient; what it must leave alone."""
 
 import oracle
+import pytest
+import torch
+from adamw_problem import HYPER, SHAPE, Problem
+
 from sparse_ft import ops
 from sparse_ft.ops.masked_adamw import masked_adamw_ref_
 
 IMPLEMENTATIONS = {"op": ops.masked_adamw_, "reference": masked_adamw_ref_}
-SHAPE = (17, 22)
-HYPER = dict(lr=3e-2, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -17,70 +16,31 @@ def adamw_(request):
     return IMPLEMENTATIONS[request.param]
 
 
-class Problem:
-    """Tensors for one call: a value written through into a weight for each of `kinds`, then `plain` parameters."""
-
-    def __init__(self, kinds=oracle.KINDS, plain=((5,), (3, 4), ()), dtype=torch.float32, weight_dtype=None, which="some", device="cpu",
-                 form="contiguous", **hyper):
-        weight_dtype = weight_dtype or dtype
-        self.layouts = [oracle.layout(kind, SHAPE, which, block=(5, 8), device=device) for kind in kinds]
-        self.weights = [oracle.matrices(SHAPE, weight_dtype, device)[form] for _ in kinds]
-        self.values = [ops.gather_selected(w, *layout, dtype=dtype) for w, layout in zip(self.weights, self.layouts)]
-        self.values += [torch.randn(shape, dtype=torch.float64).to(device, dtype) for shape in plain]
-        self.steps = [torch.zeros((), device=device) for _ in self.values]
-        self.exp_avgs, self.exp_avg_sqs = ([torch.zeros_like(v) for v in self.values] for _ in range(2))
-        hyper = {**HYPER, **hyper}
-        self.hyper = {name: [hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))]
-                      for name in HYPER}
-        self.new_grads()
-
-    def new_grads(self):
-        self.grads = [torch.randn(v.shape, dtype=torch.float64).to(v.device, v.dtype) for v in self.values]
-        for grad, layout in zip(self.grads, self.layouts):
-            grad[oracle.padding(layout, SHAPE).to(grad.device)] = 0
-
-    @property
-    def state(self):
-        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights]
-
-    @property
-    def arguments(self):
-        kinds, indices = [layout[0] for layout in self.layouts], [layout[1] for layout in self.layouts]
-        blocks = [n for layout in self.layouts for n in layout[2:]]
-        return self.values, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps, self.weights, kinds, indices, blocks
-
-    def step(self, adamw_, **keywords):
-        adamw_(*self.arguments, **{**self.hyper, **keywords})
-
-    def torch_optimizer(self, parameters, maximize=False):
-        """torch.optim.AdamW on `parameters`, with this problem's hyperparameters."""
-        for parameter in parameters:
-            parameter.requires_grad_()
-        groups = [dict(params=[p], lr=h["lr"], betas=(h["beta1"], h["beta2"]), eps=h["eps"], weight_decay=h["weight_decay"])
-                  for p, h in zip(parameters, (dict(zip(self.hyper, column)) for column in zip(*self.hyper.values())))]
-        return torch.optim.AdamW(groups, foreach=False, maximize=maximize)
-
-
 def snapshot(tensors):
     return [tensor.clone() for tensor in tensors]
 
 
 def unchanged(tensors, before):
-    return all(oracle.same_bits(a, b) for a, b in zip(tensors, before))
+    return all(oracle.same_bits(a, b) for a, b in zip(tensors, before, strict=True))
 
 
 def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
-    """Steps side by side: dense weights in fp64 with masked gradients, compact values with plain PyTorch in their own dtype."""
+    """Side by side: dense weights in fp64 with masked gradients, compact values by plain PyTorch in their dtype."""
     linked, dtype = len(problem.weights), problem.values[0].dtype
     masks = [oracle.mask(layout, SHAPE) for layout in problem.layouts]
     dense = [t.cpu().double().clone() for t in [*problem.weights, *problem.values[linked:]]]
     start, first_weights = snapshot(dense), snapshot(problem.weights)
     plain = [v.cpu().clone() for v in problem.values]
-    dense_optimizer, plain_optimizer = problem.torch_optimizer(dense, maximize), problem.torch_optimizer(plain, maximize)
+    dense_optimizer, plain_optimizer = (
+        problem.torch_optimizer(dense, maximize),
+        problem.torch_optimizer(plain, maximize),
+    )
     for _ in range(steps):
         problem.new_grads()
         for i, grad in enumerate(problem.grads):
-            dense[i].grad = oracle.spread(grad.cpu().double(), problem.layouts[i], SHAPE) if i < linked else grad.cpu().double()
+            dense[i].grad = (
+                oracle.spread(grad.cpu().double(), problem.layouts[i], SHAPE) if i < linked else grad.cpu().double()
+            )
             plain[i].grad = grad.cpu().clone()
         scale = keywords.get("grad_scale")
         if scale is not None:
@@ -95,8 +55,12 @@ def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
         for ours, name in ((problem.exp_avgs, "exp_avg"), (problem.exp_avg_sqs, "exp_avg_sq")):
             moment = dense_optimizer.state[dense[i]][name]
             moment = oracle.gather(moment, problem.layouts[i]) if i < linked else moment
-            oracle.assert_as_good_as_plain(ours[i], moment, plain_optimizer.state[plain[i]][name],
-                                           steps * torch.finfo(dtype).eps * moment.abs().amax().item())
+            oracle.assert_as_good_as_plain(
+                ours[i],
+                moment,
+                plain_optimizer.state[plain[i]][name],
+                steps * torch.finfo(dtype).eps * moment.abs().amax().item(),
+            )
         assert problem.steps[i].item() == steps
     for i, weight in enumerate(problem.weights):
         shown = oracle.spread(value_in(problem.values[i], weight.dtype), problem.layouts[i], SHAPE)
@@ -119,11 +83,11 @@ def test_fp64_equals_dense_to_the_last_digits(adamw_, device):
     optimizer = problem.torch_optimizer(dense)
     for _ in range(20):
         problem.new_grads()
-        for p, grad in zip(dense, problem.grads):
+        for p, grad in zip(dense, problem.grads, strict=True):
             p.grad = grad.cpu().clone()
         optimizer.step()
         problem.step(adamw_)
-    assert all(torch.allclose(v.cpu(), p, rtol=1e-13, atol=1e-13) for v, p in zip(problem.values, dense))
+    assert all(torch.allclose(v.cpu(), p, rtol=1e-13, atol=1e-13) for v, p in zip(problem.values, dense, strict=True))
 
 
 @pytest.mark.parametrize("weight_dtype", oracle.DTYPES, ids=oracle.name_of)
@@ -134,19 +98,21 @@ def test_weights_of_another_dtype_show_the_rounded_values(adamw_, dtype, weight_
     for _ in range(2):
         problem.new_grads()
         problem.step(adamw_)
-    for weight, value, layout, old in zip(problem.weights, problem.values, problem.layouts, before):
+    for weight, value, layout, old in zip(problem.weights, problem.values, problem.layouts, before, strict=True):
         shown = oracle.spread(value_in(value, weight_dtype), layout, SHAPE)
         assert oracle.same_bits(weight, torch.where(oracle.mask(layout, SHAPE), shown, old.cpu())), layout[0]
 
 
 def test_small_updates_survive_in_fp32_values_over_a_bf16_weight(adamw_, device):
-    problem = Problem(dtype=torch.float32, weight_dtype=torch.bfloat16, plain=(), lr=1e-5, weight_decay=0.0, device=device)
+    problem = Problem(
+        dtype=torch.float32, weight_dtype=torch.bfloat16, plain=(), lr=1e-5, weight_decay=0.0, device=device
+    )
     start, first = snapshot(problem.values), snapshot(problem.weights)
     for _ in range(3):
         problem.step(adamw_)
-    for value, old, layout in zip(problem.values, start, problem.layouts):
+    for value, old, layout in zip(problem.values, start, problem.layouts, strict=True):
         assert (value != old)[~oracle.padding(layout, SHAPE).to(device)].all()
-    changed = sum(int((w != old).sum()) for w, old in zip(problem.weights, first))
+    changed = sum(int((w != old).sum()) for w, old in zip(problem.weights, first, strict=True))
     assert changed < sum(v.numel() for v in problem.values) / 10
 
 
@@ -166,7 +132,11 @@ def test_maximize(adamw_, device):
 
 @pytest.mark.parametrize("extra", [{}, {"skip_nonfinite": True}], ids=["plain", "checked"])
 def test_grad_scale_divides(adamw_, extra, device):
-    keywords = {"grad_scale": torch.tensor([1024.0], device=device), "found_inf": torch.zeros(1, device=device), **extra}
+    keywords = {
+        "grad_scale": torch.tensor([1024.0], device=device),
+        "found_inf": torch.zeros(1, device=device),
+        **extra,
+    }
     run_against_dense(Problem(device=device), adamw_, **keywords)
     assert keywords["found_inf"].item() == 0 and keywords["grad_scale"].item() == 1024
 
@@ -175,7 +145,8 @@ def test_scaled_gradients_do_not_underflow_in_fp16(adamw_, device):
     problem = Problem(dtype=torch.float16, plain=((4,),), kinds=(), weight_decay=0.0, device=device)
     problem.grads = [torch.full((4,), 1e-3, dtype=torch.float16, device=device)]
     before = snapshot(problem.values)
-    problem.step(adamw_, grad_scale=torch.tensor(2.0**15, device=device))  # 3e-8: below fp16's smallest, not below fp32's
+    # 3e-8 once divided: below fp16's smallest, not below fp32's
+    problem.step(adamw_, grad_scale=torch.tensor(2.0**15, device=device))
     assert (problem.exp_avgs[0] == 0).all() and not unchanged(problem.values, before)
 
 
@@ -184,9 +155,9 @@ def test_decay_acts_on_selected_entries_only(adamw_, device):
     before, weights = snapshot(problem.values), snapshot(problem.weights)
     problem.grads = [torch.zeros_like(g) for g in problem.grads]
     problem.step(adamw_)
-    for i, (value, old) in enumerate(zip(problem.values, before)):
+    for i, (value, old) in enumerate(zip(problem.values, before, strict=True)):
         assert torch.allclose(value, old * (1 - problem.hyper["lr"][i] * 0.5), rtol=1e-6)
-    for weight, old, layout in zip(problem.weights, weights, problem.layouts):
+    for weight, old, layout in zip(problem.weights, weights, problem.layouts, strict=True):
         chosen = oracle.mask(layout, SHAPE)
         assert oracle.same_bits(weight.cpu()[~chosen], old.cpu()[~chosen]) and (weight.cpu() != old.cpu())[chosen].all()
 
@@ -246,7 +217,11 @@ def test_without_the_check_a_non_finite_gradient_stays_in_its_entry(adamw_, devi
     problem = Problem(kinds=("columns",), plain=(), device=device)
     problem.grads[0][3, 1] = float("nan")
     problem.step(adamw_)
-    assert problem.values[0].isnan().sum() == 1 and problem.weights[0].isnan().sum() == 1 and problem.values[0][3, 1].isnan()
+    assert (
+        problem.values[0].isnan().sum() == 1
+        and problem.weights[0].isnan().sum() == 1
+        and problem.values[0][3, 1].isnan()
+    )
 
 
 def test_gradients_and_indices_with_strides(adamw_, device):
@@ -261,11 +236,16 @@ def test_gradients_and_indices_with_strides(adamw_, device):
 
 
 def test_values_with_strides(adamw_, device):
-    one, two = Problem(kinds=("columns",), plain=(), device=device), Problem(kinds=("columns",), plain=(), device=device)
-    two.values, two.weights, two.grads = ([t.T.contiguous().T for t in snapshot(ts)] for ts in (one.values, one.weights, one.grads))
+    one, two = (
+        Problem(kinds=("columns",), plain=(), device=device),
+        Problem(kinds=("columns",), plain=(), device=device),
+    )
+    two.values, two.weights, two.grads = (
+        [t.T.contiguous().T for t in snapshot(ts)] for ts in (one.values, one.weights, one.grads)
+    )
     one.step(adamw_)
     two.step(adamw_)
-    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(one.state, two.state))
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(one.state, two.state, strict=True))
 
 
 def test_empty_selection_and_no_tensors_at_all(adamw_, device):
@@ -278,12 +258,16 @@ def test_empty_selection_and_no_tensors_at_all(adamw_, device):
 
 def test_positions_past_2_to_the_31(adamw_, tmp_path):
     shape = 46500, 46500
-    weight = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
+    weight = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(
+        shape
+    )
     problem = Problem(kinds=(), plain=((10,), (2, 46500)), lr=0.5, weight_decay=0.0)
     problem.weights = [weight, weight]
     problem.layouts = [("entries", torch.arange(10) + 46498 * shape[1], 1, 1), ("rows", torch.tensor([7, 46499]), 1, 1)]
     problem.step(adamw_)
-    assert torch.equal(weight[46498, :10], problem.values[0].half()) and torch.equal(weight[[7, 46499]], problem.values[1].half())
+    assert torch.equal(weight[46498, :10], problem.values[0].half()) and torch.equal(
+        weight[[7, 46499]], problem.values[1].half()
+    )
     assert not weight[46498, 10:].any() and not weight[6].any()
 
 
@@ -292,7 +276,10 @@ def test_version_of_everything_written_moves_and_of_nothing_else(device):
     read = [*problem.grads, *(layout[1] for layout in problem.layouts)]
     before = [t._version for t in problem.state], [t._version for t in read]
     problem.step(ops.masked_adamw_)
-    assert all(t._version > v for t, v in zip(problem.state, before[0])) and [t._version for t in read] == before[1]
+    assert (
+        all(t._version > v for t, v in zip(problem.state, before[0], strict=True))
+        and [t._version for t in read] == before[1]
+    )
 
 
 def test_autograd_notices_a_step_between_forward_and_backward(device):
@@ -327,35 +314,60 @@ def test_opcheck(variant, device):
 def replaced(name, at, new):
     def change(problem):
         getattr(problem, name)[at] = new(getattr(problem, name)[at])
+
     return change
 
 
 def shortened(name):
     def change(problem):
         problem.hyper[name].pop() if name in HYPER else getattr(problem, name).pop()
+
     return change
 
 
-@pytest.mark.parametrize("change, keywords, error, message", [
-    *((shortened(name), {}, ValueError, rf"{name}: expected 7 .*got 6")
-      for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay")),
-    (shortened("layouts"), {}, ValueError, r"weights: .*got 4, 3, 3"),
-    *((replaced(name, 1, lambda t: t[:-1].clone()), {}, ValueError, rf"{name}: .*\(17, 8\).*\(16, 8\)") for name in ("grads", "exp_avgs")),
-    (replaced("exp_avg_sqs", 0, lambda t: t.double()), {}, ValueError, r"exp_avg_sqs: .*torch.float32.*torch.float64"),
-    (replaced("grads", 6, lambda t: t.half()), {}, ValueError, r"grads: .*torch.float16"),
-    (replaced("steps", 3, lambda t: t.double()), {}, TypeError, r"steps: .*torch.float64"),
-    (replaced("steps", 3, lambda t: t.long()), {}, TypeError, r"steps: .*torch.int64"),
-    (replaced("steps", 3, lambda t: torch.zeros(2)), {}, ValueError, r"steps: .*\(2,\)"),
-    (replaced("weights", 0, lambda t: t[:, :-1]), {}, ValueError, r"values: .*\(17, 21\)"),
-    (replaced("weights", 0, lambda t: t.view(-1)), {}, ValueError, r"matrix: .*\(374,\)"),
-    (replaced("layouts", 0, lambda layout: ("diagonal", *layout[1:])), {}, ValueError, r"kind: .*'diagonal'"),
-    (replaced("layouts", 2, lambda layout: (*layout[:2], 0, 8)), {}, ValueError, r"block_size: .*\(0, 8\)"),
-    (replaced("layouts", 3, lambda layout: (layout[0], layout[1].float(), 1, 1)), {}, TypeError, r"index: .*torch.float32"),
-    (None, {"skip_nonfinite": True}, ValueError, r"found_inf: .*None"),
-    (None, {"skip_nonfinite": True, "found_inf": torch.zeros(2)}, ValueError, r"found_inf: .*\(2,\)"),
-    (None, {"skip_nonfinite": True, "found_inf": torch.zeros(1, dtype=torch.float64)}, TypeError, r"found_inf: .*torch.float64"),
-    (None, {"grad_scale": torch.ones(2)}, ValueError, r"grad_scale: .*\(2,\)"),
-])
+@pytest.mark.parametrize(
+    "change, keywords, error, message",
+    [
+        *(
+            (shortened(name), {}, ValueError, rf"{name}: expected 7 .*got 6")
+            for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay")
+        ),
+        (shortened("layouts"), {}, ValueError, r"weights: .*got 4, 3, 3"),
+        *(
+            (replaced(name, 1, lambda t: t[:-1].clone()), {}, ValueError, rf"{name}: .*\(17, 8\).*\(16, 8\)")
+            for name in ("grads", "exp_avgs")
+        ),
+        (
+            replaced("exp_avg_sqs", 0, lambda t: t.double()),
+            {},
+            ValueError,
+            r"exp_avg_sqs: .*torch.float32.*torch.float64",
+        ),
+        (replaced("grads", 6, lambda t: t.half()), {}, ValueError, r"grads: .*torch.float16"),
+        (replaced("steps", 3, lambda t: t.double()), {}, TypeError, r"steps: .*torch.float64"),
+        (replaced("steps", 3, lambda t: t.long()), {}, TypeError, r"steps: .*torch.int64"),
+        (replaced("steps", 3, lambda t: torch.zeros(2)), {}, ValueError, r"steps: .*\(2,\)"),
+        (replaced("weights", 0, lambda t: t[:, :-1]), {}, ValueError, r"values: .*\(17, 21\)"),
+        (replaced("weights", 0, lambda t: t.view(-1)), {}, ValueError, r"matrix: .*\(374,\)"),
+        (replaced("layouts", 0, lambda layout: ("diagonal", *layout[1:])), {}, ValueError, r"kind: .*'diagonal'"),
+        (replaced("layouts", 2, lambda layout: (*layout[:2], 0, 8)), {}, ValueError, r"block_size: .*\(0, 8\)"),
+        (
+            replaced("layouts", 3, lambda layout: (layout[0], layout[1].float(), 1, 1)),
+            {},
+            TypeError,
+            r"index: .*torch.float32",
+        ),
+        (None, {"skip_nonfinite": True}, ValueError, r"found_inf: .*None"),
+        (None, {"skip_nonfinite": True, "found_inf": torch.zeros(2)}, ValueError, r"found_inf: .*\(2,\)"),
+        (
+            None,
+            {"skip_nonfinite": True, "found_inf": torch.zeros(1, dtype=torch.float64)},
+            TypeError,
+            r"found_inf: .*torch.float64",
+        ),
+        (None, {"grad_scale": torch.ones(2)}, ValueError, r"grad_scale: .*\(2,\)"),
+    ],
+)
 def test_errors_name_the_argument_and_change_nothing(adamw_, change, keywords, error, message):
     problem = Problem()
     if change is not None:
@@ -363,7 +375,9 @@ def test_errors_name_the_argument_and_change_nothing(adamw_, change, keywords, e
     before = snapshot(problem.state)
     with pytest.raises(error, match=message):
         problem.step(adamw_, **keywords)
-    assert unchanged([t for t in problem.state if t.dtype in oracle.BITS], [t for t in before if t.dtype in oracle.BITS])
+    assert unchanged(
+        [t for t in problem.state if t.dtype in oracle.BITS], [t for t in before if t.dtype in oracle.BITS]
+    )
 
 
 def test_values_that_are_not_floating_point_are_refused(adamw_):

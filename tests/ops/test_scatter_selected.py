@@ -1,14 +1,17 @@
-"""scatter_selected_ and swap_selected_ against the oracle: every selected entry written, no other touched by one bit."""
+"""scatter_selected_ and swap_selected_ against the oracle: each selected entry written, no other touched by one bit."""
 
+import oracle
 import pytest
 import torch
 
-import oracle
 from sparse_ft import ops
 from sparse_ft.ops.scatter_selected import scatter_selected_ref_, swap_selected_ref_
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
-IMPLEMENTATIONS = {"op": (ops.scatter_selected_, ops.swap_selected_), "reference": (scatter_selected_ref_, swap_selected_ref_)}
+IMPLEMENTATIONS = {
+    "op": (ops.scatter_selected_, ops.swap_selected_),
+    "reference": (scatter_selected_ref_, swap_selected_ref_),
+}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -67,8 +70,24 @@ def test_copy_of_every_pair_of_dtypes_rounds_like_pytorch(scatter_, dtype, value
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=oracle.name_of)
 def test_copy_rounds_ties_to_even_and_keeps_what_is_not_finite(scatter_, dtype, device):
     ulp = torch.finfo(dtype).eps
-    special = torch.tensor([1 + ulp / 2, 1 + 3 * ulp / 2, -1 - ulp / 2, 3.4e38, -3.4e38, float("inf"), float("-inf"), float("nan"),
-                            -0.0, 1e-7, 6e-8, -3e-8, 2e-40], device=device)
+    special = torch.tensor(
+        [
+            1 + ulp / 2,
+            1 + 3 * ulp / 2,
+            -1 - ulp / 2,
+            3.4e38,
+            -3.4e38,
+            float("inf"),
+            float("-inf"),
+            float("nan"),
+            -0.0,
+            1e-7,
+            6e-8,
+            -3e-8,
+            2e-40,
+        ],
+        device=device,
+    )
     matrix = torch.zeros(1, len(special), dtype=dtype, device=device)
     scatter_(matrix, special[None], "rows", torch.tensor([0], device=device), 1, 1)
     want = special.to(dtype)
@@ -116,7 +135,9 @@ def test_swap_exchanges_and_twice_restores_every_bit(swap_, kind, shape, dtype, 
             matrix = oracle.matrices(shape, dtype, device)[name]
             layout = oracle.layout(kind, shape, which, device=device)
             kept = oracle.BITS[dtype]
-            noise = torch.randint(torch.iinfo(kept).min, torch.iinfo(kept).max, matrix.shape, dtype=kept, generator=generator)
+            noise = torch.randint(
+                torch.iinfo(kept).min, torch.iinfo(kept).max, matrix.shape, dtype=kept, generator=generator
+            )
             matrix.copy_(noise.view(dtype))  # any bits at all: NaN payloads, denormals
             values = values_for(layout, shape, dtype, device)
             first_matrix, first_values = matrix.clone(), values.clone()
@@ -131,7 +152,10 @@ def test_swap_exchanges_and_twice_restores_every_bit(swap_, kind, shape, dtype, 
 
 
 def test_swap_with_strided_values(swap_, device):
-    matrix, values = torch.arange(12., device=device).view(3, 4), -torch.arange(6., device=device).view(3, 2).T.contiguous().T
+    matrix, values = (
+        torch.arange(12.0, device=device).view(3, 4),
+        -torch.arange(6.0, device=device).view(3, 2).T.contiguous().T,
+    )
     swap_(matrix, values, "columns", torch.tensor([1, 3], device=device), 1, 1)
     assert values.tolist() == [[1, 3], [5, 7], [9, 11]] and matrix[:, 1].tolist() == [0, -2, -4]
 
@@ -139,10 +163,10 @@ def test_swap_with_strided_values(swap_, device):
 def test_copy_with_strided_and_expanded_values_and_strided_index(scatter_, device):
     matrix = torch.zeros(4, 6, device=device)
     index = torch.arange(4, dtype=torch.int64, device=device)[::3]
-    scatter_(matrix, torch.arange(6., device=device).expand(2, 6), "rows", index, 1, 1)
-    assert torch.equal(matrix[[0, 3]].cpu(), torch.arange(6.).expand(2, 6)) and not matrix[1:3].any()
-    scatter_(matrix, torch.arange(12., device=device).view(6, 2).T, "rows", index, 1, 1)
-    assert torch.equal(matrix[[0, 3]].cpu(), torch.arange(12.).view(6, 2).T)
+    scatter_(matrix, torch.arange(6.0, device=device).expand(2, 6), "rows", index, 1, 1)
+    assert torch.equal(matrix[[0, 3]].cpu(), torch.arange(6.0).expand(2, 6)) and not matrix[1:3].any()
+    scatter_(matrix, torch.arange(12.0, device=device).view(6, 2).T, "rows", index, 1, 1)
+    assert torch.equal(matrix[[0, 3]].cpu(), torch.arange(12.0).view(6, 2).T)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)], ids=str)
@@ -156,9 +180,11 @@ def test_matrix_without_entries(scatter_, swap_, kind, shape, device):
 
 def test_positions_past_2_to_the_31(scatter_, swap_, tmp_path):
     shape = 46500, 46500
-    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
+    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(
+        shape
+    )
     far = torch.arange(46490, 46500) + 46499 * shape[1]
-    scatter_(matrix, torch.arange(10.), "entries", far, 1, 1)
+    scatter_(matrix, torch.arange(10.0), "entries", far, 1, 1)
     assert torch.equal(matrix[46499, 46490:], torch.arange(10).half()) and not matrix[0].any()
     values = torch.ones(1, 8, 8).half()
     swap_(matrix, values, "blocks", torch.tensor([[46499 // 8, 46496 // 8]], dtype=torch.int32), 8, 8)
@@ -170,9 +196,11 @@ def test_positions_past_2_to_the_31(scatter_, swap_, tmp_path):
 def test_version_moves_and_autograd_notices(name, strided, device):
     matrix = torch.zeros(6, 6, device=device)[:, ::2] if strided else torch.zeros(6, 3, device=device)
     values, index = torch.ones(1, 3, device=device), torch.tensor([2], device=device)
-    call = {"scatter": lambda: ops.scatter_selected_(matrix, values, "rows", index),
-            "add": lambda: ops.scatter_selected_(matrix, values, "rows", index, accumulate=True),
-            "swap": lambda: ops.swap_selected_(matrix, values, "rows", index)}[name]
+    call = {
+        "scatter": lambda: ops.scatter_selected_(matrix, values, "rows", index),
+        "add": lambda: ops.scatter_selected_(matrix, values, "rows", index, accumulate=True),
+        "swap": lambda: ops.swap_selected_(matrix, values, "rows", index),
+    }[name]
     x = torch.ones(6, 3, device=device, requires_grad=True)
     product, versions = (x * matrix).sum(), (matrix._version, values._version, index._version)
     call()
@@ -202,7 +230,7 @@ def test_threads_do_not_change_the_bits(scatter_, swap_, kind):
         swapped = values.bfloat16()
         swap_(matrix, swapped, *layout)
         results.append((matrix, swapped))
-    assert all(oracle.same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other))
+    assert all(oracle.same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("variant", ["contiguous", "permuted", "sliced", "empty"])
@@ -211,8 +239,9 @@ def test_opcheck(kind, variant, device):
     matrix = oracle.matrices((7, 5), torch.float32, device)["contiguous" if variant == "empty" else variant]
     layout = oracle.layout(kind, (7, 5), "empty" if variant == "empty" else "some", device=device)
     values = values_for(layout, (7, 5), torch.float32, device)
-    torch.library.opcheck(torch.ops.sparse_ft.scatter_selected_.default, (matrix, values, *layout),
-                          {"accumulate": variant == "sliced"})
+    torch.library.opcheck(
+        torch.ops.sparse_ft.scatter_selected_.default, (matrix, values, *layout), {"accumulate": variant == "sliced"}
+    )
     torch.library.opcheck(torch.ops.sparse_ft.swap_selected_.default, (matrix, values, *layout))
 
 
@@ -229,7 +258,9 @@ BAD = [
 
 
 @pytest.mark.parametrize("matrix, values, kind, index, block, error, message", BAD)
-def test_errors_name_the_argument_and_change_nothing(scatter_, swap_, matrix, values, kind, index, block, error, message):
+def test_errors_name_the_argument_and_change_nothing(
+    scatter_, swap_, matrix, values, kind, index, block, error, message
+):
     for call in (scatter_, swap_):
         before, version = (matrix.clone(), values.clone()), matrix._version
         with pytest.raises(error, match=message):
@@ -237,7 +268,9 @@ def test_errors_name_the_argument_and_change_nothing(scatter_, swap_, matrix, va
         assert torch.equal(matrix, before[0]) and matrix._version == version
 
 
-@pytest.mark.parametrize("values", [torch.ones(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.complex64)], ids=["int64", "complex"])
+@pytest.mark.parametrize(
+    "values", [torch.ones(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.complex64)], ids=["int64", "complex"]
+)
 def test_values_that_are_not_floating_point_are_refused(scatter_, values):
     matrix = torch.zeros(4, 4)
     with pytest.raises(TypeError, match=rf"values: .*{values.dtype}"):

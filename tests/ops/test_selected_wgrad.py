@@ -2,14 +2,17 @@
 
 import sys
 
+import oracle
 import pytest
 import torch
 
-import oracle
 from sparse_ft import ops
 from sparse_ft.ops.selected_wgrad import selected_wgrad_ref, selected_wgrad_ref_
 
-IMPLEMENTATIONS = {"op": (ops.selected_wgrad, ops.selected_wgrad_), "reference": (selected_wgrad_ref, selected_wgrad_ref_)}
+IMPLEMENTATIONS = {
+    "op": (ops.selected_wgrad, ops.selected_wgrad_),
+    "reference": (selected_wgrad_ref, selected_wgrad_ref_),
+}
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
 
 
@@ -46,7 +49,9 @@ def check(got, grad_output, input, layout, dtype, base=None):
     if base is not None:
         want, plain = want + base.cpu().double(), plain + base.cpu()
     reach = (grad_output.double().abs().T @ input.double().abs()).amax().item() if dense.numel() else 0.0
-    slack = torch.finfo(wide).eps * reach + torch.finfo(dtype).eps * (want.abs().amax().item() if want.numel() else 0.0) / 2
+    slack = (
+        torch.finfo(wide).eps * reach + torch.finfo(dtype).eps * (want.abs().amax().item() if want.numel() else 0.0) / 2
+    )
     assert got.dtype == dtype
     oracle.assert_as_good_as_plain(got, want, plain.to(dtype), slack)
     assert not got.cpu()[oracle.padding(layout, dense.shape)].any() or base is not None
@@ -58,7 +63,7 @@ def check(got, grad_output, input, layout, dtype, base=None):
 def test_every_layout(wgrad, kind, shape, tokens, device):
     grad_output, input = operands(tokens, shape, device=device)
     for which in ("some", "last", "all", "empty"):
-        for index_dtype in (torch.int32, torch.int64)[which == "all":]:
+        for index_dtype in (torch.int32, torch.int64)[which == "all" :]:
             layout = oracle.layout(kind, shape, which, index_dtype, device=device)
             check(wgrad(grad_output, input, *layout), grad_output, input, layout, torch.float32)
 
@@ -76,7 +81,10 @@ def test_every_pair_of_dtypes(wgrad, dtype, to, device):
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_16_bit_operands_are_summed_in_fp32(wgrad, kind, dtype, device):
     """4096 ones: a 16-bit accumulator stops at 256 (bf16) or 2048 (fp16); the reference of the house is fp32."""
-    grad_output, input = torch.ones(4096, 8, dtype=dtype, device=device), torch.ones(4096, 8, dtype=dtype, device=device)
+    grad_output, input = (
+        torch.ones(4096, 8, dtype=dtype, device=device),
+        torch.ones(4096, 8, dtype=dtype, device=device),
+    )
     layout = oracle.layout(kind, (8, 8), block=(4, 4), device=device)
     assert (wgrad(grad_output, input, *layout) == 4096).all()
 
@@ -93,8 +101,8 @@ def test_block_sizes_up_to_more_than_the_matrix(wgrad, block, device):
 def test_memory_formats(wgrad, wgrad_, kind, device):
     shape, tokens = (17, 22), 30
     layout = oracle.layout(kind, shape, device=device)
-    pairs = zip(oracle.matrices((tokens, 17), torch.float32, device).items(), oracle.matrices((tokens, 22), torch.float32, device).values())
-    for (name, grad_output), input in pairs:
+    pairs = (oracle.matrices((tokens, size), torch.float32, device).values() for size in shape)
+    for grad_output, input in zip(*pairs, strict=True):
         check(wgrad(grad_output, input, *layout), grad_output, input, layout, torch.float32)
         into = torch.randn(oracle.values_shape(*layout, shape), device=device)
         base = into.clone()
@@ -189,7 +197,7 @@ def test_threads_do_not_change_the_bits(kind, dtype):
         into = torch.ones(oracle.values_shape(*layout, (130, 258)))
         ops.selected_wgrad_(into, grad_output, input, *layout)
         results.append((ops.selected_wgrad(grad_output, input, *layout), into))
-    assert all(oracle.same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other))
+    assert all(oracle.same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("variant", ["contiguous", "permuted", "sliced", "empty"])
@@ -199,7 +207,9 @@ def test_opcheck(kind, variant, device):
     grad_output, input = (oracle.matrices((6, n), torch.float32, device)[form] for n in (7, 5))
     layout = oracle.layout(kind, (7, 5), "empty" if variant == "empty" else "some", device=device)
     into = torch.zeros(oracle.values_shape(*layout, (7, 5)), device=device)
-    torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad.default, (grad_output, input, *layout), {"dtype": torch.bfloat16})
+    torch.library.opcheck(
+        torch.ops.sparse_ft.selected_wgrad.default, (grad_output, input, *layout), {"dtype": torch.bfloat16}
+    )
     torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad_.default, (into, grad_output, input, *layout))
 
 
@@ -207,18 +217,31 @@ def z(*shape, dtype=torch.float32):
     return torch.zeros(*shape, dtype=dtype)
 
 
-@pytest.mark.parametrize("grad_output, input, kind, index, block, error, message", [
-    (z(6), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*\(6,\)"),
-    (z(6, 7), z(2, 6, 5), "rows", [0], (1, 1), ValueError, r"input: .*\(2, 6, 5\)"),
-    (z(6, 7, dtype=torch.int64), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*torch.int64"),
-    (z(6, 7), z(4, 5), "rows", [0], (1, 1), ValueError, r"input: expected 6 tokens.*got 4"),
-    (z(6, 7), z(6, 5, dtype=torch.float64), "rows", [0], (1, 1), TypeError, r"input: .*torch.float32.*torch.float64"),
-    (z(6, 7), z(6, 5), "diagonal", [0], (1, 1), ValueError, r"kind: .*'diagonal'"),
-    (z(6, 7), z(6, 5), "blocks", [0], (2, 2), ValueError, r"index: .*\[n, 2\].*\(1,\)"),
-    (z(6, 7), z(6, 5), "rows", [0.5], (1, 1), TypeError, r"index: .*torch.float32"),
-    (z(6, 7), z(6, 5), "blocks", [[0, 0]], (-1, 2), ValueError, r"block_size: .*\(-1, 2\)"),
-])
-def test_errors_name_the_argument_and_change_nothing(wgrad, wgrad_, grad_output, input, kind, index, block, error, message):
+@pytest.mark.parametrize(
+    "grad_output, input, kind, index, block, error, message",
+    [
+        (z(6), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*\(6,\)"),
+        (z(6, 7), z(2, 6, 5), "rows", [0], (1, 1), ValueError, r"input: .*\(2, 6, 5\)"),
+        (z(6, 7, dtype=torch.int64), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*torch.int64"),
+        (z(6, 7), z(4, 5), "rows", [0], (1, 1), ValueError, r"input: expected 6 tokens.*got 4"),
+        (
+            z(6, 7),
+            z(6, 5, dtype=torch.float64),
+            "rows",
+            [0],
+            (1, 1),
+            TypeError,
+            r"input: .*torch.float32.*torch.float64",
+        ),
+        (z(6, 7), z(6, 5), "diagonal", [0], (1, 1), ValueError, r"kind: .*'diagonal'"),
+        (z(6, 7), z(6, 5), "blocks", [0], (2, 2), ValueError, r"index: .*\[n, 2\].*\(1,\)"),
+        (z(6, 7), z(6, 5), "rows", [0.5], (1, 1), TypeError, r"index: .*torch.float32"),
+        (z(6, 7), z(6, 5), "blocks", [[0, 0]], (-1, 2), ValueError, r"block_size: .*\(-1, 2\)"),
+    ],
+)
+def test_errors_name_the_argument_and_change_nothing(
+    wgrad, wgrad_, grad_output, input, kind, index, block, error, message
+):
     into = torch.ones(1, 5)
     with pytest.raises(error, match=message):
         wgrad(grad_output, input, kind, torch.tensor(index), *block)
@@ -227,11 +250,14 @@ def test_errors_name_the_argument_and_change_nothing(wgrad, wgrad_, grad_output,
     assert into.eq(1).all()
 
 
-@pytest.mark.parametrize("into, error, message", [
-    (torch.ones(1, 6), ValueError, r"values_grad: .*\(1, 5\).*\(1, 6\)"),
-    (torch.ones(5), ValueError, r"values_grad: .*\(5,\)"),
-    (torch.ones(1, 5, dtype=torch.int32), TypeError, r"values_grad: .*torch.int32"),
-])
+@pytest.mark.parametrize(
+    "into, error, message",
+    [
+        (torch.ones(1, 6), ValueError, r"values_grad: .*\(1, 5\).*\(1, 6\)"),
+        (torch.ones(5), ValueError, r"values_grad: .*\(5,\)"),
+        (torch.ones(1, 5, dtype=torch.int32), TypeError, r"values_grad: .*torch.int32"),
+    ],
+)
 def test_errors_of_the_buffer(wgrad_, into, error, message):
     with pytest.raises(error, match=message):
         wgrad_(into, z(6, 7), z(6, 5), "rows", torch.tensor([0]), 1, 1)

@@ -1,0 +1,82 @@
+"""A set of tensors to call masked_adamw_ with: selections of every kind, written through, and plain parameters."""
+
+import oracle
+import torch
+
+from sparse_ft import ops
+
+SHAPE = (17, 22)
+HYPER = dict(lr=3e-2, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
+
+
+class Problem:
+    """Tensors for one call: a value written through into a weight for each of `kinds`, then `plain` parameters."""
+
+    def __init__(
+        self,
+        kinds=oracle.KINDS,
+        plain=((5,), (3, 4), ()),
+        dtype=torch.float32,
+        weight_dtype=None,
+        which="some",
+        device="cpu",
+        form="contiguous",
+        **hyper,
+    ):
+        weight_dtype = weight_dtype or dtype
+        self.layouts = [oracle.layout(kind, SHAPE, which, block=(5, 8), device=device) for kind in kinds]
+        self.weights = [oracle.matrices(SHAPE, weight_dtype, device)[form] for _ in kinds]
+        self.values = [
+            ops.gather_selected(w, *layout, dtype=dtype) for w, layout in zip(self.weights, self.layouts, strict=True)
+        ]
+        self.values += [torch.randn(shape, dtype=torch.float64).to(device, dtype) for shape in plain]
+        self.steps = [torch.zeros((), device=device) for _ in self.values]
+        self.exp_avgs, self.exp_avg_sqs = ([torch.zeros_like(v) for v in self.values] for _ in range(2))
+        hyper = {**HYPER, **hyper}
+        self.hyper = {
+            name: [
+                hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))
+            ]
+            for name in HYPER
+        }
+        self.new_grads()
+
+    def new_grads(self):
+        self.grads = [torch.randn(v.shape, dtype=torch.float64).to(v.device, v.dtype) for v in self.values]
+        for i, layout in enumerate(self.layouts):
+            grad = self.grads[i]
+            grad[oracle.padding(layout, SHAPE).to(grad.device)] = 0
+
+    @property
+    def state(self):
+        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights]
+
+    @property
+    def arguments(self):
+        kinds, indices = [layout[0] for layout in self.layouts], [layout[1] for layout in self.layouts]
+        blocks = [n for layout in self.layouts for n in layout[2:]]
+        return (
+            self.values,
+            self.grads,
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            self.steps,
+            self.weights,
+            kinds,
+            indices,
+            blocks,
+        )
+
+    def step(self, adamw_, **keywords):
+        adamw_(*self.arguments, **{**self.hyper, **keywords})
+
+    def torch_optimizer(self, parameters, maximize=False):
+        """torch.optim.AdamW on `parameters`, with this problem's hyperparameters."""
+        for parameter in parameters:
+            parameter.requires_grad_()
+        hyper = zip(*(self.hyper[name] for name in HYPER), strict=True)
+        groups = [
+            dict(params=[p], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay)
+            for p, (lr, beta1, beta2, eps, decay) in zip(parameters, hyper, strict=True)
+        ]
+        return torch.optim.AdamW(groups, foreach=False, maximize=maximize)
