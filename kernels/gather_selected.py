@@ -27,12 +27,12 @@ def _gather_selected_kernel(
 ):
     b, offs_m, offs_n = tile(M, N, BLOCK_M, BLOCK_N)
     row, column = locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    inside = mask
+    mask_m, mask_n = offs_m < M, offs_n < N
+    mask = mask_m[:, None] & mask_n[None, :]
     if KIND == "blocks":  # past the edge of the matrix a block is padded with zeros
-        inside = mask & (row < rows)[:, None] & (column < columns)[None, :]
+        mask_m, mask_n = mask_m & (row < rows), mask_n & (column < columns)
     x_ptrs = address(matrix_ptr, row[:, None], column[None, :], columns, stride_xm, stride_xn, KIND, FLAT)
-    x = tl.load(x_ptrs, mask=inside, other=0.0)
+    x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_n[None, :], other=0.0)
     offs_v = (b * M + offs_m)[:, None] * N + offs_n[None, :]
     tl.store(values_ptr + offs_v, round_to(x, values_ptr.dtype.element_ty), mask=mask)
 
@@ -43,7 +43,7 @@ def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None)
     rows, columns = matrix.shape
     walk, shape = check_layout(kind, index, block_h, block_w, rows, columns)
     values = torch.empty(shape, dtype=dtype or matrix.dtype, device=matrix.device)
-    check_tensors(_gather_selected_kernel, matrix=matrix, dtype=values, index=index)
+    check_tensors(matrix=matrix, dtype=values, index=index)
     if values.numel():
         grid, options = copy_tile(*walk)
         with on_device(matrix):

@@ -23,7 +23,7 @@ INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": 
 
 @triton.jit
 def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The part of values [num, M, N] that is this program's: b (scalar), offs_m [BLOCK_M], offs_n [BLOCK_N], all int64."""
+    """This program's part of values [num, M, N]: b (scalar), offs_m [BLOCK_M] and offs_n [BLOCK_N], int64."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
@@ -37,7 +37,7 @@ def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.constexpr):
-    """Row and column, int64, of values[b, m, n]; for entries row 0 and the flat position; for "all" m and n themselves."""
+    """Row and column, int64, of values[b, m, n]; for entries 0 and the flat position; for "all" m and n."""
     row = offs_m.to(tl.int64)
     column = offs_n.to(tl.int64)
     if KIND == "rows":
@@ -53,7 +53,7 @@ def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.conste
 
 @triton.jit
 def address(matrix_ptr, row, column, columns, stride_xm, stride_xn, KIND: tl.constexpr, FLAT: tl.constexpr):
-    """Pointers to (row, column), which broadcast; the flat position of an entry is taken apart only if strides ask for it."""
+    """Pointers to (row, column), which broadcast; flat positions are taken apart only where strides ask for it."""
     if KIND == "entries" and not FLAT:
         row = column // columns
         column = column - row * columns
@@ -92,15 +92,15 @@ def check_layout(kind, index, block_h, block_w, rows, columns):
     return (1,) * (3 - len(shape)) + shape, shape
 
 
-def check_tensors(kernel, **tensors):
-    """Floating dtype, one device, and a device that `kernel` runs on; the message names the argument."""
+def check_tensors(**tensors):
+    """Floating dtype, one device, and a device that Triton runs on; the message names the argument."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if name != "index" and tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
         if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device} but {first_name} is on {first.device}")
-    if isinstance(kernel, triton.JITFunction) and first.device.type != "cuda":
+    if first.device.type != "cuda" and not INTERPRETED.value:
         raise ValueError(
             f"{first_name} is on {first.device}: Triton kernels need a CUDA device "
             "(or TRITON_INTERPRET=1 in the environment before triton is imported)"
@@ -113,7 +113,7 @@ def check_values(name, values, shape):
 
 
 def matrix_strides(name, matrix):
-    """(stride_xm, stride_xn, FLAT) of a [rows, columns] matrix of any strides, those of sides of length 1 made plain."""
+    """(stride_xm, stride_xn, FLAT) of a matrix of any strides; FLAT: flat positions are offsets."""
     if matrix.dim() != 2:
         raise ValueError(f"{name} must be a [rows, columns] matrix, got {list(matrix.shape)}")
     flat = matrix.is_contiguous()

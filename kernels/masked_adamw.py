@@ -39,12 +39,20 @@ def _pointer(row_ptr, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.cons
 
 
 @triton.jit
-def _chunk(chunk_ptr, table_ptr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's table row, first entry (int64) and the number of entries of its tensor."""
+def _unless_found(found_inf_ptr, count):
+    """`count`, or 0 to leave everything as it is."""
+    if found_inf_ptr is not None:
+        count = tl.where(tl.load(found_inf_ptr) == 0, count, 0)
+    return count
+
+
+@triton.jit
+def _chunk(chunk_ptr, table_ptr, found_inf_ptr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's table row, first entry (int64) and how many entries of its tensor there are to do."""
     pid = tl.program_id(0)
     row_ptr = table_ptr + tl.load(chunk_ptr + pid) * FIELDS
     start = (pid - tl.load(row_ptr + FIRST_CHUNK)) * BLOCK
-    count = tl.load(row_ptr + COUNT)
+    count = _unless_found(found_inf_ptr, tl.load(row_ptr + COUNT))
     if ALIGNED:
         count = tl.multiple_of(count, 8)
     return row_ptr, start, count
@@ -59,7 +67,7 @@ def _nonfinite_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row_ptr, start, count = _chunk(chunk_ptr, table_ptr, ALIGNED, BLOCK)
+    row_ptr, start, count = _chunk(chunk_ptr, table_ptr, None, ALIGNED, BLOCK)
     offs = start + tl.arange(0, BLOCK)
     g = tl.load(_pointer(row_ptr, GRAD, VALUE, ALIGNED) + offs, mask=offs < count, other=0.0)
     g = g.to(tl.float64 if VALUE == tl.float64 else tl.float32)
@@ -84,8 +92,7 @@ def _steps_kernel(
     beta2 = tl.load(hyper_ptr + 2 * num_tensors + offs, mask=mask, other=0.5)
     eps = tl.load(hyper_ptr + 3 * num_tensors + offs, mask=mask, other=1.0)
     weight_decay = tl.load(hyper_ptr + 4 * num_tensors + offs, mask=mask, other=0.0)
-    if found_inf_ptr is not None:
-        mask = mask & (tl.load(found_inf_ptr) == 0)
+    mask = offs < _unless_found(found_inf_ptr, num_tensors)
     steps = tl.load(step_ptrs + offs, mask=mask, other=0).to(tl.pointer_type(tl.float32))
     step = tl.load(steps, mask=mask, other=0.0) + 1
     tl.store(steps, step, mask=mask)
@@ -104,7 +111,7 @@ def _steps_kernel(
 
 @triton.jit
 def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
-    """(b, m, n) in values [num, M, N] of the BLOCK entries from `start`: 64-bit division once a program, 32-bit an entry."""
+    """(b, m, n) in values [num, M, N] of BLOCK entries from `start`: one 64-bit division, 32-bit ones an entry."""
     inner = tl.arange(0, BLOCK)
     if KIND == "entries":
         b, m, n = tl.zeros_like(inner), tl.zeros_like(inner), start + inner
@@ -155,11 +162,9 @@ def _masked_adamw_kernel(
     BLOCK: tl.constexpr,
 ):
     MATH: tl.constexpr = tl.float64 if VALUE == tl.float64 else tl.float32
-    row_ptr, start, count = _chunk(chunk_ptr, table_ptr, ALIGNED, BLOCK)
+    row_ptr, start, count = _chunk(chunk_ptr, table_ptr, found_inf_ptr, ALIGNED, BLOCK)
     offs = start + tl.arange(0, BLOCK)
     mask = offs < count
-    if found_inf_ptr is not None:
-        mask = mask & (tl.load(found_inf_ptr) == 0)
     p_ptrs = _pointer(row_ptr, VALUES, VALUE, ALIGNED) + offs
     m_ptrs = _pointer(row_ptr, EXP_AVG, VALUE, ALIGNED) + offs
     v_ptrs = _pointer(row_ptr, EXP_AVG_SQ, VALUE, ALIGNED) + offs
@@ -217,7 +222,7 @@ def _check_state(i, values, grad, exp_avg, exp_avg_sq, step):
             )
     if step.dtype != torch.float32 or step.numel() != 1:
         raise TypeError(f"steps[{i}] must be one float32, got {list(step.shape)} of {step.dtype}")
-    check_tensors(_masked_adamw_kernel, **state, **{f"steps[{i}]": step})
+    check_tensors(**state, **{f"steps[{i}]": step})
 
 
 def _layout_fields(i, values, weight, kind, index, block_h, block_w):
@@ -227,7 +232,7 @@ def _layout_fields(i, values, weight, kind, index, block_h, block_w):
     check_values(f"values[{i}]", values, shape)
     if not values.is_contiguous():
         raise ValueError(f"values[{i}] must be contiguous to be written through, got strides {values.stride()}")
-    check_tensors(_masked_adamw_kernel, **{f"values[{i}]": values, f"weights[{i}]": weight, "index": index})
+    check_tensors(**{f"values[{i}]": values, f"weights[{i}]": weight, "index": index})
     return [*weight.shape, *strides, *walk, block_h, block_w], flat
 
 
@@ -270,16 +275,21 @@ def masked_adamw_triton_(
     """
     if not values:
         return
-    device = values[0].device
-    per_tensor = dict(grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps, lr=lr, beta1=beta1, beta2=beta2)
-    for name, given in {**per_tensor, "eps": eps, "weight_decay": weight_decay}.items():
+    state = dict(grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps)
+    hyper = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+    for name, given in {**state, **hyper}.items():
         if len(given) != len(values):
             raise ValueError(f"{name} must have one item for each of {len(values)} values, got {len(given)}")
-    grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(values, grads)]
+    grads = [
+        g if g.stride() == p.stride() or g.shape != p.shape else torch.empty_like(p).copy_(g)
+        for p, g in zip(values, grads, strict=True)
+    ]
     indices = [index.contiguous() for index in indices]
-    groups = _group(list(zip(values, grads, exp_avgs, exp_avg_sqs)), steps, weights, kinds, indices, blocks)
+    states = zip(values, grads, exp_avgs, exp_avg_sqs, strict=True)
+    groups = _group(states, steps, weights, kinds, indices, blocks)
     extras = {"grad_scale": grad_scale, "found_inf": found_inf}
-    check_tensors(_masked_adamw_kernel, **{"values[0]": values[0]}, **{n: x for n, x in extras.items() if x is not None})
+    check_tensors(**{"values[0]": values[0]}, **{n: x for n, x in extras.items() if x is not None})
+    device = values[0].device
     if skip_nonfinite and found_inf is None:
         found_inf = torch.zeros(1, device=device)
     with on_device(values[0]):
@@ -291,7 +301,7 @@ def masked_adamw_triton_(
                     enable_fp_fusion=True,
                 )
         coefficients = torch.empty(len(values), COEFFICIENTS.value, dtype=torch.float64, device=device)
-        hyper = _to_device([lr, beta1, beta2, eps, weight_decay], torch.float64, device)
+        hyper = _to_device(list(hyper.values()), torch.float64, device)
         step_ptrs = _to_device([step.data_ptr() for step in steps], torch.int64, device)
         _steps_kernel[(triton.cdiv(len(values), 128),)](
             step_ptrs, hyper, coefficients, found_inf, len(values), BLOCK=128, enable_fp_fusion=True

@@ -38,9 +38,10 @@ def _scatter_selected_kernel(
 ):
     b, offs_m, offs_n = tile(M, N, BLOCK_M, BLOCK_N)
     row, column = locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    mask_m, mask_n = offs_m < M, offs_n < N
     if KIND == "blocks":  # padding past the edge of the matrix is left alone
-        mask = mask & (row < rows)[:, None] & (column < columns)[None, :]
+        mask_m, mask_n = mask_m & (row < rows), mask_n & (column < columns)
+    mask = mask_m[:, None] & mask_n[None, :]
     x_ptrs = address(matrix_ptr, row[:, None], column[None, :], columns, stride_xm, stride_xn, KIND, FLAT)
     v_ptrs = values_ptr + (b * M + offs_m)[:, None] * N + offs_n[None, :]
     v = tl.load(v_ptrs, mask=mask, other=0.0)
@@ -60,7 +61,7 @@ def _scatter(matrix, values, kind, index, block_h, block_w, mode):
     rows, columns = matrix.shape
     walk, shape = check_layout(kind, index, block_h, block_w, rows, columns)
     check_values("values", values, shape)
-    check_tensors(_scatter_selected_kernel, matrix=matrix, values=values, index=index)
+    check_tensors(matrix=matrix, values=values, index=index)
     packed = values.contiguous()
     if values.numel():
         grid, options = copy_tile(*walk)

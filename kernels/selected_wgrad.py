@@ -4,7 +4,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import TRITON_DTYPES, check_layout, check_tensors, check_values, locate, on_device, round_to, tile
+from .layout import (
+    INTERPRETED,
+    TRITON_DTYPES,
+    check_layout,
+    check_tensors,
+    check_values,
+    locate,
+    on_device,
+    round_to,
+    tile,
+)
 
 
 @triton.jit
@@ -83,18 +93,19 @@ def _selected_wgrad_entries_kernel(
     tl.store(values_ptr + offs_e, round_to(value, values_ptr.dtype.element_ty), mask=mask_e)
 
 
-# Largest (BLOCK_M, BLOCK_N, BLOCK_T) by bytes an operand: what sm_80 to sm_100 compile without spills. 64 rows are one
-# wgmma panel; float32 "ieee" and float64 run on FFMA / DFMA, whose accumulators and operands both live in registers.
-TILES = {2: (64, 128, 64), 4: (64, 64, 16), 8: (32, 32, 16)}
+# Largest (BLOCK_M, BLOCK_N, BLOCK_T, num_stages) by bytes an operand. Of the tiles compiled for sm_80, 90 and 100 over
+# every kind, with aligned and odd sizes, copied and accumulated (48 compiles each), the largest without a spill: 64x128
+# spills for odd sizes, float32 (FFMA, as "ieee" asks) in 3 stages too. 64 rows are one wgmma or tcgen05 panel.
+TILES = {2: (64, 64, 64, 4), 4: (64, 64, 16, 2), 8: (32, 32, 16, 4)}
 
 
 def _launch_tiles(values, walk, grad_output, input, kind, index, block_h, block_w, accumulate):
     dot = torch.promote_types(grad_output.dtype, input.dtype)
-    most_m, most_n, block_t = TILES[dot.itemsize]
+    most_m, most_n, block_t, num_stages = TILES[dot.itemsize]
     num, M, N = walk
     block_m = min(max(triton.next_power_of_2(M), 16), most_m)  # tl.dot takes no side below 16
     block_n = min(max(triton.next_power_of_2(N), 16), most_n)
-    if dot == torch.bfloat16 and not isinstance(_selected_wgrad_tile_kernel, triton.JITFunction):
+    if INTERPRETED.value and dot == torch.bfloat16:
         dot = torch.float32  # the interpreter's tl.dot multiplies the raw bits of bfloat16
     if kind == "columns" and input.size(1) == index.numel():
         kind = "all"  # input holds the selected columns only, in index order
@@ -103,7 +114,7 @@ def _launch_tiles(values, walk, grad_output, input, kind, index, block_h, block_
         grad_output, input, index, values, input.size(0), grad_output.size(1), input.size(1),
         grad_output.stride(0), input.stride(0), M, N, block_h, block_w,
         KIND=kind, ACCUMULATE=accumulate, DOT=TRITON_DTYPES[dot],
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_T=block_t, num_warps=4, num_stages=3, enable_fp_fusion=True,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_T=block_t, num_warps=4, num_stages=num_stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -129,9 +140,7 @@ def _wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate
         raise ValueError(f"input must have the {grad_output.size(0)} tokens of grad_output, got {input.size(0)}")
     walk, shape = check_layout(kind, index, block_h, block_w, grad_output.size(1), input.size(1))
     check_values("values_grad", values, shape)
-    check_tensors(
-        _selected_wgrad_tile_kernel, grad_output=grad_output, input=input, values_grad=values, index=index
-    )
+    check_tensors(grad_output=grad_output, input=input, values_grad=values, index=index)
     packed, index = values.contiguous(), index.contiguous()
     if values.numel():
         with on_device(grad_output):
@@ -144,10 +153,10 @@ def _wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate
 
 
 def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
-    """values[k] = sum_t grad_output[t, row(k)] * input[t, column(k)], summed in float32 (float64 for float64 operands).
+    """values[k] = sum_t grad_output[t, row(k)] * input[t, column(k)], summed in float32 (float64 for float64).
 
-    grad_output [tokens, rows], input [tokens, columns] (kind "columns": or the selected ones only, [tokens, C]); `dtype`
-    is that of the sum by default. The same bits at every run: one program adds up all tokens of its values, in order.
+    grad_output [tokens, rows], input [tokens, columns] (kind "columns": or the selected ones only, [tokens, C]).
+    `dtype` is that of the sum by default. The same bits at every run: one program adds all tokens of its values.
     """
     _, shape = check_layout(kind, index, block_h, block_w, grad_output.size(-1), input.size(-1))
     dtype = dtype or torch.promote_types(torch.float32, grad_output.dtype)
