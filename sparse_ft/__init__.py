@@ -1,9 +1,9 @@
 """sparse_ft: fine-tune a chosen part of a network at the cost of that part.
 
-    import sparse_ft as sft
-    plan = sft.select(model, density=0.01, structure="columns", score="gradient", batches=batches)
-    print(sft.convert(model, plan))
-    optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-4)
+import sparse_ft as sft
+plan = sft.select(model, density=0.01, structure="columns", score="gradient", batches=batches)
+print(sft.convert(model, plan))
+optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-4)
 """
 
 from . import functional, nn
@@ -15,5 +15,22 @@ from .salience import select
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
 __version__ = "0.1.0"
-__all__ = ["Blocks", "Columns", "Entries", "Plan", "Rows", "Selection", "SelectiveAdamW", "backends", "convert", "from_mask",
-           "functional", "matrix_shape", "nn", "revert", "select", "summary", "sync"]
+__all__ = [
+    "Blocks",
+    "Columns",
+    "Entries",
+    "Plan",
+    "Rows",
+    "Selection",
+    "SelectiveAdamW",
+    "backends",
+    "convert",
+    "from_mask",
+    "functional",
+    "matrix_shape",
+    "nn",
+    "revert",
+    "select",
+    "summary",
+    "sync",
+]

@@ -13,8 +13,16 @@ import tempfile
 import numpy
 import torch
 
-_NAMES = {torch.int32: "I32", torch.int64: "I64", torch.float32: "F32", torch.float64: "F64", torch.float16: "F16",
-          torch.bfloat16: "BF16", torch.bool: "BOOL", torch.uint8: "U8"}
+_NAMES = {
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
@@ -24,7 +32,11 @@ def save(path, tensors, document):
     header, chunks, offset = {"__metadata__": {"sparse_ft": json.dumps(document)}}, [], 0
     for name, tensor in tensors.items():
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + len(data)]}
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
         chunks.append(data)
         offset += len(data)
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -58,8 +70,8 @@ def _parse(data):
     length = int.from_bytes(data[:8], "little")
     if length > min(_HEADER_LIMIT, len(data) - 8):
         raise ValueError(f"the header claims {length} bytes, the file has {len(data) - 8} left")
-    header = json.loads(data[8:8 + length].decode("utf-8"))
-    body = memoryview(data)[8 + length:]
+    header = json.loads(data[8 : 8 + length].decode("utf-8"))
+    body = memoryview(data)[8 + length :]
     document = json.loads(header.pop("__metadata__")["sparse_ft"])
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

@@ -30,14 +30,18 @@ def diagnosis():
     """Versions, CPU features, GPU and backends, as text: what a bug report needs."""
     from . import __version__
 
-    lines = [f"sparse_ft {__version__}, torch {torch.__version__}, Python {platform.python_version()} on {platform.machine()} "
-             f"{sys.platform}", f"threads: {torch.get_num_threads()}, CPU capability of torch: {torch.backends.cpu.get_cpu_capability()}"]
+    lines = [
+        f"sparse_ft {__version__}, torch {torch.__version__}, Python {platform.python_version()} on {platform.machine()} "
+        f"{sys.platform}",
+        f"threads: {torch.get_num_threads()}, CPU capability of torch: {torch.backends.cpu.get_cpu_capability()}",
+    ]
     if _native.C is None:
         lines.append(f"compiled part: none ({_native.WHY_NOT})")
     else:
         lines += [f"compiled part, {key}: {value}" for key, value in _native.C.build_info().items()]
     try:
         import triton
+
         lines.append(f"triton {triton.__version__}")
     except ImportError:
         lines.append("triton: not installed")

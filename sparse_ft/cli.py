@@ -6,8 +6,9 @@ from .backends import diagnosis
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m sparse_ft", description="Print versions, hardware, and which implementation "
-                                                                            "serves each op.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_ft", description="Print versions, hardware, and which implementation serves each op."
+    )
     parser.parse_args(argv)
     print(diagnosis())
     return 0

@@ -1,6 +1,5 @@
 """convert, revert, sync, summary: put selective modules into a model that exists, and take them out again."""
 
-import torch
 from torch import nn
 
 from .nn.alias import SelectedParameter
@@ -31,10 +30,10 @@ def matrix_shape(module, name):
 def convert(model, plan):
     """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`.
 
-    model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected `nn.Linear`,
-    transformers' `Conv1D` and row-selected `nn.Embedding` become selective modules; other selected parameters keep their
-    module and get a transient dense gradient. Converting again with an equal plan changes nothing. All or nothing: KeyError
-    (unknown name), IndexError, TypeError or ValueError leave the model as it was.
+    model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected
+    `nn.Linear`, transformers' `Conv1D` and row-selected `nn.Embedding` become selective modules; other selected
+    parameters keep their module and get a transient dense gradient. Converting again with an equal plan changes nothing. All
+    or nothing: KeyError (unknown name), IndexError, TypeError or ValueError leave the model as it was.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     record = model.__dict__.get(_RECORD)
@@ -118,7 +117,9 @@ def _find(model, name):
 
 
 def _similar(model, attribute):
-    near = [name for name, _ in model.named_parameters() if name.endswith(attribute)] or [n for n, _ in model.named_parameters()]
+    near = [name for name, _ in model.named_parameters() if name.endswith(attribute)] or [
+        n for n, _ in model.named_parameters()
+    ]
     return f"; it has {', '.join(map(repr, near[:3]))}{', …' if len(near) > 3 else ''}"
 
 
@@ -140,8 +141,10 @@ def _action(model, name, selection, readers):
     check_weight(name, weight)
     shared = readers[id(weight)]
     if len(shared) > 1:
-        raise ValueError(f"plan: {name!r} is one parameter with {', '.join(n for n in shared.values() if n != name)} (tied), and a "
-                         f"selection of a shared parameter is not supported; untie them, train it whole ('all') or leave it out")
+        raise ValueError(
+            f"plan: {name!r} is one parameter with {', '.join(n for n in shared.values() if n != name)} (tied), and a "
+            f"selection of a shared parameter is not supported; untie them, train it whole ('all') or leave it out"
+        )
     shape = matrix_shape(model, name)
     try:
         selection.check(shape)
@@ -195,7 +198,11 @@ def _report(model, plan):
     for prefix, module in model.named_modules(remove_duplicate=True):
         for attribute, parameter in module._parameters.items():
             name = f"{prefix}.{attribute}".lstrip(".")
-            if parameter is None or isinstance(module, SelectedParameter) or (isinstance(module, Selected) and attribute == "values"):
+            if (
+                parameter is None
+                or isinstance(module, SelectedParameter)
+                or (isinstance(module, Selected) and attribute == "values")
+            ):
                 continue
             rows.append(_row(name, module, attribute, parameter, plan))
     seen = set()

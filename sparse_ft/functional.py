@@ -8,15 +8,16 @@ from torch.utils.weak import TensorWeakRef
 
 from . import ops
 
-# the last copies of some features of an input: (input, (its version, dtype), features, copy), tensors weakly; q, k, v ask in a row
+# The last copies of some features of an input, for q, k and v, which ask in a row: (input, (its version, dtype), features,
+# copy), the tensors weakly.
 _kept = deque(maxlen=4)
 
 
 def selective_linear(input, weight, values, selection, bias=None):
     """`F.linear(input, weight, bias)` whose gradient reaches `values`, the selected entries of `weight`, and never `weight`.
 
-    input: [..., in]. weight: [out, in], detached, and already showing `values` at the selected entries (`SelectiveLinear` sees to
-    it; `selection.scatter_(weight, values)` otherwise). values: shaped `selection.values_shape(weight.shape)`, floating
+    input: [..., in]. weight: [out, in], detached, and already showing `values` at the selected entries (`SelectiveLinear`
+    sees to it; `selection.scatter_(weight, values)` otherwise). values: shaped `selection.values_shape(weight.shape)`, floating
     point. bias: [out]. Returns [..., out].
 
     For backward it keeps the weight (by reference) if the input needs a gradient, and of the input nothing if values need
@@ -63,8 +64,10 @@ def alias(weight, values, layout, shape):
 def _checked(weight, values, selection):
     """The selection, on the weight's device; or the error that names what does not fit."""
     if weight.requires_grad:
-        raise ValueError("weight: expected one that does not require grad (its selected entries train through values); "
-                         "call weight.requires_grad_(False)")
+        raise ValueError(
+            "weight: expected one that does not require grad (its selected entries train through values); "
+            "call weight.requires_grad_(False)"
+        )
     want = selection.values_shape(weight.shape)
     if values.shape != want:
         raise ValueError(f"values: expected shape {tuple(want)} for a weight {tuple(weight.shape)}, got {tuple(values.shape)}")
@@ -113,7 +116,9 @@ def _keep(input, features, dtype):
 
 def _refuse_double_backward(name):
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{name}: double backward (create_graph=True) is not supported; sft.revert(model) gives layers that do")
+        raise RuntimeError(
+            f"{name}: double backward (create_graph=True) is not supported; sft.revert(model) gives layers that do"
+        )
 
 
 class _SelectiveProduct(torch.autograd.Function):

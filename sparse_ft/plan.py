@@ -48,7 +48,7 @@ class Plan(Mapping):
         return "\n".join(["Plan({", *lines, "})"])
 
     def save(self, path):
-        """Write the plan to `path`, a safetensors file with a JSON document (no pickle); the file appears whole or not at all."""
+        """Write the plan to `path`, a safetensors file with a JSON document (no pickle); it appears whole or not at all."""
         tensors, plan = {}, {}
         for number, (name, what) in enumerate(self._items.items()):
             if isinstance(what, str):
@@ -60,11 +60,13 @@ class Plan(Mapping):
 
     @classmethod
     def load(cls, path):
-        """The plan that `save` wrote. Raises ValueError for a corrupt, truncated or foreign file: it names the file and the fault."""
+        """The plan that `save` wrote. Raises ValueError, naming file and fault, for a corrupt, truncated or foreign one."""
         tensors, document = _tensorfile.load(path)
         if not isinstance(document, dict) or document.get("format") != _FORMAT or document.get("version") != _VERSION:
-            raise ValueError(f"path: {str(path)!r} is not a plan that this version of sparse_ft reads (format {_FORMAT!r}, "
-                             f"version {_VERSION})")
+            raise ValueError(
+                f"path: {str(path)!r} is not a plan that this version of sparse_ft reads (format {_FORMAT!r}, "
+                f"version {_VERSION})"
+            )
         try:
             return cls({name: ALL if what == ALL else _selection(what, tensors) for name, what in document["plan"].items()})
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

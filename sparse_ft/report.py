@@ -41,15 +41,33 @@ class Report:
         lines = [("parameter", "shape", "trainable", "of", "share", "structure", "how")]
         for row in self.rows:
             if row.trainable:
-                lines.append((row.name, "×".join(map(str, row.shape)), f"{row.trainable:,}", f"{row.total:,}",
-                              f"{row.trainable / row.total:.2%}", row.structure, row.how))
+                lines.append(
+                    (
+                        row.name,
+                        "×".join(map(str, row.shape)),
+                        f"{row.trainable:,}",
+                        f"{row.total:,}",
+                        f"{row.trainable / row.total:.2%}",
+                        row.structure,
+                        row.how,
+                    )
+                )
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         numbers = (2, 3, 4)
-        table = ["  ".join(cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
-                 for line in lines]
+        table = [
+            "  ".join(
+                cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths))
+            ).rstrip()
+            for line in lines
+        ]
         share = self.trainable / self.total if self.total else 0
         frozen = self.frozen
-        return "\n".join([*table, f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); "
-                                  f"{len(frozen)} parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)"])
+        return "\n".join(
+            [
+                *table,
+                f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); "
+                f"{len(frozen)} parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)",
+            ]
+        )
 
     __repr__ = __str__

@@ -15,9 +15,9 @@ _interned = weakref.WeakValueDictionary()  # (digest, device) -> index tensor: e
 class Selection:
     """The entries of one weight that train. Immutable; one of `Rows`, `Columns`, `Blocks`, `Entries`.
 
-    index: integer tensor (or nested list), sorted ascending without duplicates, non-negative, not empty. It is copied, and held as
-    int32 where it fits. Construction and use raise TypeError, ValueError or IndexError that name the argument, the value
-    and the way out.
+    index: integer tensor (or nested list), sorted ascending without duplicates, non-negative, not empty. It is copied, and
+    held as int32 where it fits. Construction and use raise TypeError, ValueError or IndexError that name the argument, the
+    value and the way out.
     """
 
     __slots__ = ("index", "block_size", "_bound", "_features", "__weakref__")
@@ -46,8 +46,12 @@ class Selection:
         return _rebuild(type(self), self.index.clone(), self.block_size, self._bound)
 
     def __eq__(self, other):
-        return self is other or (type(self) is type(other) and self.block_size == other.block_size
-                                 and self.index.shape == other.index.shape and torch.equal(self.index.cpu(), other.index.cpu()))
+        return self is other or (
+            type(self) is type(other)
+            and self.block_size == other.block_size
+            and self.index.shape == other.index.shape
+            and torch.equal(self.index.cpu(), other.index.cpu())
+        )
 
     def __hash__(self):
         return hash((self.kind, self.block_size, tuple(self.index.shape)))
@@ -83,8 +87,10 @@ class Selection:
             raise ValueError(f"matrix: expected 2 dimensions [rows, columns], got {tuple(shape)}; see sft.matrix_shape")
         for what, largest, size in self._limits(shape):
             if largest >= size:
-                raise IndexError(f"index: {what} {largest} is out of range for a matrix of shape {tuple(shape)}, which has "
-                                 f"{size} of them (0 to {size - 1})")
+                raise IndexError(
+                    f"index: {what} {largest} is out of range for a matrix of shape {tuple(shape)}, which has "
+                    f"{size} of them (0 to {size - 1})"
+                )
 
     def mask(self, shape):
         """Bool tensor [rows, columns], True where an entry trains, on the index's device."""
@@ -203,8 +209,8 @@ class Entries(Selection):
 def from_mask(mask, kind="entries", block_size=None):
     """The selection whose mask is `mask`, a bool matrix [rows, columns].
 
-    kind: "entries", "rows", "columns" or "blocks" (with block_size). Raises ValueError when a row, column or block is only partly
-    True, naming the first such.
+    kind: "entries", "rows", "columns" or "blocks" (with block_size). Raises ValueError when a row, column or block is only
+    partly True, naming the first such.
     """
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
@@ -223,8 +229,10 @@ def from_mask(mask, kind="entries", block_size=None):
         raise ValueError(f"kind: expected 'entries', 'rows', 'columns' or 'blocks', got {kind!r}")
     partly = (selection.mask(mask.shape) != mask).nonzero()
     if len(partly):
-        raise ValueError(f"mask: not made of whole {kind}: entry {tuple(partly[0].tolist())} is False where its {kind[:-1]} has a "
-                         f"True; use kind='entries'")
+        raise ValueError(
+            f"mask: not made of whole {kind}: entry {tuple(partly[0].tolist())} is False where its {kind[:-1]} has a "
+            f"True; use kind='entries'"
+        )
     return selection
 
 
@@ -271,8 +279,10 @@ def _check_order(index):
         at = int((~rising).nonzero()[0])
         first, second = index[at].tolist(), index[at + 1].tolist()
         how = "duplicated" if first == second else "unsorted"
-        raise ValueError(f"index: expected sorted numbers without duplicates, got {first} then {second} at position {at} "
-                         f"({how}); torch.unique(index, dim=0) mends both")
+        raise ValueError(
+            f"index: expected sorted numbers without duplicates, got {first} then {second} at position {at} "
+            f"({how}); torch.unique(index, dim=0) mends both"
+        )
 
 
 def _intern(features):

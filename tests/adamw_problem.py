@@ -34,9 +34,7 @@ class Problem:
         self.exp_avgs, self.exp_avg_sqs = ([torch.zeros_like(v) for v in self.values] for _ in range(2))
         hyper = {**HYPER, **hyper}
         self.hyper = {
-            name: [
-                hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))
-            ]
+            name: [hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))]
             for name in HYPER
         }
         self.new_grads()
@@ -55,17 +53,7 @@ class Problem:
     def arguments(self):
         kinds, indices = [layout[0] for layout in self.layouts], [layout[1] for layout in self.layouts]
         blocks = [n for layout in self.layouts for n in layout[2:]]
-        return (
-            self.values,
-            self.grads,
-            self.exp_avgs,
-            self.exp_avg_sqs,
-            self.steps,
-            self.weights,
-            kinds,
-            indices,
-            blocks,
-        )
+        return (self.values, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps, self.weights, kinds, indices, blocks)
 
     def step(self, adamw_, **keywords):
         adamw_(*self.arguments, **{**self.hyper, **keywords})

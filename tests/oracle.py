@@ -17,12 +17,9 @@ def layout(kind, shape, which="some", index_dtype=torch.int32, block=(3, 4), dev
     """A layout `(kind, index, block_h, block_w)` on a matrix of `shape`. which: "some", "last", "all" or "empty"."""
     height, width = block if kind == "blocks" else (1, 1)
     across = -(-shape[1] // width)
-    count = {
-        "rows": shape[0],
-        "columns": shape[1],
-        "entries": shape[0] * shape[1],
-        "blocks": -(-shape[0] // height) * across,
-    }[kind]
+    count = {"rows": shape[0], "columns": shape[1], "entries": shape[0] * shape[1], "blocks": -(-shape[0] // height) * across}[
+        kind
+    ]
     generator = torch.Generator().manual_seed(count)
     number = {"some": -(-count // 3), "last": min(count, 1), "all": count, "empty": 0}[which]
     flat = (
@@ -115,9 +112,7 @@ def same_bits(a, b):
 def assert_as_good_as_plain(got, want, plain, slack):
     """`got` is at most twice as far from the fp64 `want` as plain PyTorch is, plus `slack` for a last rounding."""
     assert got.shape == want.shape and got.isfinite().all()
-    error, allowed = (
-        (t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0 for t in (got, plain)
-    )
+    error, allowed = ((t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0 for t in (got, plain))
     assert error <= 2 * allowed + slack, f"error {error:.3e}, plain PyTorch's {allowed:.3e}, slack {slack:.1e}"
 
 

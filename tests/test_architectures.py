@@ -183,8 +183,13 @@ def test_strided_input_gives_the_bits_of_the_original():
     for bias in (True, False):
         linear = nn.Linear(8, 24, bias=bias).double()
         selective = sft.nn.SelectiveLinear.from_linear(copy.deepcopy(linear), sft.Rows([0, 7]))
-        for x in (torch.randn(3, 4, 8), torch.randn(4, 3, 8).transpose(0, 1), torch.randn(2, 4, 3, 8).transpose(1, 2),
-                  torch.randn(8, 5).T, torch.randn(8)):
+        for x in (
+            torch.randn(3, 4, 8),
+            torch.randn(4, 3, 8).transpose(0, 1),
+            torch.randn(2, 4, 3, 8).transpose(1, 2),
+            torch.randn(8, 5).T,
+            torch.randn(8),
+        ):
             assert torch.equal(selective(x.double()), linear(x.double()))
             with torch.no_grad():
                 assert torch.equal(selective(x.double()), linear(x.double()))

@@ -33,14 +33,7 @@ PLAN = {
     "head.bias": "all",
     "up.bias": sft.Entries([3]),
 }
-TRAINABLE = {
-    "embed.weight": 16,
-    "up.weight": 24,
-    "down.weight": 3 * 5 + 2 * 2,
-    "conv.weight": 3,
-    "head.bias": 5,
-    "up.bias": 1,
-}
+TRAINABLE = {"embed.weight": 16, "up.weight": 24, "down.weight": 3 * 5 + 2 * 2, "conv.weight": 3, "head.bias": 5, "up.bias": 1}
 
 
 @pytest.fixture
@@ -91,10 +84,7 @@ def test_report_and_summary(model):
         "up.bias": "entries",
     }
     assert report.replaced == ["embed.weight", "up.weight", "down.weight"]
-    assert (
-        sorted(report.transient) == ["conv.weight", "up.bias"]
-        and "dense gradient, transient" in rows["conv.weight"].how
-    )
+    assert sorted(report.transient) == ["conv.weight", "up.bias"] and "dense gradient, transient" in rows["conv.weight"].how
     assert sorted(report.frozen) == ["conv.bias", "head.weight", "norm.bias", "norm.weight"]
     assert "not in the plan" in rows["head.weight"].how and rows["conv.weight"].shape == (6, 8, 3)
     text = str(report)
@@ -111,12 +101,8 @@ def test_summary_of_a_model_that_was_not_converted(model):
 
 def test_trainable_is_what_the_optimiser_sees(model):
     sft.convert(model, PLAN)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(TRAINABLE.values()) + (
-        2 * 15 - 19
-    )  # padding
-    assert (
-        type(model.up) is SelectiveLinear and type(model.embed) is SelectiveEmbedding and type(model.conv) is nn.Conv1d
-    )
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(TRAINABLE.values()) + (2 * 15 - 19)  # padding
+    assert type(model.up) is SelectiveLinear and type(model.embed) is SelectiveEmbedding and type(model.conv) is nn.Conv1d
     assert type(model) is Block and isinstance(model.conv.weight_selected, SelectedParameter)
 
 
@@ -130,9 +116,7 @@ def test_only_what_the_plan_names_changes(model):
         chosen = torch.zeros_like(moved)
         if name in PLAN:
             chosen = (
-                torch.ones_like(moved)
-                if PLAN[name] == "all"
-                else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
+                torch.ones_like(moved) if PLAN[name] == "all" else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
             )
         assert not (moved & ~chosen).any(), name
         assert moved.any() == (name in PLAN), name
@@ -170,9 +154,7 @@ def test_revert_holds_the_trained_weights_and_the_same_parameters(model):
     values = {"up": model.up.values.detach().clone(), "embed": model.embed.values.detach().clone()}
     sft.revert(model)
     assert torch.equal(model(tokens), want)
-    assert torch.equal(model.up.weight[:, [0, 7]], values["up"]) and torch.equal(
-        model.embed.weight[[2, 5]], values["embed"]
-    )
+    assert torch.equal(model.up.weight[:, [0, 7]], values["up"]) and torch.equal(model.embed.weight[[2, 5]], values["embed"])
     assert all(p is parameters[name] for name, p in model.named_parameters())
     again = sft.convert(model, PLAN)
     assert again.trainable == sum(TRAINABLE.values()) and torch.equal(model.up.values, values["up"])
@@ -192,11 +174,7 @@ def test_convert_again_with_an_equal_plan_changes_nothing(model):
 def test_convert_with_another_plan_is_refused_and_changes_nothing(model):
     sft.convert(model, PLAN)
     before = everything(model)
-    for plan in (
-        {**PLAN, "up.weight": sft.Columns([0])},
-        {"up.weight": PLAN["up.weight"]},
-        {**PLAN, "head.weight": "all"},
-    ):
+    for plan in ({**PLAN, "up.weight": sft.Columns([0])}, {"up.weight": PLAN["up.weight"]}, {**PLAN, "head.weight": "all"}):
         with pytest.raises(ValueError, match="model: already converted with another plan; call sft.revert"):
             sft.convert(model, plan)
         assert everything(model) == before
@@ -230,10 +208,7 @@ def test_a_linear_layer_itself_is_a_model():
     linear = nn.Linear(4, 3)
     report = sft.convert(linear, {"weight": sft.Rows([1]), "bias": "all"})
     assert (
-        type(linear) is SelectiveLinear
-        and report.trainable == 7
-        and sft.revert(linear) is linear
-        and type(linear) is nn.Linear
+        type(linear) is SelectiveLinear and report.trainable == 7 and sft.revert(linear) is linear and type(linear) is nn.Linear
     )
 
 

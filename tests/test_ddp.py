@@ -24,9 +24,16 @@ def results(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    workers = [subprocess.Popen([sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder)],
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-               for rank in range(WORLD)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
     try:
         said = [worker.communicate(timeout=180)[0] for worker in workers]
     finally:
@@ -63,6 +70,7 @@ def test_only_values_travel(runs):
     for rank in runs[0]:
         calls = sorted(name for name, _ in rank["collectives"] if name.startswith("c10d::"))
         assert calls == ["c10d::allreduce_", "c10d::broadcast_"]
-        sent = {name: sum(math.prod(shape) for shape in shapes)
-                for name, shapes in rank["collectives"] if name.startswith("gloo:")}
+        sent = {
+            name: sum(math.prod(shape) for shape in shapes) for name, shapes in rank["collectives"] if name.startswith("gloo:")
+        }
         assert sent == {"gloo:all_reduce": rank["values"], "gloo:broadcast": 5}

@@ -40,11 +40,11 @@ def adafactor(params):
 
 def dense_run(make, settings, weight_decay=0.0, decoupled=True):
     """A function of (plan, dtype, steps, snapshots=...)."""
+
     def make_optimizer(weights):
         return make(weights, weight_decay=0, foreach=False, **settings)
 
-    return functools.partial(llama.train_dense, make_optimizer=make_optimizer, weight_decay=weight_decay,
-                             decoupled=decoupled)
+    return functools.partial(llama.train_dense, make_optimizer=make_optimizer, weight_decay=weight_decay, decoupled=decoupled)
 
 
 DENSE = {
@@ -110,6 +110,7 @@ def test_each_optimizer_with_every_structure_in_one_model(name):
 
 
 # Writers that leave no trace, followed by sft.sync.
+
 
 def edit_data(model):
     for parameter in trained(model):

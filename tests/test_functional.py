@@ -62,18 +62,14 @@ def gradcheck(function, *inputs):
 def test_gradcheck_linear(selection, lead):
     base, bias, input = randn(OUT, IN, grad=False), randn(OUT), randn(*lead, IN)
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(
-        lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b), input, values, bias
-    )
+    assert gradcheck(lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b), input, values, bias)
 
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3)], ids=["2-D", "3-D"])
 def test_gradcheck_addmm(selection, lead):
     base, bias, input = randn(OUT, IN, grad=False), randn(IN), randn(*lead, OUT)
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(
-        lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b), input, values, bias
-    )
+    assert gradcheck(lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b), input, values, bias)
 
 
 @pytest.mark.parametrize("padding_idx", [None, 2, -5])
@@ -81,9 +77,7 @@ def test_gradcheck_embedding(padding_idx):
     selection, base = sft.Rows([1, 4, 6]), randn(OUT, 3, grad=False)
     tokens = torch.tensor([[0, 1, 1], [4, 6, 5]])
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(
-        lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx), values
-    )
+    assert gradcheck(lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx), values)
 
 
 def test_gradcheck_without_bias_or_without_input_gradient(one_of_each_kind):

@@ -75,9 +75,7 @@ def test_imports_run_one_way(name):
             continue
         assert level(other) <= level(own), f"{name} imports sparse_ft.{dotted}, which stands above it"
         if own in MAY and level(other) == MIDDLE:
-            assert other in MAY[own], (
-                f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
-            )
+            assert other in MAY[own], f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
 
 
 def test_the_reader_of_imports_sees_them():
@@ -121,9 +119,7 @@ def sources(folder, *suffixes):
     return [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in suffixes]
 
 
-@pytest.mark.parametrize(
-    "path", sources("csrc", ".cpp", ".h", ".cu", ".cuh"), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", sources("csrc", ".cpp", ".h", ".cu", ".cuh"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_native_core_knows_neither_torch_nor_the_package(path):
     for line in path.read_text().splitlines():
         if line.lstrip().startswith("#"):
@@ -134,9 +130,7 @@ def test_the_native_core_knows_neither_torch_nor_the_package(path):
             )
 
 
-SOURCES = [
-    path for folder in ("sparse_ft", "kernels", "csrc") for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")
-]
+SOURCES = [path for folder in ("sparse_ft", "kernels", "csrc") for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")]
 
 
 def test_no_file_is_longer_than_400_lines():

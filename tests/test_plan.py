@@ -112,11 +112,7 @@ def test_safetensors_reads_a_plan(tmp_path):
 
 
 def test_a_plan_that_safetensors_wrote_is_read(tmp_path):
-    plan = {
-        "a": "all",
-        "b": {"kind": "blocks", "index": "i", "block_size": [2, 3]},
-        "c": {"kind": "rows", "index": "j"},
-    }
+    plan = {"a": "all", "b": {"kind": "blocks", "index": "i", "block_size": [2, 3]}, "c": {"kind": "rows", "index": "j"}}
     document = {"format": "sparse_ft.plan", "version": 1, "plan": plan}
     tensors = {"i": torch.tensor([[0, 1]]), "j": torch.tensor([3, 4], dtype=torch.int32)}
     safetensors.torch.save_file(tensors, tmp_path / "p", {"sparse_ft": json.dumps(document)})
@@ -166,11 +162,7 @@ I = {"i": torch.tensor([1, 4])}  # noqa: E741
         ),
         *(
             (
-                {
-                    "format": "sparse_ft.plan",
-                    "version": 1,
-                    "plan": {"x": {**ROWS, "kind": "blocks", "block_size": size}},
-                },
+                {"format": "sparse_ft.plan", "version": 1, "plan": {"x": {**ROWS, "kind": "blocks", "block_size": size}}},
                 {"i": torch.tensor([[0, 1]])},
             )
             for size in (None, 4, [], [0, 1], [1.5, 2], [1, 2, 3], "ab", {})

@@ -56,9 +56,7 @@ def test_gather_and_scatter(selection):
 
 
 def test_from_mask_gives_the_selection_back(selection):
-    again = sft.from_mask(
-        selection.mask(SHAPE), selection.kind, selection.block_size if selection.kind == "blocks" else None
-    )
+    again = sft.from_mask(selection.mask(SHAPE), selection.kind, selection.block_size if selection.kind == "blocks" else None)
     assert again == selection and again.kind == selection.kind and again.block_size == selection.block_size
     as_entries = sft.from_mask(selection.mask(SHAPE))
     assert isinstance(as_entries, sft.Entries) and torch.equal(as_entries.mask(SHAPE), selection.mask(SHAPE))
@@ -82,12 +80,7 @@ def test_from_mask_of_everything_and_of_an_int_block_size():
         (torch.ones(3, 3, dtype=torch.bool), {"kind": "diagonal"}, ValueError, "kind: .*'diagonal'"),
         (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks"}, ValueError, "block_size: .*None"),
         (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": 0}, ValueError, "block_size: .*0"),
-        (
-            torch.ones(3, 3, dtype=torch.bool),
-            {"kind": "blocks", "block_size": (2, -1)},
-            ValueError,
-            r"block_size: .*\(2, -1\)",
-        ),
+        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": (2, -1)}, ValueError, r"block_size: .*\(2, -1\)"),
         (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": "4"}, ValueError, "block_size: .*'4'"),
         (torch.eye(3).bool(), {"kind": "rows"}, ValueError, r"mask: not made of whole rows: entry \(0, 1\)"),
         (torch.eye(3).bool(), {"kind": "columns"}, ValueError, r"mask: not made of whole columns: entry \(0, 1\)"),
@@ -214,12 +207,7 @@ def test_equality_and_hash(selection):
     for other in SELECTIONS.values():
         assert (selection == other) == (selection is other)
     again = type(selection)(selection.index.clone(), *([selection.block_size] if selection.kind == "blocks" else []))
-    assert (
-        again == selection
-        and hash(again) == hash(selection)
-        and again is not selection
-        and len({again, selection}) == 1
-    )
+    assert again == selection and hash(again) == hash(selection) and again is not selection and len({again, selection}) == 1
     assert selection != "all" and selection != selection.index.tolist()
 
 
@@ -267,9 +255,7 @@ def test_restrict_gives_the_features_and_a_layout_on_them(selection, dim):
     features, layout = selection.restrict(dim, SHAPE[dim])
     matrix = torch.randn(SHAPE)
     if features is None:
-        assert selection.kind != "blocks" and (
-            selection.kind == "entries" or selection.kind != ("rows", "columns")[dim]
-        )
+        assert selection.kind != "blocks" and (selection.kind == "entries" or selection.kind != ("rows", "columns")[dim])
         features = torch.arange(SHAPE[dim])
     else:
         assert features.dtype == torch.int64 and torch.equal(features, used(selection, dim))

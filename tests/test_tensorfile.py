@@ -12,16 +12,7 @@ import torch
 
 from sparse_ft import _tensorfile
 
-DTYPES = (
-    torch.int32,
-    torch.int64,
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.bool,
-    torch.uint8,
-)
+DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
 DOCUMENT = {"format": "test", "list": [1, 2.5, None, "ü"], "nested": {"a": True}}
 
 
@@ -182,9 +173,7 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 
 def small_file(tmp_path):
-    _tensorfile.save(
-        tmp_path / "whole", {"a": torch.tensor([1, 5], dtype=torch.int32), "b": torch.tensor([1.5])}, {"k": [1]}
-    )
+    _tensorfile.save(tmp_path / "whole", {"a": torch.tensor([1, 5], dtype=torch.int32), "b": torch.tensor([1.5])}, {"k": [1]})
     return (tmp_path / "whole").read_bytes()
 
 

@@ -27,12 +27,16 @@ def one_step(model, optimizer):
     optimizer.step()
 
 
-@pytest.mark.parametrize("make", [
-    lambda ps: torch.optim.AdamW(ps, 1e-2, fused=True),
-    lambda ps: torch.optim.SGD(ps, 1e-2, fused=True),
-    lambda ps: torch.optim.AdamW(ps, 1e-2, foreach=True),
-    lambda ps: sft.SelectiveAdamW(ps, 1e-2),
-], ids=["AdamW fused", "SGD fused", "AdamW foreach", "SelectiveAdamW"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: torch.optim.AdamW(ps, 1e-2, fused=True),
+        lambda ps: torch.optim.SGD(ps, 1e-2, fused=True),
+        lambda ps: torch.optim.AdamW(ps, 1e-2, foreach=True),
+        lambda ps: sft.SelectiveAdamW(ps, 1e-2),
+    ],
+    ids=["AdamW fused", "SGD fused", "AdamW foreach", "SelectiveAdamW"],
+)
 def test_save_pretrained_right_after_a_step(converted, make, tmp_path):
     """No forward between the step and revert: what is saved holds the trained values all the same."""
     model, plan = converted
@@ -61,9 +65,18 @@ def examples():
 
 def trainer(model, folder, steps=5, **arguments):
     arguments = TrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-2, weight_decay=0.1,
-        lr_scheduler_type="constant", logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True,
-        **{"save_strategy": "no", **arguments})
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **{"save_strategy": "no", **arguments},
+    )
     return Trainer(model, arguments, train_dataset=examples())
 
 

@@ -31,5 +31,7 @@ def check_embedding(label, embedding):
     """Raise ValueError for an option whose effect on unselected rows or on the gradient cannot be kept."""
     for option in ("max_norm", "sparse", "scale_grad_by_freq"):
         if getattr(embedding, option):
-            raise ValueError(f"{label}: {option}={getattr(embedding, option)} is not supported with selected rows; "
-                             f"make the embedding without it")
+            raise ValueError(
+                f"{label}: {option}={getattr(embedding, option)} is not supported with selected rows; "
+                f"make the embedding without it"
+            )

@@ -42,8 +42,10 @@ def _after_step(optimizer, *_):
 def as_matrix(tensor, shape):
     """`tensor` viewed as the matrix `shape`; raises ValueError where its memory is not contiguous."""
     if not tensor.is_contiguous():
-        raise ValueError(f"weight: expected contiguous memory, got shape {tuple(tensor.shape)} with strides {tensor.stride()}; "
-                         f"replace it by nn.Parameter(weight.contiguous())")
+        raise ValueError(
+            f"weight: expected contiguous memory, got shape {tuple(tensor.shape)} with strides {tensor.stride()}; "
+            f"replace it by nn.Parameter(weight.contiguous())"
+        )
     return tensor.view(shape)
 
 
@@ -113,8 +115,11 @@ class Selected(nn.Module):
         values = self._parameters["values"]
         if values.grad is None and values.requires_grad and not self.__dict__.get("_reported"):
             self.__dict__["_reported"] = True
-            warnings.warn(f"{self.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
-                          f"reads it take part in the forward, through its own forward()?", stacklevel=5)
+            warnings.warn(
+                f"{self.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
+                f"reads it take part in the forward, through its own forward()?",
+                stacklevel=5,
+            )
         if not written:
             self.__dict__["_shown"] = None
             torch.autograd.graph.increment_version(self._weight())  # graphs that saved it are out of date, as in nn.Linear
@@ -143,8 +148,11 @@ class Selected(nn.Module):
         values, matrix = self._parameters["values"].detach(), self._matrix()
         wanted = ops.gather_selected(self.selection.scatter_(matrix.clone(), values), *self.selection.layout)
         if not torch.equal(ops.gather_selected(matrix, *self.selection.layout), wanted):
-            warnings.warn(f"{self.label}: selected entries were changed behind the module's back; `values` is the authority "
-                          f"and overwrites them. Edit `values`, or load a state_dict that has no values.", stacklevel=3)
+            warnings.warn(
+                f"{self.label}: selected entries were changed behind the module's back; `values` is the authority "
+                f"and overwrites them. Edit `values`, or load a state_dict that has no values.",
+                stacklevel=3,
+            )
 
     def _apply(self, fn, recurse=True):
         values = self._parameters.pop("values", None)
@@ -176,14 +184,18 @@ class Selected(nn.Module):
         self.sync(force=True)
 
     def _replicate_for_data_parallel(self):
-        raise RuntimeError(f"{self.label}: a module with selected entries does not run under nn.DataParallel (its replicas are "
-                           f"copies that cannot be kept in step); use DistributedDataParallel")
+        raise RuntimeError(
+            f"{self.label}: a module with selected entries does not run under nn.DataParallel (its replicas are "
+            f"copies that cannot be kept in step); use DistributedDataParallel"
+        )
 
 
 def check_weight(label, weight):
     """Raise for a weight that cannot have selected entries, naming it and the way out."""
     if weight.is_inference():
-        raise ValueError(f"{label}: created under inference_mode, so its changes cannot be tracked; build the model outside of it")
+        raise ValueError(
+            f"{label}: created under inference_mode, so its changes cannot be tracked; build the model outside of it"
+        )
     if weight.device.type == "meta":
         raise ValueError(f"{label}: on the meta device, so it has no values to select from; load the model first")
     if not weight.is_floating_point():

@@ -6,5 +6,12 @@ from .masked_adamw import masked_adamw_
 from .scatter_selected import scatter_selected_, swap_selected_
 from .selected_wgrad import selected_wgrad, selected_wgrad_
 
-__all__ = ["SERVED", "gather_selected", "masked_adamw_", "scatter_selected_", "selected_wgrad", "selected_wgrad_",
-           "swap_selected_"]
+__all__ = [
+    "SERVED",
+    "gather_selected",
+    "masked_adamw_",
+    "scatter_selected_",
+    "selected_wgrad",
+    "selected_wgrad_",
+    "swap_selected_",
+]

@@ -1,5 +1,6 @@
 """The compiled part, `sparse_ft._C`: whether it is there, and how tensors are handed to it (as plain pointers)."""
 
+import contextlib
 import importlib
 
 import torch
@@ -8,10 +9,9 @@ C, WHY_NOT = None, ""
 try:
     C = importlib.import_module("sparse_ft._C")
 except ImportError as error:
-    try:
-        from sparse_ft._build_info import REASON as WHY_NOT
-    except ImportError:
-        WHY_NOT = f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip install -e .`"
+    WHY_NOT = f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip install -e .`"
+    with contextlib.suppress(ImportError):
+        WHY_NOT = importlib.import_module("sparse_ft._build_info").REASON or WHY_NOT
 
 CUDA = C is not None and C.build_info()["cuda"]
 
@@ -37,3 +37,10 @@ def layout(kind, index, block_h, block_w, shape):
 def served(*tensors):
     """Whether the native core takes these tensors as they are: contiguous, of a dtype that it knows."""
     return all(t.is_contiguous() and t.dtype in DTYPES for t in tensors)
+
+
+def served_together(first, *others):
+    """Whether elementwise work on these may walk their memory in order: one dtype that the core knows, one dense layout."""
+    formats = [torch.contiguous_format, *{4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(first.dim(), [])]
+    dense = first.dtype in DTYPES and any(first.is_contiguous(memory_format=f) for f in formats)
+    return dense and all(t.stride() == first.stride() for t in others)

@@ -33,8 +33,13 @@ def gather_selected_cpu(matrix, kind, index, block_h, block_w, *, dtype=None):
     if not _native.served(matrix, values):
         return gather_selected_ref(matrix, kind, index, block_h, block_w, dtype=dtype)
     _native.C.gather_selected(
-        matrix.data_ptr(), _native.DTYPES[matrix.dtype], _native.layout(kind, index, block_h, block_w, matrix.shape),
-        values.data_ptr(), _native.DTYPES[values.dtype], torch.get_num_threads())
+        matrix.data_ptr(),
+        _native.DTYPES[matrix.dtype],
+        _native.layout(kind, index, block_h, block_w, matrix.shape),
+        values.data_ptr(),
+        _native.DTYPES[values.dtype],
+        torch.get_num_threads(),
+    )
     return values
 
 

@@ -77,4 +77,6 @@ def check_values(values, kind, index, block_h, block_w, shape, name="values"):
         raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
     want = values_shape(kind, index, block_h, block_w, shape)
     if tuple(values.shape) != tuple(want):
-        raise ValueError(f"{name}: expected shape {tuple(want)} for kind {kind!r} on a matrix {tuple(shape)}, got {tuple(values.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {tuple(want)} for kind {kind!r} on a matrix {tuple(shape)}, got {tuple(values.shape)}"
+        )

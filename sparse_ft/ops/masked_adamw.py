@@ -1,5 +1,7 @@
 """masked_adamw_: one AdamW step over every selected entry of a model, written through into the dense weights."""
 
+from typing import NamedTuple
+
 import torch
 
 from . import _native
@@ -15,6 +17,35 @@ SCHEMA = (
 )
 
 
+class Call(NamedTuple):
+    """The op's arguments. The first len(weights) values have a layout and are written through; the rest are plain."""
+
+    values: list  # any shape each; grads, exp_avgs and exp_avg_sqs have the same shape and dtype
+    grads: list
+    exp_avgs: list
+    exp_avg_sqs: list
+    steps: list  # float32, one element each
+    weights: list  # [rows, columns] each, any floating dtype
+    kinds: list
+    indices: list
+    blocks: list  # block_h, block_w, block_h, block_w, …
+    lr: list  # one float a tensor, as the four below
+    beta1: list
+    beta2: list
+    eps: list
+    weight_decay: list
+    maximize: bool = False
+    grad_scale: torch.Tensor | None = None  # float32, one element, as found_inf
+    found_inf: torch.Tensor | None = None
+    skip_nonfinite: bool = False
+
+    def hyper(self, i):
+        return self.lr[i], self.beta1[i], self.beta2[i], self.eps[i], self.weight_decay[i]
+
+    def layout(self, i):
+        return self.kinds[i], self.indices[i], *self.blocks[2 * i : 2 * i + 2]
+
+
 def adamw_ref_(value, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, weight_decay):
     """One AdamW step on one tensor: `torch.optim.AdamW`'s formula in fp32 (fp64 for fp64), rounded once on the way out."""
     wide = torch.promote_types(torch.float32, value.dtype)
@@ -28,101 +59,103 @@ def adamw_ref_(value, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, we
         tensor.copy_(new)
 
 
-def masked_adamw_ref_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, *, lr, beta1, beta2,
-                      eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False):
-    _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, lr=lr, beta1=beta1, beta2=beta2,
-           eps=eps, weight_decay=weight_decay, grad_scale=grad_scale, found_inf=found_inf, skip_nonfinite=skip_nonfinite)
-    if found_inf is not None and found_inf.item():
+def masked_adamw_ref_(*arguments, **keywords):
+    c = _checked(*arguments, **keywords)
+    if c.found_inf is not None and c.found_inf.item():
         return
-    if skip_nonfinite and not all(g.isfinite().all() for g in grads):
-        found_inf.fill_(1)
+    if c.skip_nonfinite and not all(g.isfinite().all() for g in c.grads):
+        c.found_inf.fill_(1)
         return
-    scale = (-1 if maximize else 1) / (1 if grad_scale is None else grad_scale.item())
-    for i, (value, grad, step) in enumerate(zip(values, grads, steps)):
+    scale = (-1 if c.maximize else 1) / (1 if c.grad_scale is None else c.grad_scale.item())
+    for i, (value, grad, step) in enumerate(zip(c.values, c.grads, c.steps)):
         step += 1
         grad = grad.to(torch.promote_types(torch.float32, grad.dtype)) * scale
-        adamw_ref_(value, grad, exp_avgs[i], exp_avg_sqs[i], step.item(), lr[i], beta1[i], beta2[i], eps[i], weight_decay[i])
-        if i < len(weights):
-            scatter_selected_ref_(weights[i], value, kinds[i], indices[i], *blocks[2 * i:2 * i + 2])
+        adamw_ref_(value, grad, c.exp_avgs[i], c.exp_avg_sqs[i], step.item(), *c.hyper(i))
+        if i < len(c.weights):
+            scatter_selected_ref_(c.weights[i], value, *c.layout(i))
 
 
-def _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, *, lr, beta1, beta2, eps,
-           weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False):
-    count = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps, "lr": lr, "beta1": beta1,
-             "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
-    for name, items in count.items():
-        if len(items) != len(values):
-            raise ValueError(f"{name}: expected {len(values)} items, one a tensor of values, got {len(items)}")
-    if not len(weights) == len(kinds) == len(indices) == len(blocks) // 2 <= len(values):
-        raise ValueError(f"weights: expected one kind, index and block size a weight and at most {len(values)} weights, got "
-                         f"{len(weights)}, {len(kinds)}, {len(indices)} and {len(blocks)} // 2")
-    if skip_nonfinite and found_inf is None:
+def _checked(*arguments, **keywords):
+    c = Call(*arguments, **keywords)
+    for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay"):
+        if len(getattr(c, name)) != len(c.values):
+            raise ValueError(f"{name}: expected {len(c.values)} items, one a tensor of values, got {len(getattr(c, name))}")
+    if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * len(c.values):
+        raise ValueError(
+            f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
+            f"{len(c.weights)}, {len(c.kinds)}, {len(c.indices)} and {len(c.blocks)} / 2"
+        )
+    if c.skip_nonfinite and c.found_inf is None:
         raise ValueError("found_inf: skip_nonfinite needs a float32 tensor of one element to report to, got None")
-    scalars = [("steps", step) for step in steps] + [("grad_scale", grad_scale), ("found_inf", found_inf)]
-    for name, scalar in scalars:
+    for name, scalar in [("grad_scale", c.grad_scale), ("found_inf", c.found_inf), *(("steps", step) for step in c.steps)]:
         if scalar is not None and scalar.numel() != 1:
             raise ValueError(f"{name}: expected one element, got shape {tuple(scalar.shape)}")
         if scalar is not None and scalar.dtype != torch.float32:
             raise TypeError(f"{name}: expected torch.float32, got {scalar.dtype}")
-    for value, *others in zip(values, grads, exp_avgs, exp_avg_sqs):
+    for value, *others in zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs):
         if not value.is_floating_point():
             raise TypeError(f"values: expected a floating-point dtype, got {value.dtype}")
         for name, other in zip(("grads", "exp_avgs", "exp_avg_sqs"), others):
             if other.shape != value.shape or other.dtype != value.dtype:
-                raise ValueError(f"{name}: expected {value.dtype} {tuple(value.shape)} as its values, got {other.dtype} "
-                                 f"{tuple(other.shape)}")
-    for i, (weight, kind, index) in enumerate(zip(weights, kinds, indices)):
+                want, got = (f"{t.dtype} {tuple(t.shape)}" for t in (value, other))
+                raise ValueError(f"{name}: expected {want} as its values, got {got}")
+    for i, weight in enumerate(c.weights):
         check_matrix(weight)
-        check_layout(kind, index, *blocks[2 * i:2 * i + 2])
-        check_values(values[i], kind, index, *blocks[2 * i:2 * i + 2], weight.shape)
+        check_layout(*c.layout(i))
+        check_values(c.values[i], *c.layout(i), weight.shape)
+    return c
 
 
-def masked_adamw_cpu_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, *, lr, beta1, beta2,
-                      eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False):
-    keywords = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, maximize=maximize,
-                    grad_scale=grad_scale, found_inf=found_inf, skip_nonfinite=skip_nonfinite)
-    _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)
-    grads, indices = [g.contiguous() for g in grads], [index.contiguous() for index in indices]
-    if not _native.served(*values, *exp_avgs, *exp_avg_sqs, *weights):
-        return masked_adamw_ref_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)
-    if found_inf is not None and found_inf.item():
+def _fake(*arguments, **keywords):
+    _checked(*arguments, **keywords)
+
+
+def masked_adamw_cpu_(*arguments, **keywords):
+    c = _checked(*arguments, **keywords)
+    grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(c.values, c.grads)]
+    c = c._replace(grads=grads, indices=[index.contiguous() for index in c.indices])
+    if not all(_native.served_together(*tensors) for tensors in zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs)):
+        return masked_adamw_ref_(*arguments, **keywords)
+    if not _native.served(*c.weights, *c.values[: len(c.weights)]):
+        return masked_adamw_ref_(*arguments, **keywords)
+    if c.found_inf is not None and c.found_inf.item():
         return
-    table = []
-    for i, value in enumerate(values):
-        linked = i < len(weights)
-        layout = _native.layout(kinds[i], indices[i], *blocks[2 * i:2 * i + 2], weights[i].shape) if linked else None
-        table.append((
-            value.data_ptr(), grads[i].data_ptr(), exp_avgs[i].data_ptr(), exp_avg_sqs[i].data_ptr(), steps[i].data_ptr(),
-            value.numel(), _native.DTYPES[value.dtype], weights[i].data_ptr() if linked else 0,
-            _native.DTYPES[weights[i].dtype] if linked else 0, layout, lr[i], beta1[i], beta2[i], eps[i], weight_decay[i]))
-    inv_scale = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
-    if _native.C.masked_adamw_(table, maximize, inv_scale, skip_nonfinite, torch.get_num_threads()):
-        found_inf.fill_(1)
+    table = [_row(c, i) for i in range(len(c.values))]
+    inv_scale = 1.0 if c.grad_scale is None else 1.0 / c.grad_scale.item()
+    if _native.C.masked_adamw_(table, c.maximize, inv_scale, c.skip_nonfinite, torch.get_num_threads()):
+        c.found_inf.fill_(1)
         return
-    wrote(*values, *exp_avgs, *exp_avg_sqs, *steps, *weights)
+    wrote(*c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights)
 
 
-def masked_adamw_triton_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords):
+def _row(c, i):
+    """How the native core knows one tensor."""
+    value, weight, weight_dtype, layout = c.values[i], 0, 0, None
+    if i < len(c.weights):
+        weight, weight_dtype = c.weights[i].data_ptr(), _native.DTYPES[c.weights[i].dtype]
+        layout = _native.layout(*c.layout(i), c.weights[i].shape)
+    pointers = [t.data_ptr() for t in (value, c.grads[i], c.exp_avgs[i], c.exp_avg_sqs[i], c.steps[i])]
+    return *pointers, value.numel(), _native.DTYPES[value.dtype], weight, weight_dtype, layout, *c.hyper(i)
+
+
+def masked_adamw_triton_(*arguments, **keywords):
     from sparse_ft.kernels import masked_adamw as kernels
 
-    _check(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords)
-    kernels.masked_adamw_triton_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, *layouts, **keywords)
-    wrote(*values, *exp_avgs, *exp_avg_sqs, *steps, *weights)
+    c = _checked(*arguments, **keywords)
+    kernels.masked_adamw_triton_(*arguments, **keywords)
+    wrote(*c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights)
 
 
-define(SCHEMA, fake=_check)
+define(SCHEMA, fake=_fake)
 implement("masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, triton=masked_adamw_triton_)
 
 
 def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds=(), indices=(), blocks=(), **keywords):
     """One AdamW step (Loshchilov & Hutter, 2019) over all tensors of one device, in place, in a few launches.
 
-    Per tensor, `torch.optim.AdamW`'s update, then `scatter_selected_(weight, value, …)`. The first `len(weights)` values are
-    written through into `weights` ([rows, columns] each) at the layout (`kinds`, `indices`, `blocks` = bh, bw, bh, bw, …);
-    the rest are plain parameters. values, grads, exp_avgs and exp_avg_sqs share shape and dtype; steps are float32 scalars,
-    advanced by one.
-    Keywords: lr, beta1, beta2, eps, weight_decay (one float a tensor); maximize; grad_scale (gradients are divided by it);
-    found_inf (float32, one element: nonzero on entry skips the step); skip_nonfinite (look for inf and NaN in every gradient
-    first; if there is one set found_inf to 1 and change nothing). Raises ValueError that names the argument.
+    Per tensor, `torch.optim.AdamW`'s update, then `scatter_selected_(weight, value, …)`. Arguments: see `Call`. Keywords: lr,
+    beta1, beta2, eps, weight_decay; maximize; grad_scale (gradients are divided by it); found_inf (nonzero on entry: nothing
+    changes); skip_nonfinite (look for inf and NaN in every gradient first; if there is one set found_inf to 1 and change
+    nothing). steps advance by one. Raises ValueError or TypeError that names the argument, before anything is written.
     """
     torch.ops.sparse_ft.masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)

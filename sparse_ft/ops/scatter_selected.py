@@ -6,8 +6,10 @@ from . import _native
 from ._library import define, implement, wrote
 from .layout import check_layout, check_matrix, check_values, coordinates, inside
 
-SCATTER = ("scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int block_w, *, "
-           "bool accumulate=False) -> ()")
+SCATTER = (
+    "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int block_w, *, "
+    "bool accumulate=False) -> ()"
+)
 SWAP = "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int block_w) -> ()"
 COPY, ADD, EXCHANGE = 0, 1, 2  # the native core's modes
 
@@ -98,10 +100,20 @@ def swap_selected_triton_(matrix, values, kind, index, block_h, block_w):
 
 define(SCATTER, fake=_check)
 define(SWAP, fake=_check_swap)
-implement("scatter_selected_", reference=scatter_selected_ref_, cpu=scatter_selected_native_,
-          cuda=scatter_selected_native_, triton=scatter_selected_triton_)
-implement("swap_selected_", reference=swap_selected_ref_, cpu=swap_selected_native_,
-          cuda=swap_selected_native_, triton=swap_selected_triton_)
+implement(
+    "scatter_selected_",
+    reference=scatter_selected_ref_,
+    cpu=scatter_selected_native_,
+    cuda=scatter_selected_native_,
+    triton=scatter_selected_triton_,
+)
+implement(
+    "swap_selected_",
+    reference=swap_selected_ref_,
+    cpu=swap_selected_native_,
+    cuda=swap_selected_native_,
+    triton=swap_selected_triton_,
+)
 
 
 def scatter_selected_(matrix, values, kind, index, block_h=1, block_w=1, *, accumulate=False):

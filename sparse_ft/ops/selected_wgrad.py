@@ -6,10 +6,14 @@ from . import _native
 from ._library import define, implement, wrote
 from .layout import check_layout, check_values, values_shape
 
-SCHEMA = ("selected_wgrad(Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, int block_w, *, "
-          "ScalarType? dtype=None) -> Tensor")
-SCHEMA_ = ("selected_wgrad_(Tensor(a!) values_grad, Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, "
-           "int block_w) -> ()")
+SCHEMA = (
+    "selected_wgrad(Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, int block_w, *, "
+    "ScalarType? dtype=None) -> Tensor"
+)
+SCHEMA_ = (
+    "selected_wgrad_(Tensor(a!) values_grad, Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, "
+    "int block_w) -> ()"
+)
 STRIP = 1 << 20  # elements of the dense gradient that the reference holds at a time
 
 
@@ -36,7 +40,11 @@ def _columns(grad_output, input, index, *_):
 def _blocks(grad_output, input, index, block_h, block_w):
     def panels(operand, block, size):  # [T, n, size], zero-padded to whole blocks
         padded = torch.nn.functional.pad(operand, (0, -operand.size(1) % size))
-        return padded.unflatten(1, (-1, size))[:, block] if padded.numel() else operand.new_zeros(operand.size(0), len(block), size)
+        return (
+            padded.unflatten(1, (-1, size))[:, block]
+            if padded.numel()
+            else operand.new_zeros(operand.size(0), len(block), size)
+        )
 
     return torch.einsum("tnh,tnw->nhw", panels(grad_output, index[:, 0], block_h), panels(input, index[:, 1], block_w))
 
@@ -51,7 +59,7 @@ def _entries(grad_output, input, index, *_):
     edges = torch.arange(0, rows + height, height, device=index.device) * columns
     for start, (lo, hi) in zip(range(0, rows, height), torch.searchsorted(index, edges).unfold(0, 2, 1).tolist()):
         if lo < hi:
-            strip = grad_output[:, start:start + height].T @ input
+            strip = grad_output[:, start : start + height].T @ input
             values[lo:hi] = strip.reshape(-1)[index[lo:hi] - start * columns]
     return values
 
@@ -89,9 +97,19 @@ def _native_wgrad(values, grad_output, input, kind, index, block_h, block_w, acc
     compact = kind == "columns" and input.size(1) == index.size(0)
     shape = (grad_output.size(1), input.size(1))
     _native.C.selected_wgrad(
-        grad_output.data_ptr(), grad_output.stride(0), input.data_ptr(), input.stride(0), _native.DTYPES[input.dtype],
-        input.size(0), _native.layout(kind, index, block_h, block_w, shape), compact, values.data_ptr(),
-        _native.DTYPES[values.dtype], accumulate, torch.get_num_threads())
+        grad_output.data_ptr(),
+        grad_output.stride(0),
+        input.data_ptr(),
+        input.stride(0),
+        _native.DTYPES[input.dtype],
+        input.size(0),
+        _native.layout(kind, index, block_h, block_w, shape),
+        compact,
+        values.data_ptr(),
+        _native.DTYPES[values.dtype],
+        accumulate,
+        torch.get_num_threads(),
+    )
 
 
 def _row_major(operand):

@@ -1,4 +1,4 @@
-"""SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device, written through into the weights."""
+"""SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device, written through."""
 
 import fnmatch
 
@@ -11,20 +11,30 @@ from ..ops import masked_adamw_
 class SelectiveAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, 2019) over whatever trains: `values` of selective modules and plain parameters alike.
 
-    params: `model.parameters()`, `model.named_parameters()` or parameter groups; parameters that do not require grad are left out.
+    params: `model.parameters()`, `model.named_parameters()` or parameter groups; frozen parameters are left out.
     lr: float or one-element tensor. betas, eps, weight_decay, maximize: as in `torch.optim.AdamW`. no_decay: glob patterns
     on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters. skip_nonfinite: look for inf and
     NaN in the gradients first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts it.
 
-    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and dtype. Weight decay acts on selected
-    entries only. Raises ValueError that names the argument.
+    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and dtype. Weight decay acts on
+    selected entries only. Raises ValueError that names the argument.
     """
 
     writes_through = True  # tells `sparse_ft.nn.selected` that the weights show the new values already
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of unscaling first
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, maximize=False, no_decay=(),
-                 skip_nonfinite=False):
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-2,
+        *,
+        maximize=False,
+        no_decay=(),
+        skip_nonfinite=False,
+    ):
         _check_hyperparameters(lr, betas, eps, weight_decay)
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         self.skip_nonfinite, self.skipped_steps = skip_nonfinite, 0
@@ -61,7 +71,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 if p.grad.is_sparse:
-                    raise RuntimeError(f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}")
+                    raise RuntimeError(
+                        f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}"
+                    )
                 entry = p, group, self._state_of(p), _linked(p)
                 batches.setdefault((p.device, group["maximize"]), []).append(entry)
         return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
@@ -70,8 +82,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.zeros_like(p)
+        state["step"] = state["step"].to(p.device)  # a loaded one is still where its checkpoint was
         return state
 
     def _step_on(self, device, entries):
@@ -86,12 +99,21 @@ class SelectiveAdamW(torch.optim.Optimizer):
             for owner in owners:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
         masked_adamw_(
-            [p.detach() for p in params], [p.grad for p in params],
+            [p.detach() for p in params],
+            [p.grad for p in params],
             *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")),
             [owner._matrix() for owner in owners],
-            [kind for kind, *_ in layouts], [index for _, index, *_ in layouts], [n for _, _, *block in layouts for n in block],
-            **per_tensor, beta1=[float(g["betas"][0]) for g in groups], beta2=[float(g["betas"][1]) for g in groups],
-            maximize=groups[0]["maximize"], grad_scale=scale, found_inf=found_inf, skip_nonfinite=self.skip_nonfinite)
+            [kind for kind, *_ in layouts],
+            [index for _, index, *_ in layouts],
+            [n for _, _, *block in layouts for n in block],
+            **per_tensor,
+            beta1=[float(g["betas"][0]) for g in groups],
+            beta2=[float(g["betas"][1]) for g in groups],
+            maximize=groups[0]["maximize"],
+            grad_scale=scale,
+            found_inf=found_inf,
+            skip_nonfinite=self.skip_nonfinite,
+        )
         if self.skip_nonfinite and found_inf.item():
             self.skipped_steps += 1
         for owner in owners:
@@ -113,6 +135,7 @@ def _linked(p):
 
 def _trainable(params):
     """`params` without what does not train; groups stay groups. Raises ValueError when nothing is left."""
+
     def requires_grad(item):
         return (item[1] if isinstance(item, tuple) else item).requires_grad
 
@@ -140,8 +163,10 @@ def _split_no_decay(params, patterns):
     for group in groups:
         exempt = [p for p in group["params"] if any(fnmatch.fnmatchcase(p[0], pattern) for pattern in patterns)]
         names = {name for name, _ in exempt}
-        split += [{**group, "params": [p for p in group["params"] if p[0] not in names]},
-                  {**group, "params": exempt, "weight_decay": 0.0}]
+        split += [
+            {**group, "params": [p for p in group["params"] if p[0] not in names]},
+            {**group, "params": exempt, "weight_decay": 0.0},
+        ]
     return [g for g in split if g["params"]]
 
 

@@ -10,8 +10,8 @@ STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 def top(score, density, structure, block_size=None):
     """The selection with the highest `score` [rows, columns] (larger is better) that covers about `density` of the matrix.
 
-    Rows, columns and blocks are judged by their sum (a ragged block by the entries it has). At least one is taken. "entries_per_row"
-    takes the same number in each row. density: share in (0, 1].
+    Rows, columns and blocks are judged by their sum (a ragged block by the entries it has). At least one is taken.
+    "entries_per_row" takes the same number in each row. density: share in (0, 1].
     """
     rows, columns = score.shape
     if structure == "rows":
@@ -25,7 +25,9 @@ def top(score, density, structure, block_size=None):
         return Entries((column + torch.arange(rows, device=score.device)[:, None] * columns).reshape(-1).sort().values)
     height, width = block_size
     padded = torch.nn.functional.pad(score, (0, -columns % width, 0, -rows % height))
-    sums = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height)).sum((1, 3), dtype=_wide(score))  # [block_rows, block_cols]
+    sums = (
+        padded.unflatten(1, (-1, width)).unflatten(0, (-1, height)).sum((1, 3), dtype=_wide(score))
+    )  # [block_rows, block_cols]
     best = _best(sums.reshape(-1), density)
     return Blocks(torch.stack((best // sums.size(1), best % sums.size(1)), 1), block_size)
 

@@ -20,8 +20,8 @@ def magnitude_scores(weights):
 def gradient_scores(model, weights, batches, loss):
     """|E g|: the absolute mean gradient over `batches` (SMT, GPS, SIFT). Yields (name, score).
 
-    Holds one dense gradient of the targets together. The model's parameters, gradients, modes and buffers, and the random state, are
-    afterwards as they were.
+    Holds one dense gradient of the targets together. The model's parameters, gradients, modes and buffers, and the random
+    state, are afterwards as they were.
     """
     gradients = _mean_gradients(model, weights, batches, loss)
     for name in list(gradients):
@@ -29,30 +29,28 @@ def gradient_scores(model, weights, batches, loss):
 
 
 def _mean_gradients(model, weights, batches, loss):
-    handles, seen = [], 0
+    seen = 0
     with _untouched(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
         for weight in weights.values():
             weight.requires_grad_(True)
-        try:
-            for batch in batches:
-                value = loss(model, batch)
-                if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                    raise TypeError(f"loss: expected a scalar tensor, got {value!r}")
-                value.backward()
-                seen += 1
-            if not seen:
-                raise ValueError("batches: expected at least one batch for score='gradient', got none")
-            dead = [name for name, weight in weights.items() if weight.grad is None]
-            if dead:
-                raise ValueError(f"targets: no gradient reached {', '.join(map(repr, dead[:3]))}; the loss does not depend on "
-                                 f"{'it' if len(dead) == 1 else 'them'}")
-            return {name: weight.grad.div_(seen) for name, weight in weights.items()}
-        finally:
-            for handle in handles:
-                handle.remove()
+        for batch in batches:
+            value = loss(model, batch)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                raise TypeError(f"loss: expected a scalar tensor, got {value!r}")
+            value.backward()
+            seen += 1
+        if not seen:
+            raise ValueError("batches: expected at least one batch for score='gradient', got none")
+        dead = [name for name, weight in weights.items() if weight.grad is None]
+        if dead:
+            raise ValueError(
+                f"targets: no gradient reached {', '.join(map(repr, dead[:3]))}; the loss does not depend on "
+                f"{'it' if len(dead) == 1 else 'them'}"
+            )
+        return {name: weight.grad.div_(seen) for name, weight in weights.items()}
 
 
 @contextlib.contextmanager

@@ -14,8 +14,19 @@ from .scores import gradient_scores, magnitude_scores, random_scores
 SCORES = ("random", "magnitude", "gradient")
 
 
-def select(model, *, density, structure="columns", score="random", scope="layer", targets=None, batches=None, loss=None,
-           block_size=64, seed=0):
+def select(
+    model,
+    *,
+    density,
+    structure="columns",
+    score="random",
+    scope="layer",
+    targets=None,
+    batches=None,
+    loss=None,
+    block_size=64,
+    seed=0,
+):
     """Choose what trains: a `Plan` with a selection for every targeted weight.
 
     density: share of each weight that trains, in (0, 1]. structure: "rows", "columns", "blocks" (of `block_size`, int or pair),
@@ -37,6 +48,10 @@ def select(model, *, density, structure="columns", score="random", scope="layer"
         scores = gradient_scores(model, weights, batches, loss or _own_loss)
     chosen = {}
     for name, values in scores:
+        if not values.isfinite().all():
+            raise ValueError(
+                f"score: {score!r} of {name!r} is not finite everywhere; look for NaN or inf in the weights and batches"
+            )
         matrix = values.reshape(matrix_shape(model, name))
         chosen[name] = top(matrix, density, structure, block_size).to(weights[name].device)
     return Plan(chosen)
@@ -74,12 +89,17 @@ def _targets(model, patterns):
         every = [name for name, _ in model.named_parameters()]
         for pattern in patterns:
             if not fnmatch.filter(every, pattern):
-                raise ValueError(f"targets: {pattern!r} matches no parameter; names look like {', '.join(map(repr, every[:3]))}")
+                raise ValueError(
+                    f"targets: {pattern!r} matches no parameter; names look like {', '.join(map(repr, every[:3]))}"
+                )
         names = [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return {name: model.get_parameter(name) for name in names}
 
 
 def _linear_weights(model):
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [f"{name}.weight".lstrip(".") for name, module in model.named_modules()
-            if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and module is not head]
+    return [
+        f"{name}.weight".lstrip(".")
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and module is not head
+    ]

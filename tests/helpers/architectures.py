@@ -7,8 +7,15 @@ from torch import nn
 import sparse_ft as sft
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
-SMALL_LM = {**SMALL, "vocab_size": 20, "max_position_embeddings": 16, "num_key_value_heads": 1,
-            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL_LM = {
+    **SMALL,
+    "vocab_size": 20,
+    "max_position_embeddings": 16,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 TOKENS = {"input_ids": torch.tensor([[3, 5, 7, 3, 11, 2], [4, 4, 19, 0, 6, 1]])}
 PICTURE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).sin().view(2, 3, 8, 8)
 SOUND = torch.linspace(-9, 9, 2 * 8 * 16).sin().view(2, 8, 16)
@@ -16,14 +23,25 @@ SEQUENCE = torch.linspace(-9, 9, 2 * 5 * 8).sin().view(2, 5, 8)  # [batch, token
 
 
 def bert():
-    config = transformers.BertConfig(vocab_size=20, max_position_embeddings=16, hidden_dropout_prob=0.0,
-                                     attention_probs_dropout_prob=0.0, **SMALL)
+    config = transformers.BertConfig(
+        vocab_size=20, max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SMALL
+    )
     return transformers.BertForSequenceClassification(config), TOKENS
 
 
 def gpt2():
-    config = transformers.GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.0,
-                                     embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2)
+    config = transformers.GPT2Config(
+        vocab_size=20,
+        n_positions=16,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return transformers.GPT2LMHeadModel(config), TOKENS
 
 
@@ -37,36 +55,60 @@ def mixtral():
 
 
 def qwen2_moe():
-    config = transformers.Qwen2MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
-                                         shared_expert_intermediate_size=12, **SMALL_LM)
+    config = transformers.Qwen2MoeConfig(
+        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=12, **SMALL_LM
+    )
     return transformers.Qwen2MoeForCausalLM(config), TOKENS
 
 
 def qwen3_moe():
-    config = transformers.Qwen3MoeConfig(
-        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM
-    )
+    config = transformers.Qwen3MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM)
     return transformers.Qwen3MoeForCausalLM(config), TOKENS
 
 
 def vit():
-    config = transformers.ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=0.0,
-                                    attention_probs_dropout_prob=0.0, **SMALL)
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SMALL
+    )
     return transformers.ViTForImageClassification(config), {"pixel_values": PICTURE}
 
 
 def t5():
-    config = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_decoder_layers=1,
-                                   num_heads=2, dropout_rate=0.0, decoder_start_token_id=0)
+    config = transformers.T5Config(
+        vocab_size=20,
+        d_model=16,
+        d_kv=8,
+        d_ff=20,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
     return transformers.T5ForConditionalGeneration(config), {**TOKENS, "decoder_input_ids": TOKENS["input_ids"].flip(1)}
 
 
 def whisper():
     config = transformers.WhisperConfig(
-        vocab_size=20, num_mel_bins=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, d_model=16, encoder_ffn_dim=20, decoder_ffn_dim=20, max_source_positions=8,
-        max_target_positions=16, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, decoder_start_token_id=1,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        vocab_size=20,
+        num_mel_bins=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        d_model=16,
+        encoder_ffn_dim=20,
+        decoder_ffn_dim=20,
+        max_source_positions=8,
+        max_target_positions=16,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        decoder_start_token_id=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     inputs = {"input_features": SOUND, "decoder_input_ids": TOKENS["input_ids"]}
     return transformers.WhisperForConditionalGeneration(config), inputs
 
@@ -93,9 +135,18 @@ class Recurrent(nn.Module):
 
 
 def convolutions():
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.GELU(), nn.ConvTranspose2d(6, 4, 2, stride=2),
-                          nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=2, padding=1), nn.Flatten(2), nn.Conv1d(4, 5, 2),
-                          nn.ConvTranspose1d(5, 2, 2), nn.LayerNorm(144))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.GroupNorm(2, 6),
+        nn.GELU(),
+        nn.ConvTranspose2d(6, 4, 2, stride=2),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3, groups=2, padding=1),
+        nn.Flatten(2),
+        nn.Conv1d(4, 5, 2),
+        nn.ConvTranspose1d(5, 2, 2),
+        nn.LayerNorm(144),
+    )
     return model, PICTURE
 
 
@@ -105,14 +156,25 @@ def embeddings():
 
 
 ARCHITECTURES = {
-    "BERT": bert, "GPT-2": gpt2, "Llama": llama, "Mixtral": mixtral, "Qwen2-MoE": qwen2_moe, "Qwen3-MoE": qwen3_moe,
-    "ViT": vit, "T5": t5, "Whisper": whisper, "convolutions": convolutions, "embeddings": embeddings,
+    "BERT": bert,
+    "GPT-2": gpt2,
+    "Llama": llama,
+    "Mixtral": mixtral,
+    "Qwen2-MoE": qwen2_moe,
+    "Qwen3-MoE": qwen3_moe,
+    "ViT": vit,
+    "T5": t5,
+    "Whisper": whisper,
+    "convolutions": convolutions,
+    "embeddings": embeddings,
     "MultiheadAttention": lambda: (SelfAttention(8, 2), SEQUENCE),
     "MultiheadAttention batch_first": lambda: (SelfAttention(8, 2, batch_first=True), SEQUENCE),
     "MultiheadAttention kdim": lambda: (CrossAttention(8, 2, kdim=6, vdim=6, add_bias_kv=True), SEQUENCE),
     "TransformerEncoderLayer": lambda: (nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0), SEQUENCE),
-    "TransformerEncoderLayer batch_first":
-        lambda: (nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), SEQUENCE),
+    "TransformerEncoderLayer batch_first": lambda: (
+        nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True),
+        SEQUENCE,
+    ),
     "LSTM": lambda: (Recurrent(nn.LSTM), SEQUENCE),
     "GRU": lambda: (Recurrent(nn.GRU), SEQUENCE),
 }
@@ -155,8 +217,9 @@ def full_plan(model):
     """A selection for every parameter that is not tied, the structures in turn."""
     every = list(model.named_parameters(remove_duplicate=False))
     free = [name for name, p in every if sum(q is p for _, q in every) == 1]
-    return sft.Plan({name: selection(i, sft.matrix_shape(model, name), is_embedding(model, name))
-                     for i, name in enumerate(free)})
+    return sft.Plan(
+        {name: selection(i, sft.matrix_shape(model, name), is_embedding(model, name)) for i, name in enumerate(free)}
+    )
 
 
 def is_embedding(model, name):
@@ -165,7 +228,7 @@ def is_embedding(model, name):
 
 def selection(number, shape, rows_only):
     rows, columns = shape
-    kinds = ["rows"] if rows_only else ["columns", "blocks", "entries", "rows"][:3 if rows == 1 else 4]
+    kinds = ["rows"] if rows_only else ["columns", "blocks", "entries", "rows"][: 3 if rows == 1 else 4]
     kind = kinds[number % len(kinds)]
     if kind == "rows":
         return sft.Rows(torch.arange(rows - 1, -1, -2).flip(0))

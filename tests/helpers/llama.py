@@ -14,9 +14,19 @@ STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 def tiny_llama(dtype=torch.float32, layers=1, seed=0):
     """Llama with grouped-query attention. Its norms are torch's: transformers' round to fp32 inside, always."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=44, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=LENGTH,
-                         use_cache=False, initializer_range=0.2, tie_word_embeddings=False)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=44,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        max_position_embeddings=LENGTH,
+        use_cache=False,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
     model = LlamaForCausalLM(config)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -68,8 +78,7 @@ def weights_of(model, plan):
 
 def masks_of(model, plan):
     """{name: bool mask in the weight's own shape}."""
-    return {name: what.mask(sft.matrix_shape(model, name)).view(model.get_parameter(name).shape)
-            for name, what in plan.items()}
+    return {name: what.mask(sft.matrix_shape(model, name)).view(model.get_parameter(name).shape) for name, what in plan.items()}
 
 
 def train(model, optimizer, steps, plan=None, snapshots=()):

@@ -41,8 +41,9 @@ def test_gradient_is_the_gathered_dense_one_and_the_class_stays():
     assert model[0].weight.grad is None
 
 
-@pytest.mark.parametrize("make", [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)],
-                         ids=["ours", "fused"])
+@pytest.mark.parametrize(
+    "make", [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)], ids=["ours", "fused"]
+)
 def test_the_weight_is_fresh_right_after_a_step(make):
     """Others than the reading module may read it (fast paths, tied code), and would not know to look."""
     model = conv()

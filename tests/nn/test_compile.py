@@ -24,7 +24,9 @@ def test_one_compilation_over_many_steps(structure):
     eager, other = make(structure), make(structure)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(other, fullgraph=True, backend=counter)
-    optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2, fused=True) for m in (eager, other)]
+    optimizers = [
+        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2, fused=True) for m in (eager, other)
+    ]
     x, y = torch.randn(32, 48), torch.randn(32, 40)
     for _ in range(12):
         for model, optimizer in zip((eager, compiled), optimizers):

@@ -111,8 +111,9 @@ def test_autocast_dtypes_and_no_weight_copy(selection):
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing(selection, use_reentrant):
     dense, module = pair(selection)
-    check_gradients(dense, module, torch.randn(2, 3, 10),
-                    lambda m, x: checkpoint(lambda y: m(y).relu(), x, use_reentrant=use_reentrant))
+    check_gradients(
+        dense, module, torch.randn(2, 3, 10), lambda m, x: checkpoint(lambda y: m(y).relu(), x, use_reentrant=use_reentrant)
+    )
 
 
 def test_saved_tensors_hooks(selection):

@@ -58,8 +58,9 @@ def kept_bytes(forward):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)],
-                         ids=["ours", "fused"])
+@pytest.mark.parametrize(
+    "make", [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)], ids=["ours", "fused"]
+)
 def test_linear_never_allocates_a_weight(kind, make):
     module = sft.nn.SelectiveLinear.from_linear(nn.Linear(IN, OUT), KINDS[kind])
     x, optimizer = torch.randn(TOKENS, IN, requires_grad=True), make([module.values])
@@ -143,7 +144,7 @@ def test_autocast_keeps_no_copy_of_a_weight():
     for selection in (sft.Rows([0]), sft.Columns([0, 8]), sft.Entries([5])):
         module = sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 256), selection)
 
-        def forward():
+        def forward(module=module):
             with torch.autocast("cpu", torch.bfloat16):
                 return module(x)
 

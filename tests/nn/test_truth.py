@@ -39,13 +39,17 @@ def backward(module, dtype=torch.float32):
     module(torch.randn(5, 10, dtype=dtype)).square().sum().backward()
 
 
-@pytest.mark.parametrize("make_optimizer", [
-    lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
-    lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True),
-    lambda p: torch.optim.AdamW(p, lr=0.1),
-    lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
-    lambda p: sft.SelectiveAdamW(p, lr=0.1),
-], ids=["fused", "foreach", "plain", "sgd-fused", "ours"])
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+        lambda p: sft.SelectiveAdamW(p, lr=0.1),
+    ],
+    ids=["fused", "foreach", "plain", "sgd-fused", "ours"],
+)
 def test_forward_after_any_step_uses_the_new_values(selection, make_optimizer):
     module = make(selection)
     optimizer = make_optimizer([module.values])

@@ -67,9 +67,7 @@ def test_expanded_matrix_and_strided_index(gather, device):
 
 def test_positions_past_2_to_the_31(gather, tmp_path):
     shape = 46500, 46500  # a file of holes: nothing of it is in memory but what is touched
-    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(
-        shape
-    )
+    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
     matrix[46499, 46490:] = torch.arange(10).half() + 1
     far = torch.arange(46490, 46500) + 46499 * shape[1]
     assert torch.equal(gather(matrix, "entries", far, 1, 1), torch.arange(10).half() + 1)

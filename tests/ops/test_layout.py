@@ -19,12 +19,7 @@ def test_coordinates_place_every_value(kind, which, shape):
     assert row.shape == values_shape(*layout, shape) == oracle.values_shape(*layout, shape)
     keep = inside(row, column, shape).reshape(-1)
     got = list(
-        zip(
-            keep.nonzero().squeeze(1).tolist(),
-            row.reshape(-1)[keep].tolist(),
-            column.reshape(-1)[keep].tolist(),
-            strict=True,
-        )
+        zip(keep.nonzero().squeeze(1).tolist(), row.reshape(-1)[keep].tolist(), column.reshape(-1)[keep].tolist(), strict=True)
     )
     assert got == want
 

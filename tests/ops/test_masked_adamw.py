@@ -31,16 +31,11 @@ def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
     dense = [t.cpu().double().clone() for t in [*problem.weights, *problem.values[linked:]]]
     start, first_weights = snapshot(dense), snapshot(problem.weights)
     plain = [v.cpu().clone() for v in problem.values]
-    dense_optimizer, plain_optimizer = (
-        problem.torch_optimizer(dense, maximize),
-        problem.torch_optimizer(plain, maximize),
-    )
+    dense_optimizer, plain_optimizer = (problem.torch_optimizer(dense, maximize), problem.torch_optimizer(plain, maximize))
     for _ in range(steps):
         problem.new_grads()
         for i, grad in enumerate(problem.grads):
-            dense[i].grad = (
-                oracle.spread(grad.cpu().double(), problem.layouts[i], SHAPE) if i < linked else grad.cpu().double()
-            )
+            dense[i].grad = oracle.spread(grad.cpu().double(), problem.layouts[i], SHAPE) if i < linked else grad.cpu().double()
             plain[i].grad = grad.cpu().clone()
         scale = keywords.get("grad_scale")
         if scale is not None:
@@ -104,9 +99,7 @@ def test_weights_of_another_dtype_show_the_rounded_values(adamw_, dtype, weight_
 
 
 def test_small_updates_survive_in_fp32_values_over_a_bf16_weight(adamw_, device):
-    problem = Problem(
-        dtype=torch.float32, weight_dtype=torch.bfloat16, plain=(), lr=1e-5, weight_decay=0.0, device=device
-    )
+    problem = Problem(dtype=torch.float32, weight_dtype=torch.bfloat16, plain=(), lr=1e-5, weight_decay=0.0, device=device)
     start, first = snapshot(problem.values), snapshot(problem.weights)
     for _ in range(3):
         problem.step(adamw_)
@@ -132,11 +125,7 @@ def test_maximize(adamw_, device):
 
 @pytest.mark.parametrize("extra", [{}, {"skip_nonfinite": True}], ids=["plain", "checked"])
 def test_grad_scale_divides(adamw_, extra, device):
-    keywords = {
-        "grad_scale": torch.tensor([1024.0], device=device),
-        "found_inf": torch.zeros(1, device=device),
-        **extra,
-    }
+    keywords = {"grad_scale": torch.tensor([1024.0], device=device), "found_inf": torch.zeros(1, device=device), **extra}
     run_against_dense(Problem(device=device), adamw_, **keywords)
     assert keywords["found_inf"].item() == 0 and keywords["grad_scale"].item() == 1024
 
@@ -217,11 +206,7 @@ def test_without_the_check_a_non_finite_gradient_stays_in_its_entry(adamw_, devi
     problem = Problem(kinds=("columns",), plain=(), device=device)
     problem.grads[0][3, 1] = float("nan")
     problem.step(adamw_)
-    assert (
-        problem.values[0].isnan().sum() == 1
-        and problem.weights[0].isnan().sum() == 1
-        and problem.values[0][3, 1].isnan()
-    )
+    assert problem.values[0].isnan().sum() == 1 and problem.weights[0].isnan().sum() == 1 and problem.values[0][3, 1].isnan()
 
 
 def test_gradients_and_indices_with_strides(adamw_, device):
@@ -236,10 +221,7 @@ def test_gradients_and_indices_with_strides(adamw_, device):
 
 
 def test_values_with_strides(adamw_, device):
-    one, two = (
-        Problem(kinds=("columns",), plain=(), device=device),
-        Problem(kinds=("columns",), plain=(), device=device),
-    )
+    one, two = (Problem(kinds=("columns",), plain=(), device=device), Problem(kinds=("columns",), plain=(), device=device))
     two.values, two.weights, two.grads = (
         [t.T.contiguous().T for t in snapshot(ts)] for ts in (one.values, one.weights, one.grads)
     )
@@ -258,9 +240,7 @@ def test_empty_selection_and_no_tensors_at_all(adamw_, device):
 
 def test_positions_past_2_to_the_31(adamw_, tmp_path):
     shape = 46500, 46500
-    weight = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(
-        shape
-    )
+    weight = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
     problem = Problem(kinds=(), plain=((10,), (2, 46500)), lr=0.5, weight_decay=0.0)
     problem.weights = [weight, weight]
     problem.layouts = [("entries", torch.arange(10) + 46498 * shape[1], 1, 1), ("rows", torch.tensor([7, 46499]), 1, 1)]
@@ -277,8 +257,7 @@ def test_version_of_everything_written_moves_and_of_nothing_else(device):
     before = [t._version for t in problem.state], [t._version for t in read]
     problem.step(ops.masked_adamw_)
     assert (
-        all(t._version > v for t, v in zip(problem.state, before[0], strict=True))
-        and [t._version for t in read] == before[1]
+        all(t._version > v for t, v in zip(problem.state, before[0], strict=True)) and [t._version for t in read] == before[1]
     )
 
 
@@ -337,12 +316,7 @@ def shortened(name):
             (replaced(name, 1, lambda t: t[:-1].clone()), {}, ValueError, rf"{name}: .*\(17, 8\).*\(16, 8\)")
             for name in ("grads", "exp_avgs")
         ),
-        (
-            replaced("exp_avg_sqs", 0, lambda t: t.double()),
-            {},
-            ValueError,
-            r"exp_avg_sqs: .*torch.float32.*torch.float64",
-        ),
+        (replaced("exp_avg_sqs", 0, lambda t: t.double()), {}, ValueError, r"exp_avg_sqs: .*torch.float32.*torch.float64"),
         (replaced("grads", 6, lambda t: t.half()), {}, ValueError, r"grads: .*torch.float16"),
         (replaced("steps", 3, lambda t: t.double()), {}, TypeError, r"steps: .*torch.float64"),
         (replaced("steps", 3, lambda t: t.long()), {}, TypeError, r"steps: .*torch.int64"),
@@ -351,12 +325,7 @@ def shortened(name):
         (replaced("weights", 0, lambda t: t.view(-1)), {}, ValueError, r"matrix: .*\(374,\)"),
         (replaced("layouts", 0, lambda layout: ("diagonal", *layout[1:])), {}, ValueError, r"kind: .*'diagonal'"),
         (replaced("layouts", 2, lambda layout: (*layout[:2], 0, 8)), {}, ValueError, r"block_size: .*\(0, 8\)"),
-        (
-            replaced("layouts", 3, lambda layout: (layout[0], layout[1].float(), 1, 1)),
-            {},
-            TypeError,
-            r"index: .*torch.float32",
-        ),
+        (replaced("layouts", 3, lambda layout: (layout[0], layout[1].float(), 1, 1)), {}, TypeError, r"index: .*torch.float32"),
         (None, {"skip_nonfinite": True}, ValueError, r"found_inf: .*None"),
         (None, {"skip_nonfinite": True, "found_inf": torch.zeros(2)}, ValueError, r"found_inf: .*\(2,\)"),
         (
@@ -375,9 +344,7 @@ def test_errors_name_the_argument_and_change_nothing(adamw_, change, keywords, e
     before = snapshot(problem.state)
     with pytest.raises(error, match=message):
         problem.step(adamw_, **keywords)
-    assert unchanged(
-        [t for t in problem.state if t.dtype in oracle.BITS], [t for t in before if t.dtype in oracle.BITS]
-    )
+    assert unchanged([t for t in problem.state if t.dtype in oracle.BITS], [t for t in before if t.dtype in oracle.BITS])
 
 
 def test_values_that_are_not_floating_point_are_refused(adamw_):

@@ -8,10 +8,7 @@ from sparse_ft import ops
 from sparse_ft.ops.scatter_selected import scatter_selected_ref_, swap_selected_ref_
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
-IMPLEMENTATIONS = {
-    "op": (ops.scatter_selected_, ops.swap_selected_),
-    "reference": (scatter_selected_ref_, swap_selected_ref_),
-}
+IMPLEMENTATIONS = {"op": (ops.scatter_selected_, ops.swap_selected_), "reference": (scatter_selected_ref_, swap_selected_ref_)}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -135,9 +132,7 @@ def test_swap_exchanges_and_twice_restores_every_bit(swap_, kind, shape, dtype, 
             matrix = oracle.matrices(shape, dtype, device)[name]
             layout = oracle.layout(kind, shape, which, device=device)
             kept = oracle.BITS[dtype]
-            noise = torch.randint(
-                torch.iinfo(kept).min, torch.iinfo(kept).max, matrix.shape, dtype=kept, generator=generator
-            )
+            noise = torch.randint(torch.iinfo(kept).min, torch.iinfo(kept).max, matrix.shape, dtype=kept, generator=generator)
             matrix.copy_(noise.view(dtype))  # any bits at all: NaN payloads, denormals
             values = values_for(layout, shape, dtype, device)
             first_matrix, first_values = matrix.clone(), values.clone()
@@ -180,9 +175,7 @@ def test_matrix_without_entries(scatter_, swap_, kind, shape, device):
 
 def test_positions_past_2_to_the_31(scatter_, swap_, tmp_path):
     shape = 46500, 46500
-    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(
-        shape
-    )
+    matrix = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
     far = torch.arange(46490, 46500) + 46499 * shape[1]
     scatter_(matrix, torch.arange(10.0), "entries", far, 1, 1)
     assert torch.equal(matrix[46499, 46490:], torch.arange(10).half()) and not matrix[0].any()
@@ -258,9 +251,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("matrix, values, kind, index, block, error, message", BAD)
-def test_errors_name_the_argument_and_change_nothing(
-    scatter_, swap_, matrix, values, kind, index, block, error, message
-):
+def test_errors_name_the_argument_and_change_nothing(scatter_, swap_, matrix, values, kind, index, block, error, message):
     for call in (scatter_, swap_):
         before, version = (matrix.clone(), values.clone()), matrix._version
         with pytest.raises(error, match=message):

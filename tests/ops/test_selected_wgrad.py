@@ -9,10 +9,7 @@ import torch
 from sparse_ft import ops
 from sparse_ft.ops.selected_wgrad import selected_wgrad_ref, selected_wgrad_ref_
 
-IMPLEMENTATIONS = {
-    "op": (ops.selected_wgrad, ops.selected_wgrad_),
-    "reference": (selected_wgrad_ref, selected_wgrad_ref_),
-}
+IMPLEMENTATIONS = {"op": (ops.selected_wgrad, ops.selected_wgrad_), "reference": (selected_wgrad_ref, selected_wgrad_ref_)}
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
 
 
@@ -49,9 +46,7 @@ def check(got, grad_output, input, layout, dtype, base=None):
     if base is not None:
         want, plain = want + base.cpu().double(), plain + base.cpu()
     reach = (grad_output.double().abs().T @ input.double().abs()).amax().item() if dense.numel() else 0.0
-    slack = (
-        torch.finfo(wide).eps * reach + torch.finfo(dtype).eps * (want.abs().amax().item() if want.numel() else 0.0) / 2
-    )
+    slack = torch.finfo(wide).eps * reach + torch.finfo(dtype).eps * (want.abs().amax().item() if want.numel() else 0.0) / 2
     assert got.dtype == dtype
     oracle.assert_as_good_as_plain(got, want, plain.to(dtype), slack)
     assert not got.cpu()[oracle.padding(layout, dense.shape)].any() or base is not None
@@ -81,10 +76,7 @@ def test_every_pair_of_dtypes(wgrad, dtype, to, device):
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_16_bit_operands_are_summed_in_fp32(wgrad, kind, dtype, device):
     """4096 ones: a 16-bit accumulator stops at 256 (bf16) or 2048 (fp16); the reference of the house is fp32."""
-    grad_output, input = (
-        torch.ones(4096, 8, dtype=dtype, device=device),
-        torch.ones(4096, 8, dtype=dtype, device=device),
-    )
+    grad_output, input = (torch.ones(4096, 8, dtype=dtype, device=device), torch.ones(4096, 8, dtype=dtype, device=device))
     layout = oracle.layout(kind, (8, 8), block=(4, 4), device=device)
     assert (wgrad(grad_output, input, *layout) == 4096).all()
 
@@ -207,9 +199,7 @@ def test_opcheck(kind, variant, device):
     grad_output, input = (oracle.matrices((6, n), torch.float32, device)[form] for n in (7, 5))
     layout = oracle.layout(kind, (7, 5), "empty" if variant == "empty" else "some", device=device)
     into = torch.zeros(oracle.values_shape(*layout, (7, 5)), device=device)
-    torch.library.opcheck(
-        torch.ops.sparse_ft.selected_wgrad.default, (grad_output, input, *layout), {"dtype": torch.bfloat16}
-    )
+    torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad.default, (grad_output, input, *layout), {"dtype": torch.bfloat16})
     torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad_.default, (into, grad_output, input, *layout))
 
 
@@ -224,24 +214,14 @@ def z(*shape, dtype=torch.float32):
         (z(6, 7), z(2, 6, 5), "rows", [0], (1, 1), ValueError, r"input: .*\(2, 6, 5\)"),
         (z(6, 7, dtype=torch.int64), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*torch.int64"),
         (z(6, 7), z(4, 5), "rows", [0], (1, 1), ValueError, r"input: expected 6 tokens.*got 4"),
-        (
-            z(6, 7),
-            z(6, 5, dtype=torch.float64),
-            "rows",
-            [0],
-            (1, 1),
-            TypeError,
-            r"input: .*torch.float32.*torch.float64",
-        ),
+        (z(6, 7), z(6, 5, dtype=torch.float64), "rows", [0], (1, 1), TypeError, r"input: .*torch.float32.*torch.float64"),
         (z(6, 7), z(6, 5), "diagonal", [0], (1, 1), ValueError, r"kind: .*'diagonal'"),
         (z(6, 7), z(6, 5), "blocks", [0], (2, 2), ValueError, r"index: .*\[n, 2\].*\(1,\)"),
         (z(6, 7), z(6, 5), "rows", [0.5], (1, 1), TypeError, r"index: .*torch.float32"),
         (z(6, 7), z(6, 5), "blocks", [[0, 0]], (-1, 2), ValueError, r"block_size: .*\(-1, 2\)"),
     ],
 )
-def test_errors_name_the_argument_and_change_nothing(
-    wgrad, wgrad_, grad_output, input, kind, index, block, error, message
-):
+def test_errors_name_the_argument_and_change_nothing(wgrad, wgrad_, grad_output, input, kind, index, block, error, message):
     into = torch.ones(1, 5)
     with pytest.raises(error, match=message):
         wgrad(grad_output, input, kind, torch.tensor(index), *block)

@@ -34,8 +34,12 @@ def one_thread():
 
 # The update, against torch's.
 
-@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.3}, {"betas": (0.5, 0.9)}, {"betas": (0.0, 0.0)},
-                                      {"eps": 1e-3}, {"maximize": True}, {"lr": 0}], ids=str)
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"weight_decay": 0.3}, {"betas": (0.5, 0.9)}, {"betas": (0.0, 0.0)}, {"eps": 1e-3}, {"maximize": True}, {"lr": 0}],
+    ids=str,
+)
 def test_is_adamw(settings):
     """fp64: to rounding. fp32: no further from fp64 than twice torch's own."""
     settings = {"lr": 1e-2, "weight_decay": 0.01, **settings}
@@ -49,18 +53,27 @@ def test_is_adamw(settings):
             ends[make, dtype] = sft.revert(model).state_dict()
     for name, exact in ends[torch.optim.AdamW, torch.float64].items():
         torch.testing.assert_close(ends[sft.SelectiveAdamW, torch.float64][name], exact, rtol=0, atol=1e-12)
-    distance = {make: sum((ends[make, torch.float32][n].double() - exact).square().sum()
-                          for n, exact in ends[torch.optim.AdamW, torch.float64].items()).sqrt()
-                for make in (torch.optim.AdamW, sft.SelectiveAdamW)}
+    distance = {
+        make: sum(
+            (ends[make, torch.float32][n].double() - exact).square().sum()
+            for n, exact in ends[torch.optim.AdamW, torch.float64].items()
+        ).sqrt()
+        for make in (torch.optim.AdamW, sft.SelectiveAdamW)
+    }
     assert distance[sft.SelectiveAdamW] <= 2 * distance[torch.optim.AdamW]
 
 
-@pytest.mark.parametrize("schedule", [
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),  # moves betas too
-    lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.LinearLR(o, 0.1, 1, 4),
-                                                        torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [4]),
-], ids=["cosine", "one cycle", "warm-up then decay"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),  # moves betas too
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o, [torch.optim.lr_scheduler.LinearLR(o, 0.1, 1, 4), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [4]
+        ),
+    ],
+    ids=["cosine", "one cycle", "warm-up then decay"],
+)
 @pytest.mark.parametrize("tensor_lr", [False, True])
 def test_schedulers_and_tensor_lr(schedule, tensor_lr):
     ends = []
@@ -129,8 +142,12 @@ def test_clip_grad_norm_sees_the_norm_of_the_masked_gradient():
     sft.convert(model, PLAN)
     for m in (dense, model):
         loss_of(m, 0).backward()
-    masked = [p.grad if PLAN[n] == "all" else p.grad.view(s) * PLAN[n].mask(s)
-              for n, p in dense.named_parameters() if n in PLAN for s in [sft.matrix_shape(dense, n)]]
+    masked = [
+        p.grad if PLAN[n] == "all" else p.grad.view(s) * PLAN[n].mask(s)
+        for n, p in dense.named_parameters()
+        if n in PLAN
+        for s in [sft.matrix_shape(dense, n)]
+    ]
     want = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in masked]))
     torch.testing.assert_close(nn.utils.clip_grad_norm_(model.parameters(), want.item() / 3), want)
     grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -151,6 +168,7 @@ def test_gradients_in_any_memory():
 
 
 # Saving and resuming.
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("assign", [False, True])
@@ -197,6 +215,7 @@ def test_model_and_optimizer_copied_together_train_on_alike(clone):
 
 
 # What it writes and what it costs.
+
 
 def test_weights_show_the_values_after_a_step_without_a_forward():
     model = net()
@@ -274,19 +293,28 @@ def test_the_measure_sees_an_allocation(tmp_path):
 
 # Errors.
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"lr": -1.0}, r"lr: .*-1\.0"), ({"lr": float("nan")}, "lr: .*nan"), ({"lr": torch.ones(2)}, r"lr: .*\(2,\)"),
-    ({"eps": -1e-8}, "eps: .*-1e-08"), ({"weight_decay": -0.1}, r"weight_decay: .*-0\.1"),
-    ({"betas": (1.0, 0.9)}, r"betas: .*1\.0 at position 0"), ({"betas": (0.9, -0.1)}, r"betas: .*-0\.1 at position 1"),
-    ({"no_decay": "*.bias"}, r"no_decay: .*named_parameters"), ({"betas": (0.9,)}, "betas: .*two"),
-], ids=str)
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, r"lr: .*-1\.0"),
+        ({"lr": float("nan")}, "lr: .*nan"),
+        ({"lr": torch.ones(2)}, r"lr: .*\(2,\)"),
+        ({"eps": -1e-8}, "eps: .*-1e-08"),
+        ({"weight_decay": -0.1}, r"weight_decay: .*-0\.1"),
+        ({"betas": (1.0, 0.9)}, r"betas: .*1\.0 at position 0"),
+        ({"betas": (0.9, -0.1)}, r"betas: .*-0\.1 at position 1"),
+        ({"no_decay": "*.bias"}, r"no_decay: .*named_parameters"),
+        ({"betas": (0.9,)}, "betas: .*two"),
+    ],
+    ids=str,
+)
 def test_bad_settings_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         sft.SelectiveAdamW(net().parameters(), **settings)
 
 
-@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}],
-                         ids=str)
+@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}], ids=str)
 def test_bad_settings_of_a_group_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         sft.SelectiveAdamW([{"params": net().parameters(), **settings}])
@@ -305,3 +333,18 @@ def test_sparse_gradients_are_refused():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="grad: .*sparse"):
         optimizer.step()
+
+
+def test_a_plain_parameter_in_channels_last_memory():
+    torch.manual_seed(0)
+    ours = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    torchs = copy.deepcopy(ours)
+    optimizers = sft.SelectiveAdamW(ours.parameters(), lr=0.1), torch.optim.AdamW(torchs.parameters(), lr=0.1)
+    for _ in range(3):
+        x = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
+        for model, optimizer in zip((ours, torchs), optimizers):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    assert ours.weight.stride() == torchs.weight.stride()
+    torch.testing.assert_close(ours.weight, torchs.weight)

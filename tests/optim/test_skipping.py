@@ -2,15 +2,7 @@
 
 import pytest
 import torch
-from helpers.small_net import (
-    assert_same_bits,
-    assert_weights_show_values,
-    everything,
-    loss_of,
-    net,
-    train,
-    trained_parameters,
-)
+from helpers.small_net import assert_same_bits, assert_weights_show_values, everything, loss_of, net, train, trained_parameters
 from torch import nn
 
 import sparse_ft as sft
@@ -75,6 +67,7 @@ def test_without_skip_nonfinite_nan_is_written_as_torch_does():
 
 
 # GradScaler.
+
 
 def scaled_train(model, optimizer, steps, start=0, unscale=False, factor=1.0, scaler=None):
     scaler = scaler or torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=10**6)

@@ -53,13 +53,7 @@ def batches(n=3):
 def everything(model):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     flags = [(p.requires_grad, None if p.grad is None else p.grad.clone(), id(p.grad)) for p in model.parameters()]
-    return (
-        state,
-        flags,
-        [m.training for m in model.modules()],
-        [type(m) for m in model.modules()],
-        torch.get_rng_state(),
-    )
+    return (state, flags, [m.training for m in model.modules()], [type(m) for m in model.modules()], torch.get_rng_state())
 
 
 def assert_untouched(model, before):
@@ -67,9 +61,7 @@ def assert_untouched(model, before):
     assert all(torch.equal(state[name], before[0][name]) for name in before[0]) and state.keys() == before[0].keys()
     assert modes == before[2] and types == before[3] and torch.equal(rng, before[4])
     for (requires_grad, grad, identity), (wanted, old, same) in zip(flags, before[1], strict=True):
-        assert (
-            requires_grad == wanted and identity == same and (grad is None if old is None else torch.equal(grad, old))
-        )
+        assert requires_grad == wanted and identity == same and (grad is None if old is None else torch.equal(grad, old))
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -100,9 +92,7 @@ def best_by_hand(score, structure, density):
     if structure == "blocks":
         places = [(r, c) for r in range(-(-rows // 3)) for c in range(-(-columns // 4))]
         sums = {(r, c): float(score[3 * r : 3 * r + 3, 4 * c : 4 * c + 4].double().sum()) for r, c in places}
-        return sft.Blocks(
-            sorted(sorted(places, key=lambda at: -sums[at])[: max(1, round(len(places) * density))]), (3, 4)
-        )
+        return sft.Blocks(sorted(sorted(places, key=lambda at: -sums[at])[: max(1, round(len(places) * density))]), (3, 4))
     if structure == "entries_per_row":
         taken = [line.argsort(descending=True)[: round(columns * density)].sort().values for line in score]
         return sft.Entries([r * columns + c for r, line in enumerate(taken) for c in line.tolist()])
@@ -120,9 +110,7 @@ def test_magnitude_takes_the_largest(model, structure):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_gradient_score_is_the_absolute_mean_gradient(model, structure):
     model.eval()
-    plan = sft.select(
-        model, density=0.3, structure=structure, score="gradient", block_size=(3, 4), batches=iter(batches())
-    )
+    plan = sft.select(model, density=0.3, structure=structure, score="gradient", block_size=(3, 4), batches=iter(batches()))
     twin = copy.deepcopy(model)
     torch.stack([twin(**batch).loss for batch in batches()]).mean().backward()
     for name, selection in plan.items():
@@ -133,9 +121,7 @@ def test_opposite_gradients_cancel():
     """|E g|, not E |g|: a weight whose gradients cancel over the batches is worth nothing."""
     model = nn.Linear(3, 1, bias=False)
     inputs = [torch.tensor([[5.0, 1.0, 0.0]]), torch.tensor([[-5.0, 1.0, 0.0]])]
-    plan = sft.select(
-        model, density=1 / 3, structure="columns", score="gradient", batches=inputs, loss=lambda m, x: m(x).sum()
-    )
+    plan = sft.select(model, density=1 / 3, structure="columns", score="gradient", batches=inputs, loss=lambda m, x: m(x).sum())
     assert plan == {"weight": sft.Columns([1])}
 
 
@@ -168,10 +154,7 @@ def test_random_is_seeded_and_independent_of_the_global_state(model):
     first = choose(0)
     torch.manual_seed(99)
     assert choose(0) == first and choose(1) != first
-    assert (
-        first["up.weight"].mask((20, 12)).reshape(-1).tolist()
-        != first["down.weight"].mask((12, 20)).reshape(-1).tolist()
-    )
+    assert first["up.weight"].mask((20, 12)).reshape(-1).tolist() != first["down.weight"].mask((12, 20)).reshape(-1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -192,26 +175,18 @@ def test_targets(model, targets, names):
 
 
 def test_default_targets_of_models_without_a_known_head():
-    model = nn.Sequential(
-        nn.Linear(4, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 6)), nn.Conv1d(1, 1, 3), nn.LayerNorm(4)
-    )
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 6)), nn.Conv1d(1, 1, 3), nn.LayerNorm(4))
     assert list(sft.select(model, density=0.5)) == ["0.weight", "2.0.weight"]
     assert list(sft.select(nn.Linear(4, 4), density=0.5)) == ["weight"]
 
 
 def test_default_targets_of_transformers_models():
     transformers = pytest.importorskip("transformers")
-    gpt2 = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
-    )
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8))
     names = list(sft.select(gpt2, density=0.5))
-    assert names == [
-        f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    ]
+    assert names == [f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
     tokens = torch.randint(16, (2, 6))
-    plan = sft.select(
-        gpt2, density=0.2, structure="rows", score="gradient", batches=[{"input_ids": tokens, "labels": tokens}]
-    )
+    plan = sft.select(gpt2, density=0.2, structure="rows", score="gradient", batches=[{"input_ids": tokens, "labels": tokens}])
     assert list(plan) == names and sft.convert(gpt2, plan).replaced == names
 
 
@@ -260,10 +235,7 @@ def test_gradients_are_taken_under_no_grad_too(model):
 @pytest.mark.parametrize(
     "keywords, error, message",
     [
-        *(
-            ({"density": density}, ValueError, f"density: .*{density}")
-            for density in (0, -0.5, 1.5, float("nan"), "0.1", None)
-        ),
+        *(({"density": density}, ValueError, f"density: .*{density}") for density in (0, -0.5, 1.5, float("nan"), "0.1", None)),
         ({"structure": "diagonal"}, ValueError, "structure: .*'entries_per_row'.*'diagonal'"),
         ({"score": "luck"}, ValueError, "score: .*'gradient'.*'luck'"),
         ({"scope": "galaxy"}, ValueError, "scope: .*'layer'.*'galaxy'"),
@@ -278,11 +250,7 @@ def test_gradients_are_taken_under_no_grad_too(model):
             TypeError,
             r"loss: .*tensor\(\[1",
         ),
-        (
-            {"score": "gradient", "batches": [1], "loss": lambda m, b: m.up.weight.sum()},
-            ValueError,
-            "targets: .*'down.weight'",
-        ),
+        ({"score": "gradient", "batches": [1], "loss": lambda m, b: m.up.weight.sum()}, ValueError, "targets: .*'down.weight'"),
         ({"structure": "blocks", "block_size": 0}, ValueError, "block_size: .*0"),
         ({"structure": "blocks", "block_size": (4, 4, 4)}, ValueError, r"block_size: .*\(4, 4, 4\)"),
         ({"structure": "blocks", "block_size": None}, ValueError, "block_size: .*None"),
