@@ -1,0 +1,92 @@
+"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, and the host's share of it."""
+
+import time
+
+import torch
+
+import sparse_ft as sft
+from bench import training
+from bench.harness import order_of
+from bench.records import Record
+from bench.suite import Case, quantiles
+
+OP = "breakdown"
+TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim"]
+ONLY_MOST_THREADS = True
+WAYS = {  # name: arguments of training.prepare
+    "frozen": dict(method="frozen"),
+    "full, fused AdamW": dict(method="full"),
+    "LoRA r=8, fused AdamW": dict(method="LoRA r=8"),
+    "ours, 1 % columns": dict(method="ours"),
+    "ours, 1 % columns, fused AdamW": dict(method="ours", fused=True),
+    "ours, 1 % entries": dict(method="ours", structure="entries"),
+}
+PHASES = ("forward", "dgrad", "wgrad", "optimiser", "sync", "step", "host")
+MODELS = {  # case: (class, shape, shape of its tiny twin, batch, tokens)
+    "Llama-1B layer, 2 × 512": (training.LlamaLayer, training.LLAMA_1B, training.TINY_LLAMA, 2, 512),
+    "MiniLM, 32 × 64": (training.MiniLM, training.MINILM, training.TINY_MINILM, 32, 64),
+}
+
+
+def cases(size):
+    return [Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 30.0)
+            for name in MODELS]
+
+
+def bound(case, ceilings):
+    return None
+
+
+def musts(found):
+    return []
+
+
+def run_case(case, found):
+    """A record a phase and way. dgrad is the all-frozen model's backward, wgrad what a way's own backward takes beyond it; host is
+    the whole step on a twin of a few features and tokens: Python, autograd and dispatch, next to no arithmetic."""
+    cls, shape, twin, batch, tokens = MODELS[case.name]
+    steps = {name: _step(cls, shape if case.tokens else twin, how, batch, tokens if case.tokens else 2) for name, how in WAYS.items()}
+    taken = _rounds(steps, case.seconds)
+    host = _rounds({name: _step(cls, twin, how, 1, 2) for name, how in WAYS.items()}, min(2.0, case.seconds), least=3)
+    records = []
+    for name in WAYS:
+        phases = {"forward": taken[name]["forward"], "optimiser": taken[name]["optimiser"], "sync": taken[name]["sync"]}
+        frozen = taken["frozen"]["backward"]
+        phases["dgrad"] = frozen
+        phases["wgrad"] = [max(0.0, own - floor) for own, floor in zip(taken[name]["backward"], frozen)]
+        phases["step"] = [sum(parts) for parts in zip(*taken[name].values())]
+        phases["host"] = [sum(parts) for parts in zip(*host[name].values())]
+        records += [Record(OP, f"{case.name}: {phase}", name, found.threads, "step", case.density, "float32",
+                           **quantiles(phases[phase])) for phase in PHASES]
+    return records
+
+
+def _step(cls, shape, how, batch, tokens):
+    model, optimizer = training.prepare(training.base(cls, shape, torch.float32), **how)
+    return training.Step(model, optimizer, batch, tokens, shape["hidden_size"], torch.float32)
+
+
+def _rounds(steps, seconds, least=2, most=200):
+    """{name: {phase: [seconds]}} of steps in turn, after one that is not counted; the phases of a round belong together."""
+    taken = {name: {phase: [] for phase in ("forward", "backward", "optimiser", "sync")} for name in steps}
+    for step in steps.values():
+        step()
+    begin = time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - begin > seconds:
+            break
+        for name in order_of(list(steps), number):
+            step = steps[name]
+            for phase, call in (("forward", step.forward), ("backward", step.backward), ("optimiser", step.optimize),
+                                ("sync", lambda step=step: _sync(step.model))):
+                start = time.perf_counter()
+                call()
+                taken[name][phase].append(time.perf_counter() - start)
+    return taken
+
+
+def _sync(model):
+    """What the next forward does first: bring stale weights up to date."""
+    for module in model.modules():
+        if isinstance(module, sft.nn.SelectiveLinear):
+            module.sync()

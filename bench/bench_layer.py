@@ -1,0 +1,126 @@
+"""A whole training step of one Llama-1B-shaped layer, batch 2 × 512: ours against full, frozen, LoRA and SHiRA; its memory."""
+
+import torch
+
+from bench import machine, memory, training
+from bench.demo import measure
+from bench.demo.runner import RunFailed, run_apart
+from bench.records import Must, Record
+from bench.stats import paired_ratio
+from bench.suite import OURS, Case, must, without_bf16
+
+OP = "layer"
+TESTS = ["tests/nn/test_linear.py", "tests/nn/test_memory.py", "tests/test_functional.py", "tests/optim"]
+MIB = 2**20
+BATCH, TOKENS = 2, 512
+# Without bf16 instructions torch's product takes some 5 s for 2 GFLOP: as many tokens as a minute allows.
+TOKENS_WITHOUT_BF16 = 4
+PRODUCTS = "selected GEMM alone"
+
+
+def cases(size):
+    if size == "tiny":
+        return [Case("fp32", "columns", training.DENSITY, "float32", (0, 0), 4, 0.05)]
+    half = TOKENS if machine.has_bf16() else TOKENS_WITHOUT_BF16
+    return [Case(f"fp32, {BATCH} × {TOKENS}", "columns", training.DENSITY, "float32", (2048, 8192), TOKENS, 20.0),
+            Case(f"bf16, {BATCH} × {half}", "columns", training.DENSITY, "bfloat16", (2048, 8192), half, 12.0)]
+
+
+def bound(case, ceilings):
+    return None
+
+
+def _shape(case):
+    return training.LLAMA_1B if case.shape[0] else training.TINY_LLAMA
+
+
+def providers(case):
+    dtype, shape = getattr(torch, case.dtype), _shape(case)
+
+    def step(method):
+        model, optimizer = training.prepare(training.base(training.LlamaLayer, shape, dtype), method)
+        return training.Step(model, optimizer, BATCH, case.tokens, shape["hidden_size"], dtype)
+
+    found = {method: lambda method=method: step(method) for method in training.METHODS}
+    found[PRODUCTS] = lambda: training.selected_products(training.base(training.LlamaLayer, shape, dtype), BATCH * case.tokens, dtype)
+    return found
+
+
+def musts(found):
+    result = []
+    for name, case in found.cases.items():
+        note = ""
+        if case.dtype == "bfloat16":
+            note = without_bf16()
+        for slow, target in (("LoRA r=8", 1.0), ("SHiRA r=8", 1.0), ("full", 1.3)):
+            result.append(must(found, OP, f"step, {name}: times as fast as {slow}", found.ratio(name, slow), target, note=note))
+        samples = found.samples[name]
+        floor = {r: samples["frozen"][r] + samples[PRODUCTS][r] for r in samples["frozen"].keys() & samples[PRODUCTS].keys()}
+        result.append(must(found, OP, f"step, {name}: time over the all-frozen step plus the selected GEMM",
+                           paired_ratio(samples[OURS], floor), 1.1, at_least=False, note=note))
+    return result
+
+
+def bytes_of(method, size):
+    """{what: bytes} of two training steps of one method, above a loaded frozen layer. Runs in a process of its own."""
+    measure.return_freed_blocks()
+    torch.set_num_threads(2)
+    tokens, shape = (4, training.TINY_LLAMA) if size == "tiny" else (TOKENS, training.LLAMA_1B)
+    hidden, held = shape["hidden_size"], {}
+
+    def steps(model):
+        model, optimizer = training.prepare(model, method)
+        held["step"] = step = training.Step(model, optimizer, BATCH, tokens, hidden, torch.float32)
+        step()
+        step()
+
+    def loaded():
+        model = training.base(training.LlamaLayer, shape, torch.float32)
+        with torch.no_grad():
+            model(torch.randn(BATCH, tokens, hidden))  # libraries and their buffers come in here: no cost of training
+        return model
+
+    first, second = loaded(), loaded()
+    found = {"resident": memory.resident_peak(lambda: steps(first))}
+    found["allocator"], _ = memory.allocator_peak(lambda: steps(second))
+    step = held["step"]
+    found["saved"] = measure.saved_bytes(step.model, lambda: step.model(step.hidden))
+    trained = [p for p in step.model.parameters() if p.requires_grad]
+    inside = method == "full"  # its parameters are the loaded weights, counted in the level
+    found["values"] = 0 if inside else sum(p.nbytes for p in trained)
+    found["gradients"] = sum(p.nbytes for p in trained)
+    found["state"] = measure.optimizer_bytes(step.optimizer) if step.optimizer else 0
+    return found
+
+
+def extra(size, threads):
+    """Peak bytes of a step, at the larger thread count only: they do not depend on it."""
+    if size != "tiny" and threads != min(2, machine.cores()):
+        return [], []
+    found, records = {}, []
+    for method in training.METHODS:
+        try:
+            found[method] = run_apart(bytes_of, method, size)
+        except RunFailed as why:
+            records.append(Record(OP, "memory", method, threads, note=str(why).strip().splitlines()[-1]))
+            continue
+        records += [Record(OP, f"memory: {what}", method, threads, unit="MiB", p50=number / MIB)
+                    for what, number in found[method].items() if number is not None]
+    return records, memory_musts(found, threads)
+
+
+def memory_musts(found, threads):
+    """Peaks against what a step must hold; the gradients of activations as the all-frozen step has them."""
+    ours, frozen = found.get(OURS), found.get("frozen")
+    if not ours or not frozen:
+        return []
+    held = sum(ours[what] for what in ("saved", "values", "gradients", "state"))
+    result = []
+    for how in ("resident", "allocator"):
+        if ours[how] is None or frozen[how] is None:
+            continue
+        passing = frozen[how] - frozen["saved"]
+        note = f"peak {ours[how] / MIB:.0f} MiB; {ours[how] / held:.3g} without activation gradients in the bound"
+        result.append(Must(OP, f"{how} peak of a step over saved + values + gradients + state + activation gradients (all-frozen step's)",
+                           threads, ours[how] / (held + passing), 1.02, False, note))
+    return result

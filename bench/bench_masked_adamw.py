@@ -1,0 +1,141 @@
+"""masked_adamw_: one AdamW step on the selected entries of a weight, written through, against what else makes such a step."""
+
+import torch
+
+from bench import optimizers
+from bench.cases import LARGE, selection
+from bench.records import Must
+from bench.suite import OURS, Case, must
+from sparse_ft import ops
+
+OP = "masked_adamw"
+TESTS = ["tests/ops/test_masked_adamw.py", "tests/native/test_masked_adamw.py", "tests/optim"]
+ENTRIES = {"tiny": (0.01,), "quick": (0.001, 0.01, 0.05, 0.1), "full": (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5)}
+DENSE, FULL = "dense optimisers, 4 M fp32", "everything selected"
+MEDIUM = (2048, 2048)  # for optimisers that take seconds on 32 M entries; its fp32 state is over the cache all the same
+
+
+def cases(size):
+    shape, medium, seconds = (LARGE, MEDIUM, 2.0) if size != "tiny" else ((128, 192), (64, 64), 0.02)
+    found = [Case(f"entries {100 * d:g} %", "entries", d, "bfloat16", shape, seconds=3 * seconds if d == 0.01 else seconds)
+             for d in ENTRIES[size]]
+    found += [Case(f"{kind} {100 * d:g} %", kind, d, "bfloat16", shape, seconds=seconds)
+              for kind in ("rows", "columns", "blocks") for d in ((0.1,) if size == "tiny" else (0.01, 0.1))]
+    return found + [Case(FULL, "rows", 1.0, "bfloat16", shape, seconds=2 * seconds),
+                    Case(DENSE, "dense", 0.01, "float32", medium, seconds=3 * seconds)]
+
+
+def bound(case, ceilings):
+    """Seconds to move the useful bytes at triad bandwidth: value, exp_avg, exp_avg_sq in and out, gradient in, weight out, index in."""
+    kind = "entries" if case.kind == "dense" else case.kind
+    weight = getattr(torch, case.dtype).itemsize
+    entry = 3 * 8 + 4 + weight + (4 if kind == "entries" else 0)
+    return case.density * case.shape[0] * case.shape[1] * entry / ceilings.triad
+
+
+class Setting:
+    """Weight, selection, compact values with a gradient: what every provider of a case works on."""
+
+    def __init__(self, case):
+        kind = "entries" if case.kind == "dense" else case.kind
+        self.dtype, self.shape = getattr(torch, case.dtype), case.shape
+        self.selection = selection(kind, case.shape, case.density)
+        self.weight = torch.randn(case.shape).to(self.dtype)
+        self.index = self.selection.index.long()
+        self.values = torch.nn.Parameter(self.selection.gather(self.weight, dtype=torch.float32))
+        self.values.grad = torch.randn_like(self.values)
+
+    def ours(self):
+        values = self.values.detach()
+        state = [torch.zeros_like(values) for _ in range(2)]
+        kind, index, *block = self.selection.layout
+        arguments = [values], [self.values.grad], [state[0]], [state[1]], [torch.zeros(())], [self.weight], [kind], [index], block
+        keywords = {name: [value] for name, value in optimizers.HYPER.items()}
+        return lambda: ops.masked_adamw_(*arguments, **keywords)
+
+    def compact_then(self, write):
+        """torch's fused kernel on compact values of our shape, then `write(values as the weight's dtype)`."""
+        twin = torch.nn.Parameter(self.values.detach().clone())
+        twin.grad = self.values.grad
+        step, values = optimizers.torch_fused([twin]), twin.detach()
+
+        def call():
+            step()
+            write(values.to(self.dtype))
+        return call
+
+    def index_copy(self):
+        if self.selection.kind in ("rows", "columns"):
+            dim = int(self.selection.kind == "columns")
+            return self.compact_then(lambda values: self.weight.index_copy_(dim, self.index, values))
+        if self.selection.kind == "entries":
+            flat = self.weight.view(-1)
+            return self.compact_then(lambda values: flat.index_copy_(0, self.index, values))
+        bh, bw = self.selection.block_size
+        grid = self.weight.view(self.shape[0] // bh, bh, self.shape[1] // bw, bw).transpose(1, 2)
+        return self.compact_then(lambda values: grid.index_put_((self.index[:, 0], self.index[:, 1]), values))
+
+    def dense(self, make, dtype, masked=False):
+        """A step on every entry; masked: after the gradient is multiplied by a mask, as research code does."""
+        parameter = torch.nn.Parameter(torch.randn(self.shape).to(dtype))
+        parameter.grad = torch.randn(self.shape).to(dtype)
+        step = make([parameter])
+        if not masked:
+            return step
+        mask, grad = self.selection.mask(self.shape).to(dtype), parameter.grad
+
+        def call():
+            grad.mul_(mask)
+            step()
+        return call
+
+
+def providers(case):
+    setting = Setting(case)
+    if case.kind == "dense":
+        return {OURS: setting.ours} | {name: lambda make=make: setting.dense(make, torch.float32)
+                                       for name, make in optimizers.DENSE.items()}
+    if case.name == FULL:
+        return {OURS: setting.ours, "fused fp32 master + bf16 copy": lambda: setting.compact_then(setting.weight.copy_)}
+    found = {OURS: setting.ours, "compact fused + index_copy_": setting.index_copy}
+    if case.kind == "entries" and case.density == 0.01:
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            found[f"dense fused {name}"] = lambda dtype=dtype: setting.dense(optimizers.torch_fused, dtype)
+            found[f"gradient × mask, dense fused {name}"] = lambda dtype=dtype: setting.dense(optimizers.torch_fused, dtype, masked=True)
+    return found
+
+
+def musts(found):
+    lines = [(f"entries {d} %", f"entries {d} %: times as fast as compact fused + index_copy_", "compact fused + index_copy_", target)
+             for d, target in (("0.1", 2), ("1", 1.5), ("5", 1.3), ("10", 1.5))]
+    lines += [("entries 1 %", f"entries 1 %: times as fast as {slow}", slow, target) for slow, target in (
+        ("dense fused fp32", 15), ("dense fused bf16", 10),
+        ("gradient × mask, dense fused fp32", 20), ("gradient × mask, dense fused bf16", 20))]
+    result = [must(found, OP, text, found.ratio(name, slow), target) for name, text, slow, target in lines if name in found.cases]
+    result += [must(found, OP, f"{name}: share of same-run triad bandwidth, useful bytes", found.of_bound(name), 0.75)
+               for name in ("rows 10 %", "columns 10 %", "blocks 10 %") if name in found.cases]
+    result.append(must(found, OP, "everything selected (as rows): time over torch fused on an fp32 master plus the bf16 copy",
+                       found.ratio(FULL, OURS, "fused fp32 master + bf16 copy"), 1.05, at_least=False))
+    return result
+
+
+def extra(size, threads):
+    """Whether one and several threads give the same bits."""
+    if threads == 1:
+        return [], []
+    shape = (128, 192) if size == "tiny" else (1024, 2048)
+    same = all(_same_bits(kind, shape, threads) for kind in ("rows", "columns", "blocks", "entries"))
+    return [], [Must(OP, f"same bits with 1 and {threads} threads (1: yes)", threads, float(same), 1)]
+
+
+def _same_bits(kind, shape, threads):
+    results = []
+    for number in (1, threads):
+        torch.manual_seed(0)
+        torch.set_num_threads(number)
+        setting = Setting(Case("", kind, 0.1, "bfloat16", shape))
+        step = setting.ours()
+        for _ in range(3):
+            step()
+        results.append((setting.weight, setting.values.detach()))
+    return all(torch.equal(a, b) for a, b in zip(*results))

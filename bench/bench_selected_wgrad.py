@@ -1,0 +1,116 @@
+"""selected_wgrad: the weight gradient at the selected entries, against dense products, sampled_addmm and loops of GEMMs."""
+
+import torch
+
+from bench.cases import SHAPES, selection
+from bench.cases import TOKENS as MODEL_TOKENS
+from bench.suite import Case, must, without_bf16
+from sparse_ft import ops
+
+OP = "selected_wgrad"
+TESTS = ["tests/ops/test_selected_wgrad.py", "tests/native/test_selected_wgrad.py"]
+GEMM_BF16 = True
+SIDE = 2048  # tokens, rows and columns of the cases that carry a promise
+DENSITIES = {  # fp32, quick; full adds what lies between
+    "entries": (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
+    "rows": (0.01, 0.05, 0.1, 0.25, 1.0),
+    "columns": (0.01, 0.05, 0.1, 0.25, 1.0),
+    "blocks": (0.01, 0.05, 0.1, 0.25, 1.0),
+}
+HALF = (0.01, 0.05, 0.1)  # densities of entries measured with bf16 operands
+
+
+def cases(size):
+    if size == "tiny":
+        return [Case(_name(kind, 0.1, dtype), kind, 0.1, dtype, (128, 128), 16, 0.02)
+                for kind in DENSITIES for dtype in ("float32", "bfloat16")]
+    found = [Case(_name(kind, d, "float32"), kind, d, "float32", (SIDE, SIDE), SIDE, 2.5) for kind in DENSITIES for d in DENSITIES[kind]]
+    found += [Case(_name("entries", d, "bfloat16"), "entries", d, "bfloat16", (SIDE, SIDE), SIDE, 4.0) for d in HALF]
+    if size == "full":
+        found += [Case(f"{_name(kind, 0.01, 'float32')}, {model} {layer}", kind, 0.01, "float32", shape, MODEL_TOKENS[model], 4.0)
+                  for model, layers in SHAPES.items() for layer, shape in layers.items() for kind in DENSITIES]
+    return found
+
+
+def _name(kind, density, dtype):
+    return f"{kind} {100 * density:g} % {'fp32' if dtype == 'float32' else 'bf16'}"
+
+
+def bound(case, ceilings):
+    """The larger of the dense product's time at the same-run GEMM rate × density, and the bytes that must move at copy bandwidth."""
+    (rows, columns), element = case.shape, getattr(torch, case.dtype).itemsize
+    arithmetic = 2 * case.tokens * rows * columns * case.density / ceilings.gemm[case.dtype]
+    used = {"rows": (case.density * rows, columns), "columns": (rows, case.density * columns)}.get(case.kind, (rows, columns))
+    moved = case.tokens * sum(used) * element + 4 * case.density * rows * columns
+    return max(arithmetic, moved / ceilings.copy)
+
+
+def providers(case):
+    dtype = getattr(torch, case.dtype)
+    grad_output, input = (torch.randn(case.tokens, size).to(dtype) for size in case.shape)  # [T, rows], [T, columns]
+    chosen = selection(case.kind, case.shape, case.density)
+    index = chosen.index.long()
+    found = {"ours": lambda: lambda: ops.selected_wgrad(grad_output, input, *chosen.layout),
+             "dense": lambda: lambda: grad_output.T @ input}
+    if case.dtype == "float32":
+        found["dense + gather"] = lambda: lambda: ops.gather_selected(grad_output.T @ input, *chosen.layout)
+    if case.kind == "entries" and case.dtype == "float32":
+        found["sampled_addmm"] = lambda: _sampled(grad_output, input, index)
+    if case.kind == "rows":
+        found["gather + GEMM"] = lambda: lambda: grad_output.index_select(1, index).T @ input
+    if case.kind == "columns":
+        found["gather + GEMM"] = lambda: lambda: grad_output.T @ input.index_select(1, index)
+    if case.kind == "blocks":
+        found["loop of GEMMs"] = lambda: _loop(grad_output, input, chosen)
+    return found
+
+
+def _sampled(grad_output, input, index):
+    """torch.sparse.sampled_addmm on a CSR pattern that was made beforehand."""
+    rows, columns = grad_output.size(1), input.size(1)
+    counts = torch.bincount(index // columns, minlength=rows)
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    pattern = torch.sparse_csr_tensor(start, index % columns, input.new_zeros(index.size(0)), (rows, columns), check_invariants=False)
+    return lambda: torch.sparse.sampled_addmm(pattern, grad_output.T, input, beta=0.0)
+
+
+def _loop(grad_output, input, chosen):
+    """One product a block, into its place in values."""
+    (height, width), places = chosen.block_size, chosen.index.tolist()
+    values = input.new_empty(len(chosen), height, width)
+
+    def loop():
+        for out, (row, column) in zip(values, places):
+            torch.mm(grad_output[:, row * height:(row + 1) * height].T, input[:, column * width:(column + 1) * width], out=out)
+        return values
+    return loop
+
+
+# (density, at least so many times faster)
+ENTRIES = ((0.001, 40), (0.01, 14), (0.05, 5.5), (0.1, 3.5))
+ENTRIES_BF16 = ((0.01, 7), (0.05, 3), (0.1, 1.8))
+SAMPLED = ((0.01, 1.5), (0.05, 2), (0.1, 2))
+BLOCKS = ((0.05, 15), (0.1, 8), (0.25, 3.5))
+OF_ROOFLINE = ((0.01, 0.55), (0.05, 0.7), (0.1, 0.7), (0.25, 0.7))
+
+
+def musts(found):
+    def lines(kind, targets, slow, text, dtype="float32", note=""):
+        names = [(_name(kind, density, dtype), target) for density, target in targets]
+        return [must(found, OP, f"{name}: {text}", found.ratio(name, slow), target, note=note)
+                for name, target in names if name in found.cases]
+
+    result = lines("entries", ENTRIES, "dense", "times as fast as dense fp32")
+    result += lines("entries", ENTRIES_BF16, "dense", "times as fast as dense bf16", "bfloat16", without_bf16())
+    result += lines("entries", SAMPLED, "sampled_addmm", "times as fast as sampled_addmm")
+    result += lines("blocks", BLOCKS, "dense", "(64 × 64) times as fast as dense fp32")
+    for kind in ("rows", "columns"):
+        names = [(_name(kind, density, "float32"), share) for density, share in OF_ROOFLINE]
+        result += [must(found, OP, f"{name}: share of its roofline", found.of_bound(name), share)
+                   for name, share in names if name in found.cases]
+    worst = {name: found.ratio(name, "ours", "dense + gather") for name in found.cases}
+    worst = {name: ratio for name, ratio in worst.items() if ratio is not None}
+    if worst:
+        name = max(worst, key=worst.get)
+        result.append(must(found, OP, f"never slower than dense + gather (worst: {name})", worst[name], 1.05, at_least=False))
+    return result

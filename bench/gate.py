@@ -1,0 +1,32 @@
+"""No figure without its green test: the tests of an op run before its benchmark, in the same command."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+from bench.machine import ROOT
+
+
+class Red(Exception):
+    """The tests of an op fail, so it is not measured."""
+
+
+def require_green(op, tests, jobs=2):
+    """Run the test files of `op` (paths from the root); raises Red with the end of pytest's output unless all pass."""
+    absent = [test for test in tests if not (ROOT / test).exists()]
+    if absent or not tests:
+        raise Red(f"{op}: its tests are missing ({', '.join(absent) or 'none are named'}), so it is not measured")
+    command = [sys.executable, "-m", "pytest", "-q", "-x"]
+    if find_spec("xdist"):
+        command += ["-n", str(jobs)]
+    if find_spec("pytest_benchmark"):
+        command += ["-p", "no:benchmark"]  # it would warn that it cannot measure beside xdist, which nobody asks it to
+    command += tests
+    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+                          env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    if done.returncode:
+        tail = "\n".join(done.stdout.strip().splitlines()[-12:])
+        raise Red(f"{op}: its tests are red, so it is not measured.\n{tail}")
+    return done.stdout.strip().splitlines()[-1]
+

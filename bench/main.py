@@ -1,0 +1,122 @@
+"""The command line: test an op, measure it, print its table and how it stands to its promises, write the results."""
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bench import machine, plot, suite, table
+from bench.gate import Red, require_green
+from bench.records import Must, Record, read, stamps, write
+
+OPS = ("gather_selected", "scatter_selected", "selected_wgrad", "masked_adamw", "layer", "breakdown")
+RESULTS = Path(__file__).with_name("results")
+
+
+def parser():
+    parse = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    add = parse.add_argument
+    add("--op", default=",".join(OPS), help=f"comma-separated, of {', '.join(OPS)} (default: all)")
+    add("--size", choices=suite.SIZES, default="quick", help="quick: all ops in 15 minutes on two quiet cores (default: %(default)s)")
+    add("--threads", default="1,2", help="comma-separated thread counts; those over the machine's cores are left out")
+    add("--out", type=Path, default=RESULTS, help="folder of the results (default: bench/results)")
+    return parse
+
+
+def module_of(op):
+    return importlib.import_module(f"bench.bench_{op}")
+
+
+def measure(op, size, threads, show=True):
+    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red unless its tests pass."""
+    module = module_of(op)
+    begin = time.perf_counter()
+    tests = require_green(op, module.TESTS)
+    print(f"{op}: {tests}", flush=True)
+    total = sum(case.seconds for case in module.cases(size)) * len(threads)
+    quiet = 15 if not sys.stderr.isatty() else 0.2
+    with tqdm(total=round(total, 2), desc=op, unit="s", disable=not show, mininterval=quiet, bar_format=BAR) as bar:
+        def tick(seconds, what):
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(seconds)
+        found = suite.run(module, size, threads, tick)
+    print(f"{op}: {time.perf_counter() - begin:.0f} s", flush=True)
+    return found
+
+
+BAR = "{desc:18s} {percentage:3.0f} %|{bar:24}| {elapsed} {postfix}"
+
+
+def write_results(out, op, records, musts):
+    """Put one op's rows into the machine's files; draw its plot. Returns the Markdown of the op."""
+    name = machine.name()
+    stamp = {"machine": machine.line()}
+    write(out / f"{name}.csv", records, Record, stamp)
+    if musts:
+        write(out / f"{name}.promises.csv", musts, Must, stamp)
+    for threads in sorted({r.threads for r in records}):
+        plot.draw(out / f"{name}-{op}-{threads}.png", op, records, threads)
+    return table.document(op, records, musts, stamp)
+
+
+def write_document(out):
+    """<machine>.md: the tables of every op that the machine's csv files hold, in the order of OPS."""
+    name = machine.name()
+    records, musts = read(out / f"{name}.csv", Record), read(out / f"{name}.promises.csv", Must)
+    marks = stamps(out / f"{name}.csv", Record)
+    parts = []
+    for op in OPS:
+        rows = [r for r in records if r.op == op]
+        if rows:
+            text = table.document(op, rows, [m for m in musts if m.op == op], marks[op])
+            pictures = [p.name for p in sorted(out.glob(f"{name}-{op}-*.png"))]
+            parts.append(text + "".join(f"\n![{op}]({p})\n" for p in pictures))
+    path = out / f"{name}.md"
+    path.write_text("# Results\n\n" + "\n".join(parts), encoding="utf-8")
+    return path
+
+
+def chosen(text, known, option):
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise SystemExit(f"{option}: {'unknown ' + repr(wrong[0]) if wrong else 'nothing named'}; choose from {', '.join(known)}")
+    return names
+
+
+def thread_counts(text):
+    """The counts of "1,2" that the machine has cores for."""
+    try:
+        counts = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise SystemExit(f"--threads: expected counts such as 1,2, got {text!r}")
+    return [n for n in counts if n <= machine.cores()] or [machine.cores()]
+
+
+def main(arguments=None):
+    args = parser().parse_args(arguments)
+    ops, threads = chosen(args.op, OPS, "--op"), thread_counts(args.threads)
+    print(machine.line(), flush=True)
+    red, promised = [], []
+    for op in ops:
+        try:
+            records, musts = measure(op, args.size, threads)
+        except Red as why:
+            print(why, file=sys.stderr, flush=True)
+            red.append(op)
+            continue
+        promised += musts
+        print("\n" + write_results(args.out, op, records, musts), flush=True)
+    if promised:
+        print("\nPromises (ratios inside this run)\n", *promised, sep="\n")
+        print(f"\n{sum(m.met for m in promised)} of {len(promised)} pass")
+    if len(red) < len(ops):
+        print(f"\nwrote {write_document(args.out)} and the csv files beside it")
+    if red:
+        print(f"\nnot measured, tests are red: {', '.join(red)}", file=sys.stderr)
+    return 1 if red else 0

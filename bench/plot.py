@@ -1,0 +1,62 @@
+"""One picture an op: time over density for each kind, crossovers with ours marked, the roofline drawn in."""
+
+from bench.stats import crossovers
+from bench.suite import OURS
+
+INK, GRID, OUR_COLOUR, ROOF = "#1f2933", "#e4e8ec", "#0f8b8d", "#d9822b"
+OTHERS = ("#6b7785", "#8f5aa8", "#3b6fb6", "#b5523b", "#7a8b3a", "#444444")
+
+
+def draw(path, op, records, threads):
+    """Write the density sweeps of `records` at one thread count to path (png); None where no kind has two densities."""
+    sweeps = _sweeps([r for r in records if r.threads == threads and r.p50 is not None and r.density and r.kind and r.unit == "ms"])
+    if not sweeps:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(4.2 * len(sweeps), 4.1), sharey=True, squeeze=False)
+    for axis, (title, by_provider) in zip(axes[0], sweeps.items()):
+        _panel(axis, title, by_provider)
+    axes[0][0].set_ylabel("ms, median", color=INK)
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
+    figure.suptitle(f"{op}, {threads} thread{'s' if threads > 1 else ''}", x=0.01, ha="left", fontweight="bold", color=INK)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.savefig(path, dpi=130, facecolor="white")
+    plt.close(figure)
+    return path
+
+
+def _sweeps(records):
+    """{"kind dtype": {provider: [record by density]}} of what was measured at two densities or more."""
+    found = {}
+    for r in sorted(records, key=lambda r: r.density):
+        if "," not in r.case:  # cases of real models have other shapes
+            found.setdefault(f"{r.kind} {r.dtype}", {}).setdefault(r.provider, []).append(r)
+    return {title: by for title, by in found.items() if len({r.density for rs in by.values() for r in rs}) > 1}
+
+
+def _panel(axis, title, by_provider):
+    colours = iter(OTHERS * 3)
+    for provider, rows in by_provider.items():
+        ours = provider == OURS
+        colour = OUR_COLOUR if ours else next(colours)
+        densities, times = [100 * r.density for r in rows], [r.p50 for r in rows]
+        axis.plot(densities, times, marker="o", ms=4, lw=2.4 if ours else 1.2, color=colour, label=provider, zorder=3 if ours else 2)
+        if not ours:
+            for place in crossovers([r.density for r in rows], [r.ratio for r in rows]):
+                axis.axvline(100 * place, color=colour, lw=0.8, ls=":")
+                axis.annotate(f"{100 * place:.3g} %", (100 * place, 0.98), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
+                              va="top", ha="right", color=colour)
+        elif all(r.bound for r in rows):
+            axis.plot(densities, [r.bound for r in rows], color=ROOF, ls="--", lw=1.2, label="roofline")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("density, %", color=INK)
+    axis.set_title(title, loc="left", fontsize=11, color=INK)
+    axis.grid(color=GRID)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)

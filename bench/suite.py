@@ -1,0 +1,130 @@
+"""What one benchmark file offers, and the run of it: cases × threads × providers in, records and promises out.
+
+A file bench_<op>.py has OP, TESTS (run first), `cases(size)`, `providers(case)` -> {name: () -> callable} of which "ours" is one,
+`bound(case, ceilings)` (seconds at the machine's limit, or None) and `musts(found)`. Where there is more than times: `extra(size, threads)`; where a
+case is not providers side by side: its own `run_case(case, found)`.
+"""
+
+import gc
+from dataclasses import dataclass, field
+
+import torch
+
+from bench import ceilings, machine
+from bench.harness import interleave
+from bench.records import Must, Record
+from bench.stats import paired_ratio, quantile
+
+OURS = "ours"
+SIZES = ("tiny", "quick", "full")
+
+
+class Unavailable(Exception):
+    """A provider that cannot run here; the message says why and stands in its row."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    kind: str = ""  # rows, columns, blocks, entries, or what the case is about
+    density: float = 1.0
+    dtype: str = "float32"
+    shape: tuple = (0, 0)  # rows, columns of the matrix
+    tokens: int = 0
+    seconds: float = 1.0  # budget at one thread count
+
+
+@dataclass
+class Found:
+    """What one op's run at one thread count found, by case name."""
+
+    threads: int
+    ceilings: ceilings.Ceilings
+    samples: dict = field(default_factory=dict)  # {case name: {provider: {round: seconds}}}
+    bounds: dict = field(default_factory=dict)  # {case name: seconds}
+    cases: dict = field(default_factory=dict)
+
+    def ratio(self, case, slow, fast=OURS):
+        """Time of `slow` over time of `fast`, from paired rounds; None where either is missing."""
+        samples = self.samples.get(case, {})
+        return paired_ratio(samples[slow], samples[fast]) if samples.get(slow) and samples.get(fast) else None
+
+    def median(self, case, provider=OURS):
+        samples = self.samples.get(case, {}).get(provider)
+        return quantile(samples.values(), 0.5) if samples else None
+
+    def of_bound(self, case, provider=OURS):
+        """Share of the roofline that a provider reaches: the bound's time over its own."""
+        taken, bound = self.median(case, provider), self.bounds.get(case)
+        return bound / taken if taken and bound else None
+
+
+def run_case(op, case, providers, found):
+    """Time the providers of one case against one another; returns its records."""
+    variants, absent = {}, {}
+    for name, make in providers.items():
+        try:
+            variants[name] = make()
+        except Unavailable as why:
+            absent[name] = str(why)
+    samples = found.samples[case.name] = interleave(variants, case.seconds)
+    about = dict(op=op, case=case.name, kind=case.kind, density=case.density, dtype=case.dtype, threads=found.threads)
+    bound = found.bounds.get(case.name)
+    records = []
+    for name, rounds in samples.items():
+        ratio = found.ratio(case.name, name) if name != OURS else None
+        records.append(Record(provider=name, ratio=ratio, bound=1e3 * bound if bound else None, **quantiles(rounds.values()), **about))
+    return records + [Record(provider=name, note=why, **about) for name, why in absent.items()]
+
+
+def run(module, size, threads, tick=lambda seconds, what: None):
+    """([Record], [Must]) of one benchmark file at each thread count. tick(seconds, what): told after each case."""
+    records, musts = [], []
+    before = torch.get_num_threads()
+    dtypes = ("float32", "bfloat16") if getattr(module, "GEMM_BF16", False) else ("float32",)
+    small = {"seconds": 0.01, "array": 1 << 12, "gemm": 32} if size == "tiny" else {}
+    try:
+        for number in threads:
+            torch.set_num_threads(number)
+            found = Found(number, ceilings.measure(dtypes=dtypes, **small))
+            for case in module.cases(size):
+                tick(0, case.name)
+                found.cases[case.name] = case
+                found.bounds[case.name] = module.bound(case, found.ceilings)
+                if hasattr(module, "run_case"):
+                    records += module.run_case(case, found)
+                else:
+                    records += run_case(module.OP, case, module.providers(case), found)
+                gc.collect()
+                tick(case.seconds, case.name)
+            found.ceilings = found.ceilings.best(ceilings.measure(dtypes=dtypes, **small))
+            records += ceiling_records(module.OP, found)
+            more_records, more_musts = module.extra(size, number) if hasattr(module, "extra") else ([], [])
+            records += more_records
+            musts += [*module.musts(found), *more_musts]
+    finally:
+        torch.set_num_threads(before)
+    return records, musts
+
+
+def quantiles(seconds):
+    """p20, p50, p80 in ms and the number of rounds, as a Record's fields."""
+    seconds = list(seconds)
+    p20, p50, p80 = (1e3 * quantile(seconds, share) for share in (0.2, 0.5, 0.8))
+    return dict(p20=p20, p50=p50, p80=p80, rounds=len(seconds))
+
+
+def ceiling_records(op, found):
+    rates = {"copy": (found.ceilings.copy / 1e9, "GB/s"), "triad": (found.ceilings.triad / 1e9, "GB/s")}
+    rates |= {f"GEMM {name}": (rate / 1e9, "GFLOP/s") for name, rate in found.ceilings.gemm.items()}
+    return [Record(op=op, case="ceilings", provider=name, threads=found.threads, unit=unit, p50=rate)
+            for name, (rate, unit) in rates.items()]
+
+
+def must(found, op, line, measured, target, at_least=True, note=""):
+    return Must(op, line, found.threads, measured, target, at_least, note)
+
+
+def without_bf16():
+    """The note on a bf16 figure of a machine that has no bf16 instructions; empty elsewhere."""
+    return "" if machine.has_bf16() else f"no bf16 instructions here ({machine.isa()}); the target is for AVX512 bf16"
