@@ -1,4 +1,4 @@
-"""The build as a stranger meets it: a wheel without nvcc, no working compiler, a CUDA compile that fails on a spill, sanitizers."""
+"""The build as a stranger meets it: a wheel without nvcc, no compiler, a CUDA compile that fails on a spill, sanitizers."""
 
 import os
 import shutil
@@ -41,7 +41,11 @@ def build_wheel(sources, into, **environment):
     shutil.copytree(sources, work)
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-v", "-w", str(into / "wheels")],
-        cwd=work, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "", **environment})
+        cwd=work,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "", **environment},
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-4000:]
     (wheel,) = (into / "wheels").glob("*.whl")
@@ -51,8 +55,9 @@ def build_wheel(sources, into, **environment):
 
 def run_python(site, script, cwd):
     """Run a script that sees the unpacked wheel and, from another directory, nothing of this checkout."""
-    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(site)})
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)}
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -80,12 +85,19 @@ def test_wheel_without_nvcc(sources, tmp_path):
     names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert f"sparse_ft/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in names
     tracked = [path for folder in ("sparse_ft", "kernels") for path in (sources / folder).rglob("*.py")]
-    packaged = {str(path.relative_to(sources)).replace("kernels/", "sparse_ft/kernels/", 1) if path.is_relative_to(sources / "kernels")
-                else str(path.relative_to(sources)) for path in tracked}
+    packaged = {
+        str(path.relative_to(sources)).replace("kernels/", "sparse_ft/kernels/", 1)
+        if path.is_relative_to(sources / "kernels")
+        else str(path.relative_to(sources))
+        for path in tracked
+    }
     assert packaged <= names, packaged - names
     run_python(site, SMOKE.format(site=str(site)), tmp_path)
-    told = run_python(site, "from sparse_ft import _C, _build_info as b; i = _C.build_info(); print(repr(b.REASON), i['cuda'], i['cuda_reason'])",
-                      tmp_path)
+    told = run_python(
+        site,
+        "from sparse_ft import _C, _build_info as b; i = _C.build_info(); print(repr(b.REASON), i['cuda'], i['cuda_reason'])",
+        tmp_path,
+    )
     assert told.split(maxsplit=2) == ["''", "False", "SPARSE_FT_CUDA=0 when this was built\n"]
 
 
@@ -101,8 +113,13 @@ def test_without_a_compiler_the_python_part_installs_and_says_why(sources, tmp_p
 
 @needs_tools
 def test_demanded_cuda_that_cannot_be_had_fails(sources, tmp_path):
-    done = subprocess.run([sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")],
-                          cwd=sources, capture_output=True, text=True, env={**os.environ, "SPARSE_FT_CUDA": "1", "CUDACXX": "/bin/false", "CXX": "/bin/false"})
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")],
+        cwd=sources,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SPARSE_FT_CUDA": "1", "CUDACXX": "/bin/false", "CXX": "/bin/false"},
+    )
     assert done.returncode and "SPARSE_FT_CUDA=1, but the CUDA build failed" in done.stderr, done.stderr[-2000:]
 
 
@@ -115,8 +132,23 @@ def cuda_flags():
 
 
 def compile_cuda(source, tmp_path):
-    return subprocess.run([NVCC, "-std=c++17", "-O3", "-arch=sm_90", *cuda_flags(), "-I", str(ROOT / "csrc" / "cuda"), "-c", str(source),
-                           "-o", str(tmp_path / "out.o")], capture_output=True, text=True)
+    return subprocess.run(
+        [
+            NVCC,
+            "-std=c++17",
+            "-O3",
+            "-arch=sm_90",
+            *cuda_flags(),
+            "-I",
+            str(ROOT / "csrc" / "cuda"),
+            "-c",
+            str(source),
+            "-o",
+            str(tmp_path / "out.o"),
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
@@ -143,9 +175,11 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def sanitized(folder, *flags):
-    """The driver of tests/native with the CPU core, under the sanitizers. The flags are for the one source that uses vectors."""
+    """The driver of tests/native with the CPU core, under the sanitizers. The flags go to the one source that uses vectors."""
     common = [CXX, "-std=c++17", "-O1", "-g1", "-fno-strict-aliasing", "-Wno-psabi", *SANITIZERS, "-DSFT_VARIANT=baseline"]
-    if subprocess.run([*common, "-x", "c++", "-", "-o", str(folder / "probe")], input="int main() {}", text=True, capture_output=True).returncode:
+    if subprocess.run(
+        [*common, "-x", "c++", "-", "-o", str(folder / "probe")], input="int main() {}", text=True, capture_output=True
+    ).returncode:
         pytest.skip("the compiler has no sanitizers")
     objects = []
     for source in (*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / "asan_ops.cpp"):
@@ -177,7 +211,7 @@ def test_every_op_stays_inside_its_buffers(objects, vector_bytes):
 
 @needs_cxx
 def test_variants_share_no_inline_code():
-    """An inline function merged across variants could hand AVX-512 code to a machine without it: none may have external linkage."""
+    """An inline function merged across variants could hand AVX-512 code to a machine without it: none is external."""
     nm = shutil.which("nm")
     folders = sorted((ROOT / "build").glob("**/CMakeFiles/cpu_*.dir"))
     if not nm or not folders:

@@ -10,7 +10,7 @@
 namespace sparse_ft {
 namespace {
 
-constexpr int64_t kBlockBytes = 16 << 20;  // of both packed operands, unless one chunk of kTokens alone needs more
+constexpr int64_t kBlockBytes = 4 << 20;  // of both packed operands, unless one chunk of kTokens alone needs more
 constexpr int64_t kUnitPanels = 16;        // of packing work: a KiB of every source row (AVX2)
 
 // Blocks whose width leaves no more than a quarter of the register tiles idle.

@@ -16,7 +16,7 @@ namespace sparse_ft {
 namespace {
 
 constexpr int64_t kRunTokens = 64;            // tokens of one contiguous run
-constexpr int64_t kPackedBytes = 16 << 20;    // of both packed operands, unless one run alone needs more
+constexpr int64_t kPackedBytes = 4 << 20;    // of both packed operands, unless one run alone needs more
 constexpr int64_t kPackColumns = 64;          // a unit of packing work
 constexpr int64_t kEntriesPerUnit = 16384;    // of dot products, at most: their slots stay in the second-level cache
 

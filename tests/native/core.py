@@ -22,21 +22,45 @@ def native_layout(layout, shape):
 
 
 def gather(matrix, layout, values, threads=2):
-    C.gather_selected(matrix.data_ptr(), DTYPES[matrix.dtype], native_layout(layout, matrix.shape),
-                      values.data_ptr(), DTYPES[values.dtype], threads)
+    C.gather_selected(
+        matrix.data_ptr(),
+        DTYPES[matrix.dtype],
+        native_layout(layout, matrix.shape),
+        values.data_ptr(),
+        DTYPES[values.dtype],
+        threads,
+    )
     return values
 
 
 def scatter_(matrix, values, layout, mode="copy", threads=2):
-    C.scatter_selected_(matrix.data_ptr(), DTYPES[matrix.dtype], native_layout(layout, matrix.shape),
-                        values.data_ptr(), DTYPES[values.dtype], ("copy", "add", "swap").index(mode), threads)
+    C.scatter_selected_(
+        matrix.data_ptr(),
+        DTYPES[matrix.dtype],
+        native_layout(layout, matrix.shape),
+        values.data_ptr(),
+        DTYPES[values.dtype],
+        ("copy", "add", "swap").index(mode),
+        threads,
+    )
 
 
 def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False, threads=2):
     shape = grad_output.size(1), input.size(1)
-    C.selected_wgrad(grad_output.data_ptr(), grad_output.stride(0), input.data_ptr(), input.stride(0), DTYPES[input.dtype],
-                     input.size(0), native_layout(layout, shape), compact, values.data_ptr(), DTYPES[values.dtype],
-                     accumulate, threads)
+    C.selected_wgrad(
+        grad_output.data_ptr(),
+        grad_output.stride(0),
+        input.data_ptr(),
+        input.stride(0),
+        DTYPES[input.dtype],
+        input.size(0),
+        native_layout(layout, shape),
+        compact,
+        values.data_ptr(),
+        DTYPES[values.dtype],
+        accumulate,
+        threads,
+    )
     return values
 
 
@@ -45,9 +69,15 @@ def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, thre
     table = []
     for t in tensors:
         weight = t.get("weight")
-        table.append((
-            *(t[name].data_ptr() for name in ("value", "grad", "exp_avg", "exp_avg_sq", "step")), t["value"].numel(),
-            DTYPES[t["value"].dtype], 0 if weight is None else weight.data_ptr(), 0 if weight is None else DTYPES[weight.dtype],
-            None if weight is None else native_layout(t["layout"], weight.shape),
-            *(t[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay"))))
+        table.append(
+            (
+                *(t[name].data_ptr() for name in ("value", "grad", "exp_avg", "exp_avg_sq", "step")),
+                t["value"].numel(),
+                DTYPES[t["value"].dtype],
+                0 if weight is None else weight.data_ptr(),
+                0 if weight is None else DTYPES[weight.dtype],
+                None if weight is None else native_layout(t["layout"], weight.shape),
+                *(t[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
+            )
+        )
     return C.masked_adamw_(table, maximize, inv_scale, skip_nonfinite, threads)

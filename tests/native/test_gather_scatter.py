@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracle import DTYPES, KINDS, name_of, same_bits
 
+ALL = "all", torch.empty(0, dtype=torch.int32), 1, 1  # every entry, in order: no index
 SHAPES = [(7, 10), (1, 5), (6, 1), (70, 131)]
 
 
@@ -23,7 +24,8 @@ def compute(*dtypes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_dtype_pair_and_mode(variant, kind, shape, which):
-    for (matrix_dtype, values_dtype), index_dtype in zip(itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))):
+    pairs, index_dtypes = itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))
+    for (matrix_dtype, values_dtype), index_dtype in zip(pairs, index_dtypes):
         layout = oracle.layout(kind, shape, which, index_dtype)
         matrix = torch.randn(shape, dtype=torch.float64).to(matrix_dtype)
         got = core.gather(matrix, layout, torch.empty(oracle.values_shape(*layout, shape), dtype=values_dtype))
@@ -42,13 +44,16 @@ def test_every_dtype_pair_and_mode(variant, kind, shape, which):
 @pytest.mark.parametrize("kind", KINDS)
 def test_swap_restores_every_bit(variant, kind, dtype):
     layout = oracle.layout(kind, (11, 13), "all")
-    noise = torch.randint(-2**62, 2**62, (11 * 13 * 8,)).to(torch.int8)  # any bit pattern: NaN of both kinds, -0.0, subnormals
-    matrix = noise.view(dtype)[:11 * 13].view(11, 13).clone()
+    noise = torch.randint(-(2**62), 2**62, (11 * 13 * 8,)).to(
+        torch.int8
+    )  # any bit pattern: NaN of both kinds, -0.0, subnormals
+    matrix = noise.view(dtype)[: 11 * 13].view(11, 13).clone()
     values = values_like(layout, matrix.shape, dtype)
     before, values_before = matrix.clone(), values.clone()
     core.scatter_(matrix, values, layout, "swap")
     padding = oracle.padding(layout, matrix.shape)
-    assert same_bits(values[~padding], oracle.gather(before, layout)[~padding]) and same_bits(values[padding], values_before[padding])
+    assert same_bits(values[~padding], oracle.gather(before, layout)[~padding])
+    assert same_bits(values[padding], values_before[padding])
     core.scatter_(matrix, values, layout, "swap")
     assert same_bits(matrix, before) and same_bits(values, values_before)
 
@@ -57,11 +62,11 @@ def test_swap_restores_every_bit(variant, kind, dtype):
 @pytest.mark.parametrize("kind", (*KINDS, "all"))
 def test_many_chunks_and_threads(kind, threads):
     shape = 301, 517
-    layout = ("all", torch.empty(0, dtype=torch.int32), 1, 1) if kind == "all" else oracle.layout(kind, shape, "some", block=(16, 32))
     matrix = torch.randn(shape)
     if kind == "all":
-        assert same_bits(core.gather(matrix, layout, torch.empty(shape), threads), matrix)
+        assert same_bits(core.gather(matrix, ALL, torch.empty(shape), threads), matrix)
         return
+    layout = oracle.layout(kind, shape, "some", block=(16, 32))
     values = core.gather(matrix, layout, torch.empty(oracle.values_shape(*layout, shape)), threads)
     assert same_bits(values, oracle.gather(matrix, layout))
     other = torch.zeros(shape)
@@ -71,8 +76,8 @@ def test_many_chunks_and_threads(kind, threads):
 
 def wild_floats():
     """float32 of every exponent and sign, ties between 16-bit neighbours, NaN and infinities."""
-    bits = torch.randint(-2**31, 2**31, (100_000,)).int()
-    halves = torch.arange(-2**15, 2**15).to(torch.int16)
+    bits = torch.randint(-(2**31), 2**31, (100_000,)).int()
+    halves = torch.arange(-(2**15), 2**15).to(torch.int16)
     steps = torch.cat([halves.view(t).float() for t in (torch.bfloat16, torch.float16)])
     ties = torch.cat([steps, (steps[:-1].double() / 2 + steps[1:].double() / 2).float()])
     return torch.cat([bits.view(torch.float32), ties, torch.tensor([65519.99, 65520.0, -65520.0, 3.4e38, 1e-45])])
@@ -80,19 +85,27 @@ def wild_floats():
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=name_of)
 def test_conversions_of_16_bits(variant, dtype):
-    every = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)[None]
-    wide = core.gather(every, ("all", torch.empty(0, dtype=torch.int32), 1, 1), torch.empty(1, 2**16))
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)[None]
+    wide = core.gather(every, ALL, torch.empty(1, 2**16))
     assert torch.equal(wide.isnan(), every.isnan())
     assert same_bits(wide[~wide.isnan()], every[~every.isnan()].float())
 
     floats = wild_floats()[None]
-    narrow = core.gather(floats, ("all", torch.empty(0, dtype=torch.int32), 1, 1), torch.empty(floats.shape, dtype=dtype))
+    narrow = core.gather(floats, ALL, torch.empty(floats.shape, dtype=dtype))
     assert torch.equal(narrow.isnan(), floats.isnan())
     assert same_bits(narrow[~narrow.isnan()], floats[~floats.isnan()].to(dtype))
 
 
-@pytest.mark.parametrize("argument, changed", [
-    ("matrix_dtype", {1: 4}), ("values_dtype", {4: -1}), ("mode", {5: 3}), ("threads", {6: 0}), ("values_dtype", {4: 1, 5: 2})])
+@pytest.mark.parametrize(
+    "argument, changed",
+    [
+        ("matrix_dtype", {1: 4}),
+        ("values_dtype", {4: -1}),
+        ("mode", {5: 3}),
+        ("threads", {6: 0}),
+        ("values_dtype", {4: 1, 5: 2}),
+    ],
+)
 def test_bad_codes_are_refused_by_name(argument, changed):
     matrix = torch.zeros(2, 2)
     layout = core.native_layout(("rows", torch.tensor([0]), 1, 1), matrix.shape)
@@ -107,6 +120,6 @@ def test_cuda_op_says_why_it_cannot():
     if torch.cuda.is_available():
         pytest.skip("there is a device: tests/kernels runs it")
     matrix = torch.zeros(2, 2)
-    layout = core.native_layout(("all", torch.empty(0, dtype=torch.int32), 1, 1), matrix.shape)
+    layout = core.native_layout(ALL, matrix.shape)
     with pytest.raises(RuntimeError, match="scatter_selected_cuda_: (cudaError|this build has no CUDA: .)"):
         core.C.scatter_selected_cuda_(matrix.data_ptr(), 0, layout, matrix.data_ptr(), 0, 0, 0)

@@ -38,8 +38,18 @@ def test_padding_has_no_position():
     assert [C.position(layout, k) for k in range(12)] == [3, -1, -1, 7, -1, -1, 8, 9, 10, -1, -1, -1]
 
 
-@pytest.mark.parametrize("place, value, argument", [
-    (0, 5, "kind"), (2, 16, "index_bits"), (3, -1, "n"), (4, 0, "block_h"), (5, -2, "block_w"), (6, -1, "rows"), (7, -1, "columns")])
+BAD = [
+    (0, 5, "kind"),
+    (2, 16, "index_bits"),
+    (3, -1, "n"),
+    (4, 0, "block_h"),
+    (5, -2, "block_w"),
+    (6, -1, "rows"),
+    (7, -1, "columns"),
+]
+
+
+@pytest.mark.parametrize("place, value, argument", BAD)
 def test_bad_layouts_are_refused_by_name(place, value, argument):
     layout = list(native_layout(("rows", torch.tensor([0]), 1, 1), (2, 2)))
     layout[place] = value

@@ -58,7 +58,8 @@ def check_step(t, **keywords):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(7, 10), (1, 5), (6, 1), (67, 131)], ids=str)
 def test_every_dtype_pair(variant, kind, shape):
-    for (dtype, weight_dtype), index_dtype in zip(itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))):
+    pairs, index_dtypes = itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))
+    for (dtype, weight_dtype), index_dtype in zip(pairs, index_dtypes):
         check_step(linked(kind, shape, dtype, weight_dtype, index_dtype=index_dtype))
 
 
@@ -78,9 +79,15 @@ def test_all_and_none_selected(variant, kind):
 def model():
     """Tensors of all sorts at once, two of them empty."""
     torch.manual_seed(5)
-    made = [linked(kind, (130, 260), dtype, weight, which, block=(16, 20)) for kind, dtype, weight, which in zip(
-        (*KINDS, "entries"), (torch.float32, torch.bfloat16, torch.float32, torch.float64, torch.float32),
-        (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32, torch.float32), ("some", "some", "all", "some", "empty"))]
+    fp32, fp64, bf16, fp16 = DTYPES
+    cases = [
+        ("rows", fp32, bf16, "some"),
+        ("columns", bf16, bf16, "some"),
+        ("blocks", fp32, fp16, "all"),
+        ("entries", fp64, fp32, "some"),
+        ("entries", fp32, fp32, "empty"),
+    ]
+    made = [linked(kind, (130, 260), dtype, weight, which, block=(16, 20)) for kind, dtype, weight, which in cases]
     made += [tensor(shape, torch.float32) for shape in ((0,), (5,), (300, 77))] + [tensor((9001,), torch.float16)]
     for i, t in enumerate(made):
         t["lr"] = 0.01 * (i + 1)

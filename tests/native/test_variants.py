@@ -48,7 +48,8 @@ C.gather_selected(address(a), 0, (4, 0, 32, 0, 1, 1, n, n), address(out), 0, 4)
 assert a == out
 ones, grad = array.array("f", [1.0] * n * n), array.array("f", bytes(4 * n * n))
 for kind, index in ((4, array.array("q")), (3, array.array("q", range(n * n)))):
-    C.selected_wgrad(address(ones), n, address(ones), n, 0, n, (kind, address(index), 64, len(index), 1, 1, n, n), False, address(grad), 0, False, 3)
+    layout = kind, address(index), 64, len(index), 1, 1, n, n
+    C.selected_wgrad(address(ones), n, address(ones), n, 0, n, layout, False, address(grad), 0, False, 3)
     assert set(grad) == {float(n)}, kind
 """
     subprocess.run([sys.executable, "-c", script, C.__file__], check=True, timeout=60)
