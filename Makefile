@@ -42,7 +42,7 @@ $(STAMPS)/test: $(SOURCES) | $(STAMPS)
 
 $(STAMPS)/bench: $(SOURCES) | $(STAMPS)
 	@echo 'installing sparse_ft and what the benchmarks need into $(VENV) (once, minutes)'
-	$(PIP) -e '.[bench]'
+	$(PIP) -e '.[bench,test,demo]'
 	@touch $@
 
 $(STAMPS)/lint: constraints.txt | $(STAMPS)
@@ -56,13 +56,9 @@ demo: $(STAMPS)/demo
 test: $(STAMPS)/test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-ifneq ($(wildcard bench/__main__.py),)
+# Every benchmark runs the tests of its op first.
 bench: $(STAMPS)/bench
 	@$(BIN)/python -m bench $(ARGS)
-else
-bench:
-	@echo 'The benchmarks live under bench/; there is no harness yet. `make demo` compares whole runs.'
-endif
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check $(ARGS) .

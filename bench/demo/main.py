@@ -1,6 +1,7 @@
 """The command line: choose the task, run each method in its own process, print and write what came out."""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -149,6 +150,7 @@ def demo(args):
 
 
 def main(argv=None):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is like Ctrl-C: the run ends with us
     try:
         return demo(parser().parse_args(argv))
     except DemoError as error:

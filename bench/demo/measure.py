@@ -12,9 +12,7 @@ M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 def optimizer_bytes(optimizer):
     """Bytes of every tensor in the optimiser's state."""
-    return sum(
-        value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
-    )
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
 
 
 def saved_bytes(model, loss):

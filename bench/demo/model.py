@@ -73,8 +73,4 @@ def head_parameters(model):
 def body_linears(model):
     """Names of the nn.Linear modules of the body."""
     heads = set(head_modules(model))
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] not in heads
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.split(".")[0] not in heads]

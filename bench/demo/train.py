@@ -38,9 +38,7 @@ def linear_schedule(optimizer, steps):
     """Linear warm-up over the first WARM_UP of the steps, then linear decay to zero."""
     warm = max(1, round(WARM_UP * steps))
     decay = max(1, steps - warm)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / decay))
-    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / decay)))
 
 
 def train(model, optimizer, batches, label=None):
