@@ -20,7 +20,7 @@ help:
 	@echo '             make demo ARGS=--help shows the rest'
 	@echo 'make test    every test; make test ARGS="-k name" some of them'
 	@echo 'make bench   the benchmarks under bench/'
-	@echo 'make lint    ruff; make lint ARGS=--fix mends what it can'
+	@echo 'make lint    ruff, rules and format; make lint ARGS=--fix mends what it can'
 	@echo 'make clean   remove what was built and written; the environment $(VENV) stays, its package is installed anew'
 
 $(STAMPS):
@@ -62,6 +62,7 @@ bench: $(STAMPS)/bench
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check $(ARGS) .
+	$(BIN)/ruff format $(if $(filter --fix,$(ARGS)),,--check) .
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench/out sparse_ft/*.so sparse_ft/_build_info.py
