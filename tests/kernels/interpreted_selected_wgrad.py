@@ -141,6 +141,14 @@ def test_token_offsets_past_two_to_the_31():
         assert torch.equal(values, selected_wgrad_triton(grad_output.contiguous(), input, kind, index, 2, 2))
 
 
+def test_entries_past_two_to_the_31():
+    grad_output, input = random(2, 2**16 + 1), random(2, 2**16)
+    index = torch.tensor([5, 2**31 + 7, 2**32 + 9], device=DEVICE)
+    values = selected_wgrad_triton(grad_output, input, "entries", index, 1, 1)
+    exact = (grad_output[:, index // 2**16].double() * input[:, index % 2**16].double()).sum(0)
+    within_twice(values, exact.float(), exact)
+
+
 def test_bad_input_is_named():
     x, index = torch.zeros(3, 4, device=DEVICE), torch.tensor([1], device=DEVICE)
     with pytest.raises(ValueError, match="input must have the 3 tokens of grad_output, got 2"):

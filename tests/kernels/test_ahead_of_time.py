@@ -183,10 +183,11 @@ def test_wgrad_in_float64(layout, record, tmp_path):
     check_resources(compile_launch(wgrad_launch(record, layout, torch.float64), 90, tmp_path), 90)
 
 
-def adamw_launches(record, layout, dtype, count=8):
+def adamw_launches(record, layout, dtype, count=8, offset=0):
     launches = [record(masked_adamw, f"_{name}_kernel") for name in ("nonfinite", "steps", "masked_adamw")]
     shape = {"rows": (64, SIDE), "columns": (SIDE, 64), "blocks": (3, 16, 16), "entries": (1000,)}.get(layout, (64,))
-    state = [[torch.empty(shape, dtype=dtype)] * count for _ in range(4)]
+    numel = torch.Size(shape).numel()
+    state = [[torch.empty(numel + offset, dtype=dtype)[offset:].view(shape)] * count for _ in range(4)]
     kind, index, *block = LAYOUTS.get(layout, (None, None))
     linked = ([torch.empty(SIDE, SIDE, dtype=torch.bfloat16)] * count, [kind] * count, [index] * count, block * count)
     hyper = {name: [0.5] * count for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
@@ -208,6 +209,11 @@ def test_adamw(layout, dtype, capability, record, tmp_path):
     assert count(result, "LDG.E.128") >= streams, "narrow loads"
     if layout == "plain":
         check_resources(compile_launch(nonfinite, capability, tmp_path), capability)
+
+
+def test_adamw_claims_alignment_only_where_there_is_some(record):
+    aligned, unaligned = (adamw_launches(record, "plain", torch.float32, offset=i)[2][2]["ALIGNED"] for i in (0, 1))
+    assert aligned and not unaligned
 
 
 @ARCHITECTURES
