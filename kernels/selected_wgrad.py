@@ -4,17 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import (
-    INTERPRETED,
-    TRITON_DTYPES,
-    check_layout,
-    check_tensors,
-    check_values,
-    locate,
-    on_device,
-    round_to,
-    tile,
-)
+from .layout import INTERPRETED, TRITON_DTYPES, check_layout, check_tensors, check_values, locate, on_device, round_to, tile
 
 
 @triton.jit
