@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+OP ?=
 JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ help:
 	@echo '             make demo ARGS="--model FOLDER --data FILE.csv --density 0.01 --structure columns --steps 50"'
 	@echo '             make demo ARGS=--help shows the rest'
 	@echo 'make test    every test; make test ARGS="-k name" some of them'
-	@echo 'make bench   the benchmarks under bench/'
+	@echo 'make bench   every op against its competitors, in at most 15 minutes; make bench OP=masked_adamw one of them'
 	@echo 'make lint    ruff, rules and format; make lint ARGS=--fix mends what it can'
 	@echo 'make clean   remove what was built and written; the environment $(VENV) stays, its package is installed anew'
 
@@ -58,7 +59,7 @@ test: $(STAMPS)/test
 
 # Every benchmark runs the tests of its op first.
 bench: $(STAMPS)/bench
-	@$(BIN)/python -m bench $(ARGS)
+	@$(BIN)/python -m bench $(if $(OP),--op $(OP)) $(ARGS)
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check $(ARGS) .

@@ -1,4 +1,5 @@
 """`python -m bench`: the benchmarks. See bench/README.md."""
+
 from bench.main import main
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, and the host's share of it."""
 
+import functools
 import time
 
 import torch
@@ -29,8 +30,10 @@ MODELS = {  # case: (class, shape, shape of its tiny twin, batch, tokens)
 
 
 def cases(size):
-    return [Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 30.0)
-            for name in MODELS]
+    return [
+        Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 30.0)
+        for name in MODELS
+    ]
 
 
 def bound(case, ceilings):
@@ -42,12 +45,17 @@ def musts(found):
 
 
 def run_case(case, found):
-    """A record a phase and way. dgrad is the all-frozen model's backward, wgrad what a way's own backward takes beyond it; host is
-    the whole step on a twin of a few features and tokens: Python, autograd and dispatch, next to no arithmetic."""
+    """A record a phase and way.
+
+    dgrad is the all-frozen model's backward, wgrad what a way's own backward takes beyond it; host is the whole step on a
+    twin of a few features and tokens: Python, autograd and dispatch, next to no arithmetic.
+    """
     cls, shape, twin, batch, tokens = MODELS[case.name]
-    steps = {name: _step(cls, shape if case.tokens else twin, how, batch, tokens if case.tokens else 2) for name, how in WAYS.items()}
+    steps = {
+        name: _step(cls, shape if case.tokens else twin, how, batch, tokens if case.tokens else 2) for name, how in WAYS.items()
+    }
     taken = _rounds(steps, case.seconds)
-    host = _rounds({name: _step(cls, twin, how, 1, 2) for name, how in WAYS.items()}, min(2.0, case.seconds), least=3)
+    host = _host({name: _step(cls, twin, how, 1, 2) for name, how in WAYS.items()}, min(2.0, case.seconds))
     records = []
     for name in WAYS:
         phases = {"forward": taken[name]["forward"], "optimiser": taken[name]["optimiser"], "sync": taken[name]["sync"]}
@@ -56,8 +64,12 @@ def run_case(case, found):
         phases["wgrad"] = [max(0.0, own - floor) for own, floor in zip(taken[name]["backward"], frozen)]
         phases["step"] = [sum(parts) for parts in zip(*taken[name].values())]
         phases["host"] = [sum(parts) for parts in zip(*host[name].values())]
-        records += [Record(OP, f"{case.name}: {phase}", name, found.threads, "step", case.density, "float32",
-                           **quantiles(phases[phase])) for phase in PHASES]
+        records += [
+            Record(
+                OP, f"{case.name}: {phase}", name, found.threads, "step", case.density, "float32", **quantiles(phases[phase])
+            )
+            for phase in PHASES
+        ]
     return records
 
 
@@ -69,6 +81,9 @@ def _step(cls, shape, how, batch, tokens):
 def _rounds(steps, seconds, least=2, most=200):
     """{name: {phase: [seconds]}} of steps in turn, after one that is not counted; the phases of a round belong together."""
     taken = {name: {phase: [] for phase in ("forward", "backward", "optimiser", "sync")} for name in steps}
+    selective = {
+        name: [m for m in step.model.modules() if isinstance(m, sft.nn.SelectiveLinear)] for name, step in steps.items()
+    }
     for step in steps.values():
         step()
     begin = time.perf_counter()
@@ -77,16 +92,30 @@ def _rounds(steps, seconds, least=2, most=200):
             break
         for name in order_of(list(steps), number):
             step = steps[name]
-            for phase, call in (("forward", step.forward), ("backward", step.backward), ("optimiser", step.optimize),
-                                ("sync", lambda step=step: _sync(step.model))):
+            sync = functools.partial(_sync, selective[name])
+            for phase, call in (
+                ("forward", step.forward),
+                ("backward", step.backward),
+                ("optimiser", step.optimize),
+                ("sync", sync),
+            ):
                 start = time.perf_counter()
                 call()
                 taken[name][phase].append(time.perf_counter() - start)
     return taken
 
 
-def _sync(model):
+def _sync(modules):
     """What the next forward does first: bring stale weights up to date."""
-    for module in model.modules():
-        if isinstance(module, sft.nn.SelectiveLinear):
-            module.sync()
+    for module in modules:
+        module.sync()
+
+
+def _host(steps, seconds):
+    """`_rounds` on one thread: with more the time to wake a thread for nothing would count as the host's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _rounds(steps, seconds, least=3)
+    finally:
+        torch.set_num_threads(threads)

@@ -17,9 +17,13 @@ def cases(size):
     where = {"": (128, 192) if size == "tiny" else LARGE}
     if size == "full":
         where |= {f", {model} {layer}": shape for model, layers in SHAPES.items() for layer, shape in layers.items()}
-    return [Case(f"{kind} {100 * density:g} %{name}", kind, density, "bfloat16", shape, seconds=0.02 if size == "tiny" else 0.7)
-            for name, shape in where.items() for kind in ("rows", "columns", "blocks", "entries") for density in DENSITIES[size]
-            if not name or density in IN_MODELS]
+    return [
+        Case(f"{kind} {100 * density:g} %{name}", kind, density, "bfloat16", shape, seconds=0.02 if size == "tiny" else 0.7)
+        for name, shape in where.items()
+        for kind in ("rows", "columns", "blocks", "entries")
+        for density in DENSITIES[size]
+        if not name or density in IN_MODELS
+    ]
 
 
 def bound(case, ceilings):
@@ -51,5 +55,8 @@ def providers(case):
 
 
 def musts(found):
-    return [must(found, OP, f"{name}: share of same-run copy bandwidth, useful bytes", found.of_bound(name), 0.75)
-            for name, case in found.cases.items() if case.kind in ("rows", "blocks") and case.density == 0.1]
+    return [
+        must(found, OP, f"{name}: share of same-run copy bandwidth, useful bytes", found.of_bound(name), 0.75)
+        for name, case in found.cases.items()
+        if case.kind in ("rows", "blocks") and case.density == 0.1
+    ]

@@ -48,8 +48,12 @@ def providers(case):
         gradient = torch.ones(case.tokens, case.shape[0])
         return lambda: module(input).backward(gradient)
 
-    return {OURS: lambda: call(selective("columns")), "ours, entries": lambda: call(selective("entries")),
-            "nn.Linear": lambda: call(linear), "nn.Linear, frozen": lambda: call(frozen)}
+    return {
+        OURS: lambda: call(selective("columns")),
+        "ours, entries": lambda: call(selective("entries")),
+        "nn.Linear": lambda: call(linear),
+        "nn.Linear, frozen": lambda: call(frozen),
+    }
 
 
 def _steps(case):
@@ -76,10 +80,27 @@ def _steps(case):
 def added_microseconds(found, case, provider=OURS, baseline="nn.Linear"):
     """Median over paired rounds of the time that `provider` takes more than `baseline`."""
     samples = found.samples[case]
-    return 1e6 * median([samples[provider][r] - samples[baseline][r] for r in samples[provider].keys() & samples[baseline].keys()])
+    return 1e6 * median(
+        [samples[provider][r] - samples[baseline][r] for r in samples[provider].keys() & samples[baseline].keys()]
+    )
 
 
 def musts(found):
-    return [must(found, OP, f"{FORWARD}: time of SelectiveLinear (1 % columns) over nn.Linear", found.ratio(FORWARD, OURS, "nn.Linear"),
-                 1.02, at_least=False),
-            must(found, OP, "host time that SelectiveLinear adds to a forward, µs", added_microseconds(found, CALL), 12, at_least=False)]
+    return [
+        must(
+            found,
+            OP,
+            f"{FORWARD}: time of SelectiveLinear (1 % columns) over nn.Linear",
+            found.ratio(FORWARD, OURS, "nn.Linear"),
+            1.02,
+            at_least=False,
+        ),
+        must(
+            found,
+            OP,
+            "host time that SelectiveLinear adds to a forward, µs",
+            added_microseconds(found, CALL),
+            12,
+            at_least=False,
+        ),
+    ]

@@ -17,16 +17,23 @@ MEDIUM = (2048, 2048)  # for optimisers that take seconds on 32 M entries; its f
 
 def cases(size):
     shape, medium, seconds = (LARGE, MEDIUM, 2.0) if size != "tiny" else ((128, 192), (64, 64), 0.02)
-    found = [Case(f"entries {100 * d:g} %", "entries", d, "bfloat16", shape, seconds=3 * seconds if d == 0.01 else seconds)
-             for d in ENTRIES[size]]
-    found += [Case(f"{kind} {100 * d:g} %", kind, d, "bfloat16", shape, seconds=seconds)
-              for kind in ("rows", "columns", "blocks") for d in ((0.1,) if size == "tiny" else (0.01, 0.1))]
-    return found + [Case(FULL, "rows", 1.0, "bfloat16", shape, seconds=2 * seconds),
-                    Case(DENSE, "dense", 0.01, "float32", medium, seconds=3 * seconds)]
+    found = [
+        Case(f"entries {100 * d:g} %", "entries", d, "bfloat16", shape, seconds=3 * seconds if d == 0.01 else seconds)
+        for d in ENTRIES[size]
+    ]
+    found += [
+        Case(f"{kind} {100 * d:g} %", kind, d, "bfloat16", shape, seconds=seconds)
+        for kind in ("rows", "columns", "blocks")
+        for d in ((0.1,) if size == "tiny" else (0.01, 0.1))
+    ]
+    return found + [
+        Case(FULL, "rows", 1.0, "bfloat16", shape, seconds=2 * seconds),
+        Case(DENSE, "dense", 0.01, "float32", medium, seconds=3 * seconds),
+    ]
 
 
 def bound(case, ceilings):
-    """Seconds to move the useful bytes at triad bandwidth: value, exp_avg, exp_avg_sq in and out, gradient in, weight out, index in."""
+    """Seconds to move the useful bytes at triad bandwidth: value and state in and out, gradient and index in, weight out."""
     kind = "entries" if case.kind == "dense" else case.kind
     weight = getattr(torch, case.dtype).itemsize
     entry = 3 * 8 + 4 + weight + (4 if kind == "entries" else 0)
@@ -49,7 +56,17 @@ class Setting:
         values = self.values.detach()
         state = [torch.zeros_like(values) for _ in range(2)]
         kind, index, *block = self.selection.layout
-        arguments = [values], [self.values.grad], [state[0]], [state[1]], [torch.zeros(())], [self.weight], [kind], [index], block
+        arguments = (
+            [values],
+            [self.values.grad],
+            [state[0]],
+            [state[1]],
+            [torch.zeros(())],
+            [self.weight],
+            [kind],
+            [index],
+            block,
+        )
         keywords = {name: [value] for name, value in optimizers.HYPER.items()}
         return lambda: ops.masked_adamw_(*arguments, **keywords)
 
@@ -62,6 +79,7 @@ class Setting:
         def call():
             step()
             write(values.to(self.dtype))
+
         return call
 
     def index_copy(self):
@@ -87,35 +105,65 @@ class Setting:
         def call():
             grad.mul_(mask)
             step()
+
         return call
 
 
 def providers(case):
     setting = Setting(case)
     if case.kind == "dense":
-        return {OURS: setting.ours} | {name: lambda make=make: setting.dense(make, torch.float32)
-                                       for name, make in optimizers.DENSE.items()}
+        return {OURS: setting.ours} | {
+            name: lambda make=make: setting.dense(make, torch.float32) for name, make in optimizers.DENSE.items()
+        }
     if case.name == FULL:
         return {OURS: setting.ours, "fused fp32 master + bf16 copy": lambda: setting.compact_then(setting.weight.copy_)}
     found = {OURS: setting.ours, "compact fused + index_copy_": setting.index_copy}
     if case.kind == "entries" and case.density == 0.01:
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             found[f"dense fused {name}"] = lambda dtype=dtype: setting.dense(optimizers.torch_fused, dtype)
-            found[f"gradient × mask, dense fused {name}"] = lambda dtype=dtype: setting.dense(optimizers.torch_fused, dtype, masked=True)
+            found[f"gradient × mask, dense fused {name}"] = lambda dtype=dtype: setting.dense(
+                optimizers.torch_fused, dtype, masked=True
+            )
     return found
 
 
 def musts(found):
-    lines = [(f"entries {d} %", f"entries {d} %: times as fast as compact fused + index_copy_", "compact fused + index_copy_", target)
-             for d, target in (("0.1", 2), ("1", 1.5), ("5", 1.3), ("10", 1.5))]
-    lines += [("entries 1 %", f"entries 1 %: times as fast as {slow}", slow, target) for slow, target in (
-        ("dense fused fp32", 15), ("dense fused bf16", 10),
-        ("gradient × mask, dense fused fp32", 20), ("gradient × mask, dense fused bf16", 20))]
-    result = [must(found, OP, text, found.ratio(name, slow), target) for name, text, slow, target in lines if name in found.cases]
-    result += [must(found, OP, f"{name}: share of same-run triad bandwidth, useful bytes", found.of_bound(name), 0.75)
-               for name in ("rows 10 %", "columns 10 %", "blocks 10 %") if name in found.cases]
-    result.append(must(found, OP, "everything selected (as rows): time over torch fused on an fp32 master plus the bf16 copy",
-                       found.ratio(FULL, OURS, "fused fp32 master + bf16 copy"), 1.05, at_least=False))
+    lines = [
+        (
+            f"entries {d} %",
+            f"entries {d} %: times as fast as compact fused + index_copy_",
+            "compact fused + index_copy_",
+            target,
+        )
+        for d, target in (("0.1", 2), ("1", 1.5), ("5", 1.3), ("10", 1.5))
+    ]
+    lines += [
+        ("entries 1 %", f"entries 1 %: times as fast as {slow}", slow, target)
+        for slow, target in (
+            ("dense fused fp32", 15),
+            ("dense fused bf16", 10),
+            ("gradient × mask, dense fused fp32", 20),
+            ("gradient × mask, dense fused bf16", 20),
+        )
+    ]
+    result = [
+        must(found, OP, text, found.ratio(name, slow), target) for name, text, slow, target in lines if name in found.cases
+    ]
+    result += [
+        must(found, OP, f"{name}: share of same-run triad bandwidth, useful bytes", found.of_bound(name), 0.75)
+        for name in ("rows 10 %", "columns 10 %", "blocks 10 %")
+        if name in found.cases
+    ]
+    result.append(
+        must(
+            found,
+            OP,
+            "everything selected (as rows): time over torch fused on an fp32 master plus the bf16 copy",
+            found.ratio(FULL, OURS, "fused fp32 master + bf16 copy"),
+            1.05,
+            at_least=False,
+        )
+    )
     return result
 
 

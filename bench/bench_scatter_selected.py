@@ -26,10 +26,12 @@ def providers(case):
         view[subscripts] = values
         values.copy_(kept)
 
-    found = {"ours": lambda: lambda: ops.scatter_selected_(matrix, values, *chosen.layout),
-             "indexing": lambda: indexed_write,
-             "ours, swap": lambda: lambda: ops.swap_selected_(matrix, values, *chosen.layout),
-             "indexing, swap": lambda: swap_by_indexing}
+    found = {
+        "ours": lambda: lambda: ops.scatter_selected_(matrix, values, *chosen.layout),
+        "indexing": lambda: indexed_write,
+        "ours, swap": lambda: lambda: ops.swap_selected_(matrix, values, *chosen.layout),
+        "indexing, swap": lambda: swap_by_indexing,
+    }
     if case.kind != "blocks":
         dim = int(case.kind == "columns")
         found["index_copy_"] = lambda: lambda: view.index_copy_(dim, index, values)
@@ -37,5 +39,8 @@ def providers(case):
 
 
 def musts(found):
-    return [must(found, OP, f"{name}: share of same-run copy bandwidth, useful bytes", found.of_bound(name), 0.75)
-            for name, case in found.cases.items() if case.kind in ("rows", "blocks") and case.density == 0.1]
+    return [
+        must(found, OP, f"{name}: share of same-run copy bandwidth, useful bytes", found.of_bound(name), 0.75)
+        for name, case in found.cases.items()
+        if case.kind in ("rows", "blocks") and case.density == 0.1
+    ]

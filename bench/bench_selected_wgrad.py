@@ -22,13 +22,24 @@ HALF = (0.01, 0.05, 0.1)  # densities of entries measured with bf16 operands
 
 def cases(size):
     if size == "tiny":
-        return [Case(_name(kind, 0.1, dtype), kind, 0.1, dtype, (128, 128), 16, 0.02)
-                for kind in DENSITIES for dtype in ("float32", "bfloat16")]
-    found = [Case(_name(kind, d, "float32"), kind, d, "float32", (SIDE, SIDE), SIDE, 2.5) for kind in DENSITIES for d in DENSITIES[kind]]
+        return [
+            Case(_name(kind, 0.1, dtype), kind, 0.1, dtype, (128, 128), 16, 0.02)
+            for kind in DENSITIES
+            for dtype in ("float32", "bfloat16")
+        ]
+    found = [
+        Case(_name(kind, d, "float32"), kind, d, "float32", (SIDE, SIDE), SIDE, 2.5)
+        for kind in DENSITIES
+        for d in DENSITIES[kind]
+    ]
     found += [Case(_name("entries", d, "bfloat16"), "entries", d, "bfloat16", (SIDE, SIDE), SIDE, 4.0) for d in HALF]
     if size == "full":
-        found += [Case(f"{_name(kind, 0.01, 'float32')}, {model} {layer}", kind, 0.01, "float32", shape, MODEL_TOKENS[model], 4.0)
-                  for model, layers in SHAPES.items() for layer, shape in layers.items() for kind in DENSITIES]
+        found += [
+            Case(f"{_name(kind, 0.01, 'float32')}, {model} {layer}", kind, 0.01, "float32", shape, MODEL_TOKENS[model], 4.0)
+            for model, layers in SHAPES.items()
+            for layer, shape in layers.items()
+            for kind in DENSITIES
+        ]
     return found
 
 
@@ -37,7 +48,7 @@ def _name(kind, density, dtype):
 
 
 def bound(case, ceilings):
-    """The larger of the dense product's time at the same-run GEMM rate × density, and the bytes that must move at copy bandwidth."""
+    """The larger of the dense product's time at same-run GEMM rate × density, and the bytes to move at copy bandwidth."""
     (rows, columns), element = case.shape, getattr(torch, case.dtype).itemsize
     arithmetic = 2 * case.tokens * rows * columns * case.density / ceilings.gemm[case.dtype]
     used = {"rows": (case.density * rows, columns), "columns": (rows, case.density * columns)}.get(case.kind, (rows, columns))
@@ -50,8 +61,10 @@ def providers(case):
     grad_output, input = (torch.randn(case.tokens, size).to(dtype) for size in case.shape)  # [T, rows], [T, columns]
     chosen = selection(case.kind, case.shape, case.density)
     index = chosen.index.long()
-    found = {"ours": lambda: lambda: ops.selected_wgrad(grad_output, input, *chosen.layout),
-             "dense": lambda: lambda: grad_output.T @ input}
+    found = {
+        "ours": lambda: lambda: ops.selected_wgrad(grad_output, input, *chosen.layout),
+        "dense": lambda: lambda: grad_output.T @ input,
+    }
     if case.dtype == "float32":
         found["dense + gather"] = lambda: lambda: ops.gather_selected(grad_output.T @ input, *chosen.layout)
     if case.kind == "entries" and case.dtype == "float32":
@@ -70,7 +83,9 @@ def _sampled(grad_output, input, index):
     rows, columns = grad_output.size(1), input.size(1)
     counts = torch.bincount(index // columns, minlength=rows)
     start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    pattern = torch.sparse_csr_tensor(start, index % columns, input.new_zeros(index.size(0)), (rows, columns), check_invariants=False)
+    pattern = torch.sparse_csr_tensor(
+        start, index % columns, input.new_zeros(index.size(0)), (rows, columns), check_invariants=False
+    )
     return lambda: torch.sparse.sampled_addmm(pattern, grad_output.T, input, beta=0.0)
 
 
@@ -81,8 +96,11 @@ def _loop(grad_output, input, chosen):
 
     def loop():
         for out, (row, column) in zip(values, places):
-            torch.mm(grad_output[:, row * height:(row + 1) * height].T, input[:, column * width:(column + 1) * width], out=out)
+            torch.mm(
+                grad_output[:, row * height : (row + 1) * height].T, input[:, column * width : (column + 1) * width], out=out
+            )
         return values
+
     return loop
 
 
@@ -97,8 +115,11 @@ OF_ROOFLINE = ((0.01, 0.55), (0.05, 0.7), (0.1, 0.7), (0.25, 0.7))
 def musts(found):
     def lines(kind, targets, slow, text, dtype="float32", note=""):
         names = [(_name(kind, density, dtype), target) for density, target in targets]
-        return [must(found, OP, f"{name}: {text}", found.ratio(name, slow), target, note=note)
-                for name, target in names if name in found.cases]
+        return [
+            must(found, OP, f"{name}: {text}", found.ratio(name, slow), target, note=note)
+            for name, target in names
+            if name in found.cases
+        ]
 
     result = lines("entries", ENTRIES, "dense", "times as fast as dense fp32")
     result += lines("entries", ENTRIES_BF16, "dense", "times as fast as dense bf16", "bfloat16", without_bf16())
@@ -106,8 +127,11 @@ def musts(found):
     result += lines("blocks", BLOCKS, "dense", "(64 × 64) times as fast as dense fp32")
     for kind in ("rows", "columns"):
         names = [(_name(kind, density, "float32"), share) for density, share in OF_ROOFLINE]
-        result += [must(found, OP, f"{name}: share of its roofline", found.of_bound(name), share)
-                   for name, share in names if name in found.cases]
+        result += [
+            must(found, OP, f"{name}: share of its roofline", found.of_bound(name), share)
+            for name, share in names
+            if name in found.cases
+        ]
     worst = {name: found.ratio(name, "ours", "dense + gather") for name in found.cases}
     worst = {name: ratio for name, ratio in worst.items() if ratio is not None}
     if worst:

@@ -23,7 +23,7 @@ def pick(count, share, generator):
     if share >= 1:
         return torch.arange(count)
     if count < 1 << 20:
-        return torch.randperm(count, generator=generator)[:max(1, round(share * count))].sort().values
+        return torch.randperm(count, generator=generator)[: max(1, round(share * count))].sort().values
     return (torch.rand(count, generator=generator) < share).nonzero().squeeze(1)
 
 

@@ -33,4 +33,6 @@ def measure(seconds=1.0, array=ARRAY, gemm=2048, dtypes=("float32",)):
         left, right = (torch.randn(side, side).to(getattr(torch, name)) for _ in range(2))
         variants[name], flop[name] = lambda left=left, right=right: left.T @ right, 2 * side**3
     fastest = {name: min(rounds.values()) for name, rounds in interleave(variants, seconds, warm_up=1, most=20).items()}
-    return Ceilings(2 * a.nbytes / fastest["copy"], 3 * a.nbytes / fastest["triad"], {name: flop[name] / fastest[name] for name in dtypes})
+    return Ceilings(
+        2 * a.nbytes / fastest["copy"], 3 * a.nbytes / fastest["triad"], {name: flop[name] / fastest[name] for name in dtypes}
+    )

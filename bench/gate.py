@@ -23,10 +23,16 @@ def require_green(op, tests, jobs=2):
     if find_spec("pytest_benchmark"):
         command += ["-p", "no:benchmark"]  # it would warn that it cannot measure beside xdist, which nobody asks it to
     command += tests
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-                          env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
     if done.returncode:
         tail = "\n".join(done.stdout.strip().splitlines()[-12:])
         raise Red(f"{op}: its tests are red, so it is not measured.\n{tail}")
     return done.stdout.strip().splitlines()[-1]
-

@@ -10,7 +10,7 @@ FEWEST = 3  # rounds of every variant, however slow
 
 
 def order_of(names, number):
-    """The order of round `number`: rotated by one each round and reversed every second, so that nobody keeps the same predecessor."""
+    """The order of a round: rotated by one each round, reversed every second, so that nobody keeps the same predecessor."""
     shift = number % len(names)
     turned = names[shift:] + names[:shift]
     return turned[::-1] if number % 2 else turned
@@ -19,9 +19,9 @@ def order_of(names, number):
 def interleave(variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.perf_counter):
     """{name: {round: seconds of one call}} of the variants {name: callable}.
 
-    seconds: the budget of all together, warm-up not counted. A variant runs until it has used its fair share of the budget, and in
-    the first `least` rounds in any case (in the first FEWEST, where one call takes much of the budget): a slow competitor
-    does not cost the others their samples, and every one has rounds in common with every other.
+    seconds: the budget of all together, warm-up not counted. A variant runs until it has used its fair share of the budget,
+    and in the first `least` rounds in any case (in the first FEWEST, where one call takes much of the budget): a slow
+    competitor does not cost the others their samples, and every one has rounds in common with every other.
     """
     names = list(variants)
     repeats = {name: _warm(variants[name], warm_up, clock) for name in names}
@@ -31,8 +31,11 @@ def interleave(variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.p
     gc.disable()
     try:
         for number in range(most):
-            active = [name for name in order_of(names, number)
-                      if number < FEWEST or spent[name] < fair or (number < least and spent[name] < seconds)]
+            active = [
+                name
+                for name in order_of(names, number)
+                if number < FEWEST or spent[name] < fair or (number < least and spent[name] < seconds)
+            ]
             if not active or (number >= least and len(active) < min(2, len(names))):
                 break
             for name in active:

@@ -42,8 +42,10 @@ def cores():
 
 def commit():
     """Short hash, with a + where the sources that are measured differ from it; "unknown" outside of a checkout."""
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "sparse_ft", "csrc", "kernels")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
@@ -59,5 +61,7 @@ def name():
 
 def line():
     """One line on the machine and the build."""
-    return (f"{cpu_model()}, {isa()}, {cores()} cores; torch {torch.__version__}; commit {commit()}; "
-            f"{datetime.date.today().isoformat()}")
+    return (
+        f"{cpu_model()}, {isa()}, {cores()} cores; torch {torch.__version__}; commit {commit()}; "
+        f"{datetime.date.today().isoformat()}"
+    )

@@ -1,6 +1,5 @@
 """Peak memory of a call, seen twice: by torch's allocator and by the system's resident set. Meant for a process of its own."""
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.demo import measure
@@ -9,7 +8,7 @@ from bench.demo import measure
 def allocator_peak(call):
     """(most bytes alive at once, bytes alive at the end) that torch's allocator gave out during `call()`, from its own events.
 
-    Sees every tensor, also those made inside of ops; not what a library allocates behind torch's back. `resident_peak` sees that.
+    Sees every tensor, also those made inside of ops; not what a library allocates behind torch's back: see `resident_peak`.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         call()

@@ -1,4 +1,4 @@
-"""AdamW implementations as providers: each factory takes parameters that have gradients and returns a call that makes one step."""
+"""AdamW implementations as providers: each takes parameters that have gradients and returns a call that makes one step."""
 
 import importlib
 import os
@@ -16,7 +16,9 @@ def _module(name):
     try:
         return importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a competitor that does not import is a row that says so
-        raise Unavailable(f"{name} does not import here: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+        raise Unavailable(
+            f"{name} does not import here: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
 
 
 def torch_fused(parameters):
@@ -28,12 +30,15 @@ def torch_fused(parameters):
     def step():
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(values, grads, *states, [], steps, amsgrad=False, maximize=False, **HYPER)
+
     return step
 
 
 def _optimizer(cls, parameters, **keywords):
     beta1, beta2 = HYPER["beta1"], HYPER["beta2"]
-    made = cls(parameters, lr=HYPER["lr"], betas=(beta1, beta2), eps=HYPER["eps"], weight_decay=HYPER["weight_decay"], **keywords)
+    made = cls(
+        parameters, lr=HYPER["lr"], betas=(beta1, beta2), eps=HYPER["eps"], weight_decay=HYPER["weight_decay"], **keywords
+    )
     return made.step
 
 
@@ -59,6 +64,7 @@ def bitsandbytes(name):
     def make(parameters):
         step = _optimizer(getattr(_module("bitsandbytes").optim, name), parameters)
         return _must_run("bitsandbytes", step)
+
     return make
 
 
@@ -68,6 +74,7 @@ def torchao(name):
         torch._inductor.config.compile_threads = 1  # no pool of compilers left waiting beside the measurement
         step = _optimizer(getattr(module, name), parameters)
         return _must_run("torchao", step)
+
     return make
 
 

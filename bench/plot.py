@@ -9,7 +9,9 @@ OTHERS = ("#6b7785", "#8f5aa8", "#3b6fb6", "#b5523b", "#7a8b3a", "#444444")
 
 def draw(path, op, records, threads):
     """Write the density sweeps of `records` at one thread count to path (png); None where no kind has two densities."""
-    sweeps = _sweeps([r for r in records if r.threads == threads and r.p50 is not None and r.density and r.kind and r.unit == "ms"])
+    sweeps = _sweeps(
+        [r for r in records if r.threads == threads and r.p50 is not None and r.density and r.kind and r.unit == "ms"]
+    )
     if not sweeps:
         return None
     import matplotlib
@@ -45,12 +47,22 @@ def _panel(axis, title, by_provider):
         ours = provider == OURS
         colour = OUR_COLOUR if ours else next(colours)
         densities, times = [100 * r.density for r in rows], [r.p50 for r in rows]
-        axis.plot(densities, times, marker="o", ms=4, lw=2.4 if ours else 1.2, color=colour, label=provider, zorder=3 if ours else 2)
+        axis.plot(
+            densities, times, marker="o", ms=4, lw=2.4 if ours else 1.2, color=colour, label=provider, zorder=3 if ours else 2
+        )
         if not ours:
             for place in crossovers([r.density for r in rows], [r.ratio for r in rows]):
                 axis.axvline(100 * place, color=colour, lw=0.8, ls=":")
-                axis.annotate(f"{100 * place:.3g} %", (100 * place, 0.98), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
-                              va="top", ha="right", color=colour)
+                axis.annotate(
+                    f"{100 * place:.3g} %",
+                    (100 * place, 0.98),
+                    xycoords=("data", "axes fraction"),
+                    rotation=90,
+                    fontsize=8,
+                    va="top",
+                    ha="right",
+                    color=colour,
+                )
         elif all(r.bound for r in rows):
             axis.plot(densities, [r.bound for r in rows], color=ROOF, ls="--", lw=1.2, label="roofline")
     axis.set_xscale("log")

@@ -52,7 +52,7 @@ class Must:
 
 
 def write(path, rows, kind, stamp):
-    """Write rows of one dataclass; rows of the same ops already in the file are replaced. stamp: {column: value} on each new row."""
+    """Write rows of one dataclass; rows of the same ops in the file are replaced. stamp: {column: value} on each new row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {row.op for row in rows}
     kept = [(row, mark) for row, mark in _read(path, kind) if row.op not in new]
@@ -80,8 +80,13 @@ def _read(path, kind):
     types = {f.name: f.type for f in fields(kind)}
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [(kind(**{k: _value(v, types[k]) for k, v in row.items() if k in types}),
-             {k: v for k, v in row.items() if k not in types}) for row in rows]
+    return [
+        (
+            kind(**{k: _value(v, types[k]) for k, v in row.items() if k in types}),
+            {k: v for k, v in row.items() if k not in types},
+        )
+        for row in rows
+    ]
 
 
 def _text(value):

@@ -19,7 +19,7 @@ def median(numbers):
 
 
 def paired_ratio(numerator, denominator):
-    """Median over the rounds that both took part in of numerator / denominator; {round: seconds} each. None without such a round.
+    """Median of numerator / denominator over the rounds that both took part in; {round: seconds} each. None without one.
 
     A machine that is slow for a while is slow for both halves of a pair, so the ratio drifts less than either time.
     """

@@ -1,8 +1,8 @@
 """What one benchmark file offers, and the run of it: cases × threads × providers in, records and promises out.
 
-A file bench_<op>.py has OP, TESTS (run first), `cases(size)`, `providers(case)` -> {name: () -> callable} of which "ours" is one,
-`bound(case, ceilings)` (seconds at the machine's limit, or None) and `musts(found)`. Where there is more than times: `extra(size, threads)`; where a
-case is not providers side by side: its own `run_case(case, found)`.
+A file bench_<op>.py has OP, TESTS (run first), `cases(size)`, `providers(case)` -> {name: () -> callable}, one named "ours",
+`bound(case, ceilings)` (seconds at the machine's limit, or None) and `musts(found)`. Where there is more than times:
+`extra(size, threads)`; where a case is not providers side by side: its own `run_case(case, found)`.
 """
 
 import gc
@@ -73,7 +73,9 @@ def run_case(op, case, providers, found):
     records = []
     for name, rounds in samples.items():
         ratio = found.ratio(case.name, name) if name != OURS else None
-        records.append(Record(provider=name, ratio=ratio, bound=1e3 * bound if bound else None, **quantiles(rounds.values()), **about))
+        records.append(
+            Record(provider=name, ratio=ratio, bound=1e3 * bound if bound else None, **quantiles(rounds.values()), **about)
+        )
     return records + [Record(provider=name, note=why, **about) for name, why in absent.items()]
 
 
@@ -117,8 +119,10 @@ def quantiles(seconds):
 def ceiling_records(op, found):
     rates = {"copy": (found.ceilings.copy / 1e9, "GB/s"), "triad": (found.ceilings.triad / 1e9, "GB/s")}
     rates |= {f"GEMM {name}": (rate / 1e9, "GFLOP/s") for name, rate in found.ceilings.gemm.items()}
-    return [Record(op=op, case="ceilings", provider=name, threads=found.threads, unit=unit, p50=rate)
-            for name, (rate, unit) in rates.items()]
+    return [
+        Record(op=op, case="ceilings", provider=name, threads=found.threads, unit=unit, p50=rate)
+        for name, (rate, unit) in rates.items()
+    ]
 
 
 def must(found, op, line, measured, target, at_least=True, note=""):

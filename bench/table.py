@@ -21,18 +21,33 @@ def number(value):
 
 
 def of_op(records, threads):
-    """The table of one op at one thread count: a row a case and provider, times in ms, ratios to ours."""
+    """The tables of one op at one thread count. Cases named "about: what" stand side by side, the others one a row."""
+    records = [r for r in records if r.threads == threads and r.case != "ceilings"]
+    plain = [r for r in records if ": " not in r.case]
+    tables = [timings(plain)] if plain else []
+    for about in dict.fromkeys(r.case.partition(": ")[0] for r in records if ": " in r.case):
+        tables.append(side_by_side(about, [r for r in records if r.case.startswith(f"{about}: ")]))
+    return "\n\n".join(tables)
+
+
+def timings(records):
     rows = []
     for r in records:
-        if r.threads != threads or r.case == "ceilings":
-            continue
-        if r.p50 is None:
-            rows.append([r.case, r.provider, "", "", "", "", "", r.note])
-            continue
-        reached = f"{100 * r.bound / r.p50:.0f} %" if r.bound and r.provider == "ours" else ""
-        note = r.note or ("" if r.unit == "ms" else r.unit)
-        rows.append([r.case, r.provider, number(r.p20), number(r.p50), number(r.p80), number(r.ratio), reached, note])
-    return markdown(["case", "provider", "p20 ms", "p50 ms", "p80 ms", "time / ours", "of roofline", "note"], rows)
+        figures = [number(n) for n in (r.p20, r.p50, r.p80, r.ratio)]
+        reached = f"{100 * r.bound / r.p50:.0f} %" if r.bound and r.p50 and r.provider == "ours" else ""
+        rows.append([r.case, r.provider, *figures, reached, r.rounds or "", r.note])
+    return markdown(["case", "provider", "p20 ms", "p50 ms", "p80 ms", "time / ours", "of roofline", "rounds", "note"], rows)
+
+
+def side_by_side(about, records):
+    """Medians, a row a provider and a column a case."""
+    columns = list(dict.fromkeys(r.case.partition(": ")[2] for r in records))
+    cells = {(r.provider, r.case.partition(": ")[2]): number(r.p50) for r in records}
+    rows = [
+        [provider, *(cells.get((provider, column), "") for column in columns)]
+        for provider in dict.fromkeys(r.provider for r in records)
+    ]
+    return markdown([f"{about}, {records[0].unit}", *columns], rows)
 
 
 def ceilings(records, threads):
@@ -43,8 +58,17 @@ def ceilings(records, threads):
 
 def musts(rows):
     """The promises as a table, in the order given."""
-    cells = [[m.line, m.threads, number(m.measured) if m.measured is not None else "not measured",
-              f"{'≥' if m.at_least else '≤'} {m.target:g}", "pass" if m.met else "FALLS SHORT", m.note] for m in rows]
+    cells = [
+        [
+            m.line,
+            m.threads,
+            number(m.measured) if m.measured is not None else "not measured",
+            f"{'≥' if m.at_least else '≤'} {m.target:g}",
+            "pass" if m.met else "FALLS SHORT",
+            m.note,
+        ]
+        for m in rows
+    ]
     return markdown(["promise", "threads", "measured", "target", "", "note"], cells)
 
 

@@ -25,7 +25,11 @@ class LlamaLayer(nn.Module):
 
         super().__init__()
         config = LlamaConfig(**shape, num_hidden_layers=1, vocab_size=64, attn_implementation="sdpa")
-        self.layer, self.rotary, self.hidden_size = LlamaDecoderLayer(config, 0), LlamaRotaryEmbedding(config), config.hidden_size
+        self.layer, self.rotary, self.hidden_size = (
+            LlamaDecoderLayer(config, 0),
+            LlamaRotaryEmbedding(config),
+            config.hidden_size,
+        )
 
     def forward(self, hidden):
         place = self.rotary(hidden, torch.arange(hidden.size(1))[None])
@@ -82,8 +86,11 @@ def _linears(model):
 def _adapter(model, method):
     from peft import LoraConfig, ShiraConfig, get_peft_model
 
-    config = (LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=_linears(model)) if method.startswith("LoRA")
-              else ShiraConfig(r=8, target_modules=_linears(model)))
+    config = (
+        LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=_linears(model))
+        if method.startswith("LoRA")
+        else ShiraConfig(r=8, target_modules=_linears(model))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return get_peft_model(model, config, autocast_adapter_dtype=False)  # adapters in the weight's dtype: the faster choice
@@ -120,10 +127,11 @@ def selected_products(model, tokens, dtype, density=DENSITY):
     calls = []
     for linear in (m for m in model.modules() if isinstance(m, nn.Linear)):
         rows, columns = linear.weight.shape
-        index = torch.randperm(columns)[:max(1, round(density * columns))].sort().values
+        index = torch.randperm(columns)[: max(1, round(density * columns))].sort().values
         calls.append((torch.randn(tokens, rows).to(dtype), torch.randn(tokens, columns).to(dtype), index))
 
     def call():
         for grad_output, input, index in calls:
             grad_output.T @ input.index_select(1, index)
+
     return call

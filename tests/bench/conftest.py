@@ -1,0 +1,8 @@
+"""The benchmarks run from the repository's root and are not installed: importable, but behind the installed packages."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))

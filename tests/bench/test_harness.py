@@ -1,0 +1,61 @@
+"""Interleaving under a fake clock: order, budget, pairs."""
+
+import pytest
+
+from bench import harness
+
+
+class Clock:
+    """A clock that moves only when a variant says so."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def variant(self, name, seconds):
+        def call():
+            self.calls.append(name)
+            self.now += seconds
+
+        return call
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_the_order_turns_and_is_reversed_every_second_round():
+    names = ["a", "b", "c"]
+    assert [harness.order_of(names, n) for n in range(3)] == [["a", "b", "c"], ["a", "c", "b"], ["c", "a", "b"]]
+    before = {(o[i - 1], o[i]) for o in (harness.order_of(names, n) for n in range(6)) for i in (1, 2)}
+    assert len(before) == 6  # everyone follows everyone at some time
+
+
+def test_each_variant_is_timed_once_a_round(clock):
+    samples = harness.interleave({"a": clock.variant("a", 0.01), "b": clock.variant("b", 0.02)}, 0.2, clock=clock)
+    assert all(t == pytest.approx(0.01) for t in samples["a"].values())
+    assert all(t == pytest.approx(0.02) for t in samples["b"].values())
+    assert set(samples["b"]) <= set(samples["a"]) and list(samples["a"]) == sorted(samples["a"])
+
+
+def test_the_budget_holds_and_a_slow_variant_costs_the_others_nothing(clock):
+    fast = {name: clock.variant(name, 0.001) for name in "abc"}
+    samples = harness.interleave({**fast, "slow": clock.variant("slow", 1.0)}, 2.0, least=5, clock=clock)
+    assert len(samples["slow"]) == harness.FEWEST
+    assert clock.calls.count("slow") == harness.FEWEST + 1  # warm after one call
+    assert all(len(samples[name]) >= 400 for name in fast)
+    assert set(samples["slow"]) <= set(samples["a"])
+
+
+def test_short_calls_are_repeated_within_a_sample(clock):
+    samples = harness.interleave({"a": clock.variant("a", 1e-6)}, 0.001, warm_up=1, clock=clock)
+    assert clock.calls.count("a") > 200 * len(samples["a"])
+    assert samples["a"][0] == pytest.approx(1e-6)
+
+
+def test_the_number_of_rounds_is_bounded(clock):
+    samples = harness.interleave({"a": clock.variant("a", 0.001), "b": clock.variant("b", 0.001)}, 1e9, most=7, clock=clock)
+    assert len(samples["a"]) == len(samples["b"]) == 7

@@ -1,0 +1,75 @@
+"""Rows through csv and into Markdown; what passes and what falls short."""
+
+import pytest
+
+from bench import table
+from bench.records import Must, Record, read, stamps, write
+
+ROWS = [
+    Record("adamw", "entries 1 %", "ours", 1, "entries", 0.01, "bfloat16", "ms", 1.0, 1.25, 1.5, 12, None, 0.5),
+    Record("adamw", "entries 1 %", "theirs, with comma", 1, "entries", 0.01, "bfloat16", "ms", 2.0, 2.5, 3.0, 12, 2.0),
+    Record("adamw", "entries 1 %", "absent", 1, note="it does not build here"),
+    Record("adamw", "ceilings", "copy", 1, unit="GB/s", p50=20.0),
+]
+
+
+def test_csv_round_trip(tmp_path):
+    path = tmp_path / "deep" / "machine.csv"
+    write(path, ROWS, Record, {"machine": "a, b"})
+    assert read(path, Record) == ROWS
+    assert stamps(path, Record) == {"adamw": {"machine": "a, b"}}
+
+
+def test_a_new_run_of_an_op_replaces_its_rows_only(tmp_path):
+    path = tmp_path / "machine.csv"
+    other = Record("wgrad", "rows", "ours", 2, p50=3.0)
+    write(path, [*ROWS, other], Record, {"machine": "old"})
+    new = Record("adamw", "entries 5 %", "ours", 1, p50=9.0)
+    write(path, [new], Record, {"machine": "new"})
+    assert read(path, Record) == [other, new]
+    assert stamps(path, Record) == {"wgrad": {"machine": "old"}, "adamw": {"machine": "new"}}
+
+
+def test_promises_round_trip(tmp_path):
+    rows = [Must("adamw", "at least", 1, 2.0, 1.5), Must("adamw", "at most", 2, None, 1.05, False, "a note")]
+    write(tmp_path / "m.csv", rows, Must, {"machine": "x"})
+    assert read(tmp_path / "m.csv", Must) == rows
+
+
+@pytest.mark.parametrize(
+    ("measured", "target", "at_least", "met"),
+    [(2.0, 1.5, True, True), (1.5, 1.5, True, True), (1.4, 1.5, True, False)]
+    + [(1.0, 1.05, False, True), (1.1, 1.05, False, False), (None, 1.0, True, False), (None, 1.0, False, False)],
+)
+def test_pass_or_fall_short(measured, target, at_least, met):
+    must = Must("op", "a line", 2, measured, target, at_least, "why")
+    assert must.met is met
+    text = str(must)
+    assert text.startswith("pass " if met else "FALLS SHORT ") and "2 threads: a line" in text and "[why]" in text
+
+
+def test_the_table_of_an_op():
+    text = table.document("adamw", ROWS, [Must("adamw", "a line", 1, 2.0, 1.5)], {"machine": "the machine"})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert lines[2] == ["entries 1 %", "ours", "1", "1.25", "1.5", "", "40 %", "12", ""]
+    assert lines[3][:6] == ["entries 1 %", "theirs, with comma", "2", "2.5", "3", "2"]
+    assert lines[4] == ["entries 1 %", "absent", "", "", "", "", "", "", "it does not build here"]
+    assert "copy 20 GB/s" in text and "the machine" in text and lines[-1] == ["a line", "1", "2", "≥ 1.5", "pass", ""]
+
+
+def test_cases_of_one_thing_stand_side_by_side():
+    rows = [
+        Record("b", f"layer: {phase}", way, 2, p50=p) for way, p in (("x", 1.0), ("y", 2.0)) for phase in ("forward", "wgrad")
+    ]
+    lines = [line.replace(" ", "") for line in table.of_op(rows, 2).splitlines()]
+    assert lines[0] == "|layer,ms|forward|wgrad|" and lines[2:] == ["|x|1|1|", "|y|2|2|"]
+
+
+def test_plot_of_a_sweep(tmp_path):
+    pytest.importorskip("matplotlib")
+    from bench import plot
+
+    sweep = [Record("op", f"rows {d}", who, 1, "rows", d, "float32", p50=p, ratio=r, bound=0.01)
+             for d, p, r in ((0.01, 1.0, 3.0), (0.1, 2.0, 0.5)) for who in ("ours", "dense")]  # fmt: skip
+    assert plot.draw(tmp_path / "p.png", "op", sweep, 1).stat().st_size > 10_000
+    assert plot.draw(tmp_path / "q.png", "op", sweep[:2], 1) is None

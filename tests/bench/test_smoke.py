@@ -1,0 +1,117 @@
+"""Every benchmark file runs at tiny shapes, so that nothing rots; no time is looked at."""
+
+import pytest
+import torch
+
+for package in ("tqdm", "peft", "transformers"):
+    pytest.importorskip(package)
+
+from bench import bench_layer, cases, main, memory, suite, table  # noqa: E402
+from bench.bench_gather_selected import indexed  # noqa: E402
+
+THREADS = [1]  # one: the workers of `make test` share the cores
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Without competitors that compile for seconds, or that take seconds to import."""
+    from bench import optimizers
+
+    def absent(parameters):
+        raise suite.Unavailable("left out of the tests")
+
+    for name in set(optimizers.DENSE) - {"torch fused", "torch foreach"}:
+        monkeypatch.setitem(optimizers.DENSE, name, absent)
+    monkeypatch.setattr(bench_layer, "run_apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench_layer.measure, "return_freed_blocks", lambda: None)
+
+
+@pytest.mark.parametrize("op", main.OPS)
+def test_every_benchmark_runs(op, quickly):
+    module = main.module_of(op)
+    ticks = []
+    records, musts = suite.run(module, "tiny", THREADS, lambda seconds, what: ticks.append(what))
+    assert {r.case.partition(": ")[0] for r in records} >= {case.name for case in module.cases("tiny")} <= set(ticks)
+    timed = [r for r in records if r.p50 is not None]
+    assert all(r.p50 >= 0 and (r.p20 is None or r.p20 <= r.p50 <= r.p80) for r in timed) and timed
+    assert all(r.note for r in records if r.p50 is None)
+    assert all(m.measured is None or m.measured > 0 for m in musts) and (
+        musts or op in ("breakdown", "gather_selected", "scatter_selected")
+    )
+    assert table.document(op, records, musts, {"machine": "here"})
+
+
+@pytest.mark.parametrize("op", main.OPS)
+def test_the_quick_set_keeps_its_time(op):
+    """Budgets at two thread counts, all ops: well under 15 minutes, for warm-up and tests come on top."""
+    module = main.module_of(op)
+    total = sum(case.seconds for case in module.cases("quick")) * 2
+    assert 0 < total <= 180
+    assert len({case.name for case in module.cases("full")}) == len(module.cases("full")) >= len(module.cases("quick"))
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
+def test_the_competitors_of_a_gather_get_the_same_values(kind):
+    chosen = cases.selection(kind, (128, 192), 0.3)
+    matrix = torch.randn(128, 192)
+    view, subscripts = indexed(matrix, kind, chosen.index.long())
+    assert torch.equal(view[subscripts], chosen.gather(matrix))
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
+def test_selections_have_the_density_asked_for(kind):
+    assert cases.selection(kind, (1024, 2048), 0.1).density((1024, 2048)) == pytest.approx(0.1, rel=0.05)
+    assert cases.selection(kind, (128, 128), 1.0).density((128, 128)) == 1
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
+def test_the_competitors_of_a_step_leave_the_same_weight(kind):
+    from bench.bench_masked_adamw import Setting
+
+    weights = []
+    for way in ("ours", "index_copy"):
+        torch.manual_seed(0)
+        setting = Setting(suite.Case("", kind, 0.2, "float32", (128, 192)))
+        step = getattr(setting, way)()
+        step()
+        step()
+        weights.append(setting.weight)
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
+def test_the_competitors_of_a_weight_gradient_agree(kind):
+    from bench.bench_selected_wgrad import providers
+
+    case = suite.Case("", kind, 0.2, "float32", (128, 128), 8)
+    calls = {name: make() for name, make in providers(case).items()}
+    chosen, ours = cases.selection(kind, (128, 128), 0.2), calls["ours"]()
+    torch.testing.assert_close(chosen.gather(calls["dense"]()), ours)
+    for name in set(calls) - {"ours", "dense"}:
+        found = calls[name]()
+        torch.testing.assert_close(found.values() if found.layout is torch.sparse_csr else found, ours)
+
+
+def test_running_peak():
+    assert memory.running_peak([5, 3, -4, 2, -6]) == (8, 0)
+    assert memory.running_peak([]) == (0, 0)
+
+
+def test_the_allocators_peak_sees_what_was_freed_again():
+    def call():
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        return b.sum().item()
+
+    peak, left = memory.allocator_peak(call)
+    assert 8000 <= peak < 9000 and left == 0
+
+
+def test_memory_promises():
+    """Peak over saved + values + gradients + state + what passes in an all-frozen step."""
+    frozen = dict(resident=150, allocator=140, saved=100, values=0, gradients=0, state=0)
+    ours = dict(resident=None, allocator=160, saved=110, values=3, gradients=3, state=6)
+    (must,) = bench_layer.memory_musts({"ours": ours, "frozen": frozen}, 2)
+    assert must.measured == pytest.approx(160 / (122 + 40)) and must.met
+    assert bench_layer.memory_musts({"ours": ours}, 2) == []
