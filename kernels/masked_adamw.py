@@ -297,8 +297,7 @@ def masked_adamw_triton_(
         if skip_nonfinite:
             for chunks, table, dtype, *_, aligned in tables:
                 _nonfinite_kernel[chunks.shape](
-                    chunks, table, found_inf, VALUE=TRITON_DTYPES[dtype], ALIGNED=aligned, BLOCK=CHUNK,
-                    enable_fp_fusion=True,
+                    chunks, table, found_inf, VALUE=TRITON_DTYPES[dtype], ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True
                 )
         coefficients = torch.empty(len(values), COEFFICIENTS.value, dtype=torch.float64, device=device)
         hyper = _to_device(list(hyper.values()), torch.float64, device)
