@@ -79,7 +79,9 @@ def _steps(case):
 
 def added_microseconds(found, case, provider=OURS, baseline="nn.Linear"):
     """Median over paired rounds of the time that `provider` takes more than `baseline`."""
-    samples = found.samples[case]
+    samples = found.samples.get(case)
+    if not samples:
+        return None
     return 1e6 * median(
         [samples[provider][r] - samples[baseline][r] for r in samples[provider].keys() & samples[baseline].keys()]
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench import machine, plot, suite, table
+from bench import machine, memory, plot, readme, suite, table
 from bench.gate import Red, require_green
 from bench.records import Must, Record, read, stamps, write
 
 OPS = ("gather_selected", "scatter_selected", "selected_wgrad", "masked_adamw", "linear", "layer", "breakdown")
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).resolve().with_name("results")
+README = RESULTS.with_name("README.md")
 BAR = "{desc:17s} {percentage:3.0f} %|{bar:24}| {elapsed} {postfix}"
 
 
@@ -83,6 +84,9 @@ def write_document(out):
             parts.append(text + "".join(f"\n![{op}]({p})\n" for p in pictures))
     path = out / f"{name}.md"
     path.write_text("# Results\n\n" + "\n".join(parts), encoding="utf-8")
+    if out.resolve() == RESULTS:
+        filled = readme.fill(README.read_text(encoding="utf-8"), readme.sections(records, musts, marks))
+        README.write_text(filled, encoding="utf-8")
     return path
 
 
@@ -111,6 +115,7 @@ def main(arguments=None):
     args = parser().parse_args(arguments)
     ops, threads = chosen(args.op, OPS, "--op"), thread_counts(args.threads)
     print(machine.line(), flush=True)
+    memory.keep_freed_blocks()
     red, promised = [], []
     for op in ops:
         try:

@@ -73,3 +73,30 @@ def test_plot_of_a_sweep(tmp_path):
              for d, p, r in ((0.01, 1.0, 3.0), (0.1, 2.0, 0.5)) for who in ("ours", "dense")]  # fmt: skip
     assert plot.draw(tmp_path / "p.png", "op", sweep, 1).stat().st_size > 10_000
     assert plot.draw(tmp_path / "q.png", "op", sweep[:2], 1) is None
+
+
+def test_the_readme_has_the_marks_that_are_filled():
+    from bench import main, readme
+
+    rows = [Record("breakdown", "layer: forward", "ours", 2, p50=3.0), Record("linear", "a call", "ours", 1, p50=1.0)]
+    stamp = dict.fromkeys(("breakdown", "linear"), {"machine": "the machine"})
+    musts = [Must("adamw", "a line", 1, 2.0, 1.5), Must("adamw", "a line", 2, None, 1.5)]
+    text = readme.fill(main.README.read_text(), readme.sections(rows, musts, stamp))
+    assert "not measured yet" not in text and text.count("the machine") >= 2
+    assert "| adamw: a line |  ≥ 1.5 |          |        2 | not measured |" in text
+    assert readme.fill(text, readme.sections(rows, musts, stamp)) == text
+    with pytest.raises(ValueError, match="marks"):
+        readme.fill("", {"host": "x"})
+
+
+def test_every_promise_of_the_quick_set_was_predicted():
+    from bench import bench_layer, main, suite
+    from bench.ceilings import Ceilings
+    from bench.predictions import EXPECTED
+
+    lines = {"same bits with 1 and 2 threads (1: yes)", *(bench_layer.MEMORY.format(how) for how in ("resident", "allocator"))}
+    for op in main.OPS:
+        module = main.module_of(op)
+        found = suite.Found(1, Ceilings(1e9, 1e9, {}), cases={case.name: case for case in module.cases("quick")})
+        lines |= {must.line for must in module.musts(found)}
+    assert lines == set(EXPECTED)
