@@ -1,6 +1,7 @@
 """convert, revert, sync, summary: put selective modules into a model that exists, and take them out again."""
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .nn.alias import SelectedParameter
 from .nn.embedding import SelectiveEmbedding, check_embedding
@@ -46,12 +47,15 @@ def convert(model, plan):
     for name, module in model.named_modules():
         if isinstance(module, Selected):
             raise ValueError(f"model: {name!r} is selective already; call sft.revert on the model that was converted")
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "model: DistributedDataParallel wraps it already and would not share the gradients of new parameters; "
+                "convert first, then wrap"
+            )
+    _check_names(model, plan)
     readers = _readers(model)
     actions = [_action(model, name, what, readers) for name, what in plan.items() if what != ALL]
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name in plan:
-        if plan[name] == ALL and not _find(model, name).is_floating_point():
-            raise TypeError(f"plan: {name!r} is {_find(model, name).dtype}, which cannot train")
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -60,11 +64,13 @@ def convert(model, plan):
         for name, what in plan.items():
             if what == ALL:
                 _find(model, name).requires_grad_(True)
+        report = _report(model, plan)
+        model.__dict__[_RECORD] = plan, flags
     except BaseException:
+        model.__dict__.pop(_RECORD, None)
         _undo(model, flags)
         raise
-    model.__dict__[_RECORD] = plan, flags
-    return _report(model, plan)
+    return report
 
 
 def revert(model):
@@ -123,13 +129,30 @@ def _similar(model, attribute):
     return f"; it has {', '.join(map(repr, near[:3]))}{', …' if len(near) > 3 else ''}"
 
 
+def _check_names(model, plan):
+    """Raise unless each entry of the plan names a parameter that can train, and no two of them want different things of one."""
+    first = {}
+    for name, what in plan.items():
+        parameter = _find(model, name)
+        other = first.setdefault(id(parameter), name)
+        if other != name and not what == plan[other] == ALL:
+            raise ValueError(f"plan: {other!r} and {name!r} are one parameter; name it once")
+        if what == ALL and not parameter.is_floating_point():
+            raise TypeError(f"plan: {name!r} is {parameter.dtype}, which cannot train")
+
+
+def _memory(parameter):
+    """What tells whether two parameters are tied: where their entries lie (or, without any, who they are)."""
+    return parameter.data_ptr() or id(parameter)
+
+
 def _readers(model):
-    """{id(parameter): {(id(module), attribute): dotted name}}: who holds each parameter."""
+    """{memory: {(id(module), attribute): dotted name}}: who holds each parameter."""
     readers = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                places = readers.setdefault(id(parameter), {})
+                places = readers.setdefault(_memory(parameter), {})
                 places[id(module), attribute] = f"{prefix}.{attribute}".lstrip(".")
     return readers
 
@@ -139,7 +162,7 @@ def _action(model, name, selection, readers):
     owner, attribute = _owner(model, name)
     weight = owner._parameters[attribute]
     check_weight(name, weight)
-    shared = readers[id(weight)]
+    shared = readers[_memory(weight)]
     if len(shared) > 1:
         raise ValueError(
             f"plan: {name!r} is one parameter with {', '.join(n for n in shared.values() if n != name)} (tied), and a "
@@ -154,6 +177,11 @@ def _action(model, name, selection, readers):
     cls = _selective_class(owner, attribute, selection)
     if cls is not None:
         return lambda: adopt(cls, owner, selection, name)
+    if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not isinstance(owner, ParametrizationList):
+        raise ValueError(
+            f"plan: {name!r} belongs to a {type(owner).__name__}, which runs through its children, and the selection would be "
+            f"one of them; train it whole ('all') or leave it out"
+        )
     reader = _reader(model, name, owner)
     return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name)
 
@@ -162,13 +190,14 @@ def _selective_class(owner, attribute, selection):
     """The class that replaces `owner`, or None where the parameter is aliased."""
     if attribute != "weight":
         return None
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+        check_embedding("embedding", owner)
     kind = type(owner)
     if kind is nn.Linear:
         return SelectiveLinear
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         return SelectiveConv1D
     if kind is nn.Embedding and selection.kind == "rows":
-        check_embedding("embedding", owner)
         return SelectiveEmbedding
     return None
 

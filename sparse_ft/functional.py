@@ -93,7 +93,7 @@ def _product(input, weight, bias, input_dim):
             output = F.linear(input.contiguous(), weight)
             return output if bias is None else output + bias.to(output.dtype)
         return F.linear(input, weight, bias)
-    flat = torch.addmm(bias, input.reshape(-1, input.size(-1)), weight)
+    flat = torch.addmm(bias, _flat(input), weight)
     return flat.view(*input.shape[:-1], weight.size(1))
 
 
@@ -102,7 +102,7 @@ def _keep(input, features, dtype):
     if torch.compiler.is_compiling() or input.is_inference():
         return input.index_select(-1, features).to(dtype)
     state = input._version, dtype
-    for known, known_state, of, copy in _kept:
+    for known, known_state, of, copy in tuple(_kept):  # other threads append
         if of is features and known_state == state and known() is input:
             kept = copy()
             if kept is not None:
@@ -112,6 +112,11 @@ def _keep(input, features, dtype):
         kept = kept.to(dtype)
     _kept.append((TensorWeakRef(input), state, features, TensorWeakRef(kept)))
     return kept
+
+
+def _flat(tensor):
+    """[..., features] as [T, features], also without features."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.size(-1))
 
 
 def _refuse_double_backward(name):
@@ -141,13 +146,13 @@ class _SelectiveProduct(torch.autograd.Function):
         _refuse_double_backward("selective_linear")
         weight, part = ctx.saved_tensors
         grad_input = grad_values = grad_bias = None
-        flat = grad_output.reshape(-1, grad_output.size(-1))  # [T, out]
+        flat = _flat(grad_output)  # [T, out]
         if weight is not None:
             cast = weight.to(flat.dtype)
             grad_input = flat @ (cast if ctx.input_dim == 1 else cast.T)
             grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(ctx.input_dim)).to(ctx.input_dtype)
         if part is not None:
-            part = part.reshape(-1, part.size(-1)).to(flat.dtype)  # [T, features]
+            part = _flat(part).to(flat.dtype)  # [T, features]
             operands = (flat, part) if ctx.input_dim == 1 else (part, flat)
             grad_values = ops.selected_wgrad(*operands, *ctx.layout, dtype=ctx.values_dtype)
         if ctx.needs_input_grad[3]:
@@ -171,7 +176,7 @@ class _SelectiveEmbedding(torch.autograd.Function):
         miss = ctx.index[slot] != tokens
         if ctx.padding_idx is not None:
             miss |= tokens == ctx.padding_idx
-        rows = grad_output.reshape(-1, grad_output.size(-1)).to(ctx.dtype).masked_fill(miss[:, None], 0)  # [T, embedding_dim]
+        rows = _flat(grad_output).to(ctx.dtype).masked_fill(miss[:, None], 0)  # [T, embedding_dim]
         grad_values = rows.new_zeros(ctx.shape).index_add_(0, slot, rows)
         return None, None, grad_values, None, None
 

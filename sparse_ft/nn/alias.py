@@ -21,15 +21,12 @@ class SelectedParameter(Selected):
     def __init__(self, owner, name, selection, shape, reader, label):
         super().__init__()
         check_weight(label, owner._parameters[name])
-        self.__dict__.update(owner=owner, name=name, reader=reader, label=label)
-        self.__dict__["_required_grad"] = owner._parameters[name].requires_grad
+        self.__dict__.update(owner=owner, name=name, reader=reader, label=label, _handles=[])
         self._select(selection, shape)
         owner.add_module(f"{name}_selected", self)
-        self._handles = [
-            reader.register_forward_pre_hook(self.before_forward),
-            reader.register_forward_hook(self.after_forward, always_call=True),
-            owner.register_load_state_dict_pre_hook(self._before_owner_loads),
-        ]
+        self._handles.append(reader.register_forward_pre_hook(self.before_forward))
+        self._handles.append(reader.register_forward_hook(self.after_forward, always_call=True))
+        self._handles.append(owner.register_load_state_dict_pre_hook(self._before_owner_loads))
 
     def _weight(self):
         return self.owner._parameters[self.name]
@@ -46,8 +43,17 @@ class SelectedParameter(Selected):
             self._put(self._weight().detach().requires_grad_())  # torch picks kernels by it: the bits of the original forward
 
     def after_forward(self, *_):
-        if self.owner.__dict__.pop(self.name, None) is not None:
+        if self._take_away() is None and torch.is_grad_enabled() and self._parameters["values"].requires_grad:
+            raise RuntimeError(
+                f"{self.label}: its reader calls itself or runs in several threads; a selection then gets part of its gradient "
+                f"only; train it whole ('all') or leave it out"
+            )
+
+    def _take_away(self):
+        taken = self.owner.__dict__.pop(self.name, None)
+        if taken is not None:
             self._put_flat(self._weight())
+        return taken
 
     def _put(self, tensor):
         self.owner.__dict__[self.name] = tensor
@@ -63,12 +69,12 @@ class SelectedParameter(Selected):
         self.sync()  # at once: others than the reader may read this weight, and would not look
 
     def remove(self):
-        """Undo the constructor; the weight keeps its trained entries."""
+        """Undo the constructor, but for requires_grad; the weight keeps its trained entries."""
+        self._take_away()  # there still after an interrupted forward
         self.sync()
         for handle in self._handles:
             handle.remove()
         del self.owner._modules[f"{self.name}_selected"]
-        self._weight().requires_grad_(self._required_grad)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if self._parameters["values"].dtype != self._weight().dtype:
@@ -76,6 +82,7 @@ class SelectedParameter(Selected):
         self.sync()
 
     def _before_owner_loads(self, owner, state_dict, prefix, *_):
+        self.sync()  # a weight that fails to load is what values come from
         self.__dict__["_weight_comes"] = prefix + self.name in state_dict
 
     def _weight_is_in(self, state_dict, prefix):

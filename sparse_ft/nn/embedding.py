@@ -32,6 +32,6 @@ def check_embedding(label, embedding):
     for option in ("max_norm", "sparse", "scale_grad_by_freq"):
         if getattr(embedding, option):
             raise ValueError(
-                f"{label}: {option}={getattr(embedding, option)} is not supported with selected rows; "
+                f"{label}: {option}={getattr(embedding, option)} is not supported with selected entries; "
                 f"make the embedding without it"
             )

@@ -17,29 +17,20 @@ def fresh_weight(self):
 
 
 def adopt(cls, module, selection, label):
-    """Turn `module` itself into a `cls` with `selection`; on an error it is left as it was."""
+    """Turn `module` itself into a `cls` with `selection`; `restore` undoes it, also half done."""
     weight = module._parameters["weight"]
     check_weight(label, weight)
-    module.__dict__["_original"] = type(module), weight.requires_grad
+    module.__dict__.update(_original=type(module), label=label)
     module.__class__ = cls
-    module.__dict__["label"] = label
-    try:
-        module._select(selection, (weight[..., 0].numel(), weight.size(-1)))
-    except BaseException:
-        _become_original(module)
-        raise
+    module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)))
 
 
 def restore(module):
-    """Undo `adopt`: the original class, holding the trained weight."""
-    module.sync()
-    _become_original(module)
-
-
-def _become_original(module):
+    """Undo `adopt`: the original class, holding the trained weight. Its requires_grad is the caller's to put back."""
+    if "values" in module._parameters:
+        module.sync()
     module._deselect()
-    module.__class__, requires_grad = module.__dict__.pop("_original")
-    module.weight.requires_grad_(requires_grad)
+    module.__class__ = module.__dict__.pop("_original")
 
 
 class Adopted(Selected):
@@ -54,6 +45,10 @@ class Adopted(Selected):
         twin.__dict__.update({k: v.copy() for k, v in module.__dict__.items() if isinstance(v, dict)})
         adopt(cls, twin, selection, f"{type(module).__name__}.weight")
         return twin
+
+    def _load_from_state_dict(self, *arguments):
+        self.sync()  # a weight that fails to load is what values come from
+        super()._load_from_state_dict(*arguments)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, selection={self.selection}"

@@ -19,14 +19,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import ops
 
-_owners = WeakTensorKeyDictionary()  # values -> weak reference to the Selected module that holds it
+_owners = WeakTensorKeyDictionary()  # values -> the Selected modules that have held it, weakly
 _step_hook = None
 
 
 def owner_of(values):
-    """The `Selected` module whose `values` this tensor is, or None."""
-    reference = _owners.get(values)
-    return None if reference is None else reference()
+    """The one `Selected` module whose `values` this tensor is; None where there is none or more than one."""
+    owners = _owners_of(values)
+    return owners[0] if len(owners) == 1 else None
+
+
+def _owners_of(values):
+    return [module for module in _owners.get(values, ()) if module._parameters.get("values") is values]
 
 
 def _after_step(optimizer, *_):
@@ -34,8 +38,7 @@ def _after_step(optimizer, *_):
     written = getattr(optimizer, "writes_through", False)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            owner = owner_of(parameter)
-            if owner is not None:
+            for owner in _owners_of(parameter):
                 owner.after_step(written)
 
 
@@ -57,6 +60,8 @@ class Selected(nn.Module):
 
     label = "weight"
     input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
+    _shown = None  # the state of values and weight when the one last showed the other; None: they may differ
+    _held = None  # the memory that `_shown` speaks of: an address means something only while nothing else can get it
 
     def _weight(self):
         return self._parameters["weight"]
@@ -81,7 +86,7 @@ class Selected(nn.Module):
     def _deselect(self):
         """Undo `_select`, as far as it got."""
         self._parameters.pop("values", None)
-        for name in ("selection", "matrix_shape", "_shown", "_reported", "label"):
+        for name in ("selection", "matrix_shape", "_shown", "_held", "_reported", "label"):
             self.__dict__.pop(name, None)
 
     def register_parameter(self, name, param):
@@ -95,9 +100,12 @@ class Selected(nn.Module):
         if _step_hook is None:
             _step_hook = register_optimizer_step_post_hook(_after_step)
         if self._parameters.get("values") is not None:
-            _owners[self._parameters["values"]] = weakref.ref(self)
+            _owners.setdefault(self._parameters["values"], weakref.WeakSet()).add(self)
             if self.input_dim is not None:
                 self.selection.restrict(self.input_dim, self.matrix_shape[self.input_dim])  # now, not in the first forward
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shown", "_held")}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -108,7 +116,10 @@ class Selected(nn.Module):
         return values._version, values.data_ptr(), values.dtype, weight._version, weight.data_ptr(), weight.dtype
 
     def _mark_shown(self):
-        self.__dict__["_shown"] = self._state()
+        shown, held = self._state(), self._held
+        if held is None or (held[0].data_ptr(), held[1].data_ptr()) != (shown[1], shown[4]):
+            self.__dict__["_held"] = self._parameters["values"].detach(), self._weight().detach()
+        self.__dict__["_shown"] = shown
 
     def after_step(self, written):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
@@ -128,12 +139,17 @@ class Selected(nn.Module):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
         if torch.compiler.is_compiling():
             return self._write()
+        if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{self.label}: selected entries do not train under torch.func transforms (grad, vmap, jvp, …); use "
+                f"loss.backward(), or sft.revert(model) for layers that do"
+            )
         shown = self._shown
         if not force and shown is not None:
             state = self._state()
             if state == shown:
                 return
-            if state[:3] == shown[:3] and state[4] == shown[4]:
+            if state[:3] == shown[:3]:
                 self._warn_if_overwritten()
         self._write()
         self._mark_shown()
@@ -144,10 +160,10 @@ class Selected(nn.Module):
             ops.scatter_selected_(self._matrix(), values.detach(), *self.selection.layout)
 
     def _warn_if_overwritten(self):
-        """The weight's version moved but nothing that we know of wrote it: say so if selected entries differ."""
+        """The weight was written or replaced, and by nothing that we know of: say so if selected entries differ."""
         values, matrix = self._parameters["values"].detach(), self._matrix()
         wanted = ops.gather_selected(self.selection.scatter_(matrix.clone(), values), *self.selection.layout)
-        if not torch.equal(ops.gather_selected(matrix, *self.selection.layout), wanted):
+        if not torch.allclose(ops.gather_selected(matrix, *self.selection.layout), wanted, rtol=0, atol=0, equal_nan=True):
             warnings.warn(
                 f"{self.label}: selected entries were changed behind the module's back; `values` is the authority "
                 f"and overwrites them. Edit `values`, or load a state_dict that has no values.",
@@ -156,6 +172,7 @@ class Selected(nn.Module):
 
     def _apply(self, fn, recurse=True):
         values = self._parameters.pop("values", None)
+        self.__dict__.update(_shown=None, _held=None)
         super()._apply(fn, recurse)
         if values is not None:
             holder = nn.Module()
@@ -192,9 +209,9 @@ class Selected(nn.Module):
 
 def check_weight(label, weight):
     """Raise for a weight that cannot have selected entries, naming it and the way out."""
-    if weight.is_inference():
+    if weight.is_inference() or torch.is_inference_mode_enabled():
         raise ValueError(
-            f"{label}: created under inference_mode, so its changes cannot be tracked; build the model outside of it"
+            f"{label}: created under inference_mode, or converted there, so nothing tells when it changes; do both outside"
         )
     if weight.device.type == "meta":
         raise ValueError(f"{label}: on the meta device, so it has no values to select from; load the model first")

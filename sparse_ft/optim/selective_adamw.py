@@ -81,9 +81,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
     def _state_of(self, p):
         state = self.state[p]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
+            state.update(  # whole or not at all
+                step=torch.zeros((), dtype=torch.float32, device=p.device),
+                exp_avg=torch.zeros_like(p),
+                exp_avg_sq=torch.zeros_like(p),
+            )
         state["step"] = state["step"].to(p.device)  # a loaded one is still where its checkpoint was
         return state
 

@@ -165,3 +165,22 @@ def test_a_parameter_list_is_read_by_its_parent():
     model(x).sum().backward()
     values = [p for p in model.parameters() if p.requires_grad]
     assert len(values) == 1 and torch.equal(values[0].grad, dense.weights[0].grad[[1]])
+
+
+def test_a_module_that_calls_itself_is_refused_by_name():
+    """The inner call would take the outer one's alias away, and with it part of the gradient."""
+
+    class Recursive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x, depth=2):
+            return torch.tanh((self(x, depth - 1) if depth else x) @ self.mix)
+
+    model = nn.ModuleList([Recursive()])
+    sft.convert(model, {"0.mix": sft.Rows([1])})
+    with pytest.raises(RuntimeError, match="0.mix: its reader calls itself"):
+        model[0](torch.randn(2, 6))
+    with torch.no_grad():
+        model[0](torch.randn(2, 6))

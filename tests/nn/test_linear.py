@@ -1,5 +1,8 @@
 """SelectiveLinear in use: shapes, dtypes, autocast, checkpointing, accumulation, modes."""
 
+import sys
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -162,3 +165,36 @@ def test_it_is_a_linear(selection):
     assert module.in_features == 10 and module.out_features == 7
     assert type(selection).__name__ in repr(module)
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["bias", "values"]
+
+
+@pytest.mark.parametrize("features, selection", [((6, 0), sft.Columns([1])), ((0, 5), sft.Rows([1]))])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_layer_without_entries(features, selection):
+    layer = sft.nn.SelectiveLinear.from_linear(nn.Linear(*features), selection)
+    layer(torch.randn(3, features[0])).sum().backward()
+    assert layer.values.grad.numel() == 0
+    sft.SelectiveAdamW(layer.parameters()).step()
+
+
+def test_layers_in_several_threads():
+    """They share what was kept of an input: looking it up while others add to it must not fail."""
+
+    def work(layer):
+        try:
+            for _ in range(500):
+                layer(torch.randn(3, 10)).sum().backward()
+        except RuntimeError as error:
+            errors.append(error)
+
+    errors, interval = [], sys.getswitchinterval()
+    layers = [sft.nn.SelectiveLinear.from_linear(nn.Linear(10, 7), sft.Columns([1, 3])) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(layer,)) for layer in layers]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors

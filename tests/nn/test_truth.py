@@ -1,6 +1,7 @@
 """`values` is the authority, the weight shows a copy: each way in which the copy can go stale, and what tells."""
 
 import copy
+import gc
 import pickle
 import warnings
 
@@ -220,8 +221,86 @@ def test_replaced_parameters(selection):
     module(torch.randn(1, 10))
     assert shows(module), "the new parameter is linked"
     module.weight = nn.Parameter(torch.zeros(7, 10), requires_grad=False)
+    with pytest.warns(UserWarning, match="Linear.weight: .*behind the module's back"):
+        module(torch.randn(1, 10))
+    assert shows(module)
+
+
+def large():
+    """Its values are so many that the allocator gives their address to the next tensor of their size."""
+    return sft.nn.SelectiveLinear.from_linear(nn.Linear(512, 512), sft.Columns(list(range(256))))
+
+
+def test_an_address_that_is_used_again_is_no_sign_of_the_same_values():
+    module, x = large(), torch.randn(2, 512)
+    for number in range(4):
+        with torch.no_grad():
+            torch.func.functional_call(module, {"values": torch.full((512, 256), float(number))}, (x,))
+        assert module._parameters["weight"][0, 0] == number
+    for number in range(4, 8):
+        del module._parameters["values"]
+        module.values = nn.Parameter(torch.full((512, 256), float(number)))
+        module(x)
+        assert module._parameters["weight"][0, 0] == number
+    for number in range(8, 12):
+        module.values.data = torch.full((512, 256), -1.0)
+        module.values.data = torch.full((512, 256), float(number))
+        module(x)
+        assert module._parameters["weight"][0, 0] == number
+
+
+def test_an_optimizer_of_values_that_were_replaced_does_not_touch_the_weight(selection):
+    module = make(selection)
+    optimizer = sft.SelectiveAdamW([module.values], lr=1.0)
+    backward(module)
+    module.values = nn.Parameter(module.values.detach() + 1)
+    module(torch.randn(1, 10))
+    optimizer.step()
+    assert shows(module)
+
+
+def test_values_of_two_modules(selection):
+    first, second = make(selection), make(selection)
+    second.values = first.values
+    for optimizer in (torch.optim.SGD([first.values], lr=0.1, fused=True), sft.SelectiveAdamW([first.values], lr=0.1)):
+        first.values.grad = torch.ones_like(first.values)
+        optimizer.step()
+        x = torch.randn(3, 10)
+        assert torch.equal(first(x), second(x)) and shows(first) and shows(second)
+
+
+def test_a_shallow_copy_does_not_take_the_link_away(selection):
+    module = make(selection)
+    copy.copy(module)
+    gc.collect()
+    backward(module)
+    torch.optim.SGD([module.values], lr=0.1, fused=True).step()
     module(torch.randn(1, 10))
     assert shows(module)
+
+
+def test_a_load_that_fails_keeps_what_was_trained(selection):
+    module = make(selection)
+    backward(module)
+    torch.optim.SGD([module.values], lr=0.1, fused=True).step()
+    trained = module.values.detach().clone()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        module.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(7)})
+    assert torch.equal(module.values, trained)
+
+
+def test_torch_func_is_refused_by_name(selection):
+    module, x = make(selection), torch.randn(4, 10)
+    values = module.values.detach()
+    for transform in (
+        lambda: torch.func.vmap(module)(x),
+        lambda: torch.func.jacrev(module)(x),
+        lambda: torch.func.grad(lambda v: torch.func.functional_call(module, {"values": v}, (x,)).sum())(values),
+    ):
+        with pytest.raises(RuntimeError, match="Linear.weight: .*torch.func.*sft.revert"):
+            transform()
+    with torch.no_grad():
+        assert torch.allclose(torch.func.vmap(module)(x), module(x))
 
 
 def test_functional_call(selection):
