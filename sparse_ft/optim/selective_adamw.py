@@ -139,8 +139,13 @@ def _trainable(params):
     """`params` without what does not train; groups stay groups. Raises ValueError when nothing is left."""
 
     def requires_grad(item):
-        return (item[1] if isinstance(item, tuple) else item).requires_grad
+        parameter = item[1] if isinstance(item, tuple) else item
+        if not isinstance(parameter, torch.Tensor):
+            raise TypeError(f"params: expected tensors, (name, tensor) pairs or groups of them, got {parameter!r}")
+        return parameter.requires_grad
 
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(f"params: expected parameters, got a {type(params).__name__}; pass model.parameters()")
     params = [params] if isinstance(params, torch.Tensor) else list(params)
     if params and isinstance(params[0], dict):
         as_list = [[g["params"]] if isinstance(g["params"], torch.Tensor) else list(g["params"]) for g in params]
@@ -176,9 +181,9 @@ def _check_hyperparameters(lr, betas, eps, weight_decay):
     if isinstance(lr, torch.Tensor) and lr.numel() != 1:
         raise ValueError(f"lr: expected a float or a tensor of one element, got shape {tuple(lr.shape)}")
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not float(value) >= 0:
-            raise ValueError(f"{name}: expected a number of at least 0, got {value}")
-    if len(betas) != 2:
+        if isinstance(value, str) or not float(value) >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas: expected two numbers, got {betas}")
     for i, beta in enumerate(betas):
         if not 0 <= float(beta) < 1:

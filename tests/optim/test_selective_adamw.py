@@ -306,6 +306,8 @@ def test_the_measure_sees_an_allocation(tmp_path):
         ({"betas": (0.9, -0.1)}, r"betas: .*-0\.1 at position 1"),
         ({"no_decay": "*.bias"}, r"no_decay: .*named_parameters"),
         ({"betas": (0.9,)}, "betas: .*two"),
+        ({"betas": 0.9}, "betas: .*two"),
+        ({"lr": "fast"}, "lr: .*'fast'"),
     ],
     ids=str,
 )
@@ -325,6 +327,14 @@ def test_nothing_to_train_is_refused():
     for params in (model.parameters(), [{"params": model.parameters()}], [], model.weight):
         with pytest.raises(ValueError, match="params: .*convert"):
             sft.SelectiveAdamW(params)
+
+
+@pytest.mark.parametrize(
+    "params, message", [(nn.Linear(2, 2), "Linear; pass model.parameters"), (["w"], "tensors.*'w'")], ids=str
+)
+def test_what_is_no_parameter_is_refused(params, message):
+    with pytest.raises(TypeError, match=f"params: .*{message}"):
+        sft.SelectiveAdamW(params)
 
 
 def test_sparse_gradients_are_refused():
