@@ -31,7 +31,7 @@ MODELS = {  # case: (class, shape, shape of its tiny twin, batch, tokens)
 
 def cases(size):
     return [
-        Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 30.0)
+        Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 15.0)
         for name in MODELS
     ]
 

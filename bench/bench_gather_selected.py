@@ -18,7 +18,7 @@ def cases(size):
     if size == "full":
         where |= {f", {model} {layer}": shape for model, layers in SHAPES.items() for layer, shape in layers.items()}
     return [
-        Case(f"{kind} {100 * density:g} %{name}", kind, density, "bfloat16", shape, seconds=0.02 if size == "tiny" else 0.7)
+        Case(f"{kind} {100 * density:g} %{name}", kind, density, "bfloat16", shape, seconds=0.02 if size == "tiny" else 0.4)
         for name, shape in where.items()
         for kind in ("rows", "columns", "blocks", "entries")
         for density in DENSITIES[size]

@@ -37,17 +37,21 @@ def module_of(op):
     return importlib.import_module(f"bench.bench_{op}")
 
 
-def measure(op, size, threads, show=True):
-    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red unless its tests pass."""
+def measure(op, size, threads, green):
+    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red unless its tests pass.
+
+    green: tests that passed in this very command, which are not run again.
+    """
     module = module_of(op)
     if getattr(module, "ONLY_MOST_THREADS", False):
         threads = threads[-1:]
     begin = time.perf_counter()
-    tests = require_green(op, module.TESTS)
+    tests = require_green(op, [test for test in module.TESTS if test not in green])
+    green.update(module.TESTS)
     print(f"{op}: {tests}, {time.perf_counter() - begin:.0f} s", flush=True)
     total = sum(case.seconds for case in module.cases(size)) * len(threads)
     quiet = 15 if not sys.stderr.isatty() else 0.2
-    with tqdm(total=round(total, 2), desc=op, unit="s", disable=not show, mininterval=quiet, bar_format=BAR) as bar:
+    with tqdm(total=round(total, 2), desc=op, unit="s", mininterval=quiet, bar_format=BAR) as bar:
 
         def tick(seconds, what):
             bar.set_postfix_str(what, refresh=False)
@@ -116,10 +120,10 @@ def main(arguments=None):
     ops, threads = chosen(args.op, OPS, "--op"), thread_counts(args.threads)
     print(machine.line(), flush=True)
     memory.keep_freed_blocks()
-    red, promised = [], []
+    red, promised, green = [], [], set()
     for op in ops:
         try:
-            records, musts = measure(op, args.size, threads)
+            records, musts = measure(op, args.size, threads, green)
         except Red as why:
             print(why, file=sys.stderr, flush=True)
             red.append(op)
