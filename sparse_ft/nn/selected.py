@@ -43,7 +43,12 @@ def _after_step(optimizer, *_):
 
 
 def as_matrix(tensor, shape):
-    """`tensor` viewed as the matrix `shape`; raises ValueError where its memory is not contiguous."""
+    """`tensor` viewed as the matrix `shape`; raises ValueError where it has other entries or its memory is not contiguous."""
+    if tensor.numel() != shape[0] * shape[1]:
+        raise ValueError(
+            f"weight: its selection is on a matrix {tuple(shape)}, and now its shape is {tuple(tensor.shape)}; resize first, "
+            f"then convert"
+        )
     if not tensor.is_contiguous():
         raise ValueError(
             f"weight: expected contiguous memory, got shape {tuple(tensor.shape)} with strides {tensor.stride()}; "

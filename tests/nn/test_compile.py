@@ -49,3 +49,34 @@ def test_generated_code_has_no_weight_sized_buffer(structure):
     assert sizes and "sparse_ft.scatter_selected_" in "".join(codes)
     assert max(torch.Size(size).numel() for size in sizes) < 512 * 384 // 4
     assert "copy_" not in "".join(re.findall(r"torch\.ops\.aten\S+", "".join(codes)))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+def test_aliases_and_layers_used_twice(autocast):
+    """One graph for a model that reads some weights through an alias, each module twice, under an optimiser of torch."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.linear(self.norm(self.linear(self.norm(x))))
+
+    def train(compiled):
+        torch.manual_seed(0)
+        model = Twice()
+        sft.convert(model, {"norm.weight": sft.Entries([1, 2]), "linear.weight": sft.Columns([0, 5])})
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                out = run(torch.randn(4, 6))
+            out.float().square().mean().backward()
+            optimizer.step()
+        return sft.revert(model).state_dict()
+
+    expected, got = train(compiled=False), train(compiled=True)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name])

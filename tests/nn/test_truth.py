@@ -226,6 +226,13 @@ def test_replaced_parameters(selection):
     assert shows(module)
 
 
+def test_a_weight_of_another_size_is_refused_by_name(selection):
+    module = make(selection)
+    module.weight = nn.Parameter(torch.zeros(3, 10), requires_grad=False)
+    with pytest.raises(ValueError, match=r"weight: .*\(7, 10\), .*\(3, 10\)"):
+        module(torch.randn(1, 10))
+
+
 def large():
     """Its values are so many that the allocator gives their address to the next tensor of their size."""
     return sft.nn.SelectiveLinear.from_linear(nn.Linear(512, 512), sft.Columns(list(range(256))))
