@@ -20,7 +20,7 @@ class Selection:
     value and the way out.
     """
 
-    __slots__ = ("index", "block_size", "_bound", "_features", "__weakref__")
+    __slots__ = ("index", "block_size", "_bound", "_features", "_version", "__weakref__")
     kind = None
 
     def __init__(self, index, block_size=(1, 1)):
@@ -28,8 +28,7 @@ class Selection:
         _check_order(index)
         bound = index.amax(0).tolist()
         index = index.to(torch.int32 if index.max() <= INT32_MAX else torch.int64)
-        for name, value in (("index", index), ("block_size", block_size), ("_bound", bound), ("_features", {})):
-            object.__setattr__(self, name, value)
+        _fill(self, index, block_size, bound)
 
     _index_shape = "[n]"
 
@@ -66,6 +65,7 @@ class Selection:
     @property
     def layout(self):
         """`(kind, index, block_h, block_w)`, as the ops take it (`sparse_ft.ops.layout`)."""
+        self._check_unedited()
         return (self.kind, self.index, *self.block_size)
 
     def values_shape(self, shape):
@@ -91,6 +91,13 @@ class Selection:
                     f"index: {what} {largest} is out of range for a matrix of shape {tuple(shape)}, which has "
                     f"{size} of them (0 to {size - 1})"
                 )
+
+    def _check_unedited(self):
+        """The compiled ops trust the index: one that was edited after it was checked could write anywhere."""
+        if torch.compiler.is_compiling() or self.index.is_inference():
+            return
+        if self.index._version != self._version:
+            raise ValueError("index: it was changed in place after the selection was made; make a new selection instead")
 
     def mask(self, shape):
         """Bool tensor [rows, columns], True where an entry trains, on the index's device."""
@@ -125,6 +132,7 @@ class Selection:
         Returns `(features, layout)`: features, the sorted int64 features that any entry touches, or None where all must be kept
         (equal sets are one tensor); layout, this selection's layout on a matrix that holds those features only.
         """
+        self._check_unedited()
         key = dim, size
         if key not in self._features:
             if torch.compiler.is_compiling():
@@ -237,8 +245,13 @@ def from_mask(mask, kind="entries", block_size=None):
 
 
 def _rebuild(cls, index, block_size, bound):
-    selection = object.__new__(cls)
-    for name, value in (("index", index), ("block_size", block_size), ("_bound", bound), ("_features", {})):
+    return _fill(object.__new__(cls), index, block_size, bound)
+
+
+def _fill(selection, index, block_size, bound):
+    version = 0 if index.is_inference() else index._version
+    fields = {"index": index, "block_size": block_size, "_bound": bound, "_features": {}, "_version": version}
+    for name, value in fields.items():
         object.__setattr__(selection, name, value)
     return selection
 

@@ -314,3 +314,12 @@ def test_lines_and_blocks_of_a_matrix_past_2_to_the_31():
     assert row.max() == 69999 and (row.max() * 70000 + column.max()).item() == HUGE[0] * HUGE[1] - 1
     virtual = torch.arange(70000.0).expand(HUGE)
     assert torch.equal(sft.Blocks([[4374, 4374]], 16).gather(virtual)[0, 15], torch.arange(69984.0, 70000))
+
+
+def test_an_index_edited_after_it_was_checked_is_refused():
+    selection = sft.Rows([0, 1])
+    module = sft.nn.SelectiveLinear.from_linear(torch.nn.Linear(4, 4), selection)
+    selection.index.fill_(10**6)
+    for use in (lambda: selection.gather(torch.zeros(4, 4)), lambda: module(torch.zeros(1, 4)), lambda: selection.layout):
+        with pytest.raises(ValueError, match="index: it was changed in place"):
+            use()

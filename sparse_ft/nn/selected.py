@@ -14,12 +14,15 @@ import weakref
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import ops
 
 _owners = WeakTensorKeyDictionary()  # values -> the Selected modules that have held it, weakly
+_live = weakref.WeakSet()  # every Selected module
+_checked = weakref.WeakSet()  # optimisers that were looked at for weights without their values
 _step_hook = None
 
 
@@ -35,11 +38,26 @@ def _owners_of(values):
 
 def _after_step(optimizer, *_):
     """torch calls this after the step of every optimiser: what it holds may have changed without any other trace."""
+    if optimizer not in _checked:
+        _checked.add(optimizer)
+        _warn_if_made_before_conversion(optimizer)
     written = getattr(optimizer, "writes_through", False)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for owner in _owners_of(parameter):
                 owner.after_step(written)
+
+
+def _warn_if_made_before_conversion(optimizer):
+    """An optimiser that holds a weight but not the values that train in its place does nothing, silently."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    lost = [m.label for m in _live if id(m._parameters.get("values")) not in held and id(m._weight()) in held]
+    if lost:
+        warnings.warn(
+            f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values that train; "
+            f"make it after sft.convert, from model.parameters()",
+            stacklevel=4,
+        )
 
 
 def as_matrix(tensor, shape):
@@ -66,7 +84,9 @@ class Selected(nn.Module):
     label = "weight"
     input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
     _shown = None  # the state of values and weight when the one last showed the other; None: they may differ
-    _held = None  # the memory that `_shown` speaks of: an address means something only while nothing else can get it
+    _held = (
+        None  # (values, weak reference to the weight's storage) of `_shown`: an address counts only while nothing else gets it
+    )
 
     def _weight(self):
         return self._parameters["weight"]
@@ -105,6 +125,7 @@ class Selected(nn.Module):
         if _step_hook is None:
             _step_hook = register_optimizer_step_post_hook(_after_step)
         if self._parameters.get("values") is not None:
+            _live.add(self)
             _owners.setdefault(self._parameters["values"], weakref.WeakSet()).add(self)
             if self.input_dim is not None:
                 self.selection.restrict(self.input_dim, self.matrix_shape[self.input_dim])  # now, not in the first forward
@@ -121,10 +142,8 @@ class Selected(nn.Module):
         return values._version, values.data_ptr(), values.dtype, weight._version, weight.data_ptr(), weight.dtype
 
     def _mark_shown(self):
-        shown, held = self._state(), self._held
-        if held is None or (held[0].data_ptr(), held[1].data_ptr()) != (shown[1], shown[4]):
-            self.__dict__["_held"] = self._parameters["values"].detach(), self._weight().detach()
-        self.__dict__["_shown"] = shown
+        values, storage = self._parameters["values"].detach(), StorageWeakRef(self._weight().untyped_storage())
+        self.__dict__.update(_shown=self._state(), _held=(values, storage))
 
     def after_step(self, written):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
@@ -152,7 +171,7 @@ class Selected(nn.Module):
         shown = self._shown
         if not force and shown is not None:
             state = self._state()
-            if state == shown:
+            if state == shown and not self._held[1].expired():
                 return
             if state[:3] == shown[:3]:
                 self._warn_if_overwritten()

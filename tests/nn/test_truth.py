@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import sparse_ft as sft
@@ -370,3 +371,26 @@ def test_data_parallel_is_refused_by_name():
     module = make(SELECTIONS["rows"])
     with pytest.raises(RuntimeError, match="Linear.weight.*DataParallel"):
         module._replicate_for_data_parallel()
+
+
+def test_an_optimiser_made_before_the_conversion_is_reported():
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sft.convert(model, {"0.weight": sft.Rows([1])})
+    model(torch.randn(2, 4)).sum().backward()
+    with pytest.warns(UserWarning, match="0.weight: this optimiser holds the weight but not the values"):
+        optimizer.step()
+    model.zero_grad()
+    model(torch.randn(2, 4)).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def test_a_weight_moved_away_is_not_held_in_memory():
+    module = make(SELECTIONS["rows"])
+    storage = StorageWeakRef(module._parameters["weight"].untyped_storage())
+    module._parameters["weight"].data = module._parameters["weight"].data.clone()  # as offloading does
+    assert storage.expired()
+    module(torch.randn(1, 10))
+    assert shows(module)
