@@ -80,3 +80,26 @@ def test_aliases_and_layers_used_twice(autocast):
     expected, got = train(compiled=False), train(compiled=True)
     for name in expected:
         torch.testing.assert_close(got[name], expected[name])
+
+
+def test_conv1d_and_embedding_in_one_graph():
+    Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(30, 16, padding_idx=0), Conv1D(24, 16))
+        sft.convert(model, {"0.weight": sft.Rows([0, 3, 29]), "1.weight": sft.Rows([1, 5])})
+        return model
+
+    torch._dynamo.reset()
+    eager, other = make(), make()
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    optimizers = [sft.SelectiveAdamW(m.parameters(), lr=0.1) for m in (eager, other)]
+    ids = torch.randint(30, (4, 7))
+    for _ in range(3):
+        for model, optimizer in zip((eager, compiled), optimizers):
+            optimizer.zero_grad()
+            model(ids).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(eager[0].weight, other[0].weight)
+    torch.testing.assert_close(eager[1].weight, other[1].weight)

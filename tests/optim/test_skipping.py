@@ -104,3 +104,23 @@ def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale):
     scaled_train(model, optimizer, 1, start=2, unscale=unscale, scaler=scaler)
     assert not torch.equal(model.first.values, before["first.values"])
     assert_weights_show_values(model)
+
+
+def test_two_groups_a_grad_scaler_and_skip_nonfinite_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    sft.convert(model, {"0.weight": sft.Columns([1]), "1.weight": sft.Entries([0, 7]), "1.bias": "all"})
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.2, "maximize": True}]
+    optimizer = sft.SelectiveAdamW(groups, skip_nonfinite=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for bad, moves in ((False, True), (True, False), (False, True)):
+        before = [p.detach().clone() for p in weights]
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(3, 6)).square().mean()).backward()
+        if bad:
+            weights[0].grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(torch.equal(p, b) != moves for p, b in zip(weights, before))
+    assert scaler.get_scale() == 2.0
