@@ -19,9 +19,11 @@ def draw(path, op, records, threads):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    others = list(dict.fromkeys(name for by_provider in sweeps.values() for name in by_provider if name != OURS))
+    colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}  # one provider, one colour in every panel
     figure, axes = plt.subplots(1, len(sweeps), figsize=(4.2 * len(sweeps), 4.1), sharey=True, squeeze=False)
     for axis, (title, by_provider) in zip(axes[0], sweeps.items()):
-        _panel(axis, title, by_provider)
+        _panel(axis, title, by_provider, colours)
     axes[0][0].set_ylabel("ms, median", color=INK)
     handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
@@ -41,11 +43,10 @@ def _sweeps(records):
     return {title: by for title, by in found.items() if len({r.density for rs in by.values() for r in rs}) > 1}
 
 
-def _panel(axis, title, by_provider):
-    colours = iter(OTHERS * 3)
+def _panel(axis, title, by_provider, colours):
     for provider, rows in by_provider.items():
         ours = provider == OURS
-        colour = OUR_COLOUR if ours else next(colours)
+        colour = OUR_COLOUR if ours else colours[provider]
         densities, times = [100 * r.density for r in rows], [r.p50 for r in rows]
         axis.plot(
             densities, times, marker="o", ms=4, lw=2.4 if ours else 1.2, color=colour, label=provider, zorder=3 if ours else 2
