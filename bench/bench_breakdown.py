@@ -61,7 +61,7 @@ def run_case(case, found):
         phases = {"forward": taken[name]["forward"], "optimiser": taken[name]["optimiser"], "sync": taken[name]["sync"]}
         frozen = taken["frozen"]["backward"]
         phases["dgrad"] = frozen
-        phases["wgrad"] = [max(0.0, own - floor) for own, floor in zip(taken[name]["backward"], frozen)]
+        phases["wgrad"] = [own - floor for own, floor in zip(taken[name]["backward"], frozen)]
         phases["step"] = [sum(parts) for parts in zip(*taken[name].values())]
         phases["host"] = [sum(parts) for parts in zip(*host[name].values())]
         records += [
