@@ -242,3 +242,23 @@ def test_errors_of_the_buffer(wgrad_, into, error, message):
     with pytest.raises(error, match=message):
         wgrad_(into, z(6, 7), z(6, 5), "rows", torch.tensor([0]), 1, 1)
     assert into.eq(1).all()
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_many_entries_go_by_strips_of_rows(accumulate):
+    """Above a fifth of the matrix the op takes strips of the dense product: the same values, and the same bits on any threads."""
+    tokens = 50
+    index = torch.rand(37 * 29).topk(37 * 29 // 2).indices.sort().values.to(torch.int32)
+    grad_output, input = torch.randn(tokens, 37), torch.randn(tokens, 29)
+    want = (grad_output.double().T @ input.double()).reshape(-1)[index.long()]
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        if accumulate:
+            values = torch.ones(len(index))
+            ops.selected_wgrad_(values, grad_output, input, "entries", index)
+            found.append(values - 1)
+        else:
+            found.append(ops.selected_wgrad(grad_output, input, "entries", index))
+    torch.testing.assert_close(found[0].double(), want, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
