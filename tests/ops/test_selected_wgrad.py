@@ -246,7 +246,7 @@ def test_errors_of_the_buffer(wgrad_, into, error, message):
 
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_many_entries_go_by_strips_of_rows(accumulate):
-    """Above a fifth of the matrix the op takes strips of the dense product: the same values, and the same bits on any threads."""
+    """Above a fifth of the matrix the op takes strips of the dense product: same values, same bits on any threads."""
     tokens = 50
     index = torch.rand(37 * 29).topk(37 * 29 // 2).indices.sort().values.to(torch.int32)
     grad_output, input = torch.randn(tokens, 37), torch.randn(tokens, 29)
