@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -16,6 +17,7 @@ from bench.demo.model import load_model
 WARM_UP = 0.1  # share of the steps
 CLIP = 1.0  # gradient norm
 EVAL_BATCH = 64  # examples
+tqdm.set_lock(threading.RLock())  # one process writes a bar: no semaphore to be left behind when it is ended
 
 
 @dataclass(frozen=True)
