@@ -2,8 +2,8 @@
 
 For a 2-core machine with AVX2 and no bf16 instructions (Zen 3), one thread, reasoned from published figures of AVX-512
 sketches: half the vector width doubles the arithmetic of the kernels and of the dense product alike, so ratios against dense
-hold; ratios against memory-bound baselines shrink where a kernel turns arithmetic-bound. Trials of gather_selected, masked_adamw and
-linear on a busy machine had been seen by then; nothing of the others.
+hold; ratios against memory-bound baselines shrink where a kernel turns arithmetic-bound. Trials of gather_selected,
+masked_adamw and linear on a busy machine had been seen by then; nothing of the others.
 """
 
 _ADAMW = "entries {} %: times as fast as {}"
