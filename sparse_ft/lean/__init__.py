@@ -1,0 +1,6 @@
+"""The memory-lean backward: modules of a model keep for backward only what backward needs."""
+
+from .model import is_lean, lean, unlean
+from .report import LeanReport
+
+__all__ = ["LeanReport", "is_lean", "lean", "unlean"]

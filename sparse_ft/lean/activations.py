@@ -1,0 +1,86 @@
+"""Activations that keep their input, or one bit an element where that is enough, and can make their output again."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from .. import ops
+from ..rebuild import remember, select
+
+
+def _remembered(function, x):
+    """function(x), elementwise, whose own node keeps x and nothing else."""
+    output = function(x)
+    remember(output, lambda x, features=None: function(select(x, features)), (x,))
+    return output
+
+
+def gelu_forward(module, input):
+    return _remembered(functools.partial(F.gelu, approximate=module.approximate), input)
+
+
+def exact_gelu_forward(module, input):
+    return _remembered(F.gelu, input)
+
+
+def tanh_gelu_forward(module, input):
+    """Also for the spellings of tanh-GELU in single operations, which keep six tensors of the input's size."""
+    return _remembered(functools.partial(F.gelu, approximate="tanh"), input)
+
+
+def silu_forward(module, input):
+    return _remembered(F.silu, input)
+
+
+def quick_gelu_forward(module, input):
+    return _remembered(_QuickGELU.apply, input)
+
+
+def by_function(module):
+    """The lean forward of a module that calls `self.act(x)`, by what `act` is; None if that is not known."""
+    act = module.act
+    if act is F.gelu:
+        return exact_gelu_forward
+    if isinstance(act, functools.partial) and act.func is F.gelu and act.keywords == {"approximate": "tanh"}:
+        return tanh_gelu_forward
+    return None
+
+
+class _ReLU(torch.autograd.Function):
+    """Keeps one bit an element."""
+
+    @staticmethod
+    def forward(ctx, input, inplace):
+        output = input.relu_() if inplace else input.relu()
+        if inplace:
+            ctx.mark_dirty(input)
+        ctx.save_for_backward(ops.positive_bits(output))
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        return ops.where_bits(grad_output, *ctx.saved_tensors, 1.0), None
+
+
+def relu_forward(module, x):
+    """`nn.ReLU`, in place or not: one bit an element is kept, not the output."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return F.relu(x, inplace=getattr(module, "inplace", False))
+    return _ReLU.apply(x, getattr(module, "inplace", False))
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x * sigmoid(1.702 x) = silu(1.702 x) / 1.702; keeps x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(1.702 * x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad_output, 1.702 * x)

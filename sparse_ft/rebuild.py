@@ -1,0 +1,70 @@
+"""What makes a tensor again in backward from other tensors that are held anyway, so that whoever reads it need not save it.
+
+A lean module that made `output` says so (`remember`); a layer that would save it as its input asks (`source_of`). The output is
+recognised by identity and version: a view, a copy or an in-place change is another tensor.
+"""
+
+import weakref
+from collections import deque
+
+import torch
+from torch.utils.weak import TensorWeakRef
+
+_remembered = deque(maxlen=8)  # the sources of the last outputs, weakly: the node that made an output owns its source
+
+
+class Source:
+    """How one output is made again. Keeps no activation alive before backward: whoever uses it saves `tensors()`."""
+
+    def __init__(self, output, make, tensors, small):
+        self._output, self._version = TensorWeakRef(output), output._version
+        self._tensors, self._small = [TensorWeakRef(t) for t in tensors], small
+        self._make, self._made = make, None
+
+    def made(self, tensor):
+        """Whether `tensor` is the output, unchanged."""
+        return self._output() is tensor and self._version == tensor._version
+
+    def tensors(self):
+        """What `rebuild` needs, to be saved for backward; None where some of it is gone."""
+        large = [weak() for weak in self._tensors]
+        return None if any(t is None for t in large) else (*large, *self._small)
+
+    def rebuild(self, tensors, features=None):
+        """The output [..., F], or its `features` alone; kept for the next reader (q, k and v) until the maker's backward."""
+        if self._made is None or self._made[0] is not features:
+            self._made = features, self._make(*tensors, features=features)
+        return self._made[1]
+
+    def forget(self, *_):
+        """Called before the backward of the output's maker: all its readers have had theirs."""
+        self._made = None
+
+
+def remember(output, make, tensors, small=()):
+    """Say that `make(*tensors, *small, features=None or index)` gives `output`, or `output[..., features]`, again.
+
+    tensors: large ones that the maker's node keeps anyway; held weakly here. small: kept as long as that node. Does nothing for
+    an output that no backward will reach.
+    """
+    if torch.compiler.is_compiling() or output.grad_fn is None:
+        return
+    source = Source(output, make, tensors, small)
+    output.grad_fn.register_prehook(source.forget)  # the node owns the hook, and so the source
+    _remembered.append(weakref.ref(source))
+
+
+def source_of(tensor):
+    """The Source of `tensor`, or None if nobody remembered it as it is now."""
+    if torch.compiler.is_compiling() or tensor.grad_fn is None or tensor.is_inference():
+        return None
+    for weak in reversed(_remembered):
+        source = weak()
+        if source is not None and source.made(tensor):
+            return source
+    return None
+
+
+def select(tensor, features):
+    """`tensor[..., features]`, all of it for None."""
+    return tensor if features is None else tensor.index_select(-1, features)
