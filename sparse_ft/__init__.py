@@ -6,9 +6,10 @@ print(sft.convert(model, plan))
 optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-4)
 """
 
-from . import functional, nn
+from . import functional, memory, nn
 from .backends import backends
 from .convert import convert, matrix_shape, revert, summary, sync
+from .lean import lean
 from .optim import SelectiveAdamW
 from .plan import Plan
 from .salience import select
@@ -27,7 +28,9 @@ __all__ = [
     "convert",
     "from_mask",
     "functional",
+    "lean",
     "matrix_shape",
+    "memory",
     "nn",
     "revert",
     "select",

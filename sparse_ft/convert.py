@@ -3,6 +3,8 @@
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from .lean import lean as make_lean
+from .lean import unlean
 from .nn.alias import SelectedParameter
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, restore
@@ -28,19 +30,22 @@ def matrix_shape(module, name):
     return shape[:-1].numel(), shape[-1]
 
 
-def convert(model, plan):
+def convert(model, plan, lean=False):
     """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`.
 
     model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected
     `nn.Linear`, transformers' `Conv1D` and row-selected `nn.Embedding` become selective modules; other selected
-    parameters keep their module and get a transient dense gradient. Converting again with an equal plan changes nothing. All
-    or nothing: KeyError (unknown name), IndexError, TypeError or ValueError leave the model as it was.
+    parameters keep their module and get a transient dense gradient. lean: also `sft.lean(model)`. Converting again with an
+    equal plan changes nothing. All or nothing: KeyError (unknown name), IndexError, TypeError or ValueError leave the model as
+    it was.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     record = model.__dict__.get(_RECORD)
     if record is not None:
         if record[0] != plan:
             raise ValueError("model: already converted with another plan; call sft.revert(model) first")
+        if lean:
+            make_lean(model)
         return _report(model, plan)
     if not plan:
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")
@@ -65,6 +70,8 @@ def convert(model, plan):
             if what == ALL:
                 _find(model, name).requires_grad_(True)
         report = _report(model, plan)
+        if lean:
+            make_lean(model)
         model.__dict__[_RECORD] = plan, flags
     except BaseException:
         model.__dict__.pop(_RECORD, None)
@@ -76,13 +83,14 @@ def convert(model, plan):
 def revert(model):
     """Take the selective modules out: the original classes come back, holding the trained weights bit for bit.
 
-    Returns the model. Raises ValueError when `model` was not converted.
+    Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was neither converted nor made lean.
     """
-    record = model.__dict__.get(_RECORD)
-    if record is None:
+    was_lean = unlean(model)
+    record = model.__dict__.pop(_RECORD, None)
+    if record is None and not was_lean:
         raise ValueError("model: it was not converted (call revert on the module that sft.convert was called on)")
-    _undo(model, record[1])
-    del model.__dict__[_RECORD]
+    if record is not None:
+        _undo(model, record[1])
     return model
 
 

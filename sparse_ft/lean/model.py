@@ -6,32 +6,30 @@ from . import recognise
 from .attention import use_lean_attention
 from .report import LeanReport, LeanRow
 
-_RECORD = "_sparse_ft_lean"  # on the model: the names of the modules that were changed, and the attention it had
+_RECORD = "_sparse_ft_lean"  # on the model: the name of the attention that it had, None if that was not changed
 
 
-def lean(model):
+def lean(model, loss=False):
     """Let `model` keep for backward only what backward needs, in place, on this model only. Returns a `LeanReport`.
 
     model: nn.Module; its results stay as they were up to rounding. Classes, parameters, state_dict and hooks stay; each
     changed module gets a `forward` of its own, which `sft.revert` takes away again. Works before and after `sft.convert`;
     doing it again changes nothing. What is not known is left alone, and the report says so.
+
+    loss: also take the training loss of a causal language model straight from its hidden states (`linear_cross_entropy`); its
+    output then has logits only in evaluation.
     """
-    rows, changed = [], []
-    record = model.__dict__.get(_RECORD, ([], None))
+    rows, forwards = [], {}
     for name, module in model.named_modules():
-        if is_lean(module):
-            rows.append(LeanRow(name, type(module).__name__, True, ""))
-            continue
-        found = recognise.lean_forward(module)
-        if found is None:
-            continue
-        forward, why = found
-        if forward is not None:
-            module.__dict__["forward"] = functools.partial(forward, module)
-            changed.append(name)
-        rows.append(LeanRow(name, type(module).__name__, forward is not None, why))
-    attention = use_lean_attention(model) or record[1]
-    model.__dict__[_RECORD] = record[0] + changed, attention
+        forward, why = ("here already", "") if is_lean(module) else recognise.lean_forward(module, loss) or ("", "")
+        if forward and not is_lean(module):
+            forwards[module] = functools.partial(forward, module)
+        if forward or why:
+            rows.append(LeanRow(name, type(module).__name__, bool(forward), why))
+    attention = use_lean_attention(model) or model.__dict__.get(_RECORD)
+    for module, forward in forwards.items():
+        module.__dict__["forward"] = forward
+    model.__dict__[_RECORD] = attention
     return LeanReport(rows, attention is not None)
 
 
@@ -43,12 +41,12 @@ def is_lean(module):
 
 def unlean(model):
     """Undo `lean`: every module runs its class's forward again. Returns whether there was anything to undo."""
-    record = model.__dict__.pop(_RECORD, None)
-    if record is None:
+    if _RECORD not in model.__dict__:
         return False
+    attention = model.__dict__.pop(_RECORD)
     for module in model.modules():
         if is_lean(module):
             del module.__dict__["forward"]
-    if record[1] is not None:
-        model.set_attn_implementation(record[1])
+    if attention is not None:
+        model.set_attn_implementation(attention)
     return True

@@ -12,7 +12,7 @@ import textwrap
 
 from torch import nn
 
-from . import activations, gated, norms
+from . import activations, causal_lm, gated, norms
 
 TORCH = {
     nn.RMSNorm: norms.torch_rms_norm_forward,
@@ -37,18 +37,19 @@ SAYS = {
     "a576c08f5308": activations.quick_gelu_forward,  # QuickGELUActivation
     "525f44d3b463": activations.by_function,  # GELUActivation, GELUTanh: whatever function they hold
 }
+LOSSES = {"fcaf4a484be2": causal_lm.causal_lm_forward}  # CausalLM of Llama, Mistral, Qwen, Gemma, Phi3 and many more
 GATED = {gated.llama_mlp_forward: "act_fn", gated.phi3_mlp_forward: "activation_fn", gated.t5_gated_forward: "act"}
 
 
-def lean_forward(module):
+def lean_forward(module, loss=False):
     """(forward, ""); (None, why) for a module that keeps more than it must and is not known; None where nothing can be won."""
     kind = type(module)
     if kind in TORCH:
         return _usable(module, TORCH[kind])
     if not kind.__module__.startswith("transformers."):
         return None
-    found = SAYS.get(fingerprint(kind))
-    if found is not None:
+    found = SAYS.get(fingerprint(kind)) or (loss and LOSSES.get(fingerprint(kind)))
+    if found:
         return _usable(module, found)
     if "Norm" in kind.__name__ or kind.__name__.endswith("MLP"):
         return None, "its forward is not one that is known"

@@ -1,0 +1,108 @@
+"""The loss of a language model straight from its hidden states: logits exist for a few tokens at a time and are never kept."""
+
+import torch
+import torch.nn.functional as F
+
+from . import ops
+
+CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
+
+
+def linear_cross_entropy(
+    hidden, weight, target, bias=None, *, ignore_index=-100, reduction="mean", divisor=None, values=None, selection=None
+):
+    """`F.cross_entropy(F.linear(hidden, weight, bias).float(), target)` without its logits.
+
+    hidden: [..., H]. weight: [V, H]. target: integers [...]; tokens whose target is ignore_index cost nothing. bias: [V].
+    reduction: "mean" or "sum"; divisor: what to divide the sum by instead (gradient accumulation). values, selection: the
+    entries of a frozen weight that train, as in `selective_linear`. Returns a scalar, fp32 (fp64 for fp64).
+
+    Kept for backward: one gradient the size of the hidden states that have a target, and the gradients of what trains of the
+    head; both are computed in the forward, as the loss is a scalar. Raises ValueError and TypeError that name the argument;
+    double backward raises RuntimeError. Source: Wijmans et al., 2024 (Cut Your Losses); Hsu et al., 2024 (Liger).
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    if target.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"target: expected shape {tuple(hidden.shape[:-1])} as hidden without its last, got {tuple(target.shape)}"
+        )
+    if target.is_floating_point():
+        raise TypeError(f"target: expected integers, got {target.dtype}")
+    if weight.dim() != 2 or weight.size(1) != hidden.size(-1):
+        raise ValueError(f"weight: expected shape [V, {hidden.size(-1)}], got {tuple(weight.shape)}")
+    if (values is None) != (selection is None):
+        raise ValueError("values: give values and selection together")
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    flat, target = hidden.reshape(-1, hidden.size(-1)), target.reshape(-1)
+    chosen = (target != ignore_index).nonzero().squeeze(1)  # [n]
+    if chosen.size(0) < target.size(0):
+        flat, target = flat.index_select(0, chosen), target.index_select(0, chosen)
+    if target.device.type == "cpu" and target.numel():
+        low, high = map(int, target.aminmax())
+        if low < 0 or high >= weight.size(0):
+            raise ValueError(f"target: expected classes in [0, {weight.size(0)}) or {ignore_index}, got {low} to {high}")
+    if divisor is None:
+        divisor = target.numel() if reduction == "mean" else 1
+    layout = None if selection is None else selection.to(weight.device).layout
+    total = _LinearCrossEntropy.apply(flat, weight, bias, values, target, layout)
+    return total / divisor
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The sum of the losses. hidden: [n, H]; target: [n]."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, values, target, layout):
+        needs = ctx.needs_input_grad[:4]
+        wide = torch.promote_types(torch.float32, hidden.dtype)
+        total = hidden.new_zeros((), dtype=wide)
+        grads = _Gradients(hidden, weight, bias, values, layout, needs)
+        step = max(16, CHUNK_BYTES // (4 * weight.size(0)))
+        for begin in range(0, hidden.size(0), step):
+            part, classes = hidden[begin : begin + step], target[begin : begin + step, None]
+            logits = F.linear(part, weight.to(part.dtype), None if bias is None else bias.to(part.dtype)).to(wide)  # [c, V]
+            norm = logits.logsumexp(1, keepdim=True)
+            total += (norm - logits.gather(1, classes)).sum()
+            if any(needs):
+                logits.sub_(norm).exp_()  # softmax, in place: the logits are of no more use
+                logits.scatter_add_(1, classes, torch.full_like(classes, -1, dtype=wide))
+                grads.add(begin, part, logits)
+        ctx.save_for_backward(*grads.all())
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        return *(None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors), None, None
+
+
+class _Gradients:
+    """Of the sum of losses, for whichever of hidden, weight, bias and values need one; filled chunk by chunk."""
+
+    def __init__(self, hidden, weight, bias, values, layout, needs):
+        self.weight, self.layout = weight, layout
+        self.of_hidden = torch.empty_like(hidden) if needs[0] else None
+        self.of_weight, self.of_bias, self.of_values = (
+            torch.zeros_like(t, dtype=torch.promote_types(torch.float32, t.dtype)) if need else None
+            for t, need in zip((weight, bias, values), needs[1:])
+        )
+        self.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
+
+    def add(self, begin, part, grad_logits):
+        """part: [c, H]; grad_logits: [c, V], wide."""
+        if self.of_bias is not None:
+            self.of_bias += grad_logits.sum(0)
+        grad_logits = grad_logits.to(part.dtype)
+        if self.of_hidden is not None:
+            torch.mm(grad_logits, self.weight.to(part.dtype), out=self.of_hidden[begin : begin + part.size(0)])
+        if self.of_weight is not None:
+            self.of_weight += grad_logits.T @ part
+        if self.of_values is not None:
+            kind, index, *block = self.layout
+            ops.selected_wgrad_(self.of_values, grad_logits, part, kind, index, *block)
+
+    def all(self):
+        grads = (self.of_hidden, self.of_weight, self.of_bias, self.of_values)
+        return [None if g is None else g.to(dtype) for g, dtype in zip(grads, self.dtypes)]
