@@ -1,0 +1,64 @@
+"""The autograd graph behind some outputs, and the tensors that hang on its nodes."""
+
+import torch
+
+from .storages import tensors_in
+
+_CHECKPOINT = "torch.utils.checkpoint"
+
+
+def nodes_of(outputs):
+    """Every node behind the tensors in `outputs`, each once."""
+    stack = [t.grad_fn for t in tensors_in(outputs) if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
+def held_by(node):
+    """Tensors on a node that no pack hook of the caller has seen.
+
+    Attributes that a Python `autograd.Function` put on its ctx; what hooks entered inside of the forward (`save_on_cpu`)
+    made of the saved tensors; the arguments that a checkpoint will run again with.
+    """
+    found = []
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        found += tensors_in(vars(node))
+    for saved in _saved(node):
+        if saved.unpack_hook is not None:
+            found += tensors_in(saved.data)
+    for frame in _frames(node):
+        found += tensors_in(frame.recompute_fn)
+        for argument in getattr(frame, "saved_args", ()):
+            found += tensors_in(getattr(argument, "data", None))
+    return found
+
+
+def _saved(node):
+    """The `SavedTensor`s of a node. A torch whose `SavedTensor` does not show its data gives none."""
+    for name in dir(node):
+        if name.startswith("_raw_saved_"):
+            try:
+                saved = getattr(node, name)
+            except RuntimeError:  # freed by a backward
+                continue
+            for one in saved if isinstance(saved, (tuple, list)) else (saved,):
+                if hasattr(one, "unpack_hook") and hasattr(one, "data"):
+                    yield one
+
+
+def _frames(node):
+    """The frames of `torch.utils.checkpoint` regions (use_reentrant=False) that a node lies in."""
+    frames = {}
+    for saved in _saved(node):
+        hook = saved.unpack_hook
+        if getattr(hook, "__module__", None) == _CHECKPOINT:
+            for cell in hook.__closure__ or ():
+                if hasattr(cell.cell_contents, "recompute_fn"):
+                    frames[id(cell.cell_contents)] = cell.cell_contents
+    return list(frames.values())

@@ -1,0 +1,110 @@
+"""Storages: which memory lies behind a tensor, and which tensors hang on an object."""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+_DEPTH = 12
+_LEAVES = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, type)
+
+
+def storages_of(tensor):
+    """The untyped storages that hold a tensor's data: one, or several for sparse tensors and wrappers such as DTensor."""
+    if tensor.layout != torch.strided:
+        return [storage for part in _sparse_parts(tensor) for storage in storages_of(part)]
+    if hasattr(type(tensor), "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return [storage for name in names for storage in storages_of(getattr(tensor, name))]
+    return [tensor.untyped_storage()]
+
+
+def _sparse_parts(tensor):
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()  # mkldnn: opaque
+
+
+def key_of(storage):
+    """What tells one storage from another while both (or a `StorageWeakRef`) live; data pointers are all 0 without data."""
+    return storage._cdata
+
+
+def model_storages(model):
+    """{key: storage} of all that a model holds anyway: parameters, buffers, and tensors in its modules' plain attributes."""
+    found = {}
+    for module in model.modules():
+        plain = {k: v for k, v in module.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
+        held = [*module._parameters.values(), *module._buffers.values(), *tensors_in(plain)]
+        for tensor in held:
+            if tensor is not None:
+                found.update((key_of(s), s) for s in storages_of(tensor))
+    return found
+
+
+def tensors_in(thing):
+    """The tensors that `thing` holds: itself, in containers, in attributes of objects, in what functions close over.
+
+    Modules are not entered: what they hold is the model's.
+    """
+    found, seen = [], set()
+    _collect(thing, found, seen, _DEPTH)
+    return found
+
+
+def _collect(thing, found, seen, depth):
+    if isinstance(thing, _LEAVES) or id(thing) in seen or depth == 0:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        found.append(thing)
+        return
+    if isinstance(thing, torch.nn.Module):
+        return
+    for part in _parts(thing):
+        _collect(part, found, seen, depth - 1)
+
+
+def _parts(thing):
+    if isinstance(thing, Mapping):
+        return list(thing.values())
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return list(thing)
+    if isinstance(thing, functools.partial):
+        return [thing.func, thing.args, thing.keywords]
+    parts = []
+    for cell in getattr(thing, "__closure__", None) or ():
+        try:
+            parts.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            pass
+    if callable(thing) and hasattr(thing, "__self__"):
+        parts.append(thing.__self__)
+    if not isinstance(thing, type(torch)):
+        parts += list((getattr(thing, "__dict__", None) or {}).values())
+        for cls in type(thing).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            parts += [getattr(thing, n, None) for n in ((slots,) if isinstance(slots, str) else slots) if n != "__weakref__"]
+    return parts
+
+
+class Watched:
+    """Storages that were seen, without keeping them alive: {key: label}; a key is not given out again while it is watched."""
+
+    def __init__(self):
+        self._seen = {}
+
+    def add(self, storage, label):
+        """Note a storage under `label`; the first label stays."""
+        key = key_of(storage)
+        if key not in self._seen:
+            self._seen[key] = StorageWeakRef(storage), storage.nbytes(), storage.device, label
+
+    def alive(self):
+        """[(bytes, device, label)] of what still lives, in the order it was seen."""
+        return [(size, device, label) for ref, size, device, label in self._seen.values() if not ref.expired()]
