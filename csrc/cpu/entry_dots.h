@@ -1,141 +1,140 @@
 // values[k] = sum over tokens of grad_output[t, row(k)] * input[t, column(k)] for single entries.
-// The rows and columns that are needed are packed token-innermost, a chunk of tokens at a time; every entry is then a dot product
-// of two contiguous runs, as many entries together as a vector has lanes. The team packs a chunk together, waits, and shares out
-// the entries; each entry is summed by one thread, its tokens in order.
+// Rows and columns are packed token-innermost, a run of tokens at a time; every entry is then a dot product of two contiguous runs.
+// The team packs the columns of some runs together, waits, and shares out the rows, which each thread packs for itself. Each entry is
+// summed by one thread, its tokens in order.
 #pragma once
 
 #include "convert.h"
+#include "entry_order.h"
 #include "ops.h"
 #include "phases.h"
-#include "simd.h"
-#include "used.h"
-#include "walk.h"
-#include "workspace.h"
 
 namespace sparse_ft {
 namespace {
 
-constexpr int64_t kRunTokens = 64;            // tokens of one contiguous run
-constexpr int64_t kPackedBytes = 4 << 20;    // of both packed operands, unless one run alone needs more
-constexpr int64_t kPackColumns = 64;          // a unit of packing work
-constexpr int64_t kEntriesPerUnit = 16384;    // of dot products, at most: their slots stay in the second-level cache
+// How tokens are cut into runs and columns into blocks. Few entries: short runs, so that all packed columns stay in the second-level cache.
+// Many: a block stays in the first-level cache, or nearly, and long runs spread the cost of adding up lanes. At T = in = out = 2048
+// (AVX2) the two meet at 3 to 4 % of the entries; at 10 % the second is faster by a quarter.
+struct EntryCut {
+  int vectors;          // of tokens in a run
+  int64_t block_bytes;  // of packed columns
+  int64_t chunk_bytes;  // of packed columns between two waits, unless one run alone needs more
+};
+constexpr EntryCut kFewEntries{4, 256 << 10, 256 << 10};
+constexpr EntryCut kManyEntries{8, 32 << 10, 4 << 20};
+constexpr double kManyFrom = 0.04;    // share of the matrix
+constexpr int64_t kUnitRows = 256;
+constexpr int64_t kPackGroups = 32;  // a unit of packing work
+constexpr int64_t kPackAhead = 3;    // lines of the source to fetch early: 4.0 ms instead of 4.8 at 0.1 %
+constexpr int kPartials = 128;       // entries whose lanes wait to be added up: 4 KiB (AVX2)
 
-// Calls f(k, row, column) for entries [begin, end). Sorted entries cost a division only where the row changes.
-template <class F>
-void for_each_entry(const Layout& layout, int64_t begin, int64_t end, F&& f) {
-  int64_t row = 0, row_begin = 0;
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t entry = index_at(layout, k);
-    if (entry < row_begin || entry >= row_begin + layout.columns) {
-      row = entry / layout.columns;
-      row_begin = row * layout.columns;
-    }
-    f(k, row, entry - row_begin);
-  }
-}
-
-// packed [slots, kRunTokens] = source [tokens, …] at the columns of slots [begin, end), transposed; zero past the last token.
-// A few tokens at a time: source rows that lie a power of two apart share the lines of a cache set.
+// columns[c] = source[0 … tokens - 1, c], for kLanes columns of which `width` exist; zero past the last token.
 template <class T, class Source>
-void pack_transposed(const Source* source, int64_t stride, int64_t tokens, const Used& used, int64_t begin, int64_t end, T* packed) {
-  constexpr int lanes = kLanes<T>;
-  for (int64_t t0 = 0; t0 < kRunTokens; t0 += lanes)
-    for (int64_t u = begin; u < end; u += lanes) {
-      const int count = static_cast<int>(smaller(lanes, end - u)), valid = static_cast<int>(smaller(lanes, tokens - t0));
-      const int32_t* columns = used.column + u;
-      const bool contiguous = count == lanes && columns[lanes - 1] == columns[0] + lanes - 1;
-      Vec<T> rows[lanes] = {};
-      for (int t = 0; t < valid; ++t) {
-        const Source* from = source + (t0 + t) * stride;
-        T line[lanes];
-        if (contiguous)
-          convert_run(line, from + columns[0], lanes);
-        else
-          for (int i = 0; i < lanes; ++i) line[i] = convert(from[columns[i < count ? i : 0]], Tag<T>());
-        rows[t] = load(line);
-      }
-      transpose<T>(rows);
-      for (int i = 0; i < count; ++i) store(packed + (u + i) * kRunTokens + t0, rows[i]);
-    }
+void load_square(const Source* source, int64_t stride, int64_t tokens, int64_t width, Vec<T> (&columns)[kLanes<T>]) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t i = 0; i < smaller(lanes, tokens); ++i) __builtin_prefetch(source + i * stride + kPackAhead * kLine / sizeof(Source));
+  if constexpr (sizeof(Source) == sizeof(T))
+    if (tokens >= lanes && width >= lanes) return load_transposed<T>(source, stride, columns);
+  T square[lanes * lanes] = {};
+  for (int64_t i = 0; i < smaller(lanes, tokens); ++i)
+    width >= lanes ? convert_run(square + i * lanes, source + i * stride, lanes) : convert_run(square + i * lanes, source + i * stride, width);
+  load_transposed<T>(square, lanes, columns);
 }
 
-template <class T>
-void pack_transposed(const void* source, DType dtype, int64_t stride, int64_t first_token, int64_t tokens, const Used& used,
-                     int64_t begin, int64_t end, T* packed) {
-  with_dtype(dtype, [&](auto s) {
-    using Source = decltype(s);
-    if constexpr ((sizeof(Source) == sizeof(double)) == (sizeof(T) == sizeof(double)))
-      pack_transposed(static_cast<const Source*>(source) + first_token * stride, stride, tokens, used, begin, end, packed);
-  });
+// packed [groups, kLanes, run] = some groups of columns of source [tokens, size], transposed. Two by two squares together: a line of
+// source and of packed is as wide as two.
+template <class T, class Source>
+void pack_groups(const Source* source, int64_t stride, int64_t size, int64_t tokens, int64_t run, const int32_t* groups, int64_t count,
+                 T* packed) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t t2 = 0; t2 < run; t2 += 2 * lanes)
+    for (int64_t g2 = 0; g2 < count; g2 += 2)
+      for (int64_t t = t2; t < smaller(t2 + 2 * lanes, run); t += lanes)
+        for (int64_t g = g2; g < smaller(g2 + 2, count); ++g) {
+          const int64_t column = groups[g] * lanes;
+          Vec<T> columns[lanes];
+          load_square<T>(source + t * stride + column, stride, tokens - t, size - column, columns);
+          for (int64_t i = 0; i < lanes; ++i) store(packed + (g * lanes + i) * run + t, columns[i]);
+        }
 }
 
-// Adds the dot products of the `count` entries whose packed runs start at a[i] and b[i]. Entries of one row share the loads of a.
-// Four vectors of tokens a turn: there are more runs than registers for their addresses.
-// Not inlined: with both kinds in one function the loads of both are kept, and spilled.
-template <bool OneRow, class T>
-__attribute__((noinline)) void add_dots(const T* const (&a)[kLanes<T>], const T* const (&b)[kLanes<T>], T* sums, int count) {
-  constexpr int lanes = kLanes<T>, unroll = 4;
-  Vec<T> sum[lanes] = {};
-  for (int64_t t = 0; t < kRunTokens; t += unroll * lanes) {
-    Vec<T> shared[unroll];
-    for (int u = 0; u < unroll; ++u) shared[u] = load(a[0] + t + u * lanes);
+struct EntryOperand {
+  const void* data;  // [tokens, size]
+  DType dtype;
+  int64_t stride, size, tokens;
+
+  template <class T>
+  void pack(int64_t first_token, int64_t run, const Used& groups, int64_t begin, int64_t end, T* packed) const {
+    with_dtype(dtype, [&](auto s) {
+      using Source = decltype(s);
+      if constexpr ((sizeof(Source) == sizeof(double)) == (sizeof(T) == sizeof(double)))
+        pack_groups(static_cast<const Source*>(data) + first_token * stride, stride, size, tokens - first_token, run, groups.column + begin,
+                    end - begin, packed + begin * kLanes<T> * run);
+    });
+  }
+};
+
+// Adds to the sums of the entries of one unit of rows [row_count, run] and one block of columns [slots, run].
+template <int Vectors, class T>
+void add_block(const T* rows, const int32_t* counts, int64_t row_count, const T* columns, const uint16_t* slots, T* sums) {
+  constexpr int lanes = kLanes<T>, run = Vectors * lanes;
+  alignas(64) T partials[kPartials * lanes];
+  int waiting = 0;
+  const auto add_lanes = [&] {
+    for (int k = 0; k < waiting; k += lanes, sums += lanes) {
+      Vec<T> sum[lanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-#pragma GCC unroll 4
-      for (int u = 0; u < unroll; ++u)
-        sum[i] += (OneRow ? shared[u] : load(a[i] + t + u * lanes)) * load(b[i] + t + u * lanes);
+      for (int i = 0; i < lanes; ++i) sum[i] = load(partials + (k + i) * lanes);
+      store(sums, load(sums) + sum_lanes<T>(sum));
+    }
+    waiting = 0;
+  };
+  for (int64_t r = 0; r < row_count; ++r, rows += run) {
+    Vec<T> row[Vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) row[v] = load(rows + v * lanes);
+    for (const uint16_t* end = slots + counts[r]; slots < end; ++slots) {
+      const T* column = columns + *slots * static_cast<int64_t>(run);
+      Vec<T> sum[4];  // independent chains: one would wait for its own multiply-adds
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        const Vec<T> product = row[v] * load(column + v * lanes);
+        sum[v % 4] = v < 4 ? product : sum[v % 4] + product;
+      }
+      store(partials + waiting * lanes, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+      if (++waiting == kPartials) add_lanes();
     }
   }
-  const Vec<T> dots = sum_lanes<T>(sum);
-  if (count == lanes) return store(sums, load(sums) + dots);
-  for (int i = 0; i < count; ++i) sums[i] += dots[i];
+  add_lanes();
 }
 
 template <class T>
 struct EntryProblem {
-  WgradOperands operands;
-  const Layout& layout;
-  Used rows, columns;
-  T *packed_rows, *packed_columns;  // [runs, used, kRunTokens]
-  T* sums;                          // [nnz]
+  static constexpr int64_t lanes = kLanes<T>;
+  EntryOperand grad_output, input;
+  const EntryOrder<kLanes<T>>& order;
+  int64_t run;
+  T* packed;  // [runs, column slots, run]
+  T* sums;    // in that order
 
-  // Packing is cut into units: for each run of a chunk, some columns of one operand.
-  int64_t row_units() const { return divide_up(rows.count, kPackColumns); }
-  int64_t units_per_run() const { return row_units() + divide_up(columns.count, kPackColumns); }
+  int64_t run_units() const { return divide_up(order.columns.count, kPackGroups); }
+  int64_t run_elements() const { return order.columns.count * lanes * run; }
 
-  void pack_unit(int64_t unit, int64_t first_token) const {
-    const int64_t run = unit / units_per_run(), within = unit % units_per_run();
-    const int64_t token = first_token + run * kRunTokens, tokens = smaller(kRunTokens, operands.tokens - token);
-    const bool of_rows = within < row_units();
-    const Used& used = of_rows ? rows : columns;
-    const int64_t begin = (of_rows ? within : within - row_units()) * kPackColumns, end = smaller(begin + kPackColumns, used.count);
-    T* packed = (of_rows ? packed_rows : packed_columns) + run * used.count * kRunTokens;
-    pack_transposed(of_rows ? operands.grad_output : operands.input, operands.dtype,
-                    of_rows ? operands.grad_output_stride : operands.input_stride, token, tokens, used, begin, end, packed);
+  void pack_unit(int64_t unit, int64_t first_run) const {
+    const int64_t which = unit / run_units(), begin = unit % run_units() * kPackGroups;
+    input.pack((first_run + which) * run, run, order.columns, begin, smaller(begin + kPackGroups, order.columns.count),
+               packed + which * run_elements());
   }
 
-  // `slots` has room for two numbers an entry.
-  void add_entries(int64_t begin, int64_t end, int64_t runs, int32_t* slots) const {
-    constexpr int lanes = kLanes<T>;
-    int32_t *row_slots = slots, *column_slots = slots + kEntriesPerUnit;
-    for_each_entry(layout, begin, end, [&](int64_t k, int64_t row, int64_t column) {
-      row_slots[k - begin] = rows.slot[row];
-      column_slots[k - begin] = columns.slot[column];
-    });
-    for (int64_t run = 0; run < runs; ++run) {
-      const T* run_rows = packed_rows + run * rows.count * kRunTokens;
-      const T* run_columns = packed_columns + run * columns.count * kRunTokens;
-      for (int64_t k = 0; k < end - begin; k += lanes) {
-        const int count = static_cast<int>(smaller(lanes, end - begin - k));
-        const T *a[lanes], *b[lanes];
-        int32_t differ = 0;
-        for (int i = 0; i < lanes; ++i) {
-          const int64_t at = k + (i < count ? i : 0);
-          a[i] = run_rows + row_slots[at] * kRunTokens;
-          b[i] = run_columns + column_slots[at] * kRunTokens;
-          differ |= row_slots[at] ^ row_slots[k];
-        }
-        differ ? add_dots<false>(a, b, sums + begin + k, count) : add_dots<true>(a, b, sums + begin + k, count);
+  template <int Vectors>
+  void add_unit(int64_t unit, int64_t first_run, int64_t runs, T* packed_rows) const {
+    const int64_t begin = unit * order.unit_rows, row_count = smaller(order.unit_rows, order.rows.count * lanes - begin);
+    for (int64_t i = 0; i < runs; ++i) {
+      grad_output.pack((first_run + i) * run, run, order.rows, begin / lanes, (begin + row_count) / lanes, packed_rows - begin * run);
+      for (int64_t block = 0; block < order.blocks; ++block) {
+        const int64_t at = unit * order.blocks + block, start = order.starts[at];
+        add_block<Vectors>(packed_rows, order.counts + at * order.unit_rows, row_count,
+                           packed + i * run_elements() + block * order.block_columns * run, order.slots + start, sums + start);
       }
     }
   }
@@ -143,37 +142,44 @@ struct EntryProblem {
 
 template <class T>
 void entry_dots(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads) {
-  const int64_t nnz = layout.n;
-  const bool in_values = is_dtype<T>(values_dtype);
-  const Workspace maps(Used::bytes(layout.rows) + Used::bytes(layout.columns) + (in_values ? 0 : Pieces::bytes<T>(nnz)));
-  Pieces from = maps.pieces();
-  EntryProblem<T> problem{operands, layout, Used(from, layout.rows), Used(from, layout.columns), nullptr, nullptr, nullptr};
-  problem.sums = in_values ? static_cast<T*>(values) : from.cut<T>(nnz);
-  for_each_entry(layout, 0, nnz, [&](int64_t, int64_t row, int64_t column) {
-    problem.rows.mark(row);
-    problem.columns.mark(column);
-  });
-  problem.rows.collect(layout.rows);
-  problem.columns.collect(layout.columns);
-  if (!in_values || !accumulate) memset(problem.sums, 0, nnz * sizeof(T));
+  constexpr int lanes = kLanes<T>;
+  const bool many = layout.n >= kManyFrom * layout.rows * layout.columns;
+  const EntryCut cut = many ? kManyEntries : kFewEntries;
+  const int64_t run = cut.vectors * lanes, run_bytes = cut.vectors * kVectorBytes;
+  const int64_t unit_rows = smaller(kUnitRows, round_up(divide_up(layout.rows, 4 * threads), lanes));
+  const Workspace maps(EntryOrder<lanes>::map_bytes(layout));
+  Pieces map_pieces = maps.pieces();
+  EntryOrder<lanes> order(layout, unit_rows, cut.block_bytes / run_bytes / lanes * lanes, map_pieces);
+  const Workspace ordered(order.bytes());
+  order.sort(ordered.pieces());
 
-  const int64_t run_elements = (problem.rows.count + problem.columns.count) * kRunTokens;
-  const int64_t all_runs = divide_up(operands.tokens, kRunTokens);
-  const int64_t chunk_runs = larger(1, smaller(all_runs, kPackedBytes / (run_elements * static_cast<int64_t>(sizeof(T)))));
-  const Workspace packed(chunk_runs * run_elements * static_cast<int64_t>(sizeof(T)));
-  problem.packed_rows = packed.pieces().template cut<T>(0);
-  problem.packed_columns = problem.packed_rows + chunk_runs * problem.rows.count * kRunTokens;
+  const int64_t sum_count = order.starts[order.units * order.blocks];
+  const int64_t column_bytes = order.columns.count * lanes * run_bytes;
+  const int64_t all_runs = divide_up(operands.tokens, run), chunk = larger(1, smaller(all_runs, cut.chunk_bytes / column_bytes));
+  const int64_t thread_elements = order.unit_rows * run;
+  const Workspace workspace(Pieces::bytes<T>(sum_count) + chunk * column_bytes + threads * Pieces::bytes<T>(thread_elements));
+  Pieces pieces = workspace.pieces();
+  EntryProblem<T> problem{{operands.grad_output, operands.dtype, operands.grad_output_stride, layout.rows, operands.tokens},
+                          {operands.input, operands.dtype, operands.input_stride, layout.columns, operands.tokens},
+                          order, run, nullptr, nullptr};
+  problem.sums = pieces.cut<T>(sum_count);
+  problem.packed = pieces.cut<T>(chunk * column_bytes / static_cast<int64_t>(sizeof(T)));
+  T* packed_rows = pieces.cut<T>(threads * thread_elements);
+  memset(problem.sums, 0, sum_count * sizeof(T));
 
-  const int64_t unit = smaller(kEntriesPerUnit, round_up(divide_up(nnz, 4 * threads), kLanes<T>));
-  const Workspace slots(threads * Pieces::bytes<int32_t>(2 * kEntriesPerUnit));
-  int32_t* all_slots = slots.pieces().cut<int32_t>(0);
-  in_phases(all_runs, chunk_runs, threads, [&](int64_t first, int64_t runs, const Phase& pack, const Phase& add, int thread) {
-    pack.share(runs * problem.units_per_run(), [&](int64_t i) { problem.pack_unit(i, first * kRunTokens); });
-    add.share(divide_up(nnz, unit), [&](int64_t i) {
-      problem.add_entries(i * unit, smaller((i + 1) * unit, nnz), runs, all_slots + thread * 2 * kEntriesPerUnit);
+  in_phases(all_runs, chunk, threads, [&](int64_t first, int64_t runs, const Phase& pack, const Phase& add, int thread) {
+    pack.share(runs * problem.run_units(), [&](int64_t i) { problem.pack_unit(i, first); });
+    add.share(order.units, [&](int64_t unit) {
+      T* mine = packed_rows + thread * thread_elements;
+      many ? problem.template add_unit<kManyEntries.vectors>(unit, first, runs, mine)
+           : problem.template add_unit<kFewEntries.vectors>(unit, first, runs, mine);
     });
   });
-  if (!in_values) store_sums(problem.sums, nnz, values, values_dtype, accumulate);
+  with_dtype(values_dtype, [&](auto v) {
+    order.for_each_place([&](int64_t k, int64_t at, int64_t) {
+      store_sum(static_cast<decltype(v)*>(values)[k], problem.sums[at], accumulate);
+    });
+  });
 }
 
 }  // namespace
