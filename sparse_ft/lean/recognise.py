@@ -12,7 +12,7 @@ import textwrap
 
 from torch import nn
 
-from . import activations, causal_lm, gated, norms
+from . import activations, batch_norm, causal_lm, conv, gated, norms, pool
 
 TORCH = {
     nn.RMSNorm: norms.torch_rms_norm_forward,
@@ -20,6 +20,10 @@ TORCH = {
     nn.GELU: activations.gelu_forward,
     nn.SiLU: activations.silu_forward,
     nn.ReLU: activations.relu_forward,
+    **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], conv.conv_forward),
+    **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], conv.conv_transpose_forward),
+    **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], batch_norm.batch_norm_forward),
+    **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d], pool.max_pool_forward),
 }
 
 # fingerprint of a forward -> what stands in for it, and who says so

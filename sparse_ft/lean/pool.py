@@ -1,0 +1,76 @@
+"""Max pooling that keeps where in its window each maximum was, in one byte (torch keeps the input and 8 bytes an output)."""
+
+import math
+
+import torch
+
+from .hollow import hollow, stand_in
+
+
+def max_pool_forward(module, input):
+    """`nn.MaxPool1d`, `nn.MaxPool2d`, `nn.MaxPool3d`; with `return_indices` torch's own.
+
+    Kept for backward: one byte an output element, two for windows of more than 256 elements.
+    """
+    usual = torch.is_grad_enabled() and input.requires_grad and not torch.compiler.is_compiling()
+    if not usual or module.return_indices:
+        return type(module).forward(module, input)
+    dims = int(type(module).__name__[-2])
+    sizes = [_tuple(v, dims) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
+    if input.dim() - dims not in (1, 2) or any(len(size) != dims for size in sizes):
+        return type(module).forward(module, input)  # torch says what is wrong
+    if dims > 1:
+        return _MaxPool.apply(input, *sizes, module.ceil_mode)
+    kernel, stride, padding, dilation = ((one, *size) for one, size in zip((1, 1, 0, 1), sizes, strict=True))
+    return _MaxPool.apply(input.unsqueeze(-2), kernel, stride, padding, dilation, module.ceil_mode).squeeze(-2)
+
+
+def _tuple(value, dims):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, *window):  # window: kernel_size, stride, padding, dilation, ceil_mode
+        dims = len(window[0])
+        output, index = FORWARD[dims](input, *window)
+        ctx.like, ctx.window = hollow(input), window
+        starts, offsets = _places(input.shape[-dims:], output.shape[-dims:], *window[:4], input.device)
+        ctx.save_for_backward(_number(index.sub_(starts), offsets))
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (number,) = ctx.saved_tensors
+        dims, device = len(ctx.window[0]), grad_output.device
+        starts, offsets = _places(ctx.like[0][-dims:], number.shape[-dims:], *ctx.window[:4], device)
+        index = offsets.take(number.long()).add_(starts)
+        grad_input = BACKWARD[dims](grad_output, stand_in(ctx.like, grad_output), *ctx.window, index)
+        return grad_input, None, None, None, None, None
+
+
+FORWARD = {2: torch.ops.aten.max_pool2d_with_indices, 3: torch.ops.aten.max_pool3d_with_indices}
+BACKWARD = {n: getattr(torch.ops.aten, f"max_pool{n}d_with_indices_backward") for n in (2, 3)}
+
+
+def _places(size, out_size, kernel, stride, padding, dilation, device):
+    """Flat positions, in a plane of `size`, where the windows start, and of a window's elements from its start.
+
+    Returns int64 [*out_size] (below zero in the padding) and [product of kernel], ascending where the window fits the plane.
+    """
+    starts, offsets = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    for d in range(len(size)):
+        pitch = math.prod(size[d + 1 :])
+        along = torch.arange(out_size[d], device=device) * stride[d] - padding[d]
+        starts = starts[..., None] + along * pitch
+        offsets = offsets[..., None] + torch.arange(kernel[d], device=device) * (dilation[d] * pitch)
+    return starts, offsets.flatten()
+
+
+def _number(offset, offsets):
+    """Which of `offsets` each `offset` is, in the smallest dtype that holds the numbers."""
+    dtype = torch.uint8 if len(offsets) <= 256 else torch.int16 if len(offsets) <= 2**15 else torch.int32
+    number = torch.empty(int(offsets.max()) + 1, dtype=dtype, device=offset.device)
+    number[offsets] = torch.arange(len(offsets), device=offset.device).to(dtype)
+    return number.take(offset)
