@@ -114,6 +114,54 @@ bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double 
                                  thread_count(threads));
 }
 
+Activation activation(int code) {
+  require(code >= kSilu && code <= kRelu, "activation", code, "0 (silu), 1 (gelu), 2 (gelu_tanh) or 3 (relu)");
+  return static_cast<Activation>(code);
+}
+
+Rows matrix_rows(Address data, int64_t stride) { return Rows{pointer(data), stride}; }
+
+void gated_product(Address gate, int64_t gate_stride, Address up, int64_t up_stride, int code, int64_t rows, int64_t columns, int act,
+                   Address output, int threads) {
+  require(rows >= 0, "rows", rows, "non-negative");
+  require(columns >= 0, "columns", columns, "non-negative");
+  cpu_ops().gated_product(matrix_rows(gate, gate_stride), matrix_rows(up, up_stride), dtype(code, "dtype"), rows, columns, activation(act),
+                          pointer(output), thread_count(threads));
+}
+
+void gated_product_backward(Address grad_output, int64_t grad_output_stride, Address gate, int64_t gate_stride, Address up,
+                            int64_t up_stride, int code, int64_t rows, int64_t columns, int act, Address grad_gate, Address grad_up,
+                            int threads) {
+  require(rows >= 0, "rows", rows, "non-negative");
+  require(columns >= 0, "columns", columns, "non-negative");
+  cpu_ops().gated_product_backward(matrix_rows(grad_output, grad_output_stride), matrix_rows(gate, gate_stride),
+                                   matrix_rows(up, up_stride), dtype(code, "dtype"), rows, columns, activation(act), pointer(grad_gate),
+                                   pointer(grad_up), thread_count(threads));
+}
+
+NormOperands norm_operands(Address input, int64_t input_stride, int input_dtype, Address weight, int weight_dtype, int64_t rows,
+                           int64_t columns, double offset, int wide) {
+  require(rows >= 0, "rows", rows, "non-negative");
+  require(columns >= 0, "columns", columns, "non-negative");
+  require(wide == kFloat32 || wide == kFloat64, "rstd_dtype", wide, "0 (float32) or 1 (float64)");
+  return NormOperands{matrix_rows(input, input_stride), dtype(input_dtype, "input_dtype"), pointer(weight),
+                      dtype(weight_dtype, "weight_dtype"), rows, columns, offset, static_cast<DType>(wide)};
+}
+
+void rms_norm(Address input, int64_t input_stride, int input_dtype, Address weight, int weight_dtype, int64_t rows, int64_t columns,
+              double eps, double offset, Address output, int output_dtype, Address rstd, int rstd_dtype, int threads) {
+  const NormOperands operands = norm_operands(input, input_stride, input_dtype, weight, weight_dtype, rows, columns, offset, rstd_dtype);
+  cpu_ops().rms_norm(operands, eps, pointer(output), dtype(output_dtype, "output_dtype"), pointer(rstd), thread_count(threads));
+}
+
+void rms_norm_backward(Address grad_output, int64_t grad_output_stride, int grad_output_dtype, Address input, int64_t input_stride,
+                       int input_dtype, Address rstd, int rstd_dtype, Address weight, int weight_dtype, int64_t rows, int64_t columns,
+                       double offset, Address grad_input, int threads) {
+  const NormOperands operands = norm_operands(input, input_stride, input_dtype, weight, weight_dtype, rows, columns, offset, rstd_dtype);
+  cpu_ops().rms_norm_backward(operands, matrix_rows(grad_output, grad_output_stride), dtype(grad_output_dtype, "grad_output_dtype"),
+                              pointer(rstd), pointer(grad_input), thread_count(threads));
+}
+
 int64_t layout_position(const LayoutTuple& where, int64_t k) { return position(layout(where), k); }
 
 py::dict build_info() {
@@ -144,6 +192,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());
   m.def("selected_wgrad", &selected_wgrad, NoGil());
   m.def("masked_adamw_", &masked_adamw_, NoGil());
+  m.def("gated_product", &gated_product, NoGil());
+  m.def("gated_product_backward", &gated_product_backward, NoGil());
+  m.def("rms_norm", &rms_norm, NoGil());
+  m.def("rms_norm_backward", &rms_norm_backward, NoGil());
   m.def("position", &layout_position, NoGil());
   m.def("set_cpu_variant", &set_cpu_variant);
   m.def("build_info", &build_info);

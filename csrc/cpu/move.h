@@ -83,7 +83,7 @@ void move(void* matrix, DType dtype, const Layout& layout, int64_t begin, int64_
   }
 }
 
-void convert_any(void* to, DType to_dtype, const void* from, DType from_dtype, int64_t count) {
+inline void convert_any(void* to, DType to_dtype, const void* from, DType from_dtype, int64_t count) {
   with_dtype(to_dtype, [&](auto t) {
     with_dtype(from_dtype, [&](auto f) {
       convert_run(static_cast<decltype(t)*>(to), static_cast<const decltype(f)*>(from), count);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "../layout.h"
 
 namespace sparse_ft {
@@ -33,12 +34,33 @@ struct AdamWTensor {
   double lr, beta1, beta2, eps, weight_decay;
 };
 
+struct Rows {
+  const void* data;  // [rows, columns]: the elements of a row lie next to each other
+  int64_t stride;    // from one row to the next
+};
+
+struct NormOperands {
+  Rows input;
+  DType input_dtype;
+  const void* weight;  // [columns], or null: no factor
+  DType weight_dtype;
+  int64_t rows, columns;
+  double offset;  // added to the weight
+  DType wide;     // of the arithmetic and of rstd [rows]: float32 or float64
+};
+
 struct CpuOps {
   void (*gather_selected)(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads);
   void (*scatter_selected_)(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
                             int threads);
   void (*selected_wgrad)(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads);
   bool (*masked_adamw_)(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads);
+  void (*gated_product)(Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads);
+  void (*gated_product_backward)(Rows grad_output, Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation,
+                                 void* grad_gate, void* grad_up, int threads);
+  void (*rms_norm)(const NormOperands& operands, double eps, void* output, DType output_dtype, void* rstd, int threads);
+  void (*rms_norm_backward)(const NormOperands& operands, Rows grad_output, DType grad_output_dtype, const void* rstd, void* grad_input,
+                            int threads);
 };
 
 #define SFT_DECLARE_VARIANT(variant)                                                                                                  \
@@ -47,6 +69,10 @@ struct CpuOps {
   void scatter_selected_(void*, DType, const Layout&, void*, DType, ScatterMode, int);                                                \
   void selected_wgrad(const WgradOperands&, const Layout&, void*, DType, bool, int);                                                  \
   bool masked_adamw_(const AdamWTensor*, int64_t, bool, double, bool, int);                                                           \
+  void gated_product(Rows, Rows, DType, int64_t, int64_t, Activation, void*, int);                                                    \
+  void gated_product_backward(Rows, Rows, Rows, DType, int64_t, int64_t, Activation, void*, void*, int);                              \
+  void rms_norm(const NormOperands&, double, void*, DType, void*, int);                                                               \
+  void rms_norm_backward(const NormOperands&, Rows, DType, const void*, void*, int);                                                  \
   }
 
 SFT_DECLARE_VARIANT(baseline)

@@ -12,8 +12,9 @@ struct Variant {
   CpuOps ops;
 };
 
-#define SFT_OPS(variant) \
-  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::masked_adamw_ }
+#define SFT_OPS(variant)                                                                                           \
+  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::masked_adamw_,         \
+    variant::gated_product, variant::gated_product_backward, variant::rms_norm, variant::rms_norm_backward }
 
 const Variant kVariants[] = {
 #ifdef SFT_HAVE_AVX512

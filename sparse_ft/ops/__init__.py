@@ -1,15 +1,21 @@
 """The ops, each one page: schema, reference, shape function, backends, public function."""
 
 from ._library import SERVED
+from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
+from .rms_norm import rms_norm, rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
 from .selected_wgrad import selected_wgrad, selected_wgrad_
 
 __all__ = [
     "SERVED",
+    "gated_product",
+    "gated_product_backward",
     "gather_selected",
     "masked_adamw_",
+    "rms_norm",
+    "rms_norm_backward",
     "scatter_selected_",
     "selected_wgrad",
     "selected_wgrad_",

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "../../csrc/cpu/ops.h"
@@ -110,6 +111,30 @@ void adamw(const Layout& layout, DType dtype, DType weight_dtype) {
   free(step);
 }
 
+// Rows that lie apart, the last one ending where its buffer ends.
+void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
+  const int64_t stride = columns + 5, held = (rows - 1) * stride + columns;
+  Buffer a(dtype, held, 1), b(dtype, held, 2), c(dtype, held, 3), weight(other, columns, 4), out(dtype, rows * columns), out2(dtype, rows * columns);
+  const Rows ra{a.data, stride}, rb{b.data, stride}, rc{c.data, stride};
+  for (Activation activation : {kSilu, kGelu, kGeluTanh, kRelu}) {
+    baseline::gated_product(ra, rb, dtype, rows, columns, activation, out.data, 2);
+    baseline::gated_product_backward(rc, ra, rb, dtype, rows, columns, activation, out.data, out2.data, 2);
+  }
+  for (int64_t k = 0; k < rows * columns; ++k) {  // of relu: the grads, exact in every dtype
+    const int64_t at = k / columns * stride + k % columns;
+    expect(out.get(k) == (a.get(at) > 0 ? c.get(at) * b.get(at) : 0), "grad_gate", Layout{}, k);
+    expect(out2.get(k) == (a.get(at) > 0 ? c.get(at) * a.get(at) : 0), "grad_up", Layout{}, k);
+  }
+  const DType wide = dtype == kFloat64 || other == kFloat64 ? kFloat64 : kFloat32;
+  Buffer rstd(wide, rows), output(other, rows * columns);
+  for (const void* w : {static_cast<const void*>(weight.data), static_cast<const void*>(nullptr)}) {
+    const NormOperands operands{ra, dtype, w, other, rows, columns, 1.0, wide};
+    baseline::rms_norm(operands, 1e-6, output.data, other, rstd.data, 2);
+    baseline::rms_norm_backward(operands, rc, dtype, rstd.data, out.data, 2);
+  }
+  for (int64_t k = 0; k < rows * columns; ++k) expect(std::isfinite(output.get(k)) && std::isfinite(out.get(k)), "rms_norm", Layout{}, k);
+}
+
 void every_op(const Layout& layout) {
   const DType dtypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
   for (DType a : dtypes)
@@ -140,6 +165,9 @@ int main(int argc, char** argv) {
       for (Kind kind : {kRows, kColumns, kEntries, kAll}) every_op(Selected(kind, bits, shape[0], shape[1], 1, 1).layout);
       for (const auto& block : blocks) every_op(Selected(kBlocks, bits, shape[0], shape[1], block[0], block[1]).layout);
     }
+  for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
+    for (DType other : {kFloat32, kFloat64, kBFloat16, kFloat16})
+      for (const auto& shape : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {2, 513}, {40, 1030}}) rowwise(dtype, other, shape.first, shape.second);
   puts("every op stayed inside its buffers");
   return 0;
 }

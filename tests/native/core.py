@@ -9,6 +9,7 @@ except ImportError:
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3, "all": 4}
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
 def variants():
@@ -81,3 +82,43 @@ def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, thre
             )
         )
     return C.masked_adamw_(table, maximize, inv_scale, skip_nonfinite, threads)
+
+
+def rows(matrix):
+    """Address and stride of the rows of a matrix [rows, columns]."""
+    return matrix.data_ptr(), matrix.stride(0)
+
+
+def gated_product(gate, up, activation, threads=2):
+    output = torch.empty(gate.shape, dtype=gate.dtype)
+    code = ACTIVATIONS.index(activation)
+    C.gated_product(*rows(gate), *rows(up), DTYPES[gate.dtype], *gate.shape, code, output.data_ptr(), threads)
+    return output
+
+
+def gated_product_backward(grad_output, gate, up, activation, threads=2):
+    grads = [torch.empty(gate.shape, dtype=gate.dtype) for _ in range(2)]
+    operands = *rows(grad_output), *rows(gate), *rows(up), DTYPES[gate.dtype], *gate.shape, ACTIVATIONS.index(activation)
+    C.gated_product_backward(*operands, *(g.data_ptr() for g in grads), threads)
+    return grads
+
+
+def _weight(weight):
+    return (0, 0) if weight is None else (weight.data_ptr(), DTYPES[weight.dtype])
+
+
+def rms_norm(input, weight, eps=1e-6, offset=0.0, dtype=None, threads=2):
+    """(output, rstd) in `dtype` and in fp32, or fp64 for an fp64 input."""
+    output = torch.empty(input.shape, dtype=dtype or input.dtype)
+    rstd = torch.empty(input.size(0), dtype=torch.promote_types(torch.float32, input.dtype))
+    operands = *rows(input), DTYPES[input.dtype], *_weight(weight), *input.shape, eps, offset
+    C.rms_norm(*operands, output.data_ptr(), DTYPES[output.dtype], rstd.data_ptr(), DTYPES[rstd.dtype], threads)
+    return output, rstd
+
+
+def rms_norm_backward(grad_output, input, rstd, weight, offset=0.0, threads=2):
+    grad_input = torch.empty(input.shape, dtype=input.dtype)
+    operands = *rows(grad_output), DTYPES[grad_output.dtype], *rows(input), DTYPES[input.dtype]
+    operands += rstd.data_ptr(), DTYPES[rstd.dtype], *_weight(weight), *input.shape, offset
+    C.rms_norm_backward(*operands, grad_input.data_ptr(), threads)
+    return grad_input

@@ -1,0 +1,43 @@
+// Pieces of tensors in the type that arithmetic runs in: 16-bit elements pass through a buffer, wider ones are used in place.
+#pragma once
+
+#include "convert.h"
+#include "move.h"
+#include "ops.h"
+
+namespace sparse_ft {
+namespace {
+
+template <class Stored>
+using Wide = typename Compute<float, Stored>::type;
+
+template <class Stored>
+const Stored* at(Rows rows, int64_t row, int64_t column) {
+  return static_cast<const Stored*>(rows.data) + row * rows.stride + column;
+}
+
+template <class Stored>
+struct Widened {
+  Wide<Stored> buffer[kPiece];
+
+  const Wide<Stored>* load(const Stored* from, int64_t count) {
+    convert_run(buffer, from, count);
+    return buffer;
+  }
+  Wide<Stored>* target(Stored*) { return buffer; }
+  void finish(Stored* to, int64_t count) { convert_run(to, buffer, count); }
+};
+
+template <class T>
+struct InPlace {
+  const T* load(const T* from, int64_t) { return from; }
+  T* target(T* to) { return to; }
+  void finish(T*, int64_t) {}
+};
+template <>
+struct Widened<float> : InPlace<float> {};
+template <>
+struct Widened<double> : InPlace<double> {};
+
+}  // namespace
+}  // namespace sparse_ft

@@ -1,0 +1,20 @@
+"""How the native core is handed tensors [..., columns]: as matrices whose rows are contiguous."""
+
+
+def as_rows(*tensors, flat=True):
+    """((rows, columns), matrices): tensors [..., columns] of one shape, copied only where the strides of one demand it.
+
+    flat: the work is elementwise, so that contiguous tensors may be one long row.
+    """
+    first = tensors[0]
+    if flat and all(t.is_contiguous() for t in tensors):
+        return (1, first.numel()), [t.view(1, -1) for t in tensors]
+    columns = first.shape[-1]
+    count = first.shape[:-1].numel()
+    matrices = [t.reshape(count, columns) for t in tensors]
+    return (count, columns), [m if columns < 2 or m.stride(1) == 1 else m.contiguous() for m in matrices]
+
+
+def rows(matrix):
+    """Address and stride by which the native core knows the rows of a matrix."""
+    return matrix.data_ptr(), matrix.stride(0)
