@@ -162,6 +162,17 @@ void rms_norm_backward(Address grad_output, int64_t grad_output_stride, int grad
                               pointer(rstd), pointer(grad_input), thread_count(threads));
 }
 
+void positive_bits(Address input, int code, int64_t count, Address bits, int threads) {
+  require(count >= 0, "count", count, "non-negative");
+  cpu_ops().positive_bits(pointer(input), dtype(code, "dtype"), count, static_cast<uint8_t*>(pointer(bits)), thread_count(threads));
+}
+
+void where_bits(Address grad, int code, int64_t count, Address bits, double scale, Address output, int threads) {
+  require(count >= 0, "count", count, "non-negative");
+  cpu_ops().where_bits(pointer(grad), dtype(code, "dtype"), count, static_cast<const uint8_t*>(pointer(bits)), scale, pointer(output),
+                       thread_count(threads));
+}
+
 int64_t layout_position(const LayoutTuple& where, int64_t k) { return position(layout(where), k); }
 
 py::dict build_info() {
@@ -196,6 +207,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("gated_product_backward", &gated_product_backward, NoGil());
   m.def("rms_norm", &rms_norm, NoGil());
   m.def("rms_norm_backward", &rms_norm_backward, NoGil());
+  m.def("positive_bits", &positive_bits, NoGil());
+  m.def("where_bits", &where_bits, NoGil());
   m.def("position", &layout_position, NoGil());
   m.def("set_cpu_variant", &set_cpu_variant);
   m.def("build_info", &build_info);

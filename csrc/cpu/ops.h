@@ -61,6 +61,8 @@ struct CpuOps {
   void (*rms_norm)(const NormOperands& operands, double eps, void* output, DType output_dtype, void* rstd, int threads);
   void (*rms_norm_backward)(const NormOperands& operands, Rows grad_output, DType grad_output_dtype, const void* rstd, void* grad_input,
                             int threads);
+  void (*positive_bits)(const void* input, DType dtype, int64_t count, uint8_t* bits, int threads);
+  void (*where_bits)(const void* grad, DType dtype, int64_t count, const uint8_t* bits, double scale, void* output, int threads);
 };
 
 #define SFT_DECLARE_VARIANT(variant)                                                                                                  \
@@ -73,6 +75,8 @@ struct CpuOps {
   void gated_product_backward(Rows, Rows, Rows, DType, int64_t, int64_t, Activation, void*, void*, int);                              \
   void rms_norm(const NormOperands&, double, void*, DType, void*, int);                                                               \
   void rms_norm_backward(const NormOperands&, Rows, DType, const void*, void*, int);                                                  \
+  void positive_bits(const void*, DType, int64_t, uint8_t*, int);                                                                     \
+  void where_bits(const void*, DType, int64_t, const uint8_t*, double, void*, int);                                                   \
   }
 
 SFT_DECLARE_VARIANT(baseline)

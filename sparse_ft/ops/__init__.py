@@ -4,6 +4,7 @@ from ._library import SERVED
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
+from .positive_bits import positive_bits, where_bits
 from .rms_norm import rms_norm, rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
 from .selected_wgrad import selected_wgrad, selected_wgrad_
@@ -14,10 +15,12 @@ __all__ = [
     "gated_product_backward",
     "gather_selected",
     "masked_adamw_",
+    "positive_bits",
     "rms_norm",
     "rms_norm_backward",
     "scatter_selected_",
     "selected_wgrad",
     "selected_wgrad_",
     "swap_selected_",
+    "where_bits",
 ]

@@ -135,6 +135,17 @@ void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
   for (int64_t k = 0; k < rows * columns; ++k) expect(std::isfinite(output.get(k)) && std::isfinite(out.get(k)), "rms_norm", Layout{}, k);
 }
 
+void bits(DType dtype, int64_t count) {
+  Buffer input(dtype, count, 1), output(dtype, count);
+  uint8_t* packed = static_cast<uint8_t*>(malloc((count + 7) / 8));
+  baseline::positive_bits(input.data, dtype, count, packed, 2);
+  for (double scale : {1.0, 2.0}) {
+    baseline::where_bits(input.data, dtype, count, packed, scale, output.data, 2);
+    for (int64_t k = 0; k < count; ++k) expect(output.get(k) == (input.get(k) > 0 ? scale * input.get(k) : 0), "bits", Layout{}, k);
+  }
+  free(packed);
+}
+
 void every_op(const Layout& layout) {
   const DType dtypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
   for (DType a : dtypes)
@@ -165,6 +176,8 @@ int main(int argc, char** argv) {
       for (Kind kind : {kRows, kColumns, kEntries, kAll}) every_op(Selected(kind, bits, shape[0], shape[1], 1, 1).layout);
       for (const auto& block : blocks) every_op(Selected(kBlocks, bits, shape[0], shape[1], block[0], block[1]).layout);
     }
+  for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
+    for (int64_t count : {1, 7, 8, 9, 511, 513, 40001}) bits(dtype, count);
   for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
     for (DType other : {kFloat32, kFloat64, kBFloat16, kFloat16})
       for (const auto& shape : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {2, 513}, {40, 1030}}) rowwise(dtype, other, shape.first, shape.second);

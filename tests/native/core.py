@@ -122,3 +122,15 @@ def rms_norm_backward(grad_output, input, rstd, weight, offset=0.0, threads=2):
     operands += rstd.data_ptr(), DTYPES[rstd.dtype], *_weight(weight), *input.shape, offset
     C.rms_norm_backward(*operands, grad_input.data_ptr(), threads)
     return grad_input
+
+
+def positive_bits(input, threads=2):
+    bits = torch.empty((input.numel() + 7) // 8, dtype=torch.uint8)
+    C.positive_bits(input.data_ptr(), DTYPES[input.dtype], input.numel(), bits.data_ptr(), threads)
+    return bits
+
+
+def where_bits(grad, bits, scale=1.0, threads=2):
+    output = torch.empty(grad.shape, dtype=grad.dtype)
+    C.where_bits(grad.data_ptr(), DTYPES[grad.dtype], grad.numel(), bits.data_ptr(), scale, output.data_ptr(), threads)
+    return output

@@ -1,0 +1,31 @@
+"""positive_bits and where_bits of the native core: exact, for every variant, thread count and number of elements left over."""
+
+import core
+import pytest
+import torch
+from oracle import DTYPES, name_of, same_bits
+
+
+@pytest.mark.parametrize("count", [1, 8, 1000, 16384, 50005])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_exact_for_every_thread_count(variant, dtype, count):
+    input, grad = (torch.randn(count, dtype=torch.float64).to(dtype) for _ in range(2))
+    grad[grad > 2] = float("nan")
+    padded = torch.zeros((count + 7) // 8 * 8, dtype=torch.bool)
+    padded[:count] = input > 0
+    want = (padded.view(-1, 8).int() << torch.arange(8)).sum(1).to(torch.uint8)
+    zero = torch.zeros((), dtype=dtype)
+    for threads in (1, 2, 7):
+        bits = core.positive_bits(input, threads)
+        assert torch.equal(bits, want), threads
+        assert same_bits(core.where_bits(grad, bits, 1.0, threads), torch.where(padded[:count], grad, zero))
+        scaled = torch.where(padded[:count], (grad.to(torch.promote_types(torch.float32, dtype)) * 1.1).to(dtype), zero)
+        torch.testing.assert_close(core.where_bits(grad, bits, 1.1, threads), scaled, rtol=0, atol=0, equal_nan=True)
+
+
+def test_arguments_are_checked():
+    x = torch.zeros(8)
+    with pytest.raises(ValueError, match="count must be non-negative, got -1"):
+        core.C.positive_bits(x.data_ptr(), 0, -1, x.data_ptr(), 1)
+    with pytest.raises(ValueError, match="dtype must be 0 .*got 5"):
+        core.C.where_bits(x.data_ptr(), 5, 8, x.data_ptr(), 1.0, x.data_ptr(), 1)
