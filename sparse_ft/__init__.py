@@ -10,6 +10,7 @@ from . import functional, memory, nn
 from .backends import backends
 from .convert import convert, matrix_shape, revert, summary, sync
 from .lean import lean
+from .memory import estimate
 from .optim import SelectiveAdamW
 from .plan import Plan
 from .salience import select
@@ -26,6 +27,7 @@ __all__ = [
     "SelectiveAdamW",
     "backends",
     "convert",
+    "estimate",
     "from_mask",
     "functional",
     "lean",

@@ -22,7 +22,7 @@ MAY = {
     "lean": ("nn",),
     "convert": ("lean", "nn", "plan", "report"),
     "optim": ("nn",),
-    "memory": ("convert", "nn", "optim", "plan"),
+    "memory": ("convert", "lean", "nn", "optim", "plan", "salience"),
     "salience": ("convert", "nn", "plan"),
 }
 

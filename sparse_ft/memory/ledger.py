@@ -110,7 +110,7 @@ class Watching:
     def _note(self, tensor, name):
         for storage in storages_of(tensor):
             if key_of(storage) not in self._own:
-                self._seen.add(storage, name)
+                self._seen.add(storage, tensor.device, name)
 
     def _before(self, module, _):
         self._enter(self._names.get(id(module), self._stack[-1]), 1)

@@ -99,11 +99,11 @@ class Watched:
     def __init__(self):
         self._seen = {}
 
-    def add(self, storage, label):
-        """Note a storage under `label`; the first label stays."""
+    def add(self, storage, device, label):
+        """Note a storage under `label`; the first stays. device: its tensor's; without data the storage is on meta."""
         key = key_of(storage)
         if key not in self._seen:
-            self._seen[key] = StorageWeakRef(storage), storage.nbytes(), storage.device, label
+            self._seen[key] = StorageWeakRef(storage), storage.nbytes(), device, label
 
     def alive(self):
         """[(bytes, device, label)] of what still lives, in the order it was seen."""

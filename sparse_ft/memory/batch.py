@@ -1,0 +1,52 @@
+"""Batches for a model that is known by its config only: inputs of the right shapes."""
+
+import inspect
+
+import torch
+
+
+def batch_for(model, batch_size, sequence_length, padded=False):
+    """Keyword arguments for a training forward of a transformers model, labels included where it takes them.
+
+    padded: with an attention mask that has zeros, as a batch of rows of several lengths has.
+    """
+    main = getattr(model, "main_input_name", None)
+    make = {"input_ids": _text, "pixel_values": _pictures, "input_features": _sound}.get(main)
+    if make is None:
+        raise ValueError(f"inputs: no batch is known for a {type(model).__name__}; pass inputs={{argument: tensor}}")
+    takes = inspect.signature(model.forward).parameters
+    batch = make(model.config, batch_size, sequence_length)
+    tokens = torch.ones(batch_size, sequence_length, dtype=torch.long)
+    if padded and "attention_mask" in takes and main == "input_ids":
+        batch["attention_mask"] = tokens.clone()
+        batch["attention_mask"][0, sequence_length // 2 :] = 0
+    one_a_row = "Classification" in type(model).__name__ and "Token" not in type(model).__name__
+    if "labels" in takes:
+        batch["labels"] = torch.zeros(batch_size, dtype=torch.long) if one_a_row else tokens
+    elif "decoder_input_ids" in takes:
+        batch["decoder_input_ids"] = tokens
+    return batch
+
+
+def _text(config, batch_size, sequence_length):
+    return {"input_ids": torch.ones(batch_size, sequence_length, dtype=torch.long)}
+
+
+def _pictures(config, batch_size, _):
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return {"pixel_values": torch.zeros(batch_size, config.num_channels, height, width)}
+
+
+def _sound(config, batch_size, _):
+    return {"input_features": torch.zeros(batch_size, config.num_mel_bins, 2 * config.max_source_positions)}
+
+
+def loss_of(output):
+    """The loss of a model's output, or the sum of its first tensor where it has none."""
+    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if loss is not None:
+        return loss
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output if output.dim() == 0 else output.sum()

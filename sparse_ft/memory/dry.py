@@ -1,0 +1,99 @@
+"""A dry run: ops give tensors of the right shape and no data, except small integers, whose values decide what a model does."""
+
+import contextlib
+import copy
+
+import torch
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .storages import key_of
+
+SMALL = 1 << 20  # elements up to which integers are computed
+
+
+class Dry(contextlib.ExitStack):
+    """While entered, tensors that are made have no data. `copy(model)` gives a model without data to run in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __enter__(self):
+        super().__enter__()
+        for mode in (self.mode, _Integers(self.mode), _Addresses()):
+            self.enter_context(mode)
+        return self
+
+    def copy(self, model):
+        """A deep copy of a model whose parameters and buffers have no data; tied ones stay tied."""
+        with unset_fake_temporarily(), FakeCopyMode(self.mode):
+            twin = copy.deepcopy(model)
+        self.mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+        if any(p.device.type == "meta" for p in twin.parameters()):
+            with self.mode:
+                twin.to_empty(device="cpu")
+        return twin
+
+    def like(self, tensor):
+        """A tensor without data that is like `tensor`; integers, which may decide what a model does, keep theirs."""
+        return self.mode.from_tensor(tensor) if tensor.is_floating_point() else tensor
+
+    def integers(self, *shape, dtype=torch.int64):
+        """An index without data."""
+        return FakeTensor(self.mode, torch.empty(shape, dtype=dtype, device="meta"), torch.device("cpu"))
+
+
+class _Integers(TorchDispatchMode):
+    """Integers made of integers alone have their values: positions, masks and lengths, which control flow may look at."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.memo = mode.fake_tensor_converter.meta_converter.tensor_memo
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "prim":  # asks for a device
+            return func(*args, **(kwargs or {}))
+        try:
+            return self._run(func, args, kwargs or {})
+        finally:
+            self.memo.clear()  # weak references, with which `module.to(dtype)` refuses to go
+
+    def _run(self, func, args, kwargs):
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if any(isinstance(t, FakeTensor) for t in inputs):
+            return _KERNELS.get(func, func)(*args, **kwargs)
+        if not func._schema.is_mutable and func is not torch.ops.aten._local_scalar_dense.default:
+            out = func(*args, **kwargs)
+            if not all(_is_small_integer(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+                return out
+        with unset_fake_temporarily():
+            return func(*args, **kwargs)
+
+
+def _grouped_mm(mat_a, mat_b, offs=None, bias=None, out_dtype=None):
+    """torch's shape function knows bf16 only, the CPU's kernel any floating dtype."""
+    shape = [*mat_a.shape[:-1], mat_b.size(-1)]
+    if mat_a.dim() == mat_b.dim() == 2:
+        shape = [offs.size(0), *shape]
+    elif mat_a.dim() == 3 and mat_b.dim() == 2:
+        shape = shape[1:]
+    return mat_a.new_empty(shape, dtype=out_dtype or mat_a.dtype)
+
+
+_KERNELS = {torch.ops.aten._grouped_mm.default: _grouped_mm}
+
+
+def _is_small_integer(tensor):
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL
+
+
+class _Addresses(TorchFunctionMode):
+    """A tensor without data has no address; its storage tells it from others as well."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
+            return key_of(args[0].untyped_storage()) + args[0].storage_offset() * args[0].element_size()
+        return func(*args, **(kwargs or {}))

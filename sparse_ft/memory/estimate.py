@@ -1,0 +1,157 @@
+"""estimate: what a training step will hold, told without weights, data or the time it would take."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..lean import lean as make_lean
+from ..optim import SelectiveAdamW
+from .batch import batch_for, loss_of
+from .dry import Dry
+from .ledger import Watching, tokens_in
+from .live import Live
+from .specs import prepare
+from .storages import key_of, model_storages, storages_of
+from .table import Ledger, columns, readable
+
+LINES = {
+    "weights": "weights and buffers",
+    "values": "values that train beside them",
+    "indices": "which entries those are",
+    "gradients": "gradients of what trains",
+    "optimizer_state": "state of the optimiser",
+    "activations": "held for backward",
+    "peak": "most at once",
+}
+
+
+class Estimate(NamedTuple):
+    """Bytes of one training step. peak counts everything; peaks: the same for forward, backward and step apart."""
+
+    weights: int
+    values: int
+    indices: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+    peak: int
+    peaks: dict
+    ledger: Ledger
+
+    def __str__(self):
+        return side_by_side({"bytes": self})
+
+
+def estimate(
+    model_or_config,
+    plan=None,
+    batch_size=1,
+    sequence_length=512,
+    *,
+    lean=False,
+    optimizer="adamw",
+    dtype=None,
+    inputs=None,
+    padded=False,
+):
+    """Bytes that training takes: an `Estimate`. The step itself is run, on tensors that have shapes and no data.
+
+    model_or_config: an nn.Module, which is left alone, or a transformers config. plan: None for all of it, a Plan or mapping,
+    {"structure": "columns", "density": 0.01, "targets": …} for a random selection, {"lora": 8, …} (needs peft). lean: with
+    `sft.lean`. optimizer: "adamw" (ours for selections, torch's fused one otherwise), "sgd", None, or a callable of the
+    parameters. dtype: to cast the model to. inputs: {argument: tensor} of one batch, for models that transformers does not
+    know; batch_size and sequence_length do not count then. padded: the batch has an attention mask.
+
+    The peak is that of any step but the first: state is there, gradients are not yet. It lacks what kernels allocate for
+    themselves (convolutions on the CPU: about a fifth of a small ResNet's peak). Raises TypeError or ValueError that name the
+    argument.
+    """
+    dry = Dry()
+    model = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
+    with dry:
+        model = _from_config(model_or_config, dtype) if model is None else model if dtype is None else model.to(dtype)
+        inputs = batch_for(model, batch_size, sequence_length, padded) if inputs is None else inputs
+        inputs = {name: dry.like(what) if isinstance(what, torch.Tensor) else what for name, what in inputs.items()}
+        weights = sum(storage.nbytes() for storage in _parameters(model).values())
+        model = prepare(model.train(), plan, dry)
+        if lean:
+            make_lean(model)
+        return _one_step(model, weights, inputs, _optimizer(optimizer, model, plan))
+
+
+def _from_config(config, dtype):
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError("model_or_config: a config needs transformers; pip install transformers") from None
+    if not isinstance(config, transformers.PreTrainedConfig):
+        raise TypeError(f"model_or_config: expected an nn.Module or a transformers config, got {type(config).__name__}")
+    config, dtype = copy.deepcopy(config), dtype or config.dtype or torch.float32  # it is written to
+    cls = getattr(transformers, (config.architectures or [""])[0], None)
+    if cls is not None:
+        return cls._from_config(config, dtype=dtype)
+    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    cls = transformers.AutoModelForCausalLM if known else transformers.AutoModel
+    return cls.from_config(config, dtype=dtype)
+
+
+def _optimizer(optimizer, model, plan):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if optimizer is None or callable(optimizer):
+        return optimizer and optimizer(trained)
+    if optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=1e-3)
+    if optimizer == "adamw":
+        ours = plan is not None and "lora" not in plan
+        return SelectiveAdamW(trained) if ours else torch.optim.AdamW(trained, fused=True)
+    raise ValueError(f"optimizer: expected 'adamw', 'sgd', None or a callable of the parameters, got {optimizer!r}")
+
+
+def _parameters(model):
+    held = [*model.parameters(), *model.buffers()]
+    return {key_of(storage): storage for tensor in held for storage in storages_of(tensor)}
+
+
+def _one_step(model, weights, inputs, optimizer):
+    live, watching = Live(), Watching(model)
+    for storage in model_storages(model).values():
+        live.follow(storage)
+    everything = live.bytes
+    values = sum(storage.nbytes() for storage in _parameters(model).values()) - weights
+    peaks = {}
+    with live:
+        with watching:
+            output = model(**inputs)
+        held = watching.ledger(output, tokens_in((), inputs))
+        loss = loss_of(output)
+        del output
+        peaks["forward"] = live.since()
+        loss.backward()
+        del loss
+        peaks["backward"] = live.since()
+        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        state = 0
+        if optimizer is not None:
+            optimizer.step()  # makes the state, which every later step finds
+            state = _state_bytes(optimizer)
+            live.since()
+            optimizer.step()
+        peaks["step"] = live.since()
+    for phase in ("forward", "backward"):
+        peaks[phase] += state
+    indices = everything - weights - values
+    return Estimate(weights, values, indices, gradients, state, held.total, max(peaks.values()), peaks, held)
+
+
+def _state_bytes(optimizer):
+    tensors = [t for of_one in optimizer.state.values() for t in of_one.values() if isinstance(t, torch.Tensor)]
+    return sum(t.nbytes for t in tensors)
+
+
+def side_by_side(estimates):
+    """Text: one column an estimate. estimates: {label: Estimate}."""
+    lines = [("", *estimates)]
+    lines += [(what, *(readable(getattr(e, field)) for e in estimates.values())) for field, what in LINES.items()]
+    return "\n".join(columns(lines, numbers=range(1, len(estimates) + 1)))

@@ -1,0 +1,48 @@
+"""Live: bytes of the tensors that are alive, and the most there were at once."""
+
+import functools
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .storages import key_of, storages_of
+
+
+class Live(TorchDispatchMode):
+    """While entered, follows every storage that an op makes, to its end. `.bytes` alive now, `.peak` the most at once.
+
+    `follow(storage)` counts one that was there before. What kernels allocate and free inside of an op is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._alive = {}  # key: (weak reference to the storage, its size)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                for storage in storages_of(tensor):
+                    self.follow(storage)
+        return out
+
+    def follow(self, storage):
+        key, size = key_of(storage), storage.nbytes()
+        ref, known = self._alive.get(key, (None, 0))
+        if ref is None:
+            ref = weakref.ref(storage, functools.partial(self._free, key))
+        if size != known:  # new, or resized
+            self._alive[key] = ref, size
+            self.bytes += size - known
+        self.peak = max(self.peak, self.bytes)
+
+    def since(self):
+        """The highest level since the last call (or the beginning)."""
+        peak, self.peak = self.peak, self.bytes
+        return peak
+
+    def _free(self, key, _):
+        self.bytes -= self._alive.pop(key)[1]

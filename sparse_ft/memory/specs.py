@@ -1,0 +1,112 @@
+"""What trains in a dry run: selections without data, of the sizes that real ones would have."""
+
+from collections.abc import Mapping
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from ..convert import convert, matrix_shape
+from ..plan import Plan
+from ..salience.budget import STRUCTURES, _count
+from ..salience.select import _targets
+from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, _rebuild, as_block_size
+
+
+class _DryBlocks(Blocks):
+    """Blocks whose index has no data to tell which lie at a ragged edge."""
+
+    __slots__ = ()
+    nnz = Selection.nnz
+
+
+def prepare(model, plan, dry):
+    """`model` as `plan` has it train, inside of a dry run: what to call, mostly the model itself.
+
+    plan: None (all of it), a Plan or mapping, {"structure": …, "density": …, "targets": …, "block_size": …} for selections
+    drawn at random, or {"lora": rank, …}, the rest going to peft's LoraConfig.
+    """
+    if plan is None:
+        return model.requires_grad_(True)
+    if not isinstance(plan, Mapping):
+        raise TypeError(f"plan: expected None, a Plan or a mapping, got {plan!r}")
+    if "lora" in plan:
+        return _lora(model, **plan)
+    if "structure" in plan or "density" in plan:
+        plan = _drawn(model, dry, **plan)
+    else:
+        known = {}
+        plan = Plan(
+            {
+                name: what if isinstance(what, str) else _twin(what, matrix_shape(model, name), dry, known)
+                for name, what in Plan(plan).items()
+            }
+        )
+    convert(model, plan)
+    return model
+
+
+def _lora(model, lora, **settings):
+    try:
+        import peft
+    except ImportError:
+        raise ImportError("plan: a LoRA estimate needs peft; pip install peft") from None
+    config = peft.LoraConfig(**{"r": lora, "target_modules": "all-linear", "init_lora_weights": False, **settings})
+    return peft.get_peft_model(model, config)
+
+
+def _drawn(model, dry, structure="columns", density=0.01, targets=None, block_size=64):
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure: expected {' or '.join(map(repr, STRUCTURES))}, got {structure!r}")
+    if not (isinstance(density, (int, float)) and 0 < density <= 1):
+        raise ValueError(f"density: expected a share in (0, 1], got {density!r}")
+    return Plan(
+        {name: _random(structure, density, block_size, matrix_shape(model, name), dry) for name in _targets(model, targets)}
+    )
+
+
+def _random(structure, density, block_size, shape, dry):
+    """The selection that `sft.select(score="random")` would draw, of which all but the index is known."""
+    rows, columns = shape
+    if structure in ("rows", "columns"):
+        cls = Rows if structure == "rows" else Columns
+        n = _count(shape[cls.dim], density)
+        return _sized(cls, n, 1, shape, {cls.dim: dry.integers(n)}, dry)
+    if structure.startswith("entries"):
+        per_row = structure == "entries_per_row"
+        return _sized(
+            Entries, rows * _count(columns, density) if per_row else _count(rows * columns, density), 1, shape, {}, dry
+        )
+    size = as_block_size(block_size)
+    grid = -(-rows // size[0]), -(-columns // size[1])
+    n = _count(grid[0] * grid[1], density)
+    features = {}
+    for dim, lines in enumerate(grid):
+        used = round(lines * (1 - (1 - 1 / lines) ** n))  # lines that n random blocks meet
+        features[dim] = dry.integers(min(used * size[dim], shape[dim]))
+    return _sized(Blocks, n, size, shape, features, dry)
+
+
+def _twin(selection, shape, dry, known):
+    """A real selection without its data. known: {id of features: their twin}; layers that share features go on doing so."""
+    selection.check(shape)
+    features = {}
+    for dim in (0, 1):
+        with unset_fake_temporarily():
+            real, _ = selection.restrict(dim, shape[dim])
+        if real is not None:
+            features[dim] = known.setdefault(id(real), (dry.integers(real.numel()), real))[0]
+    return _sized(type(selection), len(selection), selection.block_size, shape, features, dry)
+
+
+def _sized(cls, n, block_size, shape, features, dry):
+    """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices} of a matrix of `shape`."""
+    dims = (n, 2) if issubclass(cls, Blocks) else (n,)
+    largest = max(shape) if cls is not Entries else shape[0] * shape[1] - 1
+    index = dry.integers(*dims, dtype=torch.int32 if largest <= INT32_MAX else torch.int64)
+    block_size = as_block_size(block_size)
+    bound = [0, 0] if issubclass(cls, Blocks) else 0
+    selection = _rebuild(_DryBlocks if cls is Blocks else cls, index, block_size, bound)
+    for dim, used in features.items():
+        compact = dry.integers(*dims, dtype=torch.int32)
+        selection._features[dim, shape[dim]] = used, (cls.kind, compact, *block_size)
+    return selection
