@@ -77,7 +77,8 @@ class SelectiveLinear(Adopted, nn.Linear):
     def forward(self, input):
         self.sync()
         p = self._parameters
-        return selective_product(input, p["weight"], p["values"], self.selection, self.bias, input_dim=1)
+        bias = p["bias"] if "bias" in p and "bias" not in self.__dict__ else self.bias  # the latter takes 0.8 µs
+        return selective_product(input, p["weight"], p["values"], bias, self._part, 1)
 
 
 class SelectiveConv1D(Adopted):
@@ -88,7 +89,7 @@ class SelectiveConv1D(Adopted):
     def forward(self, x):
         self.sync()
         p = self._parameters
-        return selective_product(x, p["weight"], p["values"], self.selection, self.bias, input_dim=0)
+        return selective_product(x, p["weight"], p["values"], self.bias, self._part, 0)
 
     def extra_repr(self):
         return f"nf={self.nf}, nx={self.nx}, selection={self.selection}"

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import ops
 
-_owners = WeakTensorKeyDictionary()  # values -> the Selected modules that have held it, weakly
+_owners = {}  # id of values, while they live -> the Selected modules that have held them, weakly
 _live = weakref.WeakSet()  # every Selected module
 _checked = weakref.WeakSet()  # optimisers that were looked at for weights without their values
 _step_hook = None
@@ -33,7 +32,16 @@ def owner_of(values):
 
 
 def _owners_of(values):
-    return [module for module in _owners.get(values, ()) if module._parameters.get("values") is values]
+    found = _owners.get(id(values), ())
+    return [module for of in found if (module := of()) is not None and module._parameters.get("values") is values]
+
+
+def _own(module, values):
+    """Remember that `module` has held `values`, until one of them is gone."""
+    if id(values) not in _owners:
+        weakref.finalize(values, _owners.pop, id(values), None).atexit = False
+    others = [reference for reference in _owners.get(id(values), ()) if reference() not in (None, module)]
+    _owners[id(values)] = *others, weakref.ref(module)
 
 
 def _after_step(optimizer, *_):
@@ -83,10 +91,10 @@ class Selected(nn.Module):
 
     label = "weight"
     input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
+    _tracked = None  # the tensor whose version tells that the selection's index was edited
+    _part = None  # what backward needs of the input: `selection.restrict` of `input_dim`
     _shown = None  # the state of values and weight when the one last showed the other; None: they may differ
-    _held = (
-        None  # (values, weak reference to the weight's storage) of `_shown`: an address counts only while nothing else gets it
-    )
+    _held = None  # (addresses, whether the weight's storage is gone, values): an address counts while nothing else gets it
 
     def _weight(self):
         return self._parameters["weight"]
@@ -110,40 +118,50 @@ class Selected(nn.Module):
 
     def _deselect(self):
         """Undo `_select`, as far as it got."""
+        _live.discard(self)
         self._parameters.pop("values", None)
-        for name in ("selection", "matrix_shape", "_shown", "_held", "_reported", "label"):
+        for name in ("selection", "matrix_shape", "_shown", "_held", "_tracked", "_part", "_reported", "label"):
             self.__dict__.pop(name, None)
 
     def register_parameter(self, name, param):
+        if name == "values" and param is not None:
+            self._link(param)
         super().register_parameter(name, param)
-        if name == "values":
-            self._link()
 
-    def _link(self):
+    def _link(self, values):
         """Let the optimiser find this module through its values; called whenever they become another object."""
         global _step_hook
         if _step_hook is None:
             _step_hook = register_optimizer_step_post_hook(_after_step)
-        if self._parameters.get("values") is not None:
-            _live.add(self)
-            _owners.setdefault(self._parameters["values"], weakref.WeakSet()).add(self)
-            if self.input_dim is not None:
-                self.selection.restrict(self.input_dim, self.matrix_shape[self.input_dim])  # now, not in the first forward
+        index, dim = self.selection.index, self.input_dim
+        self.__dict__["_tracked"] = values if index.is_inference() else index  # that has no version
+        if dim is not None:
+            self.__dict__["_part"] = self.selection.restrict(dim, self.matrix_shape[dim])
+        _live.add(self)
+        _own(self, values)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shown", "_held")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shown", "_held", "_tracked", "_part")}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._link()
+        if self._parameters.get("values") is not None:
+            self._link(self._parameters["values"])
 
     def _state(self):
-        values, weight = self._parameters["values"], self._weight()
-        return values._version, values.data_ptr(), values.dtype, weight._version, weight.data_ptr(), weight.dtype
+        values, weight, index = self._parameters["values"], self._weight(), self._tracked
+        return (
+            values._version, values.data_ptr(), values.dtype,
+            weight._version, weight.data_ptr(), weight.dtype, index._version,
+        )  # fmt: skip
 
     def _mark_shown(self):
-        values, storage = self._parameters["values"].detach(), StorageWeakRef(self._weight().untyped_storage())
-        self.__dict__.update(_shown=self._state(), _held=(values, storage))
+        state = self._state()
+        held = self._held
+        if held is None or held[0] != (state[1], state[4]) or held[1]():
+            values, storage = self._parameters["values"].detach(), StorageWeakRef(self._weight().untyped_storage())
+            self.__dict__["_held"] = (state[1], state[4]), storage.expired, values
+        self.__dict__["_shown"] = state
 
     def after_step(self, written):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
@@ -171,7 +189,7 @@ class Selected(nn.Module):
         shown = self._shown
         if not force and shown is not None:
             state = self._state()
-            if state == shown and not self._held[1].expired():
+            if state == shown and not self._held[1]():
                 return
             if state[:3] == shown[:3]:
                 self._warn_if_overwritten()

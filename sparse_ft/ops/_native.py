@@ -16,6 +16,7 @@ except ImportError as error:
 CUDA = C is not None and C.build_info()["cuda"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_DENSE = {4: [torch.channels_last], 5: [torch.channels_last_3d]}  # dimensions: memory formats besides the contiguous one
 KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3}
 
 
@@ -39,8 +40,10 @@ def served(*tensors):
     return all(t.is_contiguous() and t.dtype in DTYPES for t in tensors)
 
 
-def served_together(first, *others):
-    """Whether elementwise work on these may walk their memory in order: one dtype that the core knows, one dense layout."""
-    formats = [torch.contiguous_format, *{4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(first.dim(), [])]
-    dense = first.dtype in DTYPES and any(first.is_contiguous(memory_format=f) for f in formats)
-    return dense and all(t.stride() == first.stride() for t in others)
+def alike(first, *others):
+    """Whether elementwise work on these may walk their memory in order: one shape, dtype and dense layout."""
+    shape, dtype, stride = first.shape, first.dtype, first.stride()
+    for other in others:
+        if other.shape != shape or other.dtype != dtype or other.stride() != stride:
+            return False
+    return first.is_contiguous() or any(first.is_contiguous(memory_format=f) for f in _DENSE.get(len(shape), ()))

@@ -1,12 +1,13 @@
 """masked_adamw_: one AdamW step over every selected entry of a model, written through into the dense weights."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
 
 from . import _native
-from ._library import define, implement, wrote
-from .layout import check_layout, check_matrix, check_values
+from ._library import define, implement, plain, wrote
+from .layout import check_layout, check_matrix, check_values, values_shape
 from .scatter_selected import scatter_selected_ref_
 
 SCHEMA = (
@@ -76,22 +77,9 @@ def masked_adamw_ref_(*arguments, **keywords):
 
 
 def _checked(*arguments, **keywords):
-    c = Call(*arguments, **keywords)
-    for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay"):
-        if len(getattr(c, name)) != len(c.values):
-            raise ValueError(f"{name}: expected {len(c.values)} items, one a tensor of values, got {len(getattr(c, name))}")
-    if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * len(c.values):
-        raise ValueError(
-            f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
-            f"{len(c.weights)}, {len(c.kinds)}, {len(c.indices)} and {len(c.blocks)} / 2"
-        )
-    if c.skip_nonfinite and c.found_inf is None:
-        raise ValueError("found_inf: skip_nonfinite needs a float32 tensor of one element to report to, got None")
-    for name, scalar in [("grad_scale", c.grad_scale), ("found_inf", c.found_inf), *(("steps", step) for step in c.steps)]:
-        if scalar is not None and scalar.numel() != 1:
-            raise ValueError(f"{name}: expected one element, got shape {tuple(scalar.shape)}")
-        if scalar is not None and scalar.dtype != torch.float32:
-            raise TypeError(f"{name}: expected torch.float32, got {scalar.dtype}")
+    c = _checked_lists(*arguments, **keywords)
+    for step in c.steps:
+        _check_scalar("steps", step)
     for value, *others in zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs):
         if not value.is_floating_point():
             raise TypeError(f"values: expected a floating-point dtype, got {value.dtype}")
@@ -106,36 +94,92 @@ def _checked(*arguments, **keywords):
     return c
 
 
+def _checked_lists(*arguments, **keywords):
+    """The call, checked as far as that takes no look at its tensors one by one."""
+    c = Call(*arguments, **keywords)
+    for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay"):
+        if len(getattr(c, name)) != len(c.values):
+            raise ValueError(f"{name}: expected {len(c.values)} items, one a tensor of values, got {len(getattr(c, name))}")
+    if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * len(c.values):
+        raise ValueError(
+            f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
+            f"{len(c.weights)}, {len(c.kinds)}, {len(c.indices)} and {len(c.blocks)} / 2"
+        )
+    if c.skip_nonfinite and c.found_inf is None:
+        raise ValueError("found_inf: skip_nonfinite needs a float32 tensor of one element to report to, got None")
+    _check_scalar("grad_scale", c.grad_scale)
+    _check_scalar("found_inf", c.found_inf)
+    return c
+
+
+def _check_scalar(name, scalar):
+    if scalar is not None and scalar.numel() != 1:
+        raise ValueError(f"{name}: expected one element, got shape {tuple(scalar.shape)}")
+    if scalar is not None and scalar.dtype != torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {scalar.dtype}")
+
+
 def _fake(*arguments, **keywords):
     _checked(*arguments, **keywords)
 
 
 def masked_adamw_cpu_(*arguments, **keywords):
-    c = _checked(*arguments, **keywords)
-    grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(c.values, c.grads)]
-    c = c._replace(grads=grads, indices=[index.contiguous() for index in c.indices])
-    if not all(_native.served_together(*tensors) for tensors in zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs)):
-        return masked_adamw_ref_(*arguments, **keywords)
-    if not _native.served(*c.weights, *c.values[: len(c.weights)]):
-        return masked_adamw_ref_(*arguments, **keywords)
-    if c.found_inf is not None and c.found_inf.item():
-        return
-    table = [_row(c, i) for i in range(len(c.values))]
-    inv_scale = 1.0 if c.grad_scale is None else 1.0 / c.grad_scale.item()
-    if _native.C.masked_adamw_(table, c.maximize, inv_scale, c.skip_nonfinite, torch.get_num_threads()):
-        c.found_inf.fill_(1)
-        return
-    wrote(*c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights)
+    c = _checked_lists(*arguments, **keywords)
+    rows = _rows(c)
+    if None in rows:
+        c = _checked(*arguments, **keywords)
+        grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(c.values, c.grads)]
+        c = c._replace(grads=grads, indices=[index.contiguous() for index in c.indices])
+        rows = _rows(c)
+        if None in rows:
+            return masked_adamw_ref_(*arguments, **keywords)
+    written = *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights
+    step_rows(rows, written, c.maximize, c.grad_scale, c.found_inf, c.skip_nonfinite)
 
 
-def _row(c, i):
-    """How the native core knows one tensor."""
-    value, weight, weight_dtype, layout = c.values[i], 0, 0, None
-    if i < len(c.weights):
-        weight, weight_dtype = c.weights[i].data_ptr(), _native.DTYPES[c.weights[i].dtype]
-        layout = _native.layout(*c.layout(i), c.weights[i].shape)
-    pointers = [t.data_ptr() for t in (value, c.grads[i], c.exp_avgs[i], c.exp_avg_sqs[i], c.steps[i])]
-    return *pointers, value.numel(), _native.DTYPES[value.dtype], weight, weight_dtype, layout, *c.hyper(i)
+def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
+    """`masked_adamw_` on tensors in host memory that are known as rows; written: those that change."""
+    if found_inf is not None and found_inf.item():
+        return
+    inv_scale = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
+    if _native.C.masked_adamw_(rows, maximize, inv_scale, skip_nonfinite, torch.get_num_threads()):
+        found_inf.fill_(1)
+    else:
+        wrote(*written)
+
+
+def row_of(value, exp_avg, exp_avg_sq, step, weight=None, *layout):
+    """(what stands before the gradient in the tensor's row, what stands between that and the settings); None as in `_rows`."""
+    through = (0, 0, None) if weight is None else _written_through(value, weight, *layout)
+    row = _row((value, value, exp_avg, exp_avg_sq), step, through, ())
+    return row and (row[0], row[2:])
+
+
+def _rows(c):
+    """How the native core knows each tensor; None for one that it does not take as it is, or that does not fit."""
+    linked = zip(c.values, c.weights, c.kinds, c.indices, c.blocks[::2], c.blocks[1::2])
+    through = [_written_through(*each) for each in linked]
+    through += [(0, 0, None)] * (len(c.values) - len(through))
+    state, hyper = zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs), zip(c.lr, c.beta1, c.beta2, c.eps, c.weight_decay)
+    return [_row(*row) for row in zip(state, c.steps, through, hyper)]
+
+
+def _row(state, step, through, hyper):
+    value, dtype = state[0], _native.DTYPES.get(state[0].dtype)
+    if dtype is None or through is None or step.dtype != torch.float32 or step.numel() != 1 or not _native.alike(*state):
+        return None
+    return *[t.data_ptr() for t in state], step.data_ptr(), value.numel(), dtype, *through, *hyper
+
+
+def _written_through(value, weight, kind, index, block_h, block_w):
+    """The address, dtype and layout of a weight; None as in `_rows`."""
+    dtype, shape = _native.DTYPES.get(weight.dtype), weight.shape
+    if dtype is None or len(shape) != 2 or not (weight.is_contiguous() and index.is_contiguous()):
+        return None
+    check_layout(kind, index, block_h, block_w)
+    if value.shape != values_shape(kind, index, block_h, block_w, shape):
+        return None
+    return weight.data_ptr(), dtype, _native.layout(kind, index, block_h, block_w, shape)
 
 
 def masked_adamw_triton_(*arguments, **keywords):
@@ -147,7 +191,7 @@ def masked_adamw_triton_(*arguments, **keywords):
 
 
 define(SCHEMA, fake=_fake)
-implement("masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, triton=masked_adamw_triton_)
+_on_cpu = implement("masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, triton=masked_adamw_triton_)
 
 
 def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds=(), indices=(), blocks=(), **keywords):
@@ -158,4 +202,6 @@ def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds
     changes); skip_nonfinite (look for inf and NaN in every gradient first; if there is one set found_inf to 1 and change
     nothing). steps advance by one. Raises ValueError or TypeError that names the argument, before anything is written.
     """
-    torch.ops.sparse_ft.masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)
+    lists = values, grads, exp_avgs, exp_avg_sqs, steps, weights, indices
+    call = _on_cpu if plain(itertools.chain(*lists)) else torch.ops.sparse_ft.masked_adamw_
+    call(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)

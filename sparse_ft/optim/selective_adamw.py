@@ -6,6 +6,8 @@ import torch
 
 from ..nn.selected import owner_of
 from ..ops import masked_adamw_
+from ..ops.masked_adamw import step_rows
+from .prepared import PreparedRows
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
@@ -37,11 +39,15 @@ class SelectiveAdamW(torch.optim.Optimizer):
     ):
         _check_hyperparameters(lr, betas, eps, weight_decay)
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
-        self.skip_nonfinite, self.skipped_steps = skip_nonfinite, 0
+        self.skip_nonfinite, self.skipped_steps, self._prepared = skip_nonfinite, 0, PreparedRows()
         super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
 
     def __getstate__(self):
         return {**super().__getstate__(), "skip_nonfinite": self.skip_nonfinite, "skipped_steps": self.skipped_steps}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._prepared = PreparedRows()
 
     def add_param_group(self, param_group):
         settings = {**self.defaults, **param_group}
@@ -59,22 +65,24 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self.skip_nonfinite and len(batches) > 1 and not _all_finite(batches):
             self.skipped_steps += 1
             return loss
-        for (device, _), entries in batches.items():
-            self._step_on(device, entries)
+        for (device, maximize), entries in batches.items():
+            self._step_on(device, maximize, entries)
         return loss
 
     def _gather(self):
-        """Parameters with a gradient, by device and maximize: (parameter, group, state, owner), written-through ones first."""
+        """(parameter, settings, state, owner) of each gradient, by device and maximize; written-through ones first."""
         batches = {}
         for group in self.param_groups:
+            settings = (*(float(x) for x in (group["lr"], *group["betas"], group["eps"], group["weight_decay"])),)
             for p in group["params"]:
-                if p.grad is None:
+                grad = p.grad
+                if grad is None:
                     continue
-                if p.grad.is_sparse:
+                if grad.is_sparse:
                     raise RuntimeError(
                         f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}"
                     )
-                entry = p, group, self._state_of(p), _linked(p)
+                entry = p, settings, self._state_of(p), _linked(p)
                 batches.setdefault((p.device, group["maximize"]), []).append(entry)
         return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
 
@@ -86,40 +94,45 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 exp_avg=torch.zeros_like(p),
                 exp_avg_sq=torch.zeros_like(p),
             )
-        state["step"] = state["step"].to(p.device)  # a loaded one is still where its checkpoint was
+        if state["step"].device != p.device:  # a loaded one is still where its checkpoint was
+            state["step"] = state["step"].to(p.device)
         return state
 
-    def _step_on(self, device, entries):
-        params, groups, states, owners = zip(*entries)
+    def _step_on(self, device, maximize, entries):
+        params, settings, states, owners = zip(*entries)
         owners = [owner for owner in owners if owner is not None]
-        layouts = [owner.selection.layout for owner in owners]
-        per_tensor = {name: [float(g[name]) for g in groups] for name in ("lr", "eps", "weight_decay")}
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if self.skip_nonfinite and found_inf is None:
             found_inf = torch.zeros((), dtype=torch.float32, device=device)
         if found_inf is not None:
             for owner in owners:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
-        masked_adamw_(
-            [p.detach() for p in params],
-            [p.grad for p in params],
-            *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")),
-            [owner._matrix() for owner in owners],
-            [kind for kind, *_ in layouts],
-            [index for _, index, *_ in layouts],
-            [n for _, _, *block in layouts for n in block],
-            **per_tensor,
-            beta1=[float(g["betas"][0]) for g in groups],
-            beta2=[float(g["betas"][1]) for g in groups],
-            maximize=groups[0]["maximize"],
-            grad_scale=scale,
-            found_inf=found_inf,
-            skip_nonfinite=self.skip_nonfinite,
-        )
+        flags = dict(maximize=maximize, grad_scale=scale, found_inf=found_inf, skip_nonfinite=self.skip_nonfinite)
+        rows = self._prepared.rows(entries) if device.type == "cpu" else None
+        if rows is not None:
+            state = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq", "step")]
+            step_rows(rows, [*params, *state, *(owner._weight() for owner in owners)], **flags)
+        else:
+            _step_through_op(params, settings, states, owners, flags)
         if self.skip_nonfinite and found_inf.item():
             self.skipped_steps += 1
         for owner in owners:
             owner._mark_shown()
+
+
+def _step_through_op(params, settings, states, owners, flags):
+    layouts = [owner.selection.layout for owner in owners]
+    masked_adamw_(
+        [p.detach() for p in params],
+        [p.grad for p in params],
+        *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+        [owner._matrix() for owner in owners],
+        [kind for kind, *_ in layouts],
+        [index for _, index, *_ in layouts],
+        [n for _, _, *block in layouts for n in block],
+        **dict(zip(("lr", "beta1", "beta2", "eps", "weight_decay"), map(list, zip(*settings)))),
+        **flags,
+    )
 
 
 def _all_finite(batches):
@@ -130,9 +143,10 @@ def _all_finite(batches):
 def _linked(p):
     """The owner whose weight this step can write through into, or None (its module then scatters before its next forward)."""
     owner = owner_of(p)
-    if owner is None or owner._weight().device != p.device:
+    if owner is None:
         return None
-    return owner
+    weight = owner._weight()
+    return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None
 
 
 def _trainable(params):

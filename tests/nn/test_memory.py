@@ -131,7 +131,7 @@ def test_the_shared_copy_dies_with_its_graph():
     x = torch.randn(4, 256)
     module = sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 8), sft.Columns([1, 2]))
     out = module(x)
-    known, _, _, copy = _kept[-1]
+    _, copy, known, _ = _kept[-1]
     assert known() is x and copy() is not None
     del out
     assert copy() is None

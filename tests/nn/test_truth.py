@@ -387,6 +387,31 @@ def test_an_optimiser_made_before_the_conversion_is_reported():
         torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
+def test_a_reverted_model_is_no_optimisers_business():
+    model = nn.Sequential(nn.Linear(4, 4))
+    sft.convert(model, {"0.weight": sft.Rows([1])})
+    sft.revert(model)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("kind", ["rows", "entries", "columns"])
+def test_an_index_edited_between_forwards_is_refused(kind):
+    module = make(copy.deepcopy(SELECTIONS[kind]))
+    module(torch.randn(2, 10))
+    module.selection.index.add_(10**6)
+    with pytest.raises(ValueError, match="index: it was changed in place"):
+        module(torch.randn(2, 10))
+
+
+def test_a_selection_made_under_inference_mode_serves():
+    with torch.inference_mode():
+        selection = sft.Entries([1, 5])
+    module = make(selection)
+    backward(module)
+    sft.SelectiveAdamW([module.values], lr=0.1).step()
+    assert shows(module)
+
+
 def test_a_weight_moved_away_is_not_held_in_memory():
     module = make(SELECTIONS["rows"])
     storage = StorageWeakRef(module._parameters["weight"].untyped_storage())

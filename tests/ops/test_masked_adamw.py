@@ -4,6 +4,7 @@ import oracle
 import pytest
 import torch
 from adamw_problem import HYPER, SHAPE, Problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ft import ops
 from sparse_ft.ops.masked_adamw import masked_adamw_ref_
@@ -259,6 +260,48 @@ def test_version_of_everything_written_moves_and_of_nothing_else(device):
     assert (
         all(t._version > v for t, v in zip(problem.state, before[0], strict=True)) and [t._version for t in read] == before[1]
     )
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.ops.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_whoever_intercepts_operators_sees_this_one(device):
+    """Ordinary tensors go past the dispatcher only while nobody listens there; the bits are the same."""
+    torch.manual_seed(1)
+    one, two = Problem(device=device), Problem(device=device)
+    for name in ("values", "weights", "grads"):
+        setattr(two, name, snapshot(getattr(one, name)))
+    with Seen() as seen:
+        one.step(ops.masked_adamw_)
+    two.step(ops.masked_adamw_)
+    assert torch.ops.sparse_ft.masked_adamw_.default in seen.ops
+    assert unchanged(one.state, two.state)
+
+
+def test_a_subclass_of_tensor_goes_through_the_dispatcher():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        problem = Problem(kinds=(), plain=((5,),))
+        problem.step(ops.masked_adamw_)  # the shape function has run: nothing to read or to write
+    with pytest.raises(ValueError, match="grads: expected 1 items, .*got 0"):
+        problem.grads = []
+        problem.step(ops.masked_adamw_)
+
+
+def test_tensors_of_inference_mode_step(adamw_):
+    with torch.inference_mode():
+        problem = Problem(kinds=("rows",), plain=((3,),))
+        before = snapshot(problem.values)
+        problem.step(adamw_)
+        assert not any(oracle.same_bits(a, b) for a, b in zip(problem.values, before, strict=True))
 
 
 def test_autograd_notices_a_step_between_forward_and_backward(device):

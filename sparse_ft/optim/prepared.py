@@ -1,0 +1,45 @@
+"""PreparedRows: what the native core needs to know of parameters that step again and again, checked once."""
+
+import torch
+
+from ..ops import _native
+from ..ops._library import plain
+from ..ops.masked_adamw import row_of
+
+
+class PreparedRows:
+    """Rows for `ops.masked_adamw.step_rows`, kept from step to step while the tensors that they tell of stay in place."""
+
+    def __init__(self):
+        self._known = {}  # id of a parameter -> (what tells that its row holds, the row, who must live for that)
+
+    def rows(self, entries):
+        """A row for each entry (parameter, settings, state, owner or None); None unless the native core takes them all."""
+        if _native.C is None or not plain(p for p, *_ in entries):
+            return None
+        rows = []
+        for p, settings, state, owner in entries:
+            (stride, dtype, count, *_), row, _ = self._of(p, state["exp_avg"], state["exp_avg_sq"], state["step"], owner)
+            grad = p.grad
+            if row is None or type(grad) is not torch.Tensor or grad.dtype != dtype:
+                return None
+            if grad.stride() != stride or grad.numel() != count:
+                return None
+            rows.append((row[0], grad.data_ptr(), *row[1], *settings))
+        return rows
+
+    def _of(self, p, exp_avg, exp_avg_sq, step, owner):
+        holds = (
+            p.stride(), p.dtype, p.numel(), p.data_ptr(),
+            exp_avg.numel(), exp_avg.data_ptr(), exp_avg_sq.numel(), exp_avg_sq.data_ptr(), step.data_ptr(),
+        )  # fmt: skip
+        selection = None
+        if owner is not None:
+            weight, selection = owner._weight(), owner.selection
+            holds += weight.stride(), weight.dtype, weight.data_ptr(), id(selection), owner._tracked._version
+        known = self._known.get(id(p))
+        if known is None or known[0] != holds:
+            through = () if owner is None else (owner._matrix(), *selection.layout)
+            row = row_of(p, exp_avg, exp_avg_sq, step, *through) if plain((exp_avg, exp_avg_sq, step, *through[:1])) else None
+            known = self._known[id(p)] = holds, row, (p, selection)
+        return known
