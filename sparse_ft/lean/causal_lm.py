@@ -19,7 +19,7 @@ def causal_lm_forward(
     logits_to_keep=0,
     **kwargs,
 ):
-    """Llama's, Mistral's, Qwen's. With labels, in training: the same loss, None for logits; otherwise the class's own forward."""
+    """Llama's, Mistral's, Qwen's. With labels, in training: the same loss, no logits; otherwise the class's own forward."""
     inputs = dict(
         input_ids=input_ids,
         attention_mask=attention_mask,
