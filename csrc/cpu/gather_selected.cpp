@@ -6,7 +6,7 @@ namespace SFT_VARIANT {
 
 void gather_selected(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads) {
   void* from = const_cast<void*>(matrix);  // Load only reads it
-  for_each_chunk(values_count(layout), threads, [&](int64_t chunk_begin, int64_t chunk_end) {
+  for_each_chunk(values_count(layout), movers(layout, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
     char* to = static_cast<char*>(values);
     if (matrix_dtype == values_dtype)
       return move<Load>(from, matrix_dtype, layout, chunk_begin, chunk_end, to + chunk_begin * size_of(values_dtype));

@@ -65,6 +65,14 @@ struct Mover {
     for (; i < count; ++i) Action::apply(at[index[i]], held[i]);
   }
 
+  void soon(int64_t position, int64_t count) const {
+    constexpr int64_t kLine = 64 / sizeof(Bits), kMost = 8 * kLine;  // what follows in a longer run the hardware finds
+    const char* at = reinterpret_cast<const char*>(matrix);
+    asm volatile("");  // GCC drops calls of a function that does nothing but prefetch
+    for (int64_t i = 0; i < smaller(count, kMost); i += kLine)
+      __builtin_prefetch(at + (position + i) * sizeof(Bits), Action::kWritesMatrix);
+  }
+
   void padding(int64_t k, int64_t count) const {
     for (int64_t i = 0; Action::kFillsPadding && i < count; ++i) buffer[k - first + i] = 0;
   }
@@ -95,6 +103,12 @@ inline void convert_any(void* to, DType to_dtype, const void* from, DType from_d
 template <class F>
 void for_each_piece(int64_t begin, int64_t end, F&& f) {
   for (int64_t k = begin; k < end; k += kPiece) f(k, smaller(k + kPiece, end));
+}
+
+// Threads that the move of all values deserves, from the nanoseconds that an entry takes at least: in the cache.
+inline int movers(const Layout& layout, int threads) {
+  const bool scattered = layout.kind == kColumns || layout.kind == kEntries;
+  return team_for(values_count(layout) * (scattered ? 1.0 : 0.25), threads);
 }
 
 // Calls f(begin, end) for chunks of [0, count), shared between the threads.

@@ -40,7 +40,7 @@ namespace SFT_VARIANT {
 void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
                        int threads) {
   const Target target{matrix, matrix_dtype, layout};
-  for_each_chunk(values_count(layout), threads, [&](int64_t chunk_begin, int64_t chunk_end) {
+  for_each_chunk(values_count(layout), movers(layout, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
     const auto at = [&](int64_t k) { return static_cast<char*>(values) + k * size_of(values_dtype); };
     if (mode == kSwap) return move<Exchange>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin));
     if (mode == kCopy && matrix_dtype == values_dtype)

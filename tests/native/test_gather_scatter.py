@@ -74,6 +74,21 @@ def test_many_chunks_and_threads(kind, threads):
     assert same_bits(other, oracle.spread(values, layout, shape))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_team_moves_what_one_thread_moves(kind):
+    shape = 2001, 1201  # work enough for a team of seven
+    layout = oracle.layout(kind, shape, "some", block=(16, 32))
+    matrix, values = torch.randn(shape), torch.zeros(oracle.values_shape(*layout, shape))
+    want = core.gather(matrix, layout, values.clone(), threads=1)
+    spread = torch.zeros(shape)
+    core.scatter_(spread, want, layout, threads=1)
+    for threads in (2, 3, 7):
+        assert same_bits(core.gather(matrix, layout, values.clone(), threads), want), threads
+        other = torch.zeros(shape)
+        core.scatter_(other, want, layout, threads=threads)
+        assert same_bits(other, spread), threads
+
+
 def wild_floats():
     """float32 of every exponent and sign, ties between 16-bit neighbours, NaN and infinities."""
     bits = torch.randint(-(2**31), 2**31, (100_000,)).int()
