@@ -74,10 +74,15 @@ struct BlockProblem {
     const T *a_panels = a.panels(chunk, block_row, count), *b_panels = b.panels(chunk, block_column, count);
     for (int64_t n = 0; n < width; n += kWidth)
       for (int64_t m = 0; m < height; m += kTileRows) {
-        T tile[kTileRows * kWidth] = {};
-        multiply_panels(height - m, count, a_panels + m * count, b_panels + n * count, tile, kWidth);
+        const int64_t rows = smaller(kTileRows, height - m);
         T* to = sums + (block * layout.block_h + m) * layout.block_w + n;
-        for (int64_t i = 0; i < smaller(kTileRows, height - m); ++i)
+        if (rows % kRowStep == 0 && width - n >= kWidth) {
+          multiply_panels(rows, count, a_panels + m * count, b_panels + n * count, to, layout.block_w);
+          continue;
+        }
+        T tile[kTileRows * kWidth] = {};  // part of it is not there
+        multiply_panels(rows, count, a_panels + m * count, b_panels + n * count, tile, kWidth);
+        for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < smaller(kWidth, width - n); ++j) to[i * layout.block_w + j] += tile[i * kWidth + j];
       }
   }

@@ -1,7 +1,7 @@
 // values[k] = sum over tokens of grad_output[t, row(k)] * input[t, column(k)] for single entries.
-// Rows and columns are packed token-innermost, a run of tokens at a time; every entry is then a dot product of two contiguous runs.
-// The team packs the columns of some runs together, waits, and shares out the rows, which each thread packs for itself. Each entry is
-// summed by one thread, its tokens in order.
+// Rows and columns are packed token-innermost, a run of tokens at a time; every entry is then a dot product of two contiguous
+// runs. The team packs the columns of some runs together, waits, and shares out the rows, which each thread packs for itself. Each
+// entry is summed by one thread, its tokens in order.
 #pragma once
 
 #include "convert.h"
@@ -12,9 +12,9 @@
 namespace sparse_ft {
 namespace {
 
-// How tokens are cut into runs and columns into blocks. Few entries: short runs, so that all packed columns stay in the second-level cache.
-// Many: a block stays in the first-level cache, or nearly, and long runs spread the cost of adding up lanes. At T = in = out = 2048
-// (AVX2) the two meet at 3 to 4 % of the entries; at 10 % the second is faster by a quarter.
+// How tokens are cut into runs and columns into blocks. Few entries: short runs, so that all packed columns stay in the
+// second-level cache. Many: a block stays in the first-level cache, or nearly, and long runs spread the cost of adding up lanes. At
+// T = in = out = 2048 (AVX2) the two meet at 3 to 5 % of the entries; at 10 % the second is faster by a quarter.
 struct EntryCut {
   int vectors;          // of tokens in a run
   int64_t block_bytes;  // of packed columns
@@ -24,7 +24,7 @@ constexpr EntryCut kFewEntries{4, 256 << 10, 256 << 10};
 constexpr EntryCut kManyEntries{8, 32 << 10, 4 << 20};
 constexpr double kManyFrom = 0.04;    // share of the matrix
 constexpr int64_t kUnitRows = 256;
-constexpr int64_t kPackGroups = 32;  // a unit of packing work
+constexpr int64_t kPackGroups = 128; // a unit of packing work
 constexpr int64_t kPackAhead = 3;    // lines of the source to fetch early: 4.0 ms instead of 4.8 at 0.1 %
 constexpr int kPartials = 128;       // entries whose lanes wait to be added up: 4 KiB (AVX2)
 
@@ -32,20 +32,24 @@ constexpr int kPartials = 128;       // entries whose lanes wait to be added up:
 template <class T, class Source>
 void load_square(const Source* source, int64_t stride, int64_t tokens, int64_t width, Vec<T> (&columns)[kLanes<T>]) {
   constexpr int64_t lanes = kLanes<T>;
-  for (int64_t i = 0; i < smaller(lanes, tokens); ++i) __builtin_prefetch(source + i * stride + kPackAhead * kLine / sizeof(Source));
+  constexpr int64_t ahead = kPackAhead * kLine / static_cast<int64_t>(sizeof(Source));
+  const int64_t valid = smaller(lanes, tokens);
+  for (int64_t i = 0; i < valid; ++i) __builtin_prefetch(source + i * stride + ahead);
   if constexpr (sizeof(Source) == sizeof(T))
     if (tokens >= lanes && width >= lanes) return load_transposed<T>(source, stride, columns);
   T square[lanes * lanes] = {};
-  for (int64_t i = 0; i < smaller(lanes, tokens); ++i)
-    width >= lanes ? convert_run(square + i * lanes, source + i * stride, lanes) : convert_run(square + i * lanes, source + i * stride, width);
+  for (int64_t i = 0; i < valid; ++i) {
+    if (width >= lanes) convert_run(square + i * lanes, source + i * stride, lanes);  // a constant count, without a loop
+    else convert_run(square + i * lanes, source + i * stride, width);
+  }
   load_transposed<T>(square, lanes, columns);
 }
 
-// packed [groups, kLanes, run] = some groups of columns of source [tokens, size], transposed. Two by two squares together: a line of
-// source and of packed is as wide as two.
+// packed [groups, kLanes, run] = some groups of columns of source [tokens, size], transposed. Two by two squares together: a line
+// of source and of packed is as wide as two.
 template <class T, class Source>
-void pack_groups(const Source* source, int64_t stride, int64_t size, int64_t tokens, int64_t run, const int32_t* groups, int64_t count,
-                 T* packed) {
+void pack_groups(const Source* source, int64_t stride, int64_t size, int64_t tokens, int64_t run, const int32_t* groups,
+                 int64_t count, T* packed) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t t2 = 0; t2 < run; t2 += 2 * lanes)
     for (int64_t g2 = 0; g2 < count; g2 += 2)
@@ -68,8 +72,8 @@ struct EntryOperand {
     with_dtype(dtype, [&](auto s) {
       using Source = decltype(s);
       if constexpr ((sizeof(Source) == sizeof(double)) == (sizeof(T) == sizeof(double)))
-        pack_groups(static_cast<const Source*>(data) + first_token * stride, stride, size, tokens - first_token, run, groups.column + begin,
-                    end - begin, packed + begin * kLanes<T> * run);
+        pack_groups(static_cast<const Source*>(data) + first_token * stride, stride, size, tokens - first_token, run,
+                    groups.column + begin, end - begin, packed + begin * kLanes<T> * run);
     });
   }
 };
@@ -130,7 +134,8 @@ struct EntryProblem {
   void add_unit(int64_t unit, int64_t first_run, int64_t runs, T* packed_rows) const {
     const int64_t begin = unit * order.unit_rows, row_count = smaller(order.unit_rows, order.rows.count * lanes - begin);
     for (int64_t i = 0; i < runs; ++i) {
-      grad_output.pack((first_run + i) * run, run, order.rows, begin / lanes, (begin + row_count) / lanes, packed_rows - begin * run);
+      grad_output.pack((first_run + i) * run, run, order.rows, begin / lanes, (begin + row_count) / lanes,
+                       packed_rows - begin * run);
       for (int64_t block = 0; block < order.blocks; ++block) {
         const int64_t at = unit * order.blocks + block, start = order.starts[at];
         add_block<Vectors>(packed_rows, order.counts + at * order.unit_rows, row_count,

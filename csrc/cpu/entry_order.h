@@ -1,6 +1,6 @@
-// The order in which the dot products of single entries are worked: by unit of rows, within it by block of columns, within it by row.
-// A block of packed columns then stays in a near cache while the rows of a unit pass by, and what belongs to the entries (where
-// their column is packed, their sum) is read and written in sequence.
+// The order in which the dot products of single entries are worked: by unit of rows, in it by block of columns, in it by row.
+// A block of packed columns stays in a near cache while the rows of a unit pass by, and what belongs to the entries (where their
+// column is packed, their sum) is read and written in sequence.
 #pragma once
 
 #include "simd.h"
@@ -82,7 +82,8 @@ struct EntryOrder {
     for (int64_t i = 0; i < columns.count; ++i)
       for (int64_t c = 0; c < smaller(Group, layout.columns - columns.column[i] * Group); ++c) {
         const int64_t slot = i * Group + c;
-        places[columns.column[i] * Group + c] = {static_cast<int32_t>(slot / block_columns), static_cast<int32_t>(slot % block_columns)};
+        places[columns.column[i] * Group + c] = Place{static_cast<int32_t>(slot / block_columns),
+                                                      static_cast<int32_t>(slot % block_columns)};
       }
     memset(counts, 0, units * blocks * unit_rows * sizeof *counts);
     int32_t* of_row = nullptr;

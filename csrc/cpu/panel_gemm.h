@@ -19,6 +19,7 @@ constexpr int kTileRows = 8;
 #else
 constexpr int kTileRows = kVectorBytes == 64 ? 12 : kVectorBytes == 32 ? 6 : 4;
 #endif
+constexpr int kRowStep = kTileRows % 3 ? kTileRows / 2 : kTileRows / 3;  // a narrow last panel is rounded up to it
 template <class T>
 constexpr int kTileColumns = 2 * kLanes<T>;
 
@@ -119,12 +120,11 @@ void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b,
   }
 }
 
-// The last panel of a may be narrow: the rows are rounded up to a third of a panel (half, where a panel has four).
+// Writes `rows` of the result, rounded up to a multiple of kRowStep: the last panel of a may be narrow.
 template <class T>
 void multiply_panels(int64_t rows, int64_t tokens, const T* a, const T* b, T* result, int64_t result_stride) {
-  constexpr int step = kTileRows % 3 ? kTileRows / 2 : kTileRows / 3;
-  if (rows <= step) return multiply_rows<step>(tokens, a, b, result, result_stride);
-  if (rows <= 2 * step) return multiply_rows<2 * step>(tokens, a, b, result, result_stride);
+  if (rows <= kRowStep) return multiply_rows<kRowStep>(tokens, a, b, result, result_stride);
+  if (rows <= 2 * kRowStep) return multiply_rows<2 * kRowStep>(tokens, a, b, result, result_stride);
   multiply_rows<kTileRows>(tokens, a, b, result, result_stride);
 }
 

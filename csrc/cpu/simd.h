@@ -43,8 +43,8 @@ static inline void store(T* to, Vec<T> v) {
 }
 
 // A vector is made of 16-byte quarters (or fewer of them): moving elements within them is cheaper than across.
-// Of two vectors a and b, interleave takes the first (low) or second (high) half of every quarter: a0 b0 a1 b1 …; with whole quarters
-// for elements, the first or second half of the vector.
+// Of two vectors a and b, `low` and `high` interleave the first or second half of every quarter: a0 b0 a1 b1 …; low_quarters and
+// high_quarters interleave whole quarters of the first or second half of the vector. `join` puts a in front of b.
 #define SFT_LANES2(f, i) f(i), f(i + 1)
 #define SFT_LANES4(f, i) SFT_LANES2(f, i), SFT_LANES2(f, i + 2)
 #define SFT_LANES8(f, i) SFT_LANES4(f, i), SFT_LANES4(f, i + 4)
@@ -57,20 +57,20 @@ static inline void store(T* to, Vec<T> v) {
 
 template <int Count, int Quarter>
 struct Lanes;
-#define SFT_LANES(count, quarter)                                                                                                    \
-  template <>                                                                                                                        \
-  struct Lanes<count, quarter> {                                                                                                     \
-    static constexpr int kCount = count, kQuarter = quarter;                                                                         \
-    template <class V>                                                                                                               \
-    static inline V low(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_LOW, 0)); }                            \
-    template <class V>                                                                                                               \
-    static inline V high(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_HIGH, 0)); }                          \
-    template <class V>                                                                                                               \
-    static inline V low_quarters(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_LOW_QUARTERS, 0)); }          \
-    template <class V>                                                                                                               \
-    static inline V high_quarters(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_HIGH_QUARTERS, 0)); }        \
-    template <class V>                                                                                                               \
-    static inline auto join(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_SAME, 0)); }                       \
+#define SFT_LANES(count, quarter)                                                                                                 \
+  template <>                                                                                                                     \
+  struct Lanes<count, quarter> {                                                                                                  \
+    static constexpr int kCount = count, kQuarter = quarter;                                                                      \
+    template <class V>                                                                                                            \
+    static inline V low(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_LOW, 0)); }                         \
+    template <class V>                                                                                                            \
+    static inline V high(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_HIGH, 0)); }                       \
+    template <class V>                                                                                                            \
+    static inline V low_quarters(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_LOW_QUARTERS, 0)); }       \
+    template <class V>                                                                                                            \
+    static inline V high_quarters(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_HIGH_QUARTERS, 0)); }     \
+    template <class V>                                                                                                            \
+    static inline auto join(V a, V b) { return __builtin_shufflevector(a, b, SFT_LANES##count(SFT_SAME, 0)); }                    \
   };
 SFT_LANES(2, 2)
 SFT_LANES(4, 2)
@@ -91,7 +91,8 @@ static inline auto load_down(const T* from, int64_t stride) {
     __builtin_memcpy(&quarter, from, sizeof quarter);
     return quarter;
   } else {
-    return Lanes<Count, kQuarterLanes<T>>::join(load_down<Count / 2>(from, stride), load_down<Count / 2>(from + Count / 2 * stride, stride));
+    const auto lower = load_down<Count / 2>(from, stride), upper = load_down<Count / 2>(from + Count / 2 * stride, stride);
+    return Lanes<Count, kQuarterLanes<T>>::join(lower, upper);
   }
 }
 

@@ -15,9 +15,10 @@ SCHEMA_ = (
     "int block_w) -> ()"
 )
 STRIP = 1 << 20  # elements of the dense gradient that strips hold at a time
-# Share of entries from which strips of the dense product beat one dot product an entry: at T = in = out = 2048, fp32, AVX2, the
-# dots take 0.43 of the dense time at 10 % and grow with the share, strips take 1.0 to 1.2 of it.
-STRIPS_FROM = 0.2
+PRODUCT_ROWS = 192  # of a block of a strip: its packed part of grad_output stays in the second-level cache
+# Share of entries from which strips of the dense product beat one dot product an entry. At T = in = out = 2048, fp32, AVX2, one
+# thread, the dots take 0.25 of the dense time at 10 %, 0.83 at 40 % and 1.03 at 50 %, strips 1.03 to 1.06 at any share.
+STRIPS_FROM = 0.5
 
 
 def _accumulator(dtype):
@@ -54,7 +55,8 @@ def _blocks(grad_output, input, index, block_h, block_w):
 
 def _entries(grad_output, input, index, *_):
     values = index.new_zeros(index.size(0), dtype=input.dtype)
-    for rows, some, where in _strips(index, grad_output.size(1), input.size(1)):
+    for rows, some in _strips(index, grad_output.size(1), input.size(1)):
+        where = index[some] - rows.start * input.size(1)
         values[some] = (grad_output[:, rows].T @ input).reshape(-1)[where]
     return values
 
@@ -62,15 +64,15 @@ def _entries(grad_output, input, index, *_):
 def _strips(index, rows, columns):
     """The dense gradient in strips of rows, each dropped once its entries are taken: sorted positions make a strip a slice.
 
-    Yields (rows, slice of the values, their flat positions in the strip).
+    Yields (rows, slice of the values).
     """
     if not index.numel():
         return
-    height = max(1, min(STRIP // columns, -(-rows // 6)))
+    height = max(1, min(STRIP // columns, -(-rows // 4)))
     edges = torch.arange(0, rows + height, height, device=index.device) * columns
     for start, (lo, hi) in zip(range(0, rows, height), torch.searchsorted(index, edges).unfold(0, 2, 1).tolist()):
         if lo < hi:
-            yield slice(start, start + height), slice(lo, hi), index[lo:hi].long() - start * columns
+            yield slice(start, min(start + height, rows)), slice(lo, hi)
 
 
 def selected_wgrad_ref_(values_grad, grad_output, input, kind, index, block_h, block_w):
@@ -124,14 +126,30 @@ def _native_wgrad(values, grad_output, input, kind, index, block_h, block_w, acc
 
 
 def _native_strips(values, grad_output, input, index, accumulate):
-    """Every row of a strip through the kernel for rows, then a gather: the same bits for any number of threads."""
-    for rows, some, where in _strips(index, grad_output.size(1), input.size(1)):
-        part = grad_output[:, rows]
-        strip = input.new_empty((part.size(1), input.size(1)), dtype=_accumulator(input.dtype))
-        every = torch.arange(part.size(1), dtype=torch.int32)
-        _native_wgrad(strip, part, input, "rows", every, 1, 1, accumulate=False)
-        taken = strip.view(-1)[where].to(values.dtype)
-        values[some] = values[some] + taken if accumulate else taken
+    """Strips of the dense product, each dropped once its entries are gathered: the same bits for any number of threads."""
+    columns = input.size(1)
+    for rows, some in _strips(index, grad_output.size(1), columns):
+        strip = _native_product(grad_output[:, rows], input)
+        taken = torch.empty_like(values[some]) if accumulate else values[some]
+        # The index counts from the first row of the matrix, which is so far in front of the strip.
+        origin = strip.data_ptr() - rows.start * columns * strip.element_size()
+        layout = _native.layout("entries", index[some], 1, 1, (grad_output.size(1), columns))
+        threads = torch.get_num_threads()
+        _native.C.gather_selected(
+            origin, _native.DTYPES[strip.dtype], layout, taken.data_ptr(), _native.DTYPES[taken.dtype], threads
+        )
+        if accumulate:
+            values[some] += taken
+
+
+def _native_product(grad_output, input):
+    """`grad_output.T @ input` [rows, columns] as blocks that span the columns, enough of them for the threads."""
+    (rows, columns), threads = (grad_output.size(1), input.size(1)), torch.get_num_threads()
+    height = min(PRODUCT_ROWS, -(-rows // (2 * threads)))
+    blocks = torch.tensor([(block, 0) for block in range(-(-rows // height))], dtype=torch.int32)
+    product = input.new_empty(len(blocks) * height, columns, dtype=_accumulator(input.dtype))
+    _native_wgrad(product, grad_output, input, "blocks", blocks, height, columns, accumulate=False)
+    return product
 
 
 def _row_major(operand):

@@ -87,6 +87,18 @@ def test_more_than_one_tile(variant, kind):
     oracle.assert_as_good_as_plain(got, want, grad_output.T @ input, slack(20, torch.float32))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("rows, columns, density", [(300, 400, 0.06), (30, 5000, 0.01), (3, 5000, 0.001)], ids=str)
+def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dtype):
+    """Many entries and few are cut differently; here each has several units of rows or blocks of columns."""
+    index = torch.rand(rows * columns).lt(density).nonzero().flatten()
+    layout, size = ("entries", index, 1, 1), (150, rows, columns)
+    check(layout, size, dtype, torch.promote_types(dtype, torch.float32))
+    grad_output, input = operands(size, dtype)
+    one, *others = (core.wgrad(torch.empty(len(index)), grad_output, input, layout, threads=n) for n in (1, 2, 5))
+    assert all(same_bits(other, one) for other in others)
+
+
 def test_compact_input(variant):
     layout = oracle.layout("columns", (30, 41))
     grad_output, input = operands((50, 30, 41), torch.float32)

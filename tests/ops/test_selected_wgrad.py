@@ -245,10 +245,12 @@ def test_errors_of_the_buffer(wgrad_, into, error, message):
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_many_entries_go_by_strips_of_rows(accumulate):
-    """Above a fifth of the matrix the op takes strips of the dense product: same values, same bits on any threads."""
+@pytest.mark.parametrize("strip", [100, 1 << 20])
+def test_many_entries_go_by_strips_of_rows(accumulate, strip, monkeypatch):
+    """Above half of the matrix the op takes strips of the dense product: same values, same bits on any threads."""
+    monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", strip)
     tokens = 50
-    index = torch.rand(37 * 29).topk(37 * 29 // 2).indices.sort().values.to(torch.int32)
+    index = torch.rand(37 * 29).topk(37 * 29 * 3 // 4).indices.sort().values.to(torch.int32)
     grad_output, input = torch.randn(tokens, 37), torch.randn(tokens, 29)
     want = (grad_output.double().T @ input.double()).reshape(-1)[index.long()]
     found = []
