@@ -83,7 +83,12 @@ def _grouped_mm(mat_a, mat_b, offs=None, bias=None, out_dtype=None):
     return mat_a.new_empty(shape, dtype=out_dtype or mat_a.dtype)
 
 
-_KERNELS = {torch.ops.aten._grouped_mm.default: _grouped_mm}
+def _item(tensor):
+    """A floating-point number that is read is a scale or a loss to print, and any will do; what is counted is not known."""
+    return 1.0 if tensor.is_floating_point() else torch.ops.aten._local_scalar_dense.default(tensor)
+
+
+_KERNELS = {torch.ops.aten._grouped_mm.default: _grouped_mm, torch.ops.aten._local_scalar_dense.default: _item}
 
 
 def _is_small_integer(tensor):

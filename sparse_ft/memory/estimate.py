@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..lean import lean as make_lean
+from ..nn import Selected
 from ..optim import SelectiveAdamW
 from .batch import batch_for, loss_of
 from .dry import Dry
@@ -59,15 +60,18 @@ def estimate(
     """Bytes that training takes: an `Estimate`. The step itself is run, on tensors that have shapes and no data.
 
     model_or_config: an nn.Module, which is left alone, or a transformers config. plan: None for all of it, a Plan or mapping,
-    {"structure": "columns", "density": 0.01, "targets": …} for a random selection, {"lora": 8, …} (needs peft). lean: with
-    `sft.lean`. optimizer: "adamw" (ours for selections, torch's fused one otherwise), "sgd", None, or a callable of the
-    parameters. dtype: to cast the model to. inputs: {argument: tensor} of one batch, for models that transformers does not
-    know; batch_size and sequence_length do not count then. padded: the batch has an attention mask.
+    {"structure": "columns", "density": 0.01, "targets": …} for a random selection, {"lora": 8, …} (needs peft), or a callable
+    of the model that gives one of these or a model to train as it is. lean: with `sft.lean`. optimizer: "adamw" (ours for
+    selections, torch's fused one otherwise), "sgd", None, or a callable of the parameters. dtype: to cast the model to.
+    inputs: {argument: tensor} of one batch, for models that transformers does not know; batch_size and sequence_length do not
+    count then. padded: the batch has an attention mask. Autocast is on where the caller has it on.
 
     The peak is that of any step but the first: state is there, gradients are not yet. It lacks what kernels allocate for
     themselves (convolutions on the CPU: about a fifth of a small ResNet's peak). Raises TypeError or ValueError that name the
     argument.
     """
+    if isinstance(model_or_config, nn.Module) and _is_selective(model_or_config):
+        raise ValueError("model_or_config: it was converted already; estimate first, or call sft.revert(model)")
     dry = Dry()
     model = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
     with dry:
@@ -78,7 +82,7 @@ def estimate(
         model = prepare(model.train(), plan, dry)
         if lean:
             make_lean(model)
-        return _one_step(model, weights, inputs, _optimizer(optimizer, model, plan))
+        return _one_step(model, weights, inputs, _optimizer(optimizer, model))
 
 
 def _from_config(config, dtype):
@@ -97,16 +101,19 @@ def _from_config(config, dtype):
     return cls.from_config(config, dtype=dtype)
 
 
-def _optimizer(optimizer, model, plan):
+def _optimizer(optimizer, model):
     trained = [p for p in model.parameters() if p.requires_grad]
     if optimizer is None or callable(optimizer):
         return optimizer and optimizer(trained)
     if optimizer == "sgd":
         return torch.optim.SGD(trained, lr=1e-3)
     if optimizer == "adamw":
-        ours = plan is not None and "lora" not in plan
-        return SelectiveAdamW(trained) if ours else torch.optim.AdamW(trained, fused=True)
+        return SelectiveAdamW(trained) if _is_selective(model) else torch.optim.AdamW(trained, fused=True)
     raise ValueError(f"optimizer: expected 'adamw', 'sgd', None or a callable of the parameters, got {optimizer!r}")
+
+
+def _is_selective(model):
+    return any(isinstance(module, Selected) for module in model.modules())
 
 
 def _parameters(model):

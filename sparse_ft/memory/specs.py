@@ -23,8 +23,13 @@ def prepare(model, plan, dry):
     """`model` as `plan` has it train, inside of a dry run: what to call, mostly the model itself.
 
     plan: None (all of it), a Plan or mapping, {"structure": …, "density": …, "targets": …, "block_size": …} for selections
-    drawn at random, or {"lora": rank, …}, the rest going to peft's LoraConfig.
+    drawn at random, {"lora": rank, …}, the rest going to peft's LoraConfig, or a callable of the model that gives one of these
+    or another model to train as it is.
     """
+    if callable(plan):
+        plan = plan(model)
+        if isinstance(plan, torch.nn.Module):
+            return plan
     if plan is None:
         return model.requires_grad_(True)
     if not isinstance(plan, Mapping):

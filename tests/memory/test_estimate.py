@@ -73,6 +73,22 @@ def test_lean(kind):
     assert lean.activations < 0.95 * sft.estimate(wide_models.wide("Llama"), plan, *SHAPES[0]).activations
 
 
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}}])
+def test_gradient_checkpointing(settings):
+    model = wide_models.MODELS["Llama"]().train()
+    plain = sft.estimate(model, None, *SHAPES[0])
+    model.gradient_checkpointing_enable(**settings)
+    model.enable_input_require_grads()
+    assert assert_close(model, None, SHAPES[0]).activations < plain.activations / 2
+
+
+def test_autocast():
+    model = wide_models.wide("BERT")
+    plan = sft.select(model, density=0.05, structure="columns")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(model, plan, SHAPES[0])
+
+
 def test_blocks_and_whole_parameters():
     model = wide_models.wide("Llama")
     plan = sft.select(model, density=0.1, structure="blocks", block_size=32) | {"model.norm.weight": "all"}
@@ -182,6 +198,10 @@ def test_what_it_cannot_know_it_asks_for():
         sft.estimate(nn.Linear(3, 3))
     with pytest.raises(TypeError, match="model_or_config: expected"):
         sft.estimate({"hidden_size": 3})
+    model = wide_models.wide("Llama")
+    sft.convert(model, sft.select(model, density=0.1))
+    with pytest.raises(ValueError, match="converted already"):
+        sft.estimate(model)
 
 
 LLAMA_8B = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
