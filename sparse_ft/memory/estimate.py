@@ -57,7 +57,7 @@ def estimate(
     inputs=None,
     padded=False,
 ):
-    """Bytes that training takes: an `Estimate`. The step itself is run, on tensors that have shapes and no data.
+    """Bytes that training takes: an `Estimate`. The step itself is run (after `train()`), on tensors without data.
 
     model_or_config: an nn.Module, which is left alone, or a transformers config. plan: None for all of it, a Plan or mapping,
     {"structure": "columns", "density": 0.01, "targets": …} for a random selection, {"lora": 8, …} (needs peft), or a callable

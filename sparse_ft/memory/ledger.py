@@ -113,10 +113,12 @@ class Watching:
                 self._seen.add(storage, tensor.device, name)
 
     def _before(self, module, _):
-        self._enter(self._names.get(id(module), self._stack[-1]), 1)
+        if not torch.compiler.is_compiling():  # a compiled region is one module's
+            self._enter(self._names.get(id(module), self._stack[-1]), 1)
 
     def _after(self, *_):
-        self._enter(None, -1)
+        if not torch.compiler.is_compiling():
+            self._enter(None, -1)
 
     def _enter(self, name, direction):
         if direction > 0:

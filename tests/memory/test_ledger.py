@@ -1,5 +1,7 @@
 """The ledger counts what autograd holds, each storage once, under the module that saved it, and leaves no trace."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -187,6 +189,15 @@ def test_a_convnet():
     found = sft.memory.ledger(model, torch.randn(2, 3, 8, 8))
     image, maps, statistics = 2 * 3 * 64 * 4, 2 * 8 * 36 * 4, 8 * 4
     assert {row.module: row.bytes for row in found.rows} == {"0": image, "1": maps + 2 * statistics, "2": maps}
+
+
+def test_a_compiled_model_holds_the_same():
+    model, x = net(), data()
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Dynamo does not know")
+        found = sft.memory.ledger(torch.compile(model, backend="aot_eager", fullgraph=True), x)
+    assert found.total == sft.memory.ledger(model, x).total
 
 
 def test_sparse_tensors_count_with_all_their_parts():
