@@ -116,3 +116,17 @@ def test_memory_promises():
     (must,) = bench_layer.memory_musts({"ours": ours, "frozen": frozen}, 2)
     assert must.measured == pytest.approx(160 / (122 + 40)) and must.met
     assert bench_layer.memory_musts({"ours": ours}, 2) == []
+
+
+@pytest.mark.parametrize("kind", ["entries", "columns"])
+def test_whole_lines_of_a_step_are_those_of_the_index(kind):
+    from bench.bench_masked_adamw import lines_bound
+    from bench.ceilings import Ceilings
+
+    case = suite.Case("", kind, 0.03, "bfloat16", (40, 256))
+    chosen = cases.selection(kind, case.shape, case.density)
+    rows, columns = chosen.mask(case.shape).nonzero().T.tolist()
+    lines = {(row * 256 + column) // 32 for row, column in zip(rows, columns)}  # 32 bf16 a line
+    entry = {"entries": 32, "columns": 28}[kind]
+    assert 0 < len(lines) < 40 * 8
+    assert lines_bound(case, Ceilings(1.0, 1.0, {})) == 2 * 64 * len(lines) + entry * len(rows)
