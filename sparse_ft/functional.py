@@ -1,16 +1,13 @@
 """The autograd functions: a dense forward, and a backward that makes `values.grad` directly from what was kept for it."""
 
 import weakref
-from collections import deque
 
 import torch
 import torch.nn.functional as F
 
 from . import ops
-
-# The last copies of some features of an input, for q, k and v, which ask in a row: (features, copy, input, its version), the
-# copy and the input weakly.
-_kept = deque(maxlen=4)
+from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
+from .rebuild import source_of
 
 
 def selective_linear(input, weight, values, selection, bias=None):
@@ -22,8 +19,8 @@ def selective_linear(input, weight, values, selection, bias=None):
 
     For backward it keeps the weight (by reference) if the input needs a gradient, and of the input nothing if values need
     none, the selected columns (shared among calls on one input) for `Columns` and `Blocks`, all of it for `Rows` and
-    `Entries`. Raises ValueError for a values of the wrong shape or a weight that requires grad; double backward raises
-    RuntimeError.
+    `Entries`; and nothing more where a lean module made the input and can make it again. Raises ValueError for a values of
+    the wrong shape or a weight that requires grad; double backward raises RuntimeError.
     """
     selection = _checked(weight, values, selection)
     return selective_product(input, weight, values, bias, selection.restrict(1, weight.size(1)), 1)
@@ -99,18 +96,30 @@ def _product(input, weight, bias, input_dim):
 
 
 def _keep(input, features, dtype):
-    """`input[..., features]`, one copy for all who ask for the same features of the same input while it is unchanged."""
+    """`input[..., features]`, one copy for all who ask for the same features of the same input while it is unchanged.
+
+    q, k and v ask in a row: the features know their last copy (copy, input, its version), copy and input weakly.
+    """
     if torch.compiler.is_compiling() or input.is_inference():
         return input.index_select(-1, features).to(dtype)
     version = input._version
-    for of, copy, known, known_version in tuple(_kept):  # other threads append
-        if of is features and (kept := copy()) is not None and known() is input and known_version == version:
-            kept._fix_weakref()  # what TensorWeakRef does, in a quarter of its time
-            if kept.dtype == dtype:
-                return kept
+    last = getattr(features, "last_copy", None)
+    if last is not None and (kept := last[0]()) is not None and last[1]() is input and last[2] == version:
+        kept._fix_weakref()  # what TensorWeakRef does, in a quarter of its time
+        if kept.dtype == dtype:
+            return kept
     kept = _cast(input.index_select(-1, features), dtype)
-    _kept.append((features, weakref.ref(kept), weakref.ref(input), version))
+    features.last_copy = weakref.ref(kept), weakref.ref(input), version
     return kept
+
+
+def _to_keep(input, features, dtype):
+    """(tensors to save for the gradient of values; the Source that makes the input of them, None where they are the input)."""
+    source = source_of(input)
+    tensors = None if source is None else source.tensors()
+    if tensors is not None:
+        return tensors, source
+    return (input if features is None else _keep(input, features, dtype),), None
 
 
 def _flat(tensor):
@@ -138,18 +147,18 @@ class _SelectiveProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
-        output, kept = _product(input, weight, bias, input_dim), None
+        output, kept = _product(input, weight, bias, input_dim), ()
         if values.requires_grad:
-            kept = input if part[0] is None else _keep(input, part[0], output.dtype)
-        ctx.save_for_backward(weight if input.requires_grad else None, kept)
-        ctx.layout, ctx.input_dim = part[1], input_dim
+            kept, ctx.source = _to_keep(input, part[0], output.dtype)
+        ctx.save_for_backward(weight if input.requires_grad else None, *kept)
+        ctx.part, ctx.input_dim = part, input_dim
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
         _refuse_double_backward("selective_linear")
-        weight, kept = ctx.saved_tensors
-        input_dim = ctx.input_dim
+        weight, *kept = ctx.saved_tensors
+        (features, layout), input_dim = ctx.part, ctx.input_dim
         grad_input = grad_values = grad_bias = None
         flat = _flat(grad_output)  # [T, out]
         if weight is not None:
@@ -157,10 +166,11 @@ class _SelectiveProduct(torch.autograd.Function):
             grad_input = flat @ (cast if input_dim == 1 else cast.T)
             if grad_output.dim() != 2:
                 grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(input_dim))
-        if kept is not None:
-            kept = _cast(_flat(kept), flat.dtype)  # [T, features]
-            operands = (flat, kept) if input_dim == 1 else (kept, flat)
-            grad_values = ops.selected_wgrad(*operands, *ctx.layout)
+        if kept:
+            input = kept[0] if ctx.source is None else ctx.source.rebuild(kept, features)
+            input = _cast(_flat(input), flat.dtype)  # [T, features]
+            operands = (flat, input) if input_dim == 1 else (input, flat)
+            grad_values = ops.selected_wgrad(*operands, *layout)
         if ctx.needs_input_grad[3]:
             grad_bias = flat.sum(0)
         return grad_input, None, grad_values, grad_bias, None, None

@@ -1,7 +1,8 @@
 """What makes a tensor again in backward from other tensors that are held anyway, so that whoever reads it need not save it.
 
 A lean module that made `output` says so (`remember`); a layer that would save it as its input asks (`source_of`). The output is
-recognised by identity and version: a view, a copy or an in-place change is another tensor.
+recognised by identity and version: a view, a copy or an in-place change is another tensor. And it counts only where it was
+made: a checkpoint's region, which runs twice, must save the same both times, and what came from outside is forgotten by then.
 """
 
 import weakref
@@ -20,10 +21,11 @@ class Source:
         self._output, self._version = TensorWeakRef(output), output._version
         self._tensors, self._small = [TensorWeakRef(t) for t in tensors], small
         self._make, self._made = make, None
+        self._hooks = _hooks()
 
     def made(self, tensor):
         """Whether `tensor` is the output, unchanged."""
-        return self._output() is tensor and self._version == tensor._version
+        return self._output() is tensor and self._version == tensor._version and self._hooks == _hooks()
 
     def tensors(self):
         """What `rebuild` needs, to be saved for backward; None where some of it is gone."""
@@ -56,13 +58,18 @@ def remember(output, make, tensors, small=()):
 
 def source_of(tensor):
     """The Source of `tensor`, or None if nobody remembered it as it is now."""
-    if torch.compiler.is_compiling() or tensor.grad_fn is None or tensor.is_inference():
+    if not _remembered or torch.compiler.is_compiling() or tensor.grad_fn is None:
         return None
     for weak in reversed(_remembered):
         source = weak()
         if source is not None and source.made(tensor):
             return source
     return None
+
+
+def _hooks():
+    """The saved-tensor hooks in force: a checkpoint enters its own."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def select(tensor, features):

@@ -12,14 +12,16 @@ import textwrap
 
 from torch import nn
 
-from . import activations, batch_norm, causal_lm, conv, gated, norms, pool
+from . import activations, batch_norm, causal_lm, conv, dropout, gated, linear, norms, pool
 
 TORCH = {
+    nn.Linear: linear.linear_forward,
     nn.RMSNorm: norms.torch_rms_norm_forward,
     nn.LayerNorm: norms.layer_norm_forward,
     nn.GELU: activations.gelu_forward,
     nn.SiLU: activations.silu_forward,
     nn.ReLU: activations.relu_forward,
+    nn.Dropout: dropout.dropout_forward,
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], conv.conv_forward),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d], conv.conv_transpose_forward),
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], batch_norm.batch_norm_forward),

@@ -155,12 +155,12 @@ def test_autocast_keeps_no_copy_of_a_weight():
     assert kept_under_autocast(lean) == 0
 
 
-def test_compile():
-    plain, lean = twins(
-        nn.Sequential(conv(2, padding=1), nn.Conv2d(8, 4, 3, padding_mode="reflect", padding=1)).requires_grad_(False)
-    )
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(dynamic):
+    last = nn.Conv2d(8, 4, 3, stride=2, padding=1, padding_mode="reflect")
+    plain, lean = twins(nn.Sequential(conv(2, padding=1, stride=2), last).requires_grad_(False))
     x = input_of(2)
     wanted = run(plain, x)
-    got = run(torch.compile(lean, fullgraph=True), x)
+    got = run(torch.compile(lean, fullgraph=True, dynamic=dynamic), x)
     for a, b in zip(wanted[:2], got[:2], strict=True):
         torch.testing.assert_close(a, b)

@@ -1,4 +1,4 @@
-"""sft.lean on real architectures: same results and gradients, less kept, composed with conversion in either order, and undone."""
+"""sft.lean on real architectures: same results and gradients, less kept, composes with conversion in either order, undone."""
 
 import copy
 import io

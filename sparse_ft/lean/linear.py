@@ -1,0 +1,35 @@
+"""Frozen linear layers under autocast: torch keeps a 16-bit copy of every weight for backward; these keep the weight itself."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """Keeps a reference to the weight, and casts it again in backward."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias):
+        ctx.save_for_backward(weight)
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (weight,) = ctx.saved_tensors
+        grad_input = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = grad_output @ weight.to(grad_output.dtype)  # autograd casts it to the input's dtype
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_output.flatten(0, -2).sum(0)
+        return grad_input, None, grad_bias
+
+
+def linear_forward(module, input):
+    """`nn.Linear`. Kept for backward where the weight is frozen: nothing but a reference to the weight, also under autocast."""
+    if type(module) is not nn.Linear:  # converted since
+        return type(module).forward(module, input)
+    weight, bias = module.weight, module.bias
+    if weight.requires_grad or not torch.is_autocast_enabled(input.device.type) or not torch.is_grad_enabled():
+        return F.linear(input, weight, bias)
+    return _FrozenLinear.apply(input, weight, bias)
