@@ -3,8 +3,11 @@
 import math
 
 import torch
+from torch import nn
 
 from .hollow import hollow, stand_in
+
+DIMS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 
 
 def max_pool_forward(module, input):
@@ -15,7 +18,7 @@ def max_pool_forward(module, input):
     usual = torch.is_grad_enabled() and input.requires_grad and not torch.compiler.is_compiling()
     if not usual or module.return_indices:
         return type(module).forward(module, input)
-    dims = int(type(module).__name__[-2])
+    dims = DIMS[type(module)]
     sizes = [_tuple(v, dims) for v in (module.kernel_size, module.stride, module.padding, module.dilation)]
     if input.dim() - dims not in (1, 2) or any(len(size) != dims for size in sizes):
         return type(module).forward(module, input)  # torch says what is wrong
@@ -45,7 +48,8 @@ class _MaxPool(torch.autograd.Function):
         (number,) = ctx.saved_tensors
         dims, device = len(ctx.window[0]), grad_output.device
         starts, offsets = _places(ctx.like[0][-dims:], number.shape[-dims:], *ctx.window[:4], device)
-        index = offsets.take(number.long()).add_(starts)
+        offset = torch.tensor(offsets, device=device).index_select(0, number.view(-1).int())
+        index = offset.view(number.shape).add_(starts)
         grad_input = BACKWARD[dims](grad_output, stand_in(ctx.like, grad_output), *ctx.window, index)
         return grad_input, None, None, None, None, None
 
@@ -57,20 +61,22 @@ BACKWARD = {n: getattr(torch.ops.aten, f"max_pool{n}d_with_indices_backward") fo
 def _places(size, out_size, kernel, stride, padding, dilation, device):
     """Flat positions, in a plane of `size`, where the windows start, and of a window's elements from its start.
 
-    Returns int64 [*out_size] (below zero in the padding) and [product of kernel], ascending where the window fits the plane.
+    Returns a tensor int64 [*out_size] (below zero in the padding) and a list as long as the product of `kernel`.
     """
-    starts, offsets = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    starts, offsets = None, [0]
     for d in range(len(size)):
         pitch = math.prod(size[d + 1 :])
-        along = torch.arange(out_size[d], device=device) * stride[d] - padding[d]
-        starts = starts[..., None] + along * pitch
-        offsets = offsets[..., None] + torch.arange(kernel[d], device=device) * (dilation[d] * pitch)
-    return starts, offsets.flatten()
+        first, step = -padding[d] * pitch, stride[d] * pitch
+        along = torch.arange(first, first + out_size[d] * step, step, device=device)
+        starts = along if starts is None else starts[..., None] + along
+        offsets = [offset + k * dilation[d] * pitch for offset in offsets for k in range(kernel[d])]
+    return starts, offsets
 
 
 def _number(offset, offsets):
-    """Which of `offsets` each `offset` is, in the smallest dtype that holds the numbers."""
+    """Which of `offsets` each `offset` is, contiguous, in the smallest dtype that holds the numbers."""
     dtype = torch.uint8 if len(offsets) <= 256 else torch.int16 if len(offsets) <= 2**15 else torch.int32
-    number = torch.empty(int(offsets.max()) + 1, dtype=dtype, device=offset.device)
-    number[offsets] = torch.arange(len(offsets), device=offset.device).to(dtype)
-    return number.take(offset)
+    device = offset.device
+    number = torch.empty(max(offsets) + 1, dtype=dtype, device=device)
+    number[torch.tensor(offsets, device=device)] = torch.arange(len(offsets), dtype=dtype, device=device)
+    return number.index_select(0, offset.reshape(-1)).view(offset.shape)
