@@ -43,7 +43,7 @@ void scale_run(const T* __restrict grad, T scale, T* __restrict scaled, int64_t 
 // Zero in the bits of the element, so that a gradient that is not finite goes too.
 template <class Bits>
 void mask_run(const Bits* from, const uint8_t* __restrict flags, Bits* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = flags[i] ? from[i] : 0;
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Bits>(from[i] & -static_cast<Bits>(flags[i] != 0));
 }
 
 template <class Stored>
