@@ -17,7 +17,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("ahead-of-time compilation fails under TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton.language as tl  # noqa: E402
-from sparse_ft.kernels import gather_selected, masked_adamw, scatter_selected, selected_wgrad  # noqa: E402
+from sparse_ft.kernels import (  # noqa: E402
+    gated_product,
+    gather_selected,
+    masked_adamw,
+    positive_bits,
+    rms_norm,
+    scatter_selected,
+    selected_wgrad,
+)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -26,7 +34,7 @@ CAPABILITIES = [80, 90, 100]
 MMA = {80: "HMMA.16816", 90: "HGMMA.", 100: "UTCHMMA"}  # 16-bit operands
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes a block
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16"}
-POINTERS |= {torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 ARCHITECTURES = pytest.mark.parametrize("capability", CAPABILITIES)
 SIDE = 1024
@@ -219,6 +227,48 @@ def test_adamw_claims_alignment_only_where_there_is_some(record):
 @ARCHITECTURES
 def test_adamw_steps(capability, record, tmp_path):
     check_resources(compile_launch(adamw_launches(record, "plain", torch.float32)[1], capability, tmp_path), capability)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@DTYPES
+@ARCHITECTURES
+def test_gated_product(activation, dtype, capability, record, tmp_path):
+    launches = [record(gated_product, f"_gated_product{part}_kernel") for part in ("", "_backward")]
+    gate, up = torch.empty(32, 2 * SIDE, dtype=dtype).chunk(2, 1)
+    gated_product.gated_product_triton(gate, up, activation)
+    gated_product.gated_product_backward_triton(gate.contiguous(), gate, up, activation)
+    for (launch,), operands in zip(launches, (2, 3)):
+        result = compile_launch(launch, capability, tmp_path)
+        check_resources(result, capability)
+        assert count(result, "LDG.E.128") >= operands, "narrow loads"
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@DTYPES
+@ARCHITECTURES
+def test_rms_norm(weighted, dtype, capability, record, tmp_path):
+    launches = [record(rms_norm, f"_rms_norm{part}_kernel") for part in ("", "_backward")]
+    x, rstd = torch.empty(32, 2816, dtype=dtype), torch.empty(32)
+    weight = torch.empty(2816, dtype=dtype) if weighted else None
+    rms_norm.rms_norm_triton(x, weight, 1e-6, 1.0, x, rstd)
+    rms_norm.rms_norm_backward_triton(x, x, rstd, weight, 1.0, x)
+    for (launch,) in launches:
+        result = compile_launch(launch, capability, tmp_path)
+        check_resources(result, capability)
+        assert count(result, "LDG.E.128") >= 2, "narrow loads"
+
+
+@DTYPES
+@ARCHITECTURES
+def test_positive_bits(dtype, capability, record, tmp_path):
+    launches = [record(positive_bits, f"_{name}_kernel") for name in ("positive_bits", "where_bits")]
+    x, bits = torch.empty(32, SIDE, dtype=dtype), torch.empty(4 * SIDE, dtype=torch.uint8)
+    positive_bits.positive_bits_triton(x, bits)
+    positive_bits.where_bits_triton(x, bits, 1.25, x)
+    for (launch,) in launches:
+        result = compile_launch(launch, capability, tmp_path)
+        check_resources(result, capability)
+        assert count(result, "LDG.E.128") >= 1, "narrow loads"
 
 
 def test_sizes_of_one_compile(record, tmp_path):

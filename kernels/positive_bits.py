@@ -1,0 +1,67 @@
+"""positive_bits: one bit an element, set where it is positive; where_bits: a gradient let through where the bit is set."""
+
+import triton
+import triton.language as tl
+
+from .layout import check_tensors, on_device, round_to
+
+BYTES = 128  # a program: 1024 elements, 8 a thread
+OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
+
+
+@triton.jit
+def _positive_bits_kernel(
+    input_ptr,  # [count]
+    bits_ptr,  # [ceil(count / 8)]
+    count,
+    BYTES: tl.constexpr,
+):
+    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    bit = tl.arange(0, 8)
+    offs = byte[:, None] * 8 + bit[None, :]
+    x = tl.load(input_ptr + offs, mask=offs < count, other=0.0)
+    flags = (x.to(tl.float64 if x.dtype == tl.float64 else tl.float32) > 0).to(tl.int32)
+    packed = tl.sum(flags << bit[None, :], axis=1)
+    tl.store(bits_ptr + byte, packed.to(tl.uint8), mask=byte * 8 < count)
+
+
+@triton.jit
+def _where_bits_kernel(
+    grad_ptr,  # [count]
+    bits_ptr,  # [ceil(count / 8)]
+    output_ptr,  # [count]
+    count,
+    scale: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    bit = tl.arange(0, 8)
+    offs = byte[:, None] * 8 + bit[None, :]
+    packed = tl.load(bits_ptr + byte, mask=byte * 8 < count, other=0).to(tl.int32)
+    grad = tl.load(grad_ptr + offs, mask=offs < count, other=0.0)
+    WIDE: tl.constexpr = tl.float64 if grad.dtype == tl.float64 else tl.float32
+    scaled = round_to(grad.to(WIDE) * tl.full((), scale, WIDE), grad.dtype)
+    kept = ((packed[:, None] >> bit[None, :]) & 1) != 0
+    tl.store(output_ptr + offs, tl.where(kept, scaled, 0.0).to(grad.dtype), mask=offs < count)
+
+
+def positive_bits_triton(input, bits):
+    """Fills bits, uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 says whether input.flatten()[i] > 0."""
+    check_tensors(input=input)
+    if bits.numel():
+        with on_device(input):
+            _positive_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
+                input.contiguous(), bits, input.numel(), BYTES=BYTES, **OPTIONS
+            )
+
+
+def where_bits_triton(grad, bits, scale, output):
+    """Fills output, contiguous: grad * scale where the bit is set, 0 elsewhere."""
+    check_tensors(grad=grad, output=output)
+    if bits.device != grad.device:
+        raise ValueError(f"bits is on {bits.device} but grad is on {grad.device}")
+    if bits.numel():
+        with on_device(grad):
+            _where_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
+                grad.contiguous(), bits.contiguous(), output, grad.numel(), scale=scale, BYTES=BYTES, **OPTIONS
+            )

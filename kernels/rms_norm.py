@@ -1,0 +1,112 @@
+"""rms_norm: rows divided by their root mean square, and the gradient of that. One program a row, which reads it twice."""
+
+import triton
+import triton.language as tl
+
+from .layout import check_tensors, on_device, round_to
+
+
+@triton.jit
+def _factor(weight_ptr, offs, mask, offset, WIDE: tl.constexpr):
+    """offset + weight; 1 without a weight."""
+    if weight_ptr is None:
+        return tl.full(offs.shape, 1.0, WIDE)
+    else:
+        return tl.load(weight_ptr + offs, mask=mask, other=0.0).to(WIDE) + tl.full((), offset, WIDE)
+
+
+@triton.jit
+def _rms_norm_kernel(
+    input_ptr,  # [rows, N]
+    weight_ptr,  # [N] or None
+    output_ptr,  # [rows, N], contiguous
+    rstd_ptr,  # [rows]
+    N,
+    stride_xm,
+    stride_xn,
+    eps: tl.constexpr,
+    offset: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    WIDE: tl.constexpr = rstd_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros([BLOCK], WIDE)
+    for start in range(0, N, BLOCK):
+        offs = start + tl.arange(0, BLOCK).to(tl.int64)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
+        squares += x * x
+    mean = tl.sum(squares, axis=0) / N
+    root = tl.sqrt(mean + tl.full((), eps, WIDE))
+    rstd = 1 / root if WIDE == tl.float64 else tl.div_rn(tl.full((), 1.0, WIDE), root)
+    tl.store(rstd_ptr + row, rstd)
+    for start in range(0, N, BLOCK):
+        offs = start + tl.arange(0, BLOCK).to(tl.int64)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
+        y = x * rstd * _factor(weight_ptr, offs, offs < N, offset, WIDE)
+        tl.store(output_ptr + row * N + offs, round_to(y, output_ptr.dtype.element_ty), mask=offs < N)
+
+
+@triton.jit
+def _rms_norm_backward_kernel(
+    grad_output_ptr,  # [rows, N]
+    input_ptr,  # [rows, N]
+    rstd_ptr,  # [rows]
+    weight_ptr,  # [N] or None
+    grad_input_ptr,  # [rows, N], contiguous
+    N,
+    stride_dm,
+    stride_dn,
+    stride_xm,
+    stride_xn,
+    offset: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    WIDE: tl.constexpr = rstd_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    rstd = tl.load(rstd_ptr + row)
+    products = tl.zeros([BLOCK], WIDE)
+    for start in range(0, N, BLOCK):
+        offs = start + tl.arange(0, BLOCK).to(tl.int64)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
+        g = tl.load(grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0).to(WIDE)
+        products += g * _factor(weight_ptr, offs, offs < N, offset, WIDE) * x
+    mean = tl.sum(products, axis=0) * rstd / N
+    for start in range(0, N, BLOCK):
+        offs = start + tl.arange(0, BLOCK).to(tl.int64)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
+        g = tl.load(grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0).to(WIDE)
+        g *= _factor(weight_ptr, offs, offs < N, offset, WIDE)
+        grad_input = rstd * (g - x * rstd * mean)
+        tl.store(grad_input_ptr + row * N + offs, round_to(grad_input, grad_input_ptr.dtype.element_ty), mask=offs < N)
+
+
+def _options(columns):
+    block = min(triton.next_power_of_2(columns), 2048)  # 8 elements a thread, as copy_tile
+    return dict(BLOCK=block, num_warps=max(1, block // 256), enable_fp_fusion=True)
+
+
+def rms_norm_triton(input, weight, eps, offset, output, rstd):
+    """Fills output [..., F], contiguous, and rstd [...], whose dtype is that of the arithmetic. The caller checks shapes."""
+    weights = {} if weight is None else {"weight": weight.contiguous()}
+    check_tensors(input=input, output=output, rstd=rstd, **weights)
+    if input.numel() == 0:
+        return rstd.fill_(float("nan"))  # the mean of nothing
+    x = input.reshape(-1, input.shape[-1])
+    with on_device(input):
+        _rms_norm_kernel[(x.size(0),)](
+            x, weights.get("weight"), output, rstd, x.size(1), *x.stride(), eps=eps, offset=offset, **_options(x.size(1))
+        )
+
+
+def rms_norm_backward_triton(grad_output, input, rstd, weight, offset, grad_input):
+    """Fills grad_input [..., F], contiguous."""
+    weights = {} if weight is None else {"weight": weight.contiguous()}
+    check_tensors(input=input, grad_output=grad_output, rstd=rstd, grad_input=grad_input, **weights)
+    if input.numel() == 0:
+        return
+    g, x = (t.reshape(-1, t.shape[-1]) for t in (grad_output, input))
+    with on_device(input):
+        _rms_norm_backward_kernel[(x.size(0),)](
+            g, x, rstd.contiguous(), weights.get("weight"), grad_input, x.size(1), *g.stride(), *x.stride(),
+            offset=offset, **_options(x.size(1)),
+        )  # fmt: skip
