@@ -126,12 +126,10 @@ def test_one_copy_for_all_who_read_the_same_columns():
 
 
 def test_the_shared_copy_dies_with_its_graph():
-    from sparse_ft.functional import _kept
-
     x = torch.randn(4, 256)
     module = sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 8), sft.Columns([1, 2]))
     out = module(x)
-    _, copy, known, _ = _kept[-1]
+    copy, known, _ = module._part[0].last_copy
     assert known() is x and copy() is not None
     del out
     assert copy() is None
