@@ -12,7 +12,7 @@ from bench import machine, memory, plot, readme, suite, table
 from bench.gate import Red, require_green
 from bench.records import Must, Record, read, stamps, write
 
-OPS = ("gather_selected", "scatter_selected", "selected_wgrad", "masked_adamw", "linear", "layer", "breakdown")
+OPS = ("gather_selected", "scatter_selected", "selected_wgrad", "masked_adamw", "linear", "layer", "lean", "breakdown")
 RESULTS = Path(__file__).resolve().with_name("results")
 README = RESULTS.with_name("README.md")
 BAR = "{desc:17s} {percentage:3.0f} %|{bar:24}| {elapsed} {postfix}"

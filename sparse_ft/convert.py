@@ -85,12 +85,12 @@ def revert(model):
 
     Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was neither converted nor made lean.
     """
-    was_lean = unlean(model)
-    record = model.__dict__.pop(_RECORD, None)
-    if record is None and not was_lean:
-        raise ValueError("model: it was not converted (call revert on the module that sft.convert was called on)")
+    was_lean, record = unlean(model), model.__dict__.get(_RECORD)
     if record is not None:
         _undo(model, record[1])
+        del model.__dict__[_RECORD]
+    elif not was_lean:
+        raise ValueError("model: it was not converted (call revert on the module that sft.convert was called on)")
     return model
 
 

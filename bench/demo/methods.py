@@ -11,7 +11,7 @@ from bench.demo.model import body_linears, head_modules, head_parameters
 LORA_RANK = 8
 LORA_SIZE = "lora"  # the density that trains as many entries as LoRA does
 STRUCTURES = ("columns", "rows", "blocks", "entries", "entries_per_row")
-KINDS = ("full", "lora", "ours", "head")
+KINDS = ("full", "lora", "ours", "lean", "head")  # lean: ours at the last share, with lean modules
 WEIGHT_DECAY = 0.01
 BLOCK_SIZE = 32  # entries on a side, for --structure blocks
 SCORE_BATCHES = 4  # batches whose gradient chooses what trains
@@ -22,6 +22,7 @@ class Method:
     kind: str  # one of KINDS
     structure: str = ""  # of ours
     density: float | str = 0.0  # of ours: share of the body's linear weights, or LORA_SIZE
+    lean: bool = False  # of ours: with `sft.lean`
 
     @property
     def key(self):
@@ -37,15 +38,17 @@ class Method:
         if self.kind != "ours":
             return names[self.kind]
         size = "LoRA's size" if self.density == LORA_SIZE else f"{100 * self.density:.3g} %"
-        return f"ours, {self.structure}, {size}"
+        return f"ours, {self.structure}, {size}{', lean' if self.lean else ''}"
 
 
 def methods_of(kinds, structures, densities):
-    """[Method] in the order of the table; `ours` stands once for each structure and density."""
+    """[Method] in the order of the table; `ours` stands once for each structure and density, `lean` for each structure."""
     chosen = []
     for kind in kinds:
         if kind == "ours":
             chosen += [Method("ours", structure, density) for structure in structures for density in densities]
+        elif kind == "lean":
+            chosen += [Method("ours", structure, densities[-1], lean=True) for structure in structures]
         else:
             chosen.append(Method(kind))
     return chosen
@@ -104,7 +107,7 @@ def _ours(model, method, batches, lr, seed):
         seed=seed,
         **extra,
     )
-    sft.convert(model, plan | {name: "all" for name in head_parameters(model)})
+    sft.convert(model, plan | {name: "all" for name in head_parameters(model)}, lean=method.lean)
     return model, sft.SelectiveAdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
 
 

@@ -23,6 +23,7 @@ COLUMNS = [  # (heading, cell of a row)
 
 LEGEND = """\
 - ours, structure, share: the share of the body's linear weights that trains, the highest gradients of a few batches
+- lean: with `sft.convert(model, plan, lean=True)`, which keeps for backward only what backward needs
 - accuracy: share of {tested:,} held-out examples named rightly, one seed; standard error about {error:.1f} points
 - trainable: parameters that receive gradients; the head for the {classes} classes trains in full in every row
 - optimiser: the tensors of the optimiser's state

@@ -56,7 +56,7 @@ class _ReLU(torch.autograd.Function):
         if inplace:
             ctx.mark_dirty(input)
         ctx.save_for_backward(ops.positive_bits(output))
-        return output
+        return input if inplace else output  # dynamo wants the dirty input itself
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -43,10 +43,11 @@ def unlean(model):
     """Undo `lean`: every module runs its class's forward again. Returns whether there was anything to undo."""
     if _RECORD not in model.__dict__:
         return False
-    attention = model.__dict__.pop(_RECORD)
+    attention = model.__dict__[_RECORD]
     for module in model.modules():
         if is_lean(module):
             del module.__dict__["forward"]
     if attention is not None:
         model.set_attn_implementation(attention)
+    del model.__dict__[_RECORD]
     return True

@@ -90,11 +90,12 @@ def test_the_readme_has_the_marks_that_are_filled():
 
 
 def test_every_promise_of_the_quick_set_was_predicted():
-    from bench import bench_layer, main, suite
+    from bench import bench_layer, bench_lean, main, suite
     from bench.ceilings import Ceilings
     from bench.predictions import EXPECTED
 
     lines = {"same bits with 1 and 2 threads (1: yes)", *(bench_layer.MEMORY.format(how) for how in ("resident", "allocator"))}
+    lines |= {bench_lean.HELD.format(case.name) for case in bench_lean.cases("quick")}
     for op in main.OPS:
         module = main.module_of(op)
         found = suite.Found(1, Ceilings(1e9, 1e9, {}), cases={case.name: case for case in module.cases("quick")})
