@@ -13,7 +13,7 @@ TESTS = ["tests/lean/test_model.py", "tests/lean/test_rebuild.py", "tests/lean/t
 PLAIN = "without lean modules"
 BATCH = 2
 LLAMA = dict(hidden_size=1024, intermediate_size=2816, num_attention_heads=16, num_key_value_heads=8, head_dim=64)
-# At least so many times fewer bytes; the norms and activations of an encoder are torch's own, a convolutional net keeps little.
+# At least so many times fewer bytes; norms and activations of an encoder are torch's own, a convolutional net keeps little.
 LESS = {"Llama layer, columns": 1.25, "Llama layer, rows": 1.6, "Llama layer, entries": 1.6}
 LESS |= {"MiniLM, columns": 1.0, "MiniLM, entries": 1.5, "ResNet, frozen": 5}
 HELD = "{}: bytes held without lean modules over those with"

@@ -2,14 +2,16 @@
 
 import functools
 
+from ..nn import SelectiveConv1D, SelectiveLinear
 from . import recognise
 from .attention import use_lean_attention
+from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
 
 _RECORD = "_sparse_ft_lean"  # on the model: the name of the attention that it had, None if that was not changed
 
 
-def lean(model, loss=False):
+def lean(model, loss=False, eight_bit_inputs=False):
     """Let `model` keep for backward only what backward needs, in place, on this model only. Returns a `LeanReport`.
 
     model: nn.Module; its results stay as they were up to rounding. Classes, parameters, state_dict and hooks stay; each
@@ -17,15 +19,21 @@ def lean(model, loss=False):
     doing it again changes nothing. What is not known is left alone, and the report says so.
 
     loss: also take the training loss of a causal language model straight from its hidden states (`linear_cross_entropy`); its
-    output then has logits only in evaluation.
+    output then has logits only in evaluation. eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input
+    that no lean module can make again in 8 bits (`lean.eight_bit`); only for a model that is converted already.
     """
     rows, forwards = [], {}
     for name, module in model.named_modules():
-        forward, why = ("here already", "") if is_lean(module) else recognise.lean_forward(module, loss) or ("", "")
-        if forward and not is_lean(module):
+        if eight_bit_inputs and isinstance(module, (SelectiveLinear, SelectiveConv1D)) and module._part[0] is None:
+            forward, why = eight_bit_forward, ""
+        elif is_lean(module):
+            forward, why = module.__dict__["forward"].func, ""
+        else:
+            forward, why = recognise.lean_forward(module, loss) or (None, "")
+        if forward and forward is not getattr(module.__dict__.get("forward"), "func", None):
             forwards[module] = functools.partial(forward, module)
         if forward or why:
-            rows.append(LeanRow(name, type(module).__name__, bool(forward), why))
+            rows.append(LeanRow(name, type(module).__name__, forward is not None, why))
     attention = use_lean_attention(model) or model.__dict__.get(_RECORD)
     for module, forward in forwards.items():
         module.__dict__["forward"] = forward
