@@ -3,8 +3,8 @@
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from .lean import is_lean, selected_channels, unlean
 from .lean import lean as make_lean
-from .lean import unlean
 from .nn.alias import SelectedParameter
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, restore
@@ -69,9 +69,9 @@ def convert(model, plan, lean=False):
         for name, what in plan.items():
             if what == ALL:
                 _find(model, name).requires_grad_(True)
-        report = _report(model, plan)
         if lean:
             make_lean(model)
+        report = _report(model, plan)
         model.__dict__[_RECORD] = plan, flags
     except BaseException:
         model.__dict__.pop(_RECORD, None)
@@ -251,6 +251,8 @@ def _row(name, module, attribute, parameter, plan):
         holder, how = module, type(module).__name__
     elif f"{attribute}_selected" in module._modules:
         holder, how = module._modules[f"{attribute}_selected"], "alias: dense gradient, transient"
+        if attribute == "weight" and is_lean(module) and selected_channels(module) is not None:
+            how = "lean convolution"
     elif parameter.requires_grad:
         return Row(name, tuple(parameter.shape), parameter.numel(), parameter.numel(), "all", "trains whole"), parameter
     else:

@@ -56,15 +56,21 @@ def _trains(module, input):
         return None  # torch says what is wrong
     if not module.weight.requires_grad:
         return (None, None, None) if module.weight is weight else None
+    found = None if module.weight is weight else selected_channels(module)
+    return found and (module.weight_selected.values, *found)
+
+
+def selected_channels(module):
+    """(dimension, channels) of a convolution's weight that its selection consists of; None where it has another, or none."""
     selected = module._modules.get("weight_selected")
-    if selected is None or module.weight is weight or module.groups != 1:
+    if selected is None or getattr(module, "groups", None) != 1:
         return None
     selection = selected.selection
     if selection.kind == "rows":
-        return selected.values, 0, selection.index
+        return 0, selection.index
     if selection.kind == "columns" and not torch.compiler.is_compiling():
-        channels = _whole_channels(selection.index, weight[0, 0].numel())
-        return None if channels is None else (selected.values, 1, channels)
+        channels = _whole_channels(selection.index, module._parameters["weight"][0, 0].numel())
+        return None if channels is None else (1, channels)
     return None
 
 

@@ -194,3 +194,18 @@ def test_compile(selection):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     for name, a in wanted[2].items():
         torch.testing.assert_close(lean.get_parameter(name).grad, a, rtol=1e-4, atol=1e-4)
+
+
+def test_the_report_says_which_convolutions_make_no_dense_gradient():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 3), nn.Conv2d(4, 2, 3))
+    plan = {"0.weight": sft.Rows([1]), "1.weight": sft.Columns(range(9, 18)), "2.weight": sft.Entries([5])}
+    report = sft.convert(model, plan, lean=True)
+    assert report.transient == ["2.weight"] and str(report).count("lean convolution") == 2
+    assert sft.summary(model).transient == ["2.weight"]
+    sft.revert(model)
+    assert sft.convert(model, plan).transient == list(plan)
+
+
+def test_the_report_on_a_norm_with_selected_entries():
+    model = nn.Sequential(nn.LayerNorm(6))
+    assert sft.convert(model, {"0.weight": sft.Columns([1])}, lean=True).transient == ["0.weight"]
