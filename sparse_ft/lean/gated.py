@@ -69,3 +69,9 @@ def t5_gated_forward(module, hidden_states):
     if isinstance(weight, torch.Tensor) and product.dtype != weight.dtype and weight.dtype != torch.int8:
         product = product.to(weight.dtype)
     return module.wo(product)
+
+
+def experts_gate(module, gate_up):
+    """The gate of transformers' grouped experts (Mixtral, Qwen MoE): gate and up from one grouped product, [S, 2 F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gated_product(gate, up, name_of(module.act_fn))

@@ -22,29 +22,38 @@ def lean(model, loss=False, eight_bit_inputs=False):
     output then has logits only in evaluation. eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input
     that no lean module can make again in 8 bits (`lean.eight_bit`); only for a model that is converted already.
     """
-    rows, forwards = [], {}
+    rows, found = [], []
     for name, module in model.named_modules():
         if eight_bit_inputs and isinstance(module, (SelectiveLinear, SelectiveConv1D)) and module._part[0] is None:
             forward, why = eight_bit_forward, ""
-        elif is_lean(module):
-            forward, why = module.__dict__["forward"].func, ""
         else:
-            forward, why = recognise.lean_forward(module, loss) or (None, "")
-        if forward and forward is not getattr(module.__dict__.get("forward"), "func", None):
-            forwards[module] = functools.partial(forward, module)
-        if forward or why:
+            forward, why = lean_forward_of(module), ""
+            if forward is None:
+                forward, why = recognise.lean_forward(module, loss) or (None, "")
+        if forward is not None:
+            found.append((module, forward))
+        if forward is not None or why:
             rows.append(LeanRow(name, type(module).__name__, forward is not None, why))
     attention = use_lean_attention(model) or model.__dict__.get(_RECORD)
-    for module, forward in forwards.items():
-        module.__dict__["forward"] = forward
+    for module, forward in found:
+        if lean_forward_of(module) is not forward:
+            module.__dict__[recognise.attribute(forward)] = functools.partial(forward, module)
     model.__dict__[_RECORD] = attention
     return LeanReport(rows, attention is not None)
 
 
+def lean_forward_of(module):
+    """The function that `lean` gave this module, or None."""
+    for name in recognise.ATTRIBUTES:
+        given = module.__dict__.get(name)
+        if isinstance(given, functools.partial) and getattr(given.func, "__module__", "").startswith(__package__):
+            return given.func
+    return None
+
+
 def is_lean(module):
     """Whether `lean` gave this module its forward."""
-    forward = module.__dict__.get("forward")
-    return isinstance(forward, functools.partial) and getattr(forward.func, "__module__", "").startswith(__package__)
+    return lean_forward_of(module) is not None
 
 
 def unlean(model):
@@ -53,8 +62,9 @@ def unlean(model):
         return False
     attention = model.__dict__[_RECORD]
     for module in model.modules():
-        if is_lean(module):
-            del module.__dict__["forward"]
+        forward = lean_forward_of(module)
+        if forward is not None:
+            del module.__dict__[recognise.attribute(forward)]
     if attention is not None:
         model.set_attn_implementation(attention)
     del model.__dict__[_RECORD]

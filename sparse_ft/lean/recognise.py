@@ -44,7 +44,9 @@ SAYS = {
     "525f44d3b463": activations.by_function,  # GELUActivation, GELUTanh: whatever function they hold
 }
 LOSSES = {"fcaf4a484be2": causal_lm.causal_lm_forward}  # CausalLM of Llama, Mistral, Qwen, Gemma, Phi3 and many more
-GATED = {gated.llama_mlp_forward: "act_fn", gated.phi3_mlp_forward: "activation_fn", gated.t5_gated_forward: "act"}
+EXPERTS_GATE = "24d6b70b11b1"  # of every experts class that gives none of its own
+GATED = {gated.experts_gate: "act_fn"}
+GATED |= {gated.llama_mlp_forward: "act_fn", gated.phi3_mlp_forward: "activation_fn", gated.t5_gated_forward: "act"}
 
 
 def lean_forward(module, loss=False):
@@ -54,6 +56,8 @@ def lean_forward(module, loss=False):
         return _usable(module, TORCH[kind])
     if not kind.__module__.startswith("transformers."):
         return None
+    if fingerprint(kind, "_apply_gate") == EXPERTS_GATE and module.is_concatenated:
+        return _usable(module, gated.experts_gate)
     found = SAYS.get(fingerprint(kind)) or (loss and LOSSES.get(fingerprint(kind)))
     if found:
         return _usable(module, found)
@@ -62,8 +66,16 @@ def lean_forward(module, loss=False):
     return None
 
 
+ATTRIBUTES = ("forward", "_apply_gate")
+
+
+def attribute(forward):
+    """Under which name an instance gets this forward."""
+    return ATTRIBUTES[forward is gated.experts_gate]
+
+
 def _usable(module, forward):
-    if "forward" in module.__dict__:
+    if attribute(forward) in module.__dict__:
         return None, "its forward was replaced by someone else"
     if forward in GATED:
         activation = module._modules.get(GATED[forward])
@@ -81,10 +93,10 @@ def _usable(module, forward):
 
 
 @functools.lru_cache(maxsize=1024)
-def fingerprint(cls):
-    """A short digest of what `cls.forward` (and the `_norm` it may call) says; None where the source is not at hand."""
+def fingerprint(cls, *methods):
+    """A short digest of what methods of `cls` say (forward, and the `_norm` it may call); None where no source is at hand."""
     try:
-        texts = [_said(vars(cls)[name]) for name in ("forward", "_norm") if name in vars(cls)]
+        texts = [_said(vars(cls)[name]) for name in methods or ("forward", "_norm") if name in vars(cls)]
     except (OSError, TypeError, SyntaxError):
         return None
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12] if texts else None
