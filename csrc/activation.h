@@ -1,4 +1,4 @@
-// The activations of gated products and what backward needs of them, element by element. In float every branch is a select and every
+// The activations and what backward needs of them, element by element. In float every branch is a select and every
 // function a polynomial, so that loops over them vectorise; in double the C library serves. NaN passes through all of them.
 #pragma once
 

@@ -114,19 +114,34 @@ bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double 
                                  thread_count(threads));
 }
 
-Activation activation(int code) {
+Activation activation_code(int code) {
   require(code >= kSilu && code <= kRelu, "activation", code, "0 (silu), 1 (gelu), 2 (gelu_tanh) or 3 (relu)");
   return static_cast<Activation>(code);
 }
 
 Rows matrix_rows(Address data, int64_t stride) { return Rows{pointer(data), stride}; }
 
+void activation(Address input, int64_t input_stride, int code, int64_t rows, int64_t columns, int act, Address output, int threads) {
+  require(rows >= 0, "rows", rows, "non-negative");
+  require(columns >= 0, "columns", columns, "non-negative");
+  cpu_ops().activation(matrix_rows(input, input_stride), dtype(code, "dtype"), rows, columns, activation_code(act), pointer(output),
+                       thread_count(threads));
+}
+
+void activation_backward(Address grad_output, int64_t grad_output_stride, Address input, int64_t input_stride, int code, int64_t rows,
+                         int64_t columns, int act, Address grad_input, int threads) {
+  require(rows >= 0, "rows", rows, "non-negative");
+  require(columns >= 0, "columns", columns, "non-negative");
+  cpu_ops().activation_backward(matrix_rows(grad_output, grad_output_stride), matrix_rows(input, input_stride), dtype(code, "dtype"), rows,
+                                columns, activation_code(act), pointer(grad_input), thread_count(threads));
+}
+
 void gated_product(Address gate, int64_t gate_stride, Address up, int64_t up_stride, int code, int64_t rows, int64_t columns, int act,
                    Address output, int threads) {
   require(rows >= 0, "rows", rows, "non-negative");
   require(columns >= 0, "columns", columns, "non-negative");
-  cpu_ops().gated_product(matrix_rows(gate, gate_stride), matrix_rows(up, up_stride), dtype(code, "dtype"), rows, columns, activation(act),
-                          pointer(output), thread_count(threads));
+  cpu_ops().gated_product(matrix_rows(gate, gate_stride), matrix_rows(up, up_stride), dtype(code, "dtype"), rows, columns,
+                          activation_code(act), pointer(output), thread_count(threads));
 }
 
 void gated_product_backward(Address grad_output, int64_t grad_output_stride, Address gate, int64_t gate_stride, Address up,
@@ -135,8 +150,8 @@ void gated_product_backward(Address grad_output, int64_t grad_output_stride, Add
   require(rows >= 0, "rows", rows, "non-negative");
   require(columns >= 0, "columns", columns, "non-negative");
   cpu_ops().gated_product_backward(matrix_rows(grad_output, grad_output_stride), matrix_rows(gate, gate_stride),
-                                   matrix_rows(up, up_stride), dtype(code, "dtype"), rows, columns, activation(act), pointer(grad_gate),
-                                   pointer(grad_up), thread_count(threads));
+                                   matrix_rows(up, up_stride), dtype(code, "dtype"), rows, columns, activation_code(act),
+                                   pointer(grad_gate), pointer(grad_up), thread_count(threads));
 }
 
 NormOperands norm_operands(Address input, int64_t input_stride, int input_dtype, Address weight, int weight_dtype, int64_t rows,
@@ -203,6 +218,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());
   m.def("selected_wgrad", &selected_wgrad, NoGil());
   m.def("masked_adamw_", &masked_adamw_, NoGil());
+  m.def("activation", &activation, NoGil());
+  m.def("activation_backward", &activation_backward, NoGil());
   m.def("gated_product", &gated_product, NoGil());
   m.def("gated_product_backward", &gated_product_backward, NoGil());
   m.def("rms_norm", &rms_norm, NoGil());

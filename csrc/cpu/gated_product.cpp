@@ -1,87 +1,16 @@
-// act(gate) * up and its gradients: one pass over rows that may be halves of a wider projection. 16-bit operands are widened a piece
-// at a time into buffers that stay in the first-level cache. An element's result does not depend on its place, so neither on threads.
-#include "../activation.h"
-#include "move.h"
-#include "ops.h"
-#include "wide.h"
+// act(gate) * up and its gradients.
+#include "gated.h"
 
 namespace sparse_ft {
-namespace {
-
-// Calls f(k, row, column, count) for the pieces of [begin, end), k = row * columns + column, that lie within one row.
-template <class F>
-void for_each_row_piece(int64_t begin, int64_t end, int64_t columns, F&& f) {
-  for (int64_t k = begin, count; k < end; k += count) {
-    const int64_t row = k / columns, column = k % columns;
-    count = smaller(smaller(columns - column, end - k), kPiece);
-    f(k, row, column, count);
-  }
-}
-
-template <class Act, class T>
-void product_run(const T* __restrict gate, const T* __restrict up, T* __restrict output, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) output[i] = Act::value(gate[i]) * up[i];
-}
-
-template <class Act, class T>
-void gradient_run(const T* __restrict grad_output, const T* __restrict gate, const T* __restrict up, T* __restrict grad_gate,
-                  T* __restrict grad_up, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const auto act = Act::both(gate[i]);
-    grad_gate[i] = grad_output[i] * up[i] * act.slope;
-    grad_up[i] = grad_output[i] * act.value;
-  }
-}
-
-template <class Act, class Stored>
-void product(Rows gate, Rows up, int64_t rows, int64_t columns, Stored* output, int threads) {
-  using T = Wide<Stored>;
-  for_each_chunk(rows * columns, threads, [&](int64_t begin, int64_t end) {
-    Widened<Stored> g, u, y;
-    for_each_row_piece(begin, end, columns, [&](int64_t k, int64_t row, int64_t column, int64_t count) {
-      T* to = y.target(output + k);
-      product_run<Act>(g.load(at<Stored>(gate, row, column), count), u.load(at<Stored>(up, row, column), count), to, count);
-      y.finish(output + k, count);
-    });
-  });
-}
-
-template <class Act, class Stored>
-void gradients(Rows grad_output, Rows gate, Rows up, int64_t rows, int64_t columns, Stored* grad_gate, Stored* grad_up, int threads) {
-  using T = Wide<Stored>;
-  for_each_chunk(rows * columns, threads, [&](int64_t begin, int64_t end) {
-    Widened<Stored> dy, g, u, dg, du;
-    for_each_row_piece(begin, end, columns, [&](int64_t k, int64_t row, int64_t column, int64_t count) {
-      T *to_gate = dg.target(grad_gate + k), *to_up = du.target(grad_up + k);
-      gradient_run<Act>(dy.load(at<Stored>(grad_output, row, column), count), g.load(at<Stored>(gate, row, column), count),
-                        u.load(at<Stored>(up, row, column), count), to_gate, to_up, count);
-      dg.finish(grad_gate + k, count);
-      du.finish(grad_up + k, count);
-    });
-  });
-}
-
-}  // namespace
-
 namespace SFT_VARIANT {
 
 void gated_product(Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads) {
-  with_activation(activation, [&](auto act) {
-    with_dtype(dtype, [&](auto stored) {
-      product<decltype(act)>(gate, up, rows, columns, static_cast<decltype(stored)*>(output), threads);
-    });
-  });
+  product_of<true>(gate, up, dtype, rows, columns, activation, output, threads);
 }
 
 void gated_product_backward(Rows grad_output, Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation,
                             void* grad_gate, void* grad_up, int threads) {
-  with_activation(activation, [&](auto act) {
-    with_dtype(dtype, [&](auto stored) {
-      using Stored = decltype(stored);
-      gradients<decltype(act)>(grad_output, gate, up, rows, columns, static_cast<Stored*>(grad_gate), static_cast<Stored*>(grad_up),
-                               threads);
-    });
-  });
+  gradients_of<true>(grad_output, gate, up, dtype, rows, columns, activation, grad_gate, grad_up, threads);
 }
 
 }  // namespace SFT_VARIANT

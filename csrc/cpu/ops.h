@@ -55,6 +55,9 @@ struct CpuOps {
                             int threads);
   void (*selected_wgrad)(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads);
   bool (*masked_adamw_)(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads);
+  void (*activation)(Rows input, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads);
+  void (*activation_backward)(Rows grad_output, Rows input, DType dtype, int64_t rows, int64_t columns, Activation activation,
+                              void* grad_input, int threads);
   void (*gated_product)(Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads);
   void (*gated_product_backward)(Rows grad_output, Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation,
                                  void* grad_gate, void* grad_up, int threads);
@@ -71,6 +74,8 @@ struct CpuOps {
   void scatter_selected_(void*, DType, const Layout&, void*, DType, ScatterMode, int);                                                \
   void selected_wgrad(const WgradOperands&, const Layout&, void*, DType, bool, int);                                                  \
   bool masked_adamw_(const AdamWTensor*, int64_t, bool, double, bool, int);                                                           \
+  void activation(Rows, DType, int64_t, int64_t, Activation, void*, int);                                                             \
+  void activation_backward(Rows, Rows, DType, int64_t, int64_t, Activation, void*, int);                                              \
   void gated_product(Rows, Rows, DType, int64_t, int64_t, Activation, void*, int);                                                    \
   void gated_product_backward(Rows, Rows, Rows, DType, int64_t, int64_t, Activation, void*, void*, int);                              \
   void rms_norm(const NormOperands&, double, void*, DType, void*, int);                                                               \

@@ -7,6 +7,8 @@
 namespace sparse_ft {
 namespace {
 
+constexpr double kNanoseconds = 0.1;  // an element takes at least, in the cache
+
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bit k of a byte is the flag in byte k of eight");
 
 // 16-bit floats are compared as integers: positive, and no more than infinity.
@@ -80,7 +82,7 @@ namespace SFT_VARIANT {
 void positive_bits(const void* input, DType dtype, int64_t count, uint8_t* bits, int threads) {
   with_dtype(dtype, [&](auto stored) {
     const auto* from = static_cast<const decltype(stored)*>(input);
-    for_each_chunk(count, threads, [&](int64_t chunk_begin, int64_t chunk_end) {
+    for_each_chunk(count, team_for(count * kNanoseconds, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
       for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
         uint8_t flags[kPiece];
         const int64_t bytes = (end - begin + 7) / 8;
@@ -95,7 +97,7 @@ void positive_bits(const void* input, DType dtype, int64_t count, uint8_t* bits,
 void where_bits(const void* grad, DType dtype, int64_t count, const uint8_t* bits, double scale, void* output, int threads) {
   with_dtype(dtype, [&](auto stored) {
     using Stored = decltype(stored);
-    for_each_chunk(count, threads, [&](int64_t chunk_begin, int64_t chunk_end) {
+    for_each_chunk(count, team_for(count * kNanoseconds, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
       for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
         uint8_t flags[kPiece];
         spread_run(bits + begin / 8, flags, (end - begin + 7) / 8);

@@ -12,10 +12,10 @@ struct Variant {
   CpuOps ops;
 };
 
-#define SFT_OPS(variant)                                                                                           \
-  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::masked_adamw_,         \
-    variant::gated_product, variant::gated_product_backward, variant::rms_norm, variant::rms_norm_backward, \
-    variant::positive_bits, variant::where_bits }
+#define SFT_OPS(variant)                                                                                        \
+  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::masked_adamw_,      \
+    variant::activation, variant::activation_backward, variant::gated_product, variant::gated_product_backward, \
+    variant::rms_norm, variant::rms_norm_backward, variant::positive_bits, variant::where_bits }
 
 const Variant kVariants[] = {
 #ifdef SFT_HAVE_AVX512

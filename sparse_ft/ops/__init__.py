@@ -1,6 +1,7 @@
 """The ops, each one page: schema, reference, shape function, backends, public function."""
 
 from ._library import SERVED
+from .activation import activation, activation_backward
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
@@ -11,6 +12,8 @@ from .selected_wgrad import selected_wgrad, selected_wgrad_
 
 __all__ = [
     "SERVED",
+    "activation",
+    "activation_backward",
     "gated_product",
     "gated_product_backward",
     "gather_selected",

@@ -1,11 +1,9 @@
 """gated_product: act(gate) * up, the middle of a gated feed-forward layer, and its gradients."""
 
-import functools
-
 import torch
-import torch.nn.functional as F
 
 from . import _native
+from ._activations import ACTIVATIONS, CODES, check, widened
 from ._library import define, implement
 from ._rows import as_rows, rows
 
@@ -13,46 +11,22 @@ SCHEMA = "gated_product(Tensor gate, Tensor up, str activation) -> Tensor"
 BACKWARD_SCHEMA = (
     "gated_product_backward(Tensor grad_output, Tensor gate, Tensor up, str activation) -> (Tensor grad_gate, Tensor grad_up)"
 )
-ACTIVATIONS = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
-    "gelu_tanh": (
-        functools.partial(F.gelu, approximate="tanh"),
-        functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
-    ),
-    "relu": (F.relu, functools.partial(torch.ops.aten.threshold_backward, threshold=0)),
-}
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as csrc/activation.h counts them
 
 
-def _check(gate, up, activation, grad_output=None):
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if not gate.is_floating_point():
-        raise TypeError(f"gate: expected a floating-point dtype, got {gate.dtype}")
-    for name, other in (("up", up), ("grad_output", grad_output)):
-        if other is None:
-            continue
-        if other.shape != gate.shape:
-            raise ValueError(f"{name}: expected the shape of gate, {tuple(gate.shape)}, got {tuple(other.shape)}")
-        if other.dtype != gate.dtype:
-            raise TypeError(f"{name}: expected the dtype of gate, {gate.dtype}, got {other.dtype}")
-
-
-def _wide(*tensors):
-    return [t.to(torch.promote_types(torch.float32, t.dtype)) for t in tensors]
+def _check(gate, up, activation, **others):
+    check(activation, gate=gate, up=up, **others)
 
 
 def gated_product_ref(gate, up, activation):
     _check(gate, up, activation)
-    wide_gate, wide_up = _wide(gate, up)
+    wide_gate, wide_up = widened(gate, up)
     return (ACTIVATIONS[activation][0](wide_gate) * wide_up).to(gate.dtype).contiguous()
 
 
 def gated_product_backward_ref(grad_output, gate, up, activation):
-    _check(gate, up, activation, grad_output)
+    _check(gate, up, activation, grad_output=grad_output)
     act, act_backward = ACTIVATIONS[activation]
-    grad, wide_gate, wide_up = _wide(grad_output, gate, up)
+    grad, wide_gate, wide_up = widened(grad_output, gate, up)
     grads = act_backward(grad * wide_up, wide_gate), grad * act(wide_gate)
     return tuple(g.to(gate.dtype).contiguous() for g in grads)
 
@@ -63,7 +37,7 @@ def _fake(gate, up, activation):
 
 
 def _backward_fake(grad_output, gate, up, activation):
-    _check(gate, up, activation, grad_output)
+    _check(gate, up, activation, grad_output=grad_output)
     return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
 
 
@@ -113,7 +87,7 @@ def gated_product_triton(gate, up, activation):
 def gated_product_backward_triton(grad_output, gate, up, activation):
     from sparse_ft.kernels import gated_product as kernels
 
-    _check(gate, up, activation, grad_output)
+    _check(gate, up, activation, grad_output=grad_output)
     return kernels.gated_product_backward_triton(grad_output, gate, up, activation)
 
 

@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton.language as tl  # noqa: E402
 from sparse_ft.kernels import (  # noqa: E402
+    activation,
     gated_product,
     gather_selected,
     masked_adamw,
@@ -227,6 +228,20 @@ def test_adamw_claims_alignment_only_where_there_is_some(record):
 @ARCHITECTURES
 def test_adamw_steps(capability, record, tmp_path):
     check_resources(compile_launch(adamw_launches(record, "plain", torch.float32)[1], capability, tmp_path), capability)
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+@DTYPES
+@ARCHITECTURES
+def test_activation(name, dtype, capability, record, tmp_path):
+    launches = [record(activation, f"_activation{part}_kernel") for part in ("", "_backward")]
+    x = torch.empty(32, 2 * SIDE, dtype=dtype)
+    activation.activation_triton(x, name)
+    activation.activation_backward_triton(x, x, name)
+    for (launch,), operands in zip(launches, (1, 2)):
+        result = compile_launch(launch, capability, tmp_path)
+        check_resources(result, capability)
+        assert count(result, "LDG.E.128") >= operands, "narrow loads"
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])

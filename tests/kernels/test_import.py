@@ -16,6 +16,7 @@ CALLS = {
     "gather_selected": "module.gather_selected_triton(x, 'rows', i, 1, 1)",
     "scatter_selected": "module.scatter_selected_triton_(x, x[:1], 'rows', i, 1, 1)",
     "selected_wgrad": "module.selected_wgrad_triton(x, x, 'rows', i, 1, 1)",
+    "activation": "module.activation_triton(x, 'silu')",
     "gated_product": "module.gated_product_triton(x, x, 'silu')",
     "rms_norm": "module.rms_norm_triton(x, None, 1e-6, 0.0, x, x[0])",
     "positive_bits": "module.positive_bits_triton(x, i)",

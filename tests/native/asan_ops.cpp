@@ -117,6 +117,15 @@ void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
   Buffer a(dtype, held, 1), b(dtype, held, 2), c(dtype, held, 3), weight(other, columns, 4), out(dtype, rows * columns), out2(dtype, rows * columns);
   const Rows ra{a.data, stride}, rb{b.data, stride}, rc{c.data, stride};
   for (Activation activation : {kSilu, kGelu, kGeluTanh, kRelu}) {
+    baseline::activation(ra, dtype, rows, columns, activation, out.data, 2);
+    baseline::activation_backward(rc, ra, dtype, rows, columns, activation, out2.data, 2);
+  }
+  for (int64_t k = 0; k < rows * columns; ++k) {  // of relu, exact in every dtype
+    const int64_t at = k / columns * stride + k % columns;
+    expect(out.get(k) == (a.get(at) > 0 ? a.get(at) : 0), "activation", Layout{}, k);
+    expect(out2.get(k) == (a.get(at) > 0 ? c.get(at) : 0), "activation_backward", Layout{}, k);
+  }
+  for (Activation activation : {kSilu, kGelu, kGeluTanh, kRelu}) {
     baseline::gated_product(ra, rb, dtype, rows, columns, activation, out.data, 2);
     baseline::gated_product_backward(rc, ra, rb, dtype, rows, columns, activation, out.data, out2.data, 2);
   }

@@ -89,6 +89,20 @@ def rows(matrix):
     return matrix.data_ptr(), matrix.stride(0)
 
 
+def activation(input, activation, threads=2):
+    output = torch.empty(input.shape, dtype=input.dtype)
+    code = ACTIVATIONS.index(activation)
+    C.activation(*rows(input), DTYPES[input.dtype], *input.shape, code, output.data_ptr(), threads)
+    return output
+
+
+def activation_backward(grad_output, input, activation, threads=2):
+    grad_input = torch.empty(input.shape, dtype=input.dtype)
+    operands = *rows(grad_output), *rows(input), DTYPES[input.dtype], *input.shape, ACTIVATIONS.index(activation)
+    C.activation_backward(*operands, grad_input.data_ptr(), threads)
+    return grad_input
+
+
 def gated_product(gate, up, activation, threads=2):
     output = torch.empty(gate.shape, dtype=gate.dtype)
     code = ACTIVATIONS.index(activation)

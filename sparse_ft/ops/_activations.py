@@ -1,0 +1,36 @@
+"""The activations that `activation` and `gated_product` know, in plain PyTorch, and the checks that both make."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+ACTIVATIONS = {
+    "silu": (F.silu, torch.ops.aten.silu_backward),
+    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+    "gelu_tanh": (
+        functools.partial(F.gelu, approximate="tanh"),
+        functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    ),
+    "relu": (F.relu, functools.partial(torch.ops.aten.threshold_backward, threshold=0)),
+}
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as csrc/activation.h counts them
+
+
+def check(activation, known=ACTIVATIONS, **tensors):
+    """The activation is among the `known`; the tensors have one shape and floating-point dtype, that of the first."""
+    if activation not in known:
+        raise ValueError(f"activation: expected one of {', '.join(known)}, got {activation!r}")
+    (first, given), *others = tensors.items()
+    if not given.is_floating_point():
+        raise TypeError(f"{first}: expected a floating-point dtype, got {given.dtype}")
+    for name, other in others:
+        if other.shape != given.shape:
+            raise ValueError(f"{name}: expected the shape of {first}, {tuple(given.shape)}, got {tuple(other.shape)}")
+        if other.dtype != given.dtype:
+            raise TypeError(f"{name}: expected the dtype of {first}, {given.dtype}, got {other.dtype}")
+
+
+def widened(*tensors):
+    """In the dtype of the arithmetic: fp32, or fp64 for fp64."""
+    return [t.to(torch.promote_types(torch.float32, t.dtype)) for t in tensors]

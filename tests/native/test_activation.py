@@ -1,0 +1,70 @@
+"""activation of the native core: every variant as exact as plain PyTorch, and the same bits wherever an element lies."""
+
+import functools
+
+import core
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import DTYPES, name_of, same_bits
+
+PLAIN = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
+NAMES = pytest.mark.parametrize("activation", core.ACTIVATIONS)
+DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+
+
+def plain(grad, input, activation):
+    input = input.clone().requires_grad_()
+    output = PLAIN[activation](input)
+    return output.detach(), *torch.autograd.grad(output, input, grad)
+
+
+def native(grad, input, activation, **keywords):
+    return core.activation(input, activation, **keywords), core.activation_backward(grad, input, activation, **keywords)
+
+
+@pytest.mark.parametrize("shape", [(9, 1001), (1, 20000), (2000, 3)], ids=str)
+@DTYPE
+@NAMES
+def test_as_exact_as_plain(variant, activation, dtype, shape):
+    grad, input = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(2))
+    input = input * 3
+    want = plain(grad.double(), input.double(), activation)
+    for got, exact, theirs in zip(native(grad, input, activation), want, plain(grad, input, activation)):
+        slack = 200 * torch.finfo(torch.float64).eps * exact.abs().amax().item() if dtype == torch.float64 else 0
+        oracle.assert_as_good_as_plain(got, exact, theirs, slack)
+        assert (got.double() - exact).abs().mean() <= 2 * (theirs.double() - exact).abs().mean() + slack
+
+
+@DTYPE
+@NAMES
+def test_same_bits_for_every_thread_count_and_place(variant, activation, dtype):
+    grad, input = (torch.randn(50, 3001, dtype=torch.float64).to(dtype) for _ in range(2))  # enough work for three threads
+    want = native(grad, input, activation, threads=1)
+    for threads in (2, 3, 7):
+        assert all(same_bits(a, b) for a, b in zip(native(grad, input, activation, threads=threads), want)), threads
+    for start, length in ((1, 7), (3, 1000), (5, 33)):  # other pieces, other tails; rows that lie apart
+        part = slice(start, start + length)
+        got = native(grad[:, part], input[:, part], activation)
+        assert all(same_bits(a, b[:, part].contiguous()) for a, b in zip(got, want)), (start, length)
+
+
+@DTYPE
+@NAMES
+def test_is_a_gated_product_with_ones(variant, activation, dtype):
+    grad, input = (torch.randn(3, 700, dtype=torch.float64).to(dtype) for _ in range(2))
+    one = torch.ones_like(input)
+    assert same_bits(core.activation(input, activation), core.gated_product(input, one, activation))
+    both = core.gated_product_backward(grad, input, one, activation)
+    assert same_bits(core.activation_backward(grad, input, activation), both[0])
+
+
+def test_arguments_are_checked():
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="activation must be 0 .*got 4"):
+        core.C.activation(*core.rows(x), 0, 2, 3, 4, x.data_ptr(), 1)
+    with pytest.raises(ValueError, match="columns must be non-negative, got -3"):
+        core.C.activation_backward(*core.rows(x), *core.rows(x), 0, 2, -3, 0, x.data_ptr(), 1)
+    with pytest.raises(ValueError, match="dtype must be 0 .*got 9"):
+        core.C.activation(*core.rows(x), 9, 2, 3, 0, x.data_ptr(), 1)
