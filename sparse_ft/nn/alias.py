@@ -64,8 +64,8 @@ class SelectedParameter(Selected):
         if isinstance(self.owner, nn.RNNBase):
             self.owner._flat_weights[self.owner._flat_weights_names.index(self.name)] = tensor
 
-    def after_step(self, written):
-        super().after_step(written)
+    def after_step(self, written, reached):
+        super().after_step(written, reached)
         self.sync()  # at once: others than the reader may read this weight, and would not look
 
     def remove(self):

@@ -50,10 +50,15 @@ def _after_step(optimizer, *_):
         _checked.add(optimizer)
         _warn_if_made_before_conversion(optimizer)
     written = getattr(optimizer, "writes_through", False)
+    reached = getattr(optimizer, "got_gradient", _has_gradient)  # an optimiser may have used it and freed it
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for owner in _owners_of(parameter):
-                owner.after_step(written)
+                owner.after_step(written, reached(parameter))
+
+
+def _has_gradient(parameter):
+    return parameter.grad is not None
 
 
 def _warn_if_made_before_conversion(optimizer):
@@ -163,10 +168,10 @@ class Selected(nn.Module):
             self.__dict__["_held"] = (state[1], state[4]), storage.expired, values
         self.__dict__["_shown"] = state
 
-    def after_step(self, written):
+    def after_step(self, written, reached):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
         values = self._parameters["values"]
-        if values.grad is None and values.requires_grad and not self.__dict__.get("_reported"):
+        if not reached and values.requires_grad and not self.__dict__.get("_reported"):
             self.__dict__["_reported"] = True
             warnings.warn(
                 f"{self.label}: selected, but no gradient reached it before the optimiser's step; did the module that "

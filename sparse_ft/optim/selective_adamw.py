@@ -7,6 +7,7 @@ import torch
 from ..nn.selected import owner_of
 from ..ops import masked_adamw_
 from ..ops.masked_adamw import step_rows
+from .in_backward import InBackward
 from .prepared import PreparedRows
 
 
@@ -18,11 +19,18 @@ class SelectiveAdamW(torch.optim.Optimizer):
     on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters. skip_nonfinite: look for inf and
     NaN in the gradients first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts it.
 
+    in_backward: each parameter steps inside the backward, as soon as its gradient is there, and the gradient is freed: those
+    of all layers never exist together. The same bits as without. `step()` then only closes the iteration: call it once after
+    each backward. What needs all gradients first does not go with it: clipping (`clip_grad_norm_` finds no gradient and
+    returns 0: nothing can tell it), accumulation (a second backward before `step()` raises), GradScaler (`step()` raises),
+    skip_nonfinite (refused), several processes (the backward raises).
+
     State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and dtype. Weight decay acts on
     selected entries only. Raises ValueError that names the argument.
     """
 
     writes_through = True  # tells `sparse_ft.nn.selected` that the weights show the new values already
+    _backward = None  # the InBackward of one that steps there
     _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of unscaling first
 
     def __init__(
@@ -36,31 +44,55 @@ class SelectiveAdamW(torch.optim.Optimizer):
         maximize=False,
         no_decay=(),
         skip_nonfinite=False,
+        in_backward=False,
     ):
         _check_hyperparameters(lr, betas, eps, weight_decay)
+        if in_backward and skip_nonfinite:
+            raise ValueError(
+                "skip_nonfinite: it looks at all gradients before any step, and in_backward=True never has them all"
+            )
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         self.skip_nonfinite, self.skipped_steps, self._prepared = skip_nonfinite, 0, PreparedRows()
+        self._backward = InBackward(self) if in_backward else None
         super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
 
     def __getstate__(self):
-        return {**super().__getstate__(), "skip_nonfinite": self.skip_nonfinite, "skipped_steps": self.skipped_steps}
+        own = dict(skip_nonfinite=self.skip_nonfinite, skipped_steps=self.skipped_steps, _backward=self._backward is not None)
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state):
+        """Also what `load_state_dict` ends with, on an optimiser that has its hooks."""
         super().__setstate__(state)
         self._prepared = PreparedRows()
+        if self.__dict__.get("_backward") is True:
+            self._backward = InBackward(self)
+        if self._backward:
+            self._backward.attach()
 
     def add_param_group(self, param_group):
         settings = {**self.defaults, **param_group}
         _check_hyperparameters(*(settings[name] for name in ("lr", "betas", "eps", "weight_decay")))
         super().add_param_group(param_group)
+        if self._backward:
+            self._backward.attach(len(self.param_groups) - 1)
+
+    def got_gradient(self, parameter):
+        """Whether the last step had a gradient of it, for who wants to warn."""
+        return id(parameter) in self._backward.reached if self._backward else parameter.grad is not None
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step on every parameter that has a gradient. closure: re-evaluates the model, its loss is returned."""
+        """One step on every parameter that has a gradient. closure: re-evaluates the model, its loss is returned.
+
+        With in_backward the parameters have stepped already, and this tells that the next gradients are of another step.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._backward:
+            self._backward.finish()
+            return loss
         batches = self._gather()
         if self.skip_nonfinite and len(batches) > 1 and not _all_finite(batches):
             self.skipped_steps += 1
@@ -73,18 +105,20 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """(parameter, settings, state, owner) of each gradient, by device and maximize; written-through ones first."""
         batches = {}
         for group in self.param_groups:
-            settings = (*(float(x) for x in (group["lr"], *group["betas"], group["eps"], group["weight_decay"])),)
+            settings = _settings(group)
             for p in group["params"]:
-                grad = p.grad
-                if grad is None:
-                    continue
-                if grad.is_sparse:
-                    raise RuntimeError(
-                        f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}"
-                    )
-                entry = p, settings, self._state_of(p), _linked(p)
-                batches.setdefault((p.device, group["maximize"]), []).append(entry)
+                if p.grad is not None:
+                    batches.setdefault((p.device, group["maximize"]), []).append(self._entry(p, settings))
         return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
+
+    def _entry(self, p, settings):
+        if p.grad.is_sparse:
+            raise RuntimeError(f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}")
+        return p, settings, self._state_of(p), _linked(p)
+
+    def _step_one(self, p, group):
+        """The step of one parameter that has its gradient."""
+        self._step_on(p.device, group["maximize"], [self._entry(p, _settings(group))])
 
     def _state_of(self, p):
         state = self.state[p]
@@ -118,6 +152,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self.skipped_steps += 1
         for owner in owners:
             owner._mark_shown()
+
+
+def _settings(group):
+    return (*(float(x) for x in (group["lr"], *group["betas"], group["eps"], group["weight_decay"])),)
 
 
 def _step_through_op(params, settings, states, owners, flags):

@@ -1,0 +1,84 @@
+"""InBackward: each parameter steps inside the backward that makes its gradient, which is gone before the next one comes."""
+
+import weakref
+
+import torch
+from torch import distributed
+
+from ..nn.selected import owner_of
+
+
+class InBackward:
+    """The hooks of one optimiser on its parameters, and who has stepped since its last `step()`.
+
+    A hook runs once a backward, when every use of the parameter has been differentiated: those that saved its weight are
+    among them, so that the weight may be written. A use that the parameter's gradient does not pass through (a read of
+    `.weight` elsewhere) has saved an older version, and autograd says so.
+    """
+
+    def __init__(self, optimizer):
+        self._optimizer = weakref.ref(optimizer)  # parameters hold the hooks, the optimiser the parameters
+        self._group = {}  # id of a parameter -> number of its group, whose settings are read at each step
+        self._hooks = {}  # id of a parameter -> handle of its hook
+        self._stepped, self.reached = set(), set()  # ids: since the last step(), and between the two before
+        weakref.finalize(optimizer, _remove, self._hooks).atexit = False
+
+    def attach(self, start=0):
+        """Hook the parameters of the groups from number `start` on, those that have no hook yet."""
+        for number, group in enumerate(self._optimizer().param_groups[start:], start):
+            for p in group["params"]:
+                self._group[id(p)] = number
+                if p.requires_grad and id(p) not in self._hooks:
+                    self._hooks[id(p)] = p.register_post_accumulate_grad_hook(self._step)
+
+    @torch.no_grad()
+    def _step(self, p):
+        optimizer = self._optimizer()
+        if optimizer is None:
+            return
+        if p.grad is None:
+            raise RuntimeError(
+                f"{self._name(optimizer, p)}: another optimiser with in_backward=True has taken its gradient; keep one of them"
+            )
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "in_backward: each process would step on its own gradient, before it is averaged with those of the others; "
+                "use in_backward=False"
+            )
+        if id(p) in self._stepped:
+            p.grad = None
+            raise RuntimeError(
+                f"{self._name(optimizer, p)}: a second gradient before optimizer.step(), and it has stepped on the first one. "
+                f"With in_backward=True gradients do not accumulate: one backward, then one optimizer.step(); a layer that is "
+                f"used in several reentrant checkpoints gets one gradient in each (use_reentrant=False gives one in all)"
+            )
+        self._stepped.add(id(p))
+        optimizer._step_one(p, optimizer.param_groups[self._group[id(p)]])
+        p.grad = None
+
+    def finish(self):
+        """What is left for `step()`: the backward is over. Raises RuntimeError where its steps were not what was meant."""
+        optimizer, self.reached, self._stepped = self._optimizer(), self._stepped, set()
+        scaled = [optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")]
+        if any(scaled):
+            raise RuntimeError(
+                "grad_scale: with in_backward=True parameters have stepped on the scaled gradients already, and a GradScaler "
+                "decides when all of them are known; use in_backward=False, or bfloat16 without a scaler"
+            )
+        left = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if left:
+            raise RuntimeError(
+                f"{self._name(optimizer, left[0])}: it has a gradient that no backward gave it since it is known here (set by "
+                f"hand, or frozen when the optimiser was made); with in_backward=True step() does not look at gradients"
+            )
+
+    def _name(self, optimizer, p):
+        group = optimizer.param_groups[self._group[id(p)]]
+        named = [name for name, q in zip(group.get("param_names", ()), group["params"]) if q is p]
+        owner = owner_of(p)
+        return named[0] if named else owner.label if owner is not None else f"parameter of shape {tuple(p.shape)}"
+
+
+def _remove(hooks):
+    for handle in hooks.values():
+        handle.remove()

@@ -1,0 +1,377 @@
+"""SelectiveAdamW(in_backward=True): the same bits as the ordinary step, one gradient alive at a time, refusals by name."""
+
+import copy
+import gc
+import io
+import json
+import pickle
+import warnings
+import weakref
+
+import pytest
+import torch
+from helpers.small_net import (
+    Net,
+    assert_same_bits,
+    assert_weights_show_values,
+    everything,
+    loss_of,
+    net,
+    train,
+    trained_parameters,
+    weights,
+)
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import sparse_ft as sft
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny: threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+def two_ends(run):
+    """(model, optimiser) after `run(model, make)` without and with in_backward; make(params, …) makes the optimiser."""
+    ends = []
+    for flags in ({}, {"in_backward": True}):
+        model = net()
+        ends.append((model, run(model, lambda *a, flags=flags, **k: sft.SelectiveAdamW(*a, **k, **flags))))
+    return ends
+
+
+def assert_same_ends(ends):
+    (model, optimizer), (other, again) = ends
+    assert_same_bits(everything(other, again), everything(model, optimizer))
+    assert_weights_show_values(other)
+    assert all(p.grad is None for p in other.parameters())
+
+
+# The same step.
+
+
+def test_same_bits_with_groups_and_a_scheduler():
+    def run(model, make):
+        params = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": params[:3], "lr": 3e-2}, {"params": params[3:6], "maximize": True}, {"params": params[6:]}]
+        optimizer = make(groups, 1e-2, weight_decay=0.1)
+        train(model, optimizer, 8, scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1, 0.2, 0.05], total_steps=9))
+        return optimizer
+
+    assert_same_ends(two_ends(run))
+
+
+def test_same_bits_with_a_group_added_later_and_a_closure():
+    def run(model, make):
+        *most, last = trained_parameters(model)
+        optimizer = make(most, 1e-2)
+        optimizer.add_param_group({"params": [last], "lr": 0.1})
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(model, 7)
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure) > 0
+        train(model, optimizer, 2)
+        optimizer.zero_grad()
+        return optimizer
+
+    assert_same_ends(two_ends(run))
+
+
+class Twice(nn.Module):
+    """Each layer is used more than once in a forward: replaced, aliased, and tied ones that train whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.conv = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1)
+        self.embed, self.head = nn.Embedding(6, 8), nn.Linear(8, 6, bias=False)
+        self.head.weight = self.embed.weight
+
+    def block(self, x):
+        return torch.tanh(self.layer(x) + self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+    def forward(self, tokens, call=lambda block, x: block(x)):
+        x = self.embed(tokens)
+        for _ in range(3):
+            x = call(self.block, x)
+        return self.head(x)
+
+
+TWICE = {"layer.weight": sft.Entries([0, 9, 33]), "layer.bias": "all", "conv.weight": sft.Rows([1, 5]), "embed.weight": "all"}
+TOKENS = torch.arange(12).reshape(3, 4) % 6
+CALLS = {
+    "plain": lambda block, x: block(x),
+    "checkpoint": lambda block, x: checkpoint(block, x, use_reentrant=False),
+    "one reentrant": lambda block, x: checkpoint(block, x, use_reentrant=True),
+}
+
+
+def twice(call, **flags):
+    torch.manual_seed(0)
+    model = Twice()
+    sft.convert(model, TWICE)
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, **flags)
+    for _ in range(3):
+        model(TOKENS, call).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("how", ["plain", "checkpoint"])
+def test_a_layer_used_twice_and_tied_weights_step_once_on_the_whole_gradient(how):
+    assert_same_ends([twice(CALLS[how]), twice(CALLS[how], in_backward=True)])
+
+
+def test_a_layer_in_several_reentrant_checkpoints_is_refused():
+    """Each runs a backward of its own, and the first has stepped when the second one comes."""
+    with pytest.raises(RuntimeError, match="(layer|conv)[.].*: a second gradient before optimizer.step.*use_reentrant=False"):
+        twice(CALLS["one reentrant"], in_backward=True)
+
+
+def test_reentrant_checkpoints_of_different_layers():
+    ends = []
+    for flags in ({}, {"in_backward": True}):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)))
+        sft.convert(model, {f"{i}.0.weight": sft.Columns([1, i + 2]) for i in range(3)})
+        optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, **flags)
+        for _ in range(3):
+            x = torch.ones(4, 8, requires_grad=True)
+            for part in model:
+                x = checkpoint(part, x, use_reentrant=True)
+            x.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append((model, optimizer))
+    assert_same_ends(ends)
+
+
+def test_a_weight_read_past_its_layer_raises_instead_of_a_wrong_gradient():
+    """The first product saved the weight, and no gradient of the layer waits for its backward."""
+    layer = nn.Linear(4, 4, bias=False)
+    sft.convert(layer, {"weight": sft.Rows([1])})
+    optimizer = sft.SelectiveAdamW(layer.parameters(), 1e-2, in_backward=True)
+    x = torch.ones(2, 4, requires_grad=True)
+    hidden = torch.nn.functional.linear(x, layer.weight)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        layer(hidden).sum().backward()
+    assert optimizer.state
+
+
+def test_what_a_lean_model_makes_again_is_made_of_the_old_weights():
+    ends = []
+    for flags in ({}, {"in_backward": True}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        plan = {f"{i}.weight": sft.Entries([3, 8 * i + 5]) for i in (0, 2, 4)}
+        sft.convert(model, {**plan, "1.weight": "all"}, lean=True)
+        optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, **flags)
+        for seed in range(3):
+            model(torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append((model, optimizer))
+    assert_same_ends(ends)
+
+
+# Life of an optimiser.
+
+
+@pytest.mark.parametrize("saved_by, loaded_by", [(True, True), (False, True), (True, False)])
+def test_resumes_bit_for_bit(saved_by, loaded_by):
+    model, other = net(), net(seed=1)
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, in_backward=saved_by)
+    train(model, optimizer, 2)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    loaded = torch.load(file)
+    again = sft.SelectiveAdamW(other.parameters(), 1.0, in_backward=loaded_by)
+    other.load_state_dict(loaded["model"])
+    again.load_state_dict(loaded["optimizer"])
+    train(model, optimizer, 2, start=2)
+    train(other, again, 2, start=2)
+    assert_same_bits(everything(other, again), everything(model, optimizer))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+def test_model_and_optimizer_copied_together_train_on_alike(clone):
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, in_backward=True)
+    train(model, optimizer, 2)
+    twin, again = clone((model, optimizer))
+    train(model, optimizer, 2, start=2)
+    train(twin, again, 2, start=2)
+    assert_same_ends([(model, optimizer), (twin, again)])
+
+
+def test_an_optimizer_that_is_gone_steps_no_more():
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, in_backward=True)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+    before = weights(model)
+    loss_of(model, 0).backward()
+    assert_same_bits(weights(model), before)
+    assert all(p.grad is not None for p in trained_parameters(model))
+
+
+def test_a_selection_without_a_gradient_is_reported_and_others_are_not():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    sft.convert(model, {"0.weight": sft.Rows([1]), "1.weight": sft.Rows([1])})
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, in_backward=True)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        model[0](torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    assert [str(w.message)[:8] for w in found] == ["1.weight"]
+
+
+# Memory.
+
+
+class Deep(nn.Module):
+    """Gradients are much of what lives in a backward: few tokens through wide layers that train whole or by rows."""
+
+    def __init__(self, layers=8, width=128):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def most_allocated(call, tmp_path):
+    """The most bytes alive at one time that `call` allocated, as torch's allocator saw it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"]
+    live = most = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        live += event["args"]["Bytes"]
+        most = max(most, live)
+    return most
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_gradients_of_all_layers_are_never_alive_together(whole, tmp_path):
+    layers, width, peaks = 8, 128, []
+    for flags in ({}, {"in_backward": True}):
+        model = Deep(layers, width)
+        what = "all" if whole else sft.Rows(range(width))
+        sft.convert(model, {f"layers.{i}.weight": what for i in range(layers)})
+        optimizer = sft.SelectiveAdamW(model.parameters(), 1e-3, **flags)
+
+        def step(model=model, optimizer=optimizer):
+            model(torch.ones(2, width)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()  # makes the state
+        peaks.append(most_allocated(step, tmp_path))
+    gradient = width * width * 4
+    assert peaks[0] >= layers * gradient
+    assert peaks[1] < 2.5 * gradient
+
+
+def test_one_gradient_is_alive_at_a_time():
+    model, most = Deep(4, 8), []
+    sft.convert(model, {f"layers.{i}.weight": sft.Columns([0, 5]) for i in range(4)})
+    for p in trained_parameters(model):
+        p.register_post_accumulate_grad_hook(lambda _: most.append(sum(q.grad is not None for q in model.parameters())))
+    optimizer = sft.SelectiveAdamW(model.parameters(), in_backward=True)
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    assert most == [1] * 4
+
+
+# Refusals.
+
+
+def in_backward(**settings):
+    model = net()
+    return model, sft.SelectiveAdamW(model.named_parameters(), 1e-2, in_backward=True, **settings)
+
+
+def test_skip_nonfinite_is_refused():
+    with pytest.raises(ValueError, match="skip_nonfinite: .*in_backward"):
+        in_backward(skip_nonfinite=True)
+
+
+def test_accumulation_is_refused_by_name_and_training_goes_on_after_it():
+    model, optimizer = in_backward()
+    loss_of(model, 0).backward()
+    with pytest.raises(RuntimeError, match=r"third\.(bias|values): a second gradient before optimizer.step"):
+        loss_of(model, 1).backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    train(model, optimizer, 2)
+    assert_weights_show_values(model)
+
+
+def test_grad_scaler_is_refused_and_leaves_nothing_behind():
+    model, optimizer = in_backward()
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler.scale(loss_of(model, 0)).backward()
+    with pytest.raises(RuntimeError, match="grad_scale: .*GradScaler"):
+        scaler.step(optimizer)
+    train(model, optimizer, 2)
+
+
+def test_a_gradient_set_by_hand_is_refused():
+    model, optimizer = in_backward()
+    model.third.bias.grad = torch.ones_like(model.third.bias)
+    with pytest.raises(RuntimeError, match=r"third.bias: .*set by hand"):
+        optimizer.step()
+
+
+def test_a_parameter_that_was_frozen_then_is_refused():
+    layer = nn.Linear(4, 4)
+    optimizer = sft.SelectiveAdamW([layer.weight], in_backward=True)
+    optimizer.add_param_group({"params": [layer.bias.requires_grad_(False)]})
+    layer.bias.requires_grad_(True)
+    layer(torch.ones(2, 4)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"shape \(4,\): .*frozen"):
+        optimizer.step()
+
+
+def test_two_of_them_on_one_parameter_are_refused():
+    model, optimizer = in_backward()
+    other = sft.SelectiveAdamW(model.parameters(), in_backward=True)
+    with pytest.raises(RuntimeError, match="another optimiser"):
+        loss_of(model, 0).backward()
+    assert optimizer is not other
+
+
+def test_several_processes_are_refused(monkeypatch):
+    model, _optimizer = in_backward()
+    before = weights(model)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="in_backward: .*averaged"):
+        loss_of(model, 0).backward()
+    assert_same_bits(weights(model), before)
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    optimizer = sft.SelectiveAdamW(embedding.parameters(), in_backward=True)
+    with pytest.raises(RuntimeError, match="grad: .*sparse"):
+        embedding(torch.tensor([1])).sum().backward()
+    assert optimizer.state == {}
+
+
+def test_a_frozen_net_has_no_hooks_to_set():
+    with pytest.raises(ValueError, match="params: nothing requires grad"):
+        sft.SelectiveAdamW(Net().requires_grad_(False).parameters(), in_backward=True)
