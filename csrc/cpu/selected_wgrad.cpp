@@ -1,6 +1,7 @@
 #include "block_panels.h"
 #include "entry_dots.h"
 #include "panel_gemm.h"
+#include "skinny_gemm.h"
 
 namespace sparse_ft {
 namespace {
@@ -20,6 +21,7 @@ void wgrad(const WgradOperands& operands, const Layout& layout, void* values, DT
   if (layout.kind == kEntries) return entry_dots<T>(operands, layout, values, values_dtype, accumulate, threads);
   const PanelProblem panels = panel_problem(operands, layout);
   if (fills_panels<T>(layout)) return block_panels<T>(panels, values, values_dtype, accumulate, threads);
+  if (is_skinny(layout)) return skinny_gemm<T>(panels, values, values_dtype, accumulate, threads);
   panel_gemm<T>(panels, values, values_dtype, accumulate, threads);
 }
 

@@ -99,6 +99,31 @@ def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dt
     assert all(same_bits(other, one) for other in others)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("tokens", (1, 11, 96))
+@pytest.mark.parametrize("selected", (1, 31, 32, 33))
+@pytest.mark.parametrize("kind", ("rows", "columns"))
+def test_few_and_not_so_few_rows_and_columns(variant, kind, selected, tokens, dtype):
+    """Up to 32 are worked without packing the other operand; whole and ragged vectors of it, whole and ragged tokens."""
+    index = torch.randperm(50)[:selected].sort().values
+    for other in (70, 5 * 64):
+        shape = (50, other) if kind == "rows" else (other, 50)
+        layout = kind, index, 1, 1
+        check(layout, (tokens, *shape), dtype, torch.promote_types(dtype, torch.float32))
+        grad_output, input = operands((tokens, *shape), dtype)
+        values_shape = oracle.values_shape(*layout, shape)
+        one, *others = (core.wgrad(torch.empty(values_shape), grad_output, input, layout, threads=n) for n in (1, 2, 3, 7))
+        assert all(same_bits(found, one) for found in others)
+
+
+@pytest.mark.parametrize("kind", ("rows", "columns"))
+def test_few_rows_of_a_wide_matrix(variant, kind):
+    """More columns than one range of the result holds, whatever the number of threads."""
+    wide, index = 6000, torch.arange(0, 60, 2)
+    shape = (60, wide) if kind == "rows" else (wide, 60)
+    check((kind, index, 1, 1), (13, *shape), torch.float32, torch.float32, threads=1)
+
+
 def test_compact_input(variant):
     layout = oracle.layout("columns", (30, 41))
     grad_output, input = operands((50, 30, 41), torch.float32)
