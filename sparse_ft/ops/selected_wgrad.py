@@ -69,8 +69,11 @@ def _strips(index, rows, columns):
     if not index.numel():
         return
     height = max(1, min(STRIP // columns, -(-rows // 4)))
-    edges = torch.arange(0, rows + height, height, device=index.device) * columns
-    for start, (lo, hi) in zip(range(0, rows, height), torch.searchsorted(index, edges).unfold(0, 2, 1).tolist()):
+    # The last position in front of each strip, in the dtype of the index: searchsorted would convert all of that instead.
+    before = torch.arange(0, rows + height, height, device=index.device) * columns - 1
+    before = before.clamp_(max=torch.iinfo(index.dtype).max).to(index.dtype)
+    edges = torch.searchsorted(index, before, right=True).unfold(0, 2, 1).tolist()
+    for start, (lo, hi) in zip(range(0, rows, height), edges):
         if lo < hi:
             yield slice(start, min(start + height, rows)), slice(lo, hi)
 

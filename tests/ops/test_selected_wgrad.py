@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparse_ft import ops
-from sparse_ft.ops.selected_wgrad import selected_wgrad_ref, selected_wgrad_ref_
+from sparse_ft.ops.selected_wgrad import _strips, selected_wgrad_ref, selected_wgrad_ref_
 
 IMPLEMENTATIONS = {"op": (ops.selected_wgrad, ops.selected_wgrad_), "reference": (selected_wgrad_ref, selected_wgrad_ref_)}
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
@@ -264,3 +264,12 @@ def test_many_entries_go_by_strips_of_rows(accumulate, strip, monkeypatch):
             found.append(ops.selected_wgrad(grad_output, input, "entries", index))
     torch.testing.assert_close(found[0].double(), want, atol=1e-5, rtol=1e-5)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=oracle.name_of)
+def test_strips_keep_the_last_entry_below_2_to_the_31(dtype):
+    """The end of the last strip, 2**31, is no int32."""
+    rows, columns = 1 << 16, 1 << 15
+    index = torch.tensor([0, columns - 1, columns * 32, 2**31 - 1], dtype=dtype)
+    found = [(rows.start, rows.stop, some.start, some.stop) for rows, some in _strips(index, rows, columns)]
+    assert found == [(0, 32, 0, 2), (32, 64, 2, 3), (rows - 32, rows, 3, 4)]
