@@ -1,17 +1,25 @@
 """What makes a tensor again in backward from other tensors that are held anyway, so that whoever reads it need not save it.
 
 A lean module that made `output` says so (`remember`); a layer that would save it as its input asks (`source_of`). The output is
-recognised by identity and version: a view, a copy or an in-place change is another tensor. And it counts only where it was
-made: a checkpoint's region, which runs twice, must save the same both times, and what came from outside is forgotten by then.
+recognised by identity and version: a view, a copy or an in-place change is another tensor, and what it was made of must be as
+it was. And it counts only where it was made: a checkpoint's region, which runs twice, must save the same both times, and what
+came from outside, or from another thread, is forgotten by then.
 """
 
+import threading
 import weakref
 from collections import deque
 
 import torch
 from torch.utils.weak import TensorWeakRef
 
-_remembered = deque(maxlen=8)  # the sources of the last outputs, weakly: the node that made an output owns its source
+
+class _Remembered(threading.local):
+    def __init__(self):
+        self.sources = deque(maxlen=8)  # of the last outputs, weakly: the node that made an output owns its source
+
+
+_remembered = _Remembered()
 
 
 class Source:
@@ -20,7 +28,9 @@ class Source:
     def __init__(self, output, make, tensors, small):
         self._output, self._version = TensorWeakRef(output), output._version
         self._tensors, self._small = [TensorWeakRef(t) for t in tensors], small
+        self._versions = _versions((*tensors, *small))
         self._make, self._made = make, None
+        self._readers = self._served = 0
         self._hooks = _hooks()
 
     def made(self, tensor):
@@ -28,19 +38,28 @@ class Source:
         return self._output() is tensor and self._version == tensor._version and self._hooks == _hooks()
 
     def tensors(self):
-        """What `rebuild` needs, to be saved for backward; None where some of it is gone."""
+        """What `rebuild` needs, to be saved for backward by one more reader; None where some of it is gone or was changed."""
         large = [weak() for weak in self._tensors]
-        return None if any(t is None for t in large) else (*large, *self._small)
+        if any(t is None for t in large):
+            return None
+        tensors = (*large, *self._small)
+        if _versions(tensors) != self._versions:
+            return None
+        self._readers += 1
+        return tensors
 
     def rebuild(self, tensors, features=None):
-        """The output [..., F], or its `features` alone; kept for the next reader (q, k and v) until the maker's backward."""
+        """The output [..., F], or its `features` alone; kept for the next reader (q, k and v) until the last has had it."""
         if self._made is None or self._made[0] is not features:
             self._made = features, self._make(*tensors, features=features)
-        return self._made[1]
+        made, self._served = self._made[1], self._served + 1
+        if self._served >= self._readers:
+            self.forget()
+        return made
 
     def forget(self, *_):
-        """Called before the backward of the output's maker: all its readers have had theirs."""
-        self._made = None
+        """Called before the backward of the output's maker, too: no reader comes after it."""
+        self._made, self._served = None, 0
 
 
 def remember(output, make, tensors, small=()):
@@ -53,18 +72,22 @@ def remember(output, make, tensors, small=()):
         return
     source = Source(output, make, tensors, small)
     output.grad_fn.register_prehook(source.forget)  # the node owns the hook, and so the source
-    _remembered.append(weakref.ref(source))
+    _remembered.sources.append(weakref.ref(source))
 
 
 def source_of(tensor):
     """The Source of `tensor`, or None if nobody remembered it as it is now."""
-    if not _remembered or torch.compiler.is_compiling() or tensor.grad_fn is None:
+    if torch.compiler.is_compiling() or tensor.grad_fn is None:
         return None
-    for weak in reversed(_remembered):
+    for weak in reversed(_remembered.sources):
         source = weak()
         if source is not None and source.made(tensor):
             return source
     return None
+
+
+def _versions(tensors):
+    return [t._version for t in tensors if t is not None]
 
 
 def _hooks():

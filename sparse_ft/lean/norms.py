@@ -68,13 +68,15 @@ def layer_norm(input, shape, weight, bias, eps):
         return F.layer_norm(input, shape, weight, bias, eps)
     output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
     if len(shape) == 1:
-        remember(output, _remake_layer_norm(output.dtype), (input,), (mean.detach(), rstd.detach(), weight, bias))
+        remember(output, _remake_layer_norm(shape, eps, output.dtype), (input,), (mean.detach(), rstd.detach(), weight, bias))
     return output
 
 
-def _remake_layer_norm(dtype):
+def _remake_layer_norm(shape, eps, dtype):
     def make(input, mean, rstd, weight, bias, features=None):
         wide = torch.promote_types(torch.float32, input.dtype)
+        if features is None or mean.dtype != wide:  # torch rounds mean and rstd of 16-bit tensors after their use
+            return select(F.layer_norm(input, shape, weight, bias, eps), features).to(dtype)
         output = (select(input, features).to(wide) - mean.to(wide)) * rstd.to(wide)
         if weight is not None:
             output = output * select(weight, features).to(wide)
@@ -106,8 +108,8 @@ def gemma_forward(module, x):
 
 def torch_rms_norm_forward(module, x):
     """`nn.RMSNorm` over the last dimension."""
-    eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-    return rms_norm(x, module.weight, eps)
+    eps = torch.finfo(torch.promote_types(torch.float32, x.dtype)).eps if module.eps is None else module.eps
+    return rms_norm(x, module.weight, eps, dtype=x.dtype)
 
 
 def layer_norm_forward(module, input):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -172,7 +173,7 @@ def test_changing_what_it_is_made_of_raises():
 def test_nothing_outlives_the_graph():
     model, x = norm_then_linear()
     out = model(x)
-    source = rebuild._remembered[-1]
+    source = rebuild._remembered.sources[-1]
     assert source() is not None
     out.sum().backward()
     assert source()._made is None  # the maker's backward let go of the copy
@@ -211,3 +212,49 @@ def test_compiled():
     model.zero_grad()
     torch.compile(model, backend="aot_eager", fullgraph=True)(x).sum().backward()
     assert torch.allclose(model[1].values.grad, want)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_made_of_something_changed_before_it_was_read_the_output_is_saved(norm):
+    model, x = norm_then_linear()
+    model[0] = norm(8).double()
+    sft.lean(model)
+    x = x * 1
+    given = model[0](x)
+    x.add_(1)
+    (grad,) = torch.autograd.grad(model[1](given).sum(), model[1].values)
+    assert torch.allclose(grad, given.detach().sum(0).expand(2, 8))
+
+
+def test_a_backward_that_ends_before_the_maker_holds_no_copy():
+    model, x = norm_then_linear()
+    out = model(x)
+    torch.autograd.grad(out.sum(), model[1].values)
+    assert rebuild._remembered.sources[-1]()._made is None
+
+
+def test_what_other_threads_make_does_not_count():
+    """Neither is it found, nor does it push out what was made here: a checkpoint must save the same twice."""
+    model, x = norm_then_linear()
+    given = model[0](x)
+    found, others = [], []
+
+    def other():
+        found.append(rebuild.source_of(given))
+        others.extend(model[0](x) for _ in range(8))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert found == [None] and rebuild.source_of(given) is not None
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_16_bit_layer_norm_is_made_again_bit_for_bit(kind):
+    model, _ = norm_then_linear(kind)
+    model.bfloat16()
+    x = (torch.randn(64, 8) + 30).bfloat16().requires_grad_()
+    given = model[0](x)
+    source = rebuild.source_of(given)
+    features = model[1]._part[0]
+    assert torch.equal(source.rebuild(source.tensors(), features), rebuild.select(given, features))
