@@ -1,5 +1,10 @@
 """An attention function for transformers: a padded batch keeps its key and value heads unrepeated, and one mask a model."""
 
+import functools
+import inspect
+import re
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch.utils.weak import TensorWeakRef
@@ -9,19 +14,54 @@ NAME = "sparse_ft_sdpa"
 _mask = None  # (the model's mask, weakly, its version and the dtype asked; the additive mask made of it, weakly)
 
 
-def use_lean_attention(model):
-    """Switch a transformers model from "sdpa" to `attention`; the name it had, or None where nothing was switched."""
-    config = getattr(model, "config", None)
-    name = getattr(config, "_attn_implementation", None)
-    if name != "sdpa" or not hasattr(model, "set_attn_implementation"):
-        return None
+class Before(dict):
+    """The names of the attention that a model and its parts had. A model unpickled elsewhere needs `attention` there, too."""
+
+    def __reduce__(self):
+        return _registered, (dict(self),)
+
+
+def _registered(names):
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return name
+    return Before(names)
+
+
+def use_lean_attention(model):
+    """Switch a transformers model, and its parts, from "sdpa" to `attention`; the names they had, or None where nothing was."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != "sdpa" or not hasattr(model, "set_attn_implementation"):
+        return None
+    if any(map(_asks_for_its_name, {cls.__module__ for module in model.modules() for cls in type(module).__mro__})):
+        return None
+    before = _registered(_names(config))
+    model.set_attn_implementation(_names(config, lean=True))
+    return before if config._attn_implementation == NAME else None
+
+
+def _names(config, lean=False):
+    """The attention of a config ("") and of its parts, as `set_attn_implementation` takes it; lean: ours in place of "sdpa"."""
+    name = config._attn_implementation
+    names = {"": NAME if lean and name == "sdpa" else name}
+    for key in config.sub_configs:
+        if (part := getattr(config, key, None)) is not None:
+            below = _names(part, lean)
+            names[key] = below if len(below) > 1 else below[""]
+    return names
+
+
+@functools.lru_cache(maxsize=1024)
+def _asks_for_its_name(module):
+    """Whether a Python module looks at the name "sdpa" itself, and would do something else for another one."""
+    if module.startswith(("torch.", "builtins")) or module == "transformers.modeling_utils":
+        return False
+    try:
+        return re.search(r"_attn_implementation\W.*[\"']sdpa[\"']", inspect.getsource(sys.modules[module])) is not None
+    except (OSError, TypeError, KeyError):
+        return False
 
 
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
@@ -32,7 +72,7 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    unusual = any(value is not None for name, value in kwargs.items() if name == "position_bias")
+    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     if attention_mask is None or unusual or query.device.type != "cpu":
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
@@ -52,7 +92,7 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
 def additive(mask, dtype):
     """A boolean mask as zeros and -inf in `dtype`: one tensor for all layers that are given the same mask."""
     global _mask
-    if mask.dtype != torch.bool or torch.compiler.is_compiling():
+    if mask.dtype != torch.bool or torch.compiler.is_compiling() or mask.is_inference():
         return mask
     if _mask is not None:
         known, state, made = _mask

@@ -8,7 +8,7 @@ from .attention import use_lean_attention
 from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
 
-_RECORD = "_sparse_ft_lean"  # on the model: the name of the attention that it had, None if that was not changed
+_RECORD = "_sparse_ft_lean"  # on the model: the names of the attention that it had, None if that was not changed
 
 
 def lean(model, loss=False, eight_bit_inputs=False):

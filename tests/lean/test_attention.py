@@ -1,12 +1,16 @@
 """Padded batches: same results as transformers' own attention, key and value heads unrepeated, one mask a model."""
 
 import copy
+import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
 import transformers
 
 import sparse_ft as sft
+from sparse_ft.lean import attention
 
 LAYERS, BATCH, LENGTH, HIDDEN = 3, 2, 64, 64
 
@@ -78,3 +82,52 @@ def test_revert_gives_the_attention_back(model):
     assert model.config._attn_implementation == "sparse_ft_sdpa"
     sft.revert(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_in_inference_mode(model):
+    inputs, lean = batch(), copy.deepcopy(model)
+    sft.lean(lean)
+    with torch.inference_mode():
+        assert torch.allclose(lean(**inputs).logits, model(**inputs).logits, atol=1e-5)
+
+
+def test_what_sdpa_refuses_is_refused(model):
+    state = torch.randn(1, 8, 4, 8)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="softcap"):
+        attention.attention(model.model.layers[0].self_attn, state, state, state, mask, softcap=2.0)
+
+
+def test_parts_keep_the_attention_they_have():
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    text = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
+    model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=vision, text_config=text))
+    model.set_attn_implementation({"vision_config": "eager"})
+    for change, name in ((sft.lean, attention.NAME), (sft.revert, "sdpa")):
+        change(model)
+        configs = model.config, model.config.text_config, model.config.vision_config
+        assert [c._attn_implementation for c in configs] == [name, name, "eager"]
+
+
+def test_a_model_that_asks_for_the_name_keeps_it():
+    """Falcon calls torch's attention itself where the name is "sdpa"; DeepSeek V3.2 would drop its sparse mask."""
+    config = transformers.FalconConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+    model = transformers.FalconModel(config)
+    assert not sft.lean(model).attention
+    assert model.config._attn_implementation == "sdpa"
+    assert attention._asks_for_its_name("transformers.models.deepseek_v32.modeling_deepseek_v32") is False  # not imported
+    importlib.import_module("transformers.models.deepseek_v32.modeling_deepseek_v32")
+    attention._asks_for_its_name.cache_clear()
+    assert attention._asks_for_its_name("transformers.models.deepseek_v32.modeling_deepseek_v32")
+
+
+def test_unpickled_in_another_process(model, tmp_path):
+    model.disable_input_require_grads()  # its hook cannot be pickled
+    sft.lean(model)
+    torch.save(model, tmp_path / "model.pt")
+    code = "import sys, torch; torch.load(sys.argv[1], weights_only=False)(torch.arange(4)[None])"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True, capture_output=True)
