@@ -75,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        return *(None if grad is None else grad * grad_output.to(grad.dtype) for grad in ctx.saved_tensors), None, None
+        return *(None if grad is None else grad * grad_output for grad in ctx.saved_tensors), None, None
 
 
 class _Gradients:

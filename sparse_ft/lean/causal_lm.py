@@ -2,9 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear
+from .linear import linear_forward
 
 
 def causal_lm_forward(
@@ -31,7 +33,7 @@ def causal_lm_forward(
     )
     trains = labels is not None and module.training and torch.is_grad_enabled()
     plain = logits_to_keep == 0 and type(logits_to_keep) is int and kwargs.get("return_dict", True) is not False
-    if not (trains and plain and _is_own_loss(module)):
+    if not (trains and plain and _is_own_loss(module) and _is_plain(module.lm_head)):
         return type(module).forward(module, labels=labels, logits_to_keep=logits_to_keep, **inputs)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -45,7 +47,15 @@ def causal_lm_forward(
 
 
 def _is_own_loss(module):
-    return getattr(module.loss_function, "__name__", "") == "ForCausalLMLoss" and not module.lm_head._forward_hooks
+    return getattr(module.loss_function, "__name__", "") == "ForCausalLMLoss"
+
+
+def _is_plain(head):
+    """Whether calling `head` would do no more than its class does: no adapter, no hook, no forward of someone else's."""
+    hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
+    forward = head.__dict__.get("forward")
+    own = forward is None or getattr(forward, "func", None) is linear_forward
+    return type(head) in (nn.Linear, SelectiveLinear) and own and not hooks
 
 
 def _of_loss(kwargs):

@@ -70,3 +70,28 @@ def test_off_by_default():
     model, _ = build("Llama")
     sft.lean(model)
     assert model(IDS, labels=LABELS).logits is not None
+
+
+def with_adapter(model):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"], r=2, init_lora_weights=False))
+    return model.base_model.model
+
+
+def with_hook(model):
+    model.lm_head.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    return model
+
+
+def with_a_forward_of_its_own(model):
+    model.lm_head.forward = lambda hidden: hidden @ model.lm_head.weight.T * 2
+    return model
+
+
+@pytest.mark.parametrize("change", [with_adapter, with_hook, with_a_forward_of_its_own])
+def test_a_head_that_does_more_is_called(twins, change):
+    plain, lean, _ = twins
+    plain, lean = (change(model) for model in (plain, lean))
+    lean.load_state_dict(plain.state_dict())
+    losses = [model.train()(IDS, labels=LABELS).loss for model in (plain, lean)]
+    assert abs(losses[0] - losses[1]) < 1e-5
