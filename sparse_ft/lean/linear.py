@@ -21,7 +21,7 @@ class _FrozenLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ weight.to(grad_output.dtype)  # autograd casts it to the input's dtype
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.flatten(0, -2).sum(0)
+            grad_bias = grad_output.reshape(-1, grad_output.size(-1)).sum(0)
         return grad_input, None, grad_bias
 
 
