@@ -1,0 +1,88 @@
+"""Lean activations that use the op: as exact as torch's own, the same bytes kept, and torch's own wherever it is the better."""
+
+import copy
+
+import pytest
+import torch
+from helpers.lean_twins import kept, twins
+from torch import nn
+
+from sparse_ft import ops
+from sparse_ft.lean import activations
+from sparse_ft.rebuild import source_of
+
+MODULES = {"silu": nn.SiLU, "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh")}
+NAMES = pytest.mark.parametrize("name", MODULES)
+
+
+@pytest.fixture(autouse=True)
+def small_inputs_count(monkeypatch):
+    worth = {dtype: dict.fromkeys(names, 100) for dtype, names in activations.WORTH.items()}
+    monkeypatch.setattr(activations, "WORTH", worth)
+    monkeypatch.setitem(ops.SERVED["activation"], "cpu", ("native", ""))  # without it too: the reference is the same function
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The shapes for which the op was called."""
+    seen, op = [], ops.activation
+    monkeypatch.setattr(ops, "activation", lambda x, name: seen.append(tuple(x.shape)) or op(x, name))
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@NAMES
+def test_as_exact_as_torch(name, dtype, calls):
+    plain, lean = twins(nn.Sequential(MODULES[name]()))
+    x = (3 * torch.randn(40, 60)).to(dtype)
+    grad = torch.randn(40, 60).to(dtype)
+    results = []
+    for model, input in ((plain, x.double()), (plain, x), (lean, x)):
+        input = input.detach().requires_grad_()
+        output = model(input)
+        output.backward(grad.to(output.dtype))
+        results.append((output.detach(), input.grad))
+    assert calls == [(40, 60)]
+    for want, theirs, got in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - want).abs().max() <= 2 * (theirs.double() - want).abs().max()
+
+
+@NAMES
+def test_keeps_the_input_alone(name, calls):
+    plain, lean = twins(nn.Sequential(nn.Linear(8, 8), MODULES[name]()))
+    x = torch.randn(50, 8)
+    assert kept(lean, x) == kept(plain, x) and calls
+
+
+@NAMES
+def test_without_gradients_it_is_the_same_function(name, calls):
+    _, lean = twins(nn.Sequential(MODULES[name]()))
+    x = torch.randn(40, 60)
+    with torch.no_grad():
+        alone = lean(x)
+    assert torch.equal(alone, lean(x.requires_grad_()).detach()) and len(calls) == 2
+
+
+@NAMES
+def test_torch_serves_the_rest(name, calls):
+    plain, lean = twins(nn.Sequential(MODULES[name]()))
+    image = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    for x in (torch.randn(40, 60).double(), torch.randn(9, 11), torch.randn(60, 40).t(), image):
+        got, want = lean(x), plain(x)
+        assert torch.equal(got, want) and got.stride() == want.stride()
+    x = torch.randn(40, 60)
+    assert torch.equal(torch.func.vmap(lean)(x), plain(x))
+    assert torch.equal(torch.compile(lean, backend="eager", fullgraph=True)(x), plain(x))
+    assert not calls
+
+
+def test_the_output_is_made_again_by_the_same_function(calls):
+    """Columns of it too, although they are few."""
+    lean = twins(nn.Sequential(nn.GELU()))[1]
+    x = torch.randn(40, 60, requires_grad=True) * 1
+    output = lean(x)
+    source, features = source_of(output), torch.tensor([0, 59])
+    assert torch.equal(source.rebuild(source.tensors(), features), output.detach()[:, features])
+    assert calls == [(40, 60), (40, 2)]
+    assert copy.deepcopy(lean)(x).equal(output)
