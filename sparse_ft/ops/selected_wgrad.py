@@ -3,7 +3,7 @@
 import torch
 
 from . import _native
-from ._library import define, implement, wrote
+from ._library import define, implement, plain, wrote
 from .layout import check_layout, check_values, values_shape
 
 SCHEMA = (
@@ -193,7 +193,7 @@ def selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h
 
 define(SCHEMA, fake=_fake)
 define(SCHEMA_, fake=_fake_)
-implement("selected_wgrad", reference=selected_wgrad_ref, cpu=selected_wgrad_cpu, triton=selected_wgrad_triton)
+_on_cpu = implement("selected_wgrad", reference=selected_wgrad_ref, cpu=selected_wgrad_cpu, triton=selected_wgrad_triton)
 implement("selected_wgrad_", reference=selected_wgrad_ref_, cpu=selected_wgrad_cpu_, triton=selected_wgrad_triton_)
 
 
@@ -204,7 +204,9 @@ def selected_wgrad(grad_output, input, kind, index, block_h=1, block_w=1, *, dty
     floating dtype. Accumulates in fp32 (fp64 for fp64). dtype: of the result, default that of the accumulator.
     Returns values-shaped gradients; the padding of blocks is zero. Raises ValueError or TypeError that names the argument.
     """
-    return torch.ops.sparse_ft.selected_wgrad(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
+    ready = not torch.is_grad_enabled() and plain((grad_output, input, index))  # in a backward, mostly
+    call = _on_cpu if ready else torch.ops.sparse_ft.selected_wgrad
+    return call(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
 
 
 def selected_wgrad_(values_grad, grad_output, input, kind, index, block_h=1, block_w=1):
