@@ -87,6 +87,8 @@ def _usable(module, forward):
         forward = activations.by_function(module)
         if forward is None:
             return None, "its function is not one that is known"
+    if forward is activations.silu_forward and getattr(module, "inplace", False):
+        return None, "it works in place"
     if forward is norms.torch_rms_norm_forward and len(module.normalized_shape) != 1:
         return None, "it normalises more than the last dimension"
     return forward, ""

@@ -55,7 +55,9 @@ def test_the_random_state_moves_as_in_torch():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: x.mT, lambda x: x[:, ::2], lambda x: x[:1].expand(3, -1, -1), lambda x: x[:0]], ids=str
+    "change",
+    [lambda x: x.mT, lambda x: x[:, ::2], lambda x: x[:1].expand(3, -1, -1), lambda x: x[:0]],
+    ids=["transposed", "every other", "expanded", "empty"],
 )
 def test_other_strides(change):
     assert_same_bits(*twins(nn.Dropout(0.4)), change(input_of()))

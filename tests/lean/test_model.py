@@ -145,3 +145,11 @@ def test_an_unknown_forward_is_left_alone():
     model = torch.nn.Sequential(OtherRMSNorm(4))
     assert sft.lean(model).left == ["0"]
     assert model(torch.ones(1, 4))[0, 0].item() == pytest.approx(2, rel=1e-4)
+
+
+def test_an_activation_in_place_is_left_alone():
+    model = torch.nn.Sequential(torch.nn.SiLU(inplace=True), torch.nn.SiLU())
+    assert sft.lean(model).left == ["0"] and sft.lean(model).changed == ["1"]
+    x = torch.ones(3)
+    model[0](x)
+    assert x[0] != 1
