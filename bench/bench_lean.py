@@ -35,7 +35,7 @@ class ConvNet(nn.Module):
 
 def cases(size):
     kinds = {"Llama layer": ("columns", "rows", "entries"), "MiniLM": ("columns", "entries"), "ResNet": ("frozen",)}
-    tokens, seconds = (4, 0.02) if size == "tiny" else (256, 5.0)
+    tokens, seconds = (4, 0.02) if size == "tiny" else (256, 3.0)
     return [
         Case(f"{model}, {kind}", kind, training.DENSITY, "float32", (0, 0) if size == "tiny" else (1, 1), tokens, seconds)
         for model, structures in kinds.items()
