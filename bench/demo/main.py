@@ -16,7 +16,7 @@ from bench.demo.train import Settings, memory, run
 from bench.demo.tune import tune
 
 OUT = Path(__file__).resolve().parents[1] / "out"
-STEPS = 70  # a run of the default task; seven runs stay under ten minutes on two quiet cores with a margin
+STEPS = 70  # a run of the default task; nine runs take ten minutes on two quiet cores
 
 
 def parser():
