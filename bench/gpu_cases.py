@@ -1,0 +1,230 @@
+"""The cases of stage `ops`: what is called, what it is checked against, what it is compared with, what it should keep."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from bench import gpu_floors as floors
+from bench.cases import selection
+from sparse_ft import ops
+from sparse_ft.ops.masked_adamw import masked_adamw_ref_
+
+OTHERS = {"Llama-8B gate": (14336, 4096), "Llama-1B k": (512, 2048)}
+TINY_TOKENS, TINY = 64, (256, 128)
+KINDS = ("rows", "columns", "blocks", "entries")
+HYPER = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Callables on tensors that exist: the variants to time, and two that return the tensors to compare.
+
+    again: what repeats are compared by, on the device; None: `got`.
+    """
+
+    variants: dict
+    got: Callable
+    want: Callable
+    again: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """make(device) -> Work. promise({variant: seconds}, floor, ceilings) -> (what it says, most seconds of ours)."""
+
+    name: str
+    phases: list
+    make: Callable
+    promise: Callable | None = None
+    tolerance: float = field(default=1e-2)  # bf16 operands
+
+
+def cases(size):
+    tiny = size == "tiny"
+    tokens, shape, large = (TINY_TOKENS, TINY, TINY) if tiny else (floors.TOKENS, floors.SQUARE, floors.LARGE)
+    densities = (0.05,) if tiny else floors.DENSITIES
+    found = [wgrad(kind, tokens, shape, d) for kind in KINDS for d in densities]
+    found += [
+        wgrad("blocks", tokens, shape, 0.05, block, f", {block} x {block}") for block in ((16,) if tiny else (16, 32, 128))
+    ]
+    if not tiny:
+        found += [wgrad(kind, tokens, other, 0.01, what=f", {name}") for name, other in OTHERS.items() for kind in KINDS]
+    found += [adamw(kind, large, d) for kind in KINDS for d in (densities if kind == "entries" else densities[-1:])]
+    found.append(adamw("columns", TINY if tiny else (1024, 1024), 0.05, 3 if tiny else 224))
+    found += [moved(op, kind, large, 0.05) for op in ("gather_selected", "scatter_selected") for kind in KINDS]
+    return found + [stream(op, 1 << 10 if tiny else floors.STREAM) for op in floors.STREAMS]
+
+
+def _operands(tokens, shape, device):
+    return [torch.randn(tokens, size, device=device).bfloat16() for size in shape]  # grad_output, input
+
+
+def wgrad(kind, tokens, shape, density, block=64, what=""):
+    phases, method = floors.selected_wgrad(kind, tokens, shape, density, floors.H200)
+    if kind == "blocks":
+        phases = floors.blocks_wgrad(tokens, shape, density, block)
+
+    def make(device):
+        grad_output, input = _operands(tokens, shape, device)
+        chosen = selection(kind, shape, density, block).to(device)
+        index, layout = chosen.index.long(), chosen.layout
+        given = input[:, index].contiguous() if kind == "columns" else input  # as the forward keeps it
+
+        def ours():
+            return ops.selected_wgrad(grad_output, given, *layout)
+
+        def dense():
+            return grad_output.T @ input
+
+        variants = {"ours": ours, "dense": dense, "dense + gather": lambda: ops.gather_selected(dense(), *layout)}
+        if kind == "rows":
+            variants["library"] = lambda: grad_output.index_select(1, index).T @ input
+        if kind == "columns":
+            variants["library"] = lambda: grad_output.T @ given
+
+        def want():
+            exact = grad_output.float().T @ input.float()
+            return [ops.gather_selected(exact, *layout)]
+
+        return Work(variants, lambda: [ours()], want)
+
+    return Case(
+        floors.name("selected_wgrad", kind, density) + what, phases, make, functools.partial(_wgrad_promise, kind, density)
+    )
+
+
+def _wgrad_promise(kind, density, times, bound, ceilings):
+    if kind in ("rows", "columns"):
+        return "85 % of gather + library product", times["library"] / 0.85
+    if kind == "blocks":
+        return "80 % of its floor, and dense + gather", min(bound / 0.8, times["dense + gather"])
+    if density <= 0.001:
+        return "half of the dense product", 0.5 * times["dense"]
+    return "1.10 x the dense product", 1.10 * times["dense"]
+
+
+def adamw(kind, shape, density, tensors=1):
+    nnz = tensors * density * shape[0] * shape[1]
+
+    def make(device):
+        chosen = selection(kind, shape, density).to(device)
+        layout_kind, index, *block = chosen.layout
+        layouts = [layout_kind] * tensors, [index] * tensors, block * tensors
+        weights = [torch.randn(shape, device=device).bfloat16() for _ in range(tensors)]
+        values = [chosen.gather(weight, dtype=torch.float32) for weight in weights]
+        grads, moments = [torch.randn_like(v) for v in values], [[torch.zeros_like(v) for v in values] for _ in range(2)]
+        steps, fused_steps = ([torch.zeros((), device=device) for _ in values] for _ in range(2))
+        state, keywords = (values, grads, *moments, steps, weights), {name: [x] * tensors for name, x in HYPER.items()}
+
+        def once(function):
+            copies = [[t.clone() for t in tensors] for tensors in state]
+            function(*copies, *layouts, **keywords)
+            return [t for tensors in copies for t in tensors]
+
+        def scatter():
+            for weight, value in zip(weights, values):
+                ops.scatter_selected_(weight, value, *chosen.layout)
+
+        def fused():
+            torch._foreach_add_(fused_steps, 1)
+            torch._fused_adamw_(values, grads, *moments, [], fused_steps, amsgrad=False, maximize=False, **HYPER)
+            scatter()
+
+        ours = {"ours": lambda: ops.masked_adamw_(*state, *layouts, **keywords)}
+        variants = {**ours, "scatter alone": scatter, "fused on values, scatter": fused}
+        return Work(variants, lambda: once(ops.masked_adamw_), lambda: once(masked_adamw_ref_))
+
+    def promise(times, bound, ceilings):
+        streams = nnz * (28 + floors.index_bytes(kind)) / ceilings.copy
+        return "1.25 x (streams + scatter alone)", 1.25 * (streams + times["scatter alone"])
+
+    what = f", {tensors} tensors" if tensors > 1 else ""
+    return Case(floors.name("masked_adamw_", kind, density) + what, floors.adamw(kind, nnz, density), make, promise, 1e-3)
+
+
+def moved(op, kind, shape, density):
+    nnz = density * shape[0] * shape[1]
+
+    def make(device):
+        on_host = selection(kind, shape, density)
+        chosen = on_host.to(device)
+        weight = torch.randn(shape, device=device).bfloat16()
+        values = torch.randn(chosen.values_shape(shape), device=device)
+        if op == "gather_selected":
+            variants = {"ours": lambda: ops.gather_selected(weight, *chosen.layout, dtype=torch.float32)}
+            if kind in ("rows", "columns"):
+                index, dim = chosen.index.long(), ("rows", "columns").index(kind)
+                variants["library"] = lambda: weight.index_select(dim, index).float()
+
+            def again():
+                return [variants["ours"]()]
+
+            return Work(
+                variants, lambda: [again()[0].cpu()], lambda: [on_host.gather(weight.cpu(), dtype=torch.float32)], again
+            )
+        before = weight.clone()
+
+        def ours():
+            ops.scatter_selected_(weight, values, *chosen.layout)
+
+        def got():
+            ours()
+            return [weight.cpu()]
+
+        def again():
+            ours()
+            return [weight]
+
+        return Work({"ours": ours}, got, lambda: [on_host.scatter_(before.cpu(), values.cpu())], again)
+
+    return Case(floors.name(op, kind, density), floors.copied(kind, nnz, density), make, tolerance=1e-6)
+
+
+def stream(op, count):
+    """Ops that touch every element of activations once; `count` elements in rows of 1024 or fewer."""
+
+    def make(device):
+        x, y, z = (torch.randn(count // 1024, 1024, device=device).bfloat16() for _ in range(3))
+        weight, bits = torch.ones(1024, device=device, dtype=torch.bfloat16), ops.positive_bits(x)
+        rstd = ops.rms_norm(x, weight, 1e-6, 0.0)[1]
+        silu, norm = torch.nn.functional.silu, torch.nn.functional.rms_norm
+        ours = {
+            "rms_norm": lambda: ops.rms_norm(x, weight, 1e-6, 0.0),
+            "rms_norm_backward": lambda: ops.rms_norm_backward(y, x, rstd, weight, 0.0),
+            "gated_product": lambda: ops.gated_product(x, y, "silu"),
+            "gated_product_backward": lambda: ops.gated_product_backward(z, x, y, "silu"),
+            "positive_bits": lambda: ops.positive_bits(x),
+            "where_bits": lambda: ops.where_bits(y, bits, 1.0),
+        }[op]
+        library = {
+            "rms_norm": lambda: norm(x, (1024,), weight, 1e-6),
+            "gated_product": lambda: silu(x) * y,
+            "positive_bits": lambda: x > 0,
+            "where_bits": lambda: torch.where(x > 0, y, 0),
+        }.get(op)
+        return Work(
+            {"ours": ours, **({"library": library} if library else {})}, lambda: _first(ours()), lambda: _plain(op, x, y, z)
+        )
+
+    return Case(op, floors.streamed(count, floors.STREAMS[op]), make)
+
+
+def _first(result):
+    return list(result[:1]) if isinstance(result, tuple) else [result]
+
+
+def _plain(op, x, y, z):
+    """The first result of the op in fp32, by torch and its autograd."""
+    a, b, c = (t.float().requires_grad_() for t in (x, y, z))
+    if op.startswith("rms_norm"):
+        out = torch.nn.functional.rms_norm(a, (1024,), eps=1e-6)
+        return [out] if op == "rms_norm" else [torch.autograd.grad(out, a, b)[0]]
+    if op.startswith("gated_product"):
+        out = torch.nn.functional.silu(a) * b
+        return [out] if op == "gated_product" else [torch.autograd.grad(out, a, c)[0]]
+    if op == "where_bits":
+        return [torch.where(a > 0, b, 0)]
+    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], device=x.device)
+    return [((x > 0).reshape(-1, 8) * places).sum(1)]

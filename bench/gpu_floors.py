@@ -1,0 +1,179 @@
+"""Floors of each op on a GPU: operations over the matrix rate, least bytes over the rate of the memory they come from.
+
+Times in seconds, sizes in bytes. Operands and weights have 2 bytes an element, values, state and gradients of values 4, and
+an index 4. An op is a list of phases: within one the largest term counts, phases that need each other's results add up.
+"""
+
+from dataclasses import dataclass
+
+TOKENS, SQUARE, LARGE = 8192, (4096, 4096), (8192, 16384)  # what the tables are about; LARGE fills the chip with 1 % of it
+DENSITIES = (0.001, 0.01, 0.05, 0.1, 0.25)
+STREAM = 1 << 26  # elements
+SECTOR = 32  # bytes that device memory moves at least
+TILE, SPAN = 64, 4  # one program of grouped blocks: a panel of 64 against up to 4 panels of 64, the largest that does not spill
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """copy: bytes a second of device memory, reads and writes counted; l2: of its cache; gemm: bf16 flop a second."""
+
+    copy: float
+    l2: float
+    gemm: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What must be done at least. dram, l2: bytes through each; launches: of kernels."""
+
+    flop: float = 0.0
+    dram: float = 0.0
+    l2: float = 0.0
+    launches: int = 1
+
+    def floor(self, ceilings):
+        return max(self.flop / ceilings.gemm, self.dram / ceilings.copy, self.l2 / ceilings.l2)
+
+
+def floor(phases, ceilings):
+    return sum(phase.floor(ceilings) for phase in phases)
+
+
+def launches(phases):
+    return sum(phase.launches for phase in phases)
+
+
+def sectors(density, element=2):
+    """Bytes of sectors touched a selected entry, by entries drawn at random."""
+    across = SECTOR // element
+    return SECTOR * (1 - (1 - density) ** across) / (across * density)
+
+
+def touched(kind, density, element=2):
+    """Bytes of a weight that move for one selected entry, one way: a lone entry or column takes a sector with it."""
+    return sectors(density, element) if kind in ("entries", "columns") else element
+
+
+def index_bytes(kind):
+    """Of an index a selected entry; rows, columns and blocks share theirs among hundreds."""
+    return 4 if kind == "entries" else 0
+
+
+def copied(kind, nnz, density):
+    """gather_selected or scatter_selected: values on one side, the weight's sectors on the other."""
+    return [Phase(dram=nnz * (4 + index_bytes(kind) + touched(kind, density)))]
+
+
+def adamw(kind, nnz, density):
+    """masked_adamw_: value and both moments in and out, gradient in, weight out."""
+    return [Phase(dram=nnz * (28 + index_bytes(kind) + touched(kind, density)), launches=3)]
+
+
+def dense_wgrad(tokens, shape):
+    rows, columns = shape
+    return [Phase(2 * tokens * rows * columns, 2 * tokens * (rows + columns) + 4 * rows * columns)]
+
+
+def rows_wgrad(tokens, shape, density):
+    """The rows' features of grad_output are gathered (whole sectors), then a library product."""
+    rows, columns = shape
+    few = max(1, round(density * rows))
+    gather = Phase(dram=tokens * few * (2 + touched("columns", density)))
+    return [gather, Phase(2 * tokens * few * columns, 2 * tokens * (few + columns) + 4 * few * columns)]
+
+
+def columns_wgrad(tokens, shape, density):
+    """The forward kept the columns alone: a library product."""
+    rows, columns = shape
+    few = max(1, round(density * columns))
+    return [Phase(2 * tokens * rows * few, 2 * tokens * (rows + few) + 4 * rows * few)]
+
+
+def blocks_wgrad(tokens, shape, density, block=64, span=SPAN):
+    """Programs of one panel of one operand against up to `span` tiles of gathered panels of the other, out of the cache."""
+    (rows, columns), nnz = shape, density * shape[0] * shape[1]
+    blocks, grid = nnz / block**2, (rows // block, columns // block)
+    used = [size * (1 - (1 - density) ** across) for size, across in zip(grid, reversed(grid))]
+    group = max(1.0, min(span * TILE / block, density * max(grid)))
+    panels = blocks / group * (1 + group) * block * tokens * 2
+    return [Phase(2 * tokens * nnz, 2 * tokens * block * sum(used) + 4 * nnz, panels)]
+
+
+def single_blocks_wgrad(tokens, shape, density, block=64):
+    """One program a block: both its panels out of the cache."""
+    return blocks_wgrad(tokens, shape, density, block, span=0)
+
+
+def entry_dots(tokens, shape, density):
+    """Both operands transposed, then a dot an entry: its column from the cache each time, its row once for all of a row."""
+    nnz = density * shape[0] * shape[1]
+    transpose = Phase(dram=2 * 2 * tokens * sum(shape), launches=2)
+    return [transpose, Phase(dram=4 * nnz + 4 * nnz, l2=2 * tokens * (nnz + shape[0]))]
+
+
+def entry_strips(tokens, shape, density, height=1024):
+    """Strips of the dense product by the library, fp32, each gathered out of the cache before the next."""
+    rows, columns = shape
+    nnz, strips = density * rows * columns, -(-rows // height)
+    product = Phase(2 * tokens * rows * columns, 2 * tokens * (rows + strips * columns), launches=strips)
+    return [product, Phase(dram=8 * nnz, l2=8 * rows * columns, launches=strips)]
+
+
+def dense_and_gather(kind, tokens, shape, density):
+    """What any user can write: the dense gradient in fp32, then its selected entries."""
+    nnz = density * shape[0] * shape[1]
+    return [*dense_wgrad(tokens, shape), Phase(dram=nnz * (4 + index_bytes(kind) + touched(kind, density, 4)))]
+
+
+METHODS = {
+    "rows": {"gather, product": rows_wgrad},
+    "columns": {"product": columns_wgrad},
+    "blocks": {"grouped panels": blocks_wgrad, "one program a block": single_blocks_wgrad},
+    "entries": {"dots": entry_dots, "strips": entry_strips},
+}
+
+
+def selected_wgrad(kind, tokens, shape, density, ceilings):
+    """(phases, name) of the method with the lowest floor."""
+    found = [(method(tokens, shape, density), name) for name, method in METHODS[kind].items()]
+    return min(found, key=lambda pair: floor(pair[0], ceilings))
+
+
+def name(op, kind, density):
+    """How a case is called in every table."""
+    return f"{op} {kind} {100 * density:g} %"
+
+
+def streamed(elements, per_element):
+    """An op that touches each element once: gated_product 6 bytes an element, its backward 10, and so on."""
+    return [Phase(dram=elements * per_element)]
+
+
+STREAMS = {  # bytes an element of the input
+    "rms_norm": 4,
+    "rms_norm_backward": 6,
+    "gated_product": 6,
+    "gated_product_backward": 10,
+    "positive_bits": 2 + 1 / 8,
+    "where_bits": 4 + 1 / 8,
+}
+
+
+def crossover(one, other, ceilings, low=1e-5, high=1.0):
+    """The density at which the floors of two methods of density meet; None where one is below the other everywhere."""
+
+    def gap(density):
+        return floor(one(density), ceilings) - floor(other(density), ceilings)
+
+    if gap(low) * gap(high) > 0:
+        return None
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if gap(low) * gap(middle) > 0 else (low, middle)
+    return low
+
+
+# Measured on an H200: 4.3 TB/s copied, 790 TFLOP/s. The A100 (80 GB, SXM) is its datasheet (2.04 TB/s, 312 TFLOP/s) times the
+# share of its own that the H200 reached. Both caches are assumptions.
+H200 = Ceilings(4.3e12, 5.5e12, 790e12)
+A100 = Ceilings(1.83e12, 3.5e12, 249e12)

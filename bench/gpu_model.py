@@ -1,0 +1,222 @@
+"""Stage `model`: training steps of Llama-shaped layers and of a whole random-weight model, ours beside full, LoRA and SHiRA.
+
+Every way trains as many parameters as LoRA of rank 32 (`full` all of them), on the same input, in bf16. On the whole model each
+runs in a process of its own, so that one that fails costs its own row only. Peak memory is of a step, weights and optimiser
+state included.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import warnings
+from unittest import mock
+
+import torch
+from torch import nn
+
+import sparse_ft as sft
+from bench.cases import selection
+from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
+from bench.gpu_timing import captured, compare, peak_bytes
+from bench.machine import ROOT
+
+RANK, TINY_RANK = 32, 4
+OURS = ("columns", "rows", "blocks", "entries")
+LORA, OTHERS = "LoRA r32", ("SHiRA r32", "full")
+WAYS = (LORA, "columns", "columns lean", "columns in backward", "columns graph", "rows", "blocks", "entries", *OTHERS)
+AT_MOST_LORA = ("columns", "rows", "blocks")
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _llama(hidden, ffn, layers, heads, kv_heads, vocabulary):
+    return dict(
+        hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=hidden // heads, vocab_size=vocabulary, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+WHOLE = "Llama-3.2-3B"
+# {name: (shape, batch, tokens)}; a small vocabulary leaves a layer and nothing else to speak of
+MODELS = {
+    "tiny": (_llama(64, 128, 2, 2, 1, 32), 2, 16),
+    "Llama-1B layer": (_llama(2048, 8192, 1, 32, 8, 256), 4, 1024),
+    "Llama-3B layer": (_llama(3072, 8192, 1, 24, 8, 256), 4, 1024),
+    "Llama-8B layer": (_llama(4096, 14336, 1, 32, 8, 256), 4, 1024),
+    WHOLE: (_llama(3072, 8192, 28, 24, 8, 128256), 4, 768),
+}
+
+
+class Missing(Exception):
+    """What a way needs is not installed; the message names it."""
+
+
+def base(name, device):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**MODELS[name][0], attn_implementation="sdpa", use_cache=False)
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+
+
+def unmasked():
+    """Batches here are not padded; to find that out transformers waits for the GPU, and in a graph builds a mask instead."""
+    return mock.patch("transformers.models.llama.modeling_llama.create_causal_mask", lambda **_: None)
+
+
+def rank(model):
+    return RANK if model.config.hidden_size >= 1024 else TINY_RANK
+
+
+def plan(model, kind):
+    """A selection of each target that has as many entries as LoRA has parameters there."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in TARGETS:
+            rows, columns = module.weight.shape
+            density = rank(model) * (rows + columns) / (rows * columns)
+            chosen = selection(kind, (rows, columns), density, block=min(64, columns // 4))
+            found[f"{name}.weight"] = chosen.to(module.weight.device)
+    return found
+
+
+def prepare(way, model):
+    """(model, optimiser): the model trains in this way."""
+    kind, _, how = way.partition(" ")
+    if kind in OURS:
+        sft.convert(model, plan(model, kind))
+        if how == "lean":
+            sft.lean(model, loss=True)
+        return model, sft.SelectiveAdamW(model.parameters(), lr=1e-5, in_backward=how == "in backward")
+    if way == "full":
+        model.requires_grad_(True)
+    else:
+        model = _adapters(way, model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return model, torch.optim.AdamW(trained, lr=1e-5, fused=True)
+
+
+def _adapters(way, model):
+    try:
+        import peft
+    except ImportError as why:
+        raise Missing(f"peft: {why}") from None
+    r = rank(model)
+    if way == LORA:
+        config = peft.LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, target_modules=TARGETS)
+    elif hasattr(peft, "ShiraConfig"):
+        config = peft.ShiraConfig(r=r, target_modules=TARGETS)
+    else:
+        raise Missing(f"peft {peft.__version__} has no ShiraConfig")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # in the weight's dtype: the faster choice
+
+
+def run(name, way, device, seconds):
+    """{value, p20, p80 in ms, rounds, gib, loss, trained} of a training step; the loss is that of the last one."""
+    gc.collect()  # what ran here before
+    with unmasked():
+        return _run(name, way, device, seconds)
+
+
+def _run(name, way, device, seconds):
+    (_, batch, tokens), before = MODELS[name], _allocated(device)
+    model, optimizer = prepare(way, base(name, device))
+    labels = torch.randint(model.config.vocab_size, (batch, tokens), device=device)
+    latest = torch.zeros((), device=device)
+
+    def step():
+        loss = model(input_ids=labels, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        latest.copy_(loss.detach())
+
+    for _ in range(2):
+        step()
+    held = _allocated(device) - before
+    peak = peak_bytes(step, device) + held
+    call = captured(step, device) if way.endswith("graph") else step
+    times = compare({way: call}, device, seconds, warm_up=1, least=3, most=50)[way]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    figures = dict(value=1e3 * times.p50, p20=1e3 * times.p20, p80=1e3 * times.p80, rounds=times.rounds)
+    return {**figures, "gib": peak / 2**30, "loss": latest.item(), "trained": trained}
+
+
+def _allocated(device):
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def apart(name, way, device, seconds, limit):
+    """`run` in a process of its own, whose last line of output is the result."""
+    words = ["--one", name, way, "--device", str(device), "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "bench.gpu_model", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1][:300])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    if "missing" in found:
+        raise Missing(found["missing"])
+    return found
+
+
+def measure(name, way, results, how, lora=None):
+    """What `how` found, or None; a row is written in any case. lora: what LoRA took, which ours should not exceed."""
+    try:
+        found = how(name, way)
+    except Missing as why:
+        results.add("model", name, way, SKIPPED, note=str(why))
+        return None
+    except Exception as problem:  # noqa: BLE001 - the other ways go on
+        status = SHORT if way.endswith("graph") else RED  # a step that cannot be captured trains all the same
+        results.add("model", name, way, status, note=f"{type(problem).__name__}: {problem}".splitlines()[0][:300])
+        return None
+    status = OK
+    note = f"{found['gib']:.2f} GiB, {found['trained'] / 1e6:.2f} M train, loss {found['loss']:.4f}"
+    if lora is not None:
+        more_memory = found["gib"] / lora["gib"]
+        note = f"{found['value'] / lora['value']:.2f} x LoRA's time, {more_memory:.2f} x its memory; {note}"
+        if way.partition(" ")[0] in AT_MOST_LORA and max(found["value"] / lora["value"], more_memory) > 1:
+            status = SHORT
+    if not abs(found["loss"]) < float("inf"):
+        status = RED
+    timed = {k: found[k] for k in ("value", "p20", "p80", "rounds")}
+    results.add("model", name, way, status, unit="ms", note=note, **timed)
+    return found
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda", type=torch.device)
+    parser.add_argument("--size", default="full", choices=("tiny", "full"))
+    parser.add_argument("--seconds", default=2.0, type=float, help="for each way")
+    parser.add_argument("--limit", default=90.0, type=float, help="seconds after which a way is given up")
+    parser.add_argument("--only", default="", help="ways whose name has this in it")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help="run this one here and print its result as JSON")
+    given = parser.parse_args(arguments)
+    if given.one:
+        try:
+            print(json.dumps(run(*given.one, given.device, given.seconds)))
+        except Missing as why:
+            print(json.dumps({"missing": str(why)}))
+        return 0
+    results, tiny = Results(device=str(given.device), torch=torch.__version__), given.size == "tiny"
+    for name in ["tiny"] if tiny else [WHOLE, *(n for n in MODELS if n.endswith("layer"))]:
+
+        def how(name, way):
+            if name == WHOLE:
+                return apart(name, way, given.device, given.seconds, given.limit)
+            return run(name, way, given.device, given.seconds)
+
+        lora = None
+        for way in (way for way in WAYS if given.only in way):
+            found = measure(name, way, results, how, lora)
+            lora = found if way == LORA and given.device.type == "cuda" else lora
+    return int(results.red)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

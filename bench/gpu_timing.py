@@ -1,0 +1,102 @@
+"""Time and memory of calls on a device: events on a GPU, the clock of the host elsewhere, so that all of it runs on a CPU."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bench import memory
+from bench.harness import order_of
+
+FLUSH = 1 << 30  # bytes written before each sample: many times the cache, and longer than Python takes to launch what follows
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call."""
+
+    p20: float
+    p50: float
+    p80: float
+    rounds: int
+
+
+def synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Events:
+    """One sample between two events; the cache is cold and the launch queue full when it starts."""
+
+    def __init__(self, device):
+        self.scratch = torch.empty(FLUSH, dtype=torch.uint8, device=device)
+
+    def __call__(self, call):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.scratch.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+def _wall(call):
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def compare(variants, device, seconds, warm_up=3, least=5, most=200):
+    """{name: Times} of {name: callable}, in turns, for about `seconds` in all."""
+    sample = _Events(device) if device.type == "cuda" else _wall
+    for call in variants.values():
+        for _ in range(warm_up):
+            call()
+    synchronise(device)
+    names, found, end = list(variants), {name: [] for name in variants}, time.perf_counter() + seconds
+    for number in range(most):
+        if number >= least and time.perf_counter() > end:
+            break
+        for name in order_of(names, number):
+            found[name].append(sample(variants[name]))
+    return {name: quantiles(samples) for name, samples in found.items()}
+
+
+def quantiles(samples):
+    if len(samples) < 2:
+        return Times(*samples * 3, 1)
+    cuts = statistics.quantiles(samples, n=10, method="inclusive")
+    return Times(cuts[1], statistics.median(samples), cuts[7], len(samples))
+
+
+def peak_bytes(call, device):
+    """The most bytes alive at one time in `call()` beyond those alive before it."""
+    if device.type != "cuda":
+        return memory.allocator_peak(call)[0]
+    synchronise(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    synchronise(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def captured(call, device, times=1):
+    """A replay of `times` calls from one CUDA graph; off a GPU just the calls."""
+    if device.type != "cuda":
+        return lambda: [call() for _ in range(times)]
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            call()
+    return graph.replay

@@ -1,0 +1,269 @@
+"""bench/gpu.sh and its parts where there is no GPU: it says what it leaves out, and the Python runs at tiny sizes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu_cases, gpu_checks, gpu_floors, gpu_ops, gpu_pybind11, gpu_results, gpu_roofline, gpu_timing
+from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["build", "test", "sanitize", "ops", "model"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS", str(tmp_path))
+    monkeypatch.setenv("RUN", "this")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def script(folder, *stages, **environment):
+    given = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHON": sys.executable,
+        "RESULTS": str(folder),
+        "PYTHONPATH": str(ROOT),
+        **environment,
+    }
+    words = ["bash", str(ROOT / "bench" / "gpu.sh"), *stages]
+    done = subprocess.run(words, env={**os.environ, **given}, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+def found(folder, stage):
+    return [row for row in gpu_results.read(folder) if row.stage == stage]
+
+
+# The script.
+
+
+def test_a_dry_run_skips_every_stage_and_says_so(folder):
+    status, said = script(folder)
+    assert status == 0
+    assert [row.stage for row in gpu_results.read(folder)] == STAGES
+    assert said.count("no GPU that torch can use") == len(STAGES)
+
+
+def test_an_interpreter_without_torch_is_a_clear_line(folder):
+    bare = folder / "python"
+    bare.write_text(f'#!/bin/sh\n[ "$1" = -m ] && exec {sys.executable} "$@"\nexit 1\n')
+    bare.chmod(0o755)
+    status, said = script(folder, "ops", PYTHON=str(bare))
+    assert status == 0 and f"{bare} has no torch" in said
+
+
+def test_an_unknown_stage_is_refused(folder):
+    status, said = script(folder, "opps")
+    assert status == 2 and "no stage opps" in said
+
+
+def test_a_missing_checker_is_a_line_and_not_a_stop(folder):
+    status, said = script(folder, "sanitize", DEVICE="cpu", PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    assert status == 0 and "compute-sanitizer is not installed" in said and "1 skipped" in said
+
+
+def test_a_stage_past_its_budget_is_red_and_its_log_is_there(folder):
+    status, said = script(folder, "ops", DEVICE="cpu", BUDGET_OPS="0.2")
+    assert status == 1 and "ran past its 0.2 s" in said and (folder / "ops.log").exists()
+
+
+# Results.
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_known(folder, capsys):
+    results = Results(device="cpu")
+    results.add("ops", "a case", "ours", value=12.5, floor=10.0, fraction=0.8)
+    with (folder / "results.csv").open() as file:
+        assert [(row["case"], row["value"], row["run"]) for row in csv.DictReader(file)] == [("a case", "12.5", "this")]
+    assert json.loads((folder / "results.jsonl").read_text())["device"] == "cpu"
+    assert "12.5 us  80 % of its roofline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "code"), [(OK, 0), (SHORT, 0), (SKIPPED, 0), (RED, 1)])
+def test_only_red_fails_and_only_of_this_run(folder, monkeypatch, status, code, capsys):
+    results = Results()
+    results.add("ops", "a", "ours")
+    results.add("ops", "a", "library", note="left out of the table")
+    results.add("ops", "b", "library", status, note="why")
+    assert results.red == (status == RED)
+    assert gpu_results.main(["table"]) == code
+    said = capsys.readouterr().out.split("== ")[1]
+    assert "left out" not in said and ("why" in said) == (status != OK)
+    monkeypatch.setenv("RUN", "next")
+    assert gpu_results.main(["table"]) == 0
+
+
+# Cases, checks, timing.
+
+
+def test_ops_at_tiny_sizes(folder):
+    assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001"]) == 0
+    rows = found(folder, "ops")
+    assert {row.case for row in rows if row.variant == "ours"} == {case.name for case in gpu_cases.cases("tiny")}
+    assert {row.case for row in rows if not row.variant} == {"ceiling copy", "ceiling l2", "ceiling gemm"}
+    assert all(row.value > 0 for row in rows)
+
+
+def test_a_wrong_result_is_red_and_has_no_time(folder, monkeypatch):
+    real = gpu_cases.ops.selected_wgrad
+    monkeypatch.setattr(gpu_cases.ops, "selected_wgrad", lambda *a, **k: real(*a, **k) * 1.1)
+    assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "wgrad rows"]) == 1
+    (row,) = (row for row in found(folder, "ops") if row.variant)
+    assert row.status == RED and row.value is None and "relative error 1.0" in row.note
+
+
+def test_an_error_costs_its_own_case_only(folder, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu_cases.ops, "gather_selected", broken)
+    assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "selected rows"]) == 1
+    assert [row.status for row in found(folder, "ops") if row.variant == "ours"] == [RED, OK]
+
+
+def test_repeats_are_alike(folder):
+    assert gpu_checks.main(["--device", "cpu", "--repeats", "2"]) == 0
+    assert len(found(folder, "test")) == len(gpu_cases.cases("tiny"))
+
+
+@pytest.mark.parametrize("how", ["differs", "unwritten"])
+def test_repeats_that_differ_are_red(folder, monkeypatch, how):
+    """What a race does, and what is left in memory that was not written: NaN, whose payload would hide from ==."""
+    results = iter(torch.arange(100.0))
+
+    def racing(*_, **__):
+        return next(results).expand(4).clone() if how == "differs" else torch.full((4,), float("nan")) + next(results)
+
+    monkeypatch.setattr(gpu_cases.ops, "rms_norm_backward", racing)
+    monkeypatch.setattr(gpu_checks, "cases", lambda size: [c for c in gpu_cases.cases(size) if c.name == "rms_norm_backward"])
+    assert gpu_checks.main(["--device", "cpu", "--repeats", "3"]) == (1 if how == "differs" else 0)
+    if how == "unwritten":  # the same NaN each time: the comparison with the reference sees it
+        assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "rms_norm_backward"]) == 1
+
+
+def test_times_are_quantiles_of_all_rounds():
+    calls = []
+    times = gpu_timing.compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 0.0, least=4)
+    assert times["a"].rounds == 4 and calls.count("a") == calls.count("b") == 4 + 3
+    assert gpu_timing.quantiles([3.0, 1.0, 2.0]) == gpu_timing.Times(pytest.approx(1.4), 2.0, pytest.approx(2.6), 3)
+
+
+@pytest.mark.parametrize("what", ["race", "overrun"])
+def test_what_is_planted_compiles(what):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from bench import gpu_planted
+
+    kernel = getattr(gpu_planted, what)
+    signature = {"out_ptr": "*fp32", "count": "i32", "BLOCK": "constexpr"}
+    signature = {name: kind for name, kind in signature.items() if name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs={"BLOCK": 256})
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+
+# The model stage.
+
+
+def test_ways_to_train_at_a_tiny_size(folder, monkeypatch):
+    pytest.importorskip("transformers")
+    from bench import gpu_model
+
+    ways = (gpu_model.LORA, "columns lean", "columns in backward", "blocks", "SHiRA r32")
+    assert set(ways) <= set(gpu_model.WAYS)
+    monkeypatch.setattr(gpu_model, "WAYS", ways)
+    assert gpu_model.main(["--device", "cpu", "--size", "tiny", "--seconds", "0"]) == 0
+    rows = {row.variant: row for row in found(folder, "model")}
+    assert set(rows) == set(gpu_model.WAYS)
+    assert all(row.status in (OK, SKIPPED) for row in rows.values())
+    trained = [float(row.note.split(" M train")[0].split()[-1]) for row in rows.values() if row.value]
+    assert max(trained) <= 1.3 * min(trained)
+
+
+def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):
+    from bench import gpu_model
+
+    def how(name, way):
+        raise gpu_model.Missing("peft: not here") if way == "LoRA r32" else RuntimeError("cannot\ncapture")
+
+    results = Results()
+    for way in ("LoRA r32", "columns", "columns graph"):
+        assert gpu_model.measure("tiny", way, results, how) is None
+    assert [row.status for row in found(folder, "model")] == [SKIPPED, RED, SHORT]
+    slow = dict(value=2.0, p20=2.0, p80=2.0, rounds=1, gib=1.0, loss=3.0, trained=5)
+    for way in ("columns", "entries"):
+        gpu_model.measure("tiny", way, results, lambda *_: slow, {**slow, "value": 1.0})
+    assert [row.status for row in found(folder, "model")[3:]] == [SHORT, OK]
+
+
+# The floors and their page.
+
+
+def test_floors_of_the_notes():
+    """Bytes an entry of a step at random densities, and the dense product, worked out by hand."""
+    for density, bytes_each in {0.01: 61.7, 0.05: 54.4, 0.1: 48.3, 0.25: 39.9}.items():
+        assert gpu_floors.adamw("entries", 1, density)[0].dram == pytest.approx(bytes_each, abs=0.05)
+    dense = gpu_floors.dense_wgrad(8192, (4096, 4096))
+    assert gpu_floors.floor(dense, gpu_floors.H200) == pytest.approx(348e-6, rel=0.01)
+    (alone,) = gpu_floors.single_blocks_wgrad(8192, (4096, 4096), 0.25)
+    (grouped,) = gpu_floors.blocks_wgrad(8192, (4096, 4096), 0.25)
+    assert alone.flop / alone.l2 == pytest.approx(32) and grouped.flop / grouped.l2 == pytest.approx(51.2)
+
+
+def test_the_page_is_what_the_floors_say():
+    assert gpu_roofline.PAGE.read_text() == gpu_roofline.document(), "python -m bench.gpu_roofline writes it anew"
+
+
+def test_measurements_come_into_the_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESULTS", str(tmp_path))
+    Results().add("ops", gpu_floors.name("selected_wgrad", "rows", 0.05), "ours", fraction=0.83)
+    monkeypatch.setattr(gpu_roofline, "MEASURED", tmp_path / "results.csv")
+    assert "|             83 % |" in gpu_roofline.document()
+
+
+def test_a_crossover_is_where_floors_meet():
+    def of(bytes_each):
+        return lambda density: [gpu_floors.Phase(dram=1 + bytes_each * density)]
+
+    def flat(density):
+        return [gpu_floors.Phase(dram=11)]
+
+    assert gpu_floors.crossover(of(100), flat, gpu_floors.H200) == pytest.approx(0.1, rel=1e-6)
+    assert gpu_floors.crossover(of(1), flat, gpu_floors.H200) is None
+
+
+def test_pybind11_from_the_headers_of_torch(tmp_path):
+    """What setup.py asks of pybind11, and what CMakeLists.txt does: a module that imports."""
+    package = gpu_pybind11.write(tmp_path)
+    (tmp_path / "m.cpp").write_text('#include <pybind11/pybind11.h>\nPYBIND11_MODULE(m, m) { m.attr("one") = 1; }\n')
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(m LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD 17)\n"
+        "find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)\nfind_package(pybind11 CONFIG REQUIRED)\n"
+        "pybind11_add_module(m MODULE NO_EXTRAS m.cpp)\n"
+    )
+    asked = [sys.executable, "-c", "import pybind11; print(pybind11.get_cmake_dir())"]
+    where = subprocess.run(
+        asked, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    ).stdout.strip()
+    assert where == str(package)
+    build = tmp_path / "build"
+    options = [f"-Dpybind11_DIR={where}", f"-DPython_EXECUTABLE={sys.executable}"]
+    for command in (["cmake", "-S", str(tmp_path), "-B", str(build), *options], ["cmake", "--build", str(build)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", "import m; print(m.one)"], cwd=build, capture_output=True, text=True)
+    assert done.stdout == "1\n"
