@@ -1,7 +1,12 @@
-"""Poisoned memory for every kernel test, and one summary line for the tests that run in a process of their own."""
+"""Poisoned memory for every kernel test, recorded launches, and a summary line for tests in a process of their own."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parent))  # `import compiled`, which importlib mode would not find
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +17,21 @@ def poison():
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """record(module, kernel name) -> the launches that follow."""
+    from compiled import Recorder
+
+    def replace(module, name):
+        kernel = getattr(module, name)
+        recorder = Recorder(kernel.kernel if isinstance(kernel, Recorder) else kernel)
+        monkeypatch.setattr(module, name, recorder)
+        monkeypatch.setattr(module, "check_tensors", lambda **_: None, raising=False)
+        return recorder.launches
+
+    return replace
 
 
 def pytest_terminal_summary(terminalreporter):

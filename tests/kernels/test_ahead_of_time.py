@@ -3,11 +3,7 @@
 A launcher is called with its kernel replaced by a recorder, so that what is compiled is what it would launch.
 """
 
-import collections
 import os
-import pathlib
-import re
-import subprocess
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("ahead-of-time compilation fails under TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton.language as tl  # noqa: E402
+from compiled import CAPABILITIES, check_resources, compile_launch, count, specialise  # noqa: E402
 from sparse_ft.kernels import (  # noqa: E402
     activation,
     gated_product,
@@ -25,17 +22,8 @@ from sparse_ft.kernels import (  # noqa: E402
     positive_bits,
     rms_norm,
     scatter_selected,
-    selected_wgrad,
 )
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-CAPABILITIES = [80, 90, 100]
-MMA = {80: "HMMA.16816", 90: "HGMMA.", 100: "UTCHMMA"}  # 16-bit operands
-SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes a block
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16"}
-POINTERS |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 ARCHITECTURES = pytest.mark.parametrize("capability", CAPABILITIES)
 SIDE = 1024
@@ -43,84 +31,9 @@ LAYOUTS = {
     "rows": ("rows", torch.arange(64), 1, 1),
     "columns": ("columns", torch.arange(64), 1, 1),
     "blocks": ("blocks", torch.zeros(3, 2, dtype=torch.int32), 16, 16),
-    "blocks32": ("blocks", torch.zeros(3, 2, dtype=torch.int32), 32, 32),
-    "blocks64": ("blocks", torch.zeros(3, 2, dtype=torch.int32), 64, 64),
     "entries": ("entries", torch.arange(1000), 1, 1),
 }
 FOUR = pytest.mark.parametrize("layout", ["rows", "columns", "blocks", "entries"])
-
-
-class Recorder:
-    """Stands in for a kernel and keeps its launches."""
-
-    def __init__(self, kernel):
-        self.kernel, self.launches = kernel, []
-
-    def __getitem__(self, grid):
-        return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
-
-
-@pytest.fixture
-def record(monkeypatch):
-    """record(module, kernel name) -> the launches that follow."""
-
-    def replace(module, name):
-        kernel = getattr(module, name)
-        recorder = Recorder(kernel.kernel if isinstance(kernel, Recorder) else kernel)
-        monkeypatch.setattr(module, name, recorder)
-        monkeypatch.setattr(module, "check_tensors", lambda **_: None)
-        return recorder.launches
-
-    return replace
-
-
-def specialise(kernel, args, kwargs):
-    """Signature, constants, attributes and options, as triton's launcher derives them from the arguments."""
-    given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
-    signature, constants, attributes = {}, {}, {}
-    for i, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
-        value = given.pop(name)
-        number = isinstance(value, int) and not parameter.is_constexpr
-        if torch.is_tensor(value):
-            signature[name] = POINTERS[value.dtype]
-        elif number and value != 1:
-            signature[name] = "i32" if value < 2**31 else "i64"
-        else:
-            signature[name], constants[name] = "constexpr", value
-        if (torch.is_tensor(value) and value.data_ptr() % 16 == 0) or (number and value != 1 and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    return dict(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), given
-
-
-def compile_launch(launch, capability, folder):
-    source, options = specialise(*launch)
-    compiled = triton.compile(ASTSource(**source), target=GPUTarget("cuda", capability, 32), options=options)
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    dump = subprocess.run([CUOBJDUMP, "-res-usage", "-sass", cubin], check=True, capture_output=True, text=True).stdout
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump).groups())
-    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", dump)
-    resources = dict(registers=registers, stack=stack, local=local, shared=compiled.metadata.shared)
-    return {**resources, "ops": collections.Counter(found)}
-
-
-def count(result, *prefixes):
-    return sum(n for op, n in result["ops"].items() if op.startswith(prefixes))
-
-
-def check_resources(result, capability):
-    spilled = result["stack"], result["local"], count(result, "STL", "LDL")
-    assert spilled == (0, 0, 0), f"stack, local memory and local instructions: {spilled}"
-    assert result["shared"] <= SHARED_LIMIT[capability], f"{result['shared']} bytes of shared memory"
-
-
-def check_tensor_cores(result, instruction):
-    assert count(result, instruction), f"no {instruction}"
-
-
-def check_wide_copies(result):
-    narrow = count(result, "LDGSTS") - count(result, "LDGSTS.E.BYPASS.128")
-    assert count(result, "LDGSTS.E.BYPASS.128") and not narrow, f"{narrow} copies to shared memory below 16 bytes"
 
 
 @FOUR
@@ -145,51 +58,6 @@ def test_scatter(layout, dtype, capability, record, tmp_path):
         scatter_selected.swap_selected_triton_(matrix, values.to(dtype), *LAYOUTS[layout])
     for launch in launches:
         check_resources(compile_launch(launch, capability, tmp_path), capability)
-
-
-def wgrad_launch(record, layout, dtype, compact=False):
-    name = "_selected_wgrad_entries_kernel" if layout == "entries" else "_selected_wgrad_tile_kernel"
-    launches = record(selected_wgrad, name)
-    input = torch.empty(32, 64 if compact else SIDE, dtype=dtype)
-    selected_wgrad.selected_wgrad_triton(torch.empty(32, SIDE, dtype=dtype), input, *LAYOUTS[layout])
-    return launches[0]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@DTYPES
-@ARCHITECTURES
-def test_wgrad(layout, dtype, capability, record, tmp_path):
-    """rows and columns gather one operand element by element: its copies are as narrow as an element, by nature."""
-    result = compile_launch(wgrad_launch(record, layout, dtype), capability, tmp_path)
-    check_resources(result, capability)
-    if dtype == torch.bfloat16 and layout != "entries":
-        small = layout in ("blocks", "blocks32")  # below 64 rows wgmma and tcgen05 have no shape
-        check_tensor_cores(result, MMA[80] if small else MMA[capability])
-    if layout.startswith("blocks") and dtype == torch.bfloat16:
-        check_wide_copies(result)
-
-
-@ARCHITECTURES
-def test_wgrad_of_compact_columns_reads_wide(capability, record, tmp_path):
-    result = compile_launch(wgrad_launch(record, "columns", torch.bfloat16, compact=True), capability, tmp_path)
-    check_resources(result, capability)
-    check_tensor_cores(result, MMA[capability])
-    check_wide_copies(result)
-
-
-@DTYPES
-@ARCHITECTURES
-def test_wgrad_of_odd_sizes_does_not_spill(dtype, capability, record, tmp_path):
-    """Nothing is aligned here, so that every element has an address of its own."""
-    launches = record(selected_wgrad, "_selected_wgrad_tile_kernel")
-    operand, values = torch.empty(32, 1023, dtype=dtype), torch.empty(1023, 63)
-    selected_wgrad.selected_wgrad_triton_(values, operand, operand, "columns", torch.arange(63), 1, 1)
-    check_resources(compile_launch(launches[0], capability, tmp_path), capability)
-
-
-@pytest.mark.parametrize("layout", ["blocks32", "entries"])
-def test_wgrad_in_float64(layout, record, tmp_path):
-    check_resources(compile_launch(wgrad_launch(record, layout, torch.float64), 90, tmp_path), 90)
 
 
 def adamw_launches(record, layout, dtype, count=8, offset=0):
@@ -291,11 +159,9 @@ def test_sizes_of_one_compile(record, tmp_path):
     one, index = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
     launches = [record(gather_selected, "_gather_selected_kernel")]
     launches += [record(scatter_selected, "_scatter_selected_kernel")]
-    launches += [record(selected_wgrad, f"_selected_wgrad_{name}_kernel") for name in ("tile", "entries")]
     for kind, i, values in (("blocks", torch.zeros(1, 2, dtype=torch.int64), one[None]), ("entries", index, one[0])):
         gather_selected.gather_selected_triton(one, kind, i, 1, 1)
         scatter_selected.scatter_selected_triton_(one, values, kind, i, 1, 1)
-        selected_wgrad.selected_wgrad_triton(one, one, kind, i, 1, 1)
     launches.append(adamw_launches(record, "plain", torch.float32, count=1)[1:2])
     for launch in sum(launches, []):
         compile_launch(launch, 90, tmp_path)
@@ -317,17 +183,8 @@ def _hoard_kernel(x_ptr, BLOCK: tl.constexpr):
     tl.store(x_ptr + tl.arange(0, BLOCK), x * tl.sum(x))  # all of x stays alive across the sum
 
 
-def test_each_check_can_fail(record, tmp_path, monkeypatch):
+def test_a_spill_is_seen(tmp_path):
     options = dict(BLOCK=65536, num_warps=4, enable_fp_fusion=True)
     spilling = compile_launch((_hoard_kernel, (torch.empty(65536),), options), 80, tmp_path)
     with pytest.raises(AssertionError, match="local instructions"):
         check_resources(spilling, 80)
-    greedy = compile_launch(wgrad_launch(record, "blocks64", torch.bfloat16), 80, tmp_path)
-    monkeypatch.setitem(SHARED_LIMIT, 80, greedy["shared"] - 1)
-    with pytest.raises(AssertionError, match="bytes of shared memory"):
-        check_resources(greedy, 80)
-    scalar = compile_launch(wgrad_launch(record, "rows", torch.float32), 90, tmp_path)
-    with pytest.raises(AssertionError, match="no HGMMA"):
-        check_tensor_cores(scalar, MMA[90])
-    with pytest.raises(AssertionError, match="copies to shared memory"):
-        check_wide_copies(scalar)

@@ -1,0 +1,186 @@
+"""selected_wgrad of blocks, 16-bit operands: one program multiplies a panel by the features that its blocks gather.
+
+A program a block of 64 x 64 does 32 FLOP for each byte it loads; a panel of 64 against 256 gathered columns does 51, and
+wgmma reads both from shared memory as they lie in memory, token by token. Blocks whose sides, and operands whose features
+are no multiples of 16 are copied two bytes at a time. Blocks below 64 stand on the 256 side of the instruction as well:
+the gathered columns are its rows then, so that 16 and 32 fill it without padding.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .layout import INTERPRETED, on_device, round_to
+from .selected_wgrad_tables import PANEL, panels
+
+PROGRAMS = 264  # from which on tokens are not split: two for each of the 132 processors of an H200, on every GPU
+CHUNK = 512  # tokens that a program takes at least: below it the partial sums cost more than they spread
+
+
+@triton.jit
+def _panel_kernel(
+    p_ptr,  # [tokens, features_p], the operand whose panel a program takes
+    q_ptr,  # [tokens, features_q], the operand whose features it gathers
+    order_ptr,  # [n]
+    others_ptr,  # [n]
+    tiles_ptr,  # [tiles, 4]
+    out_ptr,  # [splits, n, SIZE_P * SIZE_Q]
+    tokens,
+    chunk,  # tokens of a split
+    numel,  # of one split's values
+    features_p,
+    features_q,
+    stride_pt,
+    stride_qt,
+    stride_op,
+    stride_oq,
+    SIZE_P: tl.constexpr,  # of a block
+    SIZE_Q: tl.constexpr,
+    SUBS: tl.constexpr,  # programs across a panel
+    VECTOR_P: tl.constexpr,  # features that one copy may take
+    VECTOR_Q: tl.constexpr,
+    RUN: tl.constexpr,  # gathered features that are surely of one block
+    DOT: tl.constexpr,
+    OFFSET: tl.constexpr,  # of the values: 32 bits where that is enough, for addresses fill the registers
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    tile_ptr = tiles_ptr + 4 * (tl.program_id(0) // SUBS)
+    panel, first, count, start = tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
+    in_p = tl.program_id(0) % SUBS * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = panel * SIZE_P + in_p
+    at_q = start + tl.arange(0, BLOCK_Q)
+    nth = at_q // SIZE_Q
+    in_q = at_q % SIZE_Q
+    exists_p, exists_q = in_p < SIZE_P, nth < count
+    nth = first + tl.where(exists_q, nth, 0)
+    q = tl.load(others_ptr + nth) * SIZE_Q + in_q
+    inside_p, inside_q = exists_p & (p < features_p), exists_q & (q < features_q)
+    # A feature outside reads the first one instead, and its sums are dropped: masks would narrow the copies.
+    p = tl.max_contiguous(tl.multiple_of(tl.where(inside_p, p, 0), VECTOR_P), VECTOR_P)
+    q = tl.max_contiguous(tl.multiple_of(tl.where(inside_q, q, 0), VECTOR_Q), VECTOR_Q)
+
+    offs_t = tl.arange(0, BLOCK_T)
+    begin = tl.program_id(1) * chunk
+    end = tl.minimum(begin + chunk, tokens)
+    t = (begin + offs_t).to(tl.int64)
+    # The operand on the left is loaded transposed; a tl.trans of its tile would keep sm_80 from copying it asynchronously.
+    PANEL_LEFT: tl.constexpr = BLOCK_P >= 64
+    if PANEL_LEFT:
+        p_ptrs = p_ptr + (t[None, :] * stride_pt + p[:, None])
+        q_ptrs = q_ptr + (t[:, None] * stride_qt + q[None, :])
+        acc = tl.zeros((BLOCK_P, BLOCK_Q), tl.float32)
+    else:
+        p_ptrs = p_ptr + (t[:, None] * stride_pt + p[None, :])
+        q_ptrs = q_ptr + (t[None, :] * stride_qt + q[:, None])
+        acc = tl.zeros((BLOCK_Q, BLOCK_P), tl.float32)
+    step = tl.full((), BLOCK_T, tl.int64)
+    for at in range(begin, end, BLOCK_T):
+        left = end - at
+        if PANEL_LEFT:
+            p_tile = tl.load(p_ptrs, mask=(offs_t < left)[None, :], other=0.0).to(DOT)
+            q_tile = tl.load(q_ptrs, mask=(offs_t < left)[:, None], other=0.0).to(DOT)
+            acc = tl.dot(p_tile, q_tile, acc, input_precision="ieee")
+        else:
+            p_tile = tl.load(p_ptrs, mask=(offs_t < left)[:, None], other=0.0).to(DOT)
+            q_tile = tl.load(q_ptrs, mask=(offs_t < left)[None, :], other=0.0).to(DOT)
+            acc = tl.dot(q_tile, p_tile, acc, input_precision="ieee")
+        p_ptrs += step * stride_pt
+        q_ptrs += step * stride_qt
+
+    # Where a run of RUN columns goes is computed once for all of them: one address a column would fill the registers.
+    run = start + tl.arange(0, BLOCK_Q // RUN) * RUN
+    nth, in_q = run // SIZE_Q, run % SIZE_Q
+    exists_q = nth < count
+    nth = first + tl.where(exists_q, nth, 0)
+    q = tl.load(others_ptr + nth) * SIZE_Q + in_q
+    offs_q = tl.load(order_ptr + nth).to(OFFSET) * (SIZE_P * SIZE_Q) + in_q * stride_oq
+    offs_p = in_p * stride_op
+    lane = tl.arange(0, RUN)
+    out_ptr += tl.program_id(1).to(tl.int64) * numel
+    if PANEL_LEFT:
+        acc = tl.reshape(acc, (BLOCK_P, BLOCK_Q // RUN, RUN))
+        o_ptrs = out_ptr + (offs_p[:, None, None] + offs_q[None, :, None] + lane[None, None, :] * stride_oq)
+        mask = exists_p[:, None, None] & exists_q[None, :, None]
+        inside = (panel * SIZE_P + in_p < features_p)[:, None, None] & (q[None, :, None] + lane[None, None, :] < features_q)
+    else:
+        acc = tl.reshape(acc, (BLOCK_Q // RUN, RUN, BLOCK_P))
+        o_ptrs = out_ptr + (offs_q[:, None, None] + lane[None, :, None] * stride_oq + offs_p[None, None, :])
+        mask = exists_q[:, None, None] & exists_p[None, None, :]
+        inside = (q[:, None, None] + lane[None, :, None] < features_q) & (panel * SIZE_P + in_p < features_p)[None, None, :]
+    tl.store(o_ptrs, round_to(tl.where(inside, acc, 0.0), out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sum_splits_kernel(
+    partial_ptr,  # [splits, numel]
+    values_ptr,  # [numel]
+    splits,
+    numel,
+    ACCUMULATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < numel
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(splits):  # always in this order
+        acc += tl.load(partial_ptr + offs, mask=mask, other=0.0)
+        partial_ptr += numel
+    if ACCUMULATE:
+        acc += tl.load(values_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(values_ptr + offs, round_to(acc, values_ptr.dtype.element_ty), mask=mask)
+
+
+def chunk_of_tokens(tokens, num, block_h, block_w):
+    """Tokens that one program sums: by shape and density alone, so that every GPU sums in the same order."""
+    programs = triton.cdiv(num * block_h * block_w, 64 * 256)
+    splits = min(triton.cdiv(PROGRAMS, programs), tokens // CHUNK)
+    return triton.cdiv(tokens, max(1, splits) * 64) * 64
+
+
+def _vector(operand, size):
+    """Features that one copy of 16 bytes takes where every block starts on such a boundary, else 1."""
+    aligned = operand.data_ptr() % 16 == 0 and operand.stride(0) % 16 == 0
+    return 16 // operand.element_size() if aligned and operand.size(1) % 16 == 0 and size % 16 == 0 else 1
+
+
+def _tile(size, width, vector):
+    """Tile and pipeline, by arithmetic, not measured yet: 64 x 256 in 8 warps is one program a processor, by registers.
+
+    Two stages of its three are on their way, 80 KB, where L2 at 7 TB/s and 0.8 us of latency ask for 42 KB a processor.
+    Features copied one by one have an address each, and half the tokens to leave registers for them.
+    """
+    block_p = min(max(triton.next_power_of_2(size), 16), PANEL)
+    warps = 8 if block_p * width >= 64 * 256 else 4
+    return dict(BLOCK_P=block_p, BLOCK_Q=width, BLOCK_T=64 if vector > 1 else 32, num_warps=warps, num_stages=3)
+
+
+def wgrad_of_blocks(values, grad_output, input, index, block_h, block_w, accumulate):
+    """values [n, block_h, block_w] (+)= blocks of grad_output.T @ input; grad_output, input: row-major, of one dtype."""
+    table = panels(index, block_h, block_w)
+    sides = (grad_output, block_h, block_w), (input, block_w, 1)
+    (p, size_p, stride_op), (q, size_q, stride_oq) = sides[table.shared], sides[1 - table.shared]
+    vector_p, vector_q, tokens, numel = _vector(p, size_p), _vector(q, size_q), p.size(0), values.numel()
+    tile = _tile(size_p, table.width, min(vector_p, vector_q))
+    subs = triton.cdiv(size_p, tile["BLOCK_P"])
+    chunk = chunk_of_tokens(tokens, index.size(0), block_h, block_w)
+    splits = max(1, triton.cdiv(tokens, chunk)) if chunk else 1
+    direct = splits == 1 and not accumulate  # old values beside the sums and an address for each do not fit the registers
+    out = values if direct else values.new_empty(splits, numel, dtype=torch.float32)
+    dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(p.dtype, tl.float32)
+    if INTERPRETED.value and dot == tl.bfloat16:
+        dot = tl.float32  # the interpreter's tl.dot multiplies the raw bits of bfloat16
+    with on_device(values):
+        _panel_kernel[(table.tiles.size(0) * subs, splits)](
+            p, q, table.order, table.others, table.tiles, out, tokens, chunk, numel, p.size(1), q.size(1),
+            p.stride(0), q.stride(0), stride_op, stride_oq, SIZE_P=size_p, SIZE_Q=size_q, SUBS=subs,
+            VECTOR_P=vector_p, VECTOR_Q=vector_q, RUN=math.gcd(size_q, 16), DOT=dot,
+            OFFSET=tl.int32 if numel < 2**31 else tl.int64, enable_fp_fusion=True, **tile,
+        )  # fmt: skip
+        if not direct:
+            _sum_splits_kernel[(triton.cdiv(numel, 1024),)](
+                out, values, splits, numel, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True
+            )

@@ -1,0 +1,73 @@
+"""What the library's GEMM serves of selected_wgrad: rows and columns of any dtype, and blocks wider than 16 bits.
+
+Gather, then GEMM. A kernel that gathers inside its loads cannot win here: it saves the write and the read of the gathered
+features (13 MB of 80 MB at 10 % of 4096 columns and 8192 bf16 tokens, some 3 of 35 us) and one launch, and pays with
+copies of 2 bytes in place of 16 for every panel that it reads again. By arithmetic, not measured yet.
+"""
+
+import torch
+
+from .gather_selected import gather_selected_triton
+from .selected_wgrad_tables import panels
+
+WORKSPACE = 32 << 20  # bytes of features gathered at a time
+_WIDE_OUTPUT = hasattr(torch.ops.aten.mm, "dtype")  # mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
+
+
+def accumulator(*operands):
+    dtype = torch.float32
+    for operand in operands:
+        dtype = torch.promote_types(dtype, operand.dtype)
+    return dtype
+
+
+def product(grad_output, input):
+    """grad_output.T @ input, summed and returned in float32 (float64 for float64)."""
+    wide, short = accumulator(grad_output, input), grad_output.dtype == input.dtype and input.element_size() == 2
+    if short and input.is_cuda and _WIDE_OUTPUT and grad_output.numel() and input.numel():
+        return torch.mm(grad_output.t(), input, out_dtype=wide)
+    return grad_output.to(wide).t() @ input.to(wide)
+
+
+def wgrad_of_rows(grad_output, input, index):
+    """[R, columns]. A grad_output that holds R features is taken as gathered already, to be shared between calls."""
+    return product(_features(grad_output, index), input)
+
+
+def wgrad_of_columns(grad_output, input, index):
+    """[rows, C]. An input that holds C features is taken as gathered already, to be shared between calls."""
+    return product(grad_output, _features(input, index))
+
+
+def _features(operand, index):
+    if operand.size(1) == index.numel():
+        return operand
+    return gather_selected_triton(operand, "columns", index, 1, 1)
+
+
+def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumulate):
+    """values [n, block_h, block_w] (+)= one GEMM a panel: its features times those of its blocks, as many as fit."""
+    shared, order, others, groups, _, _ = panels(index, block_h, block_w)
+    operands, sizes = (grad_output, input), (block_h, block_w)
+    panel_of, gathered_of = operands[shared], operands[1 - shared]
+    size, width = sizes[shared], sizes[1 - shared]
+    a_block = max(1, input.size(0)) * width * gathered_of.element_size()
+    at_once = max(1, WORKSPACE // a_block)
+    for panel, first, count in groups:
+        features = panel_of[:, panel * size : (panel + 1) * size]
+        for start in range(first, first + count, at_once):
+            some = slice(start, min(start + at_once, first + count))
+            gathered, inside = _blocks_of(gathered_of, others[some], width)
+            blocks = values.new_zeros(len(inside), size, width, dtype=accumulator(grad_output, input))
+            taken = product(features, gathered).unflatten(1, (-1, width)).transpose(0, 1)
+            blocks[:, : features.size(1)] = taken.where(inside[:, None], 0)
+            blocks = blocks.transpose(1, 2) if shared else blocks
+            kept = order[some].long()
+            values[kept] = (values[kept] + blocks if accumulate else blocks).to(values.dtype)
+
+
+def _blocks_of(operand, blocks, width):
+    """The features of some blocks, [tokens, len(blocks) * width], and which are inside of the matrix."""
+    feature = blocks.long()[:, None] * width + torch.arange(width, device=blocks.device)
+    inside = feature < operand.size(1)
+    return gather_selected_triton(operand, "columns", feature.where(inside, 0).flatten(), 1, 1), inside

@@ -1,0 +1,78 @@
+"""Compiles what a launcher would launch, without a GPU, and reads the registers and instructions that come out."""
+
+import collections
+import pathlib
+import re
+import subprocess
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+CAPABILITIES = [80, 90, 100]
+MMA = {80: "HMMA.16816", 90: "HGMMA.", 100: "UTCHMMA"}  # 16-bit operands
+SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes a block
+POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
+
+
+class Recorder:
+    """Stands in for a kernel and keeps its launches."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, []
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
+
+
+def specialise(kernel, args, kwargs):
+    """Signature, constants, attributes and options, as triton's launcher derives them from the arguments."""
+    given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
+    signature, constants, attributes = {}, {}, {}
+    for i, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        value = given.pop(name)
+        number = isinstance(value, int) and not parameter.is_constexpr
+        if torch.is_tensor(value):
+            signature[name] = POINTERS[value.dtype]
+        elif number and value != 1:
+            signature[name] = "i32" if value < 2**31 else "i64"
+        else:
+            signature[name], constants[name] = "constexpr", value
+        if (torch.is_tensor(value) and value.data_ptr() % 16 == 0) or (number and value != 1 and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return dict(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), given
+
+
+def compile_launch(launch, capability, folder):
+    source, options = specialise(*launch)
+    compiled = triton.compile(ASTSource(**source), target=GPUTarget("cuda", capability, 32), options=options)
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    dump = subprocess.run([CUOBJDUMP, "-res-usage", "-sass", cubin], check=True, capture_output=True, text=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump).groups())
+    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", dump)
+    resources = dict(registers=registers, stack=stack, local=local, shared=compiled.metadata.shared)
+    return {**resources, "ops": collections.Counter(found), "sass": dump}
+
+
+def count(result, *prefixes):
+    return sum(n for op, n in result["ops"].items() if op.startswith(prefixes))
+
+
+def check_resources(result, capability):
+    spilled = result["stack"], result["local"], count(result, "STL", "LDL")
+    assert spilled == (0, 0, 0), f"stack, local memory and local instructions: {spilled}"
+    assert result["shared"] <= SHARED_LIMIT[capability], f"{result['shared']} bytes of shared memory"
+
+
+def check_tensor_cores(result, instruction):
+    assert count(result, instruction), f"no {instruction}"
+
+
+def check_wide_copies(result):
+    copies = [op for op in result["ops"].elements() if op.startswith("LDGSTS")]
+    narrow = sum(not op.endswith(".128") for op in copies)
+    assert copies and not narrow, f"{narrow} of {len(copies)} copies to shared memory below 16 bytes"

@@ -1,0 +1,96 @@
+"""The Triton kernels of blocks in every dtype they may see: either grouping, every width of tile, split and accumulated."""
+
+import pytest
+import torch
+from oracle import CASES, DEVICE, bits, gather, random, within_twice
+from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_gemm
+from sparse_ft.kernels.selected_wgrad_blocks import wgrad_of_blocks
+from sparse_ft.kernels.selected_wgrad_gemm import blocks_by_panel
+from sparse_ft.kernels.selected_wgrad_tables import panels
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def grid(rows, columns, block_h, block_w, blocks):
+    return rows, columns, "blocks", torch.tensor(blocks, device=DEVICE).reshape(-1, 2), block_h, block_w
+
+
+NAMED = {name: case for name, case in CASES.items() if case[2] == "blocks" and case[3].numel()}
+NAMED |= {
+    "one-block-row": grid(40, 330, 16, 16, [[1, i] for i in range(21)]),  # more than one tile of 256, and a ragged last one
+    "one-block-column": grid(330, 40, 16, 16, [[i, 2] for i in range(21)]),
+    "columns-of-32": grid(100, 70, 32, 32, [[0, 1], [1, 1], [2, 0], [2, 1], [3, 1], [3, 2]]),
+    "panel-of-64": grid(64, 256, 64, 48, [[0, 0], [0, 2], [0, 3], [0, 4], [0, 5]]),  # a tile of 256 cuts a block
+    "panel-of-two-tiles": grid(150, 32, 150, 16, [[0, 0], [0, 1]]),
+    "every-block": grid(48, 80, 16, 16, [[i, j] for i in range(3) for j in range(5)]),
+}
+
+
+def compute(method, case, grad_output, input, values=None, dtype=torch.float32):
+    _, _, _, index, block_h, block_w = case
+    into = torch.empty(index.size(0), block_h, block_w, dtype=dtype, device=DEVICE) if values is None else values.clone()
+    method(into, grad_output, input, index, block_h, block_w, values is not None)
+    return into
+
+
+def expected(case, grad_output, input, dtype):
+    return gather(grad_output.to(dtype).T @ input.to(dtype), case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMED)
+def test_every_case(name, dtype):
+    case = NAMED[name]
+    operands = random(21, case[0], dtype=dtype), random(21, case[1], dtype=dtype)
+    plain, exact = expected(case, *operands, torch.float32), expected(case, *operands, torch.float64)
+    for method in (wgrad_of_blocks, blocks_by_panel):
+        within_twice(compute(method, case, *operands), plain, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["blocks-ragged", "one-block-row", "columns-of-32"])
+def test_splits_over_tokens(name, dtype, monkeypatch):
+    """150 tokens in three parts; the operands' tokens are whole numbers, so that the order of the sum cannot show."""
+    case = NAMED[name]
+    operands = [torch.randint(-8, 9, (150, size), device=DEVICE).to(dtype) for size in case[:2]]
+    whole = compute(wgrad_of_blocks, case, *operands)
+    monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
+    assert selected_wgrad_blocks.chunk_of_tokens(150, case[3].size(0), *case[4:]) == 64
+    assert torch.equal(compute(wgrad_of_blocks, case, *operands), whole)
+    start = torch.full_like(whole, 3)
+    assert torch.equal(compute(wgrad_of_blocks, case, *operands, values=start), whole + 3)
+    assert torch.equal(whole, expected(case, *operands, torch.float64).float())
+
+
+@pytest.mark.parametrize("name", ["blocks-ragged", "one-block-column"])
+def test_accumulates_and_rounds_once(name):
+    case = NAMED[name]
+    operands = random(21, case[0], dtype=torch.bfloat16), random(21, case[1], dtype=torch.bfloat16)
+    start = random(case[3].size(0), *case[4:], dtype=torch.bfloat16)
+    exact = start.double() + expected(case, *operands, torch.float64)
+    for method in (wgrad_of_blocks, blocks_by_panel):
+        within_twice(compute(method, case, *operands, values=start), exact.bfloat16(), exact)
+
+
+def test_repeats_give_the_same_bits(monkeypatch):
+    monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
+    case = NAMED["columns-of-32"]
+    operands = random(150, case[0], dtype=torch.float16), random(150, case[1], dtype=torch.float16)
+    first = compute(wgrad_of_blocks, case, *operands)
+    for _ in range(20 if DEVICE == "cuda" else 3):
+        assert torch.equal(bits(compute(wgrad_of_blocks, case, *operands)), bits(first))
+
+
+def test_gathers_no_more_than_the_workspace(monkeypatch):
+    case = NAMED["one-block-row"]
+    operands = random(21, case[0]), random(21, case[1])
+    whole, gathered, product = compute(blocks_by_panel, case, *operands), [], selected_wgrad_gemm.product
+    monkeypatch.setattr(selected_wgrad_gemm, "product", lambda p, q: gathered.append(q.numel() * 4) or product(p, q))
+    monkeypatch.setattr(selected_wgrad_gemm, "WORKSPACE", 21 * 16 * 4 * 5)
+    within_twice(compute(blocks_by_panel, case, *operands), whole, expected(case, *operands, torch.float64))
+    assert len(gathered) == 5 and max(gathered) <= selected_wgrad_gemm.WORKSPACE
+
+
+def test_either_side_is_shared():
+    shared = [panels(NAMED[name][3], 16, 16).shared for name in ("one-block-row", "one-block-column")]
+    assert shared == [0, 1]
