@@ -20,8 +20,8 @@ struct AdamWConstants {
 };
 
 template <class T>
-static inline AdamWConstants<T> adamw_constants(double step, double lr, double beta1, double beta2, double eps, double weight_decay,
-                                                double inv_scale, bool maximize) {
+SFT_HD AdamWConstants<T> adamw_constants(double step, double lr, double beta1, double beta2, double eps, double weight_decay,
+                                         double inv_scale, bool maximize) {
   return AdamWConstants<T>{static_cast<T>(maximize ? -inv_scale : inv_scale),
                            static_cast<T>(1.0 - lr * weight_decay),
                            static_cast<T>(1.0 - beta1),

@@ -10,6 +10,8 @@
 #include "cpu/parallel.h"
 #include "cpu/variants.h"
 #if SFT_CUDA
+#include "cuda/gather_selected.h"
+#include "cuda/masked_adamw.h"
 #include "cuda/scatter_selected.h"
 #endif
 
@@ -67,6 +69,16 @@ void gather_selected(Address matrix, int matrix_dtype, const LayoutTuple& where,
                             dtype(values_dtype, "values_dtype"), thread_count(threads));
 }
 
+void gather_selected_cuda(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, Address stream) {
+#if SFT_CUDA
+  cuda::gather_selected(pointer(matrix), dtype(matrix_dtype, "matrix_dtype"), layout(where), pointer(values),
+                        dtype(values_dtype, "values_dtype"), stream);
+#else
+  (void)matrix, (void)matrix_dtype, (void)where, (void)values, (void)values_dtype, (void)stream;
+  throw std::runtime_error("gather_selected_cuda: this build has no CUDA: " SFT_CUDA_REASON);
+#endif
+}
+
 void scatter_selected_(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int mode, int threads) {
   const DType m = dtype(matrix_dtype, "matrix_dtype"), v = dtype(values_dtype, "values_dtype");
   cpu_ops().scatter_selected_(pointer(matrix), m, layout(where), pointer(values), v, scatter_mode(mode, m, v), thread_count(threads));
@@ -106,12 +118,30 @@ AdamWTensor adamw_tensor(const AdamWTuple& tuple) {
                      dtype(code, "dtype"), pointer(weight), dtype(weight_code, "weight_dtype"), l, lr, beta1, beta2, eps, decay};
 }
 
-bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
+std::vector<AdamWTensor> adamw_tensors(const std::vector<AdamWTuple>& tuples) {
   std::vector<AdamWTensor> tensors;
   tensors.reserve(tuples.size());
   for (const AdamWTuple& tuple : tuples) tensors.push_back(adamw_tensor(tuple));
+  return tensors;
+}
+
+bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
+  const std::vector<AdamWTensor> tensors = adamw_tensors(tuples);
   return cpu_ops().masked_adamw_(tensors.data(), static_cast<int64_t>(tensors.size()), maximize, inv_scale, skip_nonfinite,
                                  thread_count(threads));
+}
+
+// grad_scale, found_inf: addresses of one float each, or 0.
+void masked_adamw_cuda_(const std::vector<AdamWTuple>& tuples, bool maximize, Address grad_scale, Address found_inf, bool skip_nonfinite,
+                        Address stream) {
+  require(found_inf || !skip_nonfinite, "found_inf", 0, "an address with skip_nonfinite");
+#if SFT_CUDA
+  cuda::masked_adamw_(adamw_tensors(tuples), maximize, static_cast<const float*>(pointer(grad_scale)),
+                      static_cast<float*>(pointer(found_inf)), skip_nonfinite, stream);
+#else
+  (void)tuples, (void)maximize, (void)grad_scale, (void)stream;
+  throw std::runtime_error("masked_adamw_cuda_: this build has no CUDA: " SFT_CUDA_REASON);
+#endif
 }
 
 Activation activation_code(int code) {
@@ -214,10 +244,12 @@ PYBIND11_MODULE(_C, m) {
   using NoGil = py::call_guard<py::gil_scoped_release>;
   m.doc() = "The compiled kernels of sparse_ft. Tensors are passed as addresses: use sparse_ft.ops, which checks them.";
   m.def("gather_selected", &gather_selected, NoGil());
+  m.def("gather_selected_cuda", &gather_selected_cuda, NoGil());
   m.def("scatter_selected_", &scatter_selected_, NoGil());
   m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());
   m.def("selected_wgrad", &selected_wgrad, NoGil());
   m.def("masked_adamw_", &masked_adamw_, NoGil());
+  m.def("masked_adamw_cuda_", &masked_adamw_cuda_, NoGil());
   m.def("activation", &activation, NoGil());
   m.def("activation_backward", &activation_backward, NoGil());
   m.def("gated_product", &gated_product, NoGil());

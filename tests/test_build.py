@@ -126,8 +126,8 @@ def test_demanded_cuda_that_cannot_be_had_fails(sources, tmp_path):
 def cuda_flags():
     """The warning flags of CMakeLists.txt, so that the two cannot drift apart."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    flags = [word.rstrip(">)") for word in text.split() if word.startswith(("--Werror", "-Xptxas"))]
-    assert len(flags) == 2, flags
+    flags = [word.rstrip(">)") for word in text.split() if word.startswith(("--fmad", "--Werror", "-Xptxas"))]
+    assert len(flags) == 3, flags
     return flags
 
 
@@ -174,23 +174,23 @@ __global__ void __launch_bounds__(1024, 2) spilling(const float* x, float* y) {
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def sanitized(folder, *flags):
-    """The driver of tests/native with the CPU core, under the sanitizers. The flags go to the one source that uses vectors."""
+def sanitized(folder, *flags, driver="asan_ops"):
+    """A driver of tests/native with the CPU core, under the sanitizers. The flags go to the one source that uses vectors."""
     common = [CXX, "-std=c++17", "-O1", "-g1", "-fno-strict-aliasing", "-Wno-psabi", *SANITIZERS, "-DSFT_VARIANT=baseline"]
     if subprocess.run(
         [*common, "-x", "c++", "-", "-o", str(folder / "probe")], input="int main() {}", text=True, capture_output=True
     ).returncode:
         pytest.skip("the compiler has no sanitizers")
     objects = []
-    for source in (*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / "asan_ops.cpp"):
+    for source in (*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / f"{driver}.cpp"):
         if source.name == "variants.cpp":
             continue
         special = flags if source.name == "selected_wgrad.cpp" else ()
         objects.append(folder / f"{source.stem}{'_'.join(special)}.o")
         if not objects[-1].exists():
             subprocess.run([*common, *special, "-c", str(source), "-o", str(objects[-1])], check=True)
-    subprocess.run([*common, *map(str, objects), "-o", str(folder / "ops"), "-ldl", "-lpthread"], check=True)
-    return folder / "ops"
+    subprocess.run([*common, *map(str, objects), "-o", str(folder / driver), "-ldl", "-lpthread"], check=True)
+    return folder / driver
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,18 @@ def test_every_op_stays_inside_its_buffers(objects, vector_bytes):
     assert done.returncode == 0 and "stayed inside" in done.stdout, done.stderr[-4000:]
     planted = subprocess.run([program, "plant"], capture_output=True, text=True)
     assert planted.returncode and "heap-buffer-overflow" in planted.stderr
+
+
+@needs_cxx
+def test_every_thread_of_a_cuda_launch_writes_what_the_cpu_writes_and_nothing_else(objects):
+    """The functions that the CUDA kernels consist of, each thread on the CPU; two planted faults show that it can turn red."""
+    program = sanitized(objects, "-DSFT_VECTOR_BYTES=16", driver="every_thread")
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0 and "stayed inside" in done.stdout, done.stderr[-4000:]
+    outside = subprocess.run([program, "bounds"], capture_output=True, text=True)
+    assert outside.returncode and "heap-buffer-overflow" in outside.stderr
+    twice = subprocess.run([program, "twice"], capture_output=True, text=True)
+    assert twice.returncode == 3 and "written 2 times instead of 1" in twice.stderr
 
 
 @needs_cxx

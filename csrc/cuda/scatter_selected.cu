@@ -1,13 +1,11 @@
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
-
 #include "scatter_selected.h"
+
+#include "launch.h"
 
 namespace sparse_ft {
 namespace {
 
+constexpr const char* kOp = "scatter_selected_cuda_";
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 65536;  // the loop strides over the rest
 
@@ -35,28 +33,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void check(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("scatter_selected_cuda_: ") + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
-}
-
-// Makes the device that holds a pointer the current one, for a while.
-class DeviceOf {
- public:
-  explicit DeviceOf(const void* pointer) {
-    cudaPointerAttributes attributes;
-    check(cudaGetDevice(&previous_));
-    check(cudaPointerGetAttributes(&attributes, pointer));
-    if (attributes.type != cudaMemoryTypeDevice && attributes.type != cudaMemoryTypeManaged)
-      throw std::runtime_error("scatter_selected_cuda_: matrix is not in device memory");
-    check(cudaSetDevice(attributes.device));
-  }
-  ~DeviceOf() { cudaSetDevice(previous_); }
-
- private:
-  int previous_ = 0;
-};
-
 }  // namespace
 
 namespace cuda {
@@ -65,7 +41,7 @@ void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, v
                        uintptr_t stream) {
   const int64_t count = values_count(layout);
   if (count == 0) return;
-  const DeviceOf device(matrix);
+  const DeviceOf device(kOp, "matrix", matrix);
   const int64_t needed = (count + kThreads - 1) / kThreads;
   const unsigned blocks = static_cast<unsigned>(needed < kMaxBlocks ? needed : kMaxBlocks);
   with_dtype(matrix_dtype, [&](auto m) {
@@ -76,7 +52,7 @@ void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, v
           static_cast<Matrix*>(matrix), static_cast<Values*>(values), layout, count, mode);
     });
   });
-  check(cudaGetLastError());
+  check(kOp, cudaGetLastError());
 }
 
 }  // namespace cuda

@@ -10,7 +10,7 @@ LIBRARY = torch.library.Library("sparse_ft", "DEF")
 SERVED = {}  # op -> {device: (implementation, why)}
 
 _ORDINARY = torch.Tensor, torch.nn.Parameter
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def define(schema, *, fake):
@@ -30,7 +30,7 @@ def implement(op, *, reference, cpu, triton, cuda=None):
     on_gpu = (reference, "reference", "triton is not installed")
     if cuda is not None and _native.CUDA:
         on_gpu = cuda, "cuda", _native.describe_cuda()
-    elif _HAS_TRITON:
+    elif HAS_TRITON:
         on_gpu = triton, "triton", "triton is installed"
     LIBRARY.impl(op, reference, "CompositeExplicitAutograd")
     LIBRARY.impl(op, on_cpu[0], "CPU")

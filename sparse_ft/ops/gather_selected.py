@@ -3,7 +3,7 @@
 import torch
 
 from . import _native
-from ._library import define, implement
+from ._library import HAS_TRITON, define, implement
 from .layout import check_layout, check_matrix, coordinates, inside, values_shape
 
 SCHEMA = "gather_selected(Tensor matrix, str kind, Tensor index, int block_h, int block_w, *, ScalarType? dtype=None) -> Tensor"
@@ -49,8 +49,34 @@ def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None)
     return kernels.gather_selected_triton(matrix, kind, index, block_h, block_w, dtype=dtype)
 
 
+def gather_selected_cuda(matrix, kind, index, block_h, block_w, *, dtype=None):
+    values = _fake(matrix, kind, index, block_h, block_w, dtype=dtype)
+    index = index.contiguous()
+    if index.device != matrix.device:
+        raise ValueError(f"index: expected a tensor on {matrix.device} as the matrix, got {index.device}")
+    if not _native.served(matrix, values):  # strided
+        otherwise = gather_selected_triton if HAS_TRITON else gather_selected_ref
+        return otherwise(matrix, kind, index, block_h, block_w, dtype=dtype)
+    with torch.cuda.device(matrix.device):
+        _native.C.gather_selected_cuda(
+            matrix.data_ptr(),
+            _native.DTYPES[matrix.dtype],
+            _native.layout(kind, index, block_h, block_w, matrix.shape),
+            values.data_ptr(),
+            _native.DTYPES[values.dtype],
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return values
+
+
 define(SCHEMA, fake=_fake)
-implement("gather_selected", reference=gather_selected_ref, cpu=gather_selected_cpu, triton=gather_selected_triton)
+implement(
+    "gather_selected",
+    reference=gather_selected_ref,
+    cpu=gather_selected_cpu,
+    cuda=gather_selected_cuda,
+    triton=gather_selected_triton,
+)
 
 
 def gather_selected(matrix, kind, index, block_h=1, block_w=1, *, dtype=None):

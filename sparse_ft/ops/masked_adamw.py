@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from . import _native
-from ._library import define, implement, plain, wrote
+from ._library import HAS_TRITON, define, implement, plain, wrote
 from .layout import check_layout, check_matrix, check_values, values_shape
 from .scatter_selected import scatter_selected_ref_
 
@@ -124,6 +124,14 @@ def _fake(*arguments, **keywords):
 
 
 def masked_adamw_cpu_(*arguments, **keywords):
+    c, rows = _called(*arguments, **keywords)
+    if None in rows:
+        return masked_adamw_ref_(*arguments, **keywords)
+    step_rows(rows, _written(c), c.maximize, c.grad_scale, c.found_inf, c.skip_nonfinite)
+
+
+def _called(*arguments, **keywords):
+    """The call and its rows, which read and write what the call names; it must live until they are used."""
     c = _checked_lists(*arguments, **keywords)
     rows = _rows(c)
     if None in rows:
@@ -131,10 +139,11 @@ def masked_adamw_cpu_(*arguments, **keywords):
         grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(c.values, c.grads)]
         c = c._replace(grads=grads, indices=[index.contiguous() for index in c.indices])
         rows = _rows(c)
-        if None in rows:
-            return masked_adamw_ref_(*arguments, **keywords)
-    written = *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights
-    step_rows(rows, written, c.maximize, c.grad_scale, c.found_inf, c.skip_nonfinite)
+    return c, rows
+
+
+def _written(c):
+    return *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights
 
 
 def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
@@ -182,16 +191,46 @@ def _written_through(value, weight, kind, index, block_h, block_w):
     return weight.data_ptr(), dtype, _native.layout(kind, index, block_h, block_w, shape)
 
 
+def masked_adamw_cuda_(*arguments, **keywords):
+    """Nothing is read back to the host, so that a CUDA graph can hold the step; one that is replayed keeps its settings."""
+    c, rows = _called(*arguments, **keywords)
+    if not rows:
+        return
+    device = c.values[0].device
+    _check_device(c, device)
+    if None in rows:  # a strided weight, say
+        return (masked_adamw_triton_ if HAS_TRITON else masked_adamw_ref_)(*arguments, **keywords)
+    grad_scale, found_inf = (0 if x is None else x.data_ptr() for x in (c.grad_scale, c.found_inf))
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        _native.C.masked_adamw_cuda_(rows, c.maximize, grad_scale, found_inf, c.skip_nonfinite, stream)
+    wrote(*_written(c), *(() if c.found_inf is None else (c.found_inf,)))
+
+
+def _check_device(c, device):
+    """A kernel that follows an address into the memory of another device takes the process with it."""
+    scalars = dict(grad_scale=[c.grad_scale], found_inf=[c.found_inf])
+    lists = ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps", "weights", "indices")
+    for name, tensors in {**{name: getattr(c, name) for name in lists}, **scalars}.items():
+        for tensor in tensors:
+            if tensor is not None and tensor.device != device:
+                raise ValueError(
+                    f"{name}: expected every tensor on {device} as the first of values, got one on {tensor.device}"
+                )
+
+
 def masked_adamw_triton_(*arguments, **keywords):
     from sparse_ft.kernels import masked_adamw as kernels
 
     c = _checked(*arguments, **keywords)
     kernels.masked_adamw_triton_(*arguments, **keywords)
-    wrote(*c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights)
+    wrote(*_written(c))
 
 
 define(SCHEMA, fake=_fake)
-_on_cpu = implement("masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, triton=masked_adamw_triton_)
+_on_cpu = implement(
+    "masked_adamw_", reference=masked_adamw_ref_, cpu=masked_adamw_cpu_, cuda=masked_adamw_cuda_, triton=masked_adamw_triton_
+)
 
 
 def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds=(), indices=(), blocks=(), **keywords):

@@ -1,0 +1,127 @@
+// The tensors of one launch of masked_adamw_, small enough to travel by value as a kernel parameter: a table in device memory would have to
+// be copied anew whenever gradients move. What many tensors share (shapes, dtypes, settings) is held once.
+#pragma once
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../cpu/ops.h"
+
+namespace sparse_ft {
+
+constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit
+constexpr int kTableFamilies = 48;
+constexpr int kParameterBytes = 32764;  // of one launch, since CUDA 12.1 on compute capability 7.0 and later
+constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
+
+enum Stream : int { kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kStreams };
+
+struct Family {
+  double lr, beta1, beta2, eps, weight_decay;
+  uint32_t rows, columns, block_h, block_w;
+  uint8_t weight_dtype, kind, index_bits;
+  uint8_t unused[5];  // families are compared byte by byte
+};
+
+struct AdamWTable {
+  int32_t tensors, families;
+  DType dtype;  // of values, grad, exp_avg and exp_avg_sq
+  uint32_t first_chunk[kTableTensors + 1];  // each block of the launch does one chunk of one tensor
+  uint32_t n[kTableTensors];
+  uint32_t address_low[kStreams][kTableTensors];  // addresses have 48 bits
+  uint16_t address_high[kStreams][kTableTensors];
+  uint8_t family[kTableTensors];
+  Family family_of[kTableFamilies];
+};
+
+struct StepFlags {
+  const float* grad_scale;  // one number, or null
+  const float* found_inf;   // one number, or null: nonzero, and nothing changes
+  bool maximize;
+};
+
+static_assert(sizeof(AdamWTable) + sizeof(StepFlags) <= kParameterBytes, "the table does not fit into the parameters of a launch");
+
+SFT_HD void* address(const AdamWTable& table, Stream stream, int i) {
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(table.address_high[stream][i]) << 32 | table.address_low[stream][i]);
+}
+
+SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
+  const Family& f = table.family_of[table.family[i]];
+  const int64_t n = table.n[i];
+  AdamWTensor t;
+  t.values = address(table, kValues, i);
+  t.grad = address(table, kGrad, i);
+  t.exp_avg = address(table, kExpAvg, i);
+  t.exp_avg_sq = address(table, kExpAvgSq, i);
+  t.step = static_cast<float*>(address(table, kStep, i));
+  t.weight = address(table, kWeight, i);
+  t.dtype = table.dtype;
+  t.weight_dtype = static_cast<DType>(f.weight_dtype);
+  t.layout = Layout{static_cast<Kind>(f.kind), address(table, kIndex, i), f.index_bits, n, f.block_h, f.block_w, f.rows, f.columns};
+  t.count = t.weight ? values_count(t.layout) : n;
+  t.lr = f.lr, t.beta1 = f.beta1, t.beta2 = f.beta2, t.eps = f.eps, t.weight_decay = f.weight_decay;
+  return t;
+}
+
+// The tensor that a block works on: the last one that begins at or before it. None is without chunks.
+SFT_HD int tensor_of(const AdamWTable& table, uint32_t block) {
+  int low = 0, high = table.tensors;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (table.first_chunk[middle] <= block) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+static inline uint32_t narrow(const char* name, int64_t x) {
+  if (x >> 32)
+    throw std::invalid_argument(std::string("masked_adamw_cuda_: ") + name + " must be less than 2^32, got " + std::to_string(x));
+  return static_cast<uint32_t>(x);
+}
+
+static inline Family family_of(const AdamWTensor& t) {
+  Family f;
+  memset(&f, 0, sizeof f);
+  f.lr = t.lr, f.beta1 = t.beta1, f.beta2 = t.beta2, f.eps = t.eps, f.weight_decay = t.weight_decay;
+  if (!t.weight) return f;
+  f.rows = narrow("rows", t.layout.rows), f.columns = narrow("columns", t.layout.columns);
+  f.block_h = narrow("block_h", t.layout.block_h), f.block_w = narrow("block_w", t.layout.block_w);
+  f.weight_dtype = static_cast<uint8_t>(t.weight_dtype);
+  f.kind = static_cast<uint8_t>(t.layout.kind), f.index_bits = static_cast<uint8_t>(t.layout.index_bits);
+  return f;
+}
+
+// Its number, or the count of families if it is new.
+static inline int find_family(const AdamWTable& table, const Family& family) {
+  int i = 0;
+  while (i < table.families && memcmp(&table.family_of[i], &family, sizeof family)) ++i;
+  return i;
+}
+
+// False, and nothing changed, where the table is full. chunk: entries a block.
+static inline bool add(AdamWTable& table, const AdamWTensor& t, int64_t chunk) {
+  const Family family = family_of(t);
+  const int known = find_family(table, family), i = table.tensors;
+  const int64_t end = (i ? table.first_chunk[i] : 0) + (t.count + chunk - 1) / chunk;
+  if (i == kTableTensors || known == kTableFamilies || end > kTableChunks) return false;
+  const void* streams[kStreams] = {t.values, t.grad, t.exp_avg, t.exp_avg_sq, t.step, t.weight, t.weight ? t.layout.index : nullptr};
+  for (int s = 0; s < kStreams; ++s) {
+    const uint64_t bits = reinterpret_cast<uintptr_t>(streams[s]);
+    if (bits >> 48) throw std::invalid_argument("masked_adamw_cuda_: addresses must have at most 48 bits, got " + std::to_string(bits));
+    table.address_low[s][i] = static_cast<uint32_t>(bits);
+    table.address_high[s][i] = static_cast<uint16_t>(bits >> 32);
+  }
+  table.n[i] = narrow("n", t.weight ? t.layout.n : t.count);
+  table.family[i] = static_cast<uint8_t>(known);
+  table.family_of[known] = family;
+  if (known == table.families) ++table.families;
+  if (!i) table.first_chunk[0] = 0;
+  table.first_chunk[i + 1] = static_cast<uint32_t>(end);
+  ++table.tensors;
+  return true;
+}
+
+}  // namespace sparse_ft

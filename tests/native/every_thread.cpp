@@ -1,0 +1,266 @@
+// Runs every thread of every launch of gather_selected and masked_adamw_ on the CPU: the functions that the CUDA kernels consist of, over
+// heap buffers of exactly the size that their contract names, for AddressSanitizer to watch. Results are compared with the CPU core bit for
+// bit, and writes are counted: each entry that the op owns exactly once, nothing else ever.
+// Planted faults, each of which must turn it red: "bounds" an index outside of the matrix, "twice" a block that runs twice.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <vector>
+
+static void on_write(const void* address, size_t bytes);
+#define SFT_ON_WRITE(address, bytes) on_write(address, bytes)
+#include "../../csrc/cuda/adamw_thread.h"
+#include "../../csrc/cuda/gather_thread.h"
+
+using namespace sparse_ft;
+
+static std::map<const char*, int> writes;  // of each byte
+static void on_write(const void* address, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) ++writes[static_cast<const char*>(address) + i];
+}
+
+namespace {
+
+const char* planted = "";
+bool plant(const char* name) { return !strcmp(planted, name); }
+
+int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+[[noreturn]] void fail(const char* what, long long k) {
+  fprintf(stderr, "every_thread: %s, at %lld\n", what, k);
+  exit(2);
+}
+
+// offset: entries by which the data begins after the start of an allocation, whose alignment is 16 bytes.
+struct Buffer {
+  DType dtype;
+  int64_t count, offset;
+  char* start;
+  char* data;
+
+  Buffer(DType dtype, int64_t count, int seed, bool positive = false, int64_t offset = 0)
+      : dtype(dtype), count(count), offset(offset), start(static_cast<char*>(malloc((count + offset) * size_of(dtype)))),
+        data(start + offset * size_of(dtype)) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double x = ((i * 7919 + seed * 104729) % 2003) / 1000.0 - (positive ? -0.01 : 1.0);
+      with_dtype(dtype, [&](auto t) { reinterpret_cast<decltype(t)*>(data)[i] = convert(x, Tag<decltype(t)>()); });
+    }
+  }
+  Buffer(const Buffer& other) : Buffer(other.dtype, other.count, 0, false, other.offset) { memcpy(data, other.data, bytes()); }
+  ~Buffer() { free(start); }
+
+  int64_t bytes() const { return count * size_of(dtype); }
+};
+
+void expect_same(const Buffer& got, const Buffer& want, const char* what) {
+  if (!memcmp(got.data, want.data, got.bytes())) return;
+  for (int64_t i = 0; i < got.count; ++i)
+    if (memcmp(got.data + i * size_of(got.dtype), want.data + i * size_of(got.dtype), size_of(got.dtype))) fail(what, i);
+}
+
+// Takes the writes to a buffer off the list; wanted(i): how often entry i should have been written.
+template <class F>
+void expect_writes(const Buffer& buffer, const char* what, F&& wanted) {
+  for (int64_t i = 0; i < buffer.bytes(); ++i) {
+    const auto found = writes.find(buffer.data + i);
+    const int count = found == writes.end() ? 0 : found->second, want = wanted(i / size_of(buffer.dtype));
+    if (count != want) {
+      fprintf(stderr, "every_thread: %s written %d times instead of %d\n", what, count, want);
+      exit(3);
+    }
+    if (count) writes.erase(found);
+  }
+}
+
+// A layout with an index of exactly its size: every third row, column, block or entry and its neighbour, and the last.
+struct Selected {
+  Layout layout;
+  void* index;
+
+  Selected(Kind kind, int bits, int64_t rows, int64_t columns, int64_t block_h, int64_t block_w) : layout{}, index(nullptr) {
+    const int64_t across = (columns + block_w - 1) / block_w, down = (rows + block_h - 1) / block_h;
+    const int64_t counts[] = {rows, columns, down * across, rows * columns, 0};
+    const int64_t all = counts[kind];
+    std::vector<int64_t> chosen;
+    for (int64_t i = 0; i < all; ++i) {
+      if (i % 4 > 1 && i != all - 1) continue;
+      if (kind == kBlocks) chosen.push_back(i / across);
+      chosen.push_back(kind == kBlocks ? i % across : i);
+    }
+    if (plant("bounds")) chosen.back() = all;
+    const int64_t n = static_cast<int64_t>(chosen.size());
+    index = malloc(n * bits / 8);
+    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns};
+    for (int64_t i = 0; i < n; ++i) {
+      if (bits == 64) static_cast<int64_t*>(index)[i] = chosen[i];
+      else static_cast<int32_t*>(index)[i] = static_cast<int32_t>(chosen[i]);
+    }
+  }
+  ~Selected() { free(index); }
+  Selected(const Selected&) = delete;
+
+  std::vector<int> shown() const {  // how often each entry of the matrix is selected
+    std::vector<int> count(layout.rows * layout.columns, 0);
+    for (int64_t k = 0; k < values_count(layout); ++k)
+      if (const int64_t at = position(layout, k); at != kPadding) ++count[at];
+    return count;
+  }
+};
+
+void gather(const Layout& layout, DType matrix_dtype, DType values_dtype, int64_t offset) {
+  Buffer matrix(matrix_dtype, layout.rows * layout.columns, 1, false, offset);
+  Buffer values(values_dtype, values_count(layout), 2, false, offset);
+  Buffer want(values);
+  baseline::gather_selected(matrix.data, matrix_dtype, layout, want.data, values_dtype, 1);
+  writes.clear();
+  with_dtype(matrix_dtype, [&](auto m) {
+    with_dtype(values_dtype, [&](auto v) {
+      using M = decltype(m);
+      using V = decltype(v);
+      int64_t blocks = gather_blocks<M, V>(values.count);
+      if (blocks > 1) blocks /= 2;  // the threads must stride
+      for (int64_t block = 0; block < blocks; ++block)
+        for (int64_t thread = 0; thread < kGatherThreads; ++thread)
+          gather_thread(reinterpret_cast<const M*>(matrix.data), layout, reinterpret_cast<V*>(values.data), values.count, blocks, block,
+                        thread);
+    });
+  });
+  expect_same(values, want, "gather");
+  expect_writes(values, "values of gather", [](int64_t) { return 1; });
+  if (!writes.empty()) fail("gather wrote elsewhere", 0);
+}
+
+struct State {
+  Buffer value, grad, exp_avg, exp_avg_sq, step, weight;
+
+  State(DType dtype, int64_t count, DType weight_dtype, int64_t weight_count, int64_t offset, int seed)
+      : value(dtype, count, seed), grad(dtype, count, seed + 1, false, offset), exp_avg(dtype, count, seed + 2),
+        exp_avg_sq(dtype, count, seed + 3, true), step(kFloat32, 1, 0), weight(weight_dtype, weight_count, seed + 4) {
+    *reinterpret_cast<float*>(step.data) = static_cast<float>(seed % 5);
+  }
+  AdamWTensor tensor(const Layout* layout, double lr) {
+    return AdamWTensor{value.data, grad.data, exp_avg.data, exp_avg_sq.data, reinterpret_cast<float*>(step.data), value.count, value.dtype,
+                       layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{}, lr, 0.9, 0.99, 1e-8, 0.1};
+  }
+};
+
+// What masked_adamw.cu launches, thread by thread.
+bool launch(const std::vector<AdamWTensor>& tensors, const StepFlags& flags, float* found_inf, bool skip_nonfinite) {
+  const std::vector<AdamWTable> tables = adamw_tables(tensors);
+  for (const AdamWTable& table : tables)
+    with_dtype(table.dtype, [&](auto t) {
+      using T = decltype(t);
+      for (uint32_t b = 0; skip_nonfinite && b < blocks_of(table); ++b) {
+        const AdamWBlock block = block_at<T>(table, b);
+        for (int thread = 0; thread < kAdamWThreads; ++thread)
+          if (any_nonfinite<T>(block, thread)) *found_inf = 1;
+      }
+    });
+  for (const AdamWTable& table : tables)
+    with_dtype(table.dtype, [&](auto t) {
+      using T = decltype(t);
+      for (uint32_t b = 0; !found_nonfinite(flags) && b < blocks_of(table) + plant("twice"); ++b) {
+        const AdamWBlock block = block_at<T>(table, b < blocks_of(table) ? b : 0);
+        const auto constants = constants_of<typename Compute<T, T>::type>(block.tensor, flags);
+        for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<T>(block, thread, constants);
+      }
+    });
+  for (const StepTable& steps : step_tables(tensors))
+    for (int i = 0; i < (steps.tensors + kAdamWThreads - 1) / kAdamWThreads * kAdamWThreads; ++i) advance_step(steps, flags, i);
+  return found_nonfinite(flags);
+}
+
+struct Tensor {
+  DType dtype;
+  const Selected* through;  // or null: `count` entries
+  DType weight_dtype;
+  int64_t count, offset;
+};
+
+void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_scale, bool nonfinite) {
+  std::vector<State*> got, want;
+  std::vector<AdamWTensor> tensors, host;
+  for (size_t i = 0; i < made.size(); ++i) {
+    const Tensor& m = made[i];
+    const Layout* layout = m.through ? &m.through->layout : nullptr;
+    const int64_t count = layout ? values_count(*layout) : m.count, weight = layout ? layout->rows * layout->columns : 0;
+    got.push_back(new State(m.dtype, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
+    if (nonfinite && i + 1 == made.size()) memset(got[i]->grad.data + got[i]->grad.bytes() - size_of(m.dtype), 0xff, size_of(m.dtype));
+    want.push_back(new State(*got[i]));
+    tensors.push_back(got[i]->tensor(layout, 0.01 * static_cast<double>(1 + i % 3)));
+    host.push_back(want[i]->tensor(layout, 0.01 * static_cast<double>(1 + i % 3)));
+  }
+  float found_inf = 0;
+  const double inv_scale = grad_scale ? 1.0 / static_cast<double>(*grad_scale) : 1.0;
+  writes.clear();
+  const bool found = launch(tensors, StepFlags{grad_scale, &found_inf, maximize}, &found_inf, true);
+  if (found != baseline::masked_adamw_(host.data(), static_cast<int64_t>(host.size()), maximize, inv_scale, true, 1) || found != nonfinite)
+    fail("found_inf", found);
+  for (size_t i = 0; i < made.size(); ++i) {
+    const auto once = [&](int64_t) { return found ? 0 : 1; };
+    const auto never = [](int64_t) { return 0; };
+    const std::vector<int> shown = made[i].through ? made[i].through->shown() : std::vector<int>();
+    expect_writes(got[i]->value, "values", once);
+    expect_writes(got[i]->exp_avg, "exp_avg", once);
+    expect_writes(got[i]->exp_avg_sq, "exp_avg_sq", once);
+    expect_writes(got[i]->step, "step", once);
+    expect_writes(got[i]->grad, "grad", never);
+    expect_writes(got[i]->weight, "weight", [&](int64_t at) { return found ? 0 : shown[at]; });
+    expect_same(got[i]->value, want[i]->value, "values");
+    expect_same(got[i]->exp_avg, want[i]->exp_avg, "exp_avg");
+    expect_same(got[i]->exp_avg_sq, want[i]->exp_avg_sq, "exp_avg_sq");
+    expect_same(got[i]->step, want[i]->step, "step");
+    expect_same(got[i]->weight, want[i]->weight, "weight");
+    delete got[i];
+    delete want[i];
+  }
+  if (!writes.empty()) fail("masked_adamw_ wrote elsewhere", 0);
+}
+
+constexpr DType kDTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
+
+void every_dtype(const Selected& selected) {
+  for (DType a : kDTypes)
+    for (DType b : kDTypes) {
+      for (int64_t offset : {0, 1}) gather(selected.layout, a, b, offset);
+      adamw({{a, &selected, b, 0, 0}, {a, &selected, b, 0, 1}}, false, nullptr, false);
+    }
+}
+
+// More tensors than a table holds, more settings and dtypes than one launch takes, some of them empty, one longer than a block's chunk.
+void many() {
+  const Selected rows(kRows, 32, 5, 12, 1, 1), entries(kEntries, 64, 9, 7, 1, 1);
+  std::vector<Tensor> made;
+  for (int i = 0; i < 2 * kTableTensors; ++i) {
+    const Selected* through = i % 3 == 0 ? &rows : i % 3 == 1 ? &entries : nullptr;
+    made.push_back({kDTypes[i % 5 == 4 ? 2 : 0], through, kDTypes[i % 4], i % 11, i % 2});
+  }
+  made.push_back({kFloat32, nullptr, kFloat32, kAdamWChunk<float> + 5, 0});
+  const float scale = 8;
+  adamw(made, true, &scale, false);
+  adamw(made, false, nullptr, true);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1) planted = argv[1];
+  if (*planted) {
+    const Selected selected(kEntries, 32, 5, 7, 1, 1);
+    if (plant("twice")) adamw({{kFloat32, &selected, kBFloat16, 0, 0}}, false, nullptr, false);
+    else gather(selected.layout, kFloat32, kFloat32, 0);
+    return 0;
+  }
+  const int64_t shapes[][2] = {{1, 1}, {1, 13}, {11, 1}, {7, 10}, {9, 32}, {33, 74}};
+  const int64_t blocks[][2] = {{3, 4}, {2, 16}, {2, 31}};
+  int bits = 32;
+  for (const auto& shape : shapes) {
+    for (Kind kind : {kRows, kColumns, kEntries, kAll}) every_dtype(Selected(kind, bits = 96 - bits, shape[0], shape[1], 1, 1));
+    for (const auto& block : blocks) every_dtype(Selected(kBlocks, bits = 96 - bits, shape[0], shape[1], block[0], block[1]));
+  }
+  gather(Selected(kRows, 32, 80, 700, 1, 1).layout, kBFloat16, kBFloat16, 0);  // more than one block
+  many();
+  puts("every thread stayed inside its buffers");
+  return 0;
+}

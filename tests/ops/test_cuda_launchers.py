@@ -1,0 +1,127 @@
+"""The launchers of the CUDA kernels, with the CPU core behind them: what they check and hand over; nothing is read back."""
+
+import contextlib
+import ctypes
+import types
+
+import oracle
+import pytest
+import torch
+from adamw_problem import Problem
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparse_ft import ops
+from sparse_ft.ops import _native
+from sparse_ft.ops.gather_selected import gather_selected_cuda
+from sparse_ft.ops.masked_adamw import masked_adamw_cuda_
+
+pytestmark = pytest.mark.skipif(_native.C is None, reason="no compiled part")
+STREAM = 77
+
+
+def number(address):
+    return ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+
+
+class Core:
+    """`sparse_ft._C` whose CUDA kernels run on the CPU."""
+
+    def __init__(self, core):
+        self.core, self.calls = core, []
+
+    def gather_selected_cuda(self, *arguments):
+        self.calls.append(arguments[-1])
+        self.core.gather_selected(*arguments[:-1], 1)
+
+    def masked_adamw_cuda_(self, rows, maximize, grad_scale, found_inf, skip_nonfinite, stream):
+        self.calls.append(stream)
+        if found_inf and number(found_inf)[0]:
+            return
+        inv_scale = 1 / number(grad_scale)[0] if grad_scale else 1.0
+        if self.core.masked_adamw_(rows, maximize, inv_scale, skip_nonfinite, 1):
+            number(found_inf)[0] = 1
+
+
+class NothingReadBack(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def core(monkeypatch):
+    core = Core(_native.C)
+    monkeypatch.setattr(_native, "C", core)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=STREAM))
+    yield core
+    monkeypatch.undo()
+
+
+def pair(**keywords):
+    torch.manual_seed(3)
+    one = Problem(**keywords)
+    torch.manual_seed(3)
+    return one, Problem(**keywords)
+
+
+@pytest.mark.parametrize("found", (None, 0.0, 1.0))
+@pytest.mark.parametrize("bad", (False, True))
+def test_masked_adamw_steps_without_a_look_from_the_host(core, monkeypatch, found, bad):
+    problem, want = pair(weight_dtype=torch.bfloat16)
+    for each in (problem, want):
+        if bad and found is not None:
+            each.grads[1].view(-1)[2] = float("inf")
+    keywords = dict(maximize=True, grad_scale=torch.tensor(4.0), skip_nonfinite=found is not None)
+    flags = [None if found is None else torch.tensor(found) for _ in range(2)]
+    versions = [t._version for t in problem.state]
+    with NothingReadBack():
+        problem.step(masked_adamw_cuda_, found_inf=flags[0], **keywords)
+    assert core.calls == [STREAM]
+    assert all(t._version > v for t, v in zip(problem.state, versions))
+    monkeypatch.undo()
+    want.step(ops.masked_adamw_, found_inf=flags[1], **keywords)
+    assert flags[0] == flags[1]
+    assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
+
+
+def test_masked_adamw_takes_gradients_and_indices_of_any_strides(core, monkeypatch):
+    problem, want = pair(kinds=("rows", "entries"))
+    problem.grads[0] = problem.grads[0].t().contiguous().t()
+    kind, index, *block = problem.layouts[1]
+    problem.layouts[1] = kind, torch.stack([index, index], 1)[:, 0], *block
+    problem.step(masked_adamw_cuda_)
+    assert core.calls == [STREAM]
+    monkeypatch.undo()
+    want.step(ops.masked_adamw_)
+    assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
+
+
+@pytest.mark.parametrize("name", ("grads", "steps", "indices"))
+def test_a_tensor_elsewhere_is_refused_by_name(core, name):
+    problem = Problem(kinds=("rows",), plain=())
+    kind, index, *block = problem.layouts[0]
+    if name == "indices":
+        problem.layouts[0] = kind, index.to("meta"), *block
+    else:
+        getattr(problem, name)[0] = getattr(problem, name)[0].to("meta")
+    with pytest.raises(ValueError, match=f"{name}: expected every tensor on cpu"):
+        problem.step(masked_adamw_cuda_)
+    assert not core.calls
+
+
+def test_no_tensors_is_no_launch(core):
+    empty = dict.fromkeys(("lr", "beta1", "beta2", "eps", "weight_decay"), [])
+    masked_adamw_cuda_([], [], [], [], [], [], [], [], [], **empty)
+    assert not core.calls
+
+
+@pytest.mark.parametrize("kind", oracle.KINDS)
+def test_gather_hands_over_what_the_cpu_gathers(core, kind):
+    matrix = torch.randn(9, 14)
+    layout = oracle.layout(kind, matrix.shape, "some", block=(4, 5))
+    with NothingReadBack():
+        values = gather_selected_cuda(matrix, *layout, dtype=torch.bfloat16)
+    assert core.calls == [STREAM] and oracle.same_bits(values, oracle.gather(matrix, layout).bfloat16())
+    with pytest.raises(ValueError, match="index: expected a tensor on cpu"):
+        gather_selected_cuda(matrix, kind, layout[1].to("meta"), *layout[2:])
