@@ -29,6 +29,9 @@ class Core:
     def __init__(self, core):
         self.core, self.calls = core, []
 
+    def __getattr__(self, name):
+        return getattr(self.core, name)
+
     def gather_selected_cuda(self, *arguments):
         self.calls.append(arguments[-1])
         self.core.gather_selected(*arguments[:-1], 1)
