@@ -28,9 +28,12 @@ def test_offline_demo_writes_table_and_chart(root, tmp_path):
         assert (tmp_path / name).stat().st_size > 0
         assert str(tmp_path / name) in result.stdout
     rows = list(csv.DictReader((tmp_path / "demo.csv").open(encoding="utf-8")))
-    assert [row["kind"] for row in rows] == ["full", "lora", "ours", "ours", "head"]
-    full, _, columns, entries, head = rows
-    for ours in (columns, entries):
+    assert [row["kind"] for row in rows] == ["full", "lora", "ours", "ours", "ours", "ours", "head"]
+    full, _, columns, entries, lean_columns, lean_entries, head = rows
+    for plain, lean in ((columns, lean_columns), (entries, lean_entries)):
+        assert (plain["lean"], lean["lean"]) == ("False", "True")
+        assert int(lean["saved_bytes"]) < int(plain["saved_bytes"])
+    for ours in (columns, entries, lean_columns, lean_entries):
         assert int(head["trainable"]) < int(ours["trainable"]) < 0.06 * int(full["trainable"])
         assert int(ours["optimizer_bytes"]) < 0.06 * int(full["optimizer_bytes"])
         assert int(ours["saved_bytes"]) <= int(full["saved_bytes"])
