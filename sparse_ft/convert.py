@@ -1,5 +1,6 @@
 """convert, revert, sync, summary: put selective modules into a model that exists, and take them out again."""
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -12,7 +13,7 @@ from .nn.selected import Selected, as_matrix, check_weight
 from .plan import ALL, Plan
 from .report import Report, Row
 
-_RECORD = "_sparse_ft"  # on the converted model: its plan and the requires_grad flags it had
+_RECORD = "_sparse_ft"  # on the converted model: its plan, the requires_grad flags it had, values_dtype
 
 
 def matrix_shape(module, name):
@@ -30,25 +31,33 @@ def matrix_shape(module, name):
     return shape[:-1].numel(), shape[-1]
 
 
-def convert(model, plan, lean=False):
+def convert(model, plan, lean=False, values_dtype=None):
     """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`.
 
     model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected
     `nn.Linear`, transformers' `Conv1D` and row-selected `nn.Embedding` become selective modules; other selected
-    parameters keep their module and get a transient dense gradient. lean: also `sft.lean(model)`. Converting again with an
-    equal plan changes nothing. All or nothing: KeyError (unknown name), IndexError, TypeError or ValueError leave the model as
-    it was.
+    parameters keep their module and get a transient dense gradient. lean: also `sft.lean(model)`. values_dtype: of `values`,
+    kept when the model is cast: that of the weights or a wider one; None: fp32 (fp64 over fp64), which casts to fp64 widen.
+    16-bit values want an optimiser that rounds well: see `SelectiveAdamW`.
+    Converting again with an equal plan changes nothing. All or nothing: KeyError (unknown name), IndexError, TypeError or
+    ValueError leave the model as it was.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     record = model.__dict__.get(_RECORD)
     if record is not None:
         if record[0] != plan:
             raise ValueError("model: already converted with another plan; call sft.revert(model) first")
+        if record[2] != values_dtype:
+            raise ValueError(
+                f"values_dtype: the model was converted with {record[2]}, got {values_dtype}; call sft.revert(model) first"
+            )
         if lean:
             make_lean(model)
         return _report(model, plan)
     if not plan:
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")
+    if values_dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"values_dtype: expected None, float16, bfloat16, float32 or float64 of torch, got {values_dtype!r}")
     for name, module in model.named_modules():
         if isinstance(module, Selected):
             raise ValueError(f"model: {name!r} is selective already; call sft.revert on the model that was converted")
@@ -59,7 +68,7 @@ def convert(model, plan, lean=False):
             )
     _check_names(model, plan)
     readers = _readers(model)
-    actions = [_action(model, name, what, readers) for name, what in plan.items() if what != ALL]
+    actions = [_action(model, name, what, readers, values_dtype) for name, what in plan.items() if what != ALL]
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         for parameter in model.parameters():
@@ -72,7 +81,7 @@ def convert(model, plan, lean=False):
         if lean:
             make_lean(model)
         report = _report(model, plan)
-        model.__dict__[_RECORD] = plan, flags
+        model.__dict__[_RECORD] = plan, flags, values_dtype
     except BaseException:
         model.__dict__.pop(_RECORD, None)
         _undo(model, flags)
@@ -165,11 +174,11 @@ def _readers(model):
     return readers
 
 
-def _action(model, name, selection, readers):
+def _action(model, name, selection, readers, values_dtype):
     """Check one selected parameter and return the call that puts its selection in place."""
     owner, attribute = _owner(model, name)
     weight = owner._parameters[attribute]
-    check_weight(name, weight)
+    check_weight(name, weight, values_dtype)
     shared = readers[_memory(weight)]
     if len(shared) > 1:
         raise ValueError(
@@ -184,14 +193,14 @@ def _action(model, name, selection, readers):
         raise type(error)(f"plan: {name!r}: {error}") from None
     cls = _selective_class(owner, attribute, selection)
     if cls is not None:
-        return lambda: adopt(cls, owner, selection, name)
+        return lambda: adopt(cls, owner, selection, name, values_dtype)
     if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not isinstance(owner, ParametrizationList):
         raise ValueError(
             f"plan: {name!r} belongs to a {type(owner).__name__}, which runs through its children, and the selection would be "
             f"one of them; train it whole ('all') or leave it out"
         )
     reader = _reader(model, name, owner)
-    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name)
+    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name, values_dtype)
 
 
 def _selective_class(owner, attribute, selection):

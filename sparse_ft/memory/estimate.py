@@ -56,6 +56,7 @@ def estimate(
     dtype=None,
     inputs=None,
     padded=False,
+    values_dtype=None,
 ):
     """Bytes that training takes: an `Estimate`. The step itself is run (after `train()`), on tensors without data.
 
@@ -64,7 +65,8 @@ def estimate(
     of the model that gives one of these or a model to train as it is. lean: with `sft.lean`. optimizer: "adamw" (ours for
     selections, torch's fused one otherwise), "sgd", None, or a callable of the parameters. dtype: to cast the model to.
     inputs: {argument: tensor} of one batch, for models that transformers does not know; batch_size and sequence_length do not
-    count then. padded: the batch has an attention mask. Autocast is on where the caller has it on.
+    count then. padded: the batch has an attention mask. values_dtype: as in `sft.convert`. Autocast is
+    on where the caller has it on.
 
     The peak is that of any step but the first: state is there, gradients are not yet. It lacks what kernels allocate for
     themselves (convolutions on the CPU: about a fifth of a small ResNet's peak). Raises TypeError or ValueError that name the
@@ -79,7 +81,7 @@ def estimate(
         inputs = batch_for(model, batch_size, sequence_length, padded) if inputs is None else inputs
         inputs = {name: dry.like(what) if isinstance(what, torch.Tensor) else what for name, what in inputs.items()}
         weights = sum(storage.nbytes() for storage in _parameters(model).values())
-        model = prepare(model.train(), plan, dry)
+        model = prepare(model.train(), plan, dry, values_dtype)
         if lean:
             make_lean(model)
         return _one_step(model, weights, inputs, _optimizer(optimizer, model))

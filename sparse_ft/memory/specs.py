@@ -19,7 +19,7 @@ class _DryBlocks(Blocks):
     nnz = Selection.nnz
 
 
-def prepare(model, plan, dry):
+def prepare(model, plan, dry, values_dtype=None):
     """`model` as `plan` has it train, inside of a dry run: what to call, mostly the model itself.
 
     plan: None (all of it), a Plan or mapping, {"structure": …, "density": …, "targets": …, "block_size": …} for selections
@@ -46,7 +46,7 @@ def prepare(model, plan, dry):
                 for name, what in Plan(plan).items()
             }
         )
-    convert(model, plan)
+    convert(model, plan, values_dtype=values_dtype)
     return model
 
 

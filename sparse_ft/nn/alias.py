@@ -18,11 +18,11 @@ class SelectedParameter(Selected):
     `<name>_selected.values`, only where the weight cannot hold the values (fp32 values over a 16-bit weight).
     """
 
-    def __init__(self, owner, name, selection, shape, reader, label):
+    def __init__(self, owner, name, selection, shape, reader, label, values_dtype=None):
         super().__init__()
         check_weight(label, owner._parameters[name])
         self.__dict__.update(owner=owner, name=name, reader=reader, label=label, _handles=[])
-        self._select(selection, shape)
+        self._select(selection, shape, values_dtype)
         owner.add_module(f"{name}_selected", self)
         self._handles.append(reader.register_forward_pre_hook(self.before_forward))
         self._handles.append(reader.register_forward_hook(self.after_forward, always_call=True))

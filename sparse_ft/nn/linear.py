@@ -16,13 +16,13 @@ def fresh_weight(self):
     return self._parameters["weight"]
 
 
-def adopt(cls, module, selection, label):
+def adopt(cls, module, selection, label, values_dtype=None):
     """Turn `module` itself into a `cls` with `selection`; `restore` undoes it, also half done."""
     weight = module._parameters["weight"]
     check_weight(label, weight)
     module.__dict__.update(_original=type(module), label=label)
     module.__class__ = cls
-    module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)))
+    module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)), values_dtype)
 
 
 def restore(module):
@@ -58,7 +58,8 @@ class SelectiveLinear(Adopted, nn.Linear):
     """`nn.Linear` of which only the selected entries train.
 
     weight: [out_features, in_features], frozen; reading it synchronises. values: Parameter of
-    `selection.values_shape(weight.shape)`, fp32 over 16-bit weights. bias: [out_features] or None, trainable as it was.
+    `selection.values_shape(weight.shape)`, fp32 over 16-bit weights unless `sft.convert` was told
+    otherwise. bias: [out_features] or None, trainable as it was.
     Kept for backward: see `sparse_ft.functional.selective_linear`.
     """
 

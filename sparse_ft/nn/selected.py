@@ -99,6 +99,7 @@ class Selected(nn.Module):
     _tracked = None  # the tensor whose version tells that the selection's index was edited
     _part = None  # what backward needs of the input: `selection.restrict` of `input_dim`
     _shown = None  # the state of values and weight when the one last showed the other; None: they may differ
+    _chosen_dtype = None  # the dtype of values that was asked for; None: fp32 or wider, whatever the weight becomes
     _held = None  # (addresses, whether the weight's storage is gone, values): an address counts while nothing else gets it
 
     def _weight(self):
@@ -108,15 +109,15 @@ class Selected(nn.Module):
         """The weight as the matrix [rows, columns] that the selection speaks of."""
         return as_matrix(self._weight().detach(), self.matrix_shape)
 
-    def _select(self, selection, shape):
-        """Become the owner of `selection` on a weight whose matrix has `shape`."""
+    def _select(self, selection, shape, values_dtype=None):
+        """Become the owner of `selection` on a weight whose matrix has `shape`. values_dtype: None for fp32 or wider."""
         weight = self._weight()
         as_matrix(weight.detach(), shape)
         selection.check(shape)
         selection = selection.to(weight.device)
-        dtype = torch.promote_types(torch.float32, weight.dtype)
+        dtype = values_dtype or torch.promote_types(torch.float32, weight.dtype)
         values = nn.Parameter(selection.gather(as_matrix(weight.detach(), shape), dtype=dtype))
-        self.selection, self.matrix_shape = selection, tuple(shape)
+        self.selection, self.matrix_shape, self._chosen_dtype = selection, tuple(shape), values_dtype
         weight.requires_grad_(False)
         self.register_parameter("values", values)
         self._mark_shown()
@@ -125,7 +126,17 @@ class Selected(nn.Module):
         """Undo `_select`, as far as it got."""
         _live.discard(self)
         self._parameters.pop("values", None)
-        for name in ("selection", "matrix_shape", "_shown", "_held", "_tracked", "_part", "_reported", "label"):
+        for name in (
+            "selection",
+            "matrix_shape",
+            "_chosen_dtype",
+            "_shown",
+            "_held",
+            "_tracked",
+            "_part",
+            "_reported",
+            "label",
+        ):
             self.__dict__.pop(name, None)
 
     def register_parameter(self, name, param):
@@ -224,7 +235,7 @@ class Selected(nn.Module):
         if values is not None:
             holder = nn.Module()
             holder.values = values
-            holder._apply(lambda t: _keep_precision(fn, t))
+            holder._apply(lambda t: _keep_precision(fn, t, self._chosen_dtype))
             self.selection = self.selection.to(holder.values.device)
             self.register_parameter("values", holder.values)
         return self
@@ -254,8 +265,8 @@ class Selected(nn.Module):
         )
 
 
-def check_weight(label, weight):
-    """Raise for a weight that cannot have selected entries, naming it and the way out."""
+def check_weight(label, weight, values_dtype=None):
+    """Raise for a weight that cannot have selected entries (in `values_dtype`), naming it and the way out."""
     if weight.is_inference() or torch.is_inference_mode_enabled():
         raise ValueError(
             f"{label}: created under inference_mode, or converted there, so nothing tells when it changes; do both outside"
@@ -266,12 +277,19 @@ def check_weight(label, weight):
         raise TypeError(f"{label}: expected a floating-point dtype, got {weight.dtype}")
     if not weight.is_leaf:
         raise ValueError(f"{label}: computed from other tensors (parametrized?), not a parameter of its own")
+    if values_dtype is not None and torch.promote_types(values_dtype, weight.dtype) != values_dtype:
+        raise TypeError(
+            f"values_dtype: {values_dtype} does not hold every number of {label}, which is {weight.dtype}; take a wider one"
+        )
 
 
-def _keep_precision(fn, tensor):
-    """`fn` moves or casts a module's tensors; values follow to the device, and to fp64, but never below fp32."""
+def _keep_precision(fn, tensor, chosen):
+    """`fn` moves or casts a module's tensors; values follow to the device, and to fp64, but never below fp32.
+
+    chosen: a dtype that was asked for stays; None where none was.
+    """
     out = fn(tensor)
     if not out.is_floating_point() or out.dtype == tensor.dtype:
         return out
-    dtype = torch.promote_types(torch.float32, out.dtype)
+    dtype = chosen or torch.promote_types(torch.float32, out.dtype)
     return torch.empty_like(out, dtype=dtype) if out.device.type == "meta" else tensor.to(out.device, dtype)
