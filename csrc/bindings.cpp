@@ -23,9 +23,9 @@ namespace {
 using Address = uintptr_t;
 // kind, index, index_bits, n, block_h, block_w, rows, columns
 using LayoutTuple = std::tuple<int, Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, lr, beta1, beta2, eps, weight_decay
+// values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, lr, beta1, beta2, eps, weight_decay, lr_at
 using AdamWTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int, Address, int, std::optional<LayoutTuple>, double,
-                              double, double, double, double>;
+                              double, double, double, double, Address>;
 
 void require(bool holds, const char* argument, int64_t value, const char* expected) {
   if (holds) return;
@@ -106,16 +106,16 @@ void selected_wgrad(Address grad_output, int64_t grad_output_stride, Address inp
 }
 
 AdamWTensor adamw_tensor(const AdamWTuple& tuple) {
-  const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, lr, beta1, beta2, eps, decay] = tuple;
+  const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, lr, beta1, beta2, eps, decay, lr_at] =
+      tuple;
   require(count >= 0, "count", count, "non-negative");
-  if (!weight)
-    return AdamWTensor{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
-                       dtype(code, "dtype"), nullptr, kFloat32, Layout{}, lr, beta1, beta2, eps, decay};
+  AdamWTensor t{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
+                dtype(code, "dtype"), nullptr, kFloat32, Layout{}, lr, beta1, beta2, eps, decay, static_cast<const float*>(pointer(lr_at))};
+  if (!weight) return t;
   require(where.has_value(), "layout", 0, "given with a weight");
-  const Layout l = layout(*where);
-  require(count == values_count(l), "count", count, "the number of values of the layout");
-  return AdamWTensor{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
-                     dtype(code, "dtype"), pointer(weight), dtype(weight_code, "weight_dtype"), l, lr, beta1, beta2, eps, decay};
+  t.weight = pointer(weight), t.weight_dtype = dtype(weight_code, "weight_dtype"), t.layout = layout(*where);
+  require(count == values_count(t.layout), "count", count, "the number of values of the layout");
+  return t;
 }
 
 std::vector<AdamWTensor> adamw_tensors(const std::vector<AdamWTuple>& tuples) {

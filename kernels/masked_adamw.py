@@ -266,12 +266,12 @@ def _upload(rows, device):
 
 def masked_adamw_triton_(
     values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks,
-    *, lr, beta1, beta2, eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False,
+    *, lr, beta1, beta2, eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False, lrs=None,
 ):  # fmt: skip
     """One AdamW step of every values[i]; the first len(weights) also go to the selected entries of weights[i].
 
-    lr to weight_decay hold one number a tensor, steps one float32 each. Nothing is read back to the host: grad_scale
-    (gradients are divided by it) and found_inf (nonzero: nothing changes) stay on the device.
+    lr to weight_decay hold one number a tensor, steps one float32 each, as do lrs, which count instead of lr. Nothing is read
+    back to the host: grad_scale (gradients are divided by it) and found_inf (nonzero: nothing changes) stay on the device.
     """
     if not values:
         return
@@ -287,7 +287,7 @@ def masked_adamw_triton_(
     indices = [index.contiguous() for index in indices]
     states = zip(values, grads, exp_avgs, exp_avg_sqs, strict=True)
     groups = _group(states, steps, weights, kinds, indices, blocks)
-    extras = {"grad_scale": grad_scale, "found_inf": found_inf}
+    extras = {"grad_scale": grad_scale, "found_inf": found_inf, **{f"lrs[{i}]": lr for i, lr in enumerate(lrs or ())}}
     check_tensors(**{"values[0]": values[0]}, **{n: x for n, x in extras.items() if x is not None})
     device = values[0].device
     if skip_nonfinite and found_inf is None:
@@ -301,6 +301,8 @@ def masked_adamw_triton_(
                 )
         coefficients = torch.empty(len(values), COEFFICIENTS.value, dtype=torch.float64, device=device)
         hyper = _to_device(list(hyper.values()), torch.float64, device)
+        if lrs is not None:
+            hyper[0] = torch.stack([lr.view(()) for lr in lrs])
         step_ptrs = _to_device([step.data_ptr() for step in steps], torch.int64, device)
         _steps_kernel[(triton.cdiv(len(values), 128),)](
             step_ptrs, hyper, coefficients, found_inf, len(values), BLOCK=128, enable_fp_fusion=True

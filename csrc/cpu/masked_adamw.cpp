@@ -133,9 +133,9 @@ bool masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool maximi
   double cost = 0;
   for (int64_t i = 0; i < tensor_count; ++i) {
     const AdamWTensor& t = tensors[i];
-    const double step = static_cast<double>(*t.step) + 1.0;
-    jobs[i] = Job{chunks, adamw_constants<float>(step, t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize),
-                  adamw_constants<double>(step, t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize)};
+    const double step = static_cast<double>(*t.step) + 1.0, lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
+    jobs[i] = Job{chunks, adamw_constants<float>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize),
+                  adamw_constants<double>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize)};
     chunks += (t.count + kStepChunk - 1) / kStepChunk;
     cost += step_cost(t);
   }

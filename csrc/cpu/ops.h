@@ -32,6 +32,7 @@ struct AdamWTensor {
   DType weight_dtype;
   Layout layout;
   double lr, beta1, beta2, eps, weight_decay;
+  const float* lr_at;  // one number that counts instead of lr, or null
 };
 
 struct Rows {

@@ -18,10 +18,14 @@ constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
 enum Stream : int { kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kStreams };
 
 struct Family {
-  double lr, beta1, beta2, eps, weight_decay;
+  union {
+    double lr;
+    const float* lr_at;  // one number on the device
+  };
+  double beta1, beta2, eps, weight_decay;
   uint32_t rows, columns, block_h, block_w;
-  uint8_t weight_dtype, kind, index_bits;
-  uint8_t unused[5];  // families are compared byte by byte
+  uint8_t weight_dtype, kind, index_bits, lr_is_at;
+  uint8_t unused[4];  // families are compared byte by byte
 };
 
 struct AdamWTable {
@@ -61,7 +65,8 @@ SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
   t.weight_dtype = static_cast<DType>(f.weight_dtype);
   t.layout = Layout{static_cast<Kind>(f.kind), address(table, kIndex, i), f.index_bits, n, f.block_h, f.block_w, f.rows, f.columns};
   t.count = t.weight ? values_count(t.layout) : n;
-  t.lr = f.lr, t.beta1 = f.beta1, t.beta2 = f.beta2, t.eps = f.eps, t.weight_decay = f.weight_decay;
+  t.lr_at = f.lr_is_at ? f.lr_at : nullptr;
+  t.lr = f.lr_is_at ? 0.0 : f.lr, t.beta1 = f.beta1, t.beta2 = f.beta2, t.eps = f.eps, t.weight_decay = f.weight_decay;
   return t;
 }
 
@@ -85,7 +90,10 @@ static inline uint32_t narrow(const char* name, int64_t x) {
 static inline Family family_of(const AdamWTensor& t) {
   Family f;
   memset(&f, 0, sizeof f);
-  f.lr = t.lr, f.beta1 = t.beta1, f.beta2 = t.beta2, f.eps = t.eps, f.weight_decay = t.weight_decay;
+  f.lr_is_at = t.lr_at != nullptr;
+  if (t.lr_at) f.lr_at = t.lr_at;
+  else f.lr = t.lr;
+  f.beta1 = t.beta1, f.beta2 = t.beta2, f.eps = t.eps, f.weight_decay = t.weight_decay;
   if (!t.weight) return f;
   f.rows = narrow("rows", t.layout.rows), f.columns = narrow("columns", t.layout.columns);
   f.block_h = narrow("block_h", t.layout.block_h), f.block_w = narrow("block_w", t.layout.block_w);

@@ -155,8 +155,8 @@ SFT_HD bool found_nonfinite(const StepFlags& flags) { return flags.found_inf && 
 template <class Wide>
 SFT_HD AdamWConstants<Wide> constants_of(const AdamWTensor& t, const StepFlags& flags) {
   const double inv_scale = flags.grad_scale ? 1.0 / static_cast<double>(*flags.grad_scale) : 1.0;
-  return adamw_constants<Wide>(static_cast<double>(load(t.step)) + 1.0, t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale,
-                               flags.maximize);
+  const double step = static_cast<double>(load(t.step)) + 1.0, lr = t.lr_at ? static_cast<double>(load(t.lr_at)) : t.lr;
+  return adamw_constants<Wide>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, flags.maximize);
 }
 
 constexpr int kStepTensors = 1024;

@@ -14,7 +14,7 @@ SCHEMA = (
     "masked_adamw_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "Tensor(e!)[] weights, str[] kinds, Tensor[] indices, int[] blocks, *, float[] lr, float[] beta1, float[] beta2, "
     "float[] eps, float[] weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor(f!)? found_inf=None, "
-    "bool skip_nonfinite=False) -> ()"
+    "bool skip_nonfinite=False, Tensor[]? lrs=None) -> ()"
 )
 
 
@@ -39,9 +39,11 @@ class Call(NamedTuple):
     grad_scale: torch.Tensor | None = None  # float32, one element, as found_inf
     found_inf: torch.Tensor | None = None
     skip_nonfinite: bool = False
+    lrs: list | None = None  # float32, one element each; read when the step runs, instead of lr
 
     def hyper(self, i):
-        return self.lr[i], self.beta1[i], self.beta2[i], self.eps[i], self.weight_decay[i]
+        lr = self.lr[i] if self.lrs is None else self.lrs[i].item()
+        return lr, self.beta1[i], self.beta2[i], self.eps[i], self.weight_decay[i]
 
     def layout(self, i):
         return self.kinds[i], self.indices[i], *self.blocks[2 * i : 2 * i + 2]
@@ -105,10 +107,14 @@ def _checked_lists(*arguments, **keywords):
             f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
             f"{len(c.weights)}, {len(c.kinds)}, {len(c.indices)} and {len(c.blocks)} / 2"
         )
+    if c.lrs is not None and len(c.lrs) != len(c.values):
+        raise ValueError(f"lrs: expected None or {len(c.values)} items, one a tensor of values, got {len(c.lrs)}")
     if c.skip_nonfinite and c.found_inf is None:
         raise ValueError("found_inf: skip_nonfinite needs a float32 tensor of one element to report to, got None")
     _check_scalar("grad_scale", c.grad_scale)
     _check_scalar("found_inf", c.found_inf)
+    for lr in c.lrs or ():
+        _check_scalar("lrs", lr)
     return c
 
 
@@ -169,7 +175,9 @@ def _rows(c):
     linked = zip(c.values, c.weights, c.kinds, c.indices, c.blocks[::2], c.blocks[1::2])
     through = [_written_through(*each) for each in linked]
     through += [(0, 0, None)] * (len(c.values) - len(through))
-    state, hyper = zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs), zip(c.lr, c.beta1, c.beta2, c.eps, c.weight_decay)
+    lr_at = [0] * len(c.values) if c.lrs is None else [lr.data_ptr() for lr in c.lrs]
+    hyper = zip(c.lr, c.beta1, c.beta2, c.eps, c.weight_decay, lr_at)
+    state = zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs)
     return [_row(*row) for row in zip(state, c.steps, through, hyper)]
 
 
@@ -192,7 +200,7 @@ def _written_through(value, weight, kind, index, block_h, block_w):
 
 
 def masked_adamw_cuda_(*arguments, **keywords):
-    """Nothing is read back to the host, so that a CUDA graph can hold the step; one that is replayed keeps its settings."""
+    """Nothing is read back to the host, so that a CUDA graph can hold the step; a replay reads `lrs` anew, no other setting."""
     c, rows = _called(*arguments, **keywords)
     if not rows:
         return
@@ -209,7 +217,7 @@ def masked_adamw_cuda_(*arguments, **keywords):
 
 def _check_device(c, device):
     """A kernel that follows an address into the memory of another device takes the process with it."""
-    scalars = dict(grad_scale=[c.grad_scale], found_inf=[c.found_inf])
+    scalars = dict(grad_scale=[c.grad_scale], found_inf=[c.found_inf], lrs=c.lrs or ())
     lists = ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps", "weights", "indices")
     for name, tensors in {**{name: getattr(c, name) for name in lists}, **scalars}.items():
         for tensor in tensors:
@@ -237,10 +245,11 @@ def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds
     """One AdamW step (Loshchilov & Hutter, 2019) over all tensors of one device, in place, in a few launches.
 
     Per tensor, `torch.optim.AdamW`'s update, then `scatter_selected_(weight, value, …)`. Arguments: see `Call`. Keywords: lr,
-    beta1, beta2, eps, weight_decay; maximize; grad_scale (gradients are divided by it); found_inf (nonzero on entry: nothing
-    changes); skip_nonfinite (look for inf and NaN in every gradient first; if there is one set found_inf to 1 and change
-    nothing). steps advance by one. Raises ValueError or TypeError that names the argument, before anything is written.
+    beta1, beta2, eps, weight_decay; lrs (tensors that lr is read from when the step runs, also in a CUDA graph); maximize;
+    grad_scale (gradients are divided by it); found_inf (nonzero on entry: nothing changes); skip_nonfinite (look for inf and
+    NaN in every gradient first; if there is one set found_inf to 1 and change nothing). steps advance by one. Raises ValueError
+    or TypeError that names the argument, before anything is written.
     """
     lists = values, grads, exp_avgs, exp_avg_sqs, steps, weights, indices
-    call = _on_cpu if plain(itertools.chain(*lists)) else torch.ops.sparse_ft.masked_adamw_
+    call = _on_cpu if plain(itertools.chain(*lists, keywords.get("lrs") or ())) else torch.ops.sparse_ft.masked_adamw_
     call(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)

@@ -14,7 +14,7 @@ class PreparedRows:
         self._known = {}  # id of a parameter -> (what tells that its row holds, the row, who must live for that)
 
     def rows(self, entries):
-        """A row for each entry (parameter, settings, state, owner or None); None unless the native core takes them all."""
+        """A row for each entry (parameter, five numbers, state, owner or None); None unless the native core takes all."""
         if _native.C is None or not plain(p for p, *_ in entries):
             return None
         rows = []
@@ -25,7 +25,7 @@ class PreparedRows:
                 return None
             if grad.stride() != stride or grad.numel() != count:
                 return None
-            rows.append((row[0], grad.data_ptr(), *row[1], *settings))
+            rows.append((row[0], grad.data_ptr(), *row[1], *settings, 0))
         return rows
 
     def _of(self, p, exp_avg, exp_avg_sq, step, owner):

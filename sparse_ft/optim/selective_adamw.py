@@ -9,6 +9,7 @@ from ..ops import masked_adamw_
 from ..ops.masked_adamw import step_rows
 from .in_backward import InBackward
 from .prepared import PreparedRows
+from .skipping import SkippedSteps, any_nonfinite
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
@@ -18,6 +19,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
     lr: float or one-element tensor. betas, eps, weight_decay, maximize: as in `torch.optim.AdamW`. no_decay: glob patterns
     on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters. skip_nonfinite: look for inf and
     NaN in the gradients first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts it.
+
+    On a GPU `step()` reads nothing back to the host, so that `torch.cuda.graph` can capture a whole training step. Take one
+    step before the capture (it makes the state), and give lr as a float32 tensor on the device: a replay reads it anew, so
+    schedulers work, and counts `skipped_steps`. What is a number, or a tensor in host memory, is captured as it is then.
 
     in_backward: each parameter steps inside the backward, as soon as its gradient is there, and the gradient is freed: those
     of all layers never exist together. The same bits as without. `step()` then only closes the iteration: call it once after
@@ -52,18 +57,20 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 "skip_nonfinite: it looks at all gradients before any step, and in_backward=True never has them all"
             )
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
-        self.skip_nonfinite, self.skipped_steps, self._prepared = skip_nonfinite, 0, PreparedRows()
+        self.skip_nonfinite, self._skipped, self._prepared = skip_nonfinite, SkippedSteps(), PreparedRows()
         self._backward = InBackward(self) if in_backward else None
         super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
 
     def __getstate__(self):
-        own = dict(skip_nonfinite=self.skip_nonfinite, skipped_steps=self.skipped_steps, _backward=self._backward is not None)
+        own = dict(skip_nonfinite=self.skip_nonfinite, _skipped=self.skipped_steps, _backward=self._backward is not None)
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state):
         """Also what `load_state_dict` ends with, on an optimiser that has its hooks."""
         super().__setstate__(state)
         self._prepared = PreparedRows()
+        if isinstance(self.__dict__.get("_skipped"), int):
+            self._skipped = SkippedSteps(self._skipped)
         if self.__dict__.get("_backward") is True:
             self._backward = InBackward(self)
         if self._backward:
@@ -75,6 +82,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
         if self._backward:
             self._backward.attach(len(self.param_groups) - 1)
+
+    @property
+    def skipped_steps(self):
+        """How many steps skip_nonfinite has skipped. Waits for the device that knows."""
+        return int(self._skipped)
 
     def got_gradient(self, parameter):
         """Whether the last step had a gradient of it, for who wants to warn."""
@@ -94,21 +106,35 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._backward.finish()
             return loss
         batches = self._gather()
-        if self.skip_nonfinite and len(batches) > 1 and not _all_finite(batches):
-            self.skipped_steps += 1
-            return loss
-        for (device, maximize), entries in batches.items():
-            self._step_on(device, maximize, entries)
+        found_inf = self._found_inf(batches)
+        for (device, maximize, _), entries in batches.items():
+            self._step_on(device, maximize, entries, found_inf, look=self.skip_nonfinite and len(batches) == 1)
+        if self.skip_nonfinite and batches:
+            self._skipped.add(found_inf)
         return loss
 
+    def _found_inf(self, batches):
+        """What tells the step whether to skip, or will tell once it has looked; None: nothing does."""
+        found_inf = getattr(self, "found_inf", None)  # a GradScaler's
+        if not self.skip_nonfinite or not batches:
+            return found_inf
+        if len(batches) > 1:
+            found = any_nonfinite(batches.values())
+            return found if found_inf is None else torch.maximum(found, found_inf.to(found.device))
+        ((device, *_),) = batches
+        return torch.zeros((), dtype=torch.float32, device=device) if found_inf is None else found_inf.to(device)
+
     def _gather(self):
-        """(parameter, settings, state, owner) of each gradient, by device and maximize; written-through ones first."""
+        """(parameter, settings, state, owner) of each gradient, by what one call has in common; written-through ones first."""
         batches = {}
         for group in self.param_groups:
-            settings = _settings(group)
+            device = None
             for p in group["params"]:
-                if p.grad is not None:
-                    batches.setdefault((p.device, group["maximize"]), []).append(self._entry(p, settings))
+                if p.grad is None:
+                    continue
+                if p.device != device:
+                    device, settings = p.device, _settings(group, p.device)
+                batches.setdefault((device, group["maximize"], _stays(settings[0])), []).append(self._entry(p, settings))
         return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
 
     def _entry(self, p, settings):
@@ -118,7 +144,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def _step_one(self, p, group):
         """The step of one parameter that has its gradient."""
-        self._step_on(p.device, group["maximize"], [self._entry(p, _settings(group))])
+        self._step_on(p.device, group["maximize"], [self._entry(p, _settings(group, p.device))])
 
     def _state_of(self, p):
         state = self.state[p]
@@ -132,34 +158,41 @@ class SelectiveAdamW(torch.optim.Optimizer):
             state["step"] = state["step"].to(p.device)
         return state
 
-    def _step_on(self, device, maximize, entries):
+    def _step_on(self, device, maximize, entries, found_inf=None, look=False):
+        """look: at the gradients first, and set found_inf if one is not finite."""
         params, settings, states, owners = zip(*entries)
         owners = [owner for owner in owners if owner is not None]
-        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if self.skip_nonfinite and found_inf is None:
-            found_inf = torch.zeros((), dtype=torch.float32, device=device)
+        scale, found_inf = (x if x is None else x.to(device) for x in (getattr(self, "grad_scale", None), found_inf))
         if found_inf is not None:
             for owner in owners:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
-        flags = dict(maximize=maximize, grad_scale=scale, found_inf=found_inf, skip_nonfinite=self.skip_nonfinite)
+        flags = dict(maximize=maximize, grad_scale=scale, found_inf=found_inf, skip_nonfinite=look)
         rows = self._prepared.rows(entries) if device.type == "cpu" else None
         if rows is not None:
             state = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq", "step")]
             step_rows(rows, [*params, *state, *(owner._weight() for owner in owners)], **flags)
         else:
             _step_through_op(params, settings, states, owners, flags)
-        if self.skip_nonfinite and found_inf.item():
-            self.skipped_steps += 1
         for owner in owners:
             owner._mark_shown()
 
 
-def _settings(group):
-    return (*(float(x) for x in (group["lr"], *group["betas"], group["eps"], group["weight_decay"])),)
+def _settings(group, device):
+    """lr, beta1, beta2, eps, weight_decay: numbers, except an lr that need not be read on the host."""
+    lr = group["lr"]
+    lr = lr.detach().to(device, torch.float32) if _stays(lr) and device.type != "cpu" else float(lr)
+    return lr, *(float(x) for x in (*group["betas"], group["eps"], group["weight_decay"]))
+
+
+def _stays(lr):
+    return isinstance(lr, torch.Tensor) and not lr.is_cpu
 
 
 def _step_through_op(params, settings, states, owners, flags):
     layouts = [owner.selection.layout for owner in owners]
+    lrs = None
+    if _stays(settings[0][0]):
+        lrs, settings = [lr for lr, *_ in settings], [(0.0, *others) for _, *others in settings]
     masked_adamw_(
         [p.detach() for p in params],
         [p.grad for p in params],
@@ -169,13 +202,9 @@ def _step_through_op(params, settings, states, owners, flags):
         [index for _, index, *_ in layouts],
         [n for _, _, *block in layouts for n in block],
         **dict(zip(("lr", "beta1", "beta2", "eps", "weight_decay"), map(list, zip(*settings)))),
+        lrs=lrs,
         **flags,
     )
-
-
-def _all_finite(batches):
-    """Whether no gradient of any batch holds inf or NaN: one call sees only its own device's."""
-    return all(bool(p.grad.isfinite().all()) for entries in batches.values() for p, *_ in entries)
 
 
 def _linked(p):
@@ -233,7 +262,7 @@ def _check_hyperparameters(lr, betas, eps, weight_decay):
     if isinstance(lr, torch.Tensor) and lr.numel() != 1:
         raise ValueError(f"lr: expected a float or a tensor of one element, got shape {tuple(lr.shape)}")
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if isinstance(value, str) or not float(value) >= 0:
+        if not _stays(value) and (isinstance(value, str) or not float(value) >= 0):  # on a device it is not looked at
             raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas: expected two numbers, got {betas}")

@@ -93,6 +93,17 @@ def test_scaled_and_maximised(options, dtype):
     problem.check_step(**options, found_inf=torch.zeros(1, device=DEVICE))
 
 
+def test_lr_is_read_from_tensors():
+    problem, want = Problem(["rows", "entries"], [(5,)]), Problem(["rows", "entries"], [(5,)])
+    for a, b in zip((*problem.tensors(), *problem.grads), (*want.tensors(), *want.grads), strict=True):
+        a.copy_(b)
+    lrs = [torch.full((1,) * (i % 2), 0.5 + i, device=DEVICE) for i in range(3)]
+    problem.hyper["lr"], want.hyper["lr"] = [1e3] * 3, [0.5, 1.5, 2.5]
+    problem.step(lrs=lrs)
+    want.step()
+    assert all(torch.equal(a, b) for a, b in zip(problem.tensors(), want.tensors(), strict=True))
+
+
 def test_agrees_with_torch_adamw():
     problem = Problem(["rows", "columns", "blocks", "entries"], [(7, 3)], torch.float64, torch.float64)
     for state in (problem.exp_avgs, problem.exp_avg_sqs, problem.steps):

@@ -79,6 +79,7 @@ def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, thre
                 0 if weight is None else DTYPES[weight.dtype],
                 None if weight is None else native_layout(t["layout"], weight.shape),
                 *(t[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
+                t["lr_at"].data_ptr() if "lr_at" in t else 0,
             )
         )
     return C.masked_adamw_(table, maximize, inv_scale, skip_nonfinite, threads)

@@ -139,9 +139,11 @@ struct State {
         exp_avg_sq(dtype, count, seed + 3, true), step(kFloat32, 1, 0), weight(weight_dtype, weight_count, seed + 4) {
     *reinterpret_cast<float*>(step.data) = static_cast<float>(seed % 5);
   }
-  AdamWTensor tensor(const Layout* layout, double lr) {
+  // lr_at: what the learning rate is read from; the other one must not count then.
+  AdamWTensor tensor(const Layout* layout, const float* lr, bool lr_at = false) {
     return AdamWTensor{value.data, grad.data, exp_avg.data, exp_avg_sq.data, reinterpret_cast<float*>(step.data), value.count, value.dtype,
-                       layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{}, lr, 0.9, 0.99, 1e-8, 0.1};
+                       layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{},
+                       lr_at ? 1e3 : static_cast<double>(*lr), 0.9, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr};
   }
 };
 
@@ -181,6 +183,7 @@ struct Tensor {
 void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_scale, bool nonfinite) {
   std::vector<State*> got, want;
   std::vector<AdamWTensor> tensors, host;
+  const float lr[] = {0.01f, 0.02f, 0.03f};
   for (size_t i = 0; i < made.size(); ++i) {
     const Tensor& m = made[i];
     const Layout* layout = m.through ? &m.through->layout : nullptr;
@@ -188,8 +191,8 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     got.push_back(new State(m.dtype, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
     if (nonfinite && i + 1 == made.size()) memset(got[i]->grad.data + got[i]->grad.bytes() - size_of(m.dtype), 0xff, size_of(m.dtype));
     want.push_back(new State(*got[i]));
-    tensors.push_back(got[i]->tensor(layout, 0.01 * static_cast<double>(1 + i % 3)));
-    host.push_back(want[i]->tensor(layout, 0.01 * static_cast<double>(1 + i % 3)));
+    tensors.push_back(got[i]->tensor(layout, lr + i % 3, i % 2));
+    host.push_back(want[i]->tensor(layout, lr + i % 3));
   }
   float found_inf = 0;
   const double inv_scale = grad_scale ? 1.0 / static_cast<double>(*grad_scale) : 1.0;

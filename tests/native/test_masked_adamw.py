@@ -70,6 +70,15 @@ def test_plain_tensors_maximize_and_scale(variant, dtype):
     check_step(tensor((0,), dtype))
 
 
+def test_lr_at_an_address_counts_instead_of_the_number(variant):
+    t = tensor((1003,), torch.float32) | {"lr": 1e3, "lr_at": torch.tensor(0.25)}
+    want = copy(t) | {"lr": 0.25}
+    del want["lr_at"]
+    core.adamw_([t])
+    core.adamw_([want])
+    assert all(same_bits(t[name], want[name]) for name in STATE)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_and_none_selected(variant, kind):
     check_step(linked(kind, (13, 9), torch.float32, torch.bfloat16, "all"))

@@ -88,6 +88,17 @@ def test_masked_adamw_steps_without_a_look_from_the_host(core, monkeypatch, foun
     assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
 
 
+def test_the_learning_rate_is_read_where_it_lies(core, monkeypatch):
+    problem, want = pair(weight_dtype=torch.bfloat16)
+    want.hyper["lr"] = [torch.tensor(lr).item() for lr in want.hyper["lr"]]
+    lrs = [torch.tensor(lr) for lr in want.hyper["lr"]]
+    with NothingReadBack():
+        problem.step(masked_adamw_cuda_, lr=[1e3] * len(lrs), lrs=lrs)
+    monkeypatch.undo()
+    want.step(ops.masked_adamw_)
+    assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
+
+
 def test_masked_adamw_takes_gradients_and_indices_of_any_strides(core, monkeypatch):
     problem, want = pair(kinds=("rows", "entries"))
     problem.grads[0] = problem.grads[0].t().contiguous().t()
@@ -100,16 +111,19 @@ def test_masked_adamw_takes_gradients_and_indices_of_any_strides(core, monkeypat
     assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
 
 
-@pytest.mark.parametrize("name", ("grads", "steps", "indices"))
+@pytest.mark.parametrize("name", ("grads", "steps", "indices", "lrs"))
 def test_a_tensor_elsewhere_is_refused_by_name(core, name):
     problem = Problem(kinds=("rows",), plain=())
     kind, index, *block = problem.layouts[0]
+    lrs = None
     if name == "indices":
         problem.layouts[0] = kind, index.to("meta"), *block
+    elif name == "lrs":
+        lrs = [torch.ones((), device="meta")]
     else:
         getattr(problem, name)[0] = getattr(problem, name)[0].to("meta")
     with pytest.raises(ValueError, match=f"{name}: expected every tensor on cpu"):
-        problem.step(masked_adamw_cuda_)
+        problem.step(masked_adamw_cuda_, lrs=lrs)
     assert not core.calls
 
 

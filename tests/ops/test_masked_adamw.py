@@ -333,6 +333,37 @@ def test_opcheck(variant, device):
     torch.library.opcheck(torch.ops.sparse_ft.masked_adamw_.default, problem.arguments, keywords)
 
 
+def test_lr_is_read_from_tensors_when_the_step_runs(adamw_, device):
+    torch.manual_seed(1)
+    problem = Problem(device=device, which="some")
+    torch.manual_seed(1)
+    want = Problem(device=device, which="some")
+    lrs = [torch.full((1,) * (i % 2), 0.1, device=device) for i in range(len(problem.values))]
+    for i, lr in enumerate((0.01, 0.02)):
+        for tensor in lrs:
+            tensor.fill_(lr * (i + 1))
+        problem.step(adamw_, lr=[1e3] * len(lrs), lrs=lrs)
+        want.step(adamw_, lr=[tensor.item() for tensor in lrs])
+    assert unchanged(problem.state, want.state)
+    torch.library.opcheck(torch.ops.sparse_ft.masked_adamw_.default, problem.arguments, {**problem.hyper, "lrs": lrs})
+
+
+@pytest.mark.parametrize(
+    "lrs, error, message",
+    [
+        ([], ValueError, "lrs: expected None or 2 items, one a tensor of values, got 0"),
+        ([torch.ones(()), torch.ones(2)], ValueError, r"lrs: expected one element, got shape \(2,\)"),
+        ([torch.ones(()), torch.ones((), dtype=torch.float64)], TypeError, "lrs: expected torch.float32, got torch.float64"),
+    ],
+)
+def test_lrs_that_do_not_fit_are_refused(adamw_, lrs, error, message):
+    problem = Problem(kinds=("rows",), plain=((3,),))
+    before = snapshot(problem.state)
+    with pytest.raises(error, match=message):
+        problem.step(adamw_, lrs=lrs)
+    assert unchanged(problem.state, before)
+
+
 def replaced(name, at, new):
     def change(problem):
         getattr(problem, name)[at] = new(getattr(problem, name)[at])

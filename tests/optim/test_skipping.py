@@ -1,5 +1,8 @@
 """Steps that SelectiveAdamW skips: on its own account when a gradient is not finite, and at a GradScaler's word."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers.small_net import assert_same_bits, assert_weights_show_values, everything, loss_of, net, train, trained_parameters
@@ -43,6 +46,19 @@ def test_the_first_step_may_be_skipped():
     train(other, again, 3)
     assert optimizer.skipped_steps == 1
     assert_same_bits(everything(model, optimizer), everything(other, again))
+
+
+def test_the_count_is_kept_by_copies_and_pickles():
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), skip_nonfinite=True)
+    loss_of(model, 0).mul(float("inf")).backward()
+    optimizer.step()
+    for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert again.skipped_steps == 1
+        for p in again.param_groups[0]["params"]:
+            p.grad = torch.full_like(p, float("inf"))
+        again.step()
+        assert again.skipped_steps == 2 and optimizer.skipped_steps == 1
 
 
 def test_a_skipped_step_leaves_no_stale_weight():
