@@ -31,16 +31,43 @@ def _checked(grad_output, input, kind, index, block_h, block_w, **values):
     return grad_output, input, shape
 
 
-def _into(values, grad_output, input, kind, index, block_h, block_w, accumulate):
-    """Blocks and entries, written to contiguous values by the program that has their sums."""
-    if not values.numel():
-        return
-    if kind == "entries":
-        wgrad_of_entries(values, grad_output, input, index, accumulate)
-    else:
-        short = grad_output.dtype == input.dtype and input.element_size() == 2
-        blocks = wgrad_of_blocks if short else blocks_by_panel
-        blocks(values, grad_output, input, index, block_h, block_w, accumulate)
+def _into(calls, accumulate):
+    """Blocks and entries, written to contiguous values by the program that has their sums.
+
+    calls: of (values, grad_output, input, kind, index, block_h, block_w). Blocks of 16-bit operands share launches.
+    """
+    blocks = []
+    for values, grad_output, input, kind, index, *block in calls:
+        if not values.numel():
+            continue
+        if kind == "entries":
+            wgrad_of_entries(values, grad_output, input, index, accumulate)
+        elif grad_output.dtype == input.dtype and input.element_size() == 2:
+            blocks.append((values, grad_output, input, index, *block))
+        else:
+            blocks_by_panel(values, grad_output, input, index, *block, accumulate)
+    if blocks:
+        wgrad_of_blocks(blocks, accumulate)
+
+
+def _product(grad_output, input, kind, index):
+    """Rows and columns: gather, then the library's product."""
+    return (wgrad_of_rows if kind == "rows" else wgrad_of_columns)(grad_output, input, index)
+
+
+def selected_wgrad_grouped_triton(grad_outputs, inputs, kinds, indices, blocks, *, dtype=None):
+    """[selected_wgrad_triton(...) of each], the same bits; blocks: block_h, block_w, block_h, block_w, ..."""
+    values, calls = [], []
+    for grad_output, input, *layout in zip(grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2]):
+        grad_output, input, shape = _checked(grad_output, input, *layout)
+        wide = dtype or torch.promote_types(torch.float32, grad_output.dtype)
+        if layout[0] in ("rows", "columns"):
+            values.append(_product(grad_output, input, *layout[:2]).to(wide))
+        else:
+            values.append(torch.empty(shape, dtype=wide, device=grad_output.device))
+            calls.append((values[-1], grad_output, input, *layout))
+    _into(calls, accumulate=False)
+    return values
 
 
 def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
@@ -50,22 +77,26 @@ def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, 
     the selected features only, in index order, gathered once for several calls. `dtype` is that of the sum by default.
     The same bits at every run.
     """
-    grad_output, input, shape = _checked(grad_output, input, kind, index, block_h, block_w)
-    dtype = dtype or torch.promote_types(torch.float32, grad_output.dtype)
-    if kind in ("rows", "columns"):
-        return (wgrad_of_rows if kind == "rows" else wgrad_of_columns)(grad_output, input, index).to(dtype)
-    values = torch.empty(shape, dtype=dtype, device=grad_output.device)
-    _into(values, grad_output, input, kind, index, block_h, block_w, accumulate=False)
-    return values
+    return selected_wgrad_grouped_triton([grad_output], [input], [kind], [index], [block_h, block_w], dtype=dtype)[0]
+
+
+def selected_wgrad_grouped_triton_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
+    """selected_wgrad_triton_(...) of each, the same bits. Nothing is written if a problem is refused."""
+    problems = zip(values_grads, grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2])
+    checked = [(v, *_checked(*call, values_grad=v)[:2], *call[2:]) for v, *call in problems]
+    calls, copies = [], []
+    for values_grad, grad_output, input, *layout in checked:
+        if layout[0] in ("rows", "columns"):
+            values_grad.add_(_product(grad_output, input, *layout[:2]))
+        else:
+            packed = values_grad.contiguous()
+            calls.append((packed, grad_output, input, *layout))
+            copies += [(values_grad, packed)] if packed is not values_grad else []
+    _into(calls, accumulate=True)
+    for values_grad, packed in copies:
+        values_grad.copy_(packed)
 
 
 def selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w):
     """values_grad += selected_wgrad(...), added before the one rounding."""
-    grad_output, input, _ = _checked(grad_output, input, kind, index, block_h, block_w, values_grad=values_grad)
-    if kind in ("rows", "columns"):
-        values_grad.add_((wgrad_of_rows if kind == "rows" else wgrad_of_columns)(grad_output, input, index))
-        return
-    packed = values_grad.contiguous()
-    _into(packed, grad_output, input, kind, index, block_h, block_w, accumulate=True)
-    if packed is not values_grad:
-        values_grad.copy_(packed)
+    selected_wgrad_grouped_triton_([values_grad], [grad_output], [input], [kind], [index], [block_h, block_w])

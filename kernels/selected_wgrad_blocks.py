@@ -13,44 +13,62 @@ import triton
 import triton.language as tl
 
 from .layout import INTERPRETED, on_device, round_to
+from .problems import code, launches, number, pick, programs_of, within
 from .selected_wgrad_tables import PANEL, panels
 
 PROGRAMS = 264  # from which on tokens are not split: two for each of the 132 processors of an H200, on every GPU
 CHUNK = 512  # tokens that a program takes at least: below it the partial sums cost more than they spread
+PROCESSORS = 132, 233472  # of an H200, and the bytes of shared memory of each
+# Tiles for each program that runs at a time from which programs stay and take several: by arithmetic, not measured yet. A new
+# program costs 1 us of a tile's 45 (64 x 256, 8192 tokens); before that the device's own order fills the last round better.
+PERSISTENT_FROM = 4
+# {(panel, gathered features): (tokens at a time, warps, stages)} where a measurement chose: `bench/gpu.sh ops` times the
+# candidates as "tiles". None is measured yet; by arithmetic 64 x 256 in 8 warps is one program a processor, by its memory, and
+# two of its three stages on their way are 80 KB, where L2 at 7 TB/s and 0.8 us of latency ask for 42 KB a processor.
+TILES = {}
 
 
 @triton.jit
-def _panel_kernel(
-    p_ptr,  # [tokens, features_p], the operand whose panel a program takes
-    q_ptr,  # [tokens, features_q], the operand whose features it gathers
-    order_ptr,  # [n]
-    others_ptr,  # [n]
-    tiles_ptr,  # [tiles, 4]
-    out_ptr,  # [splits, n, SIZE_P * SIZE_Q]
-    tokens,
-    chunk,  # tokens of a split
-    numel,  # of one split's values
-    features_p,
-    features_q,
-    stride_pt,
-    stride_qt,
-    stride_op,
-    stride_oq,
-    SIZE_P: tl.constexpr,  # of a block
+def _panel(
+    problems,
+    program,
+    SIZE_P: tl.constexpr,
     SIZE_Q: tl.constexpr,
-    SUBS: tl.constexpr,  # programs across a panel
-    VECTOR_P: tl.constexpr,  # features that one copy may take
+    P_FIRST: tl.constexpr,
+    SUBS: tl.constexpr,
+    VECTOR_P: tl.constexpr,
     VECTOR_Q: tl.constexpr,
-    RUN: tl.constexpr,  # gathered features that are surely of one block
+    RUN: tl.constexpr,
     DOT: tl.constexpr,
-    OFFSET: tl.constexpr,  # of the values: 32 bits where that is enough, for addresses fill the registers
+    OFFSET: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    tile_ptr = tiles_ptr + 4 * (tl.program_id(0) // SUBS)
+    """One tile of one problem."""
+    p_ptr = pick(problems, program, 0)  # [tokens, features_p], the operand whose panel a program takes
+    q_ptr = pick(problems, program, 1)  # [tokens, features_q], the operand whose features it gathers
+    order_ptr = pick(problems, program, 2)  # [n]
+    others_ptr = pick(problems, program, 3)  # [n]
+    tiles_ptr = pick(problems, program, 4)  # [tiles, 4]
+    out_ptr = pick(problems, program, 5)  # [splits, n, SIZE_P * SIZE_Q]
+    stride_pt = pick(problems, program, 6)
+    stride_qt = pick(problems, program, 7)
+    features_p = number(pick(problems, program, 8))
+    features_q = number(pick(problems, program, 9))
+    tokens = number(pick(problems, program, 10))
+    chunk = number(pick(problems, program, 11))  # tokens of a split
+    numel = number(pick(problems, program, 12))  # of one split's values
+    programs = number(pick(problems, program, 13))  # of one split
+    tile = within(problems, program)
+    split = tile // programs
+    tile -= split * programs
+    stride_op: tl.constexpr = SIZE_Q if P_FIRST else 1
+    stride_oq: tl.constexpr = 1 if P_FIRST else SIZE_P
+
+    tile_ptr = tiles_ptr + 4 * (tile // SUBS)
     panel, first, count, start = tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
-    in_p = tl.program_id(0) % SUBS * BLOCK_P + tl.arange(0, BLOCK_P)
+    in_p = tile % SUBS * BLOCK_P + tl.arange(0, BLOCK_P)
     p = panel * SIZE_P + in_p
     at_q = start + tl.arange(0, BLOCK_Q)
     nth = at_q // SIZE_Q
@@ -64,7 +82,7 @@ def _panel_kernel(
     q = tl.max_contiguous(tl.multiple_of(tl.where(inside_q, q, 0), VECTOR_Q), VECTOR_Q)
 
     offs_t = tl.arange(0, BLOCK_T)
-    begin = tl.program_id(1) * chunk
+    begin = split * chunk
     end = tl.minimum(begin + chunk, tokens)
     t = (begin + offs_t).to(tl.int64)
     # The operand on the left is loaded transposed; a tl.trans of its tile would keep sm_80 from copying it asynchronously.
@@ -100,7 +118,7 @@ def _panel_kernel(
     offs_q = tl.load(order_ptr + nth).to(OFFSET) * (SIZE_P * SIZE_Q) + in_q * stride_oq
     offs_p = in_p * stride_op
     lane = tl.arange(0, RUN)
-    out_ptr += tl.program_id(1).to(tl.int64) * numel
+    out_ptr += split.to(tl.int64) * numel
     if PANEL_LEFT:
         acc = tl.reshape(acc, (BLOCK_P, BLOCK_Q // RUN, RUN))
         o_ptrs = out_ptr + (offs_p[:, None, None] + offs_q[None, :, None] + lane[None, None, :] * stride_oq)
@@ -115,18 +133,45 @@ def _panel_kernel(
 
 
 @triton.jit
+def _panel_kernel(
+    problems,  # of the fields that `_panel` picks
+    SIZE_P: tl.constexpr,  # of a block
+    SIZE_Q: tl.constexpr,
+    P_FIRST: tl.constexpr,  # the panel is one of grad_output, whose features are the rows of a block
+    SUBS: tl.constexpr,  # programs across a panel
+    VECTOR_P: tl.constexpr,  # features that one copy may take
+    VECTOR_Q: tl.constexpr,
+    RUN: tl.constexpr,  # gathered features that are surely of one block
+    DOT: tl.constexpr,
+    OFFSET: tl.constexpr,  # of the values: 32 bits where that is enough, for addresses fill the registers
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PERSISTENT: tl.constexpr,  # a program takes several tiles
+):
+    if PERSISTENT:
+        for program in tl.range(tl.program_id(0), programs_of(problems), tl.num_programs(0)):
+            _panel(problems, program, SIZE_P, SIZE_Q, P_FIRST, SUBS, VECTOR_P, VECTOR_Q, RUN, DOT, OFFSET, BLOCK_P, BLOCK_Q,
+                   BLOCK_T)  # fmt: skip
+    else:
+        _panel(problems, tl.program_id(0), SIZE_P, SIZE_Q, P_FIRST, SUBS, VECTOR_P, VECTOR_Q, RUN, DOT, OFFSET, BLOCK_P,
+               BLOCK_Q, BLOCK_T)  # fmt: skip
+
+
+@triton.jit
 def _sum_splits_kernel(
-    partial_ptr,  # [splits, numel]
-    values_ptr,  # [numel]
-    splits,
-    numel,
+    problems,  # of (partial [splits, numel], values [numel], numel, splits, the block after its last)
     ACCUMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    program = tl.program_id(0)
+    partial_ptr = pick(problems, program, 0)
+    values_ptr = pick(problems, program, 1)
+    numel = pick(problems, program, 2)
+    offs = within(problems, program).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < numel
     acc = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(splits):  # always in this order
+    for _ in range(number(pick(problems, program, 3))):  # always in this order
         acc += tl.load(partial_ptr + offs, mask=mask, other=0.0)
         partial_ptr += numel
     if ACCUMULATE:
@@ -148,21 +193,30 @@ def _vector(operand, size):
 
 
 def _tile(size, width, vector):
-    """Tile and pipeline, by arithmetic, not measured yet: 64 x 256 in 8 warps is one program a processor, by registers.
+    """Tile and pipeline of a panel of blocks of `size` and of `width` gathered features: measured if it is in TILES.
 
-    Two stages of its three are on their way, 80 KB, where L2 at 7 TB/s and 0.8 us of latency ask for 42 KB a processor.
     Features copied one by one have an address each, and half the tokens to leave registers for them.
     """
     block_p = min(max(triton.next_power_of_2(size), 16), PANEL)
-    warps = 8 if block_p * width >= 64 * 256 else 4
-    return dict(BLOCK_P=block_p, BLOCK_Q=width, BLOCK_T=64 if vector > 1 else 32, num_warps=warps, num_stages=3)
+    block_t, warps, stages = TILES.get((block_p, width), (64, 8 if block_p * width >= 64 * 256 else 4, 3))
+    return dict(BLOCK_P=block_p, BLOCK_Q=width, BLOCK_T=block_t if vector > 1 else 32, num_warps=warps, num_stages=stages)
 
 
-def wgrad_of_blocks(values, grad_output, input, index, block_h, block_w, accumulate):
-    """values [n, block_h, block_w] (+)= blocks of grad_output.T @ input; grad_output, input: row-major, of one dtype."""
+def _residents(device, tile):
+    """Programs that a device runs at a time, by the shared memory of their pipelines; what they sum does not depend on it."""
+    memory = tile["num_stages"] * (tile["BLOCK_P"] + tile["BLOCK_Q"]) * tile["BLOCK_T"] * 2
+    processors, shared = PROCESSORS
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        processors, shared = properties.multi_processor_count, properties.shared_memory_per_multiprocessor
+    return processors * max(1, min(4, shared // memory))
+
+
+def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
+    """(what a kernel is compiled for, the fields of this problem but for the last, programs, splits)."""
     table = panels(index, block_h, block_w)
-    sides = (grad_output, block_h, block_w), (input, block_w, 1)
-    (p, size_p, stride_op), (q, size_q, stride_oq) = sides[table.shared], sides[1 - table.shared]
+    sides = (grad_output, block_h), (input, block_w)
+    (p, size_p), (q, size_q) = sides[table.shared], sides[1 - table.shared]
     vector_p, vector_q, tokens, numel = _vector(p, size_p), _vector(q, size_q), p.size(0), values.numel()
     tile = _tile(size_p, table.width, min(vector_p, vector_q))
     subs = triton.cdiv(size_p, tile["BLOCK_P"])
@@ -173,14 +227,37 @@ def wgrad_of_blocks(values, grad_output, input, index, block_h, block_w, accumul
     dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(p.dtype, tl.float32)
     if INTERPRETED.value and dot == tl.bfloat16:
         dot = tl.float32  # the interpreter's tl.dot multiplies the raw bits of bfloat16
-    with on_device(values):
-        _panel_kernel[(table.tiles.size(0) * subs, splits)](
-            p, q, table.order, table.others, table.tiles, out, tokens, chunk, numel, p.size(1), q.size(1),
-            p.stride(0), q.stride(0), stride_op, stride_oq, SIZE_P=size_p, SIZE_Q=size_q, SUBS=subs,
-            VECTOR_P=vector_p, VECTOR_Q=vector_q, RUN=math.gcd(size_q, 16), DOT=dot,
-            OFFSET=tl.int32 if numel < 2**31 else tl.int64, enable_fp_fusion=True, **tile,
-        )  # fmt: skip
-        if not direct:
-            _sum_splits_kernel[(triton.cdiv(numel, 1024),)](
-                out, values, splits, numel, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True
+    constants = dict(
+        SIZE_P=size_p, SIZE_Q=size_q, P_FIRST=table.shared == 0, SUBS=subs, VECTOR_P=vector_p, VECTOR_Q=vector_q,
+        RUN=math.gcd(size_q, 16), DOT=dot, OFFSET=tl.int32 if numel < 2**31 else tl.int64, **tile,
+    )  # fmt: skip
+    programs = table.tiles.size(0) * subs
+    sizes = code(p.size(1), q.size(1), tokens, chunk, numel, programs)
+    fields = p, q, table.order, table.others, table.tiles, out, p.stride(0), q.stride(0), *sizes
+    return (values.device, p.dtype, out.dtype, *constants.items()), fields, programs * splits, splits
+
+
+def wgrad_of_blocks(problems, accumulate):
+    """values (+)= blocks of grad_output.T @ input for each (values, grad_output, input, index, block_h, block_w).
+
+    values: [n, block_h, block_w], contiguous, not empty; grad_output, input: row-major, of one 16-bit dtype. A launch takes the
+    tiles of the problems that compile alike, and another adds up their splits over the tokens; the bits are those of each
+    problem alone.
+    """
+    plans, sums = [_plan(*problem, accumulate) for problem in problems], []
+    for (device, _, _, *constants), group, programs in launches(plan[:3] for plan in plans):
+        constants = dict(constants)
+        resident = _residents(device, constants)
+        persistent = programs >= PERSISTENT_FROM * resident
+        with on_device(group[0][0]):
+            _panel_kernel[(resident if persistent else programs,)](
+                group, **constants, PERSISTENT=persistent, enable_fp_fusion=True
             )
+    for (values, *_), (_, fields, _, splits) in zip(problems, plans):
+        partial, numel = fields[5], values.numel()
+        if partial is not values:
+            key = values.device, values.dtype, numel % 16 == 0, values.data_ptr() % 16 == 0
+            sums.append((key, (partial, values, numel, *code(splits)), triton.cdiv(numel, 1024)))
+    for _, group, programs in launches(sums):
+        with on_device(group[0][0]):
+            _sum_splits_kernel[(programs,)](group, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True)

@@ -9,6 +9,7 @@ from .positive_bits import positive_bits, where_bits
 from .rms_norm import rms_norm, rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
 from .selected_wgrad import selected_wgrad, selected_wgrad_
+from .selected_wgrad_grouped import selected_wgrad_grouped, selected_wgrad_grouped_
 
 __all__ = [
     "SERVED",
@@ -24,6 +25,8 @@ __all__ = [
     "scatter_selected_",
     "selected_wgrad",
     "selected_wgrad_",
+    "selected_wgrad_grouped",
+    "selected_wgrad_grouped_",
     "swap_selected_",
     "where_bits",
 ]

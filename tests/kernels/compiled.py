@@ -5,17 +5,15 @@ import pathlib
 import re
 import subprocess
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CAPABILITIES = [80, 90, 100]
 MMA = {80: "HMMA.16816", 90: "HGMMA.", 100: "UTCHMMA"}  # 16-bit operands
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes a block
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-POINTERS |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
 
 
 class Recorder:
@@ -28,26 +26,16 @@ class Recorder:
         return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
 
 
-def specialise(kernel, args, kwargs):
-    """Signature, constants, attributes and options, as triton's launcher derives them from the arguments."""
-    given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
-    signature, constants, attributes = {}, {}, {}
-    for i, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
-        value = given.pop(name)
-        number = isinstance(value, int) and not parameter.is_constexpr
-        if torch.is_tensor(value):
-            signature[name] = POINTERS[value.dtype]
-        elif number and value != 1:
-            signature[name] = "i32" if value < 2**31 else "i64"
-        else:
-            signature[name], constants[name] = "constexpr", value
-        if (torch.is_tensor(value) and value.data_ptr() % 16 == 0) or (number and value != 1 and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    return dict(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), given
+def specialise(kernel, args, kwargs, capability=90):
+    """Signature, constants, attributes and options, as triton's own launcher derives them from the arguments."""
+    backend = make_backend(GPUTarget("cuda", capability, 32))
+    bound, specialisation, options = create_function_from_signature(kernel.signature, kernel.params, backend)(*args, **kwargs)
+    options, *source = kernel._pack_args(backend, {"debug": False, **kwargs}, bound, specialisation, options)
+    return dict(zip(("signature", "constexprs", "attrs"), source), fn=kernel), vars(options)
 
 
 def compile_launch(launch, capability, folder):
-    source, options = specialise(*launch)
+    source, options = specialise(*launch, capability)
     compiled = triton.compile(ASTSource(**source), target=GPUTarget("cuda", capability, 32), options=options)
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])

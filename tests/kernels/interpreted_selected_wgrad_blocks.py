@@ -29,7 +29,10 @@ NAMED |= {
 def compute(method, case, grad_output, input, values=None, dtype=torch.float32):
     _, _, _, index, block_h, block_w = case
     into = torch.empty(index.size(0), block_h, block_w, dtype=dtype, device=DEVICE) if values is None else values.clone()
-    method(into, grad_output, input, index, block_h, block_w, values is not None)
+    if method is wgrad_of_blocks:
+        method([(into, grad_output, input, index, block_h, block_w)], values is not None)
+    else:
+        method(into, grad_output, input, index, block_h, block_w, values is not None)
     return into
 
 

@@ -1,0 +1,133 @@
+"""Blocks of several problems in shared launches: the bits of each alone, for any mix of shapes, tokens and layouts."""
+
+import pytest
+import torch
+from oracle import DEVICE, bits, gather, random, within_twice
+from sparse_ft.kernels import problems, selected_wgrad_blocks
+from sparse_ft.kernels.selected_wgrad import (
+    selected_wgrad_grouped_triton,
+    selected_wgrad_grouped_triton_,
+    selected_wgrad_triton,
+    selected_wgrad_triton_,
+)
+
+GRID = [[0, 0], [0, 2], [1, 1], [2, 0], [2, 2]]
+# tokens, rows, columns, block_h, block_w, blocks: three of one tile, one more of it by block columns, others
+SHAPES = [
+    (21, 48, 48, 16, 16, GRID),
+    (70, 64, 80, 16, 16, GRID + [[3, 4]]),
+    (0, 48, 48, 16, 16, GRID),
+    (5, 90, 16, 16, 16, [[i, 0] for i in range(6)]),
+    (1, 48, 48, 16, 16, GRID[:1]),
+    (150, 100, 70, 32, 32, [[0, 1], [1, 1], [2, 0], [3, 2]]),
+    (33, 11, 13, 4, 4, [[0, 0], [1, 3], [2, 1], [2, 3]]),
+    (8, 48, 48, 16, 16, []),
+]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Splits over few tokens, and a launch for each two problems."""
+    monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
+    monkeypatch.setattr(problems, "GROUP", 2)
+
+
+def mixture(dtype=torch.float16):
+    """(grad_outputs, inputs, kinds, indices, blocks) of SHAPES, and of a layout of every other kind."""
+    lists = [], [], [], [], []
+    entries = [(9, 7, 13, "rows", [0, 6]), (9, 7, 13, "columns", [1, 12]), (9, 7, 13, "entries", [3, 90])]
+    blocks = [(t, r, c, "blocks", i, h, w) for t, r, c, h, w, i in SHAPES]
+    for tokens, rows, columns, kind, index, *block in blocks[:4] + entries + blocks[4:]:
+        index = torch.tensor(index, device=DEVICE, dtype=torch.int32)
+        lists[0].append(random(tokens, rows, dtype=dtype))
+        lists[1].append(random(tokens, columns, dtype=dtype))
+        lists[2].append(kind)
+        lists[3].append(index.reshape(-1, 2) if kind == "blocks" else index)
+        lists[4].extend(block or (1, 1))
+    return lists
+
+
+def one_by_one(lists):
+    return list(zip(*lists[:4], lists[4][::2], lists[4][1::2]))
+
+
+def count_launches(monkeypatch):
+    """The grids of the launches that follow, by kernel."""
+    grids = {}
+    for name in ("_panel_kernel", "_sum_splits_kernel"):
+        kernel, found = getattr(selected_wgrad_blocks, name), grids.setdefault(name, [])
+
+        class Counted:
+            def __getitem__(self, grid, kernel=kernel, found=found):
+                found.append(grid)
+                return kernel[grid]
+
+        monkeypatch.setattr(selected_wgrad_blocks, name, Counted())
+    return grids
+
+
+def same(found, want):
+    return all(torch.equal(bits(a), bits(b)) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("group, dtype", [(3, torch.float16), (16, torch.float16), (16, torch.bfloat16)])
+def test_the_bits_of_each_alone(group, dtype, monkeypatch):
+    lists = mixture(dtype)
+    want = [selected_wgrad_triton(*problem) for problem in one_by_one(lists)]
+    monkeypatch.setattr(problems, "GROUP", group)
+    assert same(selected_wgrad_grouped_triton(*lists), want)
+    start = [random(*t.shape) for t in want]
+    found, alone = [t.clone() for t in start], [t.clone() for t in start]
+    selected_wgrad_grouped_triton_(found, *lists)
+    for values_grad, problem in zip(alone, one_by_one(lists)):
+        selected_wgrad_triton_(values_grad, *problem)
+    assert same(found, alone)
+    for values, (grad_output, input, *layout) in zip(want, one_by_one(lists)):  # nor are those bits wrong together
+        case = grad_output.size(1), input.size(1), *layout
+        plain, exact = (gather(grad_output.to(wide).T @ input.to(wide), case) for wide in (torch.float32, torch.float64))
+        within_twice(values, plain, exact)
+
+
+def test_launches_are_shared(monkeypatch):
+    """Five layers of one tile: one launch, and one more where splits or old values are added."""
+    monkeypatch.setattr(problems, "GROUP", 16)
+    layers = [SHAPES[0]] * 5
+    lists = (
+        [random(t, r, dtype=torch.float16) for t, r, *_ in layers],
+        [random(t, c, dtype=torch.float16) for t, _, c, *_ in layers],
+    )
+    index = [torch.tensor(i, device=DEVICE) for *_, i in layers]
+    grids = count_launches(monkeypatch)
+    selected_wgrad_grouped_triton(*lists, ["blocks"] * 5, index, [16] * 10)
+    assert grids == {"_panel_kernel": [(15,)], "_sum_splits_kernel": []}  # three panels of a layer, five layers
+    into = [torch.zeros(5, 16, 16, device=DEVICE) for _ in layers]
+    selected_wgrad_grouped_triton_(into, *lists, ["blocks"] * 5, index, [16] * 10)
+    assert [len(grid) for grid in grids.values()] == [2, 1]
+
+
+@pytest.mark.parametrize("residents", [1, 2, 7])
+def test_persistent_programs_give_the_same_bits(residents, monkeypatch):
+    """Fewer programs than tiles, each of which takes several, of one problem and of the next."""
+    lists = mixture()
+    want = selected_wgrad_grouped_triton(*lists)
+    monkeypatch.setattr(problems, "GROUP", 16)
+    monkeypatch.setattr(selected_wgrad_blocks, "PERSISTENT_FROM", 0)
+    monkeypatch.setattr(selected_wgrad_blocks, "_residents", lambda *_: residents)
+    grids = count_launches(monkeypatch)
+    assert same(selected_wgrad_grouped_triton(*lists), want)
+    assert set(grids["_panel_kernel"]) == {(residents,)}
+
+
+@pytest.mark.parametrize("what", ["ends", "splits"])
+def test_a_wrong_table_is_seen(what, monkeypatch):
+    """The comparison with each alone can fail: where a problem ends a program early, and where tokens are left out."""
+    lists = mixture()
+    want = selected_wgrad_grouped_triton(*lists)
+    honest = selected_wgrad_blocks.launches, selected_wgrad_blocks.code
+    if what == "ends":
+        early = [lambda items: honest[0]((key, fields, max(1, n - 1)) for key, fields, n in items), honest[1]]
+    else:
+        early = [honest[0], lambda *sizes: honest[1](*(max(0, n - 1) if i == 2 else n for i, n in enumerate(sizes)))]
+    for name, dishonest in zip(("launches", "code"), early):
+        monkeypatch.setattr(selected_wgrad_blocks, name, dishonest)
+    assert not same(selected_wgrad_grouped_triton(*lists), want)
