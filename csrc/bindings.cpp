@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "build_config.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 #include "cpu/variants.h"
 #if SFT_CUDA
@@ -218,6 +219,11 @@ void where_bits(Address grad, int code, int64_t count, Address bits, double scal
                        thread_count(threads));
 }
 
+int64_t use_huge_pages_of(Address data, int64_t bytes) {
+  require(bytes >= 0, "bytes", bytes, "non-negative");
+  return use_huge_pages(pointer(data), bytes);
+}
+
 int64_t layout_position(const LayoutTuple& where, int64_t k) { return position(layout(where), k); }
 
 py::dict build_info() {
@@ -258,6 +264,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rms_norm_backward", &rms_norm_backward, NoGil());
   m.def("positive_bits", &positive_bits, NoGil());
   m.def("where_bits", &where_bits, NoGil());
+  m.def("use_huge_pages", &use_huge_pages_of, NoGil());
   m.def("position", &layout_position, NoGil());
   m.def("set_cpu_variant", &set_cpu_variant);
   m.def("build_info", &build_info);

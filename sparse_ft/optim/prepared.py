@@ -5,6 +5,7 @@ import torch
 from ..ops import _native
 from ..ops._library import plain
 from ..ops.masked_adamw import row_of
+from .pages import use_huge_pages
 
 
 class PreparedRows:
@@ -41,5 +42,7 @@ class PreparedRows:
         if known is None or known[0] != holds:
             through = () if owner is None else (owner._matrix(), *selection.layout)
             row = row_of(p, exp_avg, exp_avg_sq, step, *through) if plain((exp_avg, exp_avg_sq, step, *through[:1])) else None
+            if row is not None and owner is not None:
+                use_huge_pages(selection.kind, weight, p, exp_avg, exp_avg_sq)  # once, where they have come to stay
             known = self._known[id(p)] = holds, row, (p, selection)
         return known
