@@ -125,10 +125,20 @@ def on_device(tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def cdiv(a, b):
+    """triton.cdiv without its 3 us: it looks for constants of a kernel among its arguments, as next_power_of_2 does."""
+    return -(-a // b)
+
+
+def power_of_two(n):
+    """The least that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
 def copy_tile(num, M, N):
     """Grid, tile and warps of a kernel that moves each value once: up to 1024 values a program, 8 a thread, N first."""
-    block_n = min(triton.next_power_of_2(N), 1024)
-    block_m = min(triton.next_power_of_2(M), 1024 // block_n)
-    grid = (num * triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)
+    block_n = min(power_of_two(N), 1024)
+    block_m = min(power_of_two(M), 1024 // block_n)
+    grid = (num * cdiv(M, block_m) * cdiv(N, block_n),)
     warps = max(1, block_m * block_n // 256)
     return grid, dict(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, enable_fp_fusion=True)

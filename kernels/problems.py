@@ -6,6 +6,8 @@ The fields are arguments of the kernel, by value: no table is uploaded, and a CU
 import triton
 import triton.language as tl
 
+from .layout import power_of_two
+
 GROUP = 16  # problems a launch: 16 times 14 fields are 1.8 KB of the 4 KB of arguments that every driver takes
 
 
@@ -42,7 +44,7 @@ def programs_of(problems):
 
 def code(*numbers):
     """Numbers as odd ones above 1: triton compiles a kernel for each pattern of ones and multiples of 16 in a tuple."""
-    return tuple(2 * n + 3 for n in numbers)
+    return [2 * n + 3 for n in numbers]
 
 
 def launches(problems):
@@ -60,5 +62,5 @@ def launches(problems):
             for fields, programs in some[at : at + GROUP]:
                 end += programs
                 group.append((*fields, *code(end)))
-            group += group[-1:] * (triton.next_power_of_2(len(group)) - len(group))
+            group += group[-1:] * (power_of_two(len(group)) - len(group))
             yield key, tuple(group), end

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import INTERPRETED, on_device, round_to
+from .layout import INTERPRETED, cdiv, on_device, power_of_two, round_to
 from .problems import code, launches, number, pick, programs_of, within
 from .selected_wgrad_tables import PANEL, panels
 
@@ -115,8 +115,8 @@ def _panel(
     exists_q = nth < count
     nth = first + tl.where(exists_q, nth, 0)
     q = tl.load(others_ptr + nth) * SIZE_Q + in_q
-    offs_q = tl.load(order_ptr + nth).to(OFFSET) * (SIZE_P * SIZE_Q) + in_q * stride_oq
-    offs_p = in_p * stride_op
+    offs_q = tl.load(order_ptr + nth).to(OFFSET) * (SIZE_P * SIZE_Q) + in_q.to(OFFSET) * stride_oq
+    offs_p = in_p.to(OFFSET) * stride_op
     lane = tl.arange(0, RUN)
     out_ptr += split.to(tl.int64) * numel
     if PANEL_LEFT:
@@ -181,9 +181,9 @@ def _sum_splits_kernel(
 
 def chunk_of_tokens(tokens, num, block_h, block_w):
     """Tokens that one program sums: by shape and density alone, so that every GPU sums in the same order."""
-    programs = triton.cdiv(num * block_h * block_w, 64 * 256)
-    splits = min(triton.cdiv(PROGRAMS, programs), tokens // CHUNK)
-    return triton.cdiv(tokens, max(1, splits) * 64) * 64
+    programs = cdiv(num * block_h * block_w, 64 * 256)
+    splits = min(cdiv(PROGRAMS, programs), tokens // CHUNK)
+    return cdiv(tokens, max(1, splits) * 64) * 64
 
 
 def _vector(operand, size):
@@ -197,7 +197,7 @@ def _tile(size, width, vector):
 
     Features copied one by one have an address each, and half the tokens to leave registers for them.
     """
-    block_p = min(max(triton.next_power_of_2(size), 16), PANEL)
+    block_p = min(max(power_of_two(size), 16), PANEL)
     block_t, warps, stages = TILES.get((block_p, width), (64, 8 if block_p * width >= 64 * 256 else 4, 3))
     return dict(BLOCK_P=block_p, BLOCK_Q=width, BLOCK_T=block_t if vector > 1 else 32, num_warps=warps, num_stages=stages)
 
@@ -219,9 +219,9 @@ def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
     (p, size_p), (q, size_q) = sides[table.shared], sides[1 - table.shared]
     vector_p, vector_q, tokens, numel = _vector(p, size_p), _vector(q, size_q), p.size(0), values.numel()
     tile = _tile(size_p, table.width, min(vector_p, vector_q))
-    subs = triton.cdiv(size_p, tile["BLOCK_P"])
+    subs = cdiv(size_p, tile["BLOCK_P"])
     chunk = chunk_of_tokens(tokens, index.size(0), block_h, block_w)
-    splits = max(1, triton.cdiv(tokens, chunk)) if chunk else 1
+    splits = max(1, cdiv(tokens, chunk)) if chunk else 1
     direct = splits == 1 and not accumulate  # old values beside the sums and an address for each do not fit the registers
     out = values if direct else values.new_empty(splits, numel, dtype=torch.float32)
     dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(p.dtype, tl.float32)
@@ -257,7 +257,7 @@ def wgrad_of_blocks(problems, accumulate):
         partial, numel = fields[5], values.numel()
         if partial is not values:
             key = values.device, values.dtype, numel % 16 == 0, values.data_ptr() % 16 == 0
-            sums.append((key, (partial, values, numel, *code(splits)), triton.cdiv(numel, 1024)))
+            sums.append((key, (partial, values, numel, *code(splits)), cdiv(numel, 1024)))
     for _, group, programs in launches(sums):
         with on_device(group[0][0]):
             _sum_splits_kernel[(programs,)](group, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True)

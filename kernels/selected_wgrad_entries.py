@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import TRITON_DTYPES, on_device, round_to
+from .layout import TRITON_DTYPES, cdiv, on_device, round_to
 from .selected_wgrad_gemm import WORKSPACE, accumulator, product
 from .selected_wgrad_tables import strips
 
@@ -20,6 +20,7 @@ STRIPS_FROM = {2: 0.005, 4: 0.03, 8: 0.014}
 # entry in bf16, against 4 bytes read and written for each feature.
 COMPACT_BELOW = 1 / 16
 BLOCK_T = 128  # tokens of a run: 256 bytes of 16-bit values, an entry for half a warp
+MOST_T = 65535 // 2 * BLOCK_T  # tokens of a part: a grid, of 64 of them, ends there in its second dimension
 
 
 @triton.jit
@@ -119,7 +120,7 @@ def _take_kernel(
 def _part(tokens, rows, columns, *itemsizes):
     """Tokens that are transposed at a time: as many as the workspace holds, a multiple of BLOCK_T."""
     fits = WORKSPACE // (rows * itemsizes[0] + columns * itemsizes[1]) // BLOCK_T * BLOCK_T
-    return min(max(fits, BLOCK_T), triton.cdiv(tokens, BLOCK_T) * BLOCK_T)
+    return min(max(fits, BLOCK_T), MOST_T, cdiv(tokens, BLOCK_T) * BLOCK_T)
 
 
 def dots(values, grad_output, input, index, accumulate):
@@ -133,13 +134,13 @@ def dots(values, grad_output, input, index, accumulate):
     sums = values if length >= tokens else values.new_empty(nnz, dtype=math)
     with on_device(values):
         for begin in range(0, max(tokens, 1), max(length, 1)):
-            padded = min(length, triton.cdiv(tokens - begin, BLOCK_T) * BLOCK_T)
+            padded = min(length, cdiv(tokens - begin, BLOCK_T) * BLOCK_T)
             for x, count, out, which in zip((grad_output, input), counts, packed, ("rows", "columns")):
-                _transpose_kernel[(triton.cdiv(count, 64), padded // 64)](
+                _transpose_kernel[(cdiv(count, 64), padded // 64)](
                     x, index, out, begin, tokens, count, columns, x.stride(0), length, FEATURES=which if compact else "all",
                     BLOCK_F=64, BLOCK_T=64, num_warps=4,
                 )  # fmt: skip
-            _dots_kernel[(triton.cdiv(nnz, 32),)](
+            _dots_kernel[(cdiv(nnz, 32),)](
                 *packed, index, sums, values, columns, length, padded, nnz, COMPACT=compact,
                 FIRST=begin == 0, LAST=begin + length >= tokens, ACCUMULATE=accumulate, MATH=TRITON_DTYPES[math],
                 BLOCK_E=32, BLOCK_T=BLOCK_T, num_warps=4, enable_fp_fusion=True,
@@ -153,7 +154,7 @@ def by_strips(values, grad_output, input, index, accumulate):
     for first_row, last_row, first, last in strips(index, rows, columns, height):
         strip = product(grad_output[:, first_row:last_row], input)
         with on_device(values):
-            _take_kernel[(triton.cdiv(last - first, 1024),)](
+            _take_kernel[(cdiv(last - first, 1024),)](
                 strip, index[first:last], values[first:last], first_row * columns, last - first,
                 ACCUMULATE=accumulate, BLOCK=1024, num_warps=4,
             )  # fmt: skip

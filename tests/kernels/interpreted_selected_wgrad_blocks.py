@@ -3,7 +3,8 @@
 import pytest
 import torch
 from oracle import CASES, DEVICE, bits, gather, random, within_twice
-from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_gemm
+from sparse_ft.kernels import selected_wgrad, selected_wgrad_blocks, selected_wgrad_gemm
+from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton, selected_wgrad_triton_
 from sparse_ft.kernels.selected_wgrad_blocks import wgrad_of_blocks
 from sparse_ft.kernels.selected_wgrad_gemm import blocks_by_panel
 from sparse_ft.kernels.selected_wgrad_tables import panels
@@ -73,6 +74,49 @@ def test_accumulates_and_rounds_once(name):
     exact = start.double() + expected(case, *operands, torch.float64)
     for method in (wgrad_of_blocks, blocks_by_panel):
         within_twice(compute(method, case, *operands, values=start), exact.bfloat16(), exact)
+
+
+VIEWS = {  # of 21 tokens of 48 features
+    "transposed": lambda: random(48, 21, dtype=torch.float16).t(),
+    "one-token-for-all": lambda: random(1, 48, dtype=torch.float16).expand(21, 48),
+    "one-number-for-all": lambda: random(1, 1, dtype=torch.float16).expand(21, 48),
+    "every-other-feature": lambda: random(21, 96, dtype=torch.float16)[:, ::2],
+    "every-third-token": lambda: random(63, 48, dtype=torch.float16)[::3],
+    "part-of-wider": lambda: random(21, 80, dtype=torch.float16)[:, 16:64],
+    "off-by-one": lambda: random(21, 64, dtype=torch.float16)[:, 1:49],
+    "odd-start": lambda: random(21 * 48 + 1, dtype=torch.float16)[1:].view(21, 48),
+}
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views(name, accumulate):
+    """The bits of contiguous operands, and no more than an element a copy where 16 bytes would not be aligned."""
+    case, view = grid(48, 48, 16, 16, [[0, 0], [1, 2], [2, 2]]), VIEWS[name]()
+    wide = view.stride(1) == 1 and view.data_ptr() % 16 == 0 and view.stride(0) % 16 == 0
+    if view.stride(1) == 1:
+        assert selected_wgrad_blocks._vector(view, 16) == (8 if wide else 1)
+    assert selected_wgrad_blocks._vector(view.contiguous(), 16) == (1 if name == "odd-start" else 8)
+    assert wide == (name not in ("transposed", "one-number-for-all", "every-other-feature", "off-by-one", "odd-start"))
+    other = random(21, 48, dtype=torch.float16)
+    for operands in ((view, other), (other, view)):
+        into, want = (torch.ones(3, 16, 16, device=DEVICE) for _ in range(2))
+        if accumulate:
+            selected_wgrad_triton_(into, *operands, *case[2:])
+            selected_wgrad_triton_(want, *(x.contiguous() for x in operands), *case[2:])
+        else:
+            into = selected_wgrad_triton(*operands, *case[2:])
+            want = selected_wgrad_triton(*(x.contiguous() for x in operands), *case[2:])
+        assert torch.equal(bits(into), bits(want))
+        exact = expected(case, *operands, torch.float64) + accumulate
+        within_twice(into, expected(case, *operands, torch.float32) + accumulate, exact)
+
+
+def test_a_stride_that_is_not_kept_is_seen(monkeypatch):
+    """What the comparison of views is for: tokens that are read as if they followed one another."""
+    monkeypatch.setattr(selected_wgrad, "_row_major", lambda _, operand: operand.as_strided(operand.shape, (48, 1)))
+    with pytest.raises(AssertionError):
+        test_views("every-third-token", False)
 
 
 def test_repeats_give_the_same_bits(monkeypatch):

@@ -85,3 +85,10 @@ def test_density_chooses(dtype, monkeypatch):
     for nnz in (edge - 1, edge + 1):
         wgrad_of_entries(torch.empty(nnz, device=DEVICE), x, x, torch.arange(nnz, device=DEVICE), False)
     assert chosen == ["dots", "by_strips"]
+
+
+def test_a_part_fits_the_grid():
+    """A program for each 64 tokens in the grid's second dimension, which ends at 65535, however little the features take."""
+    for tokens, sizes in ((10**7, (1, 1, 2, 2)), (10**5, (4096, 4096, 2, 2)), (1, (1, 1, 8, 8))):
+        part = selected_wgrad_entries._part(tokens, *sizes)
+        assert 0 < part // 64 <= 65535 and part % selected_wgrad_entries.BLOCK_T == 0

@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import compiled  # noqa: E402
 from compiled import MMA, check_resources, check_tensor_cores, check_wide_copies, compile_launch, count, specialise  # noqa: E402
-from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_entries  # noqa: E402
+from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_entries, selected_wgrad_gemm  # noqa: E402
 
 ARCHITECTURES = pytest.mark.parametrize("capability", compiled.CAPABILITIES)
 BLOCKS = {  # name: block size, blocks, shared side, panel x gathered features of the tile
@@ -138,6 +138,27 @@ def test_sizes_of_one_compile(record, tmp_path):
     selected_wgrad_blocks.wgrad_of_blocks([(torch.ones(1, 1, 1), one, one, index, 1, 1)], True)
     for launch in launches + sum(kernels, []):
         compile_launch(launch, 90, tmp_path)
+
+
+def test_offsets_of_values_past_two_to_the_31_compile(record, tmp_path):
+    """A block of 2**32 values, which only a GPU could hold: 64-bit offsets, within the registers."""
+    launches, side = record(selected_wgrad_blocks, "_panel_kernel"), 1 << 16
+    operand, index = torch.empty(64, side, dtype=torch.bfloat16), torch.zeros(1, 2, dtype=torch.int32)
+    values = torch.empty(1, side, side, device="meta")
+    selected_wgrad_blocks.wgrad_of_blocks([(values, operand, operand, index, side, side)], False)
+    assert launches[0][2]["OFFSET"].primitive_bitwidth == 64
+    for capability in compiled.CAPABILITIES:
+        check_resources(compile_launch(launches[0], capability, tmp_path), capability)
+
+
+def test_gathered_features_are_not_gathered_again(monkeypatch):
+    """The forward keeps the selected columns, one copy for q, k and v: their products read it as it is."""
+    monkeypatch.setattr(selected_wgrad_gemm, "gather_selected_triton", None)
+    grad_output, kept, index = torch.randn(9, 33), torch.randn(9, 4), torch.arange(4)
+    assert selected_wgrad_gemm._features(kept, index) is kept
+    assert torch.equal(selected_wgrad_gemm.wgrad_of_columns(grad_output, kept, index), grad_output.t() @ kept)
+    with pytest.raises(TypeError):
+        selected_wgrad_gemm.wgrad_of_columns(grad_output, torch.randn(9, 5), index)
 
 
 def test_each_check_can_fail(record, tmp_path):
