@@ -1,36 +1,17 @@
 #include "scatter_selected.h"
 
 #include "launch.h"
+#include "scatter_thread.h"
 
 namespace sparse_ft {
 namespace {
 
 constexpr const char* kOp = "scatter_selected_cuda_";
-constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 65536;  // the loop strides over the rest
 
 template <class Matrix, class Values>
-__device__ void apply(Matrix& matrix, Values& value, ScatterMode mode) {
-  if (mode == kCopy) {
-    matrix = convert(value, Tag<Matrix>());
-  } else if (mode == kAdd) {
-    using T = typename Compute<Matrix, Values>::type;
-    matrix = convert(convert(matrix, Tag<T>()) + convert(value, Tag<T>()), Tag<Matrix>());
-  } else {
-    const Matrix held = matrix;  // a swap: both have one dtype, so nothing is rounded
-    matrix = convert(value, Tag<Matrix>());
-    value = convert(held, Tag<Values>());
-  }
-}
-
-template <class Matrix, class Values>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kGatherThreads, 4)
     scatter_selected_kernel(Matrix* matrix, Values* values, Layout layout, int64_t count, ScatterMode mode) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; k < count; k += stride) {
-    const int64_t at = position(layout, k);
-    if (at != kPadding) apply(matrix[at], values[k], mode);
-  }
+  scatter_thread(matrix, layout, values, count, mode, gridDim.x, blockIdx.x, threadIdx.x);
 }
 
 }  // namespace
@@ -42,13 +23,12 @@ void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, v
   const int64_t count = values_count(layout);
   if (count == 0) return;
   const DeviceOf device(kOp, "matrix", matrix);
-  const int64_t needed = (count + kThreads - 1) / kThreads;
-  const unsigned blocks = static_cast<unsigned>(needed < kMaxBlocks ? needed : kMaxBlocks);
   with_dtype(matrix_dtype, [&](auto m) {
     with_dtype(values_dtype, [&](auto v) {
       using Matrix = decltype(m);
       using Values = decltype(v);
-      scatter_selected_kernel<<<blocks, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
+      const unsigned blocks = static_cast<unsigned>(gather_blocks<Matrix, Values>(count));
+      scatter_selected_kernel<<<blocks, kGatherThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
           static_cast<Matrix*>(matrix), static_cast<Values*>(values), layout, count, mode);
     });
   });

@@ -1,7 +1,7 @@
-// Runs every thread of every launch of gather_selected and masked_adamw_ on the CPU: the functions that the CUDA kernels consist of, over
-// heap buffers of exactly the size that their contract names, for AddressSanitizer to watch. Results are compared with the CPU core bit for
-// bit, and writes are counted: each entry that the op owns exactly once, nothing else ever.
-// Planted faults, each of which must turn it red: "bounds" an index outside of the matrix, "twice" a block that runs twice.
+// Runs every thread of every launch of gather_selected, scatter_selected_ and masked_adamw_ on the CPU: the functions that the CUDA kernels
+// consist of, over heap buffers of exactly the size that their contract names, for AddressSanitizer to watch. Results are compared with the
+// CPU core bit for bit, and writes are counted: each entry that the op owns exactly once, nothing else ever.
+// Planted faults, each of which must turn it red: "bounds" an index outside of the matrix, "twice" and "again" a block that runs twice.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +12,7 @@ static void on_write(const void* address, size_t bytes);
 #define SFT_ON_WRITE(address, bytes) on_write(address, bytes)
 #include "../../csrc/cuda/adamw_thread.h"
 #include "../../csrc/cuda/gather_thread.h"
+#include "../../csrc/cuda/scatter_thread.h"
 
 using namespace sparse_ft;
 
@@ -131,6 +132,34 @@ void gather(const Layout& layout, DType matrix_dtype, DType values_dtype, int64_
   if (!writes.empty()) fail("gather wrote elsewhere", 0);
 }
 
+void scatter(const Selected& selected, DType matrix_dtype, DType values_dtype, ScatterMode mode, int64_t offset) {
+  const Layout& layout = selected.layout;
+  Buffer matrix(matrix_dtype, layout.rows * layout.columns, 1, false, offset);
+  Buffer values(values_dtype, values_count(layout), 2, false, offset);
+  Buffer want_matrix(matrix), want_values(values);
+  baseline::scatter_selected_(want_matrix.data, matrix_dtype, layout, want_values.data, values_dtype, mode, 1);
+  writes.clear();
+  with_dtype(matrix_dtype, [&](auto m) {
+    with_dtype(values_dtype, [&](auto v) {
+      using M = decltype(m);
+      using V = decltype(v);
+      int64_t blocks = gather_blocks<M, V>(values.count);
+      if (blocks > 1) blocks /= 2;
+      for (int64_t block = 0; block < blocks + plant("again"); ++block)
+        for (int64_t thread = 0; thread < kGatherThreads; ++thread)
+          scatter_thread(reinterpret_cast<M*>(matrix.data), layout, reinterpret_cast<V*>(values.data), values.count, mode, blocks,
+                         block % blocks, thread);
+    });
+  });
+  const std::vector<int> shown = selected.shown();
+  expect_writes(matrix, "matrix of scatter", [&](int64_t at) { return shown[at]; });
+  expect_writes(values, "values of scatter",
+                [&](int64_t k) { return mode == kSwap && (layout.kind == kAll || position(layout, k) != kPadding); });
+  expect_same(matrix, want_matrix, "matrix of scatter");
+  expect_same(values, want_values, "values of scatter");
+  if (!writes.empty()) fail("scatter wrote elsewhere", 0);
+}
+
 struct State {
   Buffer value, grad, exp_avg, exp_avg_sq, step, weight;
 
@@ -226,7 +255,11 @@ constexpr DType kDTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
 void every_dtype(const Selected& selected) {
   for (DType a : kDTypes)
     for (DType b : kDTypes) {
-      for (int64_t offset : {0, 1}) gather(selected.layout, a, b, offset);
+      for (int64_t offset : {0, 1}) {
+        gather(selected.layout, a, b, offset);
+        for (ScatterMode mode : {kCopy, kAdd, kSwap})
+          if (mode != kSwap || a == b) scatter(selected, a, b, mode, offset);
+      }
       adamw({{a, &selected, b, 0, 0}, {a, &selected, b, 0, 1}}, false, nullptr, false);
     }
 }
@@ -252,6 +285,7 @@ int main(int argc, char** argv) {
   if (*planted) {
     const Selected selected(kEntries, 32, 5, 7, 1, 1);
     if (plant("twice")) adamw({{kFloat32, &selected, kBFloat16, 0, 0}}, false, nullptr, false);
+    else if (plant("again")) scatter(selected, kFloat32, kFloat32, kAdd, 0);
     else gather(selected.layout, kFloat32, kFloat32, 0);
     return 0;
   }
@@ -262,7 +296,9 @@ int main(int argc, char** argv) {
     for (Kind kind : {kRows, kColumns, kEntries, kAll}) every_dtype(Selected(kind, bits = 96 - bits, shape[0], shape[1], 1, 1));
     for (const auto& block : blocks) every_dtype(Selected(kBlocks, bits = 96 - bits, shape[0], shape[1], block[0], block[1]));
   }
-  gather(Selected(kRows, 32, 80, 700, 1, 1).layout, kBFloat16, kBFloat16, 0);  // more than one block
+  const Selected large(kRows, 32, 80, 700, 1, 1);  // more than one block
+  gather(large.layout, kBFloat16, kBFloat16, 0);
+  scatter(large, kBFloat16, kFloat32, kCopy, 0);
   many();
   puts("every thread stayed inside its buffers");
   return 0;
