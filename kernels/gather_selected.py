@@ -4,7 +4,18 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import address, check_layout, check_tensors, copy_tile, locate, matrix_strides, on_device, round_to, tile
+from .layout import (
+    address,
+    check_layout,
+    check_tensors,
+    check_values,
+    copy_tile,
+    locate,
+    matrix_strides,
+    on_device,
+    round_to,
+    tile,
+)
 
 
 @triton.jit
@@ -37,12 +48,16 @@ def _gather_selected_kernel(
     tl.store(values_ptr + offs_v, round_to(x, values_ptr.dtype.element_ty), mask=mask)
 
 
-def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None):
-    """values[k] = matrix[row(k), column(k)] in `dtype` (the matrix's by default); padding of ragged blocks is zero."""
+def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None, out=None):
+    """values[k] = matrix[row(k), column(k)] in `dtype` (the matrix's by default); padding of ragged blocks is zero.
+
+    out: contiguous values to write to instead of new ones.
+    """
     *strides, flat = matrix_strides("matrix", matrix)
     rows, columns = matrix.shape
     walk, shape = check_layout(kind, index, block_h, block_w, rows, columns)
-    values = torch.empty(shape, dtype=dtype or matrix.dtype, device=matrix.device)
+    values = torch.empty(shape, dtype=dtype or matrix.dtype, device=matrix.device) if out is None else out
+    check_values("out", values, shape)
     check_tensors(matrix=matrix, dtype=values, index=index)
     if values.numel():
         grid, options = copy_tile(*walk)

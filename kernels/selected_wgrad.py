@@ -1,7 +1,7 @@
 """selected_wgrad: the selected entries of grad_output.T @ input, with no dense product and no atomics.
 
-Each layout by what reads the operands least: rows and columns gather and multiply, blocks share panels, single entries are
-dot products or, where there are many, taken from strips of the dense product.
+Each layout by what reads the operands least: rows and columns gather and multiply, blocks share panels, single entries are dot
+products; many blocks or entries are taken from strips of the dense product.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from .layout import check_layout, check_tensors, check_values
 from .selected_wgrad_blocks import wgrad_of_blocks
 from .selected_wgrad_entries import wgrad_of_entries
-from .selected_wgrad_gemm import blocks_by_panel, wgrad_of_columns, wgrad_of_rows
+from .selected_wgrad_gemm import blocks_by_panel, blocks_by_strips, dense_blocks, wgrad_of_columns, wgrad_of_rows
 
 
 def _row_major(name, operand):
@@ -42,6 +42,8 @@ def _into(calls, accumulate):
             continue
         if kind == "entries":
             wgrad_of_entries(values, grad_output, input, index, accumulate)
+        elif dense_blocks(grad_output, input, index, *block):
+            blocks_by_strips(values, grad_output, input, index, *block, accumulate)
         elif grad_output.dtype == input.dtype and input.element_size() == 2:
             blocks.append((values, grad_output, input, index, *block))
         else:

@@ -8,9 +8,14 @@ copies of 2 bytes in place of 16 for every panel that it reads again. By arithme
 import torch
 
 from .gather_selected import gather_selected_triton
-from .selected_wgrad_tables import panels
+from .layout import cdiv
+from .selected_wgrad_tables import block_strips, panels
 
 WORKSPACE = 32 << 20  # bytes of features gathered at a time
+# From where on strips of the dense product are cheaper than blocks alone; arithmetic, not measured yet. 16-bit blocks by the
+# features that programs load for a token, over rows times columns: 80 % of 5.5 TB/s of cache against 2 FLOP an entry at 87 %
+# of 790 TFLOP/s; blocks of 64 x 64 reach it at 33 %. Wider ones by their share: each panel is a thin product by itself.
+DENSE_LOADS, DENSE_SHARE = 1 / 156, 0.6
 _WIDE_OUTPUT = hasattr(torch.ops.aten.mm, "dtype")  # mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
 
 
@@ -47,7 +52,7 @@ def _features(operand, index):
 
 def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumulate):
     """values [n, block_h, block_w] (+)= one GEMM a panel: its features times those of its blocks, as many as fit."""
-    shared, order, others, groups, _, _ = panels(index, block_h, block_w)
+    shared, order, others, groups, *_ = panels(index, block_h, block_w)
     operands, sizes = (grad_output, input), (block_h, block_w)
     panel_of, gathered_of = operands[shared], operands[1 - shared]
     size, width = sizes[shared], sizes[1 - shared]
@@ -71,3 +76,23 @@ def _blocks_of(operand, blocks, width):
     feature = blocks.long()[:, None] * width + torch.arange(width, device=blocks.device)
     inside = feature < operand.size(1)
     return gather_selected_triton(operand, "columns", feature.where(inside, 0).flatten(), 1, 1), inside
+
+
+def dense_blocks(grad_output, input, index, block_h, block_w):
+    """Whether there are so many blocks that strips of the dense product are cheaper."""
+    area = grad_output.size(1) * input.size(1)
+    if grad_output.dtype == input.dtype and input.element_size() == 2:
+        return panels(index, block_h, block_w).loads > DENSE_LOADS * area
+    return index.size(0) * block_h * block_w > DENSE_SHARE * area
+
+
+def blocks_by_strips(values, grad_output, input, index, block_h, block_w, accumulate):
+    """values [n, block_h, block_w] (+)= blocks of strips of the dense product, each dropped once its blocks are taken."""
+    rows, wide = grad_output.size(1), accumulator(grad_output, input)
+    height = max(1, WORKSPACE // (block_h * input.size(1) * wide.itemsize))
+    for top, bottom, first, last, blocks in block_strips(index, cdiv(rows, block_h), height):
+        strip = product(grad_output[:, top * block_h : bottom * block_h], input)
+        into = None if accumulate else values[first:last]
+        taken = gather_selected_triton(strip, "blocks", blocks, block_h, block_w, dtype=wide, out=into)
+        if accumulate:
+            values[first:last] += taken

@@ -37,6 +37,7 @@ class Panels(NamedTuple):
     groups: list  # of (panel, position in order of its first block, number of its blocks)
     width: int
     tiles: torch.Tensor  # int32 [tiles, 4], the work of a program: a group, and its first gathered column
+    loads: int  # features that all programs load for one token
 
 
 @_once_per_index
@@ -58,7 +59,7 @@ def panels(index, block_h, block_w):
     table = torch.stack([panel, first, count], 1)
     tiles = torch.cat([table[group], start[:, None]], 1).int()
     others = index[:, 1 - shared].int()[order]
-    return Panels(shared, order.int(), others, [tuple(row) for row in table.tolist()], width, tiles)
+    return Panels(shared, order.int(), others, [tuple(row) for row in table.tolist()], width, tiles, loads[shared])
 
 
 def _group(coordinate):
@@ -78,6 +79,18 @@ def _loads(panel, count, size, gathered):
     widest = _widest(size, gathered)
     programs = (count * gathered + widest - 1) // widest
     return int(programs.sum()) * size + -(-size // PANEL) * int(count.sum()) * gathered
+
+
+@_once_per_index
+def block_strips(index, block_rows, height):
+    """[(first block row, last + 1, first block, last + 1, blocks [n, 2] counted from there)] of strips of `height` block rows.
+
+    Of a sorted index: the blocks of a strip are a slice.
+    """
+    edges = list(range(0, block_rows, height)) + [block_rows]
+    cuts = torch.searchsorted(index[:, 0].contiguous(), torch.tensor(edges, device=index.device, dtype=index.dtype)).tolist()
+    found = [(*row, *cut) for row, cut in zip(zip(edges, edges[1:]), zip(cuts, cuts[1:])) if cut[0] < cut[1]]
+    return [(*strip, index[strip[2] : strip[3]] - index.new_tensor([strip[0], 0])) for strip in found]
 
 
 @_once_per_index

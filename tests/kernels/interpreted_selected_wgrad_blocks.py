@@ -6,14 +6,21 @@ from oracle import CASES, DEVICE, bits, gather, random, within_twice
 from sparse_ft.kernels import selected_wgrad, selected_wgrad_blocks, selected_wgrad_gemm
 from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton, selected_wgrad_triton_
 from sparse_ft.kernels.selected_wgrad_blocks import wgrad_of_blocks
-from sparse_ft.kernels.selected_wgrad_gemm import blocks_by_panel
+from sparse_ft.kernels.selected_wgrad_gemm import blocks_by_panel, blocks_by_strips, dense_blocks
 from sparse_ft.kernels.selected_wgrad_tables import panels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+METHODS = wgrad_of_blocks, blocks_by_panel, blocks_by_strips
 
 
 def grid(rows, columns, block_h, block_w, blocks):
     return rows, columns, "blocks", torch.tensor(blocks, device=DEVICE).reshape(-1, 2), block_h, block_w
+
+
+@pytest.fixture(autouse=True)
+def panels_however_many(monkeypatch):
+    """On matrices as small as these, strips of the dense product would be chosen."""
+    monkeypatch.setattr(selected_wgrad_gemm, "DENSE_LOADS", float("inf"))
 
 
 NAMED = {name: case for name, case in CASES.items() if case[2] == "blocks" and case[3].numel()}
@@ -47,7 +54,7 @@ def test_every_case(name, dtype):
     case = NAMED[name]
     operands = random(21, case[0], dtype=dtype), random(21, case[1], dtype=dtype)
     plain, exact = expected(case, *operands, torch.float32), expected(case, *operands, torch.float64)
-    for method in (wgrad_of_blocks, blocks_by_panel):
+    for method in METHODS:
         within_twice(compute(method, case, *operands), plain, exact)
 
 
@@ -72,7 +79,7 @@ def test_accumulates_and_rounds_once(name):
     operands = random(21, case[0], dtype=torch.bfloat16), random(21, case[1], dtype=torch.bfloat16)
     start = random(case[3].size(0), *case[4:], dtype=torch.bfloat16)
     exact = start.double() + expected(case, *operands, torch.float64)
-    for method in (wgrad_of_blocks, blocks_by_panel):
+    for method in METHODS:
         within_twice(compute(method, case, *operands, values=start), exact.bfloat16(), exact)
 
 
@@ -136,6 +143,36 @@ def test_gathers_no_more_than_the_workspace(monkeypatch):
     monkeypatch.setattr(selected_wgrad_gemm, "WORKSPACE", 21 * 16 * 4 * 5)
     within_twice(compute(blocks_by_panel, case, *operands), whole, expected(case, *operands, torch.float64))
     assert len(gathered) == 5 and max(gathered) <= selected_wgrad_gemm.WORKSPACE
+
+
+@pytest.mark.parametrize("name", ["blocks-ragged", "blocks-odd", "one-block-column", "every-block"])
+def test_strips_of_any_height(name, monkeypatch):
+    """Whole numbers: the rows of a strip cannot show."""
+    case = NAMED[name]
+    operands = [torch.randint(-8, 9, (21, size), device=DEVICE).half() for size in case[:2]]
+    exact = expected(case, *operands, torch.float64).float()
+    for block_rows in (1, 2, 100):
+        monkeypatch.setattr(selected_wgrad_gemm, "WORKSPACE", block_rows * case[4] * case[1] * 4)
+        assert torch.equal(compute(blocks_by_strips, case, *operands), exact)
+        assert torch.equal(compute(blocks_by_strips, case, *operands, values=exact), 2 * exact)
+
+
+@pytest.mark.parametrize("dtype, least, most", [(torch.bfloat16, 0.25, 0.4), (torch.float32, 0.5, 0.7)])
+def test_many_blocks_are_strips(dtype, least, most, monkeypatch):
+    """64 x 64 blocks of a large matrix: from a third of it on, wherever they lie; each call does what the choice says."""
+    monkeypatch.undo()
+    x = torch.empty(1, 4096, dtype=dtype, device=DEVICE)
+    order = torch.randperm(64 * 64, device=DEVICE)
+    for share, strips in ((least, False), (most, True)):
+        flat = order[: int(share * len(order))].sort().values
+        index = torch.stack([flat // 64, flat % 64], 1).int()
+        assert dense_blocks(x, x, index, 64, 64) == strips
+    called = []
+    for name in ("wgrad_of_blocks", "blocks_by_panel", "blocks_by_strips"):
+        monkeypatch.setattr(selected_wgrad, name, lambda *_, name=name: called.append(name))
+    selected_wgrad_triton(x, x, "blocks", index, 64, 64)
+    selected_wgrad_triton(x, x, "blocks", index[:9], 64, 64)
+    assert called == ["blocks_by_strips", "wgrad_of_blocks" if dtype == torch.bfloat16 else "blocks_by_panel"]
 
 
 def test_either_side_is_shared():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracle import DEVICE, bits, gather, random, within_twice
-from sparse_ft.kernels import problems, selected_wgrad_blocks
+from sparse_ft.kernels import problems, selected_wgrad_blocks, selected_wgrad_gemm
 from sparse_ft.kernels.selected_wgrad import (
     selected_wgrad_grouped_triton,
     selected_wgrad_grouped_triton_,
@@ -27,7 +27,8 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Splits over few tokens, and a launch for each two problems."""
+    """Splits over few tokens, a launch for each two problems, and panels on matrices so small that strips would be chosen."""
+    monkeypatch.setattr(selected_wgrad_gemm, "DENSE_LOADS", float("inf"))
     monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
     monkeypatch.setattr(problems, "GROUP", 2)
 

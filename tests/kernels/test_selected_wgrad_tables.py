@@ -10,7 +10,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_tables  # noqa: E402
-from sparse_ft.kernels.selected_wgrad_tables import panels, strips  # noqa: E402
+from sparse_ft.kernels.selected_wgrad_tables import block_strips, panels, strips  # noqa: E402
 
 
 def index_of(rows, columns, density):
@@ -76,6 +76,12 @@ def test_strips_are_slices():
     index = torch.tensor([0, 3, 8, 9, 30, 39], dtype=torch.int32)  # of 7 rows of 6: rows 0, 0, 1, 1, 5, 6
     assert strips(index, 7, 6, 2) == [(0, 2, 0, 4), (4, 6, 4, 5), (6, 7, 5, 6)]
     assert strips(index, 7, 6, 7) == [(0, 7, 0, 6)]
+
+
+def test_strips_of_blocks_are_slices():
+    index = torch.tensor([[0, 3], [1, 0], [1, 5], [4, 1], [6, 6]], dtype=torch.int32)
+    found = [(*ends, blocks.tolist()) for *ends, blocks in block_strips(index, 7, 2)]
+    assert found == [(0, 2, 0, 3, [[0, 3], [1, 0], [1, 5]]), (4, 6, 3, 4, [[0, 1]]), (6, 7, 4, 5, [[0, 6]])]
 
 
 def test_splits_follow_shape_and_density():
