@@ -4,7 +4,7 @@
 #   bench/gpu.sh [build] [test] [sanitize] [ops] [model]       all of them where none is named; each works alone
 #
 #   build     the package in place, CUDA kernels for this GPU                                            BUDGET_BUILD=240
-#   test      the tests' GPU cases; 20 repeats of each op on poisoned memory; a planted race is seen      BUDGET_TEST=360
+#   test      20 repeats of each op on poisoned memory; a planted race is seen; the tests' GPU cases      BUDGET_TEST=360
 #   sanitize  small cases under compute-sanitizer memcheck; a planted overrun is seen                     BUDGET_SANITIZE=180
 #   ops       what the device does at best, then every op against its floor and the libraries             BUDGET_OPS=360
 #   model     steps of Llama layers and of a 3B model beside full, LoRA and SHiRA                         BUDGET_MODEL=540
@@ -49,6 +49,8 @@ build() {
 
 tests() {
   local failed=0
+  "$PYTHON" -m bench.gpu_checks --device "$DEVICE" --size "$size" --repeats 20 || failed=1
+  planted test race "$PYTHON"
   if ! has pytest; then
     note test skipped "pytest is not installed"
   elif [ "$DEVICE" = cuda ]; then
@@ -59,8 +61,6 @@ tests() {
     [ "$status" = 5 ] && echo "no test of a GPU was collected" >>"$RESULTS/pytest.log"
     note test "$([ "$status" = 0 ] && echo ok || echo red)" "$(tail -n 1 "$RESULTS/pytest.log")"
   fi
-  "$PYTHON" -m bench.gpu_checks --device "$DEVICE" --size "$size" --repeats 20 || failed=1
-  planted test race "$PYTHON"
   return $failed
 }
 
@@ -109,7 +109,7 @@ if ! has torch; then
   exit 0
 fi
 if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then
-  for stage in "${stages[@]}"; do note "$stage" skipped "no GPU that torch can use"; done
+  for stage in "${stages[@]}"; do note "$stage" skipped "no GPU that torch can use (DEVICE=cpu tries the scripts at tiny sizes)"; done
   exit 0
 fi
 # A later stage alone, in a fresh copy, builds first.

@@ -21,13 +21,14 @@ HYPER = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2)
 class Work:
     """Callables on tensors that exist: the variants to time, and two that return the tensors to compare.
 
-    again: what repeats are compared by, on the device; None: `got`.
+    again: what repeats are compared by, on the device; None: `got`. launches: whose launches are counted; None: "ours".
     """
 
     variants: dict
     got: Callable
     want: Callable
     again: Callable | None = None
+    launches: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ def cases(size):
     tiny = size == "tiny"
     tokens, shape, large = (TINY_TOKENS, TINY, TINY) if tiny else (floors.TOKENS, floors.SQUARE, floors.LARGE)
     densities = (0.05,) if tiny else floors.DENSITIES
-    found = [wgrad(kind, tokens, shape, d) for kind in KINDS for d in densities]
+    many = () if tiny else floors.MANY
+    found = [wgrad(kind, tokens, shape, d) for kind in KINDS for d in densities + (many if kind == "blocks" else ())]
     found += [
         wgrad("blocks", tokens, shape, 0.05, block, f", {block} x {block}") for block in ((16,) if tiny else (16, 32, 128))
     ]
     if not tiny:
         found += [wgrad(kind, tokens, other, 0.01, what=f", {name}") for name, other in OTHERS.items() for kind in KINDS]
+    found.append(grouped(*((tokens, [TINY] * 3, 0.25) if tiny else (floors.LAYER_TOKENS, floors.LAYER, 0.01))))
     found += [adamw(kind, large, d) for kind in KINDS for d in (densities if kind == "entries" else densities[-1:])]
-    found.append(adamw("columns", TINY if tiny else (1024, 1024), 0.05, 3 if tiny else 224))
+    found.append(adamw("columns", TINY if tiny else (1024, 1024), 0.05, 3 if tiny else 576))
     found += [moved(op, kind, large, 0.05) for op in ("gather_selected", "scatter_selected") for kind in KINDS]
     return found + [stream(op, 1 << 10 if tiny else floors.STREAM) for op in floors.STREAMS]
 
@@ -63,7 +66,7 @@ def _operands(tokens, shape, device):
 
 def wgrad(kind, tokens, shape, density, block=64, what=""):
     phases, method = floors.selected_wgrad(kind, tokens, shape, density, floors.H200)
-    if kind == "blocks":
+    if kind == "blocks" and method != "strips":
         phases = floors.blocks_wgrad(tokens, shape, density, block)
 
     def make(device):
@@ -95,11 +98,35 @@ def wgrad(kind, tokens, shape, density, block=64, what=""):
     )
 
 
+def grouped(tokens, shapes, density, block=64):
+    """All weights of a layer in one call, which share a launch where their tiles are alike."""
+
+    def make(device):
+        operands = [_operands(tokens, shape, device) for shape in shapes]
+        layouts = [selection("blocks", shape, density, block).to(device).layout for shape in shapes]
+        kinds, indices, *blocks = zip(*layouts)
+        problems = *map(list, zip(*operands)), list(kinds), list(indices), [size for pair in zip(*blocks) for size in pair]
+
+        def alone():
+            return [ops.selected_wgrad(*pair, *layout) for pair, layout in zip(operands, layouts)]
+
+        def want():
+            return [ops.gather_selected(a.float().T @ b.float(), *layout) for (a, b), layout in zip(operands, layouts)]
+
+        variants = {"ours": lambda: ops.selected_wgrad_grouped(*problems), "one by one": alone}
+        variants["library"] = lambda: [a.T @ b for a, b in operands]
+        return Work(variants, variants["ours"], want)
+
+    phases = floors.grouped_wgrad([(tokens, shape) for shape in shapes], density)
+    name = floors.name("selected_wgrad_grouped", "blocks", density) + f", {len(shapes)} layers"
+    return Case(name, phases, make, lambda times, bound, ceilings: ("each by itself", times["one by one"]))
+
+
 def _wgrad_promise(kind, density, times, bound, ceilings):
     if kind in ("rows", "columns"):
         return "85 % of gather + library product", times["library"] / 0.85
     if kind == "blocks":
-        return "80 % of its floor, and dense + gather", min(bound / 0.8, times["dense + gather"])
+        return "80 % of its floor, and dense + gather", min(bound / 0.8, times["dense + gather"])  # at any density
     if density <= 0.001:
         return "half of the dense product", 0.5 * times["dense"]
     return "1.10 x the dense product", 1.10 * times["dense"]
@@ -132,9 +159,15 @@ def adamw(kind, shape, density, tensors=1):
             torch._fused_adamw_(values, grads, *moments, [], fused_steps, amsgrad=False, maximize=False, **HYPER)
             scatter()
 
+        found_inf = torch.zeros((), device=device)
+        looks = dict(found_inf=found_inf, skip_nonfinite=True)  # as under mixed precision: the look is a launch of its own
         ours = {"ours": lambda: ops.masked_adamw_(*state, *layouts, **keywords)}
         variants = {**ours, "scatter alone": scatter, "fused on values, scatter": fused}
-        return Work(variants, lambda: once(ops.masked_adamw_), lambda: once(masked_adamw_ref_))
+
+        def looking():
+            ops.masked_adamw_(*state, *layouts, **keywords, **looks)
+
+        return Work(variants, lambda: once(ops.masked_adamw_), lambda: once(masked_adamw_ref_), launches=looking)
 
     def promise(times, bound, ceilings):
         streams = nnz * (28 + floors.index_bytes(kind)) / ceilings.copy

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 TOKENS, SQUARE, LARGE = 8192, (4096, 4096), (8192, 16384)  # what the tables are about; LARGE fills the chip with 1 % of it
 DENSITIES = (0.001, 0.01, 0.05, 0.1, 0.25)
+MANY = (0.5, 1.0)  # of blocks, beside those: there the dense product and a gather are the rival
 STREAM = 1 << 26  # elements
+WORKSPACE = 32 << 20  # bytes that a method of selected_wgrad takes beside its result
 SECTOR = 32  # bytes that device memory moves at least
+LAYER = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]  # Llama-1B's
+LAYER_TOKENS = 2048
 TILE, SPAN = 64, 4  # one program of grouped blocks: a panel of 64 against up to 4 panels of 64, the largest that does not spill
 
 
@@ -96,7 +100,8 @@ def blocks_wgrad(tokens, shape, density, block=64, span=SPAN):
     used = [size * (1 - (1 - density) ** across) for size, across in zip(grid, reversed(grid))]
     group = max(1.0, min(span * TILE / block, density * max(grid)))
     panels = blocks / group * (1 + group) * block * tokens * 2
-    return [Phase(2 * tokens * nnz, 2 * tokens * block * sum(used) + 4 * nnz, panels)]
+    # The tiles, and the sums over the splits of the tokens, of which there are some up to about 25 %.
+    return [Phase(2 * tokens * nnz, 2 * tokens * block * sum(used) + 4 * nnz, panels, launches=2)]
 
 
 def single_blocks_wgrad(tokens, shape, density, block=64):
@@ -107,14 +112,27 @@ def single_blocks_wgrad(tokens, shape, density, block=64):
 def entry_dots(tokens, shape, density):
     """Both operands transposed, then a dot an entry: its column from the cache each time, its row once for all of a row."""
     nnz = density * shape[0] * shape[1]
-    transpose = Phase(dram=2 * 2 * tokens * sum(shape), launches=2)
-    return [transpose, Phase(dram=4 * nnz + 4 * nnz, l2=2 * tokens * (nnz + shape[0]))]
+    parts = -(-2 * tokens * sum(shape) // WORKSPACE)  # of the tokens
+    transpose = Phase(dram=2 * 2 * tokens * sum(shape), launches=2 * parts)
+    return [transpose, Phase(dram=4 * nnz + 4 * nnz, l2=2 * tokens * (nnz + shape[0]), launches=parts)]
 
 
-def entry_strips(tokens, shape, density, height=1024):
+def grouped_wgrad(problems, density):
+    """Blocks of several (tokens, shape) in one launch."""
+    phases = [phase for tokens, shape in problems for phase in blocks_wgrad(tokens, shape, density)]
+    return [Phase(*(sum(getattr(phase, term) for phase in phases) for term in ("flop", "dram", "l2")), launches=2)]
+
+
+def block_strips(tokens, shape, density):
+    """As of entries, whose index has no equal here."""
+    product, gather = entry_strips(tokens, shape, density)
+    return [product, Phase(dram=gather.dram / 2, l2=density * gather.l2, launches=gather.launches)]
+
+
+def entry_strips(tokens, shape, density):
     """Strips of the dense product by the library, fp32, each gathered out of the cache before the next."""
     rows, columns = shape
-    nnz, strips = density * rows * columns, -(-rows // height)
+    nnz, strips = density * rows * columns, -(-4 * rows * columns // WORKSPACE)
     product = Phase(2 * tokens * rows * columns, 2 * tokens * (rows + strips * columns), launches=strips)
     return [product, Phase(dram=8 * nnz, l2=8 * rows * columns, launches=strips)]
 
@@ -128,7 +146,7 @@ def dense_and_gather(kind, tokens, shape, density):
 METHODS = {
     "rows": {"gather, product": rows_wgrad},
     "columns": {"product": columns_wgrad},
-    "blocks": {"grouped panels": blocks_wgrad, "one program a block": single_blocks_wgrad},
+    "blocks": {"grouped panels": blocks_wgrad, "one program a block": single_blocks_wgrad, "strips": block_strips},
     "entries": {"dots": entry_dots, "strips": entry_strips},
 }
 

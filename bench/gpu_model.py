@@ -23,6 +23,8 @@ from bench.gpu_timing import captured, compare, peak_bytes
 from bench.machine import ROOT
 
 RANK, TINY_RANK = 32, 4
+LR = 1e-5
+SCHEDULE = (1e-3, 1e-4, 3e-3, 1e-5)  # of the comparison of replayed with eager steps
 OURS = ("columns", "rows", "blocks", "entries")
 LORA, OTHERS = "LoRA r32", ("SHiRA r32", "full")
 WAYS = (LORA, "columns", "columns lean", "columns in backward", "columns graph", "rows", "blocks", "entries", *OTHERS)
@@ -89,13 +91,14 @@ def prepare(way, model):
         sft.convert(model, plan(model, kind))
         if how == "lean":
             sft.lean(model, loss=True)
-        return model, sft.SelectiveAdamW(model.parameters(), lr=1e-5, in_backward=how == "in backward")
+        lr = torch.full((), LR, device=next(model.parameters()).device) if how == "graph" else LR  # that a replay reads anew
+        return model, sft.SelectiveAdamW(model.parameters(), lr=lr, in_backward=how == "in backward")
     if way == "full":
         model.requires_grad_(True)
     else:
         model = _adapters(way, model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return model, torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    return model, torch.optim.AdamW(trained, lr=LR, fused=True)
 
 
 def _adapters(way, model):
@@ -146,6 +149,49 @@ def _run(name, way, device, seconds):
     return {**figures, "gib": peak / 2**30, "loss": latest.item(), "trained": trained}
 
 
+def replayed(name, device):
+    """The largest difference of values, relative in norm, after eager and after replayed steps with the rates of SCHEDULE."""
+    with unmasked():
+        return _replayed(name, device)
+
+
+def _replayed(name, device):
+    ends, (_, batch, tokens) = [], MODELS[name]
+    for graph in (False, True):
+        model, optimizer = prepare("columns graph", base(name, device))
+        labels = torch.randint(model.config.vocab_size, (batch, tokens), device=device, generator=_generator(device))
+        values = [p for p in model.parameters() if p.requires_grad]
+
+        def step():
+            optimizer.zero_grad()  # noqa: B023
+            model(input_ids=labels, labels=labels).loss.backward()  # noqa: B023
+            optimizer.step()  # noqa: B023
+
+        (lr,) = (group["lr"] for group in optimizer.param_groups)
+        with torch.no_grad():
+            before = [p.clone() for p in values]
+            lr.zero_()
+        step()
+        call = captured(step, device) if graph else step
+        with torch.no_grad():  # as they were before the steps that capturing took
+            for p, old in zip(values, before):
+                p.copy_(old)
+                for state in optimizer.state[p].values():
+                    state.zero_()
+        sft.sync(model)
+        for rate in SCHEDULE:
+            lr.fill_(rate)
+            call()
+        ends.append([p.detach() for p in values])
+    moved = sum((b - a).norm() for a, b in zip(before, ends[0]))
+    apart = max((a - b).norm() / a.norm() for a, b in zip(*ends))
+    return apart.item(), moved.item()
+
+
+def _generator(device):
+    return torch.Generator(device).manual_seed(1)
+
+
 def _allocated(device):
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
@@ -188,6 +234,17 @@ def measure(name, way, results, how, lora=None):
     return found
 
 
+def check_replay(device, results):
+    """A row: whole steps from a CUDA graph give what eager ones give, also where the learning rate changes in between."""
+    try:
+        apart, moved = replayed("tiny", device)
+    except Exception as problem:  # noqa: BLE001 - the ways go on
+        return results.add("model", "tiny", "replay", RED, note=f"{type(problem).__name__}: {problem}".splitlines()[0][:300])
+    same = "the same bits" if apart == 0 else f"apart by {apart:.1e}"
+    status = OK if apart <= 1e-5 and moved else RED
+    results.add("model", "tiny", "replay", status, note=f"{len(SCHEDULE)} learning rates, eager and replayed: {same}")
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", type=torch.device)
@@ -204,6 +261,8 @@ def main(arguments=None):
             print(json.dumps({"missing": str(why)}))
         return 0
     results, tiny = Results(device=str(given.device), torch=torch.__version__), given.size == "tiny"
+    if given.only in "columns graph":
+        check_replay(given.device, results)
     for name in ["tiny"] if tiny else [WHOLE, *(n for n in MODELS if n.endswith("layer"))]:
 
         def how(name, way):

@@ -85,6 +85,22 @@ def peak_bytes(call, device):
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def count_launches(call, device):
+    """Kernels and copies that `call()` puts on the device; None where nothing can count them."""
+    if device.type != "cuda":
+        return None
+    synchronise(device)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    try:
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            synchronise(device)
+    except RuntimeError:  # the driver may keep its counters to itself
+        return None
+    found = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    return found or None
+
+
 def captured(call, device, times=1):
     """A replay of `times` calls from one CUDA graph; off a GPU just the calls."""
     if device.type != "cuda":

@@ -192,13 +192,18 @@ def _vector(operand, size):
     return 16 // operand.element_size() if aligned and operand.size(1) % 16 == 0 and size % 16 == 0 else 1
 
 
+def _tile_of(block_p, width):
+    """(tokens at a time, warps, stages) of a tile."""
+    return TILES.get((block_p, width), (64, 8 if block_p * width >= 64 * 256 else 4, 3))
+
+
 def _tile(size, width, vector):
-    """Tile and pipeline of a panel of blocks of `size` and of `width` gathered features: measured if it is in TILES.
+    """Tile and pipeline of a panel of blocks of `size` and of `width` gathered features.
 
     Features copied one by one have an address each, and half the tokens to leave registers for them.
     """
     block_p = min(max(power_of_two(size), 16), PANEL)
-    block_t, warps, stages = TILES.get((block_p, width), (64, 8 if block_p * width >= 64 * 256 else 4, 3))
+    block_t, warps, stages = _tile_of(block_p, width)
     return dict(BLOCK_P=block_p, BLOCK_Q=width, BLOCK_T=block_t if vector > 1 else 32, num_warps=warps, num_stages=stages)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_cases, gpu_checks, gpu_floors, gpu_ops, gpu_pybind11, gpu_results, gpu_roofline, gpu_timing
+from bench import cases, gpu_cases, gpu_checks, gpu_floors, gpu_ops, gpu_pybind11, gpu_results, gpu_roofline, gpu_timing
 from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,8 +113,8 @@ def test_ops_at_tiny_sizes(folder):
     assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001"]) == 0
     rows = found(folder, "ops")
     assert {row.case for row in rows if row.variant == "ours"} == {case.name for case in gpu_cases.cases("tiny")}
-    assert {row.case for row in rows if not row.variant} == {"ceiling copy", "ceiling l2", "ceiling gemm"}
-    assert all(row.value > 0 for row in rows)
+    assert {row.case for row in rows if not row.variant} == {"ceiling copy", "ceiling l2", "ceiling gemm", "tiles"}
+    assert all(row.value > 0 for row in rows if row.case != "tiles")
 
 
 def test_a_wrong_result_is_red_and_has_no_time(folder, monkeypatch):
@@ -132,6 +132,46 @@ def test_an_error_costs_its_own_case_only(folder, monkeypatch):
     monkeypatch.setattr(gpu_cases.ops, "gather_selected", broken)
     assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "selected rows"]) == 1
     assert [row.status for row in found(folder, "ops") if row.variant == "ours"] == [RED, OK]
+
+
+def test_tiles_are_those_that_the_blocks_get():
+    """Each entry of the sweep asks for a selection whose blocks have that very tile."""
+    pytest.importorskip("triton")
+    from sparse_ft.kernels import selected_wgrad_blocks
+    from sparse_ft.kernels.selected_wgrad_tables import panels
+
+    from bench import gpu_tiles
+
+    for tile, (block, density) in gpu_tiles.BLOCKS.items():
+        _, index, *size = cases.selection("blocks", gpu_floors.SQUARE, density, block).layout
+        options = selected_wgrad_blocks._tile(block, panels(index, *size).width, 8)
+        assert (options["BLOCK_P"], options["BLOCK_Q"]) == tile
+
+
+def test_a_sweep_of_tiles(folder):
+    """Each candidate is in force while it runs, the table is as before afterwards, and what fails or differs is a row."""
+    pytest.importorskip("triton")
+    from sparse_ft.kernels import selected_wgrad_blocks as kernels
+
+    from bench import gpu_tiles
+
+    tile, seen, default = (64, 256), [], kernels._tile_of(64, 256)
+    fast, other, wrong = (64, 8, 4), (32, 8, 4), (64, 4, 3)
+
+    def call():
+        seen.append((kernels._tile_of(*tile), kernels.PERSISTENT_FROM))
+        if kernels._tile_of(*tile) == other:
+            raise RuntimeError("out of shared memory")
+        return torch.full((3,), 2.0 if kernels._tile_of(*tile) == wrong else 1.0)
+
+    candidates = {gpu_tiles.name(p): (p, False) for p in (default, fast, other, wrong)} | {"persistent": (default, True)}
+    results = Results()
+    gpu_tiles.measure(kernels, tile, candidates, call, CPU, 0.0, results)
+    rows = {row.variant: row for row in found(folder, "ops")}
+    assert set(rows) == set(candidates) and results.red
+    assert (rows[gpu_tiles.name(other)].status, rows[gpu_tiles.name(wrong)].status) == (SHORT, RED)
+    assert "default" in rows[gpu_tiles.name(default)].note and sum("fastest" in row.note for row in rows.values()) == 1
+    assert {(fast, 1e9), (default, 1e9), (default, 0)} <= set(seen) and kernels.TILES == {} and kernels.PERSISTENT_FROM == 4
 
 
 def test_repeats_are_alike(folder):
@@ -188,10 +228,26 @@ def test_ways_to_train_at_a_tiny_size(folder, monkeypatch):
     monkeypatch.setattr(gpu_model, "WAYS", ways)
     assert gpu_model.main(["--device", "cpu", "--size", "tiny", "--seconds", "0"]) == 0
     rows = {row.variant: row for row in found(folder, "model")}
-    assert set(rows) == set(gpu_model.WAYS)
+    assert set(rows) == {"replay", *gpu_model.WAYS}
     assert all(row.status in (OK, SKIPPED) for row in rows.values())
     trained = [float(row.note.split(" M train")[0].split()[-1]) for row in rows.values() if row.value]
     assert max(trained) <= 1.3 * min(trained)
+
+
+@pytest.mark.parametrize("wrong", [None, "lr", "nothing"])
+def test_replayed_steps_are_compared_with_eager_ones(folder, monkeypatch, wrong):
+    """Red where a replay keeps the learning rate of the capture, or where there is no step at all to compare."""
+    pytest.importorskip("transformers")
+    from bench import gpu_model
+
+    if wrong == "lr":
+        monkeypatch.setattr(gpu_model, "captured", lambda step, device: lambda: None)
+    if wrong == "nothing":
+        monkeypatch.setattr(gpu_model, "SCHEDULE", ())
+    results = Results()
+    gpu_model.check_replay(CPU, results)
+    (row,) = found(folder, "model")
+    assert row.status == (RED if wrong else OK) and results.red == bool(wrong)
 
 
 def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):

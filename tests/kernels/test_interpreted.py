@@ -15,7 +15,7 @@ FOLDER = pathlib.Path(__file__).parent
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("mode", ["interpreter", pytest.param("device", marks=NO_GPU)])
+@pytest.mark.parametrize("mode", ["interpreter", pytest.param("device", marks=NO_GPU, id="cuda")])
 @pytest.mark.parametrize("stem", sorted(path.stem.removeprefix("interpreted_") for path in FOLDER.glob("interpreted_*.py")))
 def test_kernels_in_their_own_process(stem, mode, record_property):
     paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
