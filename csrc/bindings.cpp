@@ -24,9 +24,11 @@ namespace {
 using Address = uintptr_t;
 // kind, index, index_bits, n, block_h, block_w, rows, columns
 using LayoutTuple = std::tuple<int, Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, lr, beta1, beta2, eps, weight_decay, lr_at
-using AdamWTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int, Address, int, std::optional<LayoutTuple>, double,
-                              double, double, double, double, Address>;
+// correction or 0, seed or -1 (to nearest)
+using StorageTuple = std::tuple<Address, int64_t>;
+// values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, storage, lr, beta1, beta2, eps, weight_decay, lr_at
+using AdamWTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int, Address, int, std::optional<LayoutTuple>,
+                              std::optional<StorageTuple>, double, double, double, double, double, Address>;
 
 void require(bool holds, const char* argument, int64_t value, const char* expected) {
   if (holds) return;
@@ -106,12 +108,24 @@ void selected_wgrad(Address grad_output, int64_t grad_output_stride, Address inp
   cpu_ops().selected_wgrad(operands, l, pointer(values), dtype(values_dtype, "values_dtype"), accumulate, thread_count(threads));
 }
 
+AdamWStorage storage(const StorageTuple& tuple, DType values) {
+  const auto [correction, seed] = tuple;
+  const bool by_chance = seed >= 0;
+  require(!correction || values == kBFloat16, "dtype", values, "2 (bfloat16) with a correction");
+  require(!by_chance || values == kBFloat16 || values == kFloat16, "dtype", values, "2 (bfloat16) or 3 (float16) with a seed");
+  require(!by_chance || !correction, "seed", seed, "-1 with a correction");
+  require(seed >> 48 <= 0, "seed", seed, "less than 2^48");
+  return AdamWStorage{static_cast<int16_t*>(pointer(correction)), by_chance, by_chance ? static_cast<uint64_t>(seed) : 0};
+}
+
 AdamWTensor adamw_tensor(const AdamWTuple& tuple) {
-  const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, lr, beta1, beta2, eps, decay, lr_at] =
+  const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, how, lr, beta1, beta2, eps, decay, lr_at] =
       tuple;
   require(count >= 0, "count", count, "non-negative");
   AdamWTensor t{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
-                dtype(code, "dtype"), nullptr, kFloat32, Layout{}, lr, beta1, beta2, eps, decay, static_cast<const float*>(pointer(lr_at))};
+                dtype(code, "dtype"), nullptr, kFloat32, Layout{}, lr, beta1, beta2, eps, decay, static_cast<const float*>(pointer(lr_at)),
+                AdamWStorage{}};
+  if (how) t.storage = storage(*how, t.dtype);
   if (!weight) return t;
   require(where.has_value(), "layout", 0, "given with a weight");
   t.weight = pointer(weight), t.weight_dtype = dtype(weight_code, "weight_dtype"), t.layout = layout(*where);

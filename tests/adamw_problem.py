@@ -21,8 +21,10 @@ class Problem:
         which="some",
         device="cpu",
         form="contiguous",
+        stored="plain",
         **hyper,
     ):
+        """stored: "plain", "by chance" or "corrected" (values and moments, where their dtype allows)."""
         weight_dtype = weight_dtype or dtype
         self.layouts = [oracle.layout(kind, SHAPE, which, block=(5, 8), device=device) for kind in kinds]
         self.weights = [oracle.matrices(SHAPE, weight_dtype, device)[form] for _ in kinds]
@@ -37,6 +39,14 @@ class Problem:
             name: [hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))]
             for name in HYPER
         }
+        self.corrections = self.seeds = None
+        if stored == "by chance":
+            self.seeds = [3 + i for i in range(len(self.values))]
+        if stored == "corrected":
+            self.corrections = [torch.zeros_like(v, dtype=torch.int16) for v in self.values]
+            self.exp_avgs, self.exp_avg_sqs = (
+                [torch.zeros_like(v, dtype=torch.float32) for v in self.values] for _ in range(2)
+            )
         self.new_grads()
 
     def new_grads(self):
@@ -47,7 +57,7 @@ class Problem:
 
     @property
     def state(self):
-        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights]
+        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights, *(self.corrections or ())]
 
     @property
     def arguments(self):
@@ -55,8 +65,13 @@ class Problem:
         blocks = [n for layout in self.layouts for n in layout[2:]]
         return (self.values, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps, self.weights, kinds, indices, blocks)
 
+    @property
+    def storage(self):
+        storage = {"corrections": self.corrections, "seeds": self.seeds}
+        return {name: given for name, given in storage.items() if given is not None}
+
     def step(self, adamw_, **keywords):
-        adamw_(*self.arguments, **{**self.hyper, **keywords})
+        adamw_(*self.arguments, **{**self.hyper, **self.storage, **keywords})
 
     def torch_optimizer(self, parameters, maximize=False):
         """torch.optim.AdamW on `parameters`, with this problem's hyperparameters."""

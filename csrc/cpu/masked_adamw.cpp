@@ -2,6 +2,7 @@
 // weight while it sits in the first-level cache. The chunks do not depend on the number of threads.
 // Compiled with -ffp-contract=off: every variant, and the vector loop and its tail, round alike.
 #include "../adamw.h"
+#include "adamw_state.h"
 #include "move.h"
 #include "ops.h"
 
@@ -33,38 +34,28 @@ void update_in_place(const AdamWConstants<T>& c, const AdamWTensor& tensor, int6
              static_cast<T*>(tensor.exp_avg_sq) + k, count);
 }
 
-struct WideState {
-  float value[kPiece], grad[kPiece], exp_avg[kPiece], exp_avg_sq[kPiece];
-};
-
-// 16-bit state: widened into a buffer, updated there, rounded back.
-template <class Stored>
-void update_widened(const AdamWConstants<float>& c, const AdamWTensor& tensor, int64_t k, int64_t count, WideState& wide) {
-  Stored* value = static_cast<Stored*>(tensor.values) + k;
-  Stored* exp_avg = static_cast<Stored*>(tensor.exp_avg) + k;
-  Stored* exp_avg_sq = static_cast<Stored*>(tensor.exp_avg_sq) + k;
-  convert_run(wide.value, value, count);
-  convert_run(wide.grad, static_cast<const Stored*>(tensor.grad) + k, count);
-  convert_run(wide.exp_avg, exp_avg, count);
-  convert_run(wide.exp_avg_sq, exp_avg_sq, count);
-  update_run(c, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
-  convert_run(value, wide.value, count);
-  convert_run(exp_avg, wide.exp_avg, count);
-  convert_run(exp_avg_sq, wide.exp_avg_sq, count);
-}
-
 struct Job {
   int64_t first_chunk;
   AdamWConstants<float> single;
   AdamWConstants<double> full;
+  RandomKey random;
 };
+
+// State in 16 bits: widened into buffers, updated there, narrowed.
+void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t count, WideState& wide) {
+  read_plain(wide.grad, t.grad, t.dtype, k, count);
+  read_values(t, k, count, wide);
+  read_moments(t, k, count, wide);
+  update_run(job.single, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
+  write_values(t, job.random, k, count, wide);
+  write_moments(t, job.random, k, count, wide);
+}
 
 void update_piece(const AdamWTensor& tensor, const Job& job, int64_t k, int64_t count, WideState& wide) {
   switch (tensor.dtype) {
     case kFloat32: return update_in_place<float>(job.single, tensor, k, count);
     case kFloat64: return update_in_place<double>(job.full, tensor, k, count);
-    case kBFloat16: return update_widened<BFloat16>(job.single, tensor, k, count, wide);
-    case kFloat16: return update_widened<Float16>(job.single, tensor, k, count, wide);
+    default: return update_widened(tensor, job, k, count, wide);
   }
 }
 
@@ -135,7 +126,8 @@ bool masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool maximi
     const AdamWTensor& t = tensors[i];
     const double step = static_cast<double>(*t.step) + 1.0, lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
     jobs[i] = Job{chunks, adamw_constants<float>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize),
-                  adamw_constants<double>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize)};
+                  adamw_constants<double>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize),
+                  random_key(t.storage.seed, static_cast<uint64_t>(step))};
     chunks += (t.count + kStepChunk - 1) / kStepChunk;
     cost += step_cost(t);
   }

@@ -20,6 +20,13 @@ struct WgradOperands {
   bool compact_input;  // kind columns only
 };
 
+// What makes values and moments of 16 bits hold more than they would by themselves; null and false where nothing does.
+struct AdamWStorage {
+  int16_t* correction;  // [count]: with values in bfloat16 the master; moments are float32 then
+  bool by_chance;       // what is stored in 16 bits is rounded by chance
+  uint64_t seed;        // of that
+};
+
 struct AdamWTensor {
   void* values;      // [count]
   const void* grad;  // [count]
@@ -27,12 +34,13 @@ struct AdamWTensor {
   void* exp_avg_sq;  // [count]
   float* step;       // one number
   int64_t count;
-  DType dtype;         // of the four above
+  DType dtype;         // of values and grad, and of the moments unless `storage` says otherwise
   void* weight;        // [layout.rows, layout.columns], or null: nothing to write through
   DType weight_dtype;
   Layout layout;
   double lr, beta1, beta2, eps, weight_decay;
   const float* lr_at;  // one number that counts instead of lr, or null
+  AdamWStorage storage;
 };
 
 struct Rows {

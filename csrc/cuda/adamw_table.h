@@ -6,16 +6,19 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/ops.h"
+#include "adamw_format.h"
 
 namespace sparse_ft {
 
-constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit
+constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 403 tensors with streams beyond the plain ones
 constexpr int kTableFamilies = 48;
 constexpr int kParameterBytes = 32764;  // of one launch, since CUDA 12.1 on compute capability 7.0 and later
 constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
 
-enum Stream : int { kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kStreams };
+// Addresses, and one seed. Those from kPlainStreams on only where the format needs them.
+enum Stream : int {
+  kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kPlainStreams, kCorrection = kPlainStreams, kSeed, kStreams
+};
 
 struct Family {
   union {
@@ -29,12 +32,12 @@ struct Family {
 };
 
 struct AdamWTable {
-  int32_t tensors, families;
-  DType dtype;  // of values, grad, exp_avg and exp_avg_sq
+  int32_t tensors, families, streams;
+  FormatCode format;
   uint32_t first_chunk[kTableTensors + 1];  // each block of the launch does one chunk of one tensor
   uint32_t n[kTableTensors];
-  uint32_t address_low[kStreams][kTableTensors];  // addresses have 48 bits
-  uint16_t address_high[kStreams][kTableTensors];
+  uint32_t low[kPlainStreams * kTableTensors];  // [streams, capacity]: addresses and seeds have 48 bits
+  uint16_t high[kPlainStreams * kTableTensors];
   uint8_t family[kTableTensors];
   Family family_of[kTableFamilies];
 };
@@ -47,8 +50,17 @@ struct StepFlags {
 
 static_assert(sizeof(AdamWTable) + sizeof(StepFlags) <= kParameterBytes, "the table does not fit into the parameters of a launch");
 
+SFT_HD int capacity(const AdamWTable& table) { return kPlainStreams * kTableTensors / table.streams; }
+
+// 0 where the table has no such stream.
+SFT_HD uint64_t number(const AdamWTable& table, Stream stream, int i) {
+  if (stream >= table.streams) return 0;
+  const int at = stream * capacity(table) + i;
+  return static_cast<uint64_t>(table.high[at]) << 32 | table.low[at];
+}
+
 SFT_HD void* address(const AdamWTable& table, Stream stream, int i) {
-  return reinterpret_cast<void*>(static_cast<uintptr_t>(table.address_high[stream][i]) << 32 | table.address_low[stream][i]);
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(number(table, stream, i)));
 }
 
 SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
@@ -61,12 +73,15 @@ SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
   t.exp_avg_sq = address(table, kExpAvgSq, i);
   t.step = static_cast<float*>(address(table, kStep, i));
   t.weight = address(table, kWeight, i);
-  t.dtype = table.dtype;
+  t.dtype = table.format.dtype;
   t.weight_dtype = static_cast<DType>(f.weight_dtype);
   t.layout = Layout{static_cast<Kind>(f.kind), address(table, kIndex, i), f.index_bits, n, f.block_h, f.block_w, f.rows, f.columns};
   t.count = t.weight ? values_count(t.layout) : n;
   t.lr_at = f.lr_is_at ? f.lr_at : nullptr;
   t.lr = f.lr_is_at ? 0.0 : f.lr, t.beta1 = f.beta1, t.beta2 = f.beta2, t.eps = f.eps, t.weight_decay = f.weight_decay;
+  t.storage.correction = static_cast<int16_t*>(address(table, kCorrection, i));
+  t.storage.by_chance = table.format.rounding == kByChance;
+  t.storage.seed = number(table, kSeed, i);
   return t;
 }
 
@@ -102,6 +117,17 @@ static inline Family family_of(const AdamWTensor& t) {
   return f;
 }
 
+struct AdamWNumbers {
+  uint64_t of[kStreams];
+};
+
+static inline AdamWNumbers numbers_of(const AdamWTensor& t) {
+  const auto number = [](const void* address) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(address)); };
+  const void* index = t.weight ? t.layout.index : nullptr;
+  return AdamWNumbers{{number(t.values), number(t.grad), number(t.exp_avg), number(t.exp_avg_sq), number(t.step), number(t.weight),
+                       number(index), number(t.storage.correction), t.storage.seed}};
+}
+
 // Its number, or the count of families if it is new.
 static inline int find_family(const AdamWTable& table, const Family& family) {
   int i = 0;
@@ -114,13 +140,14 @@ static inline bool add(AdamWTable& table, const AdamWTensor& t, int64_t chunk) {
   const Family family = family_of(t);
   const int known = find_family(table, family), i = table.tensors;
   const int64_t end = (i ? table.first_chunk[i] : 0) + (t.count + chunk - 1) / chunk;
-  if (i == kTableTensors || known == kTableFamilies || end > kTableChunks) return false;
-  const void* streams[kStreams] = {t.values, t.grad, t.exp_avg, t.exp_avg_sq, t.step, t.weight, t.weight ? t.layout.index : nullptr};
-  for (int s = 0; s < kStreams; ++s) {
-    const uint64_t bits = reinterpret_cast<uintptr_t>(streams[s]);
+  if (i == capacity(table) || known == kTableFamilies || end > kTableChunks) return false;
+  const AdamWNumbers numbers = numbers_of(t);
+  for (int s = 0; s < table.streams; ++s) {
+    const uint64_t bits = numbers.of[s];
     if (bits >> 48) throw std::invalid_argument("masked_adamw_cuda_: addresses must have at most 48 bits, got " + std::to_string(bits));
-    table.address_low[s][i] = static_cast<uint32_t>(bits);
-    table.address_high[s][i] = static_cast<uint16_t>(bits >> 32);
+    const int at = s * capacity(table) + i;
+    table.low[at] = static_cast<uint32_t>(bits);
+    table.high[at] = static_cast<uint16_t>(bits >> 32);
   }
   table.n[i] = narrow("n", t.weight ? t.layout.n : t.count);
   table.family[i] = static_cast<uint8_t>(known);

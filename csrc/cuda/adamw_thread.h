@@ -1,42 +1,25 @@
 // What one thread of the masked_adamw_ launches does. Shared by host and device.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../adamw.h"
+#include "../rounding.h"
 #include "adamw_table.h"
-#include "pack.h"
 
 namespace sparse_ft {
 
-constexpr int kAdamWThreads = 256;
-
-template <class T>
-constexpr int kAdamWPack = 16 / static_cast<int>(sizeof(T));
-
-// Packs a thread: with four streams and an index, ten 128-bit loads in flight. One where that would take too many registers.
-template <class T>
-constexpr int kGroups = sizeof(T) == 4 ? 2 : 1;
-
-template <class T>
-constexpr int64_t kPass = kAdamWThreads * kGroups<T> * kAdamWPack<T>;  // entries that a block holds at once
-
-// A block begins with a search of the table and two powers in float64, about as long as a pass takes.
-constexpr int kPasses = 4;
-
-template <class T>
-constexpr int64_t kAdamWChunk = kPasses * kPass<T>;
-
-static inline int64_t adamw_chunk(DType dtype) {
+static inline int64_t adamw_chunk(FormatCode format) {
   int64_t chunk = 0;
-  with_dtype(dtype, [&](auto t) { chunk = kAdamWChunk<decltype(t)>; });
+  with_format(format, [&](auto f) { chunk = decltype(f)::kChunk; });
   return chunk;
 }
 
 // A thread's packs lie a block apart, so that neighbours read neighbouring memory. begin: of the pass.
-template <class T>
+template <class F>
 SFT_HD int64_t first_entry(int64_t begin, int group, int thread) {
-  return begin + (group * kAdamWThreads + thread) * kAdamWPack<T>;
+  return begin + (group * kAdamWThreads + thread) * F::kPack;
 }
 
 // The tensor and the chunk of it that a block works on.
@@ -45,11 +28,11 @@ struct AdamWBlock {
   int64_t begin, end;  // entries
 };
 
-template <class T>
+template <class F>
 SFT_HD AdamWBlock block_at(const AdamWTable& table, uint32_t block) {
   const int i = tensor_of(table, block);
   const AdamWTensor t = tensor_at(table, i);
-  const int64_t begin = (block - table.first_chunk[i]) * kAdamWChunk<T>, end = begin + kAdamWChunk<T>;
+  const int64_t begin = (block - table.first_chunk[i]) * F::kChunk, end = begin + F::kChunk;
   return AdamWBlock{t, begin, end < t.count ? end : t.count};
 }
 
@@ -62,44 +45,59 @@ SFT_HD bool nonfinite(double x) {
   return (bits & 0x7ff0000000000000u) == 0x7ff0000000000000u;
 }
 
-template <class T>
+template <class F>
 SFT_HD bool any_nonfinite(const AdamWBlock& block, int thread) {
+  using T = typename F::Value;
   bool found = false;
-  for (int64_t begin = block.begin; begin < block.end; begin += kPass<T>) {
+  for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
     SFT_UNROLL
-    for (int group = 0; group < kGroups<T>; ++group) {
-      const int64_t k = first_entry<T>(begin, group, thread);
-      const Pack<T, kAdamWPack<T>> grad = load_pack<kAdamWPack<T>>(static_cast<const T*>(block.tensor.grad) + k, block.end - k);
+    for (int group = 0; group < F::kGroups; ++group) {
+      const int64_t k = first_entry<F>(begin, group, thread);
+      const Pack<T, F::kPack> grad = load_pack<F::kPack>(static_cast<const T*>(block.tensor.grad) + k, block.end - k);
       SFT_UNROLL
-      for (int i = 0; i < kAdamWPack<T>; ++i) found |= nonfinite(grad.x[i]);
+      for (int i = 0; i < F::kPack; ++i) found |= nonfinite(grad.x[i]);
     }
   }
   return found;
 }
 
-template <class T>
-struct AdamWPacks {
-  Pack<T, kAdamWPack<T>> grad[kGroups<T>], value[kGroups<T>], exp_avg[kGroups<T>], exp_avg_sq[kGroups<T>];
+template <class F>
+struct AdamWPack {
+  template <class T>
+  using Of = Pack<T, F::kPack>;
+  Of<typename F::Value> grad, value;
+  Of<typename F::Moment> exp_avg, exp_avg_sq;
+  Of<int16_t> correction;  // where the format has one
 };
 
-template <class T>
-SFT_HD AdamWPacks<T> load_state(const AdamWBlock& block, int64_t begin, int thread) {
-  constexpr int N = kAdamWPack<T>;
-  AdamWPacks<T> held;
+template <class F>
+struct AdamWPacks {
+  AdamWPack<F> group[F::kGroups];
+};
+
+template <class F>
+SFT_HD AdamWPacks<F> load_state(const AdamWBlock& block, int64_t begin, int thread) {
+  using T = typename F::Value;
+  using M = typename F::Moment;
+  constexpr int N = F::kPack;
+  const AdamWTensor& t = block.tensor;
+  AdamWPacks<F> held;
   SFT_UNROLL
-  for (int group = 0; group < kGroups<T>; ++group) {
-    const int64_t k = first_entry<T>(begin, group, thread), left = block.end - k;
-    held.grad[group] = load_pack<N>(static_cast<const T*>(block.tensor.grad) + k, left);
-    held.value[group] = load_pack<N>(static_cast<const T*>(block.tensor.values) + k, left);
-    held.exp_avg[group] = load_pack<N>(static_cast<const T*>(block.tensor.exp_avg) + k, left);
-    held.exp_avg_sq[group] = load_pack<N>(static_cast<const T*>(block.tensor.exp_avg_sq) + k, left);
+  for (int group = 0; group < F::kGroups; ++group) {
+    const int64_t k = first_entry<F>(begin, group, thread), left = block.end - k;
+    AdamWPack<F>& pack = held.group[group];
+    pack.grad = load_pack<N>(static_cast<const T*>(t.grad) + k, left);
+    pack.value = load_pack<N>(static_cast<const T*>(t.values) + k, left);
+    pack.exp_avg = load_pack<N>(static_cast<const M*>(t.exp_avg) + k, left);
+    pack.exp_avg_sq = load_pack<N>(static_cast<const M*>(t.exp_avg_sq) + k, left);
+    if constexpr (F::kRounding == kCorrected) pack.correction = load_pack<N>(static_cast<const int16_t*>(t.storage.correction) + k, left);
   }
   return held;
 }
 
 // `value` is what values holds after rounding, so that the weight shows it bit for bit.
-template <class T>
-SFT_HD void write_through(const AdamWBlock& block, int64_t k, const Pack<T, kAdamWPack<T>>& value) {
+template <class T, int N>
+SFT_HD void write_through(const AdamWBlock& block, int64_t k, const Pack<T, N>& value) {
   const int64_t left = block.end - k;
   const Layout& layout = block.tensor.layout;
   switch (block.tensor.weight_dtype) {
@@ -110,43 +108,75 @@ SFT_HD void write_through(const AdamWBlock& block, int64_t k, const Pack<T, kAda
   }
 }
 
-template <class T, class Wide>
-SFT_HD void update_pack(const AdamWConstants<Wide>& c, const Pack<T, kAdamWPack<T>>& grad, Pack<T, kAdamWPack<T>>& value,
-                        Pack<T, kAdamWPack<T>>& exp_avg, Pack<T, kAdamWPack<T>>& exp_avg_sq) {
+// What entry `entry` of a stream becomes in memory.
+template <class F, class T, class Wide>
+SFT_HD T narrowed(Wide x, RandomKey key, int64_t entry) {
+  if constexpr (F::kRounding == kByChance) return round_by_chance(x, random_word(key, static_cast<uint32_t>(entry)), Tag<T>());
+  else return convert(x, Tag<T>());
+}
+
+// k: the first entry of the pack. Whatever of its number is above 32 bits is the same for the others.
+template <class F>
+SFT_HD void update_pack(const AdamWConstants<typename F::Wide>& c, RandomKey random, int64_t k, AdamWPack<F>& pack) {
+  using Wide = typename F::Wide;
+  using T = typename F::Value;
+  using M = typename F::Moment;
+  const uint32_t high = static_cast<uint32_t>(k >> 32);
+  const RandomKey of_value = stream_key(random, high, 0);
+  const RandomKey of_exp_avg = stream_key(random, high, 1), of_exp_avg_sq = stream_key(random, high, 2);
   SFT_UNROLL
-  for (int i = 0; i < kAdamWPack<T>; ++i) {
-    Wide p = convert(value.x[i], Tag<Wide>()), m = convert(exp_avg.x[i], Tag<Wide>()), v = convert(exp_avg_sq.x[i], Tag<Wide>());
-    adamw_update(c, convert(grad.x[i], Tag<Wide>()), p, m, v);
-    value.x[i] = convert(p, Tag<T>());
-    exp_avg.x[i] = convert(m, Tag<T>());
-    exp_avg_sq.x[i] = convert(v, Tag<T>());
+  for (int i = 0; i < F::kPack; ++i) {
+    Wide p, m = convert(pack.exp_avg.x[i], Tag<Wide>()), v = convert(pack.exp_avg_sq.x[i], Tag<Wide>());
+    if constexpr (F::kRounding == kCorrected) p = join(pack.value.x[i], pack.correction.x[i]);
+    else p = convert(pack.value.x[i], Tag<Wide>());
+    adamw_update(c, convert(pack.grad.x[i], Tag<Wide>()), p, m, v);
+    if constexpr (F::kRounding == kCorrected) {
+      const SplitFloat both = split(p);
+      pack.value.x[i] = both.high;
+      pack.correction.x[i] = both.low;
+    } else {
+      pack.value.x[i] = narrowed<F, T>(p, of_value, k + i);
+    }
+    pack.exp_avg.x[i] = narrowed<F, M>(m, of_exp_avg, k + i);
+    pack.exp_avg_sq.x[i] = narrowed<F, M>(v, of_exp_avg_sq, k + i);
   }
 }
 
-template <class T, class Wide>
-SFT_HD void store_state(const AdamWBlock& block, int64_t begin, int thread, const AdamWConstants<Wide>& constants, AdamWPacks<T>& held) {
+template <class F>
+SFT_HD void store_state(const AdamWBlock& block, int64_t begin, int thread, const AdamWConstants<typename F::Wide>& constants,
+                        RandomKey random, AdamWPacks<F>& held) {
+  using T = typename F::Value;
+  using M = typename F::Moment;
+  const AdamWTensor& t = block.tensor;
   SFT_UNROLL
-  for (int group = 0; group < kGroups<T>; ++group) {
-    const int64_t k = first_entry<T>(begin, group, thread), left = block.end - k;
+  for (int group = 0; group < F::kGroups; ++group) {
+    const int64_t k = first_entry<F>(begin, group, thread), left = block.end - k;
     if (left <= 0) continue;
-    update_pack(constants, held.grad[group], held.value[group], held.exp_avg[group], held.exp_avg_sq[group]);
-    store_pack(static_cast<T*>(block.tensor.values) + k, held.value[group], left);
-    store_pack(static_cast<T*>(block.tensor.exp_avg) + k, held.exp_avg[group], left);
-    store_pack(static_cast<T*>(block.tensor.exp_avg_sq) + k, held.exp_avg_sq[group], left);
+    AdamWPack<F>& pack = held.group[group];
+    update_pack<F>(constants, random, k, pack);
+    store_pack(static_cast<T*>(t.values) + k, pack.value, left);
+    store_pack(static_cast<M*>(t.exp_avg) + k, pack.exp_avg, left);
+    store_pack(static_cast<M*>(t.exp_avg_sq) + k, pack.exp_avg_sq, left);
+    if constexpr (F::kRounding == kCorrected) store_pack(t.storage.correction + k, pack.correction, left);
   }
   SFT_UNROLL
-  for (int group = 0; block.tensor.weight && group < kGroups<T>; ++group) {
-    const int64_t k = first_entry<T>(begin, group, thread);
-    if (k < block.end) write_through(block, k, held.value[group]);
+  for (int group = 0; t.weight && group < F::kGroups; ++group) {
+    const int64_t k = first_entry<F>(begin, group, thread);
+    if (k < block.end) write_through(block, k, held.group[group].value);
   }
 }
 
-template <class T, class Wide>
-SFT_HD void update_chunk(const AdamWBlock& block, int thread, const AdamWConstants<Wide>& constants) {
-  for (int64_t begin = block.begin; begin < block.end; begin += kPass<T>) {
-    AdamWPacks<T> held = load_state<T>(block, begin, thread);
-    store_state(block, begin, thread, constants, held);
+template <class F>
+SFT_HD void update_chunk(const AdamWBlock& block, int thread, const AdamWConstants<typename F::Wide>& constants, RandomKey random) {
+  for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
+    AdamWPacks<F> held = load_state<F>(block, begin, thread);
+    store_state(block, begin, thread, constants, random, held);
   }
+}
+
+// The words by which the step to come rounds by chance.
+SFT_HD RandomKey random_of(const AdamWTensor& t) {
+  return random_key(t.storage.seed, static_cast<uint64_t>(load(t.step)) + 1);
 }
 
 SFT_HD bool found_nonfinite(const StepFlags& flags) { return flags.found_inf && *flags.found_inf != 0; }
@@ -170,16 +200,23 @@ SFT_HD void advance_step(const StepTable& table, const StepFlags& flags, int64_t
   if (i < table.tensors && !found_nonfinite(flags)) store(table.step[i], load(table.step[i]) + 1.0f);
 }
 
-// One launch each. A tensor without elements has none.
+static inline AdamWTable empty_table(FormatCode format) {
+  AdamWTable table{};
+  table.format = format;
+  table.streams = format.rounding == kToNearest ? kPlainStreams : kStreams;
+  return table;
+}
+
+// One launch each, with tensors of one format. A tensor without elements has none.
 static inline std::vector<AdamWTable> adamw_tables(const std::vector<AdamWTensor>& tensors) {
   std::vector<AdamWTable> tables;
-  size_t open[4] = {0, 0, 0, 0};  // the table that takes the next tensor of a dtype, plus one
   for (const AdamWTensor& t : tensors) {
-    const int64_t chunk = adamw_chunk(t.dtype);
-    if (!t.count || (open[t.dtype] && add(tables[open[t.dtype] - 1], t, chunk))) continue;
-    tables.emplace_back();  // of zeros
-    tables.back().dtype = t.dtype;
-    open[t.dtype] = tables.size();
+    if (!t.count) continue;
+    const FormatCode format = format_of(t);
+    const int64_t chunk = adamw_chunk(format);
+    const auto open = std::find_if(tables.rbegin(), tables.rend(), [&](const AdamWTable& table) { return same(table.format, format); });
+    if (open != tables.rend() && add(*open, t, chunk)) continue;
+    tables.push_back(empty_table(format));
     if (!add(tables.back(), t, chunk)) throw std::invalid_argument("masked_adamw_cuda_: count is too large for one launch");
   }
   return tables;

@@ -1,5 +1,5 @@
-// Three launches for up to 576 tensors whose values have one dtype: a look at every gradient (if asked for), the update, and one thread a
-// tensor that advances its step. Another dtype takes another look and update.
+// Three launches for up to 576 tensors of one format (dtype, rounding): a look at every gradient (if asked for), the update, and one thread
+// a tensor that advances its step. Another format takes another look and update.
 #include "masked_adamw.h"
 
 #include "adamw_thread.h"
@@ -10,28 +10,31 @@ namespace {
 
 constexpr const char* kOp = "masked_adamw_cuda_";
 
-template <class T>
+template <class F>
 __global__ void __launch_bounds__(kAdamWThreads) nonfinite_kernel(const __grid_constant__ AdamWTable table, float* found_inf) {
   __shared__ AdamWBlock block;
-  if (threadIdx.x == 0) block = block_at<T>(table, blockIdx.x);
+  if (threadIdx.x == 0) block = block_at<F>(table, blockIdx.x);
   __syncthreads();
-  if (any_nonfinite<T>(block, threadIdx.x)) *found_inf = 1.0f;  // whoever writes writes the same
+  if (any_nonfinite<F>(block, threadIdx.x)) *found_inf = 1.0f;  // whoever writes writes the same
 }
 
 // What is the same for a whole block stays in shared memory: in registers it would cost a third of the threads that run at once.
-// Three blocks a processor keep 120 KiB of loads in flight; without the bound ptxas aims at 64 registers and spills.
-template <class T>
-__global__ void __launch_bounds__(kAdamWThreads, 3) masked_adamw_kernel(const __grid_constant__ AdamWTable table, StepFlags flags) {
-  using Wide = typename Compute<T, T>::type;
+// Without the bound on blocks ptxas aims at 64 registers and spills.
+template <class F>
+__global__ void __launch_bounds__(kAdamWThreads, F::kBlocks)
+masked_adamw_kernel(const __grid_constant__ AdamWTable table, StepFlags flags) {
+  using Wide = typename F::Wide;
   __shared__ AdamWBlock block;
   __shared__ AdamWConstants<Wide> constants;
+  __shared__ RandomKey random;
   if (found_nonfinite(flags)) return;
   if (threadIdx.x == 0) {
-    block = block_at<T>(table, blockIdx.x);
+    block = block_at<F>(table, blockIdx.x);
     constants = constants_of<Wide>(block.tensor, flags);
+    random = random_of(block.tensor);
   }
   __syncthreads();
-  update_chunk<T>(block, threadIdx.x, constants);
+  update_chunk<F>(block, threadIdx.x, constants, random);
 }
 
 __global__ void steps_kernel(const __grid_constant__ StepTable table, StepFlags flags) {
@@ -51,12 +54,12 @@ void masked_adamw_(const std::vector<AdamWTensor>& tensors, bool maximize, const
   const StepFlags flags{grad_scale, found_inf, maximize};
   for (const AdamWTable& table : tables)
     if (skip_nonfinite)
-      with_dtype(table.dtype, [&](auto t) {
-        nonfinite_kernel<decltype(t)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, found_inf);
+      with_format(table.format, [&](auto f) {
+        nonfinite_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, found_inf);
       });
   for (const AdamWTable& table : tables)
-    with_dtype(table.dtype, [&](auto t) {
-      masked_adamw_kernel<decltype(t)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, flags);
+    with_format(table.format, [&](auto f) {
+      masked_adamw_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, flags);
     });
   for (const StepTable& steps : step_tables(tensors))
     steps_kernel<<<(steps.tensors + kAdamWThreads - 1) / kAdamWThreads, kAdamWThreads, 0, queue>>>(steps, flags);

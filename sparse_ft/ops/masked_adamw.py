@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from . import _native
+from ._adamw_state import State, check_like, check_state, read_state, write_state
 from ._library import HAS_TRITON, define, implement, plain, wrote
 from .layout import check_layout, check_matrix, check_values, values_shape
 from .scatter_selected import scatter_selected_ref_
@@ -14,17 +15,17 @@ SCHEMA = (
     "masked_adamw_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "Tensor(e!)[] weights, str[] kinds, Tensor[] indices, int[] blocks, *, float[] lr, float[] beta1, float[] beta2, "
     "float[] eps, float[] weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor(f!)? found_inf=None, "
-    "bool skip_nonfinite=False, Tensor[]? lrs=None) -> ()"
+    "bool skip_nonfinite=False, Tensor[]? lrs=None, Tensor(g!)[]? corrections=None, int[]? seeds=None) -> ()"
 )
 
 
 class Call(NamedTuple):
     """The op's arguments. The first len(weights) values have a layout and are written through; the rest are plain."""
 
-    values: list  # any shape each; grads, exp_avgs and exp_avg_sqs have the same shape and dtype
+    values: list  # any shape each; grads have the same shape and dtype
     grads: list
-    exp_avgs: list
-    exp_avg_sqs: list
+    exp_avgs: list  # in the shape and dtype of values; float32 beside a correction
+    exp_avg_sqs: list  # likewise
     steps: list  # float32, one element each
     weights: list  # [rows, columns] each, any floating dtype
     kinds: list
@@ -40,26 +41,30 @@ class Call(NamedTuple):
     found_inf: torch.Tensor | None = None
     skip_nonfinite: bool = False
     lrs: list | None = None  # float32, one element each; read when the step runs, instead of lr
+    corrections: list | None = None  # int16 in the shape of bfloat16 values; no elements: none for that tensor
+    seeds: list | None = None  # in [0, 2^48): what is stored in 16 bits is rounded by chance; -1: to the nearest
 
     def hyper(self, i):
         lr = self.lr[i] if self.lrs is None else self.lrs[i].item()
         return lr, self.beta1[i], self.beta2[i], self.eps[i], self.weight_decay[i]
 
+    def state(self, i):
+        correction = self.corrections[i] if self.corrections and self.corrections[i].numel() else None
+        seed = self.seeds[i] if self.seeds and self.seeds[i] != -1 else None
+        return State(self.values[i], self.exp_avgs[i], self.exp_avg_sqs[i], correction, seed)
+
     def layout(self, i):
         return self.kinds[i], self.indices[i], *self.blocks[2 * i : 2 * i + 2]
 
 
-def adamw_ref_(value, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, weight_decay):
-    """One AdamW step on one tensor: `torch.optim.AdamW`'s formula in fp32 (fp64 for fp64), rounded once on the way out."""
-    wide = torch.promote_types(torch.float32, value.dtype)
-    p, g, m, v = (t.to(wide) for t in (value, grad, exp_avg, exp_avg_sq))
+def adamw_ref(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
+    """One AdamW step on one tensor, `torch.optim.AdamW`'s formula: the new (value, exp_avg, exp_avg_sq)."""
     p = p * (1 - lr * weight_decay)
     m = m + (g - m) * (1 - beta1)
     v = v * beta2 + g * g * (1 - beta2)
-    denominator = v.sqrt() / (1 - beta2**step) ** 0.5 + eps
-    p = p - (lr / (1 - beta1**step)) * m / denominator
-    for tensor, new in ((value, p), (exp_avg, m), (exp_avg_sq, v)):
-        tensor.copy_(new)
+    root = v.double().sqrt().to(v.dtype)  # torch's in fp32 is off by a bit for every fifth number on the CPU
+    denominator = root / (1 - beta2**step) ** 0.5 + eps
+    return p - (lr / (1 - beta1**step)) * m / denominator, m, v
 
 
 def masked_adamw_ref_(*arguments, **keywords):
@@ -70,25 +75,23 @@ def masked_adamw_ref_(*arguments, **keywords):
         c.found_inf.fill_(1)
         return
     scale = (-1 if c.maximize else 1) / (1 if c.grad_scale is None else c.grad_scale.item())
-    for i, (value, grad, step) in enumerate(zip(c.values, c.grads, c.steps)):
+    for i, (grad, step) in enumerate(zip(c.grads, c.steps)):
         step += 1
-        grad = grad.to(torch.promote_types(torch.float32, grad.dtype)) * scale
-        adamw_ref_(value, grad, c.exp_avgs[i], c.exp_avg_sqs[i], step.item(), *c.hyper(i))
+        state = c.state(i)
+        p, m, v = read_state(state)  # fp32, or fp64 for fp64
+        new = adamw_ref(p, grad.to(p.dtype) * scale, m, v, step.item(), *c.hyper(i))
+        write_state(state, new, step.item())
         if i < len(c.weights):
-            scatter_selected_ref_(c.weights[i], value, *c.layout(i))
+            scatter_selected_ref_(c.weights[i], c.values[i], *c.layout(i))
 
 
 def _checked(*arguments, **keywords):
     c = _checked_lists(*arguments, **keywords)
     for step in c.steps:
         _check_scalar("steps", step)
-    for value, *others in zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs):
-        if not value.is_floating_point():
-            raise TypeError(f"values: expected a floating-point dtype, got {value.dtype}")
-        for name, other in zip(("grads", "exp_avgs", "exp_avg_sqs"), others):
-            if other.shape != value.shape or other.dtype != value.dtype:
-                want, got = (f"{t.dtype} {tuple(t.shape)}" for t in (value, other))
-                raise ValueError(f"{name}: expected {want} as its values, got {got}")
+    for i, (value, grad) in enumerate(zip(c.values, c.grads)):
+        check_state(c.state(i))
+        check_like("grads", grad, value, value.dtype)
     for i, weight in enumerate(c.weights):
         check_matrix(weight)
         check_layout(*c.layout(i))
@@ -102,13 +105,15 @@ def _checked_lists(*arguments, **keywords):
     for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay"):
         if len(getattr(c, name)) != len(c.values):
             raise ValueError(f"{name}: expected {len(c.values)} items, one a tensor of values, got {len(getattr(c, name))}")
+    for name in ("lrs", "corrections", "seeds"):
+        given = getattr(c, name)
+        if given is not None and len(given) != len(c.values):
+            raise ValueError(f"{name}: expected None or {len(c.values)} items, one a tensor of values, got {len(given)}")
     if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * len(c.values):
         raise ValueError(
             f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
             f"{len(c.weights)}, {len(c.kinds)}, {len(c.indices)} and {len(c.blocks)} / 2"
         )
-    if c.lrs is not None and len(c.lrs) != len(c.values):
-        raise ValueError(f"lrs: expected None or {len(c.values)} items, one a tensor of values, got {len(c.lrs)}")
     if c.skip_nonfinite and c.found_inf is None:
         raise ValueError("found_inf: skip_nonfinite needs a float32 tensor of one element to report to, got None")
     _check_scalar("grad_scale", c.grad_scale)
@@ -149,7 +154,7 @@ def _called(*arguments, **keywords):
 
 
 def _written(c):
-    return *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights
+    return *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights, *(c.corrections or ())
 
 
 def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
@@ -163,10 +168,10 @@ def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
         wrote(*written)
 
 
-def row_of(value, exp_avg, exp_avg_sq, step, weight=None, *layout):
+def row_of(state, step, weight=None, *layout):
     """(what stands before the gradient in the tensor's row, what stands between that and the settings); None as in `_rows`."""
-    through = (0, 0, None) if weight is None else _written_through(value, weight, *layout)
-    row = _row((value, value, exp_avg, exp_avg_sq), step, through, ())
+    through = (0, 0, None) if weight is None else _written_through(state.value, weight, *layout)
+    row = _row(state, state.value, step, through, ())
     return row and (row[0], row[2:])
 
 
@@ -177,15 +182,34 @@ def _rows(c):
     through += [(0, 0, None)] * (len(c.values) - len(through))
     lr_at = [0] * len(c.values) if c.lrs is None else [lr.data_ptr() for lr in c.lrs]
     hyper = zip(c.lr, c.beta1, c.beta2, c.eps, c.weight_decay, lr_at)
-    state = zip(c.values, c.grads, c.exp_avgs, c.exp_avg_sqs)
-    return [_row(*row) for row in zip(state, c.steps, through, hyper)]
+    each = zip(c.grads, c.steps, through, hyper)
+    return [_row(c.state(i), *row) for i, row in enumerate(each)]
 
 
-def _row(state, step, through, hyper):
-    value, dtype = state[0], _native.DTYPES.get(state[0].dtype)
-    if dtype is None or through is None or step.dtype != torch.float32 or step.numel() != 1 or not _native.alike(*state):
+def _row(state, grad, step, through, hyper):
+    value, exp_avg, exp_avg_sq, *_ = state
+    dtype = _native.DTYPES.get(value.dtype)
+    if dtype is None or through is None or step.dtype != torch.float32 or step.numel() != 1:
         return None
-    return *[t.data_ptr() for t in state], step.data_ptr(), value.numel(), dtype, *through, *hyper
+    if not (_native.alike(value, grad, exp_avg, exp_avg_sq) if state.plain else _fits(state, grad)):
+        return None
+    addresses = (t.data_ptr() for t in (value, grad, exp_avg, exp_avg_sq, step))
+    return *addresses, value.numel(), dtype, *through, _storage(state), *hyper
+
+
+def _fits(state, grad):
+    """As `_native.alike`, for state that is stored in dtypes of its own."""
+    check_state(state)
+    beside = [t for t in (state.exp_avg, state.exp_avg_sq, state.correction) if t is not None]
+    return _native.alike(state.value, grad) and all(t.stride() == state.value.stride() for t in beside)
+
+
+def _storage(state):
+    """How the native core knows what else there is to a state: the correction and the seed; None for nothing."""
+    if state.plain:
+        return None
+    correction, seed = state.correction, state.seed
+    return 0 if correction is None else correction.data_ptr(), -1 if seed is None else seed
 
 
 def _written_through(value, weight, kind, index, block_h, block_w):
@@ -217,10 +241,10 @@ def masked_adamw_cuda_(*arguments, **keywords):
 
 def _check_device(c, device):
     """A kernel that follows an address into the memory of another device takes the process with it."""
-    scalars = dict(grad_scale=[c.grad_scale], found_inf=[c.found_inf], lrs=c.lrs or ())
-    lists = ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps", "weights", "indices")
+    scalars = dict(grad_scale=[c.grad_scale], found_inf=[c.found_inf])
+    lists = ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps", "weights", "indices", "lrs", "corrections")
     for name, tensors in {**{name: getattr(c, name) for name in lists}, **scalars}.items():
-        for tensor in tensors:
+        for tensor in tensors or ():
             if tensor is not None and tensor.device != device:
                 raise ValueError(
                     f"{name}: expected every tensor on {device} as the first of values, got one on {tensor.device}"
@@ -231,7 +255,9 @@ def masked_adamw_triton_(*arguments, **keywords):
     from sparse_ft.kernels import masked_adamw as kernels
 
     c = _checked(*arguments, **keywords)
-    kernels.masked_adamw_triton_(*arguments, **keywords)
+    if not all(c.state(i).plain for i in range(len(c.values))):
+        return masked_adamw_ref_(*arguments, **keywords)
+    kernels.masked_adamw_triton_(*arguments, **{k: v for k, v in keywords.items() if k not in ("corrections", "seeds")})
     wrote(*_written(c))
 
 
@@ -247,9 +273,11 @@ def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds
     Per tensor, `torch.optim.AdamW`'s update, then `scatter_selected_(weight, value, …)`. Arguments: see `Call`. Keywords: lr,
     beta1, beta2, eps, weight_decay; lrs (tensors that lr is read from when the step runs, also in a CUDA graph); maximize;
     grad_scale (gradients are divided by it); found_inf (nonzero on entry: nothing changes); skip_nonfinite (look for inf and
-    NaN in every gradient first; if there is one set found_inf to 1 and change nothing). steps advance by one. Raises ValueError
-    or TypeError that names the argument, before anything is written.
+    NaN in every gradient first; if there is one set found_inf to 1 and change nothing); corrections and seeds (how values and
+    moments are stored in 16 bits: see `_rounding`). steps advance by one. Raises ValueError or TypeError that names the
+    argument, before anything is written.
     """
     lists = values, grads, exp_avgs, exp_avg_sqs, steps, weights, indices
-    call = _on_cpu if plain(itertools.chain(*lists, keywords.get("lrs") or ())) else torch.ops.sparse_ft.masked_adamw_
+    lists += tuple(keywords.get(name) or () for name in ("lrs", "corrections"))
+    call = _on_cpu if plain(itertools.chain(*lists)) else torch.ops.sparse_ft.masked_adamw_
     call(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)

@@ -74,9 +74,14 @@ class InBackward:
 
     def _name(self, optimizer, p):
         group = optimizer.param_groups[self._group[id(p)]]
-        named = [name for name, q in zip(group.get("param_names", ()), group["params"]) if q is p]
-        owner = owner_of(p)
-        return named[0] if named else owner.label if owner is not None else f"parameter of shape {tuple(p.shape)}"
+        return name_of(group, next(i for i, q in enumerate(group["params"]) if q is p))
+
+
+def name_of(group, i):
+    """How to call parameter number i of a parameter group in a message."""
+    p, names = group["params"][i], group.get("param_names")
+    owner = owner_of(p)
+    return names[i] if names else owner.label if owner is not None else f"parameter of shape {tuple(p.shape)}"
 
 
 def _remove(hooks):

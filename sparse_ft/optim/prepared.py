@@ -5,6 +5,7 @@ import torch
 from ..ops import _native
 from ..ops._library import plain
 from ..ops.masked_adamw import row_of
+from .kept import state_of
 from .pages import use_huge_pages
 
 
@@ -15,12 +16,12 @@ class PreparedRows:
         self._known = {}  # id of a parameter -> (what tells that its row holds, the row, who must live for that)
 
     def rows(self, entries):
-        """A row for each entry (parameter, five numbers, state, owner or None); None unless the native core takes all."""
+        """A row for each (parameter, five numbers, state, owner, seed); None unless the native core takes them all."""
         if _native.C is None or not plain(p for p, *_ in entries):
             return None
         rows = []
-        for p, settings, state, owner in entries:
-            (stride, dtype, count, *_), row, _ = self._of(p, state["exp_avg"], state["exp_avg_sq"], state["step"], owner)
+        for p, settings, state, owner, seed in entries:
+            (stride, dtype, count, *_), row, _ = self._of(p, state, owner, seed)
             grad = p.grad
             if row is None or type(grad) is not torch.Tensor or grad.dtype != dtype:
                 return None
@@ -29,11 +30,14 @@ class PreparedRows:
             rows.append((row[0], grad.data_ptr(), *row[1], *settings, 0))
         return rows
 
-    def _of(self, p, exp_avg, exp_avg_sq, step, owner):
+    def _of(self, p, state, owner, seed):
+        exp_avg, exp_avg_sq, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         holds = (
-            p.stride(), p.dtype, p.numel(), p.data_ptr(),
+            p.stride(), p.dtype, p.numel(), p.data_ptr(), seed,
             exp_avg.numel(), exp_avg.data_ptr(), exp_avg_sq.numel(), exp_avg_sq.data_ptr(), step.data_ptr(),
         )  # fmt: skip
+        if "correction" in state:
+            holds += state["correction"].numel(), state["correction"].data_ptr()
         selection = None
         if owner is not None:
             weight, selection = owner._weight(), owner.selection
@@ -41,8 +45,11 @@ class PreparedRows:
         known = self._known.get(id(p))
         if known is None or known[0] != holds:
             through = () if owner is None else (owner._matrix(), *selection.layout)
-            row = row_of(p, exp_avg, exp_avg_sq, step, *through) if plain((exp_avg, exp_avg_sq, step, *through[:1])) else None
+            ordinary = plain((*state.values(), *through[:1]))
+            row = row_of(state_of(p, state, seed), step, *through) if ordinary else None
             if row is not None and owner is not None:
-                use_huge_pages(selection.kind, weight, p, exp_avg, exp_avg_sq)  # once, where they have come to stay
+                use_huge_pages(
+                    selection.kind, weight, p, *(t for t in state.values() if t is not step)
+                )  # they have come to stay
             known = self._known[id(p)] = holds, row, (p, selection)
         return known

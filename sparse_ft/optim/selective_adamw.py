@@ -1,13 +1,16 @@
 """SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device, written through."""
 
 import fnmatch
+import itertools
 
 import torch
 
 from ..nn.selected import owner_of
 from ..ops import masked_adamw_
+from ..ops._rounding import seed_of
 from ..ops.masked_adamw import step_rows
-from .in_backward import InBackward
+from .in_backward import InBackward, name_of
+from .kept import Kept, unboxed
 from .prepared import PreparedRows
 from .skipping import SkippedSteps, any_nonfinite
 
@@ -33,6 +36,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
     On a CPU its first step moves weights of 4 MiB or more with selected entries or columns into huge pages, where Linux gives
     them: no memory, 0.3 ms a MiB once (see `sparse_ft.optim.pages`).
 
+    Values in 16 bits without an fp32 master (`sft.convert(..., values_dtype=torch.bfloat16)`) lose updates below half a unit in
+    the last place. Two ways keep them; plain parameters in full precision are left as they are:
+    stochastic_rounding: values and moments in 16 bits are rounded up or down by chance, right in expectation (Gupta et al.,
+    Deep Learning with Limited Numerical Precision, 2015). seed: what decides, with a parameter's place among the others, the
+    step and the entry; neither threads nor the backend do, and a run resumed from `state_dict` goes on with the same bits.
+    correction: state has an int16 that with the bfloat16 value is the fp32 master, bit for bit; moments are fp32 then. As many
+    bytes as fp32 values take, but for a gradient of 2 an entry instead of 4.
+
     State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and dtype. Weight decay acts on
     selected entries only. Raises ValueError that names the argument.
     """
@@ -53,25 +64,36 @@ class SelectiveAdamW(torch.optim.Optimizer):
         no_decay=(),
         skip_nonfinite=False,
         in_backward=False,
+        stochastic_rounding=False,
+        correction=False,
+        seed=0,
     ):
         _check_hyperparameters(lr, betas, eps, weight_decay)
         if in_backward and skip_nonfinite:
             raise ValueError(
                 "skip_nonfinite: it looks at all gradients before any step, and in_backward=True never has them all"
             )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed: expected an integer, got {seed!r}")
+        self._kept = Kept(bool(stochastic_rounding), bool(correction))
+        self._kept.check()
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        if stochastic_rounding:
+            defaults["seed"] = seed
         self.skip_nonfinite, self._skipped, self._prepared = skip_nonfinite, SkippedSteps(), PreparedRows()
         self._backward = InBackward(self) if in_backward else None
         super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
 
     def __getstate__(self):
         own = dict(skip_nonfinite=self.skip_nonfinite, _skipped=self.skipped_steps, _backward=self._backward is not None)
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "_kept": self._kept}
 
     def __setstate__(self, state):
         """Also what `load_state_dict` ends with, on an optimiser that has its hooks."""
         super().__setstate__(state)
+        unboxed(self.state)
         self._prepared = PreparedRows()
+        self._count()
         if isinstance(self.__dict__.get("_skipped"), int):
             self._skipped = SkippedSteps(self._skipped)
         if self.__dict__.get("_backward") is True:
@@ -83,8 +105,29 @@ class SelectiveAdamW(torch.optim.Optimizer):
         settings = {**self.defaults, **param_group}
         _check_hyperparameters(*(settings[name] for name in ("lr", "betas", "eps", "weight_decay")))
         super().add_param_group(param_group)
+        try:
+            for i, p in enumerate(self.param_groups[-1]["params"]):
+                self._kept.check_parameter(p, name_of(self.param_groups[-1], i))
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._count()
         if self._backward:
             self._backward.attach(len(self.param_groups) - 1)
+
+    def load_state_dict(self, state_dict):
+        """As torch's, but state keeps its own dtypes where torch casts it to the parameter's. Raises ValueError where this
+        optimiser has no place for what was saved, and loads nothing then."""
+        last = self.register_load_state_dict_pre_hook(self._kept.boxed)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def _count(self):
+        """Number the parameters, as `state_dict` does."""
+        params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+        self._number = {id(p): number for number, p in enumerate(params)}
 
     @property
     def skipped_steps(self):
@@ -128,7 +171,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         return torch.zeros((), dtype=torch.float32, device=device) if found_inf is None else found_inf.to(device)
 
     def _gather(self):
-        """(parameter, settings, state, owner) of each gradient, by what one call has in common; written-through ones first."""
+        """(parameter, settings, state, owner, seed) of each gradient, by what a call has in common; with an owner first."""
         batches = {}
         for group in self.param_groups:
             device = None
@@ -137,33 +180,31 @@ class SelectiveAdamW(torch.optim.Optimizer):
                     continue
                 if p.device != device:
                     device, settings = p.device, _settings(group, p.device)
-                batches.setdefault((device, group["maximize"], _stays(settings[0])), []).append(self._entry(p, settings))
+                key = device, group["maximize"], _stays(settings[0])
+                batches.setdefault(key, []).append(self._entry(p, group, settings))
         return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
 
-    def _entry(self, p, settings):
+    def _entry(self, p, group, settings):
         if p.grad.is_sparse:
             raise RuntimeError(f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}")
-        return p, settings, self._state_of(p), _linked(p)
+        seed = seed_of(group.get("seed", 0), self._number[id(p)]) if self._kept.rounds(p) else None
+        return p, settings, self._state_of(p), _linked(p), seed
 
     def _step_one(self, p, group):
         """The step of one parameter that has its gradient."""
-        self._step_on(p.device, group["maximize"], [self._entry(p, _settings(group, p.device))])
+        self._step_on(p.device, group["maximize"], [self._entry(p, group, _settings(group, p.device))])
 
     def _state_of(self, p):
         state = self.state[p]
         if not state:
-            state.update(  # whole or not at all
-                step=torch.zeros((), dtype=torch.float32, device=p.device),
-                exp_avg=torch.zeros_like(p),
-                exp_avg_sq=torch.zeros_like(p),
-            )
+            state.update(self._kept.new(p))  # whole or not at all
         if state["step"].device != p.device:  # a loaded one is still where its checkpoint was
             state["step"] = state["step"].to(p.device)
         return state
 
     def _step_on(self, device, maximize, entries, found_inf=None, look=False):
         """look: at the gradients first, and set found_inf if one is not finite."""
-        params, settings, states, owners = zip(*entries)
+        params, settings, states, owners, seeds = zip(*entries)
         owners = [owner for owner in owners if owner is not None]
         scale, found_inf = (x if x is None else x.to(device) for x in (getattr(self, "grad_scale", None), found_inf))
         if found_inf is not None:
@@ -172,10 +213,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
         flags = dict(maximize=maximize, grad_scale=scale, found_inf=found_inf, skip_nonfinite=look)
         rows = self._prepared.rows(entries) if device.type == "cpu" else None
         if rows is not None:
-            state = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq", "step")]
+            state = [tensor for s in states for tensor in s.values()]
             step_rows(rows, [*params, *state, *(owner._weight() for owner in owners)], **flags)
         else:
-            _step_through_op(params, settings, states, owners, flags)
+            _step_through_op(params, settings, states, owners, seeds, flags)
         for owner in owners:
             owner._mark_shown()
 
@@ -191,7 +232,7 @@ def _stays(lr):
     return isinstance(lr, torch.Tensor) and not lr.is_cpu
 
 
-def _step_through_op(params, settings, states, owners, flags):
+def _step_through_op(params, settings, states, owners, seeds, flags):
     layouts = [owner.selection.layout for owner in owners]
     lrs = None
     if _stays(settings[0][0]):
@@ -206,8 +247,19 @@ def _step_through_op(params, settings, states, owners, flags):
         [n for _, _, *block in layouts for n in block],
         **dict(zip(("lr", "beta1", "beta2", "eps", "weight_decay"), map(list, zip(*settings)))),
         lrs=lrs,
+        **_storage(states, seeds),
         **flags,
     )
+
+
+def _storage(states, seeds):
+    """What the op must know of state that is not stored plainly."""
+    storage = {}
+    if any("correction" in state for state in states):
+        storage["corrections"] = [state.get("correction", state["step"].new_empty(0)) for state in states]
+    if any(seed is not None for seed in seeds):
+        storage["seeds"] = [-1 if seed is None else seed for seed in seeds]
+    return storage
 
 
 def _linked(p):

@@ -107,7 +107,7 @@ void adamw(const Layout& layout, DType dtype, DType weight_dtype) {
   float* step = static_cast<float*>(calloc(1, sizeof(float)));
   const AdamWTensor tensors[] = {
       {value.data, grad.data, m.data, v.data, step, count, dtype, weight.data, weight_dtype, layout, 0.01, 0.9, 0.99, 1e-8, 0.1,
-       nullptr}};
+       nullptr, AdamWStorage{}}};
   expect(!baseline::masked_adamw_(tensors, 1, false, 1.0, true, 2) && *step == 1, "adamw", layout, 0);
   free(step);
 }

@@ -65,8 +65,16 @@ def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False
     return values
 
 
+def storage(t):
+    """What stands beside the values and moments of a tensor of `adamw_`: correction and seed, where it has them."""
+    if "correction" not in t and "seed" not in t:
+        return None
+    return t["correction"].data_ptr() if "correction" in t else 0, t.get("seed", -1)
+
+
 def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, threads=2):
-    """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither, and the hyperparameters."""
+    """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither, and the hyperparameters;
+    correction, seed."""
     table = []
     for t in tensors:
         weight = t.get("weight")
@@ -78,6 +86,7 @@ def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, thre
                 0 if weight is None else weight.data_ptr(),
                 0 if weight is None else DTYPES[weight.dtype],
                 None if weight is None else native_layout(t["layout"], weight.shape),
+                storage(t),
                 *(t[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
                 t["lr_at"].data_ptr() if "lr_at" in t else 0,
             )

@@ -161,18 +161,24 @@ void scatter(const Selected& selected, DType matrix_dtype, DType values_dtype, S
 }
 
 struct State {
-  Buffer value, grad, exp_avg, exp_avg_sq, step, weight;
+  Rounding rounding;
+  Buffer value, grad, exp_avg, exp_avg_sq, step, weight, correction;
 
-  State(DType dtype, int64_t count, DType weight_dtype, int64_t weight_count, int64_t offset, int seed)
-      : value(dtype, count, seed), grad(dtype, count, seed + 1, false, offset), exp_avg(dtype, count, seed + 2),
-        exp_avg_sq(dtype, count, seed + 3, true), step(kFloat32, 1, 0), weight(weight_dtype, weight_count, seed + 4) {
+  State(DType dtype, Rounding rounding, int64_t count, DType weight_dtype, int64_t weight_count, int64_t offset, int seed)
+      : rounding(rounding), value(dtype, count, seed), grad(dtype, count, seed + 1, false, offset),
+        exp_avg(rounding == kCorrected ? kFloat32 : dtype, count, seed + 2),
+        exp_avg_sq(rounding == kCorrected ? kFloat32 : dtype, count, seed + 3, true), step(kFloat32, 1, 0),
+        weight(weight_dtype, weight_count, seed + 4), correction(kBFloat16, rounding == kCorrected ? count : 0, seed + 5) {
     *reinterpret_cast<float*>(step.data) = static_cast<float>(seed % 5);
   }
   // lr_at: what the learning rate is read from; the other one must not count then.
   AdamWTensor tensor(const Layout* layout, const float* lr, bool lr_at = false) {
+    AdamWStorage storage{};
+    if (rounding == kCorrected) storage.correction = reinterpret_cast<int16_t*>(correction.data);
+    if (rounding == kByChance) storage.by_chance = true, storage.seed = 0xfedcba987654 - value.count;
     return AdamWTensor{value.data, grad.data, exp_avg.data, exp_avg_sq.data, reinterpret_cast<float*>(step.data), value.count, value.dtype,
                        layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{},
-                       lr_at ? 1e3 : static_cast<double>(*lr), 0.9, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr};
+                       lr_at ? 1e3 : static_cast<double>(*lr), 0.9, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr, storage};
   }
 };
 
@@ -180,21 +186,22 @@ struct State {
 bool launch(const std::vector<AdamWTensor>& tensors, const StepFlags& flags, float* found_inf, bool skip_nonfinite) {
   const std::vector<AdamWTable> tables = adamw_tables(tensors);
   for (const AdamWTable& table : tables)
-    with_dtype(table.dtype, [&](auto t) {
-      using T = decltype(t);
+    with_format(table.format, [&](auto f) {
+      using F = decltype(f);
       for (uint32_t b = 0; skip_nonfinite && b < blocks_of(table); ++b) {
-        const AdamWBlock block = block_at<T>(table, b);
+        const AdamWBlock block = block_at<F>(table, b);
         for (int thread = 0; thread < kAdamWThreads; ++thread)
-          if (any_nonfinite<T>(block, thread)) *found_inf = 1;
+          if (any_nonfinite<F>(block, thread)) *found_inf = 1;
       }
     });
   for (const AdamWTable& table : tables)
-    with_dtype(table.dtype, [&](auto t) {
-      using T = decltype(t);
+    with_format(table.format, [&](auto f) {
+      using F = decltype(f);
       for (uint32_t b = 0; !found_nonfinite(flags) && b < blocks_of(table) + plant("twice"); ++b) {
-        const AdamWBlock block = block_at<T>(table, b < blocks_of(table) ? b : 0);
-        const auto constants = constants_of<typename Compute<T, T>::type>(block.tensor, flags);
-        for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<T>(block, thread, constants);
+        const AdamWBlock block = block_at<F>(table, b < blocks_of(table) ? b : 0);
+        const auto constants = constants_of<typename F::Wide>(block.tensor, flags);
+        const RandomKey random = random_of(block.tensor);
+        for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<F>(block, thread, constants, random);
       }
     });
   for (const StepTable& steps : step_tables(tensors))
@@ -207,6 +214,7 @@ struct Tensor {
   const Selected* through;  // or null: `count` entries
   DType weight_dtype;
   int64_t count, offset;
+  Rounding rounding = kToNearest;
 };
 
 void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_scale, bool nonfinite) {
@@ -217,7 +225,7 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     const Tensor& m = made[i];
     const Layout* layout = m.through ? &m.through->layout : nullptr;
     const int64_t count = layout ? values_count(*layout) : m.count, weight = layout ? layout->rows * layout->columns : 0;
-    got.push_back(new State(m.dtype, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
+    got.push_back(new State(m.dtype, m.rounding, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
     if (nonfinite && i + 1 == made.size()) memset(got[i]->grad.data + got[i]->grad.bytes() - size_of(m.dtype), 0xff, size_of(m.dtype));
     want.push_back(new State(*got[i]));
     tensors.push_back(got[i]->tensor(layout, lr + i % 3, i % 2));
@@ -236,12 +244,14 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     expect_writes(got[i]->value, "values", once);
     expect_writes(got[i]->exp_avg, "exp_avg", once);
     expect_writes(got[i]->exp_avg_sq, "exp_avg_sq", once);
+    expect_writes(got[i]->correction, "correction", once);
     expect_writes(got[i]->step, "step", once);
     expect_writes(got[i]->grad, "grad", never);
     expect_writes(got[i]->weight, "weight", [&](int64_t at) { return found ? 0 : shown[at]; });
     expect_same(got[i]->value, want[i]->value, "values");
     expect_same(got[i]->exp_avg, want[i]->exp_avg, "exp_avg");
     expect_same(got[i]->exp_avg_sq, want[i]->exp_avg_sq, "exp_avg_sq");
+    expect_same(got[i]->correction, want[i]->correction, "correction");
     expect_same(got[i]->step, want[i]->step, "step");
     expect_same(got[i]->weight, want[i]->weight, "weight");
     delete got[i];
@@ -250,6 +260,10 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
   if (!writes.empty()) fail("masked_adamw_ wrote elsewhere", 0);
 }
 
+constexpr struct {
+  DType dtype;
+  Rounding rounding;
+} kStored[] = {{kBFloat16, kByChance}, {kFloat16, kByChance}, {kBFloat16, kCorrected}};
 constexpr DType kDTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
 
 void every_dtype(const Selected& selected) {
@@ -262,6 +276,9 @@ void every_dtype(const Selected& selected) {
       }
       adamw({{a, &selected, b, 0, 0}, {a, &selected, b, 0, 1}}, false, nullptr, false);
     }
+  for (auto [dtype, rounding] : kStored)
+    for (DType b : {dtype, kFloat32})
+      adamw({{dtype, &selected, b, 0, 0, rounding}, {dtype, &selected, b, 0, 1, rounding}}, false, nullptr, false);
 }
 
 // More tensors than a table holds, more settings and dtypes than one launch takes, some of them empty, one longer than a block's chunk.
@@ -271,8 +288,10 @@ void many() {
   for (int i = 0; i < 2 * kTableTensors; ++i) {
     const Selected* through = i % 3 == 0 ? &rows : i % 3 == 1 ? &entries : nullptr;
     made.push_back({kDTypes[i % 5 == 4 ? 2 : 0], through, kDTypes[i % 4], i % 11, i % 2});
+    if (i % 2) made.push_back({kStored[i / 2 % 3].dtype, through, kDTypes[i % 4], i % 11, i % 2, kStored[i / 2 % 3].rounding});
   }
-  made.push_back({kFloat32, nullptr, kFloat32, kAdamWChunk<float> + 5, 0});
+  made.push_back({kFloat32, nullptr, kFloat32, Format<float>::kChunk + 5, 0});
+  for (auto [dtype, rounding] : kStored) made.push_back({dtype, nullptr, dtype, 8 * kPasses * kAdamWThreads + 5, 0, rounding});
   const float scale = 8;
   adamw(made, true, &scale, false);
   adamw(made, false, nullptr, true);

@@ -95,3 +95,13 @@ def test_the_estimate_counts_them():
     }
     assert found[None].values == 4 * 64 and found[BF16].values == 2 * 64
     assert found[BF16].optimizer_state == found[None].optimizer_state - 2 * 2 * 64
+
+
+@pytest.mark.parametrize("settings, entry", [({"stochastic_rounding": True}, 4), ({"correction": True}, 10)])
+def test_the_estimate_counts_what_an_optimiser_stores(settings, entry):
+    def optimizer(params):
+        return sft.SelectiveAdamW(params, **settings)
+
+    linear, inputs = torch.nn.Linear(64, 32, bias=False).to(BF16), {"input": torch.randn(3, 64, dtype=BF16)}
+    found = sft.estimate(linear, {"weight": sft.Columns([1, 5])}, inputs=inputs, values_dtype=BF16, optimizer=optimizer)
+    assert found.optimizer_state == entry * 64 + 4

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparse_ft import ops
 from sparse_ft.ops import _native
 from sparse_ft.ops.gather_selected import gather_selected_cuda
-from sparse_ft.ops.masked_adamw import masked_adamw_cuda_
+from sparse_ft.ops.masked_adamw import masked_adamw_cuda_, masked_adamw_triton_
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason="no compiled part")
 STREAM = 77
@@ -109,6 +109,25 @@ def test_masked_adamw_takes_gradients_and_indices_of_any_strides(core, monkeypat
     monkeypatch.undo()
     want.step(ops.masked_adamw_)
     assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
+
+
+@pytest.mark.parametrize("stored", ("by chance", "corrected"))
+def test_masked_adamw_hands_over_how_state_is_stored(core, monkeypatch, stored):
+    problem, want = pair(dtype=torch.bfloat16, stored=stored)
+    with NothingReadBack():
+        problem.step(masked_adamw_cuda_)
+    assert core.calls == [STREAM]
+    monkeypatch.undo()
+    want.step(ops.masked_adamw_)
+    assert all(torch.equal(a, b) for a, b in zip(problem.state, want.state))
+
+
+@pytest.mark.parametrize("stored", ("by chance", "corrected"))
+def test_what_the_triton_kernel_does_not_store_goes_to_the_reference(stored):
+    problem, want = pair(dtype=torch.bfloat16, stored=stored)
+    problem.step(masked_adamw_triton_)
+    want.step(ops.masked_adamw_)
+    assert all(torch.equal(a, b) for a, b in zip(problem.state, want.state))
 
 
 @pytest.mark.parametrize("name", ("grads", "steps", "indices", "lrs"))

@@ -1,0 +1,95 @@
+"""Kept: what a SelectiveAdamW keeps of each parameter beside its step, in which dtypes, made new and loaded."""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+
+from ..nn.selected import owner_of
+from ..ops._adamw_state import SIXTEEN_BITS, State
+
+
+class Exactly:
+    """A loaded tensor on its way through `Optimizer.load_state_dict`, which casts bare ones to the dtype of their parameter."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Kept(NamedTuple):
+    """How the state is stored."""
+
+    stochastic_rounding: bool = False
+    correction: bool = False
+
+    def check(self):
+        """Raise ValueError for settings that do not go together."""
+        if self.stochastic_rounding and self.correction:
+            raise ValueError("correction: with it nothing is rounded, so it does not go with stochastic_rounding=True")
+
+    def check_parameter(self, p, name):
+        """Raise ValueError for a parameter that this way of storing state is not for. name: for the message."""
+        is_values = owner_of(p) is not None
+        if self.stochastic_rounding and is_values and p.dtype not in SIXTEEN_BITS:
+            raise ValueError(
+                f"stochastic_rounding: {name} is {p.dtype}, and only 16-bit values are rounded by chance; "
+                f"sft.convert(..., values_dtype=torch.bfloat16) makes them so"
+            )
+        if self.correction and p.dtype != torch.bfloat16 and (is_values or p.dtype in SIXTEEN_BITS):
+            raise ValueError(
+                f"correction: {name} is {p.dtype}, and a correction goes with bfloat16; "
+                f"sft.convert(..., values_dtype=torch.bfloat16) makes values so"
+            )
+
+    def rounds(self, p):
+        """Whether what is stored of p in 16 bits is rounded by chance."""
+        return self.stochastic_rounding and p.dtype in SIXTEEN_BITS
+
+    def dtypes(self, p):
+        """{name: dtype} of the tensors that are kept of p, each in its shape."""
+        if self.correction and p.dtype == torch.bfloat16 and p.numel():
+            return {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "correction": torch.int16}
+        return {"exp_avg": p.dtype, "exp_avg_sq": p.dtype}
+
+    def new(self, p):
+        """The state of p before its first step."""
+        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        return {"step": step, **{name: torch.zeros_like(p, dtype=dtype) for name, dtype in self.dtypes(p).items()}}
+
+    def boxed(self, optimizer, state_dict):
+        """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are kept here.
+
+        Raises ValueError that names what this way of storing state has no place for; nothing is loaded then.
+        """
+        numbers = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        state = dict(state_dict["state"])
+        for number, p in zip(numbers, params):
+            if state.get(number):
+                state[number] = self._boxed(p, state[number])
+        return {**state_dict, "state": state}
+
+    def _boxed(self, p, loaded):
+        boxed, dtypes = dict(loaded), self.dtypes(p)
+        ours = "SelectiveAdamW(" + ", ".join(f"{name}={setting}" for name, setting in self._asdict().items()) + ")"
+        for name in loaded.keys() - dtypes.keys() - {"step"}:
+            raise ValueError(f"state_dict: it holds {name!r}, which {ours} does not keep")
+        for name, dtype in dtypes.items():
+            tensor = loaded[name] if name in loaded else torch.zeros_like(p, dtype=dtype)
+            if tensor.is_floating_point() != dtype.is_floating_point:
+                raise ValueError(f"state_dict: its {name} is {tensor.dtype}, and {ours} keeps {dtype}")
+            boxed[name] = Exactly(tensor.to(p.device, dtype))
+        return boxed
+
+
+def unboxed(state):
+    """The loaded tensors themselves."""
+    for of_one in state.values():
+        for name, what in of_one.items():
+            if isinstance(what, Exactly):
+                of_one[name] = what.tensor
+
+
+def state_of(p, state, seed):
+    """What the op knows of it."""
+    return State(p, state["exp_avg"], state["exp_avg_sq"], state.get("correction"), seed)
