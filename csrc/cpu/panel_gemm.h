@@ -99,9 +99,9 @@ void pack(const Operand& operand, DType dtype, int64_t first_token, int64_t toke
   }
 }
 
-// result [Rows, kTileColumns] += a [tokens, kTileRows] transposed * b [tokens, kTileColumns], for the first Rows of a
+// result [Rows, kTileColumns] = (add: +=) a [tokens, kTileRows] transposed * b [tokens, kTileColumns], for the first Rows of a
 template <int Rows, class T>
-void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b, T* __restrict result, int64_t result_stride) {
+void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b, T* __restrict result, int64_t result_stride, bool add) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sum[Rows][2] = {};
   for (int64_t t = 0; t < tokens; ++t, a += kTileRows, b += 2 * lanes) {
@@ -115,17 +115,17 @@ void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b,
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
     T* row = result + i * result_stride;
-    store(row, load(row) + sum[i][0]);
-    store(row + lanes, load(row + lanes) + sum[i][1]);
+    store(row, add ? load(row) + sum[i][0] : sum[i][0]);
+    store(row + lanes, add ? load(row + lanes) + sum[i][1] : sum[i][1]);
   }
 }
 
 // Writes `rows` of the result, rounded up to a multiple of kRowStep: the last panel of a may be narrow.
 template <class T>
-void multiply_panels(int64_t rows, int64_t tokens, const T* a, const T* b, T* result, int64_t result_stride) {
-  if (rows <= kRowStep) return multiply_rows<kRowStep>(tokens, a, b, result, result_stride);
-  if (rows <= 2 * kRowStep) return multiply_rows<2 * kRowStep>(tokens, a, b, result, result_stride);
-  multiply_rows<kTileRows>(tokens, a, b, result, result_stride);
+void multiply_panels(int64_t rows, int64_t tokens, const T* a, const T* b, T* result, int64_t result_stride, bool add) {
+  if (rows <= kRowStep) return multiply_rows<kRowStep>(tokens, a, b, result, result_stride, add);
+  if (rows <= 2 * kRowStep) return multiply_rows<2 * kRowStep>(tokens, a, b, result, result_stride, add);
+  multiply_rows<kTileRows>(tokens, a, b, result, result_stride, add);
 }
 
 // Writes a finished tile into values, in the order of its layout.
@@ -180,7 +180,6 @@ void compute_tile(const PanelProblem& problem, const Tile& tile, const TileWorks
   constexpr int64_t columns = kTileColumns<T>;
   const int64_t height = tile.m1 - tile.m0, a_panels = divide_up(height, kTileRows);
   for (int64_t m = 0; m < a_panels * kTileRows; ++m) w.a_columns[m] = a_column(problem, tile, tile.m0 + smaller(m, height - 1));
-  for (int64_t i = 0; i < a_panels * kTileRows * result_stride; ++i) w.result[i] = 0;
   for (int64_t t = 0; t < problem.tokens; t += kTokens) {
     const int64_t tokens = smaller(kTokens, problem.tokens - t);
     pack<kTileRows>(problem.a, problem.dtype, t, tokens, w.a_columns, a_panels, w.a);
@@ -191,7 +190,7 @@ void compute_tile(const PanelProblem& problem, const Tile& tile, const TileWorks
       for (int64_t q = 0; q < b_panels; ++q)
         for (int64_t p = 0; p < a_panels; ++p)
           multiply_panels(height - p * kTileRows, tokens, w.a + p * tokens * kTileRows, w.b + q * tokens * columns,
-                          w.result + p * kTileRows * result_stride + n - tile.n0 + q * columns, result_stride);
+                          w.result + p * kTileRows * result_stride + n - tile.n0 + q * columns, result_stride, t > 0);
     }
   }
 }

@@ -1,5 +1,6 @@
 #include "block_panels.h"
 #include "entry_dots.h"
+#include "matrix_panels.h"
 #include "panel_gemm.h"
 #include "skinny_gemm.h"
 
@@ -22,6 +23,7 @@ void wgrad(const WgradOperands& operands, const Layout& layout, void* values, DT
   const PanelProblem panels = panel_problem(operands, layout);
   if (fills_panels<T>(layout)) return block_panels<T>(panels, values, values_dtype, accumulate, threads);
   if (is_skinny(layout)) return skinny_gemm<T>(panels, values, values_dtype, accumulate, threads);
+  if (fills_matrix<T>(layout, values_dtype)) return matrix_panels<T>(operands, layout, static_cast<T*>(values), accumulate, threads);
   panel_gemm<T>(panels, values, values_dtype, accumulate, threads);
 }
 

@@ -17,7 +17,7 @@ CUDA = C is not None and C.build_info()["cuda"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _DENSE = {4: [torch.channels_last], 5: [torch.channels_last_3d]}  # dimensions: memory formats besides the contiguous one
-KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3}
+KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3, "all": 4}
 
 
 def describe():

@@ -14,11 +14,10 @@ SCHEMA_ = (
     "selected_wgrad_(Tensor(a!) values_grad, Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, "
     "int block_w) -> ()"
 )
-STRIP = 1 << 20  # elements of the dense gradient that strips hold at a time
-PRODUCT_ROWS = 192  # of a block of a strip: its packed part of grad_output stays in the second-level cache
-# Share of entries from which strips of the dense product beat one dot product an entry. At T = in = out = 2048, fp32, AVX2, one
-# thread, the dots take 0.25 of the dense time at 10 %, 0.83 at 40 % and 1.03 at 50 %, strips 1.03 to 1.06 at any share.
-STRIPS_FROM = 0.5
+STRIP = 1 << 21  # elements of the dense gradient that strips hold at a time: half as many cost up to 6 % on two threads
+# Share of entries from which strips of the dense product beat one dot product an entry. At T = in = out = 2048, fp32, AVX2, the
+# dots take 0.25 of the dense time at 10 %, 0.83 at 40 % and 1.03 at 50 % (two threads: 1.15), strips 0.98 to 1.02 at any share.
+STRIPS_FROM = 0.4
 
 
 def _accumulator(dtype):
@@ -68,7 +67,7 @@ def _strips(index, rows, columns):
     """
     if not index.numel():
         return
-    height = max(1, min(STRIP // columns, -(-rows // 4)))
+    height = max(1, min(STRIP // columns, -(-rows // 2)))
     # The last position in front of each strip, in the dtype of the index: searchsorted would convert all of that instead.
     before = torch.arange(0, rows + height, height, device=index.device) * columns - 1
     before = before.clamp_(max=torch.iinfo(index.dtype).max).to(index.dtype)
@@ -130,9 +129,10 @@ def _native_wgrad(values, grad_output, input, kind, index, block_h, block_w, acc
 
 def _native_strips(values, grad_output, input, index, accumulate):
     """Strips of the dense product, each dropped once its entries are gathered: the same bits for any number of threads."""
-    columns = input.size(1)
+    columns, none = input.size(1), index[:0]
     for rows, some in _strips(index, grad_output.size(1), columns):
-        strip = _native_product(grad_output[:, rows], input)
+        strip = input.new_empty(rows.stop - rows.start, columns, dtype=_accumulator(input.dtype))
+        _native_wgrad(strip, grad_output[:, rows], input, "all", none, 1, 1, accumulate=False)
         taken = torch.empty_like(values[some]) if accumulate else values[some]
         # The index counts from the first row of the matrix, which is so far in front of the strip.
         origin = strip.data_ptr() - rows.start * columns * strip.element_size()
@@ -143,16 +143,6 @@ def _native_strips(values, grad_output, input, index, accumulate):
         )
         if accumulate:
             values[some] += taken
-
-
-def _native_product(grad_output, input):
-    """`grad_output.T @ input` [rows, columns] as blocks that span the columns, enough of them for the threads."""
-    (rows, columns), threads = (grad_output.size(1), input.size(1)), torch.get_num_threads()
-    height = min(PRODUCT_ROWS, -(-rows // (2 * threads)))
-    blocks = torch.tensor([(block, 0) for block in range(-(-rows // height))], dtype=torch.int32)
-    product = input.new_empty(len(blocks) * height, columns, dtype=_accumulator(input.dtype))
-    _native_wgrad(product, grad_output, input, "blocks", blocks, height, columns, accumulate=False)
-    return product
 
 
 def _row_major(operand):

@@ -88,6 +88,32 @@ def test_more_than_one_tile(variant, kind):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("size", [(300, 210, 230), (3, 2500, 70), (3, 70, 2500)], ids=str)
+@pytest.mark.parametrize("kind", ("rows", "columns"))
+def test_nearly_all_rows_and_columns(variant, kind, size, dtype):
+    """So many that both operands are packed once: several chunks of tokens, several tiles, several parts of the result."""
+    count = size[1] if kind == "rows" else size[2]
+    layout = kind, torch.cat([torch.arange(1, count // 2), torch.arange(count // 2 + 1, count)]), 1, 1
+    wide = torch.promote_types(dtype, torch.float32)
+    check(layout, size, dtype, wide)
+    grad_output, input = operands(size, dtype)
+    shape = oracle.values_shape(*layout, size[1:])
+    one, *others = (core.wgrad(torch.empty(shape, dtype=wide), grad_output, input, layout, threads=n) for n in (1, 2, 3))
+    assert all(same_bits(found, one) for found in others)
+    if kind == "columns":
+        chosen = input[:, layout[1]].contiguous()
+        assert same_bits(core.wgrad(torch.empty(shape, dtype=wide), grad_output, chosen, layout, compact=True), one)
+
+
+def test_a_whole_matrix(variant):
+    grad_output, input = operands((300, 250, 270), torch.float32)
+    layout = "all", torch.empty(0, dtype=torch.int64), 1, 1
+    got = core.wgrad(torch.full((250, 270), float("nan")), grad_output, input, layout)
+    rows = core.wgrad(torch.empty(250, 270), grad_output, input, ("rows", torch.arange(250), 1, 1))
+    assert same_bits(got, rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("rows, columns, density", [(300, 400, 0.06), (30, 5000, 0.01), (3, 5000, 0.001)], ids=str)
 def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dtype):
     """Many entries and few are cut differently; here each has several units of rows or blocks of columns."""

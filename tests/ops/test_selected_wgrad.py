@@ -270,6 +270,6 @@ def test_many_entries_go_by_strips_of_rows(accumulate, strip, monkeypatch):
 def test_strips_keep_the_last_entry_below_2_to_the_31(dtype):
     """The end of the last strip, 2**31, is no int32."""
     rows, columns = 1 << 16, 1 << 15
-    index = torch.tensor([0, columns - 1, columns * 32, 2**31 - 1], dtype=dtype)
+    index = torch.tensor([0, columns - 1, columns * 64, 2**31 - 1], dtype=dtype)
     found = [(rows.start, rows.stop, some.start, some.stop) for rows, some in _strips(index, rows, columns)]
-    assert found == [(0, 32, 0, 2), (32, 64, 2, 3), (rows - 32, rows, 3, 4)]
+    assert found == [(0, 64, 0, 2), (64, 128, 2, 3), (rows - 64, rows, 3, 4)]

@@ -1,0 +1,99 @@
+// A product of which both operands are packed once, some chunks of tokens at a time: the team packs them together, waits, and
+// shares out the tiles of the result. Each tile is summed by one thread, its tokens in order.
+#pragma once
+
+#include "panel_gemm.h"
+#include "phases.h"
+
+namespace sparse_ft {
+namespace {
+
+constexpr int64_t kPackedBytes = 4 << 20;  // of what is packed between two waits, unless one chunk of kTokens alone needs more
+constexpr int64_t kUnitPanels = 16;        // of packing work: a KiB of every source row (AVX2)
+
+// Some columns of one operand, cut into panels that are Width wide.
+template <int Width, class T>
+struct PackedPanels {
+  Operand source;  // [tokens, …]
+  DType dtype;
+  int64_t count;
+  int64_t* columns;  // [count * Width] of the source
+  T* packed;         // [chunk, count, tokens, Width]
+
+  int64_t units() const { return divide_up(count, kUnitPanels); }
+  int64_t chunk_elements() const { return count * kTokens * Width; }
+  const T* panel(int64_t chunk, int64_t which, int64_t tokens) const { return packed + chunk * chunk_elements() + which * tokens * Width; }
+
+  void pack_unit(int64_t unit, int64_t chunk, int64_t first_token, int64_t tokens) const {
+    const int64_t begin = unit * kUnitPanels, some = smaller(kUnitPanels, count - begin);
+    T* to = packed + chunk * chunk_elements() + begin * tokens * Width;
+    pack<Width>(source, dtype, first_token, tokens, columns + begin * Width, some, to);
+  }
+};
+
+template <class T>
+struct PackedTile {
+  int64_t a_panel, b_panel;  // its first
+  int64_t height, width;
+  T* result;
+};
+
+template <class T>
+struct PackedProduct {
+  static constexpr int kWidth = kTileColumns<T>;
+  int64_t tokens;
+  PackedPanels<kTileRows, T> a;
+  PackedPanels<kWidth, T> b;
+  int64_t stride;   // of the rows of the result
+  bool accumulate;  // onto what the result holds; it may hold anything otherwise
+
+  int64_t units_per_chunk() const { return a.units() + b.units(); }
+  int64_t tokens_of(int64_t chunk) const { return smaller(kTokens, tokens - chunk * kTokens); }
+
+  // at: where among the packed chunks this one is.
+  void pack_unit(int64_t unit, int64_t chunk, int64_t at) const {
+    if (unit < a.units()) return a.pack_unit(unit, at, chunk * kTokens, tokens_of(chunk));
+    b.pack_unit(unit - a.units(), at, chunk * kTokens, tokens_of(chunk));
+  }
+
+  void add_tile(const PackedTile<T>& tile, int64_t chunk, int64_t at) const {
+    const int64_t count = tokens_of(chunk);
+    const bool add = accumulate || chunk > 0;
+    const T *a_panels = a.panel(at, tile.a_panel, count), *b_panels = b.panel(at, tile.b_panel, count);
+    for (int64_t n = 0; n < tile.width; n += kWidth)
+      for (int64_t m = 0; m < tile.height; m += kTileRows) {
+        const int64_t rows = smaller(kTileRows, tile.height - m), columns = smaller(kWidth, tile.width - n);
+        T* to = tile.result + m * stride + n;
+        if (rows % kRowStep == 0 && columns == kWidth) {
+          multiply_panels(rows, count, a_panels + m * count, b_panels + n * count, to, stride, add);
+          continue;
+        }
+        T part[kTileRows * kWidth];  // the rest of it is not there
+        multiply_panels(rows, count, a_panels + m * count, b_panels + n * count, part, kWidth, false);
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < columns; ++j) to[i * stride + j] = part[i * kWidth + j] + (add ? to[i * stride + j] : T{});
+      }
+  }
+};
+
+// tile_at(i): the i-th of `tiles`. Those of one unit follow each other on one thread.
+template <class T, class TileAt>
+void multiply_packed(PackedProduct<T>& product, int64_t tiles, int64_t unit, int threads, TileAt&& tile_at) {
+  const int64_t elements = product.a.chunk_elements() + product.b.chunk_elements();
+  const int64_t all_chunks = divide_up(product.tokens, kTokens);
+  const int64_t chunks = larger(1, smaller(all_chunks, kPackedBytes / (elements * static_cast<int64_t>(sizeof(T)))));
+  const Workspace packed(Pieces::bytes<T>(chunks * elements));
+  product.a.packed = packed.pieces().template cut<T>(0);
+  product.b.packed = product.a.packed + chunks * product.a.chunk_elements();
+  const int64_t units = product.units_per_chunk();
+  in_phases(all_chunks, chunks, threads, [&](int64_t first, int64_t now, const Phase& pack, const Phase& add, int) {
+    pack.share(now * units, [&](int64_t i) { product.pack_unit(i % units, first + i / units, i / units); });
+    add.share(divide_up(tiles, unit), [&](int64_t i) {
+      for (int64_t chunk = 0; chunk < now; ++chunk)
+        for (int64_t t = i * unit; t < smaller((i + 1) * unit, tiles); ++t) product.add_tile(tile_at(t), first + chunk, chunk);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace sparse_ft
