@@ -222,15 +222,28 @@ void rms_norm_backward(Address grad_output, int64_t grad_output_stride, int grad
                               pointer(rstd), pointer(grad_input), thread_count(threads));
 }
 
-void positive_bits(Address input, int code, int64_t count, Address bits, int threads) {
+// relu: address of what ReLU of the input is written to, or 0.
+void positive_bits(Address input, int code, int64_t count, Address bits, Address relu, int threads) {
   require(count >= 0, "count", count, "non-negative");
-  cpu_ops().positive_bits(pointer(input), dtype(code, "dtype"), count, static_cast<uint8_t*>(pointer(bits)), thread_count(threads));
+  cpu_ops().positive_bits(pointer(input), dtype(code, "dtype"), count, static_cast<uint8_t*>(pointer(bits)), pointer(relu),
+                          thread_count(threads));
 }
 
 void where_bits(Address grad, int code, int64_t count, Address bits, double scale, Address output, int threads) {
   require(count >= 0, "count", count, "non-negative");
   cpu_ops().where_bits(pointer(grad), dtype(code, "dtype"), count, static_cast<const uint8_t*>(pointer(bits)), scale, pointer(output),
                        thread_count(threads));
+}
+
+// weight: an address, or 0.
+void batch_norm_backward(Address grad_output, int code, int64_t outer, int64_t channels, int64_t inner, Address variance, int variance_dtype,
+                         Address weight, int weight_dtype, double eps, Address grad_input, int threads) {
+  require(outer >= 0, "outer", outer, "non-negative");
+  require(channels >= 0, "channels", channels, "non-negative");
+  require(inner >= 0, "inner", inner, "non-negative");
+  const ChannelOperands operands{outer, channels, inner, pointer(variance), dtype(variance_dtype, "variance_dtype"), pointer(weight),
+                                 dtype(weight_dtype, "weight_dtype"), eps};
+  cpu_ops().batch_norm_backward(operands, pointer(grad_output), dtype(code, "dtype"), pointer(grad_input), thread_count(threads));
 }
 
 int64_t use_huge_pages_of(Address data, int64_t bytes) {
@@ -278,6 +291,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rms_norm_backward", &rms_norm_backward, NoGil());
   m.def("positive_bits", &positive_bits, NoGil());
   m.def("where_bits", &where_bits, NoGil());
+  m.def("batch_norm_backward", &batch_norm_backward, NoGil());
   m.def("use_huge_pages", &use_huge_pages_of, NoGil());
   m.def("position", &layout_position, NoGil());
   m.def("set_cpu_variant", &set_cpu_variant);

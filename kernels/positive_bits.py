@@ -1,4 +1,4 @@
-"""positive_bits: one bit an element, set where it is positive; where_bits: a gradient let through where the bit is set."""
+"""positive_bits: one bit an element, set where ReLU passes it, and its ReLU; where_bits: a gradient let through where it is set."""
 
 import triton
 import triton.language as tl
@@ -13,6 +13,7 @@ OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
 def _positive_bits_kernel(
     input_ptr,  # [count]
     bits_ptr,  # [ceil(count / 8)]
+    relu_ptr,  # [count] or None
     count,
     BYTES: tl.constexpr,
 ):
@@ -20,9 +21,12 @@ def _positive_bits_kernel(
     bit = tl.arange(0, 8)
     offs = byte[:, None] * 8 + bit[None, :]
     x = tl.load(input_ptr + offs, mask=offs < count, other=0.0)
-    flags = (x.to(tl.float64 if x.dtype == tl.float64 else tl.float32) > 0).to(tl.int32)
+    wide = x.to(tl.float64 if x.dtype == tl.float64 else tl.float32)
+    flags = ((wide > 0) | (wide != wide)).to(tl.int32)
     packed = tl.sum(flags << bit[None, :], axis=1)
     tl.store(bits_ptr + byte, packed.to(tl.uint8), mask=byte * 8 < count)
+    if relu_ptr is not None:
+        tl.store(relu_ptr + offs, tl.where(wide < 0, 0.0, x).to(x.dtype), mask=offs < count)
 
 
 @triton.jit
@@ -45,13 +49,16 @@ def _where_bits_kernel(
     tl.store(output_ptr + offs, tl.where(kept, scaled, 0.0).to(grad.dtype), mask=offs < count)
 
 
-def positive_bits_triton(input, bits):
-    """Fills bits, uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 says whether input.flatten()[i] > 0."""
-    check_tensors(input=input)
+def positive_bits_triton(input, bits, relu=None):
+    """Fills bits, uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of ~(input.flatten()[i] <= 0).
+
+    relu: contiguous, gets input.relu(); may be input itself, as a program reads what it writes before it writes.
+    """
+    check_tensors(input=input, **({} if relu is None else {"relu": relu}))
     if bits.numel():
         with on_device(input):
             _positive_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
-                input.contiguous(), bits, input.numel(), BYTES=BYTES, **OPTIONS
+                input.contiguous(), bits, relu, input.numel(), BYTES=BYTES, **OPTIONS
             )
 
 

@@ -13,16 +13,6 @@
 namespace sparse_ft {
 namespace {
 
-// Calls f(k, row, column, count) for the pieces of [begin, end), k = row * columns + column, that lie within one row.
-template <class F>
-void for_each_row_piece(int64_t begin, int64_t end, int64_t columns, F&& f) {
-  for (int64_t k = begin, count; k < end; k += count) {
-    const int64_t row = k / columns, column = k % columns;
-    count = smaller(smaller(columns - column, end - k), kPiece);
-    f(k, row, column, count);
-  }
-}
-
 // Threads that `count` elements deserve, from the nanoseconds that one takes at least: in the cache, with the widest instructions.
 template <class Act, class Stored>
 int activators(int64_t count, int threads) {

@@ -58,6 +58,15 @@ struct NormOperands {
   DType wide;     // of the arithmetic and of rstd [rows]: float32 or float64
 };
 
+struct ChannelOperands {
+  int64_t outer, channels, inner;  // of a tensor [outer, channels, inner]
+  const void* variance;            // [channels]
+  DType variance_dtype;
+  const void* weight;  // [channels], or null: 1
+  DType weight_dtype;
+  double eps;
+};
+
 struct CpuOps {
   void (*gather_selected)(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads);
   void (*scatter_selected_)(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
@@ -73,8 +82,9 @@ struct CpuOps {
   void (*rms_norm)(const NormOperands& operands, double eps, void* output, DType output_dtype, void* rstd, int threads);
   void (*rms_norm_backward)(const NormOperands& operands, Rows grad_output, DType grad_output_dtype, const void* rstd, void* grad_input,
                             int threads);
-  void (*positive_bits)(const void* input, DType dtype, int64_t count, uint8_t* bits, int threads);
+  void (*positive_bits)(const void* input, DType dtype, int64_t count, uint8_t* bits, void* relu, int threads);
   void (*where_bits)(const void* grad, DType dtype, int64_t count, const uint8_t* bits, double scale, void* output, int threads);
+  void (*batch_norm_backward)(const ChannelOperands& operands, const void* grad_output, DType dtype, void* grad_input, int threads);
 };
 
 #define SFT_DECLARE_VARIANT(variant)                                                                                                  \
@@ -89,8 +99,9 @@ struct CpuOps {
   void gated_product_backward(Rows, Rows, Rows, DType, int64_t, int64_t, Activation, void*, void*, int);                              \
   void rms_norm(const NormOperands&, double, void*, DType, void*, int);                                                               \
   void rms_norm_backward(const NormOperands&, Rows, DType, const void*, void*, int);                                                  \
-  void positive_bits(const void*, DType, int64_t, uint8_t*, int);                                                                     \
+  void positive_bits(const void*, DType, int64_t, uint8_t*, void*, int);                                                              \
   void where_bits(const void*, DType, int64_t, const uint8_t*, double, void*, int);                                                   \
+  void batch_norm_backward(const ChannelOperands&, const void*, DType, void*, int);                                                   \
   }
 
 SFT_DECLARE_VARIANT(baseline)

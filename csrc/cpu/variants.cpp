@@ -15,7 +15,8 @@ struct Variant {
 #define SFT_OPS(variant)                                                                                        \
   { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::masked_adamw_,      \
     variant::activation, variant::activation_backward, variant::gated_product, variant::gated_product_backward, \
-    variant::rms_norm, variant::rms_norm_backward, variant::positive_bits, variant::where_bits }
+    variant::rms_norm, variant::rms_norm_backward, variant::positive_bits, variant::where_bits,                 \
+    variant::batch_norm_backward }
 
 const Variant kVariants[] = {
 #ifdef SFT_HAVE_AVX512

@@ -16,6 +16,16 @@ const Stored* at(Rows rows, int64_t row, int64_t column) {
   return static_cast<const Stored*>(rows.data) + row * rows.stride + column;
 }
 
+// Calls f(k, row, column, count) for the pieces of [begin, end), k = row * columns + column, that lie within one row.
+template <class F>
+void for_each_row_piece(int64_t begin, int64_t end, int64_t columns, F&& f) {
+  for (int64_t k = begin, count; k < end; k += count) {
+    const int64_t row = k / columns, column = k % columns;
+    count = smaller(smaller(columns - column, end - k), kPiece);
+    f(k, row, column, count);
+  }
+}
+
 template <class Stored>
 struct Widened {
   Wide<Stored> buffer[kPiece];

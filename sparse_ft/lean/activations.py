@@ -9,6 +9,7 @@ from .. import ops
 from ..ops._activations import ACTIVATIONS
 from ..ops._library import plain
 from ..rebuild import remember, select
+from .attach import direct
 
 # Elements from which the op beats torch's own, forward and backward together, on one thread and on two; below it the host time
 # of a Python Function decides. fp64 stays with torch.
@@ -29,7 +30,7 @@ def _remembered(function, x):
 def _activated(input, name):
     """The activation by the name that the op gives it, in one pass each way where that is faster than torch's own."""
     if _is_faster(input, name):
-        return _remembered(lambda x: _Activation.apply(x, name), input)  # few columns of it too: the same bits
+        return _remembered(lambda x: _activation(x, name), input)  # few columns of it too: the same bits
     return _remembered(ACTIVATIONS[name][0], input)
 
 
@@ -54,6 +55,9 @@ class _Activation(torch.autograd.Function):
         return ops.activation_backward(grad_output, *ctx.saved_tensors, ctx.name), None
 
 
+_activation = direct(_Activation)
+
+
 def gelu_forward(module, input):
     return _activated(input, "gelu" if module.approximate == "none" else "gelu_tanh")
 
@@ -72,7 +76,7 @@ def silu_forward(module, input):
 
 
 def quick_gelu_forward(module, input):
-    return _remembered(_QuickGELU.apply, input)
+    return _remembered(_quick_gelu, input)
 
 
 def by_function(module):
@@ -90,23 +94,46 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, inplace):
-        output = input.relu_() if inplace else input.relu()
         if inplace:
             ctx.mark_dirty(input)
-        ctx.save_for_backward(ops.positive_bits(output))
+        ctx.last, ordered = in_order(input)
+        if torch.compiler.is_compiling() or not ordered.is_contiguous():
+            output = input.relu_() if inplace else input.relu()
+            ctx.last, bits = None, ops.positive_bits(output)
+        else:
+            output = input if inplace else torch.empty_like(input)
+            bits = ops.relu_bits(ordered, in_order(output)[1])
+        ctx.save_for_backward(bits)
         return input if inplace else output  # dynamo wants the dirty input itself
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        return ops.where_bits(grad_output, *ctx.saved_tensors, 1.0), None
+        (bits,) = ctx.saved_tensors
+        if ctx.last is None:
+            return ops.where_bits(grad_output, bits), None
+        return ops.where_bits(grad_output.permute(ctx.last[0]), bits).permute(ctx.last[1]), None
+
+
+_relu = direct(_ReLU)
+LAST = {4: ((0, 2, 3, 1), (0, 3, 1, 2)), 5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3))}  # there and back
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def in_order(tensor):
+    """((there, back), a view that is contiguous) of a tensor that is channels last; (None, the tensor) of any other."""
+    axes = LAST.get(tensor.dim())
+    if axes is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=FORMATS[tensor.dim()]):
+        return None, tensor
+    return axes, tensor.permute(axes[0])
 
 
 def relu_forward(module, x):
     """`nn.ReLU`, in place or not: one bit an element is kept, not the output."""
+    inplace = getattr(module, "inplace", False)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return F.relu(x, inplace=getattr(module, "inplace", False))
-    return _ReLU.apply(x, getattr(module, "inplace", False))
+        return F.relu(x, inplace=inplace)
+    return _relu(x, inplace)
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -122,3 +149,6 @@ class _QuickGELU(torch.autograd.Function):
     def backward(ctx, grad_output):
         (x,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad_output, 1.702 * x)
+
+
+_quick_gelu = direct(_QuickGELU)

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear
+from .attach import lean_forward_of
 from .linear import linear_forward
 
 
@@ -53,8 +54,7 @@ def _is_own_loss(module):
 def _is_plain(head):
     """Whether calling `head` would do no more than its class does: no adapter, no hook, no forward of someone else's."""
     hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    forward = head.__dict__.get("forward")
-    own = forward is None or getattr(forward, "func", None) is linear_forward
+    own = "forward" not in head.__dict__ or lean_forward_of(head) is linear_forward
     return type(head) in (nn.Linear, SelectiveLinear) and own and not hooks
 
 

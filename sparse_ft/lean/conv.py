@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .attach import direct
 from .hollow import hollow, stand_in
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -26,7 +27,7 @@ def conv_forward(module, input):
         return conv_forward(module, input.unsqueeze(0)).squeeze(0)
     padded, padding = _pad(module, input)
     options = module.stride, padding, module.dilation, False, (0,) * dims, module.groups
-    return _Convolution.apply(padded, module._parameters["weight"], *trains, module.bias, options)
+    return _convolution(padded, module._parameters["weight"], *trains, module.bias, options)
 
 
 def conv_transpose_forward(module, input, output_size=None):
@@ -40,7 +41,7 @@ def conv_transpose_forward(module, input, output_size=None):
     )
     options = module.stride, module.padding, module.dilation, True, tuple(output_padding), module.groups
     batched = input.unsqueeze(0) if input.dim() == dims + 1 else input
-    output = _Convolution.apply(batched, module._parameters["weight"], *trains, module.bias, options)
+    output = _convolution(batched, module._parameters["weight"], *trains, module.bias, options)
     return output if batched is input else output.squeeze(0)
 
 
@@ -91,7 +92,7 @@ def _pad(module, input):
     """The input with the padding that the convolution itself cannot do, and the padding that it can."""
     sides = module._reversed_padding_repeated_twice  # (left, right) of the last dimension, then of the one before it, ...
     if module.padding_mode in PADS:
-        return _Pad.apply(input, tuple(sides), module.padding_mode), (0,) * len(module.kernel_size)
+        return _padded(input, tuple(sides), module.padding_mode), (0,) * len(module.kernel_size)
     if module.padding_mode != "zeros":
         return F.pad(input, sides, mode=module.padding_mode), (0,) * len(module.kernel_size)
     if not isinstance(module.padding, str):
@@ -137,7 +138,7 @@ class _Convolution(torch.autograd.Function):
             kept = input.index_select(1, channels).to(output.dtype) if ctx.by_input else input
             ctx.dimension, ctx.channels, ctx.values = dimension, channels, (values.shape, values.dtype)
         ctx.save_for_backward(weight if needs_input or needs_values else None, kept)
-        ctx.like, ctx.input_dtype, ctx.options = hollow(input), input.dtype, options
+        ctx.like, ctx.options = hollow(input), options
         ctx.bias_dtype = None if bias is None else bias.dtype
         return output
 
@@ -148,7 +149,7 @@ class _Convolution(torch.autograd.Function):
         grad_input = grad_values = grad_bias = None
         if ctx.needs_input_grad[0]:
             like = stand_in(ctx.like, grad_output)
-            grad_input = _backward(grad_output, like, weight.to(grad_output.dtype), ctx.options, 0).to(ctx.input_dtype)
+            grad_input = _backward(grad_output, like, weight.to(grad_output.dtype), ctx.options, 0)  # autograd casts it
         if kept is not None:
             of_output = grad_output if ctx.by_input else grad_output.index_select(1, ctx.channels)
             part = weight.index_select(ctx.dimension, ctx.channels).to(grad_output.dtype)
@@ -157,6 +158,10 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             grad_bias = grad_output.sum([d for d in range(grad_output.dim()) if d != 1]).to(ctx.bias_dtype)
         return grad_input, None, grad_values, None, None, grad_bias, None
+
+
+_convolution, _padded = direct(_Convolution), direct(_Pad)
+_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 def _convolve(input, weight, bias, options):
@@ -175,5 +180,4 @@ def _function(input, weight, bias, stride, padding, dilation, transposed, output
 
 def _backward(grad_output, input, weight, options, which):
     """The gradient of the input (which = 0) or of the weight (1)."""
-    mask = [which == 0, which == 1, False]
-    return torch.ops.aten.convolution_backward(grad_output, input, weight, None, *options, mask)[which]
+    return _convolution_backward(grad_output, input, weight, None, *options, (which == 0, which == 1, False))[which]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
+from .attach import direct
 
 
 def dropout_forward(module, input):
@@ -14,7 +15,7 @@ def dropout_forward(module, input):
     draws = module.training and 0 < module.p < 1 and input.is_floating_point() and input.device.type == "cpu"
     if not draws or not (torch.is_grad_enabled() and input.requires_grad) or torch.compiler.is_compiling():
         return F.dropout(input, module.p, module.training, module.inplace)
-    return _Dropout.apply(input, module.p, module.inplace)
+    return _dropout(input, module.p, module.inplace)
 
 
 class _Dropout(torch.autograd.Function):
@@ -34,3 +35,6 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx, grad_output):
         scale = grad_output.new_ones(()).div_(1 - ctx.p).item()  # as torch rounds it
         return ops.where_bits(grad_output, *ctx.saved_tensors, scale), None, None
+
+
+_dropout = direct(_Dropout)

@@ -4,6 +4,7 @@ import torch
 
 from .. import ops
 from ..rebuild import remember, select
+from .attach import direct
 
 
 def gated_product(gate, up, activation):
@@ -13,7 +14,7 @@ def gated_product(gate, up, activation):
     """
     if not torch.is_grad_enabled():
         return ops.gated_product(gate, up, activation)
-    output = _GatedProduct.apply(gate, up, activation)
+    output = _gated_product(gate, up, activation)
     remember(output, _remake(activation), (gate, up))
     return output
 
@@ -36,6 +37,9 @@ class _GatedProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         return *ops.gated_product_backward(grad_output, *ctx.saved_tensors, ctx.activation), None
+
+
+_gated_product = direct(_GatedProduct)
 
 
 def name_of(activation):

@@ -5,7 +5,7 @@ import torch
 
 def hollow(tensor):
     """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they choose a memory format."""
-    if torch.compiler.is_compiling():  # it lays out memory itself, and gets lost in strides of unknown sizes
+    if tensor.is_contiguous() or torch.compiler.is_compiling():  # which lays out memory itself, and strides of unknown sizes
         return tensor.shape, None
     return tensor.shape, torch.empty_like(tensor, device="meta").stride()
 

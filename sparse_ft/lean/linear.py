@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .attach import direct
+
 
 class _FrozenLinear(torch.autograd.Function):
     """Keeps a reference to the weight, and casts it again in backward."""
@@ -25,6 +27,9 @@ class _FrozenLinear(torch.autograd.Function):
         return grad_input, None, grad_bias
 
 
+_frozen_linear = direct(_FrozenLinear)
+
+
 def linear_forward(module, input):
     """`nn.Linear`. Kept for backward where the weight is frozen: nothing but a reference to the weight, also under autocast."""
     if type(module) is not nn.Linear:  # converted since
@@ -32,4 +37,4 @@ def linear_forward(module, input):
     weight, bias = module.weight, module.bias
     if weight.requires_grad or not torch.is_autocast_enabled(input.device.type) or not torch.is_grad_enabled():
         return F.linear(input, weight, bias)
-    return _FrozenLinear.apply(input, weight, bias)
+    return _frozen_linear(input, weight, bias)

@@ -1,9 +1,8 @@
 """lean: put lean forwards into a model that exists, and take them out again."""
 
-import functools
-
 from ..nn import SelectiveConv1D, SelectiveLinear
 from . import recognise
+from .attach import attach, detach, lean_forward_of
 from .attention import use_lean_attention
 from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
@@ -37,18 +36,9 @@ def lean(model, loss=False, eight_bit_inputs=False):
     attention = use_lean_attention(model) or model.__dict__.get(_RECORD)
     for module, forward in found:
         if lean_forward_of(module) is not forward:
-            module.__dict__[recognise.attribute(forward)] = functools.partial(forward, module)
+            attach(module, recognise.attribute(forward), forward)
     model.__dict__[_RECORD] = attention
     return LeanReport(rows, attention is not None)
-
-
-def lean_forward_of(module):
-    """The function that `lean` gave this module, or None."""
-    for name in recognise.ATTRIBUTES:
-        given = module.__dict__.get(name)
-        if isinstance(given, functools.partial) and getattr(given.func, "__module__", "").startswith(__package__):
-            return given.func
-    return None
 
 
 def is_lean(module):
@@ -62,9 +52,7 @@ def unlean(model):
         return False
     attention = model.__dict__[_RECORD]
     for module in model.modules():
-        forward = lean_forward_of(module)
-        if forward is not None:
-            del module.__dict__[recognise.attribute(forward)]
+        detach(module)
     if attention is not None:
         model.set_attn_implementation(attention)
     del model.__dict__[_RECORD]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..rebuild import remember, select
+from .attach import direct
 
 
 def rms_norm(input, weight, eps, offset=0.0, dtype=None):
@@ -19,7 +20,7 @@ def rms_norm(input, weight, eps, offset=0.0, dtype=None):
     """
     if not torch.is_grad_enabled():
         return ops.rms_norm(input, weight, eps, offset, dtype=dtype)[0]
-    output, rstd = _RMSNorm.apply(input, weight, eps, offset, dtype)
+    output, rstd = _rms_norm(input, weight, eps, offset, dtype)
     remember(output, _remake(offset, output.dtype), (input,), (rstd, weight))
     return output
 
@@ -57,6 +58,9 @@ class _RMSNorm(torch.autograd.Function):
             product = grad_output.to(rstd.dtype) * (input.to(rstd.dtype) * rstd.unsqueeze(-1))
             grad_weight = product.reshape(-1, input.size(-1)).sum(0).to(weight.dtype)
         return grad_input, grad_weight, None, None, None
+
+
+_rms_norm = direct(_RMSNorm)
 
 
 def layer_norm(input, shape, weight, bias, eps):

@@ -1,10 +1,13 @@
 """Max pooling that keeps where in its window each maximum was, in one byte (torch keeps the input and 8 bytes an output)."""
 
+import functools
 import math
 
 import torch
 from torch import nn
 
+from ..ops._library import plain
+from .attach import direct
 from .hollow import hollow, stand_in
 
 DIMS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
@@ -23,9 +26,9 @@ def max_pool_forward(module, input):
     if input.dim() - dims not in (1, 2) or any(len(size) != dims for size in sizes):
         return type(module).forward(module, input)  # torch says what is wrong
     if dims > 1:
-        return _MaxPool.apply(input, *sizes, module.ceil_mode)
+        return _max_pool(input, *sizes, module.ceil_mode)
     kernel, stride, padding, dilation = ((one, *size) for one, size in zip((1, 1, 0, 1), sizes, strict=True))
-    return _MaxPool.apply(input.unsqueeze(-2), kernel, stride, padding, dilation, module.ceil_mode).squeeze(-2)
+    return _max_pool(input.unsqueeze(-2), kernel, stride, padding, dilation, module.ceil_mode).squeeze(-2)
 
 
 def _tuple(value, dims):
@@ -38,30 +41,36 @@ class _MaxPool(torch.autograd.Function):
         dims = len(window[0])
         output, index = FORWARD[dims](input, *window)
         ctx.like, ctx.window = hollow(input), window
-        starts, offsets = _places(input.shape[-dims:], output.shape[-dims:], *window[:4], input.device)
-        ctx.save_for_backward(_number(index.sub_(starts), offsets))
+        starts, _, numbers = _places(input, output, ctx)
+        ctx.save_for_backward(numbers.index_select(0, index.sub_(starts).reshape(-1)).view(index.shape))
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         (number,) = ctx.saved_tensors
-        dims, device = len(ctx.window[0]), grad_output.device
-        starts, offsets = _places(ctx.like[0][-dims:], number.shape[-dims:], *ctx.window[:4], device)
-        offset = torch.tensor(offsets, device=device).index_select(0, number.view(-1).int())
-        index = offset.view(number.shape).add_(starts)
-        grad_input = BACKWARD[dims](grad_output, stand_in(ctx.like, grad_output), *ctx.window, index)
+        starts, offsets, _ = _places(grad_output, number, ctx)
+        index = offsets.index_select(0, number.view(-1).int()).view(number.shape).add_(starts)
+        grad_input = BACKWARD[len(ctx.window[0])](grad_output, stand_in(ctx.like, grad_output), *ctx.window, index)
         return grad_input, None, None, None, None, None
 
 
-FORWARD = {2: torch.ops.aten.max_pool2d_with_indices, 3: torch.ops.aten.max_pool3d_with_indices}
-BACKWARD = {n: getattr(torch.ops.aten, f"max_pool{n}d_with_indices_backward") for n in (2, 3)}
+_max_pool = direct(_MaxPool)
+FORWARD = {n: getattr(torch.ops.aten, f"max_pool{n}d_with_indices").default for n in (2, 3)}
+BACKWARD = {n: getattr(torch.ops.aten, f"max_pool{n}d_with_indices_backward").default for n in (2, 3)}
 
 
-def _places(size, out_size, kernel, stride, padding, dilation, device):
-    """Flat positions, in a plane of `size`, where the windows start, and of a window's elements from its start.
+def _places(tensor, output, ctx):
+    dims = len(ctx.window[0])
+    about = tuple(ctx.like[0][-dims:]), tuple(output.shape[-dims:]), *ctx.window[:4], tensor.device
+    return _known_places(*about) if plain((tensor,)) else _new_places(*about)  # a dry run has tensors of its own
 
-    Returns a tensor int64 [*out_size] (below zero in the padding) and a list as long as the product of `kernel`.
+
+def _new_places(size, out_size, kernel, stride, padding, dilation, device):
+    """Flat positions in a plane of `size`: where windows start, of a window's elements from its start, and their numbers.
+
+    Returns int64 [*out_size] (below zero in the padding), int64 [product of kernel], and what tells from such a position which
+    element it is, in the smallest dtype that holds the numbers.
     """
     starts, offsets = None, [0]
     for d in range(len(size)):
@@ -70,13 +79,11 @@ def _places(size, out_size, kernel, stride, padding, dilation, device):
         along = torch.arange(first, first + out_size[d] * step, step, device=device)
         starts = along if starts is None else starts[..., None] + along
         offsets = [offset + k * dilation[d] * pitch for offset in offsets for k in range(kernel[d])]
-    return starts, offsets
-
-
-def _number(offset, offsets):
-    """Which of `offsets` each `offset` is, contiguous, in the smallest dtype that holds the numbers."""
     dtype = torch.uint8 if len(offsets) <= 256 else torch.int16 if len(offsets) <= 2**15 else torch.int32
-    device = offset.device
-    number = torch.empty(max(offsets) + 1, dtype=dtype, device=device)
-    number[torch.tensor(offsets, device=device)] = torch.arange(len(offsets), dtype=dtype, device=device)
-    return number.index_select(0, offset.reshape(-1)).view(offset.shape)
+    numbers = torch.empty(max(offsets) + 1, dtype=dtype, device=device)
+    offsets = torch.tensor(offsets, device=device)
+    numbers[offsets] = torch.arange(len(offsets), dtype=dtype, device=device)
+    return starts, offsets, numbers
+
+
+_known_places = functools.lru_cache(maxsize=32)(_new_places)

@@ -13,6 +13,7 @@ import textwrap
 from torch import nn
 
 from . import activations, batch_norm, causal_lm, conv, dropout, gated, linear, norms, pool
+from .attach import ATTRIBUTES
 
 TORCH = {
     nn.Linear: linear.linear_forward,
@@ -64,9 +65,6 @@ def lean_forward(module, loss=False):
     if "Norm" in kind.__name__ or kind.__name__.endswith("MLP"):
         return None, "its forward is not one that is known"
     return None
-
-
-ATTRIBUTES = ("forward", "_apply_gate")
 
 
 def attribute(forward):

@@ -2,10 +2,11 @@
 
 from ._library import SERVED
 from .activation import activation, activation_backward
+from .batch_norm_backward import batch_norm_backward
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
-from .positive_bits import positive_bits, where_bits
+from .positive_bits import positive_bits, relu_bits, where_bits
 from .rms_norm import rms_norm, rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
 from .selected_wgrad import selected_wgrad, selected_wgrad_
@@ -15,11 +16,13 @@ __all__ = [
     "SERVED",
     "activation",
     "activation_backward",
+    "batch_norm_backward",
     "gated_product",
     "gated_product_backward",
     "gather_selected",
     "masked_adamw_",
     "positive_bits",
+    "relu_bits",
     "rms_norm",
     "rms_norm_backward",
     "scatter_selected_",

@@ -1,17 +1,25 @@
-"""positive_bits: which elements are positive, one bit each, and where_bits: a gradient let through where the bit is set."""
+"""positive_bits: where ReLU lets a gradient through, one bit an element; relu_bits: with its output; where_bits: its backward."""
 
 import torch
 
 from . import _native
-from ._library import define, implement
+from ._library import define, implement, plain, wrote
 
 SCHEMA = "positive_bits(Tensor input) -> Tensor"
+RELU_SCHEMA = "relu_bits(Tensor input, Tensor(a!) output) -> Tensor"
 WHERE_SCHEMA = "where_bits(Tensor grad, Tensor bits, float scale) -> Tensor"
 
 
 def _check(input):
     if not input.is_floating_point():
         raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+
+
+def _check_relu(input, output):
+    _check(input)
+    if output.shape != input.shape or output.dtype != input.dtype or not output.is_contiguous():
+        expected = f"contiguous, {tuple(input.shape)} and {input.dtype} as input"
+        raise ValueError(f"output: expected {expected}, got {tuple(output.shape)}, strides {output.stride()}, {output.dtype}")
 
 
 def _check_where(grad, bits):
@@ -30,8 +38,15 @@ def _bytes(tensor):
 def positive_bits_ref(input):
     _check(input)
     flags = input.new_zeros(8 * _bytes(input), dtype=torch.uint8)
-    flags[: input.numel()] = input.flatten() > 0
+    flags[: input.numel()] = ~(input.flatten() <= 0)
     return (flags.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=input.device)).sum(1, dtype=torch.uint8)
+
+
+def relu_bits_ref(input, output):
+    _check_relu(input, output)
+    bits = positive_bits_ref(input)
+    output.copy_(input.relu())
+    return bits
 
 
 def where_bits_ref(grad, bits, scale):
@@ -47,19 +62,35 @@ def _fake(input):
     return input.new_empty(_bytes(input), dtype=torch.uint8)
 
 
+def _relu_fake(input, output):
+    _check_relu(input, output)
+    return input.new_empty(_bytes(input), dtype=torch.uint8)
+
+
 def _where_fake(grad, bits, scale):
     _check_where(grad, bits)
     return grad.new_empty(grad.shape)
 
 
 def positive_bits_cpu(input):
-    bits = _fake(input)
+    _check(input)
+    return _bits(input) if input.dtype in _native.DTYPES else positive_bits_ref(input)
+
+
+def relu_bits_cpu(input, output):
+    _check_relu(input, output)
     if input.dtype not in _native.DTYPES:
-        return positive_bits_ref(input)
+        return relu_bits_ref(input, output)
+    bits = _bits(input, output.data_ptr())
+    wrote(output)
+    return bits
+
+
+def _bits(input, relu=0):
+    bits = torch.empty(_bytes(input), dtype=torch.uint8)
     input = input.contiguous()
-    _native.C.positive_bits(
-        input.data_ptr(), _native.DTYPES[input.dtype], input.numel(), bits.data_ptr(), torch.get_num_threads()
-    )
+    dtype = _native.DTYPES[input.dtype]
+    _native.C.positive_bits(input.data_ptr(), dtype, input.numel(), bits.data_ptr(), relu, torch.get_num_threads())
     return bits
 
 
@@ -88,6 +119,15 @@ def positive_bits_triton(input):
     return bits
 
 
+def relu_bits_triton(input, output):
+    from sparse_ft.kernels import positive_bits as kernels
+
+    bits = _relu_fake(input, output)
+    kernels.positive_bits_triton(input, bits, output)
+    wrote(output)
+    return bits
+
+
 def where_bits_triton(grad, bits, scale):
     from sparse_ft.kernels import positive_bits as kernels
 
@@ -98,16 +138,30 @@ def where_bits_triton(grad, bits, scale):
 
 define(SCHEMA, fake=_fake)
 implement("positive_bits", reference=positive_bits_ref, cpu=positive_bits_cpu, triton=positive_bits_triton)
+define(RELU_SCHEMA, fake=_relu_fake)
+_relu_bits = implement("relu_bits", reference=relu_bits_ref, cpu=relu_bits_cpu, triton=relu_bits_triton)
 define(WHERE_SCHEMA, fake=_where_fake)
-implement("where_bits", reference=where_bits_ref, cpu=where_bits_cpu, triton=where_bits_triton)
+_where_bits = implement("where_bits", reference=where_bits_ref, cpu=where_bits_cpu, triton=where_bits_triton)
 
 
 def positive_bits(input):
-    """`input > 0` as uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of `input.flatten()[i]`; past the end 0.
+    """`~(input <= 0)` as uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of `input.flatten()[i]`; past the end 0.
 
-    input: floating point, any shape. NaN is not positive. Raises TypeError that names the argument.
+    input: floating point, any shape; the bit of NaN is set, as ReLU lets its gradient through. Raises TypeError that names
+    the argument.
     """
     return torch.ops.sparse_ft.positive_bits(input)
+
+
+def relu_bits(input, output):
+    """`output.copy_(input.relu())` and `positive_bits(input)`, which it returns, in one pass.
+
+    input: floating point, any shape. output: contiguous, shape and dtype of input, perhaps input itself. Raises TypeError or
+    ValueError that names the argument.
+    """
+    if plain((input, output)):
+        return _relu_bits(input, output)
+    return torch.ops.sparse_ft.relu_bits(input, output)
 
 
 def where_bits(grad, bits, scale=1.0):
@@ -117,4 +171,6 @@ def where_bits(grad, bits, scale=1.0):
     Returns a contiguous tensor of the shape and dtype of grad; what is dropped is 0 even where grad is not finite.
     Raises ValueError or TypeError that names the argument.
     """
+    if plain((grad, bits)):
+        return _where_bits(grad, bits, scale)
     return torch.ops.sparse_ft.where_bits(grad, bits, scale)

@@ -15,8 +15,11 @@ def test_each_bit_is_its_element(dtype, count):
     packed = torch.empty((count + 7) // 8, dtype=torch.uint8, device=DEVICE)
     positive_bits_triton(input, packed)
     flags = torch.zeros(8 * packed.numel(), dtype=torch.bool, device=DEVICE)
-    flags[:count] = input > 0
+    flags[:count] = ~(input <= 0)
     assert torch.equal(packed, (flags.view(-1, 8).int() << torch.arange(8, device=DEVICE)).sum(1).to(torch.uint8))
+    again, relu = torch.empty_like(packed), torch.empty_like(input)
+    positive_bits_triton(input, again, relu)
+    assert torch.equal(again, packed) and relu[0].isnan() and torch.equal(relu[1:], input[1:].relu())
     for scale in (1.0, 1.25):
         output = torch.empty_like(grad)
         where_bits_triton(grad, packed, scale, output)

@@ -16,6 +16,7 @@ import triton.language as tl  # noqa: E402
 from compiled import CAPABILITIES, check_resources, compile_launch, count, specialise  # noqa: E402
 from sparse_ft.kernels import (  # noqa: E402
     activation,
+    batch_norm_backward,
     gated_product,
     gather_selected,
     masked_adamw,
@@ -146,12 +147,22 @@ def test_rms_norm(weighted, dtype, capability, record, tmp_path):
 def test_positive_bits(dtype, capability, record, tmp_path):
     launches = [record(positive_bits, f"_{name}_kernel") for name in ("positive_bits", "where_bits")]
     x, bits = torch.empty(32, SIDE, dtype=dtype), torch.empty(4 * SIDE, dtype=torch.uint8)
-    positive_bits.positive_bits_triton(x, bits)
+    positive_bits.positive_bits_triton(x, bits, x)
     positive_bits.where_bits_triton(x, bits, 1.25, x)
     for (launch,) in launches:
         result = compile_launch(launch, capability, tmp_path)
         check_resources(result, capability)
         assert count(result, "LDG.E.128") >= 1, "narrow loads"
+
+
+@pytest.mark.parametrize("inner", [1, 3136])
+@DTYPES
+@ARCHITECTURES
+def test_batch_norm_backward(dtype, inner, capability, record, tmp_path):
+    launches = record(batch_norm_backward, "_batch_norm_backward_kernel")
+    x, of_channels = torch.empty(32, 64, inner, dtype=dtype), torch.empty(64)
+    batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, x, *x.shape)
+    check_resources(compile_launch(launches[0], capability, tmp_path), capability)
 
 
 def test_sizes_of_one_compile(record, tmp_path):

@@ -17,6 +17,7 @@ CALLS = {
     "scatter_selected": "module.scatter_selected_triton_(x, x[:1], 'rows', i, 1, 1)",
     "selected_wgrad": "module.selected_wgrad_triton(x, x, 'rows', i, 1, 1)",
     "activation": "module.activation_triton(x, 'silu')",
+    "batch_norm_backward": "module.batch_norm_backward_triton(x, x[0], None, x, 2, 2, 1)",
     "gated_product": "module.gated_product_triton(x, x, 'silu')",
     "rms_norm": "module.rms_norm_triton(x, None, 1e-6, 0.0, x, x[0])",
     "positive_bits": "module.positive_bits_triton(x, i)",

@@ -86,3 +86,32 @@ def test_the_output_is_made_again_by_the_same_function(calls):
     assert torch.equal(source.rebuild(source.tensors(), features), output.detach()[:, features])
     assert calls == [(40, 60), (40, 2)]
     assert copy.deepcopy(lean)(x).equal(output)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "sliced", "empty"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_relu_is_torchs_bit_for_bit(dtype, layout, inplace):
+    x = torch.randn(2, 9, 5, 7).to(dtype)
+    x[0, 3], x[1, 2, 0], x[1, 1, 1] = float("nan"), -0.0, -float("inf")
+    x = {
+        "contiguous": x,
+        "channels last": x.to(memory_format=torch.channels_last),
+        "transposed": x.transpose(1, 2),
+        "sliced": x[..., ::2],
+        "empty": x[:0],
+    }[layout]
+    plain, lean = twins(nn.Sequential(nn.ReLU(inplace=inplace)))
+    results = []
+    for model in (plain, lean):
+        leaf = x.clone().requires_grad_()
+        given = leaf * 1
+        version = given._version
+        output = model(given)
+        assert (output is given) == inplace and (given._version > version) == inplace
+        torch.manual_seed(0)
+        output.backward(torch.randn_like(output))
+        results.append((output.detach(), leaf.grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan()) and a.stride() == b.stride()
+        assert torch.equal(a.nan_to_num().signbit(), b.nan_to_num().signbit())

@@ -146,9 +146,19 @@ void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
 }
 
 void bits(DType dtype, int64_t count) {
-  Buffer input(dtype, count, 1), output(dtype, count);
+  Buffer input(dtype, count, 1), output(dtype, count), relu(dtype, count);
   uint8_t* packed = static_cast<uint8_t*>(malloc((count + 7) / 8));
-  baseline::positive_bits(input.data, dtype, count, packed, 2);
+  baseline::positive_bits(input.data, dtype, count, packed, nullptr, 2);
+  baseline::positive_bits(input.data, dtype, count, packed, relu.data, 2);
+  for (int64_t k = 0; k < count; ++k) expect(relu.get(k) == (input.get(k) > 0 ? input.get(k) : 0), "relu", Layout{}, k);
+  if (count % 2 == 0)
+    for (int64_t inner : {int64_t{1}, count / 2}) {
+      const int64_t channels = inner == 1 ? count : 2;
+      Buffer variance(dtype, channels, 2);
+      const ChannelOperands operands{1, channels, inner, variance.data, dtype, nullptr, dtype, 100.0};
+      baseline::batch_norm_backward(operands, input.data, dtype, output.data, 2);
+      for (int64_t k = 0; k < count; ++k) expect(std::isfinite(output.get(k)), "batch_norm_backward", Layout{}, k);
+    }
   for (double scale : {1.0, 2.0}) {
     baseline::where_bits(input.data, dtype, count, packed, scale, output.data, 2);
     for (int64_t k = 0; k < count; ++k) expect(output.get(k) == (input.get(k) > 0 ? scale * input.get(k) : 0), "bits", Layout{}, k);

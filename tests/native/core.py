@@ -148,9 +148,11 @@ def rms_norm_backward(grad_output, input, rstd, weight, offset=0.0, threads=2):
     return grad_input
 
 
-def positive_bits(input, threads=2):
+def positive_bits(input, threads=2, relu=None):
     bits = torch.empty((input.numel() + 7) // 8, dtype=torch.uint8)
-    C.positive_bits(input.data_ptr(), DTYPES[input.dtype], input.numel(), bits.data_ptr(), threads)
+    C.positive_bits(
+        input.data_ptr(), DTYPES[input.dtype], input.numel(), bits.data_ptr(), 0 if relu is None else relu.data_ptr(), threads
+    )
     return bits
 
 
@@ -158,3 +160,20 @@ def where_bits(grad, bits, scale=1.0, threads=2):
     output = torch.empty(grad.shape, dtype=grad.dtype)
     C.where_bits(grad.data_ptr(), DTYPES[grad.dtype], grad.numel(), bits.data_ptr(), scale, output.data_ptr(), threads)
     return output
+
+
+def batch_norm_backward(grad_output, weight, variance, eps, extents, threads=2):
+    """extents: (outer, channels, inner) of the memory of grad_output."""
+    grad_input = torch.full_like(grad_output, float("nan"))
+    C.batch_norm_backward(
+        grad_output.data_ptr(),
+        DTYPES[grad_output.dtype],
+        *extents,
+        variance.data_ptr(),
+        DTYPES[variance.dtype],
+        *((0, 0) if weight is None else (weight.data_ptr(), DTYPES[weight.dtype])),
+        eps,
+        grad_input.data_ptr(),
+        threads,
+    )
+    return grad_input

@@ -1,0 +1,44 @@
+"""batch_norm_backward: a gradient times two numbers of its channel."""
+
+import triton
+import triton.language as tl
+
+from .layout import check_tensors, on_device, round_to
+
+BLOCK = 1024  # elements a program, 8 a thread
+OPTIONS = dict(num_warps=4, enable_fp_fusion=False)
+
+
+@triton.jit
+def _batch_norm_backward_kernel(
+    grad_output_ptr,  # [outer, channels, inner]
+    rstd_ptr,  # [channels]
+    weight_ptr,  # [channels] or None
+    grad_input_ptr,  # [outer, channels, inner]
+    count,
+    channels,
+    inner,
+    BLOCK: tl.constexpr,
+):
+    WIDE: tl.constexpr = rstd_ptr.dtype.element_ty
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    channel = offs // inner % channels
+    grad = tl.load(grad_output_ptr + offs, mask=offs < count, other=0.0).to(WIDE)
+    grad *= tl.load(rstd_ptr + channel, mask=offs < count, other=0.0)
+    if weight_ptr is not None:
+        grad *= tl.load(weight_ptr + channel, mask=offs < count, other=0.0).to(WIDE)
+    tl.store(grad_input_ptr + offs, round_to(grad, grad_input_ptr.dtype.element_ty), mask=offs < count)
+
+
+def batch_norm_backward_triton(grad_output, rstd, weight, grad_input, outer, channels, inner):
+    """Fills grad_input, laid out as grad_output: `grad_output * rstd * weight` of each channel.
+
+    The memory of both is [outer, channels, inner]. rstd: [channels], float32 or float64, the dtype of the arithmetic.
+    """
+    check_tensors(grad_output=grad_output, rstd=rstd, grad_input=grad_input, **({} if weight is None else {"weight": weight}))
+    count = outer * channels * inner
+    if count:
+        with on_device(grad_output):
+            _batch_norm_backward_kernel[(triton.cdiv(count, BLOCK),)](
+                grad_output, rstd, weight, grad_input, count, channels, inner, BLOCK=BLOCK, **OPTIONS
+            )

@@ -1,0 +1,19 @@
+import pytest
+import torch
+from oracle import DEVICE, bits
+from sparse_ft.kernels.batch_norm_backward import batch_norm_backward_triton
+
+
+@pytest.mark.parametrize("extents", [(1, 1, 1), (3, 5, 7), (2, 3, 1025), (300, 5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_two_products_and_one_rounding(dtype, extents):
+    wide = torch.promote_types(torch.float32, dtype)
+    grad = torch.randn(extents, dtype=torch.float64, device=DEVICE).to(dtype)
+    rstd, weight = (torch.rand(extents[1], dtype=torch.float64, device=DEVICE) + 0.1 for _ in range(2))
+    rstd, weight = rstd.to(wide), weight.to(dtype)
+    for w in (weight, None):
+        want = grad.to(wide) * rstd[:, None]
+        want = (want if w is None else want * w.to(wide)[:, None]).to(dtype)
+        output = torch.empty_like(grad)
+        batch_norm_backward_triton(grad, rstd, w, output, *extents)
+        assert torch.equal(bits(output), bits(want))

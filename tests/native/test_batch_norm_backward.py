@@ -1,0 +1,33 @@
+"""batch_norm_backward of the native core: two products and one rounding, for every variant, thread count and layout."""
+
+import math
+
+import core
+import pytest
+import torch
+from oracle import DTYPES, name_of, same_bits
+
+
+@pytest.mark.parametrize("extents", [(1, 1, 1), (3, 5, 7), (2, 3, 9001), (4001, 5, 1), (2, 700, 1), (0, 3, 4)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_exact_for_every_thread_count(variant, dtype, extents):
+    channels = extents[1]
+    wide = torch.promote_types(torch.float32, dtype)
+    for other in (dtype, torch.float32):
+        grad = torch.randn(extents, dtype=torch.float64).to(dtype)
+        variance, weight = torch.rand(channels, dtype=torch.float64).to(other), torch.randn(channels).to(other)
+        rstd = torch.tensor([1 / math.sqrt(v + 1e-5) for v in variance.tolist()], dtype=torch.float64).to(wide)
+        for w in (weight, None):
+            want = grad.to(wide) * rstd[:, None]
+            want = (want if w is None else want * w.to(wide)[:, None]).to(dtype)
+            for threads in (1, 2, 7):
+                assert same_bits(core.batch_norm_backward(grad, w, variance, 1e-5, extents, threads), want), (w, threads)
+
+
+def test_arguments_are_checked():
+    x = torch.zeros(8)
+    at = x.data_ptr()
+    with pytest.raises(ValueError, match="channels must be non-negative, got -1"):
+        core.C.batch_norm_backward(at, 0, 1, -1, 1, at, 0, 0, 0, 1e-5, at, 1)
+    with pytest.raises(ValueError, match="variance_dtype must be 0 .*got 9"):
+        core.C.batch_norm_backward(at, 0, 1, 1, 1, at, 9, 0, 0, 1e-5, at, 1)
