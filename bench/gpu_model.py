@@ -7,6 +7,7 @@ state included.
 
 import argparse
 import gc
+import importlib.util
 import json
 import subprocess
 import sys
@@ -261,6 +262,9 @@ def main(arguments=None):
             print(json.dumps({"missing": str(why)}))
         return 0
     results, tiny = Results(device=str(given.device), torch=torch.__version__), given.size == "tiny"
+    if importlib.util.find_spec("transformers") is None:
+        results.add("model", "", status=SKIPPED, note="transformers is not installed: the models are its own")
+        return 0
     if given.only in "columns graph":
         check_replay(given.device, results)
     for name in ["tiny"] if tiny else [WHOLE, *(n for n in MODELS if n.endswith("layer"))]:

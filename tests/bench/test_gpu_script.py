@@ -250,6 +250,15 @@ def test_replayed_steps_are_compared_with_eager_ones(folder, monkeypatch, wrong)
     assert row.status == (RED if wrong else OK) and results.red == bool(wrong)
 
 
+def test_no_transformers_is_a_clear_line(folder, monkeypatch):
+    from bench import gpu_model
+
+    monkeypatch.setattr(gpu_model.importlib.util, "find_spec", lambda name: None)
+    assert gpu_model.main(["--device", "cpu", "--size", "tiny"]) == 0
+    (row,) = found(folder, "model")
+    assert row.status == SKIPPED and row.note.startswith("transformers is not installed")
+
+
 def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):
     from bench import gpu_model
 
