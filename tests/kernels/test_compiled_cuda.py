@@ -17,8 +17,21 @@ if not _native.CUDA:
 
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURES = [name for name in _native.C.build_info()["cuda_architectures"] if name.startswith("sm_")]
-SIZES = {"f": 4, "d": 8, "NS_7Float16E": 2, "NS_8BFloat16E": 2}
+SIZES = {"f": 4, "d": 8, "Float16": 2, "BFloat16": 2}
 MOVERS = ("gather_selected_kernel", "scatter_selected_kernel")
+
+
+def element_sizes(mangled):
+    """Bytes of each dtype among the arguments of a template: f, d, names after their length, S2_ for the one before."""
+    sizes = []
+    while mangled:
+        token = re.match(r"NS_|S\d*_|\d+|.", mangled)[0]
+        mangled = mangled[len(token) :]
+        if token.isdigit():
+            token, mangled = mangled[: int(token)], mangled[int(token) :]
+        if token in SIZES or token.startswith("S"):
+            sizes.append(SIZES.get(token) or sizes[-1])
+    return tuple(sizes)
 
 
 def kernels(path, *options):
@@ -32,10 +45,7 @@ def kernels(path, *options):
     for mangled, body in re.findall(r"Function : (\w+)\n(.*?)(?=Function : |\Z)", sass, re.S):
         opcodes = collections.Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", body))
         name, types = re.search(r"\d([a-z_]+_kernel)(?:I(.*?)EEv)?", mangled).groups()
-        sizes = []
-        for token in re.findall(r"NS_7Float16E|NS_8BFloat16E|S\d*_|[fd]", types or ""):
-            sizes.append(SIZES.get(token) or sizes[-1])  # S2_: the one before, once more
-        found.append((name, tuple(sizes), resources[mangled], opcodes))
+        found.append((name, element_sizes(types or ""), resources[mangled], opcodes))
     return found
 
 
@@ -96,6 +106,14 @@ def test_the_streams_of_a_step_are_wide(architecture, compiled_kernels):
         for _, sizes, _, opcodes in mine:
             if kernel == "masked_adamw_kernel" or sizes[0] < 8:  # of doubles only the half with the exponent is looked at
                 check_streams(opcodes, loads, stores)
+
+
+def test_the_names_of_kernels():
+    """As nvcc writes them for <float, BFloat16>, <Float16, Float16> and <Format<BFloat16, Rounding(2)>>."""
+    assert element_sizes("fNS_8BFloat16E") == (4, 2) and element_sizes("NS_7Float16ES2_") == (2, 2)
+    assert element_sizes("NS_6FormatINS_8BFloat16ELNS_8RoundingE2E") == (2,) and element_sizes(
+        "NS_6FormatIdLNS_8RoundingE0E"
+    ) == (8,)
 
 
 WRONG = """
