@@ -1,4 +1,4 @@
-"""positive_bits: one bit an element, set where ReLU passes it, and its ReLU; where_bits: a gradient let through where it is set."""
+"""positive_bits: one bit an element, where ReLU passes it, and the ReLU; where_bits: a gradient let through by its bit."""
 
 import triton
 import triton.language as tl

@@ -39,10 +39,10 @@ class Selection:
         self.__setattr__(name, None)
 
     def __reduce__(self):
-        return _rebuild, (type(self), self.index, self.block_size, self._bound)
+        return rebuilt, (type(self), self.index, self.block_size, self._bound)
 
     def __deepcopy__(self, memo):
-        return _rebuild(type(self), self.index.clone(), self.block_size, self._bound)
+        return rebuilt(type(self), self.index.clone(), self.block_size, self._bound)
 
     def __eq__(self, other):
         return self is other or (
@@ -124,7 +124,7 @@ class Selection:
         device = torch.device(device)
         if device.type == "meta" or self.index.device == device:
             return self
-        return _rebuild(type(self), self.index.to(device), self.block_size, self._bound)
+        return rebuilt(type(self), self.index.to(device), self.block_size, self._bound)
 
     def restrict(self, dim, size):
         """What a gradient needs of the `size` features along `dim` (0: rows, 1: columns) of the matrix.
@@ -244,7 +244,7 @@ def from_mask(mask, kind="entries", block_size=None):
     return selection
 
 
-def _rebuild(cls, index, block_size, bound):
+def rebuilt(cls, index, block_size, bound):
     return _fill(object.__new__(cls), index, block_size, bound)
 
 

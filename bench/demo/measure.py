@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from sparse_ft.memory.ledger import Watching
+
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
@@ -21,18 +23,13 @@ def saved_bytes(model, loss):
     `loss` is a callable that runs the forward and returns the scalar. A view counts with its whole storage, because
     that is what it keeps alive.
     """
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    seen = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage  # holding it keeps the address from being given out again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss()
-    return sum(storage.nbytes() for storage in seen.values())
+    watching = Watching(model)
+    try:
+        with watching:
+            output = loss()
+        return watching.ledger(output).total
+    finally:
+        watching.release()
 
 
 def _status(field):

@@ -1,5 +1,6 @@
 """An attention function for transformers: a padded batch keeps its key and value heads unrepeated, and one mask a model."""
 
+import copy
 import functools
 import inspect
 import re
@@ -15,31 +16,68 @@ _mask = None  # (the model's mask, weakly, its version and the dtype asked; the 
 
 
 class Before(dict):
-    """The names of the attention that a model and its parts had. A model unpickled elsewhere needs `attention` there, too."""
+    """The names of the attention that a model and its parts had, and `.configs`, [(what the model had, its own copy of it)].
+
+    A model unpickled elsewhere needs `attention` there, too.
+    """
+
+    def __init__(self, names, configs):
+        super().__init__(names)
+        self.configs = configs
 
     def __reduce__(self):
-        return _registered, (dict(self),)
+        return _registered, (dict(self), self.configs)
 
 
-def _registered(names):
+def _registered(names, configs):
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    return Before(names)
+    return Before(names, configs)
 
 
 def use_lean_attention(model):
-    """Switch a transformers model, and its parts, from "sdpa" to `attention`; the names they had, or None where nothing was."""
+    """Switch a transformers model, and its parts, from "sdpa" to `attention`; what they had, or None where nothing was.
+
+    The switch is in the config, which models may share: this one goes on with a copy.
+    """
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != "sdpa" or not hasattr(model, "set_attn_implementation"):
         return None
     if any(map(_asks_for_its_name, {cls.__module__ for module in model.modules() for cls in type(module).__mro__})):
         return None
-    before = _registered(_names(config))
+    before = _registered(_names(config), _own_configs(model))
     model.set_attn_implementation(_names(config, lean=True))
-    return before if config._attn_implementation == NAME else None
+    if model.config._attn_implementation == NAME:
+        return before
+    restore_attention(model, before)
+    return None
+
+
+def restore_attention(model, before):
+    """Undo `use_lean_attention`. A config that was changed in the meantime stays the model's own."""
+    model.set_attn_implementation(dict(before))
+    _swap(model, {id(own): had for had, own in before.configs if own == had})
+
+
+def _own_configs(model):
+    """Give every config that a module of `model` holds a copy, the same one wherever it is the same; [(config, copy)]."""
+    from transformers import PreTrainedConfig
+
+    held = {id(v): v for m in model.modules() for v in vars(m).values() if isinstance(v, PreTrainedConfig)}
+    memo = {}
+    copies = {key: copy.deepcopy(config, memo) for key, config in held.items()}
+    _swap(model, copies)
+    return [(config, copies[key]) for key, config in held.items()]
+
+
+def _swap(model, by_id):
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if id(value) in by_id:
+                module.__dict__[name] = by_id[id(value)]
 
 
 def _names(config, lean=False):

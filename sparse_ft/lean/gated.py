@@ -3,15 +3,18 @@
 import torch
 
 from .. import ops
+from ..ops._activations import ACTIVATIONS
 from ..rebuild import remember, select
 from .attach import direct
 
 
 def gated_product(gate, up, activation):
-    """act(gate) * up in fp32, rounded once. gate, up: [..., F], one dtype. activation: "silu", "gelu", "gelu_tanh" or "relu".
+    """act(gate) * up in fp32, rounded once. gate, up: [..., F]. activation: "silu", "gelu", "gelu_tanh" or "relu".
 
-    Kept for backward: gate and up, 2 F elements a token (torch keeps 3 F). Differentiable in both, once.
+    Kept for backward: gate and up, 2 F elements a token (torch keeps 3 F). Differentiable in both, once. Two dtypes: torch's own.
     """
+    if gate.dtype != up.dtype:
+        return ACTIVATIONS[activation][0](gate) * up
     if not torch.is_grad_enabled():
         return ops.gated_product(gate, up, activation)
     output = _gated_product(gate, up, activation)

@@ -3,11 +3,11 @@
 from ..nn import SelectiveConv1D, SelectiveLinear
 from . import recognise
 from .attach import attach, detach, lean_forward_of
-from .attention import use_lean_attention
+from .attention import restore_attention, use_lean_attention
 from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
 
-_RECORD = "_sparse_ft_lean"  # on the model: the names of the attention that it had, None if that was not changed
+_RECORD = "_sparse_ft_lean"  # on the model: the attention that it had, None if that was not changed
 
 
 def lean(model, loss=False, eight_bit_inputs=False):
@@ -54,6 +54,6 @@ def unlean(model):
     for module in model.modules():
         detach(module)
     if attention is not None:
-        model.set_attn_implementation(attention)
+        restore_attention(model, attention)
     del model.__dict__[_RECORD]
     return True

@@ -7,9 +7,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..convert import convert, matrix_shape
 from ..plan import Plan
-from ..salience.budget import STRUCTURES, _count
-from ..salience.select import _targets
-from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, _rebuild, as_block_size
+from ..salience.budget import STRUCTURES, count_of
+from ..salience.select import targets_of
+from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, as_block_size, rebuilt
 
 
 class _DryBlocks(Blocks):
@@ -65,7 +65,7 @@ def _drawn(model, dry, structure="columns", density=0.01, targets=None, block_si
     if not (isinstance(density, (int, float)) and 0 < density <= 1):
         raise ValueError(f"density: expected a share in (0, 1], got {density!r}")
     return Plan(
-        {name: _random(structure, density, block_size, matrix_shape(model, name), dry) for name in _targets(model, targets)}
+        {name: _random(structure, density, block_size, matrix_shape(model, name), dry) for name in targets_of(model, targets)}
     )
 
 
@@ -74,16 +74,16 @@ def _random(structure, density, block_size, shape, dry):
     rows, columns = shape
     if structure in ("rows", "columns"):
         cls = Rows if structure == "rows" else Columns
-        n = _count(shape[cls.dim], density)
+        n = count_of(shape[cls.dim], density)
         return _sized(cls, n, 1, shape, {cls.dim: dry.integers(n)}, dry)
     if structure.startswith("entries"):
         per_row = structure == "entries_per_row"
         return _sized(
-            Entries, rows * _count(columns, density) if per_row else _count(rows * columns, density), 1, shape, {}, dry
+            Entries, rows * count_of(columns, density) if per_row else count_of(rows * columns, density), 1, shape, {}, dry
         )
     size = as_block_size(block_size)
     grid = -(-rows // size[0]), -(-columns // size[1])
-    n = _count(grid[0] * grid[1], density)
+    n = count_of(grid[0] * grid[1], density)
     features = {}
     for dim, lines in enumerate(grid):
         used = round(lines * (1 - (1 - 1 / lines) ** n))  # lines that n random blocks meet
@@ -110,7 +110,7 @@ def _sized(cls, n, block_size, shape, features, dry):
     index = dry.integers(*dims, dtype=torch.int32 if largest <= INT32_MAX else torch.int64)
     block_size = as_block_size(block_size)
     bound = [0, 0] if issubclass(cls, Blocks) else 0
-    selection = _rebuild(_DryBlocks if cls is Blocks else cls, index, block_size, bound)
+    selection = rebuilt(_DryBlocks if cls is Blocks else cls, index, block_size, bound)
     for dim, used in features.items():
         compact = dry.integers(*dims, dtype=torch.int32)
         selection._features[dim, shape[dim]] = used, (cls.kind, compact, *block_size)

@@ -1,4 +1,4 @@
-"""positive_bits: where ReLU lets a gradient through, one bit an element; relu_bits: with its output; where_bits: its backward."""
+"""positive_bits: where ReLU lets a gradient through, one bit each; relu_bits: with its output; where_bits: its backward."""
 
 import torch
 

@@ -21,7 +21,7 @@ def top(score, density, structure, block_size=None):
     if structure == "entries":
         return Entries(_best(score.reshape(-1), density))
     if structure == "entries_per_row":
-        column = score.topk(_count(columns, density), dim=1).indices
+        column = score.topk(count_of(columns, density), dim=1).indices
         return Entries((column + torch.arange(rows, device=score.device)[:, None] * columns).reshape(-1).sort().values)
     height, width = block_size
     padded = torch.nn.functional.pad(score, (0, -columns % width, 0, -rows % height))
@@ -33,10 +33,10 @@ def top(score, density, structure, block_size=None):
 
 
 def _best(score, density):
-    return score.topk(_count(score.numel(), density)).indices.sort().values
+    return score.topk(count_of(score.numel(), density)).indices.sort().values
 
 
-def _count(n, density):
+def count_of(n, density):
     return max(1, round(n * density))
 
 

@@ -39,7 +39,7 @@ def select(
     """
     _check(density, structure, score, scope, batches)
     block_size = as_block_size(block_size)
-    weights = _targets(model, targets)
+    weights = targets_of(model, targets)
     if score == "random":
         scores = random_scores(_matrices(model, weights), torch.Generator().manual_seed(seed))
     elif score == "magnitude":
@@ -78,7 +78,7 @@ def _matrices(model, weights):
     return {name: weight.detach().reshape(matrix_shape(model, name)) for name, weight in weights.items()}
 
 
-def _targets(model, patterns):
+def targets_of(model, patterns):
     """{name: parameter} that match the patterns, or the weights of the linear layers but the output head."""
     if patterns is None:
         names = _linear_weights(model)

@@ -131,3 +131,27 @@ def test_unpickled_in_another_process(model, tmp_path):
     torch.save(model, tmp_path / "model.pt")
     code = "import sys, torch; torch.load(sys.argv[1], weights_only=False)(torch.arange(4)[None])"
     subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True, capture_output=True)
+
+
+def test_models_that_share_a_config_share_no_switch(model):
+    other = transformers.LlamaForCausalLM(model.config)
+    config = model.config
+    assert other.config is config
+    sft.lean(model)
+    assert model.config._attn_implementation == attention.NAME and other.config._attn_implementation == "sdpa"
+    assert model.model.layers[0].self_attn.config is model.model.config is model.config
+    assert other.model.layers[0].self_attn.config is config
+    twin = copy.deepcopy(model)
+    sft.revert(model)
+    assert all(m.config is config for m in model.modules() if hasattr(m, "config"))
+    assert config._attn_implementation == "sdpa" and twin.config._attn_implementation == attention.NAME
+    sft.revert(twin)
+    assert twin.config._attn_implementation == "sdpa" and twin.model.layers[0].self_attn.config is twin.config
+
+
+def test_what_was_set_in_the_config_meanwhile_stays(model):
+    config = model.config
+    sft.lean(model)
+    model.config.use_cache = True
+    sft.revert(model)
+    assert model.config.use_cache and not config.use_cache and model.config._attn_implementation == "sdpa"

@@ -153,3 +153,24 @@ def test_an_activation_in_place_is_left_alone():
     x = torch.ones(3)
     model[0](x)
     assert x[0] != 1
+
+
+@pytest.mark.parametrize("fp32", ["gate_proj", "up_proj"])
+def test_gate_and_up_of_two_dtypes(fp32):
+    model, inputs = build("Llama")
+    mlp = model.to(torch.bfloat16).model.layers[0].mlp
+    getattr(mlp, fp32).float()
+    mlp.down_proj.float()
+    plain = copy.deepcopy(mlp)
+    sft.lean(mlp)
+    for name in ("gate_proj", "up_proj"):
+        for twin in (mlp, plain):
+            layer = getattr(twin, name)
+            layer.register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
+    results = []
+    for twin in (plain, mlp):
+        x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = twin(x)
+        out.sum().backward()
+        results.append((out, x.grad))
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*results, strict=True))

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sparse_ft as sft
+from sparse_ft.memory.ledger import Watching
 
 OUT, IN, TOKENS = 96, 160, 3
 KINDS = {
@@ -43,18 +44,12 @@ def train_once(module, x, optimizer):
     module.state_dict()
 
 
-def kept_bytes(forward):
-    """Bytes in unique storages that autograd keeps, parameters left out."""
-    storages = {}
-
-    def pack(t):
-        if not isinstance(t, nn.Parameter):
-            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(), t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+def kept_bytes(forward, *modules):
+    """Bytes that autograd keeps for a call, what `modules` hold left out, and the call's output."""
+    watching = Watching(nn.ModuleList(modules))
+    with watching:
         out = forward()
-    return sum(size for size, _ in storages.values()), out
+    return watching.ledger(out).total, out
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,24 +97,25 @@ def test_bytes_kept_for_one_linear():
     size = x.numel() * 4
     make = lambda selection: sft.nn.SelectiveLinear.from_linear(nn.Linear(1024, 1024), selection)  # noqa: E731
     columns = make(sft.Columns(torch.arange(0, 1024, 32)))
-    assert kept_bytes(lambda: linear(x))[0] == 0
-    assert kept_bytes(lambda: columns(x))[0] <= 0.032 * size
-    assert kept_bytes(lambda: make(sft.Blocks([[0, 0], [3, 0], [5, 7]], 16))(x))[0] <= 32 / 1024 * size
-    assert kept_bytes(lambda: make(sft.Rows([0]))(x))[0] == size
+    assert kept_bytes(lambda: linear(x), linear)[0] == 0
+    assert kept_bytes(lambda: columns(x), columns)[0] <= 0.032 * size
+    blocks, rows = make(sft.Blocks([[0, 0], [3, 0], [5, 7]], 16)), make(sft.Rows([0]))
+    assert kept_bytes(lambda: blocks(x), blocks)[0] <= 32 / 1024 * size
+    assert kept_bytes(lambda: rows(x), rows)[0] == size
     columns.values.requires_grad_(False)
     columns.bias.requires_grad_(False)
-    assert kept_bytes(lambda: columns(x))[0] == 0
+    assert kept_bytes(lambda: columns(x), columns)[0] == 0
 
 
 def test_one_copy_for_all_who_read_the_same_columns():
     x = torch.randn(4, 64, 256)
     q, k, v = (sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 256), sft.Columns([1, 2, 200])) for _ in range(3))
-    one, _ = kept_bytes(lambda: q(x))
-    three, out = kept_bytes(lambda: (q(x) + k(x) + v(x)).sum())
+    one, _ = kept_bytes(lambda: q(x), q)
+    three, out = kept_bytes(lambda: (q(x) + k(x) + v(x)).sum(), q, k, v)
     assert one == three == 4 * 64 * 3 * 4
     out.backward()
     x.add_(1)  # another version of the same tensor: another copy
-    again, out = kept_bytes(lambda: q(x).sum())
+    again, out = kept_bytes(lambda: q(x).sum(), q)
     q.values.grad = None
     out.backward()
     torch.testing.assert_close(q.values.grad, (torch.ones(256, 256) @ x.reshape(256, 256))[:, [1, 2, 200]])
@@ -146,6 +142,6 @@ def test_autocast_keeps_no_copy_of_a_weight():
             with torch.autocast("cpu", torch.bfloat16):
                 return module(x)
 
-        size, out = kept_bytes(forward)
+        size, out = kept_bytes(forward, module)
         assert size <= x.numel() * 4
         out.sum().backward()
