@@ -9,6 +9,8 @@ from . import ops
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
 from .rebuild import source_of
 
+_is_compiling = torch.compiler.is_compiling  # host time: every forward asks more than once
+
 
 def selective_linear(input, weight, values, selection, bias=None):
     """`F.linear(input, weight, bias)` whose gradient reaches `values`, the selected entries of `weight`, and never `weight`.
@@ -78,7 +80,7 @@ def selective_product(input, weight, values, bias, part, input_dim):
     """
     if not torch.is_grad_enabled():
         return _product(input, weight, bias, input_dim)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if _is_compiling() or torch._C._are_functorch_transforms_active():
         return _SelectiveProduct.apply(input, weight, values, bias, part, input_dim)
     return _apply_product(input, weight, values, bias, part, input_dim)
 
@@ -100,7 +102,7 @@ def _keep(input, features, dtype):
 
     q, k and v ask in a row: the features know their last copy (copy, input, its version), copy and input weakly.
     """
-    if torch.compiler.is_compiling() or input.is_inference():
+    if _is_compiling() or input.is_inference():
         return input.index_select(-1, features).to(dtype)
     version = input._version
     last = getattr(features, "last_copy", None)
@@ -108,7 +110,9 @@ def _keep(input, features, dtype):
         kept._fix_weakref()  # what TensorWeakRef does, in a quarter of its time
         if kept.dtype == dtype:
             return kept
-    kept = _cast(input.index_select(-1, features), dtype)
+    kept = input.index_select(-1, features)
+    if kept.dtype != dtype:
+        kept = kept.to(dtype)
     features.last_copy = weakref.ref(kept), weakref.ref(input), version
     return kept
 
@@ -147,18 +151,18 @@ class _SelectiveProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
-        output, kept = _product(input, weight, bias, input_dim), ()
+        output, kept, source = _product(input, weight, bias, input_dim), (), None
         if values.requires_grad:
-            kept, ctx.source = _to_keep(input, part[0], output.dtype)
+            kept, source = _to_keep(input, part[0], output.dtype)
         ctx.save_for_backward(weight if input.requires_grad else None, *kept)
-        ctx.part, ctx.input_dim = part, input_dim
+        ctx.how = part, input_dim, source  # one attribute: each takes 0.2 µs
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
         _refuse_double_backward("selective_linear")
         weight, *kept = ctx.saved_tensors
-        (features, layout), input_dim = ctx.part, ctx.input_dim
+        (features, layout), input_dim, source = ctx.how
         grad_input = grad_values = grad_bias = None
         flat = _flat(grad_output)  # [T, out]
         if weight is not None:
@@ -167,7 +171,7 @@ class _SelectiveProduct(torch.autograd.Function):
             if grad_output.dim() != 2:
                 grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(input_dim))
         if kept:
-            input = kept[0] if ctx.source is None else ctx.source.rebuild(kept, features)
+            input = kept[0] if source is None else source.rebuild(kept, features)
             input = _cast(_flat(input), flat.dtype)  # [T, features]
             operands = (flat, input) if input_dim == 1 else (input, flat)
             grad_values = ops.selected_wgrad(*operands, *layout)

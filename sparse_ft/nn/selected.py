@@ -19,6 +19,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import ops
 
+_is_compiling, _expired = torch.compiler.is_compiling, torch.UntypedStorage._expired  # host time: every forward asks
+
 _owners = {}  # id of values, while they live -> the Selected modules that have held them, weakly
 _live = weakref.WeakSet()  # every Selected module
 _checked = weakref.WeakSet()  # optimisers that were looked at for weights without their values
@@ -100,7 +102,7 @@ class Selected(nn.Module):
     _part = None  # what backward needs of the input: `selection.restrict` of `input_dim`
     _shown = None  # the state of values and weight when the one last showed the other; None: they may differ
     _chosen_dtype = None  # the dtype of values that was asked for; None: fp32 or wider, whatever the weight becomes
-    _held = None  # (addresses, whether the weight's storage is gone, values): an address counts while nothing else gets it
+    _held = None  # (addresses, storage of the weight, values): an address counts while nothing else gets it
 
     def _weight(self):
         return self._parameters["weight"]
@@ -174,9 +176,9 @@ class Selected(nn.Module):
     def _mark_shown(self):
         state = self._state()
         held = self._held
-        if held is None or held[0] != (state[1], state[4]) or held[1]():
+        if held is None or held[0] != (state[1], state[4]) or held[1].expired():
             values, storage = self._parameters["values"].detach(), StorageWeakRef(self._weight().untyped_storage())
-            self.__dict__["_held"] = (state[1], state[4]), storage.expired, values
+            self.__dict__["_held"] = (state[1], state[4]), storage, values
         self.__dict__["_shown"] = state
 
     def after_step(self, written, reached):
@@ -195,7 +197,7 @@ class Selected(nn.Module):
 
     def sync(self, force=False):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return self._write()
         if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
             raise RuntimeError(
@@ -205,7 +207,7 @@ class Selected(nn.Module):
         shown = self._shown
         if not force and shown is not None:
             state = self._state()
-            if state == shown and not self._held[1]():
+            if state == shown and not _expired(self._held[1].cdata):
                 return
             if state[:3] == shown[:3]:
                 self._warn_if_overwritten()
