@@ -11,7 +11,8 @@ from .attach import direct
 def gated_product(gate, up, activation):
     """act(gate) * up in fp32, rounded once. gate, up: [..., F]. activation: "silu", "gelu", "gelu_tanh" or "relu".
 
-    Kept for backward: gate and up, 2 F elements a token (torch keeps 3 F). Differentiable in both, once. Two dtypes: torch's own.
+    Kept for backward: gate and up, 2 F elements a token (torch keeps 3 F); all that torch does, where their dtypes differ.
+    Differentiable in both, once.
     """
     if gate.dtype != up.dtype:
         return ACTIVATIONS[activation][0](gate) * up

@@ -26,6 +26,9 @@ LINES = {
     "activations": "held for backward",
     "peak": "most at once",
 }
+NOTE = (
+    "without what kernels allocate for themselves: little but for convolutions on a CPU, about a fifth of a small ResNet's peak"
+)
 
 
 class Estimate(NamedTuple):
@@ -69,8 +72,8 @@ def estimate(
     on where the caller has it on.
 
     The peak is that of any step but the first: state is there, gradients are not yet. It lacks what kernels allocate for
-    themselves (convolutions on the CPU: about a fifth of a small ResNet's peak). Raises TypeError or ValueError that name the
-    argument.
+    themselves (convolutions on the CPU reorder their operands: about a fifth of a small ResNet's peak), and says so in print.
+    Raises TypeError or ValueError that name the argument.
     """
     if isinstance(model_or_config, nn.Module) and _is_selective(model_or_config):
         raise ValueError("model_or_config: it was converted already; estimate first, or call sft.revert(model)")
@@ -163,4 +166,4 @@ def side_by_side(estimates):
     """Text: one column an estimate. estimates: {label: Estimate}."""
     lines = [("", *estimates)]
     lines += [(what, *(readable(getattr(e, field)) for e in estimates.values())) for field, what in LINES.items()]
-    return "\n".join(columns(lines, numbers=range(1, len(estimates) + 1)))
+    return "\n".join([*columns(lines, numbers=range(1, len(estimates) + 1)), NOTE])

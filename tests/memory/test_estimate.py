@@ -222,7 +222,7 @@ def test_the_command_prints_them_side_by_side(tmp_path, capsys):
     config.save_pretrained(tmp_path)
     assert main(["estimate", str(tmp_path / "config.json"), "--batch", "2", "--sequence", "32", "--structure", "rows"]) == 0
     printed = capsys.readouterr().out
-    for word in ("full", "LoRA r8", "0.01 rows", "held for backward", "most at once", "MiB"):
+    for word in ("full", "LoRA r8", "0.01 rows", "held for backward", "most at once", "MiB", "convolutions on a CPU"):
         assert word in printed
     with pytest.raises(SystemExit):
         main(["estimate", str(tmp_path / "missing.json")])
