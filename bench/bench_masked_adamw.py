@@ -13,6 +13,7 @@ from sparse_ft.optim.pages import FAR_APART, use_huge_pages
 OP = "masked_adamw"
 TESTS = ["tests/ops/test_masked_adamw.py", "tests/native/test_masked_adamw.py", "tests/optim"]
 ENTRIES = {"tiny": (0.01,), "quick": (0.001, 0.01, 0.05, 0.1), "full": (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5)}
+STORED = "everything selected, by how values are stored"
 DENSE, FULL = "4 M fp32, ours steps 1 % of the entries and the others all", "everything selected"
 COMPACT = "compact fused + index_copy_"
 COMPACT_HUGE = f"{COMPACT}, huge pages"
@@ -33,6 +34,7 @@ def cases(size):
     ]
     return found + [
         Case(FULL, "rows", 1.0, "bfloat16", shape, seconds=2 * seconds),
+        Case(STORED, "rows", 1.0, "bfloat16", medium, seconds=seconds),
         Case(DENSE, "dense", 0.01, "float32", medium, seconds=3 * seconds),
     ]
 
@@ -67,14 +69,15 @@ class Setting:
         self.values = torch.nn.Parameter(self.selection.gather(self.weight, dtype=torch.float32))
         self.values.grad = torch.randn_like(self.values)
 
-    def ours(self):
-        """On pages as `SelectiveAdamW` leaves them after its first step."""
-        values, weight = self.values.detach().clone(), self.weight.clone()
-        state = [torch.zeros_like(values) for _ in range(2)]
+    def ours(self, dtype=torch.float32, moments=None, **storage):
+        """On pages as `SelectiveAdamW` leaves them after its first step. storage: the op's keywords on how values are kept."""
+        values, weight = self.values.detach().to(dtype, copy=True), self.weight.clone()
+        grad = self.values.grad.to(dtype)
+        state = [torch.zeros_like(values, dtype=moments or dtype) for _ in range(2)]
         kind, index, *block = self.selection.layout
         use_huge_pages(kind, weight, values, *state)
-        arguments = ([values], [self.values.grad], [state[0]], [state[1]], [torch.zeros(())], [weight], [kind], [index], block)
-        keywords = {name: [value] for name, value in optimizers.HYPER.items()}
+        arguments = ([values], [grad], [state[0]], [state[1]], [torch.zeros(())], [weight], [kind], [index], block)
+        keywords = {name: [value] for name, value in optimizers.HYPER.items()} | storage
         return lambda: ops.masked_adamw_(*arguments, **keywords)
 
     def compact_then(self, write, cast=True):
@@ -124,6 +127,14 @@ def providers(case):
     if case.kind == "dense":
         return {OURS: setting.ours} | {
             name: lambda make=make: setting.dense(make, torch.float32) for name, make in optimizers.DENSE.items()
+        }
+    if case.name == STORED:
+        bf16, halves = torch.bfloat16, [torch.zeros_like(setting.values, dtype=torch.int16)]
+        return {
+            OURS: setting.ours,
+            "bf16 values": lambda: setting.ours(bf16),
+            "bf16 values, rounded by chance": lambda: setting.ours(bf16, seeds=[0]),
+            "bf16 values and corrections": lambda: setting.ours(bf16, torch.float32, corrections=halves),
         }
     if case.name == FULL:
         return {

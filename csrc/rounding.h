@@ -34,7 +34,10 @@ SFT_HD RandomKey stream_key(RandomKey key, uint32_t high, int stream) {
   return RandomKey{key.first, key.second + high * 0x85ebca6bu + static_cast<uint32_t>(stream) * 0x9e3779b9u};
 }
 
-SFT_HD uint32_t random_word(RandomKey key, uint32_t entry) { return mix32(mix32(entry ^ key.first) + key.second); }
+// In two parts, as the first is the same for every stream.
+SFT_HD uint32_t mixed_entry(RandomKey key, uint32_t entry) { return mix32(entry ^ key.first); }
+SFT_HD uint32_t word_of(RandomKey key, uint32_t mixed) { return mix32(mixed + key.second); }
+SFT_HD uint32_t random_word(RandomKey key, uint32_t entry) { return word_of(key, mixed_entry(key, entry)); }
 
 SFT_HD uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
 #ifdef __CUDA_ARCH__

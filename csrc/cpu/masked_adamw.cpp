@@ -44,11 +44,9 @@ struct Job {
 // State in 16 bits: widened into buffers, updated there, narrowed.
 void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t count, WideState& wide) {
   read_plain(wide.grad, t.grad, t.dtype, k, count);
-  read_values(t, k, count, wide);
-  read_moments(t, k, count, wide);
+  read_state(t, k, count, wide);
   update_run(job.single, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
-  write_values(t, job.random, k, count, wide);
-  write_moments(t, job.random, k, count, wide);
+  write_state(t, job.random, k, count, wide);
 }
 
 void update_piece(const AdamWTensor& tensor, const Job& job, int64_t k, int64_t count, WideState& wide) {

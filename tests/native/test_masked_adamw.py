@@ -99,6 +99,10 @@ def model():
     made = [linked(kind, (130, 260), dtype, weight, which, block=(16, 20)) for kind, dtype, weight, which in cases]
     made += [tensor(shape, torch.float32) for shape in ((0,), (5,), (300, 77))] + [tensor((9001,), torch.float16)]
     made += [tensor((400_000,), torch.float32)]  # work enough for a team of seven
+    made += [tensor((20_011,), dtype) | {"seed": 7} for dtype in (torch.bfloat16, torch.float16)]
+    corrected = tensor((20_011,), torch.float32)
+    corrected |= {"value": corrected["value"].bfloat16(), "grad": corrected["grad"].bfloat16()}
+    made += [corrected | {"correction": torch.arange(20_011).to(torch.int16)}]
     for i, t in enumerate(made):
         t["lr"] = 0.01 * (i + 1)
     return made
@@ -107,7 +111,8 @@ def model():
 def run(threads, **keywords):
     tensors = model()
     found = core.adamw_(tensors, threads=threads, **keywords)
-    return found, [t[name] for t in tensors for name in (*STATE, "step", "weight") if name in t]
+    corrections = [t["correction"].view(torch.float16) for t in tensors if "correction" in t]
+    return found, corrections + [t[name] for t in tensors for name in (*STATE, "step", "weight") if name in t]
 
 
 def test_same_bits_for_every_thread_count_and_variant():
