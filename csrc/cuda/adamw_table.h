@@ -10,7 +10,7 @@
 
 namespace sparse_ft {
 
-constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 403 tensors with streams beyond the plain ones
+constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 448 tensors with streams beyond the plain ones
 constexpr int kTableFamilies = 48;
 constexpr int kParameterBytes = 32764;  // of one launch, since CUDA 12.1 on compute capability 7.0 and later
 constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
