@@ -10,10 +10,13 @@ FEWEST = 3  # rounds of every variant, however slow
 
 
 def order_of(names, number):
-    """The order of a round: rotated by one each round, reversed every second, so that nobody keeps the same predecessor."""
+    """The order of a round: rotated by one each round, reversed every second, so that nobody keeps the same predecessor.
+
+    For two, to rotate is to reverse, and both together would be the first order again.
+    """
     shift = number % len(names)
     turned = names[shift:] + names[:shift]
-    return turned[::-1] if number % 2 else turned
+    return turned[::-1] if number % 2 and len(names) > 2 else turned
 
 
 def interleave(variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.perf_counter):

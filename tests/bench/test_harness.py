@@ -34,6 +34,10 @@ def test_the_order_turns_and_is_reversed_every_second_round():
     assert len(before) == 6  # everyone follows everyone at some time
 
 
+def test_two_take_turns_at_being_the_first():
+    assert [harness.order_of(["a", "b"], n) for n in range(4)] == [["a", "b"], ["b", "a"]] * 2
+
+
 def test_each_variant_is_timed_once_a_round(clock):
     samples = harness.interleave({"a": clock.variant("a", 0.01), "b": clock.variant("b", 0.02)}, 0.2, clock=clock)
     assert all(t == pytest.approx(0.01) for t in samples["a"].values())
