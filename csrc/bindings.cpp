@@ -24,8 +24,8 @@ namespace {
 using Address = uintptr_t;
 // kind, index, index_bits, n, block_h, block_w, rows, columns
 using LayoutTuple = std::tuple<int, Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// correction or 0, seed or -1 (to nearest)
-using StorageTuple = std::tuple<Address, int64_t>;
+// correction or 0, seed or -1 (to nearest), exp_avg_absmax and exp_avg_sq_absmax or 0
+using StorageTuple = std::tuple<Address, int64_t, Address, Address>;
 // values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, storage, lr, beta1, beta2, eps, weight_decay, lr_at
 using AdamWTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int, Address, int, std::optional<LayoutTuple>,
                               std::optional<StorageTuple>, double, double, double, double, double, Address>;
@@ -109,13 +109,16 @@ void selected_wgrad(Address grad_output, int64_t grad_output_stride, Address inp
 }
 
 AdamWStorage storage(const StorageTuple& tuple, DType values) {
-  const auto [correction, seed] = tuple;
+  const auto [correction, seed, exp_avg_absmax, exp_avg_sq_absmax] = tuple;
   const bool by_chance = seed >= 0;
   require(!correction || values == kBFloat16, "dtype", values, "2 (bfloat16) with a correction");
   require(!by_chance || values == kBFloat16 || values == kFloat16, "dtype", values, "2 (bfloat16) or 3 (float16) with a seed");
   require(!by_chance || !correction, "seed", seed, "-1 with a correction");
   require(seed >> 48 <= 0, "seed", seed, "less than 2^48");
-  return AdamWStorage{static_cast<int16_t*>(pointer(correction)), by_chance, by_chance ? static_cast<uint64_t>(seed) : 0};
+  require(!exp_avg_absmax || values != kFloat64, "dtype", values, "0 (float32), 2 (bfloat16) or 3 (float16) with an absmax");
+  require(!exp_avg_absmax == !exp_avg_sq_absmax, "exp_avg_sq_absmax", static_cast<int64_t>(exp_avg_sq_absmax), "given with exp_avg_absmax");
+  return AdamWStorage{static_cast<int16_t*>(pointer(correction)), by_chance, by_chance ? static_cast<uint64_t>(seed) : 0,
+                      static_cast<float*>(pointer(exp_avg_absmax)), static_cast<float*>(pointer(exp_avg_sq_absmax))};
 }
 
 AdamWTensor adamw_tensor(const AdamWTuple& tuple) {

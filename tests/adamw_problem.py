@@ -4,9 +4,18 @@ import oracle
 import torch
 
 from sparse_ft import ops
+from sparse_ft.ops._eight_bit import num_blocks
 
 SHAPE = (17, 22)
 HYPER = dict(lr=3e-2, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
+
+
+def snapshot(tensors):
+    return [tensor.clone() for tensor in tensors]
+
+
+def unchanged(tensors, before):
+    return all(oracle.same_bits(a, b) for a, b in zip(tensors, before, strict=True))
 
 
 class Problem:
@@ -24,7 +33,8 @@ class Problem:
         stored="plain",
         **hyper,
     ):
-        """stored: "plain", "by chance" or "corrected" (values and moments, where their dtype allows)."""
+        """stored: "plain", "by chance" or "corrected" (values and moments, where their dtype allows), or these with moments in
+        8 bits: "8 bits", "8 bits by chance", "8 bits corrected"."""
         weight_dtype = weight_dtype or dtype
         self.layouts = [oracle.layout(kind, SHAPE, which, block=(5, 8), device=device) for kind in kinds]
         self.weights = [oracle.matrices(SHAPE, weight_dtype, device)[form] for _ in kinds]
@@ -39,15 +49,19 @@ class Problem:
             name: [hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))]
             for name in HYPER
         }
-        self.corrections = self.seeds = None
-        if stored == "by chance":
+        self.corrections = self.seeds = self.absmaxes = None
+        if "by chance" in stored:
             self.seeds = [3 + i for i in range(len(self.values))]
-        if stored == "corrected":
+        if "corrected" in stored:
             self.corrections = [torch.zeros_like(v, dtype=torch.int16) for v in self.values]
-            self.exp_avgs, self.exp_avg_sqs = (
-                [torch.zeros_like(v, dtype=torch.float32) for v in self.values] for _ in range(2)
-            )
+            self.new_moments(torch.float32)
+        if "8 bits" in stored:
+            self.absmaxes = [torch.zeros(num_blocks(v.numel()), device=device) for v in self.values for _ in range(2)]
+            self.new_moments(torch.uint8)
         self.new_grads()
+
+    def new_moments(self, dtype):
+        self.exp_avgs, self.exp_avg_sqs = ([torch.zeros_like(v, dtype=dtype) for v in self.values] for _ in range(2))
 
     def new_grads(self):
         self.grads = [torch.randn(v.shape, dtype=torch.float64).to(v.device, v.dtype) for v in self.values]
@@ -57,7 +71,8 @@ class Problem:
 
     @property
     def state(self):
-        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights, *(self.corrections or ())]
+        storage = *(self.corrections or ()), *(self.absmaxes or ())
+        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights, *storage]
 
     @property
     def arguments(self):
@@ -67,7 +82,7 @@ class Problem:
 
     @property
     def storage(self):
-        storage = {"corrections": self.corrections, "seeds": self.seeds}
+        storage = {"corrections": self.corrections, "seeds": self.seeds, "absmaxes": self.absmaxes}
         return {name: given for name, given in storage.items() if given is not None}
 
     def step(self, adamw_, **keywords):

@@ -220,6 +220,8 @@ def test_every_thread_of_a_cuda_launch_writes_what_the_cpu_writes_and_nothing_el
     for plant in ("twice", "again"):
         twice = subprocess.run([program, plant], capture_output=True, text=True)
         assert twice.returncode == 3 and "written 2 times instead of 1" in twice.stderr
+    lanes = subprocess.run([program, "lanes"], capture_output=True, text=True)
+    assert lanes.returncode == 2 and "exp_avg" in lanes.stderr
 
 
 @needs_cxx

@@ -41,7 +41,7 @@ struct Job {
   RandomKey random;
 };
 
-// State in 16 bits: widened into buffers, updated there, narrowed.
+// State in fewer bits: widened into buffers, updated there, narrowed.
 void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t count, WideState& wide) {
   read_plain(wide.grad, t.grad, t.dtype, k, count);
   read_state(t, k, count, wide);
@@ -50,6 +50,7 @@ void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t cou
 }
 
 void update_piece(const AdamWTensor& tensor, const Job& job, int64_t k, int64_t count, WideState& wide) {
+  if (tensor.storage.exp_avg_absmax) return update_widened(tensor, job, k, count, wide);
   switch (tensor.dtype) {
     case kFloat32: return update_in_place<float>(job.single, tensor, k, count);
     case kFloat64: return update_in_place<double>(job.full, tensor, k, count);
@@ -95,7 +96,7 @@ bool any_nonfinite(const void* data, DType dtype, int64_t begin, int64_t end) {
 // Nanoseconds, at least: what an entry costs where everything is in the cache.
 double step_cost(const AdamWTensor& tensor) {
   const bool scattered = tensor.weight && (tensor.layout.kind == kColumns || tensor.layout.kind == kEntries);
-  return tensor.count * (scattered ? 2.5 : 0.5);
+  return tensor.count * ((scattered ? 2.5 : 0.5) + (tensor.storage.exp_avg_absmax ? 4.0 : 0.0));
 }
 
 // Calls f(tensor number, begin, end) for every chunk of every tensor, shared between the threads.

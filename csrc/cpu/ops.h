@@ -20,11 +20,12 @@ struct WgradOperands {
   bool compact_input;  // kind columns only
 };
 
-// What makes values and moments of 16 bits hold more than they would by themselves; null and false where nothing does.
+// How values and moments are kept in fewer bits than they are computed in; null and false where nothing is particular about them.
 struct AdamWStorage {
   int16_t* correction;  // [count]: with values in bfloat16 the master; moments are float32 then
   bool by_chance;       // what is stored in 16 bits is rounded by chance
   uint64_t seed;        // of that
+  float *exp_avg_absmax, *exp_avg_sq_absmax;  // [ceil(count / kQuantBlock)]: moments are codes of 8 bits; both or neither
 };
 
 struct AdamWTensor {

@@ -10,15 +10,21 @@
 
 namespace sparse_ft {
 
-constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 448 tensors with streams beyond the plain ones
+constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 366 to 448 tensors with streams beyond the plain ones
 constexpr int kTableFamilies = 48;
 constexpr int kParameterBytes = 32764;  // of one launch, since CUDA 12.1 on compute capability 7.0 and later
 constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
 
 // Addresses, and one seed. Those from kPlainStreams on only where the format needs them.
 enum Stream : int {
-  kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kPlainStreams, kCorrection = kPlainStreams, kSeed, kStreams
+  kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kPlainStreams,
+  kCorrection = kPlainStreams, kSeed, kRoundedStreams,
+  kExpAvgAbsmax = kRoundedStreams, kExpAvgSqAbsmax, kStreams
 };
+
+static inline int streams_of(FormatCode format) {
+  return format.eight_bit ? kStreams : format.rounding == kToNearest ? kPlainStreams : kRoundedStreams;
+}
 
 struct Family {
   union {
@@ -82,6 +88,8 @@ SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
   t.storage.correction = static_cast<int16_t*>(address(table, kCorrection, i));
   t.storage.by_chance = table.format.rounding == kByChance;
   t.storage.seed = number(table, kSeed, i);
+  t.storage.exp_avg_absmax = static_cast<float*>(address(table, kExpAvgAbsmax, i));
+  t.storage.exp_avg_sq_absmax = static_cast<float*>(address(table, kExpAvgSqAbsmax, i));
   return t;
 }
 
@@ -125,7 +133,8 @@ static inline AdamWNumbers numbers_of(const AdamWTensor& t) {
   const auto number = [](const void* address) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(address)); };
   const void* index = t.weight ? t.layout.index : nullptr;
   return AdamWNumbers{{number(t.values), number(t.grad), number(t.exp_avg), number(t.exp_avg_sq), number(t.step), number(t.weight),
-                       number(index), number(t.storage.correction), t.storage.seed}};
+                       number(index), number(t.storage.correction), t.storage.seed, number(t.storage.exp_avg_absmax),
+                       number(t.storage.exp_avg_sq_absmax)}};
 }
 
 // Its number, or the count of families if it is new.

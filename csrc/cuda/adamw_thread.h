@@ -115,55 +115,72 @@ SFT_HD T narrowed(Wide x, RandomKey key, int64_t entry) {
   else return convert(x, Tag<T>());
 }
 
+template <class F>
+SFT_HD typename F::Wide read_value(const AdamWPack<F>& pack, int i) {
+  if constexpr (F::kRounding == kCorrected) return join(pack.value.x[i], pack.correction.x[i]);
+  else return convert(pack.value.x[i], Tag<typename F::Wide>());
+}
+
+// entry: the number of entry i of the pack.
+template <class F>
+SFT_HD void write_value(AdamWPack<F>& pack, int i, typename F::Wide p, RandomKey key, int64_t entry) {
+  if constexpr (F::kRounding == kCorrected) {
+    const SplitFloat both = split(p);
+    pack.value.x[i] = both.high;
+    pack.correction.x[i] = both.low;
+  } else {
+    pack.value.x[i] = narrowed<F, typename F::Value>(p, key, entry);
+  }
+}
+
 // k: the first entry of the pack. Whatever of its number is above 32 bits is the same for the others.
 template <class F>
 SFT_HD void update_pack(const AdamWConstants<typename F::Wide>& c, RandomKey random, int64_t k, AdamWPack<F>& pack) {
   using Wide = typename F::Wide;
-  using T = typename F::Value;
   using M = typename F::Moment;
   const uint32_t high = static_cast<uint32_t>(k >> 32);
   const RandomKey of_value = stream_key(random, high, 0);
   const RandomKey of_exp_avg = stream_key(random, high, 1), of_exp_avg_sq = stream_key(random, high, 2);
   SFT_UNROLL
   for (int i = 0; i < F::kPack; ++i) {
-    Wide p, m = convert(pack.exp_avg.x[i], Tag<Wide>()), v = convert(pack.exp_avg_sq.x[i], Tag<Wide>());
-    if constexpr (F::kRounding == kCorrected) p = join(pack.value.x[i], pack.correction.x[i]);
-    else p = convert(pack.value.x[i], Tag<Wide>());
+    Wide p = read_value(pack, i), m = convert(pack.exp_avg.x[i], Tag<Wide>()), v = convert(pack.exp_avg_sq.x[i], Tag<Wide>());
     adamw_update(c, convert(pack.grad.x[i], Tag<Wide>()), p, m, v);
-    if constexpr (F::kRounding == kCorrected) {
-      const SplitFloat both = split(p);
-      pack.value.x[i] = both.high;
-      pack.correction.x[i] = both.low;
-    } else {
-      pack.value.x[i] = narrowed<F, T>(p, of_value, k + i);
-    }
+    write_value(pack, i, p, of_value, k + i);
     pack.exp_avg.x[i] = narrowed<F, M>(m, of_exp_avg, k + i);
     pack.exp_avg_sq.x[i] = narrowed<F, M>(v, of_exp_avg_sq, k + i);
   }
 }
 
 template <class F>
-SFT_HD void store_state(const AdamWBlock& block, int64_t begin, int thread, const AdamWConstants<typename F::Wide>& constants,
-                        RandomKey random, AdamWPacks<F>& held) {
+SFT_HD void store_pack_of_state(const AdamWTensor& t, int64_t k, int64_t left, const AdamWPack<F>& pack) {
   using T = typename F::Value;
   using M = typename F::Moment;
-  const AdamWTensor& t = block.tensor;
+  store_pack(static_cast<T*>(t.values) + k, pack.value, left);
+  store_pack(static_cast<M*>(t.exp_avg) + k, pack.exp_avg, left);
+  store_pack(static_cast<M*>(t.exp_avg_sq) + k, pack.exp_avg_sq, left);
+  if constexpr (F::kRounding == kCorrected) store_pack(t.storage.correction + k, pack.correction, left);
+}
+
+template <class F>
+SFT_HD void write_packs_through(const AdamWBlock& block, int64_t begin, int thread, const AdamWPacks<F>& held) {
+  SFT_UNROLL
+  for (int group = 0; block.tensor.weight && group < F::kGroups; ++group) {
+    const int64_t k = first_entry<F>(begin, group, thread);
+    if (k < block.end) write_through(block, k, held.group[group].value);
+  }
+}
+
+template <class F>
+SFT_HD void store_state(const AdamWBlock& block, int64_t begin, int thread, const AdamWConstants<typename F::Wide>& constants,
+                        RandomKey random, AdamWPacks<F>& held) {
   SFT_UNROLL
   for (int group = 0; group < F::kGroups; ++group) {
     const int64_t k = first_entry<F>(begin, group, thread), left = block.end - k;
     if (left <= 0) continue;
-    AdamWPack<F>& pack = held.group[group];
-    update_pack<F>(constants, random, k, pack);
-    store_pack(static_cast<T*>(t.values) + k, pack.value, left);
-    store_pack(static_cast<M*>(t.exp_avg) + k, pack.exp_avg, left);
-    store_pack(static_cast<M*>(t.exp_avg_sq) + k, pack.exp_avg_sq, left);
-    if constexpr (F::kRounding == kCorrected) store_pack(t.storage.correction + k, pack.correction, left);
+    update_pack<F>(constants, random, k, held.group[group]);
+    store_pack_of_state(block.tensor, k, left, held.group[group]);
   }
-  SFT_UNROLL
-  for (int group = 0; t.weight && group < F::kGroups; ++group) {
-    const int64_t k = first_entry<F>(begin, group, thread);
-    if (k < block.end) write_through(block, k, held.group[group].value);
-  }
+  write_packs_through(block, begin, thread, held);
 }
 
 template <class F>
@@ -203,7 +220,7 @@ SFT_HD void advance_step(const StepTable& table, const StepFlags& flags, int64_t
 static inline AdamWTable empty_table(FormatCode format) {
   AdamWTable table{};
   table.format = format;
-  table.streams = format.rounding == kToNearest ? kPlainStreams : kStreams;
+  table.streams = streams_of(format);
   return table;
 }
 

@@ -2,7 +2,7 @@
 // a tensor that advances its step. Another format takes another look and update.
 #include "masked_adamw.h"
 
-#include "adamw_thread.h"
+#include "adamw_eight_bit.h"
 #include "launch.h"
 
 namespace sparse_ft {
@@ -16,6 +16,38 @@ __global__ void __launch_bounds__(kAdamWThreads) nonfinite_kernel(const __grid_c
   if (threadIdx.x == 0) block = block_at<F>(table, blockIdx.x);
   __syncthreads();
   if (any_nonfinite<F>(block, threadIdx.x)) *found_inf = 1.0f;  // whoever writes writes the same
+}
+
+// Staged into shared memory: a warp looks up 32 codes at once.
+__device__ constexpr MomentMaps kMaps = moment_maps();
+
+__device__ void stage(MomentMaps& maps) {
+  static_assert(sizeof(MomentMaps) == 4 * kAdamWThreads * sizeof(float), "four numbers a thread");
+  for (int i = threadIdx.x; i < 4 * kAdamWThreads; i += kAdamWThreads)
+    reinterpret_cast<float*>(&maps)[i] = reinterpret_cast<const float*>(&kMaps)[i];
+}
+
+// Over the lanes that share a block of codes.
+template <int Lanes>
+__device__ uint32_t highest_of(uint32_t highest) {
+  static_assert(Lanes <= 32, "they are of one warp");
+  for (int apart = Lanes / 2; apart; apart /= 2) highest = higher(highest, __shfl_xor_sync(0xffffffffu, highest, apart));
+  return highest;
+}
+
+template <class F>
+__device__ void update_eight_bit_chunk(const AdamWBlock& block, const AdamWConstants<float>& constants, RandomKey random,
+                                       const MomentMaps& maps) {
+  for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
+    EightBitPass<F> pass = begin_eight_bit<F>(block, begin, threadIdx.x, constants, random, maps);
+    SFT_UNROLL
+    for (int group = 0; group < F::kGroups; ++group) {
+      WideMoments<F>& moments = pass.moments[group];
+      moments.highest_exp_avg = highest_of<F::kLanes>(moments.highest_exp_avg);
+      moments.highest_exp_avg_sq = highest_of<F::kLanes>(moments.highest_exp_avg_sq);
+    }
+    end_eight_bit(block, begin, threadIdx.x, maps, pass);
+  }
 }
 
 // What is the same for a whole block stays in shared memory: in registers it would cost a third of the threads that run at once.
@@ -33,8 +65,15 @@ masked_adamw_kernel(const __grid_constant__ AdamWTable table, StepFlags flags) {
     constants = constants_of<Wide>(block.tensor, flags);
     random = random_of(block.tensor);
   }
-  __syncthreads();
-  update_chunk<F>(block, threadIdx.x, constants, random);
+  if constexpr (F::kEightBit) {
+    __shared__ MomentMaps maps;
+    stage(maps);
+    __syncthreads();
+    update_eight_bit_chunk<F>(block, constants, random, maps);
+  } else {
+    __syncthreads();
+    update_chunk<F>(block, threadIdx.x, constants, random);
+  }
 }
 
 __global__ void steps_kernel(const __grid_constant__ StepTable table, StepFlags flags) {

@@ -43,6 +43,10 @@ template <>
 struct WordOf<2> {
   using type = uint16_t;
 };
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
 
 // By name, as a compiler cannot tell that a pointer is global if it came out of shared memory; each is used once, so caches may drop it.
 template <class Word>

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from ._eight_bit import dequantize, num_blocks, quantize
 from ._rounding import join, random_words, round_by_chance, split
 
 SIXTEEN_BITS = torch.bfloat16, torch.float16
@@ -13,18 +14,26 @@ class State(NamedTuple):
     """What a step changes of one tensor, but for its step number and its weight."""
 
     value: torch.Tensor
-    exp_avg: torch.Tensor  # in the shape of value and in its dtype; fp32 beside a correction
+    exp_avg: torch.Tensor  # in the shape of value and in its dtype; fp32 beside a correction; uint8 with an absmax
     exp_avg_sq: torch.Tensor  # likewise
     correction: torch.Tensor | None = None  # int16: with a bfloat16 value the fp32 master
     seed: int | None = None  # what is stored in 16 bits is rounded by chance
+    exp_avg_absmax: torch.Tensor | None = None  # fp32, one a block of 128 entries; both or neither
+    exp_avg_sq_absmax: torch.Tensor | None = None
 
     @property
     def plain(self):
-        return self.correction is None and self.seed is None
+        return self.correction is None and self.seed is None and self.exp_avg_absmax is None
 
     @property
     def moments_dtype(self):
+        if self.exp_avg_absmax is not None:
+            return torch.uint8
         return self.value.dtype if self.correction is None else torch.float32
+
+    @property
+    def absmaxes(self):
+        return () if self.exp_avg_absmax is None else (self.exp_avg_absmax, self.exp_avg_sq_absmax)
 
 
 def check_state(state):
@@ -43,6 +52,13 @@ def check_state(state):
             raise TypeError(f"seeds: only what is stored in 16 bits is rounded by chance, got values in {dtype}")
         if not 0 <= seed < 1 << 48:
             raise ValueError(f"seeds: expected numbers in [0, 2^48), or -1 to round to the nearest, got {seed}")
+    if state.absmaxes and dtype == torch.float64:
+        raise TypeError(f"absmaxes: moments in 8 bits go with values of at most 32 bits, got {dtype}")
+    for absmax in state.absmaxes:
+        blocks = num_blocks(state.value.numel())
+        if absmax.shape != (blocks,) or absmax.dtype != torch.float32:
+            got = f"{absmax.dtype} {tuple(absmax.shape)}"
+            raise ValueError(f"absmaxes: expected torch.float32 ({blocks},), one a block of the values, got {got}")
     for name in ("exp_avg", "exp_avg_sq"):
         check_like(f"{name}s", getattr(state, name), state.value, state.moments_dtype)
 
@@ -57,13 +73,21 @@ def read_state(state):
     """(value, exp_avg, exp_avg_sq) in the dtype that the step is computed in."""
     wide = torch.promote_types(torch.float32, state.value.dtype)
     value = state.value.to(wide) if state.correction is None else join(state.value, state.correction)
-    return value, state.exp_avg.to(wide), state.exp_avg_sq.to(wide)
+    if not state.absmaxes:
+        return value, state.exp_avg.to(wide), state.exp_avg_sq.to(wide)
+    moments = zip((state.exp_avg, state.exp_avg_sq), state.absmaxes, (True, False))
+    flat = (dequantize(_as_in_memory(codes, value), absmax, signed) for codes, absmax, signed in moments)
+    return value, *(_in_memory_order(each, state.value) for each in flat)
 
 
 def write_state(state, new, step):
     """Store new (value, exp_avg, exp_avg_sq), the results of step number `step`."""
     for stream, (tensor, wide) in enumerate(zip(state, new)):
-        if tensor is state.value and state.correction is not None:
+        if stream and state.absmaxes:
+            wide, absmax = quantize(_as_in_memory(wide, state.value), signed=stream == 1)
+            state.absmaxes[stream - 1].copy_(absmax)
+            wide = _in_memory_order(wide, state.value)
+        elif tensor is state.value and state.correction is not None:
             wide, low = split(wide)
             state.correction.copy_(low)
         elif state.seed is not None and tensor.dtype in SIXTEEN_BITS:
@@ -72,7 +96,16 @@ def write_state(state, new, step):
         tensor.copy_(wide)
 
 
+def _dims_in_memory(tensor):
+    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+
+
+def _as_in_memory(tensor, like):
+    """The numbers of `tensor` one after the other, in the order in which the entries of `like` lie in memory."""
+    return tensor.permute(_dims_in_memory(like)).reshape(-1)
+
+
 def _in_memory_order(flat, tensor):
     """`flat` in the shape of `tensor`, its numbers in the order in which the entries lie in memory."""
-    dims = sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+    dims = _dims_in_memory(tensor)
     return flat.view([tensor.size(d) for d in dims]).permute(sorted(range(tensor.dim()), key=dims.__getitem__))

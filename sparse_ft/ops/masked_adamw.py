@@ -15,7 +15,8 @@ SCHEMA = (
     "masked_adamw_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "Tensor(e!)[] weights, str[] kinds, Tensor[] indices, int[] blocks, *, float[] lr, float[] beta1, float[] beta2, "
     "float[] eps, float[] weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor(f!)? found_inf=None, "
-    "bool skip_nonfinite=False, Tensor[]? lrs=None, Tensor(g!)[]? corrections=None, int[]? seeds=None) -> ()"
+    "bool skip_nonfinite=False, Tensor[]? lrs=None, Tensor(g!)[]? corrections=None, int[]? seeds=None, "
+    "Tensor(h!)[]? absmaxes=None) -> ()"
 )
 
 
@@ -24,7 +25,7 @@ class Call(NamedTuple):
 
     values: list  # any shape each; grads have the same shape and dtype
     grads: list
-    exp_avgs: list  # in the shape and dtype of values; float32 beside a correction
+    exp_avgs: list  # in the shape and dtype of values; float32 beside a correction; uint8 with absmaxes
     exp_avg_sqs: list  # likewise
     steps: list  # float32, one element each
     weights: list  # [rows, columns] each, any floating dtype
@@ -43,6 +44,7 @@ class Call(NamedTuple):
     lrs: list | None = None  # float32, one element each; read when the step runs, instead of lr
     corrections: list | None = None  # int16 in the shape of bfloat16 values; no elements: none for that tensor
     seeds: list | None = None  # in [0, 2^48): what is stored in 16 bits is rounded by chance; -1: to the nearest
+    absmaxes: list | None = None  # two a tensor, float32 [ceil(n / 128)]: moments have 8 bits; without elements: they do not
 
     def hyper(self, i):
         lr = self.lr[i] if self.lrs is None else self.lrs[i].item()
@@ -51,7 +53,8 @@ class Call(NamedTuple):
     def state(self, i):
         correction = self.corrections[i] if self.corrections and self.corrections[i].numel() else None
         seed = self.seeds[i] if self.seeds and self.seeds[i] != -1 else None
-        return State(self.values[i], self.exp_avgs[i], self.exp_avg_sqs[i], correction, seed)
+        absmaxes = self.absmaxes[2 * i : 2 * i + 2] if self.absmaxes and self.absmaxes[2 * i].numel() else ()
+        return State(self.values[i], self.exp_avgs[i], self.exp_avg_sqs[i], correction, seed, *absmaxes)
 
     def layout(self, i):
         return self.kinds[i], self.indices[i], *self.blocks[2 * i : 2 * i + 2]
@@ -109,6 +112,8 @@ def _checked_lists(*arguments, **keywords):
         given = getattr(c, name)
         if given is not None and len(given) != len(c.values):
             raise ValueError(f"{name}: expected None or {len(c.values)} items, one a tensor of values, got {len(given)}")
+    if c.absmaxes is not None and len(c.absmaxes) != 2 * len(c.values):
+        raise ValueError(f"absmaxes: expected None or {2 * len(c.values)} items, two a tensor, got {len(c.absmaxes)}")
     if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * len(c.values):
         raise ValueError(
             f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
@@ -154,7 +159,7 @@ def _called(*arguments, **keywords):
 
 
 def _written(c):
-    return *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights, *(c.corrections or ())
+    return *c.values, *c.exp_avgs, *c.exp_avg_sqs, *c.steps, *c.weights, *(c.corrections or ()), *(c.absmaxes or ())
 
 
 def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
@@ -201,15 +206,18 @@ def _fits(state, grad):
     """As `_native.alike`, for state that is stored in dtypes of its own."""
     check_state(state)
     beside = [t for t in (state.exp_avg, state.exp_avg_sq, state.correction) if t is not None]
-    return _native.alike(state.value, grad) and all(t.stride() == state.value.stride() for t in beside)
+    in_order = all(t.stride() == state.value.stride() for t in beside) and all(t.is_contiguous() for t in state.absmaxes)
+    return in_order and _native.alike(state.value, grad)
 
 
 def _storage(state):
-    """How the native core knows what else there is to a state: the correction and the seed; None for nothing."""
+    """How the native core knows what else there is to a state: the correction, the seed, two absmaxes; None for nothing."""
     if state.plain:
         return None
-    correction, seed = state.correction, state.seed
-    return 0 if correction is None else correction.data_ptr(), -1 if seed is None else seed
+    correction, *absmaxes = (
+        0 if t is None else t.data_ptr() for t in (state.correction, state.exp_avg_absmax, state.exp_avg_sq_absmax)
+    )
+    return correction, -1 if state.seed is None else state.seed, *absmaxes
 
 
 def _written_through(value, weight, kind, index, block_h, block_w):
@@ -242,7 +250,7 @@ def masked_adamw_cuda_(*arguments, **keywords):
 def _check_device(c, device):
     """A kernel that follows an address into the memory of another device takes the process with it."""
     scalars = dict(grad_scale=[c.grad_scale], found_inf=[c.found_inf])
-    lists = ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps", "weights", "indices", "lrs", "corrections")
+    lists = ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps", "weights", "indices", "lrs", "corrections", "absmaxes")
     for name, tensors in {**{name: getattr(c, name) for name in lists}, **scalars}.items():
         for tensor in tensors or ():
             if tensor is not None and tensor.device != device:
@@ -257,7 +265,8 @@ def masked_adamw_triton_(*arguments, **keywords):
     c = _checked(*arguments, **keywords)
     if not all(c.state(i).plain for i in range(len(c.values))):
         return masked_adamw_ref_(*arguments, **keywords)
-    kernels.masked_adamw_triton_(*arguments, **{k: v for k, v in keywords.items() if k not in ("corrections", "seeds")})
+    stored = "corrections", "seeds", "absmaxes"
+    kernels.masked_adamw_triton_(*arguments, **{name: given for name, given in keywords.items() if name not in stored})
     wrote(*_written(c))
 
 
@@ -274,10 +283,10 @@ def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds
     beta1, beta2, eps, weight_decay; lrs (tensors that lr is read from when the step runs, also in a CUDA graph); maximize;
     grad_scale (gradients are divided by it); found_inf (nonzero on entry: nothing changes); skip_nonfinite (look for inf and
     NaN in every gradient first; if there is one set found_inf to 1 and change nothing); corrections and seeds (how values and
-    moments are stored in 16 bits: see `_rounding`). steps advance by one. Raises ValueError or TypeError that names the
-    argument, before anything is written.
+    moments are stored in 16 bits: see `_rounding`); absmaxes (moments in 8 bits: see `_eight_bit`). steps advance by one.
+    Raises ValueError or TypeError that names the argument, before anything is written.
     """
     lists = values, grads, exp_avgs, exp_avg_sqs, steps, weights, indices
-    lists += tuple(keywords.get(name) or () for name in ("lrs", "corrections"))
+    lists += tuple(keywords.get(name) or () for name in ("lrs", "corrections", "absmaxes"))
     call = _on_cpu if plain(itertools.chain(*lists)) else torch.ops.sparse_ft.masked_adamw_
     call(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)

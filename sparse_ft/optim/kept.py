@@ -7,6 +7,10 @@ import torch
 
 from ..nn.selected import owner_of
 from ..ops._adamw_state import SIXTEEN_BITS, State
+from ..ops._eight_bit import num_blocks
+
+EIGHT_BIT_LEAST = 4096  # entries, as in bitsandbytes: smaller tensors would save nothing that counts
+ABSMAXES = "exp_avg_absmax", "exp_avg_sq_absmax"
 
 
 class Exactly:
@@ -21,11 +25,14 @@ class Kept(NamedTuple):
 
     stochastic_rounding: bool = False
     correction: bool = False
+    optim_bits: int = 32
 
     def check(self):
         """Raise ValueError for settings that do not go together."""
         if self.stochastic_rounding and self.correction:
             raise ValueError("correction: with it nothing is rounded, so it does not go with stochastic_rounding=True")
+        if isinstance(self.optim_bits, bool) or self.optim_bits not in (8, 32):
+            raise ValueError(f"optim_bits: expected 32 or 8, got {self.optim_bits!r}")
 
     def check_parameter(self, p, name):
         """Raise ValueError for a parameter that this way of storing state is not for. name: for the message."""
@@ -41,20 +48,29 @@ class Kept(NamedTuple):
                 f"sft.convert(..., values_dtype=torch.bfloat16) makes values so"
             )
 
+        if self.optim_bits == 8 and p.dtype == torch.float64:
+            raise ValueError(f"optim_bits: {name} is {p.dtype}, and moments in 8 bits go with at most 32 bits")
+
     def rounds(self, p):
         """Whether what is stored of p in 16 bits is rounded by chance."""
         return self.stochastic_rounding and p.dtype in SIXTEEN_BITS
 
     def dtypes(self, p):
-        """{name: dtype} of the tensors that are kept of p, each in its shape."""
-        if self.correction and p.dtype == torch.bfloat16 and p.numel():
-            return {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "correction": torch.int16}
-        return {"exp_avg": p.dtype, "exp_avg_sq": p.dtype}
+        """{name: dtype} of the tensors that are kept of p: each in its shape, but an absmax has one number a block."""
+        corrected = self.correction and p.dtype == torch.bfloat16 and p.numel()
+        eight_bit = self.optim_bits == 8 and p.numel() >= EIGHT_BIT_LEAST
+        moment = torch.uint8 if eight_bit else torch.float32 if corrected else p.dtype
+        dtypes = {"exp_avg": moment, "exp_avg_sq": moment}
+        if eight_bit:
+            dtypes.update(exp_avg_absmax=torch.float32, exp_avg_sq_absmax=torch.float32)
+        if corrected:
+            dtypes["correction"] = torch.int16
+        return dtypes
 
     def new(self, p):
         """The state of p before its first step."""
         step = torch.zeros((), dtype=torch.float32, device=p.device)
-        return {"step": step, **{name: torch.zeros_like(p, dtype=dtype) for name, dtype in self.dtypes(p).items()}}
+        return {"step": step, **{name: _zeros(name, p, dtype) for name, dtype in self.dtypes(p).items()}}
 
     def boxed(self, optimizer, state_dict):
         """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are kept here.
@@ -75,11 +91,15 @@ class Kept(NamedTuple):
         for name in loaded.keys() - dtypes.keys() - {"step"}:
             raise ValueError(f"state_dict: it holds {name!r}, which {ours} does not keep")
         for name, dtype in dtypes.items():
-            tensor = loaded[name] if name in loaded else torch.zeros_like(p, dtype=dtype)
+            tensor = loaded[name] if name in loaded else _zeros(name, p, dtype)
             if tensor.is_floating_point() != dtype.is_floating_point:
                 raise ValueError(f"state_dict: its {name} is {tensor.dtype}, and {ours} keeps {dtype}")
             boxed[name] = Exactly(tensor.to(p.device, dtype))
         return boxed
+
+
+def _zeros(name, p, dtype):
+    return p.new_zeros(num_blocks(p.numel()), dtype=dtype) if name in ABSMAXES else torch.zeros_like(p, dtype=dtype)
 
 
 def unboxed(state):
@@ -92,4 +112,5 @@ def unboxed(state):
 
 def state_of(p, state, seed):
     """What the op knows of it."""
-    return State(p, state["exp_avg"], state["exp_avg_sq"], state.get("correction"), seed)
+    absmaxes = (state.get(name) for name in ABSMAXES)
+    return State(p, state["exp_avg"], state["exp_avg_sq"], state.get("correction"), seed, *absmaxes)

@@ -5,7 +5,7 @@ import torch
 from ..ops import _native
 from ..ops._library import plain
 from ..ops.masked_adamw import row_of
-from .kept import state_of
+from .kept import ABSMAXES, state_of
 from .pages import use_huge_pages
 
 
@@ -36,8 +36,9 @@ class PreparedRows:
             p.stride(), p.dtype, p.numel(), p.data_ptr(), seed,
             exp_avg.numel(), exp_avg.data_ptr(), exp_avg_sq.numel(), exp_avg_sq.data_ptr(), step.data_ptr(),
         )  # fmt: skip
-        if "correction" in state:
-            holds += state["correction"].numel(), state["correction"].data_ptr()
+        for name in ("correction", *ABSMAXES):
+            if name in state:
+                holds += state[name].numel(), state[name].data_ptr()
         selection = None
         if owner is not None:
             weight, selection = owner._weight(), owner.selection

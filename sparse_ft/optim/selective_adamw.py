@@ -10,7 +10,7 @@ from ..ops import masked_adamw_
 from ..ops._rounding import seed_of
 from ..ops.masked_adamw import step_rows
 from .in_backward import InBackward, name_of
-from .kept import Kept, unboxed
+from .kept import ABSMAXES, Kept, unboxed
 from .prepared import PreparedRows
 from .skipping import SkippedSteps, any_nonfinite
 
@@ -44,8 +44,13 @@ class SelectiveAdamW(torch.optim.Optimizer):
     correction: state has an int16 that with the bfloat16 value is the fp32 master, bit for bit; moments are fp32 then. As many
     bytes as fp32 values take, but for a gradient of 2 an entry instead of 4.
 
-    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and dtype. Weight decay acts on
-    selected entries only. Raises ValueError that names the argument.
+    optim_bits: 8 keeps exp_avg and exp_avg_sq in 8 bits (uint8, and one float32 absmax a block of 128 entries, as they lie in
+    memory), with the dynamic codes of Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022: 2.06 bytes an entry
+    instead of 8. The step itself is fp32, and values are stored as without it. Parameters of fewer than 4096 entries keep full
+    moments, as in bitsandbytes; float64 is refused. An inf or NaN in a gradient reaches all 128 entries of its block.
+
+    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and, but for the options above, in
+    its dtype. Weight decay acts on selected entries only. Raises ValueError that names the argument.
     """
 
     writes_through = True  # tells `sparse_ft.nn.selected` that the weights show the new values already
@@ -67,6 +72,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         stochastic_rounding=False,
         correction=False,
         seed=0,
+        optim_bits=32,
     ):
         _check_hyperparameters(lr, betas, eps, weight_decay)
         if in_backward and skip_nonfinite:
@@ -75,7 +81,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
             )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"seed: expected an integer, got {seed!r}")
-        self._kept = Kept(bool(stochastic_rounding), bool(correction))
+        self._kept = Kept(bool(stochastic_rounding), bool(correction), optim_bits)
         self._kept.check()
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         if stochastic_rounding:
@@ -257,6 +263,8 @@ def _storage(states, seeds):
     storage = {}
     if any("correction" in state for state in states):
         storage["corrections"] = [state.get("correction", state["step"].new_empty(0)) for state in states]
+    if any("exp_avg_absmax" in state for state in states):
+        storage["absmaxes"] = [state.get(name, state["step"].new_empty(0)) for state in states for name in ABSMAXES]
     if any(seed is not None for seed in seeds):
         storage["seeds"] = [-1 if seed is None else seed for seed in seeds]
     return storage

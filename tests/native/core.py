@@ -66,15 +66,18 @@ def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False
 
 
 def storage(t):
-    """What stands beside the values and moments of a tensor of `adamw_`: correction and seed, where it has them."""
-    if "correction" not in t and "seed" not in t:
+    """What stands beside the values and moments of a tensor of `adamw_`: correction, seed and absmaxes, where it has them."""
+    if not t.keys() & {"correction", "seed", "exp_avg_absmax"}:
         return None
-    return t["correction"].data_ptr() if "correction" in t else 0, t.get("seed", -1)
+    correction, *absmaxes = (
+        t[name].data_ptr() if name in t else 0 for name in ("correction", "exp_avg_absmax", "exp_avg_sq_absmax")
+    )
+    return correction, t.get("seed", -1), *absmaxes
 
 
 def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, threads=2):
     """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither, and the hyperparameters;
-    correction, seed."""
+    correction, seed, exp_avg_absmax, exp_avg_sq_absmax."""
     table = []
     for t in tensors:
         weight = t.get("weight")

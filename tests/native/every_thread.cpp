@@ -1,7 +1,8 @@
 // Runs every thread of every launch of gather_selected, scatter_selected_ and masked_adamw_ on the CPU: the functions that the CUDA kernels
 // consist of, over heap buffers of exactly the size that their contract names, for AddressSanitizer to watch. Results are compared with the
 // CPU core bit for bit, and writes are counted: each entry that the op owns exactly once, nothing else ever.
-// Planted faults, each of which must turn it red: "bounds" an index outside of the matrix, "twice" and "again" a block that runs twice.
+// Planted faults, each of which must turn it red: "bounds" an index outside of the matrix, "twice" and "again" a block that runs twice,
+// "lanes" an absmax of half the threads that share a block.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,7 +11,7 @@
 
 static void on_write(const void* address, size_t bytes);
 #define SFT_ON_WRITE(address, bytes) on_write(address, bytes)
-#include "../../csrc/cuda/adamw_thread.h"
+#include "../../csrc/cuda/adamw_eight_bit.h"
 #include "../../csrc/cuda/gather_thread.h"
 #include "../../csrc/cuda/scatter_thread.h"
 
@@ -26,7 +27,8 @@ namespace {
 const char* planted = "";
 bool plant(const char* name) { return !strcmp(planted, name); }
 
-int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+constexpr DType kCode = static_cast<DType>(-1);  // a byte; buffers of them begin as whatever
+int64_t size_of(DType dtype) { return dtype == kCode ? 1 : dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 [[noreturn]] void fail(const char* what, long long k) {
   fprintf(stderr, "every_thread: %s, at %lld\n", what, k);
@@ -44,6 +46,7 @@ struct Buffer {
       : dtype(dtype), count(count), offset(offset), start(static_cast<char*>(malloc((count + offset) * size_of(dtype)))),
         data(start + offset * size_of(dtype)) {
     for (int64_t i = 0; i < count; ++i) {
+      if (dtype == kCode) data[i] = static_cast<char>(i * 37 + seed);
       const double x = ((i * 7919 + seed * 104729) % 2003) / 1000.0 - (positive ? -0.01 : 1.0);
       with_dtype(dtype, [&](auto t) { reinterpret_cast<decltype(t)*>(data)[i] = convert(x, Tag<decltype(t)>()); });
     }
@@ -162,13 +165,19 @@ void scatter(const Selected& selected, DType matrix_dtype, DType values_dtype, S
 
 struct State {
   Rounding rounding;
-  Buffer value, grad, exp_avg, exp_avg_sq, step, weight, correction;
+  bool eight_bit;
+  Buffer value, grad, exp_avg, exp_avg_sq, step, weight, correction, exp_avg_absmax, exp_avg_sq_absmax;
 
-  State(DType dtype, Rounding rounding, int64_t count, DType weight_dtype, int64_t weight_count, int64_t offset, int seed)
-      : rounding(rounding), value(dtype, count, seed), grad(dtype, count, seed + 1, false, offset),
-        exp_avg(rounding == kCorrected ? kFloat32 : dtype, count, seed + 2),
-        exp_avg_sq(rounding == kCorrected ? kFloat32 : dtype, count, seed + 3, true), step(kFloat32, 1, 0),
-        weight(weight_dtype, weight_count, seed + 4), correction(kBFloat16, rounding == kCorrected ? count : 0, seed + 5) {
+  static DType moments(FormatCode format) { return format.eight_bit ? kCode : format.rounding == kCorrected ? kFloat32 : format.dtype; }
+  static int64_t blocks(FormatCode format, int64_t count) { return format.eight_bit ? (count + kQuantBlock - 1) / kQuantBlock : 0; }
+
+  State(FormatCode format, int64_t count, DType weight_dtype, int64_t weight_count, int64_t offset, int seed)
+      : rounding(format.rounding), eight_bit(format.eight_bit), value(format.dtype, count, seed),
+        grad(format.dtype, count, seed + 1, false, offset), exp_avg(moments(format), count, seed + 2),
+        exp_avg_sq(moments(format), count, seed + 3, true), step(kFloat32, 1, 0), weight(weight_dtype, weight_count, seed + 4),
+        correction(kBFloat16, rounding == kCorrected ? count : 0, seed + 5),
+        exp_avg_absmax(kFloat32, blocks(format, count), seed + 6, true),
+        exp_avg_sq_absmax(kFloat32, blocks(format, count), seed + 7, true) {
     *reinterpret_cast<float*>(step.data) = static_cast<float>(seed % 5);
   }
   // lr_at: what the learning rate is read from; the other one must not count then.
@@ -176,11 +185,38 @@ struct State {
     AdamWStorage storage{};
     if (rounding == kCorrected) storage.correction = reinterpret_cast<int16_t*>(correction.data);
     if (rounding == kByChance) storage.by_chance = true, storage.seed = 0xfedcba987654 - value.count;
+    if (eight_bit) storage.exp_avg_absmax = reinterpret_cast<float*>(exp_avg_absmax.data);
+    if (eight_bit) storage.exp_avg_sq_absmax = reinterpret_cast<float*>(exp_avg_sq_absmax.data);
     return AdamWTensor{value.data, grad.data, exp_avg.data, exp_avg_sq.data, reinterpret_cast<float*>(step.data), value.count, value.dtype,
                        layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{},
                        lr_at ? 1e3 : static_cast<double>(*lr), 0.9, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr, storage};
   }
 };
+
+// As the kernel's, with a loop over the threads that share a block of codes where those exchange what they hold.
+template <class F>
+void update_eight_bit_chunk(const AdamWBlock& block, const AdamWConstants<float>& constants, RandomKey random) {
+  static constexpr MomentMaps maps = moment_maps();
+  std::vector<EightBitPass<F>> passes(kAdamWThreads);
+  for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
+    for (int thread = 0; thread < kAdamWThreads; ++thread)
+      passes[thread] = begin_eight_bit<F>(block, begin, thread, constants, random, maps);
+    for (int first = 0; first < kAdamWThreads; first += F::kLanes)
+      for (int group = 0; group < F::kGroups; ++group) {
+        uint32_t highest_exp_avg = 0, highest_exp_avg_sq = 0;
+        for (int lane = 0; lane < F::kLanes / (plant("lanes") ? 2 : 1); ++lane) {
+          const WideMoments<F>& moments = passes[first + lane].moments[group];
+          highest_exp_avg = higher(highest_exp_avg, moments.highest_exp_avg);
+          highest_exp_avg_sq = higher(highest_exp_avg_sq, moments.highest_exp_avg_sq);
+        }
+        for (int lane = 0; lane < F::kLanes; ++lane) {
+          passes[first + lane].moments[group].highest_exp_avg = highest_exp_avg;
+          passes[first + lane].moments[group].highest_exp_avg_sq = highest_exp_avg_sq;
+        }
+      }
+    for (int thread = 0; thread < kAdamWThreads; ++thread) end_eight_bit(block, begin, thread, maps, passes[thread]);
+  }
+}
 
 // What masked_adamw.cu launches, thread by thread.
 bool launch(const std::vector<AdamWTensor>& tensors, const StepFlags& flags, float* found_inf, bool skip_nonfinite) {
@@ -201,7 +237,9 @@ bool launch(const std::vector<AdamWTensor>& tensors, const StepFlags& flags, flo
         const AdamWBlock block = block_at<F>(table, b < blocks_of(table) ? b : 0);
         const auto constants = constants_of<typename F::Wide>(block.tensor, flags);
         const RandomKey random = random_of(block.tensor);
-        for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<F>(block, thread, constants, random);
+        if constexpr (F::kEightBit) update_eight_bit_chunk<F>(block, constants, random);
+        else
+          for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<F>(block, thread, constants, random);
       }
     });
   for (const StepTable& steps : step_tables(tensors))
@@ -215,6 +253,7 @@ struct Tensor {
   DType weight_dtype;
   int64_t count, offset;
   Rounding rounding = kToNearest;
+  bool eight_bit = false;
 };
 
 void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_scale, bool nonfinite) {
@@ -225,7 +264,7 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     const Tensor& m = made[i];
     const Layout* layout = m.through ? &m.through->layout : nullptr;
     const int64_t count = layout ? values_count(*layout) : m.count, weight = layout ? layout->rows * layout->columns : 0;
-    got.push_back(new State(m.dtype, m.rounding, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
+    got.push_back(new State(FormatCode{m.dtype, m.rounding, m.eight_bit}, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
     if (nonfinite && i + 1 == made.size()) memset(got[i]->grad.data + got[i]->grad.bytes() - size_of(m.dtype), 0xff, size_of(m.dtype));
     want.push_back(new State(*got[i]));
     tensors.push_back(got[i]->tensor(layout, lr + i % 3, i % 2));
@@ -245,6 +284,8 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     expect_writes(got[i]->exp_avg, "exp_avg", once);
     expect_writes(got[i]->exp_avg_sq, "exp_avg_sq", once);
     expect_writes(got[i]->correction, "correction", once);
+    expect_writes(got[i]->exp_avg_absmax, "exp_avg_absmax", once);
+    expect_writes(got[i]->exp_avg_sq_absmax, "exp_avg_sq_absmax", once);
     expect_writes(got[i]->step, "step", once);
     expect_writes(got[i]->grad, "grad", never);
     expect_writes(got[i]->weight, "weight", [&](int64_t at) { return found ? 0 : shown[at]; });
@@ -252,6 +293,8 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     expect_same(got[i]->exp_avg, want[i]->exp_avg, "exp_avg");
     expect_same(got[i]->exp_avg_sq, want[i]->exp_avg_sq, "exp_avg_sq");
     expect_same(got[i]->correction, want[i]->correction, "correction");
+    expect_same(got[i]->exp_avg_absmax, want[i]->exp_avg_absmax, "exp_avg_absmax");
+    expect_same(got[i]->exp_avg_sq_absmax, want[i]->exp_avg_sq_absmax, "exp_avg_sq_absmax");
     expect_same(got[i]->step, want[i]->step, "step");
     expect_same(got[i]->weight, want[i]->weight, "weight");
     delete got[i];
@@ -260,10 +303,10 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
   if (!writes.empty()) fail("masked_adamw_ wrote elsewhere", 0);
 }
 
-constexpr struct {
-  DType dtype;
-  Rounding rounding;
-} kStored[] = {{kBFloat16, kByChance}, {kFloat16, kByChance}, {kBFloat16, kCorrected}};
+constexpr FormatCode kStored[] = {{kBFloat16, kByChance, false}, {kFloat16, kByChance, false}, {kBFloat16, kCorrected, false},
+                                  {kFloat32, kToNearest, true},  {kBFloat16, kToNearest, true}, {kFloat16, kToNearest, true},
+                                  {kBFloat16, kByChance, true},  {kFloat16, kByChance, true},   {kBFloat16, kCorrected, true}};
+constexpr int kStoredCount = sizeof kStored / sizeof *kStored;
 constexpr DType kDTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
 
 void every_dtype(const Selected& selected) {
@@ -276,9 +319,9 @@ void every_dtype(const Selected& selected) {
       }
       adamw({{a, &selected, b, 0, 0}, {a, &selected, b, 0, 1}}, false, nullptr, false);
     }
-  for (auto [dtype, rounding] : kStored)
+  for (auto [dtype, rounding, eight_bit] : kStored)
     for (DType b : {dtype, kFloat32})
-      adamw({{dtype, &selected, b, 0, 0, rounding}, {dtype, &selected, b, 0, 1, rounding}}, false, nullptr, false);
+      adamw({{dtype, &selected, b, 0, 0, rounding, eight_bit}, {dtype, &selected, b, 0, 1, rounding, eight_bit}}, false, nullptr, false);
 }
 
 // More tensors than a table holds, more settings and dtypes than one launch takes, some of them empty, one longer than a block's chunk.
@@ -288,10 +331,12 @@ void many() {
   for (int i = 0; i < 2 * kTableTensors; ++i) {
     const Selected* through = i % 3 == 0 ? &rows : i % 3 == 1 ? &entries : nullptr;
     made.push_back({kDTypes[i % 5 == 4 ? 2 : 0], through, kDTypes[i % 4], i % 11, i % 2});
-    if (i % 2) made.push_back({kStored[i / 2 % 3].dtype, through, kDTypes[i % 4], i % 11, i % 2, kStored[i / 2 % 3].rounding});
+    const FormatCode stored = kStored[i / 2 % kStoredCount];
+    if (i % 2) made.push_back({stored.dtype, through, kDTypes[i % 4], i % 11, i % 2, stored.rounding, stored.eight_bit});
   }
   made.push_back({kFloat32, nullptr, kFloat32, Format<float>::kChunk + 5, 0});
-  for (auto [dtype, rounding] : kStored) made.push_back({dtype, nullptr, dtype, 8 * kPasses * kAdamWThreads + 5, 0, rounding});
+  for (auto [dtype, rounding, eight_bit] : kStored)
+    made.push_back({dtype, nullptr, dtype, 8 * kPasses * kAdamWThreads + 5, 0, rounding, eight_bit});
   const float scale = 8;
   adamw(made, true, &scale, false);
   adamw(made, false, nullptr, true);
@@ -304,6 +349,7 @@ int main(int argc, char** argv) {
   if (*planted) {
     const Selected selected(kEntries, 32, 5, 7, 1, 1);
     if (plant("twice")) adamw({{kFloat32, &selected, kBFloat16, 0, 0}}, false, nullptr, false);
+    else if (plant("lanes")) adamw({{kFloat32, nullptr, kFloat32, 500, 0, kToNearest, true}}, false, nullptr, false);
     else if (plant("again")) scatter(selected, kFloat32, kFloat32, kAdd, 0);
     else gather(selected.layout, kFloat32, kFloat32, 0);
     return 0;

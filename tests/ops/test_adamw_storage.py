@@ -12,7 +12,9 @@ from sparse_ft.ops._rounding import join
 from sparse_ft.ops.masked_adamw import masked_adamw_ref_
 
 BF16, FP16 = torch.bfloat16, torch.float16
-STORED = [("by chance", BF16), ("by chance", FP16), ("corrected", BF16)]
+ROUNDED = [("by chance", BF16), ("by chance", FP16), ("corrected", BF16)]
+EIGHT_BIT = [("8 bits", torch.float32), ("8 bits", BF16)] + [(f"8 bits {stored}", dtype) for stored, dtype in ROUNDED]
+STORED = ROUNDED + EIGHT_BIT
 
 
 def problem(stored, dtype, **keywords):
@@ -91,7 +93,7 @@ def test_threads_and_the_company_of_other_tensors_do_not_change_the_bits(stored,
     alone = problem(stored, dtype)
     i = len(alone.values) - 1
     state = {name: [getattr(alone, name)[i]] for name in ("values", "grads", "exp_avgs", "exp_avg_sqs", "steps")}
-    storage = {name: [given[i]] for name, given in alone.storage.items()}
+    storage = {name: given[-2:] if name == "absmaxes" else given[-1:] for name, given in alone.storage.items()}
     ops.masked_adamw_(*state.values(), **{name: [each[i]] for name, each in alone.hyper.items()}, **storage)
     assert torch.equal(alone.values[i], made.values[i])
 
@@ -108,7 +110,7 @@ def test_permuted_memory_gets_the_words_of_its_own_order(device):
 
 
 def test_nonfinite_numbers_stay_in_their_entry(device):
-    for stored, dtype in STORED:
+    for stored, dtype in ROUNDED:
         made = Problem(kinds=("rows",), plain=(), dtype=dtype, weight_dtype=dtype, stored=stored, device=device)
         made.grads[0][1, 2], made.grads[0][1, 3] = float("nan"), float("inf")
         made.step(ops.masked_adamw_)
@@ -196,9 +198,10 @@ def test_every_pair_of_stored_kinds_runs_in_one_call():
         filler = torch.empty(0, dtype=torch.int16)
         both = [x + y for x, y in zip(one.arguments[:5], two.arguments[:5])]
         hyper = {name: one.hyper[name] + two.hyper[name] for name in one.hyper}
-        corrections = [*(one.corrections or [filler] * len(one.values)), *(two.corrections or [filler] * len(two.values))]
-        seeds = [*(one.seeds or [-1] * len(one.values)), *(two.seeds or [-1] * len(two.values))]
-        ops.masked_adamw_(*both, **hyper, corrections=corrections, seeds=seeds)
+        fillers = {"corrections": [filler] * len(one.values), "seeds": [-1] * len(one.values)}
+        fillers["absmaxes"] = [torch.empty(0)] * 2 * len(one.values)
+        storage = {name: (getattr(one, name) or rest) + (getattr(two, name) or rest) for name, rest in fillers.items()}
+        ops.masked_adamw_(*both, **hyper, **storage)
         want = problem(*a), problem(*b)
         for each in want:
             each.weights, each.layouts = [], []

@@ -111,7 +111,7 @@ def test_masked_adamw_takes_gradients_and_indices_of_any_strides(core, monkeypat
     assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
 
 
-@pytest.mark.parametrize("stored", ("by chance", "corrected"))
+@pytest.mark.parametrize("stored", ("by chance", "corrected", "8 bits", "8 bits corrected"))
 def test_masked_adamw_hands_over_how_state_is_stored(core, monkeypatch, stored):
     problem, want = pair(dtype=torch.bfloat16, stored=stored)
     with NothingReadBack():
@@ -122,7 +122,7 @@ def test_masked_adamw_hands_over_how_state_is_stored(core, monkeypatch, stored):
     assert all(torch.equal(a, b) for a, b in zip(problem.state, want.state))
 
 
-@pytest.mark.parametrize("stored", ("by chance", "corrected"))
+@pytest.mark.parametrize("stored", ("by chance", "corrected", "8 bits", "8 bits corrected"))
 def test_what_the_triton_kernel_does_not_store_goes_to_the_reference(stored):
     problem, want = pair(dtype=torch.bfloat16, stored=stored)
     problem.step(masked_adamw_triton_)

@@ -10,15 +10,23 @@ from helpers.small_net import PLAN, Net, assert_same_bits, assert_weights_show_v
 
 import sparse_ft as sft
 from sparse_ft.ops._rounding import join
+from sparse_ft.optim import kept
 
 BF16 = torch.bfloat16
-STORED = {"by chance": dict(stochastic_rounding=True, seed=7), "corrected": dict(correction=True)}
+ROUNDED = {"by chance": dict(stochastic_rounding=True, seed=7), "corrected": dict(correction=True)}
+EIGHT_BIT = {f"8 bits {name}": dict(settings, optim_bits=8) for name, settings in {"plain": {}, **ROUNDED}.items()}
+STORED = {**ROUNDED, **EIGHT_BIT}
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """The models are tiny: threads only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_tensor_is_too_small(monkeypatch):
+    monkeypatch.setattr(kept, "EIGHT_BIT_LEAST", 1)
 
 
 @pytest.fixture(params=STORED)
@@ -249,6 +257,7 @@ def test_a_group_that_is_refused_is_not_added():
     train(model, optimizer, 1)
 
 
+@pytest.mark.parametrize("stored", ROUNDED.values(), ids=ROUNDED)
 def test_parameters_in_full_precision_are_left_as_they_are(stored):
     model = net()
     late = torch.nn.Parameter(torch.ones(3))
