@@ -12,7 +12,7 @@ constexpr int kCodes = 256;
 
 struct DynamicMap {
   float of[kCodes];        // ascending, 0 and 1 among them
-  float midpoint[kCodes];  // between a code and the next; the last has none
+  float midpoint[kCodes];  // between a code and the next; the last has none, and unsigned only 0 itself has the code of 0
 };
 
 struct MomentMaps {
@@ -33,6 +33,7 @@ static constexpr DynamicMap dynamic_map(bool is_signed) {
     }
   map.of[kCodes - 1] = 1.0f;
   for (int i = 0; i + 1 < kCodes; ++i) map.midpoint[i] = static_cast<float>((static_cast<double>(map.of[i]) + map.of[i + 1]) / 2);
+  if (!is_signed) map.midpoint[0] = 0.0f;  // an exp_avg_sq that is not 0 does not become 0: its exp_avg would be divided by eps
   return map;
 }
 

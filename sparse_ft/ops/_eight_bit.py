@@ -30,15 +30,22 @@ def dynamic_map(signed):
 
 @functools.lru_cache(None)
 def midpoints(signed):
-    """float32 [255]: where the nearest code changes."""
+    """float32 [255]: where the nearest code changes.
+
+    Unsigned, only 0 itself has the code of 0: an exp_avg_sq that became 0 would have its exp_avg divided by eps.
+    """
     wide = dynamic_map(signed).double()
-    return ((wide[:-1] + wide[1:]) / 2).float()
+    between = ((wide[:-1] + wide[1:]) / 2).float()
+    if not signed:
+        between[0] = 0
+    return between
 
 
 def quantize(x, signed):
     """(codes uint8 [count], absmax float32 [num_blocks]) of fp32 x [count]: the nearest codes, the lower one of two as near.
 
-    A NaN or inf makes the absmax of its block NaN or inf, and with that most of what `dequantize` makes of the block.
+    Unsigned, only 0 has the code of 0. A NaN or inf makes the absmax of its block NaN or inf, and with that most of what
+    `dequantize` makes of the block.
     """
     blocks = torch.nn.functional.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
     highest = blocks.abs().view(torch.int32).amax(1)  # as bits: NaN is above all
