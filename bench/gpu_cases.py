@@ -220,8 +220,10 @@ def stream(op, count):
 
     def make(device):
         x, y, z = (torch.randn(count // 1024, 1024, device=device).bfloat16() for _ in range(3))
-        weight, bits = torch.ones(1024, device=device, dtype=torch.bfloat16), ops.positive_bits(x)
-        rstd = ops.rms_norm(x, weight, 1e-6, 0.0)[1]
+        weight, pictures = torch.ones(1024, device=device, dtype=torch.bfloat16), y.view(-1, 64, 4, 4)
+        variance = torch.linspace(0.5, 2.0, 64, device=device)
+        bits = ops.positive_bits(x) if op == "where_bits" else None  # an op that fails takes no other one with it
+        rstd = ops.rms_norm(x, weight, 1e-6, 0.0)[1] if op == "rms_norm_backward" else None
         silu, norm = torch.nn.functional.silu, torch.nn.functional.rms_norm
         ours = {
             "rms_norm": lambda: ops.rms_norm(x, weight, 1e-6, 0.0),
@@ -229,12 +231,15 @@ def stream(op, count):
             "gated_product": lambda: ops.gated_product(x, y, "silu"),
             "gated_product_backward": lambda: ops.gated_product_backward(z, x, y, "silu"),
             "positive_bits": lambda: ops.positive_bits(x),
+            "relu_bits": lambda: ops.relu_bits(x, z),
             "where_bits": lambda: ops.where_bits(y, bits, 1.0),
+            "batch_norm_backward": lambda: ops.batch_norm_backward(pictures, weight[:64], variance, 1e-5),
         }[op]
         library = {
             "rms_norm": lambda: norm(x, (1024,), weight, 1e-6),
             "gated_product": lambda: silu(x) * y,
             "positive_bits": lambda: x > 0,
+            "relu_bits": lambda: x.relu(),
             "where_bits": lambda: torch.where(x > 0, y, 0),
         }.get(op)
         return Work(
@@ -259,5 +264,8 @@ def _plain(op, x, y, z):
         return [out] if op == "gated_product" else [torch.autograd.grad(out, a, c)[0]]
     if op == "where_bits":
         return [torch.where(a > 0, b, 0)]
+    if op == "batch_norm_backward":
+        rstd = (torch.linspace(0.5, 2.0, 64, device=x.device) + 1e-5).rsqrt()
+        return [b.view(-1, 64, 4, 4) * rstd.view(-1, 1, 1)]
     places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], device=x.device)
     return [((x > 0).reshape(-1, 8) * places).sum(1)]

@@ -173,7 +173,9 @@ STREAMS = {  # bytes an element of the input
     "gated_product": 6,
     "gated_product_backward": 10,
     "positive_bits": 2 + 1 / 8,
+    "relu_bits": 4 + 1 / 8,
     "where_bits": 4 + 1 / 8,
+    "batch_norm_backward": 4,
 }
 
 
