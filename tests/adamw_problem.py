@@ -1,6 +1,7 @@
 """A set of tensors to call masked_adamw_ with: selections of every kind, written through, and plain parameters."""
 
 import oracle
+import pytest
 import torch
 
 from sparse_ft import ops
@@ -15,7 +16,19 @@ def snapshot(tensors):
 
 
 def unchanged(tensors, before):
-    return all(oracle.same_bits(a, b) for a, b in zip(tensors, before, strict=True))
+    return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(tensors, before, strict=True))
+
+
+def _bytes(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def assert_refused(problem, adamw_, error, message, **keywords):
+    """A step raises `error`, and has written nothing."""
+    before = snapshot(problem.state)
+    with pytest.raises(error, match=message):
+        problem.step(adamw_, **keywords)
+    assert unchanged(problem.state, before)
 
 
 class Problem:

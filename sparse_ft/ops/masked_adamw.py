@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 
 from . import _native
+from ._adamw_rows import rows_of
 from ._adamw_state import State, check_like, check_state, read_state, write_state
 from ._library import HAS_TRITON, define, implement, plain, wrote
-from .layout import check_layout, check_matrix, check_values, values_shape
+from .layout import check_layout, check_matrix, check_values
 from .scatter_selected import scatter_selected_ref_
 
 SCHEMA = (
@@ -149,12 +150,12 @@ def masked_adamw_cpu_(*arguments, **keywords):
 def _called(*arguments, **keywords):
     """The call and its rows, which read and write what the call names; it must live until they are used."""
     c = _checked_lists(*arguments, **keywords)
-    rows = _rows(c)
+    rows = rows_of(c)
     if None in rows:
         c = _checked(*arguments, **keywords)
         grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(c.values, c.grads)]
         c = c._replace(grads=grads, indices=[index.contiguous() for index in c.indices])
-        rows = _rows(c)
+        rows = rows_of(c)
     return c, rows
 
 
@@ -171,64 +172,6 @@ def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
         found_inf.fill_(1)
     else:
         wrote(*written)
-
-
-def row_of(state, step, weight=None, *layout):
-    """(what stands before the gradient in the tensor's row, what stands between that and the settings); None as in `_rows`."""
-    through = (0, 0, None) if weight is None else _written_through(state.value, weight, *layout)
-    row = _row(state, state.value, step, through, ())
-    return row and (row[0], row[2:])
-
-
-def _rows(c):
-    """How the native core knows each tensor; None for one that it does not take as it is, or that does not fit."""
-    linked = zip(c.values, c.weights, c.kinds, c.indices, c.blocks[::2], c.blocks[1::2])
-    through = [_written_through(*each) for each in linked]
-    through += [(0, 0, None)] * (len(c.values) - len(through))
-    lr_at = [0] * len(c.values) if c.lrs is None else [lr.data_ptr() for lr in c.lrs]
-    hyper = zip(c.lr, c.beta1, c.beta2, c.eps, c.weight_decay, lr_at)
-    each = zip(c.grads, c.steps, through, hyper)
-    return [_row(c.state(i), *row) for i, row in enumerate(each)]
-
-
-def _row(state, grad, step, through, hyper):
-    value, exp_avg, exp_avg_sq, *_ = state
-    dtype = _native.DTYPES.get(value.dtype)
-    if dtype is None or through is None or step.dtype != torch.float32 or step.numel() != 1:
-        return None
-    if not (_native.alike(value, grad, exp_avg, exp_avg_sq) if state.plain else _fits(state, grad)):
-        return None
-    addresses = (t.data_ptr() for t in (value, grad, exp_avg, exp_avg_sq, step))
-    return *addresses, value.numel(), dtype, *through, _storage(state), *hyper
-
-
-def _fits(state, grad):
-    """As `_native.alike`, for state that is stored in dtypes of its own."""
-    check_state(state)
-    beside = [t for t in (state.exp_avg, state.exp_avg_sq, state.correction) if t is not None]
-    in_order = all(t.stride() == state.value.stride() for t in beside) and all(t.is_contiguous() for t in state.absmaxes)
-    return in_order and _native.alike(state.value, grad)
-
-
-def _storage(state):
-    """How the native core knows what else there is to a state: the correction, the seed, two absmaxes; None for nothing."""
-    if state.plain:
-        return None
-    correction, *absmaxes = (
-        0 if t is None else t.data_ptr() for t in (state.correction, state.exp_avg_absmax, state.exp_avg_sq_absmax)
-    )
-    return correction, -1 if state.seed is None else state.seed, *absmaxes
-
-
-def _written_through(value, weight, kind, index, block_h, block_w):
-    """The address, dtype and layout of a weight; None as in `_rows`."""
-    dtype, shape = _native.DTYPES.get(weight.dtype), weight.shape
-    if dtype is None or len(shape) != 2 or not (weight.is_contiguous() and index.is_contiguous()):
-        return None
-    check_layout(kind, index, block_h, block_w)
-    if value.shape != values_shape(kind, index, block_h, block_w, shape):
-        return None
-    return weight.data_ptr(), dtype, _native.layout(kind, index, block_h, block_w, shape)
 
 
 def masked_adamw_cuda_(*arguments, **keywords):

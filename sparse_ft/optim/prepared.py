@@ -3,8 +3,8 @@
 import torch
 
 from ..ops import _native
+from ..ops._adamw_rows import row_of
 from ..ops._library import plain
-from ..ops.masked_adamw import row_of
 from .kept import ABSMAXES, state_of
 from .pages import use_huge_pages
 

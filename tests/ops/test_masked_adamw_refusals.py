@@ -1,9 +1,8 @@
 """What masked_adamw_ refuses: by name, before anything is written."""
 
-import oracle
 import pytest
 import torch
-from adamw_problem import HYPER, Problem, snapshot, unchanged
+from adamw_problem import HYPER, Problem, assert_refused
 
 
 @pytest.mark.parametrize(
@@ -16,10 +15,7 @@ from adamw_problem import HYPER, Problem, snapshot, unchanged
 )
 def test_lrs_that_do_not_fit_are_refused(adamw_, lrs, error, message):
     problem = Problem(kinds=("rows",), plain=((3,),))
-    before = snapshot(problem.state)
-    with pytest.raises(error, match=message):
-        problem.step(adamw_, lrs=lrs)
-    assert unchanged(problem.state, before)
+    assert_refused(problem, adamw_, error, message, lrs=lrs)
 
 
 def replaced(name, at, new):
@@ -73,10 +69,7 @@ def test_errors_name_the_argument_and_change_nothing(adamw_, change, keywords, e
     problem = Problem()
     if change is not None:
         change(problem)
-    before = snapshot(problem.state)
-    with pytest.raises(error, match=message):
-        problem.step(adamw_, **keywords)
-    assert unchanged([t for t in problem.state if t.dtype in oracle.BITS], [t for t in before if t.dtype in oracle.BITS])
+    assert_refused(problem, adamw_, error, message, **keywords)
 
 
 def test_values_that_are_not_floating_point_are_refused(adamw_):
