@@ -14,12 +14,6 @@ from torch import nn
 import sparse_ft as sft
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(params=ARCHITECTURES)
 def made(request):
     """(model, inputs, plan on every parameter of it that is not tied)."""

@@ -15,12 +15,6 @@ STEPS, EARLY = 200, 20
 DECAY = 0.1
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
 class WritesThroughData(torch.optim.Optimizer):
     """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version counters unmoved."""
 

@@ -18,12 +18,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
 class Net(nn.Module):
     """Linear layers of every structure, a row-sparse embedding, an aliased norm and an aliased attention."""
 

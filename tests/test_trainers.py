@@ -8,12 +8,6 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 import sparse_ft as sft
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(params=["mixed", "columns"])
 def converted(request):
     """(model, plan); "mixed" has every structure, embedding rows and an aliased norm."""

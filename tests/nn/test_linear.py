@@ -5,17 +5,11 @@ import threading
 
 import pytest
 import torch
+from helpers.small_linear import SELECTIONS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
-
-SELECTIONS = {
-    "rows": sft.Rows([0, 3, 6]),
-    "columns": sft.Columns([1, 2, 9]),
-    "blocks": sft.Blocks([[0, 1], [1, 0], [1, 2]], (4, 4)),
-    "entries": sft.Entries([0, 5, 17, 33, 69]),
-}
 
 
 @pytest.fixture(params=SELECTIONS)

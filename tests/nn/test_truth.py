@@ -1,44 +1,20 @@
 """`values` is the authority, the weight shows a copy: each way in which the copy can go stale, and what tells."""
 
 import copy
-import gc
-import pickle
 import warnings
 
 import pytest
 import torch
+from helpers.small_linear import SELECTIONS, backward, make, shows
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import sparse_ft as sft
-
-SELECTIONS = {
-    "rows": sft.Rows([0, 3, 6]),
-    "columns": sft.Columns([1, 2, 9]),
-    "blocks": sft.Blocks([[0, 1], [1, 2]], 4),  # both ragged: the weight is 7 x 10
-    "entries": sft.Entries([0, 5, 17, 33, 69]),
-}
 
 
 @pytest.fixture(params=SELECTIONS)
 def selection(request):
     return SELECTIONS[request.param]
-
-
-def make(selection, dtype=torch.float32, bias=True):
-    torch.manual_seed(0)
-    return sft.nn.SelectiveLinear.from_linear(nn.Linear(10, 7, bias=bias, dtype=dtype), selection)
-
-
-def shows(module):
-    """Whether the weight holds the values, looked at behind the property that synchronises."""
-    weight, values = module._parameters["weight"].detach(), module.values.detach()
-    return torch.equal(weight, module.selection.scatter_(weight.clone(), values))
-
-
-def backward(module, dtype=torch.float32):
-    module(torch.randn(5, 10, dtype=dtype)).square().sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -196,97 +172,6 @@ def test_double_and_back(selection):
     assert module.half().values.dtype == torch.float32
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
-def test_copies_are_whole_and_separate(selection, twin):
-    module = make(selection)
-    other = twin(module)
-    assert other.selection == module.selection
-    backward(other)
-    before = module.values.detach().clone()
-    sft.SelectiveAdamW([other.values], lr=0.1).step()
-    assert shows(other), "the copy has a link of its own"
-    assert torch.equal(module.values, before)
-    backward(module)
-    torch.optim.AdamW([module.values], lr=0.1, fused=True).step()
-    module(torch.randn(1, 10))
-    assert shows(module)
-
-
-def test_replaced_parameters(selection):
-    module = make(selection)
-    module.values = nn.Parameter(module.values.detach() + 1)
-    module(torch.randn(1, 10))
-    assert shows(module)
-    backward(module)
-    torch.optim.SGD([module.values], lr=0.1, fused=True).step()
-    module(torch.randn(1, 10))
-    assert shows(module), "the new parameter is linked"
-    module.weight = nn.Parameter(torch.zeros(7, 10), requires_grad=False)
-    with pytest.warns(UserWarning, match="Linear.weight: .*behind the module's back"):
-        module(torch.randn(1, 10))
-    assert shows(module)
-
-
-def test_a_weight_of_another_size_is_refused_by_name(selection):
-    module = make(selection)
-    module.weight = nn.Parameter(torch.zeros(3, 10), requires_grad=False)
-    with pytest.raises(ValueError, match=r"weight: .*\(7, 10\), .*\(3, 10\)"):
-        module(torch.randn(1, 10))
-
-
-def large():
-    """Its values are so many that the allocator gives their address to the next tensor of their size."""
-    return sft.nn.SelectiveLinear.from_linear(nn.Linear(512, 512), sft.Columns(list(range(256))))
-
-
-def test_an_address_that_is_used_again_is_no_sign_of_the_same_values():
-    module, x = large(), torch.randn(2, 512)
-    for number in range(4):
-        with torch.no_grad():
-            torch.func.functional_call(module, {"values": torch.full((512, 256), float(number))}, (x,))
-        assert module._parameters["weight"][0, 0] == number
-    for number in range(4, 8):
-        del module._parameters["values"]
-        module.values = nn.Parameter(torch.full((512, 256), float(number)))
-        module(x)
-        assert module._parameters["weight"][0, 0] == number
-    for number in range(8, 12):
-        module.values.data = torch.full((512, 256), -1.0)
-        module.values.data = torch.full((512, 256), float(number))
-        module(x)
-        assert module._parameters["weight"][0, 0] == number
-
-
-def test_an_optimizer_of_values_that_were_replaced_does_not_touch_the_weight(selection):
-    module = make(selection)
-    optimizer = sft.SelectiveAdamW([module.values], lr=1.0)
-    backward(module)
-    module.values = nn.Parameter(module.values.detach() + 1)
-    module(torch.randn(1, 10))
-    optimizer.step()
-    assert shows(module)
-
-
-def test_values_of_two_modules(selection):
-    first, second = make(selection), make(selection)
-    second.values = first.values
-    for optimizer in (torch.optim.SGD([first.values], lr=0.1, fused=True), sft.SelectiveAdamW([first.values], lr=0.1)):
-        first.values.grad = torch.ones_like(first.values)
-        optimizer.step()
-        x = torch.randn(3, 10)
-        assert torch.equal(first(x), second(x)) and shows(first) and shows(second)
-
-
-def test_a_shallow_copy_does_not_take_the_link_away(selection):
-    module = make(selection)
-    copy.copy(module)
-    gc.collect()
-    backward(module)
-    torch.optim.SGD([module.values], lr=0.1, fused=True).step()
-    module(torch.randn(1, 10))
-    assert shows(module)
-
-
 def test_a_load_that_fails_keeps_what_was_trained(selection):
     module = make(selection)
     backward(module)
@@ -295,34 +180,6 @@ def test_a_load_that_fails_keeps_what_was_trained(selection):
     with pytest.raises(RuntimeError, match="size mismatch"):
         module.load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(7)})
     assert torch.equal(module.values, trained)
-
-
-def test_torch_func_is_refused_by_name(selection):
-    module, x = make(selection), torch.randn(4, 10)
-    values = module.values.detach()
-    for transform in (
-        lambda: torch.func.vmap(module)(x),
-        lambda: torch.func.jacrev(module)(x),
-        lambda: torch.func.grad(lambda v: torch.func.functional_call(module, {"values": v}, (x,)).sum())(values),
-    ):
-        with pytest.raises(RuntimeError, match="Linear.weight: .*torch.func.*sft.revert"):
-            transform()
-    with torch.no_grad():
-        assert torch.allclose(torch.func.vmap(module)(x), module(x))
-
-
-def test_functional_call(selection):
-    module, x = make(selection), torch.randn(3, 10)
-    original = module.values.detach().clone()
-    values = (original + 1).requires_grad_()
-    out = torch.func.functional_call(module, {"values": values}, (x,))
-    out.sum().backward()
-    assert values.grad is not None
-    dense = selection.scatter_(module._parameters["weight"].detach().clone(), values.detach())
-    assert torch.equal(out, nn.functional.linear(x, dense, module.bias))
-    module(x)
-    assert torch.equal(module.values, original)
-    assert shows(module)
 
 
 def test_a_weight_changed_behind_the_back_is_reported_and_put_right(selection):
@@ -338,14 +195,6 @@ def test_a_weight_changed_behind_the_back_is_reported_and_put_right(selection):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(torch.randn(1, 10))
-
-
-def test_to_empty_and_meta(selection):
-    module = make(selection).to("meta")
-    assert module.values.device.type == "meta"
-    assert module.selection.index.device.type == "cpu"
-    module = module.to_empty(device="cpu")
-    assert module.values.shape == selection.values_shape((7, 10))
 
 
 def test_refusals():
@@ -409,13 +258,4 @@ def test_a_selection_made_under_inference_mode_serves():
     module = make(selection)
     backward(module)
     sft.SelectiveAdamW([module.values], lr=0.1).step()
-    assert shows(module)
-
-
-def test_a_weight_moved_away_is_not_held_in_memory():
-    module = make(SELECTIONS["rows"])
-    storage = StorageWeakRef(module._parameters["weight"].untyped_storage())
-    module._parameters["weight"].data = module._parameters["weight"].data.clone()  # as offloading does
-    assert storage.expired()
-    module(torch.randn(1, 10))
     assert shows(module)

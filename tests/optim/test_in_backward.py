@@ -27,12 +27,6 @@ from torch.utils.checkpoint import checkpoint
 import sparse_ft as sft
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
 def two_ends(run):
     """(model, optimiser) after `run(model, make)` without and with in_backward; make(params, …) makes the optimiser."""
     ends = []

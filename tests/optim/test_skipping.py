@@ -11,12 +11,6 @@ from torch import nn
 import sparse_ft as sft
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["embed.values", "third.values", "third.bias", "conv.weight_selected.values"])
 @pytest.mark.parametrize("maximize", [False, True])  # one group of two: gradients then go through two calls

@@ -19,12 +19,6 @@ STORED = {**ROUNDED, **EIGHT_BIT}
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: threads only wait for each other."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
 def no_tensor_is_too_small(monkeypatch):
     monkeypatch.setattr(kept, "EIGHT_BIT_LEAST", 1)
 
