@@ -22,7 +22,10 @@ PLAN = {
 OPTIMIZERS = {
     "SelectiveAdamW": lambda ps: sft.SelectiveAdamW(ps, 1e-2),
     "AdamW fused": lambda ps: torch.optim.AdamW(ps, 1e-2, fused=True),
+    "by chance, 16 bit": lambda ps: sft.SelectiveAdamW(ps, 1e-2, stochastic_rounding=True),
+    "corrected, 16 bit": lambda ps: sft.SelectiveAdamW(ps, 1e-2, correction=True),
 }
+EXACT = [name for name in OPTIMIZERS if "16 bit" not in name]  # in fp64, where the joint batch gives the same weights
 
 
 class Net(nn.Module):
@@ -37,10 +40,12 @@ class Net(nn.Module):
         return self.second(self.norm(x + self.attention(x, x, x)[0]))
 
 
-def net(seed=0):
+def net(name, seed=0):
+    """The model that optimiser `name` trains, converted."""
     torch.manual_seed(seed)
-    model = Net().double()
-    sft.convert(model, PLAN)
+    dtype = torch.float64 if name in EXACT else torch.bfloat16
+    model = Net().to(dtype)
+    sft.convert(model, PLAN, values_dtype=None if name in EXACT else dtype)
     return model
 
 
@@ -57,7 +62,7 @@ def train(model, optimizer, rank=0, world=1):
 
 def run(name, rank, world):
     """Train with optimiser `name`; (weights, collectives of a step, number of entries that train)."""
-    model = net(seed=rank)  # DDP gives every rank the weights and values of rank 0
+    model = net(name, seed=rank)  # DDP gives every rank the weights and values of rank 0
     parallel = DistributedDataParallel(model)
     collectives = train(parallel, OPTIMIZERS[name](parallel.parameters()), rank, world)
     values = sum(p.numel() for p in model.parameters() if p.requires_grad)
