@@ -116,6 +116,30 @@ def assert_as_good_as_plain(got, want, plain, slack):
     assert error <= 2 * allowed + slack, f"error {error:.3e}, plain PyTorch's {allowed:.3e}, slack {slack:.1e}"
 
 
+def assert_elementwise(results, want, plain, slack=2.0**-126):
+    """Each of the results, contiguous, is as good as plain PyTorch's in its largest and in its mean error."""
+    for got, exact, theirs in zip(results, want, plain, strict=True):
+        assert got.dtype == theirs.dtype and got.is_contiguous()
+        if got.dtype == torch.float64:  # then the truth itself is plain PyTorch's, whose slopes lose |input| eps to 1 - sigmoid
+            slack = 200 * torch.finfo(torch.float64).eps * exact.abs().amax().item()
+        assert_as_good_as_plain(got, exact, theirs, slack)
+        error, bound = ((t.cpu().double() - exact).abs().mean().item() for t in (got, theirs))
+        assert error <= 2 * bound + slack
+
+
+def extreme_numbers(device):
+    """Where exp overflows, underflows or vanishes beside 1, of either sign."""
+    edge = [80.0, 87.0, 88.5, 104.0, 1e4, 1e30, float("inf"), 0.0, 1e-30, 1e-42, 13.0, 13.1]
+    return torch.tensor([s * x for x in edge for s in (1, -1)], device=device)
+
+
+def assert_where_known(results, want):
+    """Wherever fp64 has an answer, fp32 has it too; what is subnormal may be zero."""
+    for got, exact in zip(results, want, strict=True):
+        known = ~exact.isnan()
+        torch.testing.assert_close(got.cpu().double()[known], exact[known], rtol=1e-4, atol=1e-35)
+
+
 def matrices(shape, dtype, device="cpu"):
     """The same numbers in memory in different ways: {name: matrix}."""
     rows, columns = shape

@@ -89,3 +89,15 @@ def within_twice(actual, plain, exact):
         error, allowed = ((x.double() - exact).abs().max().item() for x in (actual, plain))
         unit = torch.finfo(actual.dtype).eps * exact.abs().max().item()
         assert error <= 2 * max(allowed, unit / 2), f"error {error:.3e}, plain PyTorch {allowed:.3e}"
+
+
+def assert_as_exact(results, plain, exact):
+    """Results of an elementwise kernel beside plain PyTorch's and the truth, fp64's."""
+    for got, theirs, want in zip(results, plain, exact, strict=True):
+        if got.dtype == torch.float64:  # the truth itself is plain PyTorch's
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+        elif want.numel() < 100:  # plain PyTorch may be lucky
+            unit = torch.finfo(got.dtype).eps
+            torch.testing.assert_close(got.double(), want, rtol=4 * unit, atol=4 * unit)
+        else:
+            within_twice(got, theirs, want)
