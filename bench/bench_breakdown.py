@@ -12,7 +12,7 @@ from bench.records import Record
 from bench.suite import Case, quantiles
 
 OP = "breakdown"
-TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim"]
+TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim/test_selective_adamw.py"]
 ONLY_MOST_THREADS = True
 WAYS = {  # name: arguments of training.prepare
     "frozen": dict(method="frozen"),
@@ -31,7 +31,7 @@ MODELS = {  # case: (class, shape, shape of its tiny twin, batch, tokens)
 
 def cases(size):
     return [
-        Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 15.0)
+        Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 10.0)
         for name in MODELS
     ]
 

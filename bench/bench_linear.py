@@ -9,7 +9,7 @@ from bench.stats import median
 from bench.suite import OURS, Case, must
 
 OP = "linear"
-TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim"]
+TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim/test_selective_adamw.py"]
 FORWARD, CALL = "forward, 1024² × 512 tokens", "host time of a forward"
 BOTH, STEPS = "host time of forward and backward", (7, 112)  # weights of one and of sixteen Llama layers
 KINDS = ("columns", "entries")

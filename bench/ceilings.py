@@ -23,7 +23,7 @@ class Ceilings:
         return Ceilings(max(self.copy, other.copy), max(self.triad, other.triad), gemm)
 
 
-def measure(seconds=1.0, array=ARRAY, gemm=2048, dtypes=("float32",)):
+def measure(seconds=0.5, array=ARRAY, gemm=2048, dtypes=("float32",)):
     """Ceilings at the present thread count, from the fastest of a few interleaved rounds."""
     a, b, c = (torch.full((array,), float(i)) for i in range(3))
     variants = {"copy": lambda: a.copy_(b), "triad": lambda: torch.add(b, c, alpha=3.0, out=a)}

@@ -7,6 +7,9 @@ from importlib.util import find_spec
 
 from bench.machine import ROOT
 
+# These compile; what they prove, that torch may compile and trace an op, no figure rests on.
+LEFT_OUT = "not opcheck and not compile"
+
 
 class Red(Exception):
     """The tests of an op fail, so it is not measured."""
@@ -19,7 +22,7 @@ def require_green(op, tests, jobs=2):
         raise Red(f"{op}: its tests are missing ({', '.join(absent)}), so it is not measured")
     if not tests:
         return "its tests passed before"
-    command = [sys.executable, "-m", "pytest", "-q", "-x"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", LEFT_OUT]
     if find_spec("xdist"):
         command += ["-n", str(jobs)]
     if find_spec("pytest_benchmark"):

@@ -4,9 +4,18 @@ import gc
 import math
 import time
 
+try:
+    from resource import RUSAGE_SELF, getrusage
+except ImportError:  # not on Windows
+    getrusage = None
+
 SHORTEST = 200e-6  # seconds of one sample: shorter calls are repeated, or the clock itself would show
-LONG = 0.5  # seconds: a call that takes this long is warm after one
+LONG = 0.1  # seconds: a call that takes this long is warm after one
 FEWEST = 3  # rounds of every variant, however slow
+# Seconds: where a thread loses its core to another process the scheduler gives it back after 4 ms or a few times that. In a
+# sample that is shorter than this it would be most of the time, in a longer one it is next to nothing.
+SLICES = 0.05
+AGAIN = 3  # times that a sample which lost its core is taken once more, before one is kept as it is
 
 
 def order_of(names, number):
@@ -19,17 +28,26 @@ def order_of(names, number):
     return turned[::-1] if number % 2 and len(names) > 2 else turned
 
 
-def interleave(variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.perf_counter):
+def preempted():
+    """How often a thread of this process has lost its core to another so far; 0 where the system does not tell."""
+    return getrusage(RUSAGE_SELF).ru_nivcsw if getrusage else 0
+
+
+def interleave(
+    variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.perf_counter, switches=preempted, disturbed=None
+):
     """{name: {round: seconds of one call}} of the variants {name: callable}.
 
     seconds: the budget of all together, warm-up not counted. A variant runs until it has used its fair share of the budget,
     and in the first `least` rounds in any case (in the first FEWEST, where one call takes much of the budget): a slow
     competitor does not cost the others their samples, and every one has rounds in common with every other.
+    disturbed: a dict that gets {name: samples that lost their core and stand in the result all the same}; see `_sample`,
+    whose dropped samples take as long as the budget once more at most.
     """
     names = list(variants)
     repeats = {name: _warm(variants[name], warm_up, clock) for name in names}
-    samples, spent = {name: {} for name in names}, dict.fromkeys(names, 0.0)
-    fair = seconds / max(1, len(names))
+    samples, spent, kept = {name: {} for name in names}, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    fair, spare = seconds / max(1, len(names)), seconds
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -42,16 +60,36 @@ def interleave(variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.p
             if not active or (number >= least and len(active) < min(2, len(names))):
                 break
             for name in active:
-                taken = _sample(variants[name], repeats[name], clock)
+                taken, again, lost = _sample(variants[name], repeats[name], clock, switches, spare)
                 samples[name][number] = taken / repeats[name]
                 spent[name] += taken
+                spare -= again
+                kept[name] += lost
     finally:
         if collecting:
             gc.enable()
+    if disturbed is not None:
+        disturbed.update(kept)
     return samples
 
 
-def _sample(call, repeats, clock):
+def _sample(call, repeats, clock, switches, spare):
+    """(seconds, seconds of those that were dropped, whether it lost its core).
+
+    A short sample in which a thread lost its core is the scheduler's figure, not the code's: it is dropped and taken again,
+    whichever variant it is of, AGAIN times at most and while the dropped ones stay under `spare` seconds.
+    """
+    dropped = 0.0
+    for left in range(AGAIN, -1, -1):
+        before = switches()
+        taken = _timed(call, repeats, clock)
+        lost = taken < SLICES and switches() > before
+        if not lost or not left or dropped + taken > spare:
+            return taken, dropped, lost
+        dropped += taken
+
+
+def _timed(call, repeats, clock):
     begin = clock()
     for _ in range(repeats):
         call()
@@ -60,8 +98,8 @@ def _sample(call, repeats, clock):
 
 def _warm(call, times, clock):
     """Run a variant `times` times, once if that takes long, and say how many calls make one sample."""
-    taken = _sample(call, 1, clock)
+    taken = _timed(call, 1, clock)
     for _ in range(times - 1):
         if taken < LONG:
-            taken = min(taken, _sample(call, 1, clock))
+            taken = min(taken, _timed(call, 1, clock))
     return max(1, min(10_000, math.ceil(SHORTEST / max(taken, 1e-9))))

@@ -1,20 +1,22 @@
 """The command line: test an op, measure it, print its table and how it stands to its promises, write the results."""
 
 import argparse
-import importlib
 import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from bench import machine, memory, plot, readme, suite, table
+from bench import machine, plot, readme, suite, table
+from bench.demo.runner import RunFailed, run_apart
 from bench.gate import Red, require_green
-from bench.records import Must, Record, read, stamps, write
+from bench.records import Must, Record, read, stamps, tally, write
+from bench.suite import module_of
 
 OPS = ("gather_selected", "scatter_selected", "selected_wgrad", "masked_adamw", "linear", "layer", "lean", "breakdown")
 RESULTS = Path(__file__).resolve().with_name("results")
 README = RESULTS.with_name("README.md")
+INTERRUPTED = 130  # the exit status of what Ctrl-C ends
 BAR = "{desc:17s} {percentage:3.0f} %|{bar:24}| {elapsed} {postfix}"
 
 
@@ -33,14 +35,16 @@ def parser():
     return parse
 
 
-def module_of(op):
-    return importlib.import_module(f"bench.bench_{op}")
+def budget(module, size, threads):
+    """Seconds that the cases of one op are measured for."""
+    counts = 1 if getattr(module, "ONLY_MOST_THREADS", False) else len(threads)
+    return sum(case.seconds for case in module.cases(size)) * counts
 
 
 def measure(op, size, threads, green):
     """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red unless its tests pass.
 
-    green: tests that passed in this very command, which are not run again.
+    Each thread count has a process of its own. green: tests that passed in this very command, which are not run again.
     """
     module = module_of(op)
     if getattr(module, "ONLY_MOST_THREADS", False):
@@ -49,17 +53,18 @@ def measure(op, size, threads, green):
     tests = require_green(op, [test for test in module.TESTS if test not in green])
     green.update(module.TESTS)
     print(f"{op}: {tests}, {time.perf_counter() - begin:.0f} s", flush=True)
-    total = sum(case.seconds for case in module.cases(size)) * len(threads)
     quiet = 15 if not sys.stderr.isatty() else 0.2
-    with tqdm(total=round(total, 2), desc=op, unit="s", mininterval=quiet, bar_format=BAR) as bar:
+    with tqdm(total=round(budget(module, size, threads), 2), desc=op, unit="s", mininterval=quiet, bar_format=BAR) as bar:
 
         def tick(seconds, what):
             bar.set_postfix_str(what, refresh=False)
             bar.update(seconds)
 
-        found = suite.run(module, size, threads, tick)
+        parts = [run_apart(suite.run_alone, op, size, number, hear=tick) for number in threads]
+    if hasattr(module, "apart"):
+        parts.append(module.apart(size, threads[-1]))
     print(f"{op}: measured, {time.perf_counter() - begin:.0f} s in all", flush=True)
-    return found
+    return tuple([row for part in parts for row in part[i]] for i in range(2))
 
 
 def write_results(out, op, records, musts):
@@ -119,22 +124,29 @@ def main(arguments=None):
     args = parser().parse_args(arguments)
     ops, threads = chosen(args.op, OPS, "--op"), thread_counts(args.threads)
     print(machine.line(), flush=True)
-    memory.keep_freed_blocks()
-    red, promised, green = [], [], set()
-    for op in ops:
-        try:
-            records, musts = measure(op, args.size, threads, green)
-        except Red as why:
-            print(why, file=sys.stderr, flush=True)
-            red.append(op)
-            continue
-        promised += musts
-        print("\n" + write_results(args.out, op, records, musts), flush=True)
+    begin, done, promised, green, status = time.perf_counter(), [], [], set(), 0
+    try:
+        for op in ops:
+            try:
+                records, musts = measure(op, args.size, threads, green)
+            except (Red, RunFailed) as why:
+                print(why if isinstance(why, Red) else f"{op}: {why}", file=sys.stderr, flush=True)
+                status = 1
+                continue
+            print("\n" + write_results(args.out, op, records, musts), flush=True)
+            promised += musts
+            done.append(op)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    conclude(args.out, promised, done, [op for op in ops if op not in done], time.perf_counter() - begin)
+    return status
+
+
+def conclude(out, promised, done, missing, seconds):
+    """What a run ends with, an interrupted one too: its promises, its files, what is not in them."""
     if promised:
-        print("\nPromises (ratios inside this run)\n", *promised, sep="\n")
-        print(f"\n{sum(m.met for m in promised)} of {len(promised)} pass")
-    if len(red) < len(ops):
-        print(f"\nwrote {write_document(args.out)} and the csv files beside it")
-    if red:
-        print(f"\nnot measured, tests are red: {', '.join(red)}", file=sys.stderr)
-    return 1 if red else 0
+        print("\nPromises (ratios inside this run)\n", *promised, f"\n{tally(promised)}", sep="\n")
+    if done:
+        print(f"\nwrote {write_document(out)} and the csv files beside it, after {seconds:.0f} s")
+    if missing:
+        print(f"\nnot measured: {', '.join(missing)}", file=sys.stderr)

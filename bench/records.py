@@ -23,11 +23,15 @@ class Record:
     ratio: float | None = None
     bound: float | None = None  # the roofline of the case in the same unit, where there is one
     note: str = ""
+    disturbed: int = 0  # rounds in which a thread lost its core to another process
 
 
 @dataclass(frozen=True)
 class Must:
-    """One line of what the library promises. at_least: the measured ratio must reach the target, else stay under it."""
+    """One line of what the library promises. at_least: the measured ratio must reach the target, else stay under it.
+
+    unmeasured: why this machine cannot judge the line, which then neither passes nor falls short.
+    """
 
     op: str
     line: str
@@ -36,6 +40,7 @@ class Must:
     target: float
     at_least: bool = True
     note: str = ""
+    unmeasured: str = ""
 
     @property
     def met(self):
@@ -43,12 +48,25 @@ class Must:
             return False
         return self.measured >= self.target if self.at_least else self.measured <= self.target
 
+    @property
+    def verdict(self):
+        return "not measured" if self.unmeasured else "pass" if self.met else "FALLS SHORT"
+
     def __str__(self):
-        shown = "not measured" if self.measured is None else f"{self.measured:.3g}"
-        verdict = "pass" if self.met else "FALLS SHORT"
+        shown = "-" if self.measured is None else f"{self.measured:.3g}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        note = f"  [{self.note}]" if self.note else ""
-        return f"{verdict:11s}  {shown:>12s} {'>=' if self.at_least else '<='} {self.target:<6g} {threads}: {self.line}{note}"
+        why = "; ".join(filter(None, (self.unmeasured, self.note)))
+        note = f"  [{why}]" if why else ""
+        return (
+            f"{self.verdict:12s}  {shown:>7s} {'>=' if self.at_least else '<='} {self.target:<6g} {threads}: {self.line}{note}"
+        )
+
+
+def tally(musts):
+    """One line: how many promises of a run pass, and how many the machine cannot judge."""
+    judged = [m for m in musts if not m.unmeasured]
+    line = f"{sum(m.met for m in judged)} of {len(judged)} pass"
+    return line + (f", {len(musts) - len(judged)} not measured here" if len(judged) < len(musts) else "")
 
 
 def write(path, rows, kind, stamp):
@@ -57,11 +75,13 @@ def write(path, rows, kind, stamp):
     new = {row.op for row in rows}
     kept = [(row, mark) for row, mark in _read(path, kind) if row.op not in new]
     columns = [*(f.name for f in fields(kind)), *stamp]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    whole = path.with_name(f"{path.name}.new")  # an interrupted run leaves the old rows
+    with whole.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for row, mark in [*kept, *((row, stamp) for row in rows)]:
             writer.writerow({**{k: _text(v) for k, v in asdict(row).items()}, **mark})
+    whole.replace(path)
 
 
 def read(path, kind):

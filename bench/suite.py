@@ -2,15 +2,17 @@
 
 A file bench_<op>.py has OP, TESTS (run first), `cases(size)`, `providers(case)` -> {name: () -> callable}, one named "ours",
 `bound(case, ceilings)` (seconds at the machine's limit, or None) and `musts(found)`. Where there is more than times:
-`extra(size, threads)`; where a case is not providers side by side: its own `run_case(case, found)`.
+`extra(size, threads)`, or `apart(size, threads)` for what starts processes of its own; where a case is not providers side by
+side: its own `run_case(case, found)`.
 """
 
 import gc
+import importlib
 from dataclasses import dataclass, field
 
 import torch
 
-from bench import ceilings, machine
+from bench import ceilings, machine, memory
 from bench.harness import interleave
 from bench.records import Must, Record
 from bench.stats import paired_ratio, quantile
@@ -67,15 +69,15 @@ def run_case(op, case, providers, found):
             variants[name] = make()
         except Unavailable as why:
             absent[name] = str(why)
-    samples = found.samples[case.name] = interleave(variants, case.seconds)
+    disturbed = {}
+    samples = found.samples[case.name] = interleave(variants, case.seconds, disturbed=disturbed)
     about = dict(op=op, case=case.name, kind=case.kind, density=case.density, dtype=case.dtype, threads=found.threads)
     bound = found.bounds.get(case.name)
     records = []
     for name, rounds in samples.items():
         ratio = found.ratio(case.name, name) if name != OURS else None
-        records.append(
-            Record(provider=name, ratio=ratio, bound=1e3 * bound if bound else None, **quantiles(rounds.values()), **about)
-        )
+        figures = quantiles(rounds.values()) | dict(disturbed=disturbed[name], bound=1e3 * bound if bound else None)
+        records.append(Record(provider=name, ratio=ratio, **figures, **about))
     return records + [Record(provider=name, note=why, **about) for name, why in absent.items()]
 
 
@@ -99,7 +101,8 @@ def run(module, size, threads, tick=lambda seconds, what: None):
                     records += run_case(module.OP, case, module.providers(case), found)
                 gc.collect()
                 tick(case.seconds, case.name)
-            found.ceilings = found.ceilings.best(ceilings.measure(dtypes=dtypes, **small))
+            if any(found.bounds.values()):
+                found.ceilings = found.ceilings.best(ceilings.measure(dtypes=dtypes, **small))
             records += ceiling_records(module.OP, found)
             more_records, more_musts = module.extra(size, number) if hasattr(module, "extra") else ([], [])
             records += more_records
@@ -107,6 +110,16 @@ def run(module, size, threads, tick=lambda seconds, what: None):
     finally:
         torch.set_num_threads(before)
     return records, musts
+
+
+def module_of(op):
+    return importlib.import_module(f"bench.bench_{op}")
+
+
+def run_alone(op, size, threads, tick):
+    """`run` at one thread count, in a process of its own: nothing that another op or count leaves behind is in the figures."""
+    memory.keep_freed_blocks()
+    return run(module_of(op), size, [threads], tick)
 
 
 def quantiles(seconds):
@@ -125,10 +138,10 @@ def ceiling_records(op, found):
     ]
 
 
-def must(found, op, line, measured, target, at_least=True, note=""):
-    return Must(op, line, found.threads, measured, target, at_least, note)
+def must(found, op, line, measured, target, at_least=True, note="", unmeasured=""):
+    return Must(op, line, found.threads, None if unmeasured else measured, target, at_least, note, unmeasured)
 
 
 def without_bf16():
-    """The note on a bf16 figure of a machine that has no bf16 instructions; empty elsewhere."""
-    return "" if machine.has_bf16() else f"no bf16 instructions here ({machine.isa()}); the target is for AVX512 bf16"
+    """Why a promise about bf16 products cannot be judged here, where torch makes them in a plain loop; empty elsewhere."""
+    return "" if machine.has_bf16() else f"no bf16 instructions here ({machine.isa()})"

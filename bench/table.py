@@ -35,7 +35,8 @@ def timings(records):
     for r in records:
         figures = [number(n) for n in (r.p20, r.p50, r.p80, r.ratio)]
         reached = f"{100 * r.bound / r.p50:.0f} %" if r.bound and r.p50 and r.provider == "ours" else ""
-        rows.append([r.case, r.provider, *figures, reached, r.rounds or "", r.note])
+        rounds = f"{r.rounds}, {r.disturbed} disturbed" if r.disturbed else r.rounds or ""
+        rows.append([r.case, r.provider, *figures, reached, rounds, r.note])
     return markdown(["case", "provider", "p20 ms", "p50 ms", "p80 ms", "time / ours", "of roofline", "rounds", "note"], rows)
 
 
@@ -62,10 +63,10 @@ def musts(rows):
         [
             m.line,
             m.threads,
-            number(m.measured) if m.measured is not None else "not measured",
+            number(m.measured) if m.measured is not None else "-",
             f"{'≥' if m.at_least else '≤'} {m.target:g}",
-            "pass" if m.met else "FALLS SHORT",
-            m.note,
+            m.verdict,
+            "; ".join(filter(None, (m.unmeasured, m.note))),
         ]
         for m in rows
     ]

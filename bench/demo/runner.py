@@ -23,8 +23,10 @@ def _context():
     return context
 
 
-def _child(pipe, function, args):
+def _child(pipe, function, args, tells):
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if tells:
+        args = (*args, lambda *said: pipe.send(("said", said)))
     try:
         pipe.send(("row", function(*args)))
     except KeyboardInterrupt:
@@ -35,19 +37,24 @@ def _child(pipe, function, args):
         pipe.send(("failed", traceback.format_exc()))
 
 
-def run_apart(function, *args):
-    """function(*args) in a child of its own; raises RunFailed or DemoError with the child's reason."""
+def run_apart(function, *args, hear=None):
+    """function(*args) in a child of its own; raises RunFailed or DemoError with the child's reason.
+
+    hear: where given, the child calls function(*args, tell), and hear(...) is called here with what it tells meanwhile.
+    """
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, function, args), daemon=True)
+    child = context.Process(target=_child, args=(theirs, function, args, hear is not None), daemon=True)
     child.start()
     theirs.close()
     try:
-        kind, result = ours.recv()
+        while (message := ours.recv())[0] == "said":
+            hear(*message[1])
+        kind, result = message
     except EOFError:
         child.join()
         raise RunFailed(f"the process ended with status {child.exitcode} (out of memory?)") from None
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or whatever hear raises
         child.terminate()
         raise
     finally:

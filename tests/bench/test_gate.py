@@ -26,6 +26,11 @@ def test_red_is_refused_with_the_reason(root):
         gate.require_green("op", ["green.py", "red.py"], jobs=1)
 
 
+def test_what_proves_no_figure_is_left_out(root):
+    (root / "green.py").write_text("def test_it():\n    pass\n\ndef test_opcheck():\n    assert 0\n")
+    assert "1 passed" in gate.require_green("op", ["green.py"], jobs=1)
+
+
 def test_missing_tests_are_refused(root):
     with pytest.raises(gate.Red, match="missing .absent.py"):
         gate.require_green("op", ["green.py", "absent.py"])
@@ -38,10 +43,11 @@ def test_a_red_op_is_not_measured_and_the_others_are(root, monkeypatch, capsys, 
     red = types.SimpleNamespace(OP="masked_adamw", TESTS=["red.py"], cases=no)
     green = types.SimpleNamespace(OP="linear", TESTS=["green.py"], cases=lambda size: [])
     monkeypatch.setattr(main, "module_of", {"masked_adamw": red, "linear": green}.get)
-    monkeypatch.setattr(main.suite, "run", lambda module, size, threads, tick: ([], []))
+    monkeypatch.setattr(main, "run_apart", lambda *arguments, hear: ([], []))
     assert main.main(["--op", "masked_adamw,linear", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "its tests are red, so it is not measured" in shown.err and "linear: measured" in shown.out
+    assert "\nnot measured: masked_adamw\n" in shown.err
 
 
 def test_green_tests_are_not_run_twice_in_one_command(root, monkeypatch, tmp_path):
@@ -49,7 +55,7 @@ def test_green_tests_are_not_run_twice_in_one_command(root, monkeypatch, tmp_pat
     module = types.SimpleNamespace(OP="linear", TESTS=["green.py"], cases=lambda size: [])
     monkeypatch.setattr(main, "module_of", lambda op: module)
     monkeypatch.setattr(main, "require_green", lambda op, tests: asked.append(tests))
-    monkeypatch.setattr(main.suite, "run", lambda module, size, threads, tick: ([], []))
+    monkeypatch.setattr(main, "run_apart", lambda *arguments, hear: ([], []))
     assert main.main(["--op", "linear,layer", "--out", str(tmp_path)]) == 0
     assert asked == [["green.py"], []]
 

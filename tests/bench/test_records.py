@@ -3,11 +3,13 @@
 import pytest
 
 from bench import table
-from bench.records import Must, Record, read, stamps, write
+from bench.records import Must, Record, read, stamps, tally, write
 
 ROWS = [
     Record("adamw", "entries 1 %", "ours", 1, "entries", 0.01, "bfloat16", "ms", 1.0, 1.25, 1.5, 12, None, 0.5),
-    Record("adamw", "entries 1 %", "theirs, with comma", 1, "entries", 0.01, "bfloat16", "ms", 2.0, 2.5, 3.0, 12, 2.0),
+    Record(
+        "adamw", "entries 1 %", "theirs, with comma", 1, "entries", 0.01, "bfloat16", "ms", 2.0, 2.5, 3.0, 12, 2.0, disturbed=3
+    ),
     Record("adamw", "entries 1 %", "absent", 1, note="it does not build here"),
     Record("adamw", "ceilings", "copy", 1, unit="GB/s", p50=20.0),
 ]
@@ -48,11 +50,40 @@ def test_pass_or_fall_short(measured, target, at_least, met):
     assert text.startswith("pass " if met else "FALLS SHORT ") and "2 threads: a line" in text and "[why]" in text
 
 
+def test_what_a_machine_cannot_judge_neither_passes_nor_falls_short():
+    must = Must("op", "a line", 2, None, 1.0, unmeasured="no such instructions")
+    assert str(must).startswith("not measured ") and "[no such instructions]" in str(must) and not must.met
+    rows = [Must("op", "x", 1, 2.0, 1.0), Must("op", "y", 1, None, 1.0), must]
+    assert tally(rows) == "1 of 2 pass, 1 not measured here" and tally(rows[:2]) == "1 of 2 pass"
+    assert [line.split("|")[5].strip() for line in table.musts(rows).splitlines()[2:]] == [
+        "pass",
+        "FALLS SHORT",
+        "not measured",
+    ]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_products_are_judged_where_the_machine_makes_them(monkeypatch, has):
+    from bench import bench_layer, bench_selected_wgrad, suite
+    from bench.ceilings import Ceilings
+
+    monkeypatch.setattr(suite.machine, "has_bf16", lambda flags=None: has)
+    for module in (bench_layer, bench_selected_wgrad):
+        found = suite.Found(1, Ceilings(1e9, 1e9, {}))
+        for case in module.cases("quick"):
+            found.cases[case.name] = case
+            names = {"ours", "dense", *bench_layer.training.METHODS, bench_layer.PRODUCTS}
+            found.samples[case.name] = {name: {0: 1.0} for name in names}
+        lines = [m for m in module.musts(found) if "bf16" in m.line]
+        assert lines and all((m.verdict == "not measured") is not has for m in lines)
+        assert all((m.measured is None) is not has for m in lines)
+
+
 def test_the_table_of_an_op():
     text = table.document("adamw", ROWS, [Must("adamw", "a line", 1, 2.0, 1.5)], {"machine": "the machine"})
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert lines[2] == ["entries 1 %", "ours", "1", "1.25", "1.5", "", "40 %", "12", ""]
-    assert lines[3][:6] == ["entries 1 %", "theirs, with comma", "2", "2.5", "3", "2"]
+    assert lines[3] == ["entries 1 %", "theirs, with comma", "2", "2.5", "3", "2", "", "12, 3 disturbed", ""]
     assert lines[4] == ["entries 1 %", "absent", "", "", "", "", "", "", "it does not build here"]
     assert "copy 20 GB/s" in text and "the machine" in text and lines[-1] == ["a line", "1", "2", "≥ 1.5", "pass", ""]
 
