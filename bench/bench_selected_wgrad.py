@@ -29,11 +29,11 @@ def cases(size):
             for dtype in ("float32", "bfloat16")
         ]
     found = [
-        Case(_name(kind, d, "float32"), kind, d, "float32", (SIDE, SIDE), SIDE, 1.5)
+        Case(_name(kind, d, "float32"), kind, d, "float32", (SIDE, SIDE), SIDE, 1.0)
         for kind in DENSITIES
         for d in DENSITIES[kind]
     ]
-    found += [Case(_name("entries", d, "bfloat16"), "entries", d, "bfloat16", (SIDE, SIDE), SIDE, 1.5) for d in HALF]
+    found += [Case(_name("entries", d, "bfloat16"), "entries", d, "bfloat16", (SIDE, SIDE), SIDE, 1.0) for d in HALF]
     if size == "full":
         found += [
             Case(f"{_name(kind, 0.01, 'float32')}, {model} {layer}", kind, 0.01, "float32", shape, MODEL_TOKENS[model], 4.0)

@@ -14,7 +14,7 @@ LONG = 0.1  # seconds: a call that takes this long is warm after one
 FEWEST = 3  # rounds of every variant, however slow
 # Seconds: where a thread loses its core to another process the scheduler gives it back after 4 ms or a few times that. In a
 # sample that is shorter than this it would be most of the time, in a longer one it is next to nothing.
-SLICES = 0.05
+SLICES = 0.02
 AGAIN = 3  # times that a sample which lost its core is taken once more, before one is kept as it is
 
 

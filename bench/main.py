@@ -41,6 +41,18 @@ def budget(module, size, threads):
     return sum(case.seconds for case in module.cases(size)) * counts
 
 
+def tested_at_once(ops):
+    """The tests of all ops where they are green together, for one start of pytest; else none, and each op runs its own."""
+    tests = list(dict.fromkeys(test for op in ops for test in module_of(op).TESTS))
+    begin = time.perf_counter()
+    try:
+        print(f"{require_green(', '.join(ops), tests)}, {time.perf_counter() - begin:.0f} s", flush=True)
+    except Red:
+        print("some tests are red: each op runs its own", flush=True)
+        return set()
+    return set(tests)
+
+
 def measure(op, size, threads, green):
     """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red unless its tests pass.
 
@@ -124,8 +136,9 @@ def main(arguments=None):
     args = parser().parse_args(arguments)
     ops, threads = chosen(args.op, OPS, "--op"), thread_counts(args.threads)
     print(machine.line(), flush=True)
-    begin, done, promised, green, status = time.perf_counter(), [], [], set(), 0
+    begin, done, promised, status = time.perf_counter(), [], [], 0
     try:
+        green = tested_at_once(ops) if len(ops) > 1 else set()
         for op in ops:
             try:
                 records, musts = measure(op, args.size, threads, green)

@@ -54,10 +54,10 @@ def test_green_tests_are_not_run_twice_in_one_command(root, monkeypatch, tmp_pat
     asked = []
     module = types.SimpleNamespace(OP="linear", TESTS=["green.py"], cases=lambda size: [])
     monkeypatch.setattr(main, "module_of", lambda op: module)
-    monkeypatch.setattr(main, "require_green", lambda op, tests: asked.append(tests))
+    monkeypatch.setattr(main, "require_green", lambda op, tests: asked.append((op, tests)))
     monkeypatch.setattr(main, "run_apart", lambda *arguments, hear: ([], []))
     assert main.main(["--op", "linear,layer", "--out", str(tmp_path)]) == 0
-    assert asked == [["green.py"], []]
+    assert asked == [("linear, layer", ["green.py"]), ("linear", []), ("layer", [])]
 
 
 def test_every_op_names_tests_that_exist():
