@@ -76,9 +76,7 @@ def remember(output, make, tensors, small=()):
 
 
 def source_of(tensor):
-    """The Source of `tensor`, or None if nobody remembered it as it is now."""
-    if torch.compiler.is_compiling() or tensor.grad_fn is None:
-        return None
+    """The Source of `tensor`, or None if nobody remembered it as it is now. Not for a graph of torch.compile."""
     for weak in reversed(_remembered.sources):
         source = weak()
         if source is not None and source.made(tensor):

@@ -13,7 +13,8 @@ def eight_bit_forward(module, input):
     its token's largest entry). An input that needs no gradient itself is kept as it is.
     """
     kept = None
-    if torch.is_grad_enabled() and input.grad_fn is not None and source_of(input) is None:
+    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if eager and input.grad_fn is not None and source_of(input) is None:
         kept = keep_in_eight_bits(input)
     output = type(module).forward(module, input)
     del kept  # the layer has saved it by now

@@ -2,10 +2,11 @@
 
 import copy
 
+import torch
 from torch import nn
 
-from ..functional import selective_product
-from .selected import Selected, check_weight
+from ..functional import apply_product, is_traced, selective_product
+from .selected import Selected, check_weight, is_shown
 
 
 def fresh_weight(self):
@@ -76,10 +77,14 @@ class SelectiveLinear(Adopted, nn.Linear):
         return cls._from(linear, selection)
 
     def forward(self, input):
-        self.sync()
-        p = self._parameters
-        bias = p["bias"] if "bias" in p and "bias" not in self.__dict__ else self.bias  # the latter takes 0.8 µs
-        return selective_product(input, p["weight"], p["values"], bias, self._part, 1)
+        own = self.__dict__  # host time: see `is_shown`
+        p = own["_parameters"]
+        weight, values, eager = p["weight"], p["values"], not is_traced()
+        if not (eager and is_shown(own, values, weight)):
+            self.sync()
+        bias = p["bias"] if "bias" in p and "bias" not in own else self.bias
+        product = apply_product if eager and torch.is_grad_enabled() else selective_product
+        return product(input, weight, values, bias, self._part, 1)
 
 
 class SelectiveConv1D(Adopted):

@@ -90,6 +90,21 @@ def as_matrix(tensor, shape):
     return tensor.view(shape)
 
 
+def is_shown(own, values, weight):
+    """Whether nothing has touched values, weight or selection of a module since one showed the other: `_state`, term by term.
+
+    own: its `__dict__`. Every forward asks, and a module takes 0.2 µs for each attribute that is read in another way.
+    """
+    shown = own.get("_shown")
+    return (
+        shown is not None
+        and values._version == shown[0] and weight._version == shown[3]
+        and values.data_ptr() == shown[1] and weight.data_ptr() == shown[4]
+        and values.dtype is shown[2] and weight.dtype is shown[5]
+        and own["_tracked"]._version == shown[6] and not _expired(own["_held"][1].cdata)
+    )  # fmt: skip
+
+
 class Selected(nn.Module):
     """Mixin: `selection` (a plain attribute), `values` (the Parameter that trains) and a weight that shows it.
 
@@ -206,10 +221,9 @@ class Selected(nn.Module):
             )
         shown = self._shown
         if not force and shown is not None:
-            state = self._state()
-            if state == shown and not _expired(self._held[1].cdata):
+            if is_shown(self.__dict__, self._parameters["values"], self._weight()):
                 return
-            if state[:3] == shown[:3]:
+            if self._state()[:3] == shown[:3]:
                 self._warn_if_overwritten()
         self._write()
         self._mark_shown()
