@@ -21,8 +21,7 @@ def rows_of(c):
     through += [(0, 0, None)] * (len(c.values) - len(through))
     lr_at = [0] * len(c.values) if c.lrs is None else [lr.data_ptr() for lr in c.lrs]
     hyper = zip(c.lr, c.beta1, c.beta2, c.eps, c.weight_decay, lr_at)
-    each = zip(c.grads, c.steps, through, hyper)
-    return [_row(c.state(i), *row) for i, row in enumerate(each)]
+    return list(map(_row, c.states(), c.grads, c.steps, through, hyper))
 
 
 def _row(state, grad, step, through, hyper):
@@ -30,10 +29,11 @@ def _row(state, grad, step, through, hyper):
     dtype = _native.DTYPES.get(value.dtype)
     if dtype is None or through is None or step.dtype != torch.float32 or step.numel() != 1:
         return None
-    if not (_native.alike(value, grad, exp_avg, exp_avg_sq) if state.plain else _fits(state, grad)):
+    plain = state.plain
+    if not (_native.alike(value, grad, exp_avg, exp_avg_sq) if plain else _fits(state, grad)):
         return None
-    addresses = (t.data_ptr() for t in (value, grad, exp_avg, exp_avg_sq, step))
-    return *addresses, value.numel(), dtype, *through, _storage(state), *hyper
+    addresses = value.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), step.data_ptr()
+    return *addresses, value.numel(), dtype, *through, None if plain else _storage(state), *hyper
 
 
 def _fits(state, grad):
@@ -45,9 +45,7 @@ def _fits(state, grad):
 
 
 def _storage(state):
-    """How the native core knows what else there is to a state: the correction, the seed, two absmaxes; None for nothing."""
-    if state.plain:
-        return None
+    """How the native core knows what else there is to a state: the correction, the seed, two absmaxes."""
     correction, *absmaxes = (
         0 if t is None else t.data_ptr() for t in (state.correction, state.exp_avg_absmax, state.exp_avg_sq_absmax)
     )

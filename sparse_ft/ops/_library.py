@@ -44,12 +44,17 @@ def plain(tensors):
 
     True for ordinary tensors in host memory while nothing compiles, traces, transforms or intercepts operators.
     """
-    return not (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
-    ) and all(type(t) in _ORDINARY and t.is_cpu for t in tensors)
+    ):
+        return False
+    for t in tensors:  # all(...) over a generator takes 0.5 µs more
+        if type(t) not in _ORDINARY or not t.is_cpu:
+            return False
+    return True
 
 
 def wrote(*tensors):

@@ -32,7 +32,7 @@ def describe_cuda():
 
 def layout(kind, index, block_h, block_w, shape):
     """The eight integers by which the native core knows a layout; `index` must outlive the call."""
-    return (KINDS[kind], index.data_ptr(), index.element_size() * 8, index.size(0), block_h, block_w, *shape)
+    return (KINDS[kind], index.data_ptr(), index.element_size() * 8, index.shape[0], block_h, block_w, *shape)
 
 
 def served(*tensors):
@@ -44,6 +44,6 @@ def alike(first, *others):
     """Whether elementwise work on these may walk their memory in order: one shape, dtype and dense layout."""
     shape, dtype, stride = first.shape, first.dtype, first.stride()
     for other in others:
-        if other.shape != shape or other.dtype != dtype or other.stride() != stride:
+        if other.shape != shape or other.dtype is not dtype or other.stride() != stride:
             return False
     return first.is_contiguous() or any(first.is_contiguous(memory_format=f) for f in _DENSE.get(len(shape), ()))

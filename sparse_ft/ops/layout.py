@@ -17,7 +17,7 @@ import torch
 
 def values_shape(kind, index, block_h, block_w, shape):
     """Shape of `values` for a matrix of `shape`."""
-    n = index.size(0)
+    n = index.shape[0]
     if kind == "rows":
         return (n, shape[1])
     if kind == "columns":

@@ -1,6 +1,6 @@
 """masked_adamw_: one AdamW step over every selected entry of a model, written through into the dense weights."""
 
-import itertools
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -57,8 +57,17 @@ class Call(NamedTuple):
         absmaxes = self.absmaxes[2 * i : 2 * i + 2] if self.absmaxes and self.absmaxes[2 * i].numel() else ()
         return State(self.values[i], self.exp_avgs[i], self.exp_avg_sqs[i], correction, seed, *absmaxes)
 
+    def states(self):
+        if self.corrections or self.seeds or self.absmaxes:
+            return map(self.state, range(len(self.values)))
+        return map(State, self.values, self.exp_avgs, self.exp_avg_sqs)
+
     def layout(self, i):
         return self.kinds[i], self.indices[i], *self.blocks[2 * i : 2 * i + 2]
+
+
+ONE_A_TENSOR = "grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay"
+_one_a_tensor = attrgetter(*ONE_A_TENSOR)
 
 
 def adamw_ref(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
@@ -106,18 +115,18 @@ def _checked(*arguments, **keywords):
 def _checked_lists(*arguments, **keywords):
     """The call, checked as far as that takes no look at its tensors one by one."""
     c = Call(*arguments, **keywords)
-    for name in ("grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta2", "eps", "weight_decay"):
-        if len(getattr(c, name)) != len(c.values):
-            raise ValueError(f"{name}: expected {len(c.values)} items, one a tensor of values, got {len(getattr(c, name))}")
-    for name in ("lrs", "corrections", "seeds"):
-        given = getattr(c, name)
-        if given is not None and len(given) != len(c.values):
-            raise ValueError(f"{name}: expected None or {len(c.values)} items, one a tensor of values, got {len(given)}")
-    if c.absmaxes is not None and len(c.absmaxes) != 2 * len(c.values):
-        raise ValueError(f"absmaxes: expected None or {2 * len(c.values)} items, two a tensor, got {len(c.absmaxes)}")
-    if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * len(c.values):
+    count = len(c.values)
+    for name, given in zip(ONE_A_TENSOR, _one_a_tensor(c)):
+        if len(given) != count:
+            raise ValueError(f"{name}: expected {count} items, one a tensor of values, got {len(given)}")
+    for name, given in ("lrs", c.lrs), ("corrections", c.corrections), ("seeds", c.seeds):
+        if given is not None and len(given) != count:
+            raise ValueError(f"{name}: expected None or {count} items, one a tensor of values, got {len(given)}")
+    if c.absmaxes is not None and len(c.absmaxes) != 2 * count:
+        raise ValueError(f"absmaxes: expected None or {2 * count} items, two a tensor, got {len(c.absmaxes)}")
+    if not 2 * len(c.weights) == 2 * len(c.kinds) == 2 * len(c.indices) == len(c.blocks) <= 2 * count:
         raise ValueError(
-            f"weights: expected one kind, index and block size a weight and at most {len(c.values)} weights, got "
+            f"weights: expected one kind, index and block size a weight and at most {count} weights, got "
             f"{len(c.weights)}, {len(c.kinds)}, {len(c.indices)} and {len(c.blocks)} / 2"
         )
     if c.skip_nonfinite and c.found_inf is None:
@@ -229,7 +238,8 @@ def masked_adamw_(values, grads, exp_avgs, exp_avg_sqs, steps, weights=(), kinds
     moments are stored in 16 bits: see `_rounding`); absmaxes (moments in 8 bits: see `_eight_bit`). steps advance by one.
     Raises ValueError or TypeError that names the argument, before anything is written.
     """
-    lists = values, grads, exp_avgs, exp_avg_sqs, steps, weights, indices
-    lists += tuple(keywords.get(name) or () for name in ("lrs", "corrections", "absmaxes"))
-    call = _on_cpu if plain(itertools.chain(*lists)) else torch.ops.sparse_ft.masked_adamw_
+    tensors = [*values, *grads, *exp_avgs, *exp_avg_sqs, *steps, *weights, *indices]
+    for name in ("lrs", "corrections", "absmaxes"):
+        tensors += keywords.get(name) or ()
+    call = _on_cpu if plain(tensors) else torch.ops.sparse_ft.masked_adamw_
     call(values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks, **keywords)
