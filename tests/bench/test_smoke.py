@@ -80,14 +80,31 @@ def test_the_competitors_of_a_step_leave_the_same_weight(kind):
     from bench.bench_masked_adamw import Setting
 
     weights = []
-    for way in ("ours", "index_copy"):
+    for way in ("ours", "prepared", "index_copy"):
         torch.manual_seed(0)
         setting = Setting(suite.Case("", kind, 0.2, "float32", (128, 192)))
         step = getattr(setting, way)()
         step()
         step()
-        weights.append(setting.weight)
-    torch.testing.assert_close(*weights)
+        weights.append(setting.stepped[0])
+        assert not torch.equal(weights[-1], setting.weight)
+    assert torch.equal(weights[0], weights[1])
+    torch.testing.assert_close(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_a_ratio_over_a_compact_step_says_what_bounds_it(notes):
+    """Where the parts of a step were timed, what is left when it takes as long as they do."""
+    from bench.bench_masked_adamw import COMPACT, PARTS, PREPARED, musts
+    from bench.ceilings import Ceilings
+
+    case = suite.Case("entries 5 %", "entries", 0.05, "bfloat16", (128, 192))
+    found = suite.Found(1, Ceilings(1.0, 1.0, {}), cases={case.name: case})
+    seconds = {suite.OURS: 4.0, COMPACT: 6.0} | ({PARTS[0]: 2.0, PARTS[1]: 1.0, PREPARED: 3.0} if notes else {})
+    found.samples[case.name] = {name: {0: taken} for name, taken in seconds.items()}
+    (line,) = [must for must in musts(found) if COMPACT in must.line]
+    want = "prepared, as SelectiveAdamW steps: 2.00; its parts alone: 2.00, step at 0.75 of them" if notes else ""
+    assert line.measured == 1.5 and line.note == want
 
 
 @pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
