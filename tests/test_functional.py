@@ -256,6 +256,16 @@ def test_only_the_needed_part_of_the_input_is_kept_and_it_is_a_copy(name, featur
     assert torch.equal(part, input[:, features]) and part.untyped_storage().nbytes() == part.numel() * 8
 
 
+@pytest.mark.parametrize("make", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0, 0]])
+def test_of_an_input_of_any_layout_just_the_part_is_copied(make):
+    selection, base, input = SELECTIONS["columns"], randn(OUT, IN, grad=False), make(randn(4, 6, IN, grad=False))
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    (part,) = saved
+    assert torch.equal(part.reshape(-1, 3), input[..., [0, 3, 9]].reshape(-1, 3))
+    assert part.untyped_storage().nbytes() == part.numel() * 8
+
+
 @pytest.mark.parametrize("name", ["rows", "entries"])
 def test_rows_and_entries_keep_the_input_itself(name):
     selection, base, input = SELECTIONS[name], randn(OUT, IN, grad=False), randn(5, IN, grad=False)

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from ..functional import apply_product, is_traced, selective_product
+from ..functional import apply_product, is_compiling, is_transformed, selective_product
 from .selected import Selected, check_weight, is_shown
 
 
@@ -79,12 +79,12 @@ class SelectiveLinear(Adopted, nn.Linear):
     def forward(self, input):
         own = self.__dict__  # host time: see `is_shown`
         p = own["_parameters"]
-        weight, values, eager = p["weight"], p["values"], not is_traced()
+        weight, values, eager = p["weight"], p["values"], not (is_compiling() or is_transformed())
         if not (eager and is_shown(own, values, weight)):
             self.sync()
         bias = p["bias"] if "bias" in p and "bias" not in own else self.bias
         product = apply_product if eager and torch.is_grad_enabled() else selective_product
-        return product(input, weight, values, bias, self._part, 1)
+        return product(input, weight, values, bias, own["_part"], 1)
 
 
 class SelectiveConv1D(Adopted):
