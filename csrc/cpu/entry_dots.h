@@ -1,7 +1,8 @@
 // values[k] = sum over tokens of grad_output[t, row(k)] * input[t, column(k)] for single entries.
 // Rows and columns are packed token-innermost, a run of tokens at a time; every entry is then a dot product of two contiguous
 // runs. The team packs the columns of some runs together, waits, and shares out the rows, which each thread packs for itself. Each
-// entry is summed by one thread, its tokens in order.
+// entry is summed by one thread, its tokens in order. So few entries that this is mostly waiting, and reading what another core has
+// just written: tokens are cut into segments, the same for any team, and a thread packs all that its segment needs.
 #pragma once
 
 #include "convert.h"
@@ -23,6 +24,10 @@ struct EntryCut {
 constexpr EntryCut kFewEntries{4, 256 << 10, 256 << 10};
 constexpr EntryCut kManyEntries{8, 32 << 10, 4 << 20};
 constexpr double kManyFrom = 0.04;    // share of the matrix
+// Two threads, 0.1 %: 3.9 ms instead of 4.3, one thread the same. With sixteen segments at 1 % one thread takes a tenth longer: the
+// sums of them all leave the second-level cache.
+constexpr int64_t kSegmentEntries = 8192;  // and fewer: tokens in segments
+constexpr int64_t kSegments = 8;
 constexpr int64_t kUnitRows = 256;
 constexpr int64_t kPackGroups = 128; // a unit of packing work
 constexpr int64_t kPackAhead = 3;    // lines of the source to fetch early: 4.0 ms instead of 4.8 at 0.1 %
@@ -118,73 +123,109 @@ struct EntryProblem {
   EntryOperand grad_output, input;
   const EntryOrder<kLanes<T>>& order;
   int64_t run;
-  T* packed;  // [runs, column slots, run]
-  T* sums;    // in that order
 
   int64_t run_units() const { return divide_up(order.columns.count, kPackGroups); }
-  int64_t run_elements() const { return order.columns.count * lanes * run; }
+  int64_t run_elements() const { return order.columns.count * lanes * run; }  // of packed columns
+  int64_t runs() const { return divide_up(input.tokens, run); }
+  int64_t unit_elements() const { return order.unit_rows * run; }  // of packed rows
+  int64_t sum_count() const { return order.starts[order.units * order.blocks]; }
 
-  void pack_unit(int64_t unit, int64_t first_run) const {
-    const int64_t which = unit / run_units(), begin = unit % run_units() * kPackGroups;
-    input.pack((first_run + which) * run, run, order.columns, begin, smaller(begin + kPackGroups, order.columns.count),
-               packed + which * run_elements());
+  // packed [column slots, run]
+  void pack_unit(int64_t unit, int64_t which_run, T* packed) const {
+    const int64_t begin = unit * kPackGroups;
+    input.pack(which_run * run, run, order.columns, begin, smaller(begin + kPackGroups, order.columns.count), packed);
   }
 
+  // packed [column slots, run]; packed_rows: scratch [unit_elements()]; sums in the order of the entries.
   template <int Vectors>
-  void add_unit(int64_t unit, int64_t first_run, int64_t runs, T* packed_rows) const {
+  void add_unit(int64_t unit, int64_t which_run, const T* packed, T* packed_rows, T* sums) const {
     const int64_t begin = unit * order.unit_rows, row_count = smaller(order.unit_rows, order.rows.count * lanes - begin);
-    for (int64_t i = 0; i < runs; ++i) {
-      grad_output.pack((first_run + i) * run, run, order.rows, begin / lanes, (begin + row_count) / lanes,
-                       packed_rows - begin * run);
-      for (int64_t block = 0; block < order.blocks; ++block) {
-        const int64_t at = unit * order.blocks + block, start = order.starts[at];
-        add_block<Vectors>(packed_rows, order.counts + at * order.unit_rows, row_count,
-                           packed + i * run_elements() + block * order.block_columns * run, order.slots + start, sums + start);
-      }
+    grad_output.pack(which_run * run, run, order.rows, begin / lanes, (begin + row_count) / lanes, packed_rows - begin * run);
+    for (int64_t block = 0; block < order.blocks; ++block) {
+      const int64_t at = unit * order.blocks + block, start = order.starts[at];
+      add_block<Vectors>(packed_rows, order.counts + at * order.unit_rows, row_count, packed + block * order.block_columns * run,
+                         order.slots + start, sums + start);
     }
   }
+
+  template <class F>
+  void store_each(void* values, DType values_dtype, bool accumulate, F&& sum_at) const {
+    with_dtype(values_dtype, [&](auto v) {
+      order.for_each_place([&](int64_t k, int64_t at, int64_t) {
+        store_sum(static_cast<decltype(v)*>(values)[k], sum_at(at), accumulate);
+      });
+    });
+  }
 };
+
+template <class T>
+void dots_in_phases(const EntryProblem<T>& problem, const EntryCut& cut, void* values, DType values_dtype, bool accumulate, int threads) {
+  const int64_t columns = problem.run_elements(), rows = problem.unit_elements(), sum_count = problem.sum_count();
+  const int64_t chunk = larger(1, smaller(problem.runs(), cut.chunk_bytes / (columns * static_cast<int64_t>(sizeof(T)))));
+  const Workspace workspace(Pieces::bytes<T>(sum_count) + Pieces::bytes<T>(chunk * columns) + Pieces::bytes<T>(threads * rows));
+  Pieces pieces = workspace.pieces();
+  T *sums = pieces.cut<T>(sum_count), *packed = pieces.cut<T>(chunk * columns), *packed_rows = pieces.cut<T>(threads * rows);
+  memset(sums, 0, sum_count * sizeof(T));
+  in_phases(problem.runs(), chunk, threads, [&](int64_t first, int64_t runs, const Phase& pack, const Phase& add, int thread) {
+    const int64_t units = problem.run_units();
+    pack.share(runs * units, [&](int64_t i) { problem.pack_unit(i % units, first + i / units, packed + i / units * columns); });
+    add.share(problem.order.units, [&](int64_t unit) {
+      T* mine = packed_rows + thread * rows;
+      for (int64_t i = 0; i < runs; ++i)
+        cut.vectors == kManyEntries.vectors
+            ? problem.template add_unit<kManyEntries.vectors>(unit, first + i, packed + i * columns, mine, sums)
+            : problem.template add_unit<kFewEntries.vectors>(unit, first + i, packed + i * columns, mine, sums);
+    });
+  });
+  problem.store_each(values, values_dtype, accumulate, [&](int64_t at) { return sums[at]; });
+}
+
+// The cut of kFewEntries. Segments add to sums of their own, which are added up in the order of the segments.
+template <class T>
+void dots_in_segments(const EntryProblem<T>& problem, void* values, DType values_dtype, bool accumulate, int threads) {
+  const auto& order = problem.order;
+  const int64_t columns = problem.run_elements(), rows = problem.unit_elements(), sum_count = problem.sum_count();
+  const int64_t segment_runs = divide_up(problem.runs(), kSegments), segments = divide_up(problem.runs(), segment_runs);
+  // Of the rows of a segment, each summed by one thread: what a team does that is larger than there are segments.
+  const int64_t parts = smaller(divide_up(threads, segments), order.units);
+  const Workspace workspace(Pieces::bytes<T>(segments * sum_count) + Pieces::bytes<T>(threads * (columns + rows)));
+  Pieces pieces = workspace.pieces();
+  T *sums = pieces.cut<T>(segments * sum_count), *packed = pieces.cut<T>(threads * (columns + rows));
+  memset(sums, 0, segments * sum_count * sizeof(T));
+  int64_t next = 0;
+  parallel(threads, [&](int thread, int) {
+    T *mine = packed + thread * (columns + rows), *my_rows = mine + columns;
+    for (int64_t i; (i = take(next)) < segments * parts;) {
+      const int64_t segment = i / parts, part = i % parts, first = segment * segment_runs;
+      for (int64_t which = first; which < smaller(first + segment_runs, problem.runs()); ++which) {
+        for (int64_t unit = 0; unit < problem.run_units(); ++unit) problem.pack_unit(unit, which, mine);
+        for (int64_t unit = part * order.units / parts; unit < (part + 1) * order.units / parts; ++unit)
+          problem.template add_unit<kFewEntries.vectors>(unit, which, mine, my_rows, sums + segment * sum_count);
+      }
+    }
+  });
+  for (int64_t segment = 1; segment < segments; ++segment)
+    for (int64_t at = 0; at < sum_count; ++at) sums[at] += sums[segment * sum_count + at];
+  problem.store_each(values, values_dtype, accumulate, [&](int64_t at) { return sums[at]; });
+}
 
 template <class T>
 void entry_dots(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads) {
   constexpr int lanes = kLanes<T>;
   const bool many = layout.n >= kManyFrom * layout.rows * layout.columns;
   const EntryCut cut = many ? kManyEntries : kFewEntries;
-  const int64_t run = cut.vectors * lanes, run_bytes = cut.vectors * kVectorBytes;
+  const int64_t run_bytes = cut.vectors * kVectorBytes;
   const int64_t unit_rows = smaller(kUnitRows, round_up(divide_up(layout.rows, 4 * threads), lanes));
   const Workspace maps(EntryOrder<lanes>::map_bytes(layout));
   Pieces map_pieces = maps.pieces();
   EntryOrder<lanes> order(layout, unit_rows, cut.block_bytes / run_bytes / lanes * lanes, map_pieces);
   const Workspace ordered(order.bytes());
   order.sort(ordered.pieces());
-
-  const int64_t sum_count = order.starts[order.units * order.blocks];
-  const int64_t column_bytes = order.columns.count * lanes * run_bytes;
-  const int64_t all_runs = divide_up(operands.tokens, run), chunk = larger(1, smaller(all_runs, cut.chunk_bytes / column_bytes));
-  const int64_t thread_elements = order.unit_rows * run;
-  const Workspace workspace(Pieces::bytes<T>(sum_count) + chunk * column_bytes + threads * Pieces::bytes<T>(thread_elements));
-  Pieces pieces = workspace.pieces();
-  EntryProblem<T> problem{{operands.grad_output, operands.dtype, operands.grad_output_stride, layout.rows, operands.tokens},
-                          {operands.input, operands.dtype, operands.input_stride, layout.columns, operands.tokens},
-                          order, run, nullptr, nullptr};
-  problem.sums = pieces.cut<T>(sum_count);
-  problem.packed = pieces.cut<T>(chunk * column_bytes / static_cast<int64_t>(sizeof(T)));
-  T* packed_rows = pieces.cut<T>(threads * thread_elements);
-  memset(problem.sums, 0, sum_count * sizeof(T));
-
-  in_phases(all_runs, chunk, threads, [&](int64_t first, int64_t runs, const Phase& pack, const Phase& add, int thread) {
-    pack.share(runs * problem.run_units(), [&](int64_t i) { problem.pack_unit(i, first); });
-    add.share(order.units, [&](int64_t unit) {
-      T* mine = packed_rows + thread * thread_elements;
-      many ? problem.template add_unit<kManyEntries.vectors>(unit, first, runs, mine)
-           : problem.template add_unit<kFewEntries.vectors>(unit, first, runs, mine);
-    });
-  });
-  with_dtype(values_dtype, [&](auto v) {
-    order.for_each_place([&](int64_t k, int64_t at, int64_t) {
-      store_sum(static_cast<decltype(v)*>(values)[k], problem.sums[at], accumulate);
-    });
-  });
+  const EntryProblem<T> problem{{operands.grad_output, operands.dtype, operands.grad_output_stride, layout.rows, operands.tokens},
+                                {operands.input, operands.dtype, operands.input_stride, layout.columns, operands.tokens},
+                                order, cut.vectors * lanes};
+  layout.n <= kSegmentEntries && !many ? dots_in_segments(problem, values, values_dtype, accumulate, threads)
+                                       : dots_in_phases(problem, cut, values, values_dtype, accumulate, threads);
 }
 
 }  // namespace

@@ -125,6 +125,18 @@ def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dt
     assert all(same_bits(other, one) for other in others)
 
 
+@pytest.mark.parametrize("tokens", (700, 1030))
+def test_few_entries_of_many_tokens(variant, tokens):
+    """Segments of several runs of tokens, the last of them ragged; threads to spare share the rows of a segment."""
+    index = torch.rand(60 * 3000).lt(0.01).nonzero().flatten()
+    layout, size = ("entries", index, 1, 1), (tokens, 60, 3000)
+    for threads in (1, 2, 40):
+        check(layout, size, torch.float32, torch.float32, threads=threads)
+    grad_output, input = operands(size, torch.float32)
+    one, *others = (core.wgrad(torch.empty(len(index)), grad_output, input, layout, threads=n) for n in (1, 2, 5, 40))
+    assert all(same_bits(other, one) for other in others)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("tokens", (1, 11, 96))
 @pytest.mark.parametrize("selected", (1, 31, 32, 33))
