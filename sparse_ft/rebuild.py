@@ -6,12 +6,15 @@ it was. And it counts only where it was made: a checkpoint's region, which runs 
 came from outside, or from another thread, is forgotten by then.
 """
 
+import functools
 import threading
 import weakref
 from collections import deque
 
 import torch
-from torch.utils.weak import TensorWeakRef
+
+# The saved-tensor hooks in force: a checkpoint enters its own.
+hooks_in_force = functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, False)
 
 
 class _Remembered(threading.local):
@@ -26,22 +29,24 @@ class Source:
     """How one output is made again. Keeps no activation alive before backward: whoever uses it saves `tensors()`."""
 
     def __init__(self, output, make, tensors, small):
-        self._output, self._version = TensorWeakRef(output), output._version
-        self._tensors, self._small = [TensorWeakRef(t) for t in tensors], small
+        self._output, self._version = weakref.ref(output), output._version
+        self._tensors, self._small = [weakref.ref(t) for t in tensors], small
         self._versions = _versions((*tensors, *small))
         self._make, self._made = make, None
         self._readers = self._served = 0
-        self._hooks = _hooks()
+        self._hooks = hooks_in_force()
 
     def made(self, tensor):
         """Whether `tensor` is the output, unchanged."""
-        return self._output() is tensor and self._version == tensor._version and self._hooks == _hooks()
+        return self._output() is tensor and self._version == tensor._version and self._hooks == hooks_in_force()
 
     def tensors(self):
         """What `rebuild` needs, to be saved for backward by one more reader; None where some of it is gone or was changed."""
         large = [weak() for weak in self._tensors]
-        if any(t is None for t in large):
-            return None
+        for tensor in large:
+            if tensor is None:
+                return None
+            tensor._fix_weakref()  # what TensorWeakRef does, in a quarter of its time
         tensors = (*large, *self._small)
         if _versions(tensors) != self._versions:
             return None
@@ -88,11 +93,11 @@ def _versions(tensors):
     return [t._version for t in tensors if t is not None]
 
 
-def _hooks():
-    """The saved-tensor hooks in force: a checkpoint enters its own."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
-
-
 def select(tensor, features):
     """`tensor[..., features]`, all of it for None."""
     return tensor if features is None else tensor.index_select(-1, features)
+
+
+def cast(tensor, dtype):
+    """`tensor.to(dtype)`, which takes 1.4 µs to do nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -1,6 +1,7 @@
 """Activations that keep their input, or one bit an element where that is enough, and can make their output again."""
 
 import functools
+import weakref
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from .attach import direct
 # Elements from which the op beats torch's own, forward and backward together, on one thread and on two; below it the host time
 # of a Python Function decides. fp64 stays with torch.
 WORTH = {
-    torch.float32: {"silu": 2**19, "gelu": 2**21, "gelu_tanh": 2**17},
+    torch.float32: {"silu": 2**19, "gelu": 2**19, "gelu_tanh": 2**17},
     torch.bfloat16: {"silu": 2**19, "gelu": 2**18, "gelu_tanh": 2**17},
     torch.float16: {"silu": 2**20, "gelu": 2**18, "gelu_tanh": 2**17},
 }
@@ -30,7 +31,10 @@ def _remembered(function, x):
 def _activated(input, name):
     """The activation by the name that the op gives it, in one pass each way where that is faster than torch's own."""
     if _is_faster(input, name):
-        return _remembered(lambda x: _activation(x, name), input)  # few columns of it too: the same bits
+        output = _activation(input, name)
+        if output.grad_fn is not None:
+            remember(output, _remake(name, weakref.ref(output.grad_fn)), (input,))
+        return output
     return _remembered(ACTIVATIONS[name][0], input)
 
 
@@ -40,8 +44,29 @@ def _is_faster(input, name):
     return input.numel() >= WORTH[input.dtype][name] and input.is_contiguous()  # other layouts are kept by torch's own
 
 
+def _remake(name, node):
+    """Makes the activation again. All of a GELU in fp32 comes with its derivative, of the same exponential: the node's own
+    backward, which is next, need not begin anew. 16 bits would round the derivative once more; the others' values, made with
+    their derivative, differ in the last bit.
+    """
+
+    def make(input, features=None):
+        if name != "gelu" or features is not None or input.dtype != torch.float32 or not _comes(node()):
+            return ops.activation(select(input, features), name)
+        one = input.new_ones(input.size(-1)).expand(input.shape)
+        node().slope, output = ops.gated_product_backward(one, input, one, name)
+        return output
+
+    return make
+
+
+def _comes(node):
+    """Whether the backward that runs now will reach `node`."""
+    return torch._C._current_graph_task_id() != -1 and node is not None and torch._C._will_engine_execute_node(node)
+
+
 class _Activation(torch.autograd.Function):
-    """Keeps its input."""
+    """Keeps its input. During backward, in `slope`, act'(input), if a reader of the output has left it there."""
 
     @staticmethod
     def forward(ctx, input, name):
@@ -52,7 +77,10 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        return ops.activation_backward(grad_output, *ctx.saved_tensors, ctx.name), None
+        (input,), slope = ctx.saved_tensors, ctx.__dict__.pop("slope", None)
+        if slope is not None:
+            return slope.mul_(grad_output), None
+        return ops.activation_backward(grad_output, input, ctx.name), None
 
 
 _activation = direct(_Activation)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .attach import direct
-from .hollow import hollow, stand_in
+from .hollow import forget_input, hollow, may_forget, stand_in
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -160,7 +160,13 @@ class _Convolution(torch.autograd.Function):
         return grad_input, None, grad_values, None, None, grad_bias, None
 
 
-_convolution, _padded = direct(_Convolution), direct(_Pad)
+def _convolution(input, weight, values, dimension, channels, bias, options):
+    if values is None and may_forget(input, weight):
+        return forget_input(_function(input, weight, bias, *options), weight)
+    return _apply_convolution(input, weight, values, dimension, channels, bias, options)
+
+
+_apply_convolution, _padded = direct(_Convolution), direct(_Pad)
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 

@@ -2,6 +2,9 @@
 
 import torch
 
+from ..ops._library import plain
+from ..rebuild import hooks_in_force
+
 
 def hollow(tensor):
     """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they choose a memory format."""
@@ -14,3 +17,16 @@ def stand_in(like, grad):
     """Uninitialised memory of shape and strides `like`, in dtype and on the device of `grad`; lives during one call."""
     shape, strides = like
     return grad.new_empty(shape) if strides is None else grad.new_empty_strided(shape, strides)
+
+
+def may_forget(input, weight):
+    """Whether `forget_input` serves: hooks in force have its place, and autocast would have torch keep a copy of the weight."""
+    return plain((input, weight)) and not torch.is_autocast_enabled("cpu") and hooks_in_force() is None
+
+
+def forget_input(output, weight):
+    """`output`, whose node, torch's own, keeps a `hollow` for its input from now on: a tenth of a Function's host time."""
+    saved = getattr(output.grad_fn, "_raw_saved_input", None)  # nothing is saved where nothing needs a gradient
+    if saved is not None:
+        saved.register_hooks(hollow, lambda like: stand_in(like, weight))
+    return output

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
-from ..rebuild import remember, select
+from ..rebuild import cast, remember, select
 from .attach import direct
 
 
@@ -78,13 +78,15 @@ def layer_norm(input, shape, weight, bias, eps):
 
 def _remake_layer_norm(shape, eps, dtype):
     def make(input, mean, rstd, weight, bias, features=None):
-        wide = torch.promote_types(torch.float32, input.dtype)
+        wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         if features is None or mean.dtype != wide:  # torch rounds mean and rstd of 16-bit tensors after their use
-            return select(F.layer_norm(input, shape, weight, bias, eps), features).to(dtype)
-        output = (select(input, features).to(wide) - mean.to(wide)) * rstd.to(wide)
+            return cast(select(F.layer_norm(input, shape, weight, bias, eps), features), dtype)
+        output = cast(input.index_select(-1, features), wide).sub_(mean).mul_(rstd)
         if weight is not None:
-            output = output * select(weight, features).to(wide)
-        return (output if bias is None else output + select(bias, features).to(wide)).to(dtype)
+            output.mul_(cast(weight.index_select(0, features), wide))
+        if bias is not None:
+            output.add_(cast(bias.index_select(0, features), wide))
+        return cast(output, dtype)
 
     return make
 

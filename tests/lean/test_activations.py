@@ -88,6 +88,30 @@ def test_the_output_is_made_again_by_the_same_function(calls):
     assert copy.deepcopy(lean)(x).equal(output)
 
 
+@NAMES
+def test_who_reads_all_of_it_leaves_the_derivative_to_its_backward(name, monkeypatch):
+    """Same bits as where nobody does, at once and again; nothing is left where backward does not come."""
+    lean = twins(nn.Sequential(MODULES[name]()))[1]
+    x = (3 * torch.randn(40, 60)).requires_grad_()
+    grad = torch.randn(40, 60)
+    output = lean(x)
+    (want,) = torch.autograd.grad(output, x, grad, retain_graph=True)
+    source, made = source_of(output), []
+    other = torch.ones(40, 60, requires_grad=True)
+    read = output * other
+    tensors = source.tensors()
+    read.grad_fn.register_prehook(lambda _: made.append(source.rebuild(tensors)))
+    backwards, op = [], ops.activation_backward
+    monkeypatch.setattr(ops, "activation_backward", lambda *operands: backwards.append(1) or op(*operands))
+    for _ in range(2):
+        (got,) = torch.autograd.grad(read, x, grad, retain_graph=True)
+        assert torch.equal(got, want)
+    torch.autograd.grad(read, other, grad, retain_graph=True)
+    assert "slope" not in output.grad_fn.__dict__
+    assert len(made) == 3 and all(torch.equal(m, output) for m in made)
+    assert len(backwards) == (0 if name == "gelu" else 2)
+
+
 @pytest.mark.parametrize("inplace", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "sliced", "empty"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -1,11 +1,14 @@
 """Lean convolutions: torch's bits, without the input."""
 
+import weakref
+
 import pytest
 import torch
 from helpers.lean_twins import assert_same_bits, assert_same_every_way, kept, run, twins
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft.lean import hollow
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -92,6 +95,35 @@ def test_other_strides(change, options):
     for model in (plain, lean):
         model.to(memory_format=torch.channels_last)
     assert_same_bits(plain, lean, x)
+
+
+@pytest.mark.parametrize("model", [conv(2, padding=1), conv(1, padding=1, padding_mode="reflect"), transposed(3)], ids=str)
+def test_the_input_is_gone_after_the_forward(model):
+    """In an ordinary forward; while its bytes are counted, hooks are in force, and another way is taken."""
+    plain, lean = twins(model)
+    x = input_of(len(model.kernel_size)).requires_grad_()
+    given = x * 1
+    alive = weakref.ref(given)
+    output = lean(given)
+    assert hollow.may_forget(given, lean.weight)
+    del given
+    assert alive() is None
+    output.backward(torch.ones_like(output), retain_graph=True)
+    first, x.grad = x.grad, None
+    output.backward(torch.ones_like(output))
+    assert torch.equal(first, x.grad)
+    assert torch.equal(x.grad, torch.autograd.grad(plain(x).sum(), x)[0])
+
+
+def test_double_backward():
+    plain, lean = twins(conv(2, stride=2))
+    x = input_of(2).requires_grad_()
+    results = []
+    for model in (plain, lean):
+        (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        results.append((grad.detach(), *torch.autograd.grad(grad.square().sum(), x)))
+    for wanted, got in zip(*results, strict=True):
+        assert torch.equal(wanted, got)
 
 
 def test_a_bias_trains_over_a_frozen_weight():
