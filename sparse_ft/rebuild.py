@@ -95,7 +95,12 @@ def _versions(tensors):
 
 def select(tensor, features):
     """`tensor[..., features]`, all of it for None."""
-    return tensor if features is None else tensor.index_select(-1, features)
+    if features is None:
+        return tensor
+    if tensor.dim() > 2 and tensor.is_contiguous():  # of 3-D takes 4 x as long
+        flat = tensor.view(-1, tensor.size(-1)).index_select(1, features)
+        return flat.view(*tensor.shape[:-1], features.size(0))
+    return tensor.index_select(-1, features)
 
 
 def cast(tensor, dtype):

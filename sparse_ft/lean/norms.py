@@ -81,7 +81,7 @@ def _remake_layer_norm(shape, eps, dtype):
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         if features is None or mean.dtype != wide:  # torch rounds mean and rstd of 16-bit tensors after their use
             return cast(select(F.layer_norm(input, shape, weight, bias, eps), features), dtype)
-        output = cast(input.index_select(-1, features), wide).sub_(mean).mul_(rstd)
+        output = cast(select(input, features), wide).sub_(mean).mul_(rstd)
         if weight is not None:
             output.mul_(cast(weight.index_select(0, features), wide))
         if bias is not None:
