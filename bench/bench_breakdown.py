@@ -12,6 +12,7 @@ from bench.records import Record
 from bench.suite import Case, quantiles
 
 OP = "breakdown"
+WHOLE_STEPS = True
 TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim/test_selective_adamw.py"]
 ONLY_MOST_THREADS = True
 WAYS = {  # name: arguments of training.prepare

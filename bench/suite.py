@@ -3,7 +3,7 @@
 A file bench_<op>.py has OP, TESTS (run first), `cases(size)`, `providers(case)` -> {name: () -> callable}, one named "ours",
 `bound(case, ceilings)` (seconds at the machine's limit, or None) and `musts(found)`. Where there is more than times:
 `extra(size, threads)`, or `apart(size, threads)` for what starts processes of its own; where a case is not providers side by
-side: its own `run_case(case, found)`.
+side: its own `run_case(case, found)`. WHOLE_STEPS: its cases are training steps, timed under the allocator as users have it.
 """
 
 import gc
@@ -118,8 +118,10 @@ def module_of(op):
 
 def run_alone(op, size, threads, tick):
     """`run` at one thread count, in a process of its own: nothing that another op or count leaves behind is in the figures."""
-    memory.keep_freed_blocks()
-    return run(module_of(op), size, [threads], tick)
+    module = module_of(op)
+    if not getattr(module, "WHOLE_STEPS", False):
+        memory.keep_freed_blocks()
+    return run(module, size, [threads], tick)
 
 
 def quantiles(seconds):
