@@ -136,7 +136,7 @@ def main(arguments=None):
     args = parser().parse_args(arguments)
     ops, threads = chosen(args.op, OPS, "--op"), thread_counts(args.threads)
     print(machine.line(), flush=True)
-    begin, done, promised, status = time.perf_counter(), [], [], 0
+    begin, done, measured, promised, status = time.perf_counter(), [], [], [], 0
     try:
         green = tested_at_once(ops) if len(ops) > 1 else set()
         for op in ops:
@@ -147,10 +147,13 @@ def main(arguments=None):
                 status = 1
                 continue
             print("\n" + write_results(args.out, op, records, musts), flush=True)
+            measured += records
             promised += musts
             done.append(op)
     except KeyboardInterrupt:
         status = INTERRUPTED
+    for line in table.unsteadiness(measured):
+        print(line, file=sys.stderr, flush=True)
     conclude(args.out, promised, done, [op for op in ops if op not in done], time.perf_counter() - begin)
     return status
 

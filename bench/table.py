@@ -51,6 +51,23 @@ def side_by_side(about, records):
     return markdown([f"{about}, {records[0].unit}", *columns], rows)
 
 
+STEADY = 0.9  # share of the fastest GEMM that the slowest op of a run has on a machine that nobody else slows down
+
+
+def unsteadiness(records):
+    """A line for each thread count at which the machine's own GEMM rate changed from op to op of one run."""
+    lines = []
+    for threads in sorted({r.threads for r in records}):
+        rates = [r.p50 for r in records if (r.threads, r.case, r.provider) == (threads, "ceilings", "GEMM float32")]
+        if rates and min(rates) < STEADY * max(rates):
+            plural = "s" if threads > 1 else ""
+            lines.append(
+                f"not a quiet machine: on {threads} thread{plural} its fp32 GEMM went from {number(min(rates))} to "
+                f"{number(max(rates))} GFLOP/s between ops; repeat what falls short"
+            )
+    return lines
+
+
 def ceilings(records, threads):
     """One line: the ceilings of the run."""
     found = [f"{r.provider} {number(r.p50)} {r.unit}" for r in records if r.threads == threads and r.case == "ceilings"]

@@ -132,3 +132,13 @@ def test_every_promise_of_the_quick_set_was_predicted():
         found = suite.Found(1, Ceilings(1e9, 1e9, {}), cases={case.name: case for case in module.cases("quick")})
         lines |= {must.line for must in module.musts(found)}
     assert lines == set(EXPECTED)
+
+
+def test_a_machine_whose_gemm_rate_changes_between_ops_is_reported():
+    def rates(*pairs):
+        return [Record(f"op {i}", "ceilings", "GEMM float32", n, unit="GFLOP/s", p50=rate) for i, (n, rate) in enumerate(pairs)]
+
+    assert table.unsteadiness(rates((1, 90.0), (1, 85.0), (2, 180.0), (2, 170.0))) == []
+    (line,) = table.unsteadiness(rates((1, 90.0), (1, 85.0), (2, 180.0), (2, 120.0)))
+    assert "2 threads" in line and "120 to 180 GFLOP/s" in line
+    assert table.unsteadiness(ROWS) == []
