@@ -175,6 +175,7 @@ STREAMS = {  # bytes an element of the input
     "positive_bits": 2 + 1 / 8,
     "relu_bits": 4 + 1 / 8,
     "where_bits": 4 + 1 / 8,
+    "batch_norm_": 4 + 1 / 8,
     "batch_norm_backward": 4,
 }
 

@@ -238,15 +238,29 @@ void where_bits(Address grad, int code, int64_t count, Address bits, double scal
                        thread_count(threads));
 }
 
-// weight: an address, or 0.
-void batch_norm_backward(Address grad_output, int code, int64_t outer, int64_t channels, int64_t inner, Address variance, int variance_dtype,
-                         Address weight, int weight_dtype, double eps, Address grad_input, int threads) {
+ChannelOperands channel_operands(int64_t outer, int64_t channels, int64_t inner, Channels variance, Channels weight, double eps) {
   require(outer >= 0, "outer", outer, "non-negative");
   require(channels >= 0, "channels", channels, "non-negative");
   require(inner >= 0, "inner", inner, "non-negative");
-  const ChannelOperands operands{outer, channels, inner, pointer(variance), dtype(variance_dtype, "variance_dtype"), pointer(weight),
-                                 dtype(weight_dtype, "weight_dtype"), eps};
-  cpu_ops().batch_norm_backward(operands, pointer(grad_output), dtype(code, "dtype"), pointer(grad_input), thread_count(threads));
+  return ChannelOperands{outer, channels, inner, variance, weight, eps};
+}
+
+// weight, bias, bits: an address, or 0.
+void batch_norm_(Address input, int code, int64_t outer, int64_t channels, int64_t inner, Address mean, int mean_dtype, Address variance,
+                 int variance_dtype, Address weight, int weight_dtype, Address bias, int bias_dtype, double eps, Address bits, int threads) {
+  const ChannelOperands operands = channel_operands(outer, channels, inner, {pointer(variance), dtype(variance_dtype, "variance_dtype")},
+                                                    {pointer(weight), dtype(weight_dtype, "weight_dtype")}, eps);
+  cpu_ops().batch_norm_(operands, {pointer(mean), dtype(mean_dtype, "mean_dtype")}, {pointer(bias), dtype(bias_dtype, "bias_dtype")},
+                        pointer(input), dtype(code, "dtype"), static_cast<uint8_t*>(pointer(bits)), thread_count(threads));
+}
+
+// weight, positive: an address, or 0.
+void batch_norm_backward(Address grad_output, int code, int64_t outer, int64_t channels, int64_t inner, Address variance, int variance_dtype,
+                         Address weight, int weight_dtype, double eps, Address positive, Address grad_input, int threads) {
+  const ChannelOperands operands = channel_operands(outer, channels, inner, {pointer(variance), dtype(variance_dtype, "variance_dtype")},
+                                                    {pointer(weight), dtype(weight_dtype, "weight_dtype")}, eps);
+  cpu_ops().batch_norm_backward(operands, pointer(grad_output), dtype(code, "dtype"), static_cast<const uint8_t*>(pointer(positive)),
+                                pointer(grad_input), thread_count(threads));
 }
 
 int64_t use_huge_pages_of(Address data, int64_t bytes) {
@@ -294,6 +308,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rms_norm_backward", &rms_norm_backward, NoGil());
   m.def("positive_bits", &positive_bits, NoGil());
   m.def("where_bits", &where_bits, NoGil());
+  m.def("batch_norm_", &batch_norm_, NoGil());
   m.def("batch_norm_backward", &batch_norm_backward, NoGil());
   m.def("use_huge_pages", &use_huge_pages_of, NoGil());
   m.def("position", &layout_position, NoGil());

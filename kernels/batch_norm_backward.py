@@ -1,4 +1,4 @@
-"""batch_norm_backward: a gradient times two numbers of its channel."""
+"""batch_norm_backward: a gradient times two numbers of its channel, perhaps where its bit is set only."""
 
 import triton
 import triton.language as tl
@@ -14,6 +14,7 @@ def _batch_norm_backward_kernel(
     grad_output_ptr,  # [outer, channels, inner]
     rstd_ptr,  # [channels]
     weight_ptr,  # [channels] or None
+    positive_ptr,  # [ceil(count / 8)] or None: all pass
     grad_input_ptr,  # [outer, channels, inner]
     count,
     channels,
@@ -24,21 +25,26 @@ def _batch_norm_backward_kernel(
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     channel = offs // inner % channels
     grad = tl.load(grad_output_ptr + offs, mask=offs < count, other=0.0).to(WIDE)
+    if positive_ptr is not None:
+        packed = tl.load(positive_ptr + offs // 8, mask=offs < count, other=0).to(tl.int32)
+        grad = tl.where(((packed >> (offs % 8).to(tl.int32)) & 1) != 0, grad, 0.0)
     grad *= tl.load(rstd_ptr + channel, mask=offs < count, other=0.0)
     if weight_ptr is not None:
         grad *= tl.load(weight_ptr + channel, mask=offs < count, other=0.0).to(WIDE)
     tl.store(grad_input_ptr + offs, round_to(grad, grad_input_ptr.dtype.element_ty), mask=offs < count)
 
 
-def batch_norm_backward_triton(grad_output, rstd, weight, grad_input, outer, channels, inner):
+def batch_norm_backward_triton(grad_output, rstd, weight, positive, grad_input, outer, channels, inner):
     """Fills grad_input, laid out as grad_output: `grad_output * rstd * weight` of each channel.
 
     The memory of both is [outer, channels, inner]. rstd: [channels], float32 or float64, the dtype of the arithmetic.
+    positive: uint8 [ceil(numel / 8)] or None; elements whose bit is not set count as 0.
     """
-    check_tensors(grad_output=grad_output, rstd=rstd, grad_input=grad_input, **({} if weight is None else {"weight": weight}))
+    optional = {name: t for name, t in (("weight", weight), ("positive", positive)) if t is not None}
+    check_tensors(grad_output=grad_output, rstd=rstd, grad_input=grad_input, **optional)
     count = outer * channels * inner
     if count:
         with on_device(grad_output):
             _batch_norm_backward_kernel[(triton.cdiv(count, BLOCK),)](
-                grad_output, rstd, weight, grad_input, count, channels, inner, BLOCK=BLOCK, **OPTIONS
+                grad_output, rstd, weight, positive, grad_input, count, channels, inner, BLOCK=BLOCK, **OPTIONS
             )

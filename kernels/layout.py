@@ -18,6 +18,7 @@ TRITON_DTYPES = {
     torch.int32: tl.int32,
     torch.int64: tl.int64,
 }
+INTEGERS = "index", "bits", "positive"  # names of arguments that are no floating-point numbers
 INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": "[nnz]"}
 
 
@@ -96,7 +97,7 @@ def check_tensors(**tensors):
     """Floating dtype, one device, and a device that Triton runs on; the message names the argument."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if name != "index" and tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        if name not in INTEGERS and tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
         if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device} but {first_name} is on {first.device}")

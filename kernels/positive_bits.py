@@ -64,9 +64,7 @@ def positive_bits_triton(input, bits, relu=None):
 
 def where_bits_triton(grad, bits, scale, output):
     """Fills output, contiguous: grad * scale where the bit is set, 0 elsewhere."""
-    check_tensors(grad=grad, output=output)
-    if bits.device != grad.device:
-        raise ValueError(f"bits is on {bits.device} but grad is on {grad.device}")
+    check_tensors(grad=grad, output=output, bits=bits)
     if bits.numel():
         with on_device(grad):
             _where_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](

@@ -59,12 +59,15 @@ struct NormOperands {
   DType wide;     // of the arithmetic and of rstd [rows]: float32 or float64
 };
 
+struct Channels {
+  const void* data;  // [channels], or null
+  DType dtype;
+};
+
 struct ChannelOperands {
   int64_t outer, channels, inner;  // of a tensor [outer, channels, inner]
-  const void* variance;            // [channels]
-  DType variance_dtype;
-  const void* weight;  // [channels], or null: 1
-  DType weight_dtype;
+  Channels variance;
+  Channels weight;  // null: 1
   double eps;
 };
 
@@ -85,7 +88,9 @@ struct CpuOps {
                             int threads);
   void (*positive_bits)(const void* input, DType dtype, int64_t count, uint8_t* bits, void* relu, int threads);
   void (*where_bits)(const void* grad, DType dtype, int64_t count, const uint8_t* bits, double scale, void* output, int threads);
-  void (*batch_norm_backward)(const ChannelOperands& operands, const void* grad_output, DType dtype, void* grad_input, int threads);
+  void (*batch_norm_)(const ChannelOperands& operands, Channels mean, Channels bias, void* input, DType dtype, uint8_t* bits, int threads);
+  void (*batch_norm_backward)(const ChannelOperands& operands, const void* grad_output, DType dtype, const uint8_t* positive,
+                              void* grad_input, int threads);
 };
 
 #define SFT_DECLARE_VARIANT(variant)                                                                                                  \
@@ -102,7 +107,8 @@ struct CpuOps {
   void rms_norm_backward(const NormOperands&, Rows, DType, const void*, void*, int);                                                  \
   void positive_bits(const void*, DType, int64_t, uint8_t*, void*, int);                                                              \
   void where_bits(const void*, DType, int64_t, const uint8_t*, double, void*, int);                                                   \
-  void batch_norm_backward(const ChannelOperands&, const void*, DType, void*, int);                                                   \
+  void batch_norm_(const ChannelOperands&, Channels, Channels, void*, DType, uint8_t*, int);                                          \
+  void batch_norm_backward(const ChannelOperands&, const void*, DType, const uint8_t*, void*, int);                                   \
   }
 
 SFT_DECLARE_VARIANT(baseline)

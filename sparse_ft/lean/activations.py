@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..ops._activations import ACTIVATIONS
+from ..ops._channels import in_order
 from ..ops._library import plain
 from ..rebuild import remember, select
 from .attach import direct
@@ -144,16 +145,6 @@ class _ReLU(torch.autograd.Function):
 
 
 _relu = direct(_ReLU)
-LAST = {4: ((0, 2, 3, 1), (0, 3, 1, 2)), 5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3))}  # there and back
-FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def in_order(tensor):
-    """((there, back), a view that is contiguous) of a tensor that is channels last; (None, the tensor) of any other."""
-    axes = LAST.get(tensor.dim())
-    if axes is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=FORMATS[tensor.dim()]):
-        return None, tensor
-    return axes, tensor.permute(axes[0])
 
 
 def relu_forward(module, x):

@@ -12,7 +12,7 @@ import textwrap
 
 from torch import nn
 
-from . import activations, batch_norm, causal_lm, conv, dropout, gated, linear, norms, pool
+from . import activations, batch_norm, causal_lm, conv, conv_layer, dropout, gated, linear, norms, pool
 from .attach import ATTRIBUTES
 
 TORCH = {
@@ -42,6 +42,9 @@ SAYS = {
     "2ca0786daebb": activations.tanh_gelu_forward,  # FastGELUActivation
     "3fad730aeb7c": activations.silu_forward,  # SiLUActivation
     "a576c08f5308": activations.quick_gelu_forward,  # QuickGELUActivation
+    "90dff9e5529b": conv_layer.conv_layer_forward,  # ResNet, RegNet, RT-DETR's ResNet, PP-LCNet, UVDoc, BEiT's decoder
+    "9138ffa16e47": conv_layer.shortcut_forward,  # ResNet, RegNet, RT-DETR's ResNet
+    "161644707c56": conv_layer.conv_norm_forward,  # RT-DETR, D-FINE, LW-DETR, OmDet-Turbo, EfficientLoFTR
     "525f44d3b463": activations.by_function,  # GELUActivation, GELUTanh: whatever function they hold
 }
 LOSSES = {"fcaf4a484be2": causal_lm.causal_lm_forward}  # CausalLM of Llama, Mistral, Qwen, Gemma, Phi3 and many more

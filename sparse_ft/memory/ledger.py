@@ -120,6 +120,8 @@ class Watching:
         if not torch.compiler.is_compiling():
             self._enter(None, -1)
 
+    _after.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
+
     def _enter(self, name, direction):
         if direction > 0:
             self._stack.append(name)

@@ -49,6 +49,8 @@ class SelectedParameter(Selected):
                 f"only; train it whole ('all') or leave it out"
             )
 
+    after_forward.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
+
     def _take_away(self):
         taken = self.owner.__dict__.pop(self.name, None)
         if taken is not None:

@@ -2,6 +2,7 @@
 
 from ._library import SERVED
 from .activation import activation, activation_backward
+from .batch_norm import batch_norm_
 from .batch_norm_backward import batch_norm_backward
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
@@ -16,6 +17,7 @@ __all__ = [
     "SERVED",
     "activation",
     "activation_backward",
+    "batch_norm_",
     "batch_norm_backward",
     "gated_product",
     "gated_product_backward",

@@ -1,24 +1,26 @@
-"""batch_norm_backward: the gradient of an input that BatchNorm normalised by its running statistics."""
+"""batch_norm_backward: the gradient of an input that BatchNorm normalised by its running statistics, perhaps before a ReLU."""
 
 import torch
 
 from . import _native
+from ._channels import CHANNELS_LAST, by_channel, check, contiguous, extents, in_order, operand
 from ._library import define, implement, plain
+from .positive_bits import where_bits_ref
 
-SCHEMA = "batch_norm_backward(Tensor grad_output, Tensor? weight, Tensor running_var, float eps) -> Tensor"
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+SCHEMA = (
+    "batch_norm_backward(Tensor grad_output, Tensor? weight, Tensor running_var, float eps, Tensor? positive=None) -> Tensor"
+)
 
 
-def _check(grad_output, weight, running_var):
-    if grad_output.dim() < 2:
-        raise ValueError(f"grad_output: expected [N, C, ...], got shape {tuple(grad_output.shape)}")
-    for name, tensor in (("grad_output", grad_output), ("weight", weight), ("running_var", running_var)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
-    shape = grad_output.shape[1:2]
-    for name, tensor in (("weight", weight), ("running_var", running_var)):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+def _check(grad_output, weight, running_var, positive):
+    check("grad_output", grad_output, weight=weight, running_var=running_var)
+    if positive is None:
+        return
+    if positive.dtype != torch.uint8:
+        raise TypeError(f"positive: expected torch.uint8, got {positive.dtype}")
+    shape = ((grad_output.numel() + 7) // 8,)
+    if positive.shape != shape:
+        raise ValueError(f"positive: expected shape {shape}, one bit an element, got {tuple(positive.shape)}")
 
 
 def _rstd(grad_output, running_var, eps):
@@ -27,13 +29,17 @@ def _rstd(grad_output, running_var, eps):
     return (1 / (running_var.to(torch.float64 if running_var.is_cpu else wide) + eps).sqrt()).to(wide)
 
 
-def batch_norm_backward_ref(grad_output, weight, running_var, eps):
-    _check(grad_output, weight, running_var)
-    grad_output, shape = _dense(grad_output), (-1, *[1] * (grad_output.dim() - 2))
-    grad_input = grad_output * _rstd(grad_output, running_var, eps).view(shape)
+def batch_norm_backward_ref(grad_output, weight, running_var, eps, positive=None):
+    _check(grad_output, weight, running_var, positive)
+    grad = _dense(grad_output)
+    if positive is not None:
+        axes, ordered = in_order(grad)
+        passed = where_bits_ref(ordered, positive, 1.0)
+        grad = passed if axes is None else passed.permute(axes[1])
+    grad_input = grad * by_channel(_rstd(grad, running_var, eps), grad)
     if weight is not None:
-        grad_input = grad_input * weight.to(grad_input.dtype).view(shape)
-    return grad_input.to(grad_output.dtype)
+        grad_input = grad_input * by_channel(weight, grad)
+    return grad_input.to(grad.dtype)
 
 
 def _dense(grad):
@@ -42,47 +48,42 @@ def _dense(grad):
     return grad if last is not None and grad.is_contiguous(memory_format=last) else grad.contiguous()
 
 
-def _fake(grad_output, weight, running_var, eps):
-    _check(grad_output, weight, running_var)
+def _fake(grad_output, weight, running_var, eps, positive=None):
+    _check(grad_output, weight, running_var, positive)
     return torch.empty_like(_dense(grad_output))
 
 
-def _extents(grad):
-    """(outer, channels, inner) of the memory of a dense [N, C, ...]."""
-    if grad.is_contiguous():
-        return grad.size(0), grad.size(1), grad.shape[2:].numel()
-    return grad.numel() // grad.size(1), grad.size(1), 1
-
-
-def batch_norm_backward_cpu(grad_output, weight, running_var, eps):
-    _check(grad_output, weight, running_var)
-    dtypes = _native.DTYPES
-    if not all(t is None or t.dtype in dtypes for t in (grad_output, weight, running_var)):
-        return batch_norm_backward_ref(grad_output, weight, running_var, eps)
-    grad_output, running_var = _dense(grad_output), running_var.contiguous()
-    weight = weight if weight is None else weight.contiguous()
+def batch_norm_backward_cpu(grad_output, weight, running_var, eps, positive=None):
+    _check(grad_output, weight, running_var, positive)
+    if not all(t is None or t.dtype in _native.DTYPES for t in (grad_output, weight, running_var)):
+        return batch_norm_backward_ref(grad_output, weight, running_var, eps, positive)
+    grad_output, weight, running_var, positive = (
+        _dense(grad_output),
+        *(contiguous(t) for t in (weight, running_var, positive)),
+    )
     grad_input = torch.empty_like(grad_output)
     _native.C.batch_norm_backward(
         grad_output.data_ptr(),
-        dtypes[grad_output.dtype],
-        *_extents(grad_output),
-        running_var.data_ptr(),
-        dtypes[running_var.dtype],
-        *((0, 0) if weight is None else (weight.data_ptr(), dtypes[weight.dtype])),
+        _native.DTYPES[grad_output.dtype],
+        *extents(grad_output),
+        *operand(running_var),
+        *operand(weight),
         eps,
+        0 if positive is None else positive.data_ptr(),
         grad_input.data_ptr(),
         torch.get_num_threads(),
     )
     return grad_input
 
 
-def batch_norm_backward_triton(grad_output, weight, running_var, eps):
+def batch_norm_backward_triton(grad_output, weight, running_var, eps, positive=None):
     from sparse_ft.kernels import batch_norm_backward as kernels
 
-    grad_input = _fake(grad_output, weight, running_var, eps)
-    grad_output, weight = _dense(grad_output), weight if weight is None else weight.contiguous()
-    rstd = _rstd(grad_output, running_var, eps).contiguous()
-    kernels.batch_norm_backward_triton(grad_output, rstd, weight, grad_input, *_extents(grad_output))
+    grad_input = _fake(grad_output, weight, running_var, eps, positive)
+    grad_output, rstd = _dense(grad_output), _rstd(grad_output, running_var, eps).contiguous()
+    kernels.batch_norm_backward_triton(
+        grad_output, rstd, contiguous(weight), contiguous(positive), grad_input, *extents(grad_output)
+    )
     return grad_input
 
 
@@ -92,14 +93,15 @@ _batch_norm_backward = implement(
 )
 
 
-def batch_norm_backward(grad_output, weight, running_var, eps):
+def batch_norm_backward(grad_output, weight, running_var, eps, positive=None):
     """grad_input of `F.batch_norm(input, running_mean, running_var, weight, bias, False, eps=eps)`:
-    `grad_output * rstd * weight` by channel, rstd = `1 / sqrt(running_var + eps)`.
+    `grad_output * rstd * weight` by channel, rstd = `1 / sqrt(running_var + eps)`; of its `.relu()` with the bits of that.
 
     grad_output: [N, C, ...], floating point; contiguous or channels last, copied otherwise; the result is laid out alike.
-    weight: [C] or None. running_var: [C]. Multiplied in fp32 (fp64 for fp64), twice, and rounded once to the dtype of
-    grad_output. Raises ValueError or TypeError that names the argument.
+    weight: [C] or None. running_var: [C]. positive: uint8 [ceil(numel / 8)], one bit an element in the order of the result's
+    memory, as `batch_norm_` gives them, or None; where a bit is not set grad_output counts as 0. Multiplied in fp32 (fp64 for
+    fp64), twice, and rounded once to the dtype of grad_output. Raises ValueError or TypeError that names the argument.
     """
-    if plain([t for t in (grad_output, weight, running_var) if t is not None]):
-        return _batch_norm_backward(grad_output, weight, running_var, eps)
-    return torch.ops.sparse_ft.batch_norm_backward(grad_output, weight, running_var, eps)
+    if plain([t for t in (grad_output, weight, running_var, positive) if t is not None]):
+        return _batch_norm_backward(grad_output, weight, running_var, eps, positive)
+    return torch.ops.sparse_ft.batch_norm_backward(grad_output, weight, running_var, eps, positive)

@@ -15,5 +15,9 @@ def test_two_products_and_one_rounding(dtype, extents):
         want = grad.to(wide) * rstd[:, None]
         want = (want if w is None else want * w.to(wide)[:, None]).to(dtype)
         output = torch.empty_like(grad)
-        batch_norm_backward_triton(grad, rstd, w, output, *extents)
+        batch_norm_backward_triton(grad, rstd, w, None, output, *extents)
         assert torch.equal(bits(output), bits(want))
+        positive = torch.randint(256, ((grad.numel() + 7) // 8,), dtype=torch.uint8, device=DEVICE)
+        flags = (positive[:, None] >> torch.arange(8, device=DEVICE)).flatten()[: grad.numel()].view(extents) & 1
+        batch_norm_backward_triton(grad, rstd, w, positive, output, *extents)
+        assert torch.equal(output, want.masked_fill(flags == 0, 0))

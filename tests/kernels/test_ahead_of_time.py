@@ -16,6 +16,7 @@ import triton.language as tl  # noqa: E402
 from compiled import CAPABILITIES, check_resources, compile_launch, count, specialise  # noqa: E402
 from sparse_ft.kernels import (  # noqa: E402
     activation,
+    batch_norm,
     batch_norm_backward,
     gated_product,
     gather_selected,
@@ -158,11 +159,15 @@ def test_positive_bits(dtype, capability, record, tmp_path):
 @pytest.mark.parametrize("inner", [1, 3136])
 @DTYPES
 @ARCHITECTURES
-def test_batch_norm_backward(dtype, inner, capability, record, tmp_path):
-    launches = record(batch_norm_backward, "_batch_norm_backward_kernel")
+def test_batch_norm(dtype, inner, capability, record, tmp_path):
+    launches = [record(batch_norm, "_batch_norm_kernel")]
+    launches += [record(batch_norm_backward, "_batch_norm_backward_kernel")]
     x, of_channels = torch.empty(32, 64, inner, dtype=dtype), torch.empty(64)
-    batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, x, *x.shape)
-    check_resources(compile_launch(launches[0], capability, tmp_path), capability)
+    bits = torch.empty(x.numel() // 8, dtype=torch.uint8)
+    batch_norm.batch_norm_triton_(x, of_channels, of_channels, bits, *x.shape)
+    batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, bits, x, *x.shape)
+    for (launch,) in launches:
+        check_resources(compile_launch(launch, capability, tmp_path), capability)
 
 
 def test_sizes_of_one_compile(record, tmp_path):

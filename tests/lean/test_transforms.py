@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 transformers = pytest.importorskip("transformers")
 from transformers.activations import NewGELUActivation, QuickGELUActivation  # noqa: E402
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm  # noqa: E402
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer  # noqa: E402
 
 LLAMA = transformers.LlamaConfig(hidden_size=6, intermediate_size=8, num_attention_heads=2)
 FLAT = {
@@ -30,6 +31,7 @@ PLANES = {
     "ConvTranspose2d": lambda: nn.ConvTranspose2d(3, 3, 2),
     "BatchNorm2d": lambda: nn.BatchNorm2d(3).eval(),
     "MaxPool2d": lambda: nn.MaxPool2d(2),
+    "convolution, norm and ReLU": lambda: ResNetConvLayer(3, 3).eval(),
 }
 CASES = {name: (make, (4, 6)) for name, make in FLAT.items()} | {name: (make, (2, 3, 4, 4)) for name, make in PLANES.items()}
 

@@ -155,9 +155,16 @@ void bits(DType dtype, int64_t count) {
     for (int64_t inner : {int64_t{1}, count / 2}) {
       const int64_t channels = inner == 1 ? count : 2;
       Buffer variance(dtype, channels, 2);
-      const ChannelOperands operands{1, channels, inner, variance.data, dtype, nullptr, dtype, 100.0};
-      baseline::batch_norm_backward(operands, input.data, dtype, output.data, 2);
-      for (int64_t k = 0; k < count; ++k) expect(std::isfinite(output.get(k)), "batch_norm_backward", Layout{}, k);
+      const ChannelOperands operands{1, channels, inner, {variance.data, dtype}, {nullptr, dtype}, 100.0};
+      for (const uint8_t* positive : {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(packed)}) {
+        baseline::batch_norm_backward(operands, input.data, dtype, positive, output.data, 2);
+        for (int64_t k = 0; k < count; ++k) expect(std::isfinite(output.get(k)), "batch_norm_backward", Layout{}, k);
+      }
+      for (uint8_t* written : {static_cast<uint8_t*>(nullptr), packed}) {
+        baseline::batch_norm_(operands, {variance.data, dtype}, {nullptr, dtype}, output.data, dtype, written, 2);
+        for (int64_t k = 0; k < count; ++k) expect(std::isfinite(output.get(k)), "batch_norm_", Layout{}, k);
+      }
+      baseline::positive_bits(input.data, dtype, count, packed, nullptr, 2);  // for where_bits
     }
   for (double scale : {1.0, 2.0}) {
     baseline::where_bits(input.data, dtype, count, packed, scale, output.data, 2);

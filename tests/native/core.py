@@ -165,17 +165,25 @@ def where_bits(grad, bits, scale=1.0, threads=2):
     return output
 
 
-def batch_norm_backward(grad_output, weight, variance, eps, extents, threads=2):
+def batch_norm_(input, mean, variance, weight, bias, eps, extents, relu=False, threads=2):
+    """Bits, [0] without relu. extents: (outer, channels, inner) of the memory of input."""
+    bits = torch.empty((input.numel() + 7) // 8 if relu else 0, dtype=torch.uint8)
+    of_channels = [number for t in (mean, variance, weight, bias) for number in _weight(t)]
+    C.batch_norm_(input.data_ptr(), DTYPES[input.dtype], *extents, *of_channels, eps, bits.data_ptr() if relu else 0, threads)
+    return bits
+
+
+def batch_norm_backward(grad_output, weight, variance, eps, extents, threads=2, positive=None):
     """extents: (outer, channels, inner) of the memory of grad_output."""
     grad_input = torch.full_like(grad_output, float("nan"))
     C.batch_norm_backward(
         grad_output.data_ptr(),
         DTYPES[grad_output.dtype],
         *extents,
-        variance.data_ptr(),
-        DTYPES[variance.dtype],
-        *((0, 0) if weight is None else (weight.data_ptr(), DTYPES[weight.dtype])),
+        *_weight(variance),
+        *_weight(weight),
         eps,
+        0 if positive is None else positive.data_ptr(),
         grad_input.data_ptr(),
         threads,
     )

@@ -1,0 +1,53 @@
+"""batch_norm_: a product and a sum for each channel, in place, and the ReLU of it with one bit an element."""
+
+import triton
+import triton.language as tl
+
+from .layout import check_tensors, on_device, round_to
+
+BYTES = 128  # a program: 1024 elements, 8 a thread
+OPTIONS = dict(num_warps=4, enable_fp_fusion=False)
+
+
+@triton.jit
+def _batch_norm_kernel(
+    input_ptr,  # [outer, channels, inner]
+    scale_ptr,  # [channels]
+    shift_ptr,  # [channels]
+    bits_ptr,  # [ceil(count / 8)] or None: no ReLU
+    count,
+    channels,
+    inner,
+    BYTES: tl.constexpr,
+):
+    WIDE: tl.constexpr = scale_ptr.dtype.element_ty
+    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    bit = tl.arange(0, 8)
+    offs = byte[:, None] * 8 + bit[None, :]
+    channel = offs // inner % channels
+    x = tl.load(input_ptr + offs, mask=offs < count, other=0.0).to(WIDE)
+    x = x * tl.load(scale_ptr + channel, mask=offs < count, other=0.0)
+    x += tl.load(shift_ptr + channel, mask=offs < count, other=0.0)
+    x = round_to(x, input_ptr.dtype.element_ty)
+    if bits_ptr is not None:
+        wide = x.to(WIDE)
+        flags = ((wide > 0) | (wide != wide)).to(tl.int32)
+        packed = tl.sum(flags << bit[None, :], axis=1)
+        tl.store(bits_ptr + byte, packed.to(tl.uint8), mask=byte * 8 < count)
+        x = tl.where(wide < 0, 0.0, x).to(x.dtype)
+    tl.store(input_ptr + offs, x, mask=offs < count)
+
+
+def batch_norm_triton_(input, scale, shift, bits, outer, channels, inner):
+    """`input * scale + shift` of each channel, in place; with bits its ReLU, and there where it is positive or NaN.
+
+    The memory of input is [outer, channels, inner]. scale, shift: [channels], float32 or float64, the dtype of the arithmetic.
+    bits: uint8 [ceil(numel / 8)] or None; bit i % 8 of byte i // 8 is that of element i.
+    """
+    check_tensors(input=input, scale=scale, shift=shift, **({} if bits is None else {"bits": bits}))
+    count = outer * channels * inner
+    if count:
+        with on_device(input):
+            _batch_norm_kernel[(triton.cdiv(count, 8 * BYTES),)](
+                input, scale, shift, bits, count, channels, inner, BYTES=BYTES, **OPTIONS
+            )

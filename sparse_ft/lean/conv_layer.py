@@ -1,0 +1,93 @@
+"""Layers of convnets, convolution -> BatchNorm -> activation: BatchNorm and a ReLU work in place on the convolution's output.
+
+Kept for backward: one bit an element where there is a ReLU, and weight and running variance by reference.
+"""
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _global_forward_hooks
+
+from .. import ops
+from ..ops._channels import CHANNELS_LAST, in_order
+from .activations import relu_forward
+from .attach import direct, lean_forward_of
+from .batch_norm import batch_norm_forward
+
+CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
+
+
+def conv_layer_forward(module, x):
+    """ResNet, RegNet, RT-DETR's ResNet, ..."""
+    return _layer(x, module.convolution, module.normalization, module.activation)
+
+
+def shortcut_forward(module, x):
+    """ResNet, RegNet, RT-DETR's ResNet."""
+    return _layer(x, module.convolution, module.normalization)
+
+
+def conv_norm_forward(module, x):
+    """RT-DETR, D-FINE, LW-DETR, ..."""
+    return _layer(x, module.conv, module.norm, module.activation)
+
+
+def _layer(x, convolution, normalization, activation=None):
+    x = convolution(x)
+    if not (_is_fixed(normalization, x.dtype) and _is_ours(x, convolution)):
+        x = normalization(x)
+        return x if activation is None else activation(x)
+    relu = type(activation) is nn.ReLU and lean_forward_of(activation) is relu_forward and not _is_hooked(activation)
+    n = normalization
+    x = _batch_norm_(x, n.running_mean, n.running_var, n.weight, n.bias, n.eps, relu)
+    return x if relu or activation is None else activation(x)
+
+
+def _is_fixed(n, dtype):
+    """Whether this is a lean BatchNorm2d by statistics and parameters that do not change, of dtypes that torch takes."""
+    if type(n) is not nn.BatchNorm2d or n.training or lean_forward_of(n) is not batch_norm_forward or _is_hooked(n):
+        return False
+    mean, var, weight, bias = n.running_mean, n.running_var, n.weight, n.bias
+    if mean is None or var is None or any(p is not None and p.requires_grad for p in (weight, bias)):
+        return False
+    found = {t.dtype for t in (mean, var, weight, bias) if t is not None}
+    return found == {dtype} or (found == {torch.float32} and dtype.itemsize == 2)
+
+
+def _is_ours(x, convolution):
+    """Whether `x`, the output of a convolution that backward will reach, is held by nobody else and may be written over."""
+    if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4) or torch.compiler.is_compiling():
+        return False
+    if type(convolution) not in CONVOLUTIONS or convolution._backward_hooks or convolution._backward_pre_hooks:
+        return False
+    hooks = *convolution._forward_hooks.values(), *_global_forward_hooks.values()
+    if not all(getattr(hook, "holds_nothing", False) for hook in hooks):
+        return False
+    return not x.is_leaf and x._base is None and in_order(x)[1].is_contiguous()
+
+
+def _is_hooked(module):
+    """Whether someone would miss a call of `module`."""
+    return module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+
+
+class _BatchNorm(torch.autograd.Function):
+    """In place; differentiable in its input, once."""
+
+    @staticmethod
+    def forward(ctx, input, mean, var, weight, bias, eps, relu):
+        ctx.mark_dirty(input)
+        bits = ops.batch_norm_(input, mean, var, weight, bias, eps, relu)
+        ctx.save_for_backward(weight, var, bits if relu else None)
+        ctx.eps, ctx.format = eps, torch.contiguous_format if input.is_contiguous() else CHANNELS_LAST[4]
+        return input
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        weight, var, bits = ctx.saved_tensors
+        if bits is not None:
+            grad_output = grad_output.contiguous(memory_format=ctx.format)  # the order that the bits are in
+        return ops.batch_norm_backward(grad_output, weight, var, ctx.eps, bits), None, None, None, None, None, None
+
+
+_batch_norm_ = direct(_BatchNorm)
