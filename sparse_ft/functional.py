@@ -9,6 +9,7 @@ from . import ops
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
 from .rebuild import cast, source_of
 
+FEW = 64  # less than one feature in so many of an input is copied: to make it again takes longer than the bytes are worth
 # whether torch.compile reads this code, and whether torch.func runs it; a function around both takes 0.3 µs of a forward
 is_compiling, is_transformed = torch.compiler.is_compiling, torch._C._are_functorch_transforms_active
 
@@ -22,8 +23,9 @@ def selective_linear(input, weight, values, selection, bias=None):
 
     For backward it keeps the weight (by reference) if the input needs a gradient, and of the input nothing if values need
     none, the selected columns (shared among calls on one input) for `Columns` and `Blocks`, all of it for `Rows` and
-    `Entries`; and nothing more where a lean module made the input and can make it again. Raises ValueError for a values of
-    the wrong shape or a weight that requires grad; double backward raises RuntimeError.
+    `Entries`; and nothing more where a lean module made the input and can make it again (less than one feature in 64 is
+    copied all the same). Raises ValueError for a values of the wrong shape or a weight that requires grad; double backward
+    raises RuntimeError.
     """
     selection = _checked(weight, values, selection)
     return selective_product(input, weight, values, bias, selection.restrict(1, weight.size(1)), 1)
@@ -143,7 +145,8 @@ class _SelectiveProduct(torch.autograd.Function):
         output = F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
         kept, features, source = (), part[0], None
         if values.requires_grad:
-            source = None if input.is_leaf else source_of(input)
+            few = features is not None and FEW * features.size(0) < input.size(-1)
+            source = None if few or input.is_leaf else source_of(input)
             kept = None if source is None else source.tensors()
             if kept is None:
                 kept, source = (input if features is None else _keep(input, features, output.dtype),), None

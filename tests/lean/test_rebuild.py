@@ -186,6 +186,19 @@ def test_nothing_outlives_the_graph():
     assert inputs() is None
 
 
+@pytest.mark.parametrize("count, kept", [(1, (5, 1)), (2, (5, 128))], ids=["few", "more"])
+def test_few_columns_are_copied(count, kept):
+    """Of 128 features one is copied; for two the norm's own input serves."""
+    model = torch.nn.Sequential(torch.nn.LayerNorm(128), torch.nn.Linear(128, 6)).double()
+    sft.convert(model, {"1.weight": sft.Columns(torch.arange(count))}, lean=True)
+    x = torch.randn(5, 128, dtype=torch.float64, requires_grad=True)
+    out = model(x)
+    assert out.grad_fn.saved_tensors[1].shape == kept
+    out.sum().backward()
+    want = torch.nn.functional.layer_norm(x, (128,)).sum(0)[:count].expand(6, count)
+    torch.testing.assert_close(model[1].values.grad, want)
+
+
 def test_twice_through_one_graph():
     model, x = norm_then_linear("columns")
     out = model(x)
