@@ -21,6 +21,7 @@ from sparse_ft.kernels import (  # noqa: E402
     gated_product,
     gather_selected,
     masked_adamw,
+    move,
     positive_bits,
     rms_norm,
     scatter_selected,
@@ -42,7 +43,7 @@ FOUR = pytest.mark.parametrize("layout", ["rows", "columns", "blocks", "entries"
 @DTYPES
 @ARCHITECTURES
 def test_gather(layout, dtype, capability, record, tmp_path):
-    launches = record(gather_selected, "_gather_selected_kernel")
+    launches = record(move, "_move_kernel")
     gather_selected.gather_selected_triton(torch.empty(SIDE, SIDE, dtype=dtype), *LAYOUTS[layout], dtype=torch.float32)
     check_resources(compile_launch(launches[0], capability, tmp_path), capability)
 
@@ -51,7 +52,7 @@ def test_gather(layout, dtype, capability, record, tmp_path):
 @DTYPES
 @ARCHITECTURES
 def test_scatter(layout, dtype, capability, record, tmp_path):
-    launches = record(scatter_selected, "_scatter_selected_kernel")
+    launches = record(move, "_move_kernel")
     matrix = torch.empty(SIDE, SIDE, dtype=dtype)
     values = torch.empty({"rows": (64, SIDE), "columns": (SIDE, 64), "blocks": (3, 16, 16), "entries": (1000,)}[layout])
     scatter_selected.scatter_selected_triton_(matrix, values, *LAYOUTS[layout])
@@ -173,8 +174,7 @@ def test_batch_norm(dtype, inner, capability, record, tmp_path):
 def test_sizes_of_one_compile(record, tmp_path):
     """Triton compiles an argument that is 1 in as a constant, which the interpreter never does."""
     one, index = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
-    launches = [record(gather_selected, "_gather_selected_kernel")]
-    launches += [record(scatter_selected, "_scatter_selected_kernel")]
+    launches = [record(move, "_move_kernel")]
     for kind, i, values in (("blocks", torch.zeros(1, 2, dtype=torch.int64), one[None]), ("entries", index, one[0])):
         gather_selected.gather_selected_triton(one, kind, i, 1, 1)
         scatter_selected.scatter_selected_triton_(one, values, kind, i, 1, 1)
@@ -185,7 +185,7 @@ def test_sizes_of_one_compile(record, tmp_path):
 
 def test_entries_beyond_two_to_the_31_compile(record, tmp_path):
     """Sizes arrive as 64-bit arguments then."""
-    launches = record(gather_selected, "_gather_selected_kernel")
+    launches = record(move, "_move_kernel")
     gather_selected.gather_selected_triton(torch.empty(SIDE, SIDE), *LAYOUTS["entries"])
     kernel, args, kwargs = launches[0]
     args = [2**33 if isinstance(x, int) and x == 1000 else x for x in args]
