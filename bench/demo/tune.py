@@ -5,15 +5,15 @@ from dataclasses import replace
 from bench.demo.runner import run_apart
 from bench.demo.train import run
 
-GRID = {  # three rates a method, each about three times the one before, moved until the best was not at an edge
+GRID = {  # three rates a method, two or three times the one before, moved until the best was not at an edge
     "reviews": {
-        "full": (5e-5, 1.5e-4, 5e-4),
-        "lora": (5e-4, 1.5e-3, 5e-3),
-        "columns@lora": (5e-4, 1.5e-3, 5e-3),
-        "columns@1%": (1.5e-3, 5e-3, 1.5e-2),
-        "entries@lora": (1.5e-3, 5e-3, 1.5e-2),
-        "entries@1%": (1.5e-3, 5e-3, 1.5e-2),
-        "head": (5e-2, 1.5e-1, 5e-1),
+        "full": (7.5e-5, 1.5e-4, 3e-4),
+        "lora": (1.5e-3, 3e-3, 6e-3),
+        "columns@lora": (7.5e-4, 1.5e-3, 3e-3),
+        "columns@1%": (1.25e-3, 2.5e-3, 5e-3),
+        "entries@lora": (6e-4, 1.25e-3, 2.5e-3),
+        "entries@1%": (1.25e-3, 2.5e-3, 5e-3),
+        "head": (1.5e-1, 3e-1, 6e-1),
     },
     "digits": {
         "full": (5e-4, 1.5e-3, 5e-3),
