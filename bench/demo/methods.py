@@ -136,8 +136,8 @@ def parse_lr(text):
     return rates
 
 
-# Chosen with `python -m bench.demo --tune` (digits: `--offline --tune --steps 60`): as many rates a method, seed 0, accuracy on the
-# validation split. {method: (chosen rate, {rate: validation accuracy})}
+# Chosen with `python -m bench.demo --tune` (digits: `--offline --tune --steps 60`): as many rates a method, seed 0, accuracy on
+# the validation split. {method: (chosen rate, {rate: validation accuracy})}
 LEARNING_RATES = {
     "reviews": {
         "full": (1.5e-4, {7.5e-5: 0.766, 1.5e-4: 0.789, 3e-4: 0.788}),
