@@ -215,6 +215,9 @@ def moved(op, kind, shape, density):
     return Case(floors.name(op, kind, density), floors.copied(kind, nnz, density), make, tolerance=1e-6)
 
 
+TWO = (2, 2), (2, 2), (0, 0), (1, 1)  # kernel size, stride, padding, dilation
+
+
 def stream(op, count):
     """Ops that touch every element of activations once; `count` elements in rows of 1024 or fewer."""
 
@@ -235,6 +238,7 @@ def stream(op, count):
             "where_bits": lambda: ops.where_bits(y, bits, 1.0),
             "batch_norm_": lambda: ops.batch_norm_(changed, zero, zero + 1, None, None, 0.0, True),  # again: nothing changes
             "batch_norm_backward": lambda: ops.batch_norm_backward(pictures, weight[:64], variance, 1e-5),
+            "max_pool": lambda: ops.max_pool(pictures, *TWO),
         }[op]
         library = {
             "rms_norm": lambda: norm(x, (1024,), weight, 1e-6),
@@ -242,6 +246,7 @@ def stream(op, count):
             "positive_bits": lambda: x > 0,
             "relu_bits": lambda: x.relu(),
             "where_bits": lambda: torch.where(x > 0, y, 0),
+            "max_pool": lambda: torch.nn.functional.max_pool2d(pictures, *TWO, return_indices=True),
         }.get(op)
         return Work(
             {"ours": ours, **({"library": library} if library else {})}, lambda: _first(ours()), lambda: _plain(op, x, y, z)
@@ -268,6 +273,8 @@ def _plain(op, x, y, z):
     if op == "batch_norm_backward":
         rstd = (torch.linspace(0.5, 2.0, 64, device=x.device) + 1e-5).rsqrt()
         return [b.view(-1, 64, 4, 4) * rstd.view(-1, 1, 1)]
+    if op == "max_pool":
+        return [torch.nn.functional.max_pool2d(b.view(-1, 64, 4, 4), *TWO)]
     places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], device=x.device)
     signs = z if op == "batch_norm_" else x
     return [((signs > 0).reshape(-1, 8) * places).sum(1)]

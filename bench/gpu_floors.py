@@ -177,6 +177,7 @@ STREAMS = {  # bytes an element of the input
     "where_bits": 4 + 1 / 8,
     "batch_norm_": 4 + 1 / 8,
     "batch_norm_backward": 4,
+    "max_pool": 2 + 3 / 4,  # of 2 x 2
 }
 
 

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <sstream>
 #include <tuple>
@@ -263,6 +264,30 @@ void batch_norm_backward(Address grad_output, int code, int64_t outer, int64_t c
                                 pointer(grad_input), thread_count(threads));
 }
 
+using Pair = std::array<int64_t, 2>;
+
+void max_pool(Address input, int code, int64_t planes, Pair size, Pair out_size, Pair kernel, Pair stride, Pair padding, Pair dilation,
+              Address output, Address numbers, int threads) {
+  require(planes >= 0, "planes", planes, "non-negative");
+  for (int d = 0; d < 2; ++d) {
+    require(size[d] >= 0, "size", size[d], "non-negative");
+    require(out_size[d] >= 0, "out_size", out_size[d], "non-negative");
+    require(kernel[d] > 0, "kernel", kernel[d], "positive");
+    require(stride[d] > 0, "stride", stride[d], "positive");
+    require(padding[d] >= 0, "padding", padding[d], "non-negative");
+    require(dilation[d] > 0, "dilation", dilation[d], "positive");
+  }
+  require(kernel[0] * kernel[1] <= 256, "kernel", kernel[0] * kernel[1], "at most 256 elements");
+  const PoolWindow window{{size[0], size[1]},
+                          {out_size[0], out_size[1]},
+                          {kernel[0], kernel[1]},
+                          {stride[0], stride[1]},
+                          {padding[0], padding[1]},
+                          {dilation[0], dilation[1]}};
+  cpu_ops().max_pool(pointer(input), dtype(code, "dtype"), planes, window, pointer(output), static_cast<uint8_t*>(pointer(numbers)),
+                     thread_count(threads));
+}
+
 int64_t use_huge_pages_of(Address data, int64_t bytes) {
   require(bytes >= 0, "bytes", bytes, "non-negative");
   return use_huge_pages(pointer(data), bytes);
@@ -310,6 +335,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("where_bits", &where_bits, NoGil());
   m.def("batch_norm_", &batch_norm_, NoGil());
   m.def("batch_norm_backward", &batch_norm_backward, NoGil());
+  m.def("max_pool", &max_pool, NoGil());
   m.def("use_huge_pages", &use_huge_pages_of, NoGil());
   m.def("position", &layout_position, NoGil());
   m.def("set_cpu_variant", &set_cpu_variant);

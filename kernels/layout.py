@@ -18,7 +18,7 @@ TRITON_DTYPES = {
     torch.int32: tl.int32,
     torch.int64: tl.int64,
 }
-INTEGERS = "index", "bits", "positive"  # names of arguments that are no floating-point numbers
+INTEGERS = "index", "bits", "positive", "numbers"  # names of arguments that are no floating-point numbers
 INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": "[nnz]"}
 
 

@@ -71,6 +71,11 @@ struct ChannelOperands {
   double eps;
 };
 
+struct PoolWindow {
+  int64_t size[2], out_size[2];  // of a plane and of what it becomes
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+};
+
 struct CpuOps {
   void (*gather_selected)(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads);
   void (*scatter_selected_)(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
@@ -91,6 +96,7 @@ struct CpuOps {
   void (*batch_norm_)(const ChannelOperands& operands, Channels mean, Channels bias, void* input, DType dtype, uint8_t* bits, int threads);
   void (*batch_norm_backward)(const ChannelOperands& operands, const void* grad_output, DType dtype, const uint8_t* positive,
                               void* grad_input, int threads);
+  void (*max_pool)(const void* input, DType dtype, int64_t planes, const PoolWindow& window, void* output, uint8_t* numbers, int threads);
 };
 
 #define SFT_DECLARE_VARIANT(variant)                                                                                                  \
@@ -109,6 +115,7 @@ struct CpuOps {
   void where_bits(const void*, DType, int64_t, const uint8_t*, double, void*, int);                                                   \
   void batch_norm_(const ChannelOperands&, Channels, Channels, void*, DType, uint8_t*, int);                                          \
   void batch_norm_backward(const ChannelOperands&, const void*, DType, const uint8_t*, void*, int);                                   \
+  void max_pool(const void*, DType, int64_t, const PoolWindow&, void*, uint8_t*, int);                                                \
   }
 
 SFT_DECLARE_VARIANT(baseline)

@@ -7,6 +7,7 @@ from .batch_norm_backward import batch_norm_backward
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
+from .max_pool import max_pool
 from .positive_bits import positive_bits, relu_bits, where_bits
 from .rms_norm import rms_norm, rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
@@ -23,6 +24,7 @@ __all__ = [
     "gated_product_backward",
     "gather_selected",
     "masked_adamw_",
+    "max_pool",
     "positive_bits",
     "relu_bits",
     "rms_norm",

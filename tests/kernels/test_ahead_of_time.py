@@ -21,6 +21,7 @@ from sparse_ft.kernels import (  # noqa: E402
     gated_product,
     gather_selected,
     masked_adamw,
+    max_pool,
     move,
     positive_bits,
     rms_norm,
@@ -169,6 +170,15 @@ def test_batch_norm(dtype, inner, capability, record, tmp_path):
     batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, bits, x, *x.shape)
     for (launch,) in launches:
         check_resources(compile_launch(launch, capability, tmp_path), capability)
+
+
+@DTYPES
+@ARCHITECTURES
+def test_max_pool(dtype, capability, record, tmp_path):
+    launches = record(max_pool, "_max_pool_kernel")
+    x, y = torch.empty(4, 3, 112, 112, dtype=dtype), torch.empty(4, 3, 56, 56, dtype=dtype)
+    max_pool.max_pool_triton(x, (3, 3), (2, 2), (1, 1), (1, 1), y, y.to(torch.uint8))
+    check_resources(compile_launch(launches[0], capability, tmp_path), capability)
 
 
 def test_sizes_of_one_compile(record, tmp_path):

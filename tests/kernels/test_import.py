@@ -20,6 +20,7 @@ CALLS = {
     "batch_norm": "module.batch_norm_triton_(x, x[0], x[0], None, 2, 2, 1)",
     "batch_norm_backward": "module.batch_norm_backward_triton(x, x[0], None, None, x, 2, 2, 1)",
     "gated_product": "module.gated_product_triton(x, x, 'silu')",
+    "max_pool": "module.max_pool_triton(x, (1, 1), (1, 1), (0, 0), (1, 1), x, i)",
     "rms_norm": "module.rms_norm_triton(x, None, 1e-6, 0.0, x, x[0])",
     "positive_bits": "module.positive_bits_triton(x, i)",
     "masked_adamw": (

@@ -173,6 +173,19 @@ void bits(DType dtype, int64_t count) {
   free(packed);
 }
 
+void pool(DType dtype, int64_t side) {
+  for (int64_t k : {1, 3})
+    for (int64_t step : {1, 2, 3}) {
+      const int64_t padding = k / 2, out = (side + 2 * padding - k) / step + 1;
+      Buffer input(dtype, 2 * side * side, 1), output(dtype, 2 * out * out);
+      uint8_t* numbers = static_cast<uint8_t*>(malloc(2 * out * out));
+      const PoolWindow window{{side, side}, {out, out}, {k, k}, {step, step}, {padding, padding}, {1, 1}};
+      baseline::max_pool(input.data, dtype, 2, window, output.data, numbers, 2);
+      for (int64_t i = 0; i < 2 * out * out; ++i) expect(numbers[i] < k * k && std::isfinite(output.get(i)), "max_pool", Layout{}, i);
+      free(numbers);
+    }
+}
+
 void every_op(const Layout& layout) {
   const DType dtypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
   for (DType a : dtypes)
@@ -203,8 +216,10 @@ int main(int argc, char** argv) {
       for (Kind kind : {kRows, kColumns, kEntries, kAll}) every_op(Selected(kind, bits, shape[0], shape[1], 1, 1).layout);
       for (const auto& block : blocks) every_op(Selected(kBlocks, bits, shape[0], shape[1], block[0], block[1]).layout);
     }
-  for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
+  for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16}) {
     for (int64_t count : {1, 7, 8, 9, 511, 513, 40001}) bits(dtype, count);
+    for (int64_t side : {1, 2, 9, 130}) pool(dtype, side);
+  }
   for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
     for (DType other : {kFloat32, kFloat64, kBFloat16, kFloat16})
       for (const auto& shape : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {2, 513}, {40, 1030}}) rowwise(dtype, other, shape.first, shape.second);

@@ -165,6 +165,15 @@ def where_bits(grad, bits, scale=1.0, threads=2):
     return output
 
 
+def max_pool(input, out_size, *window, threads=2):
+    """(output, numbers) of input [planes, H, W]. window: kernel_size, stride, padding, dilation, two numbers each."""
+    output = torch.full((input.size(0), *out_size), float("nan"), dtype=input.dtype)
+    numbers = torch.full(output.shape, 255, dtype=torch.uint8)
+    operands = input.data_ptr(), DTYPES[input.dtype], input.size(0), input.shape[1:], out_size, *window
+    C.max_pool(*operands, output.data_ptr(), numbers.data_ptr(), threads)
+    return output, numbers
+
+
 def batch_norm_(input, mean, variance, weight, bias, eps, extents, relu=False, threads=2):
     """Bits, [0] without relu. extents: (outer, channels, inner) of the memory of input."""
     bits = torch.empty((input.numel() + 7) // 8 if relu else 0, dtype=torch.uint8)
