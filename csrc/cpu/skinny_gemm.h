@@ -18,7 +18,7 @@ constexpr int64_t kSkinnyBytes = 256 << 10;  // of a range of the result: it sta
 // Of a, that are fetched early all at once. More would wait for one another, and b for them; few cost less than cutting the sweep over b:
 // 8 rows take 1.06 ms instead of 1.17, 20 rows on two threads 1.7 instead of 1.8.
 constexpr int64_t kFetchedRows = 12;
-constexpr int64_t kSkinnySegments = 2;       // of tokens; two threads, 20 rows: 1.6 ms instead of 1.8 with one; four are slower
+constexpr int64_t kSkinnySegments = 2;  // of tokens; two threads, 20 rows: 1.6 ms instead of 1.8 with one; four are slower
 
 template <class T>
 struct SkinnyProblem {
