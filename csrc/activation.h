@@ -28,13 +28,10 @@ SFT_HD float exponential_inside(float x) {
   const float shifted = fused(x, 1.44269504f, kRound);
   const float n = shifted - kRound;
   const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, x));  // the first product is exact
-  float p = 1.98756910e-4f;
-  p = fused(p, r, 1.39819994e-3f);
-  p = fused(p, r, 8.33345205e-3f);
-  p = fused(p, r, 4.16657962e-2f);
-  p = fused(p, r, 1.66666657e-1f);
-  p = fused(p, r, 5.00000000e-1f);
-  p = fused(p, r * r, r) + 1.0f;
+  const float square = r * r;  // by pairs of coefficients (Estrin), which need not wait for each other
+  const float low = fused(1.66666657e-1f, r, 5.00000000e-1f), middle = fused(8.33345205e-3f, r, 4.16657962e-2f);
+  const float high = fused(1.98756910e-4f, r, 1.39819994e-3f);
+  const float p = fused(fused(fused(high, square, middle), square, low), square, r) + 1.0f;
   return bits_float(float_bits(p) + (float_bits(shifted) << 23));  // n sits in the low bits of shifted
 }
 
@@ -52,15 +49,15 @@ struct NormalTail {
 SFT_HD NormalTail normal_tail(float x) {
   const float t = magnitude(x);
   const float bounded = t > 13.0f ? 13.0f : t;
-  float p = 4.03695740e-3f, q = 1.01190130e-2f;
-  p = fused(p, bounded, 4.00977950e-2f), q = fused(q, bounded, 1.00517480e-1f);
-  p = fused(p, bounded, 1.81645070e-1f), q = fused(q, bounded, 4.65273200e-1f);
-  p = fused(p, bounded, 4.36145250e-1f), q = fused(q, bounded, 1.19589300e0f);
-  p = fused(p, bounded, 5.00000000e-1f), q = fused(q, bounded, 1.67017540e0f);
-  q = fused(q, bounded, 1.0f);
-  const float inside = exponential_inside(-0.5f * bounded * bounded);
+  const float square = bounded * bounded;
+  float p = fused(4.03695740e-3f, square, fused(4.00977950e-2f, bounded, 1.81645070e-1f));
+  float q = fused(1.01190130e-2f, bounded, 1.00517480e-1f);
+  p = fused(p, square, fused(4.36145250e-1f, bounded, 5.00000000e-1f));
+  q = fused(q, square, fused(4.65273200e-1f, bounded, 1.19589300e0f));
+  q = fused(q, square, fused(1.67017540e0f, bounded, 1.0f));
+  const float inside = exponential_inside(-0.5f * square);
   const float e = t > 13.0f ? 0.0f : inside;
-  return NormalTail{0.398942280f * e, e * p / q};
+  return NormalTail{0.398942280f * e, e * (p / q)};
 }
 
 // The logistic function at x, and its derivative, both from exp(-|x|): neither cancels.

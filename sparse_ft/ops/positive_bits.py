@@ -137,7 +137,7 @@ def where_bits_triton(grad, bits, scale):
 
 
 define(SCHEMA, fake=_fake)
-implement("positive_bits", reference=positive_bits_ref, cpu=positive_bits_cpu, triton=positive_bits_triton)
+_positive_bits = implement("positive_bits", reference=positive_bits_ref, cpu=positive_bits_cpu, triton=positive_bits_triton)
 define(RELU_SCHEMA, fake=_relu_fake)
 _relu_bits = implement("relu_bits", reference=relu_bits_ref, cpu=relu_bits_cpu, triton=relu_bits_triton)
 define(WHERE_SCHEMA, fake=_where_fake)
@@ -150,6 +150,8 @@ def positive_bits(input):
     input: floating point, any shape; the bit of NaN is set, as ReLU lets its gradient through. Raises TypeError that names
     the argument.
     """
+    if plain((input,)):
+        return _positive_bits(input)
     return torch.ops.sparse_ft.positive_bits(input)
 
 
