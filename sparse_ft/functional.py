@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from . import ops
+from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
 from .rebuild import cast, source_of
 
@@ -126,13 +127,6 @@ def _flat(tensor):
     return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.size(-1))
 
 
-def _refuse_double_backward(name):
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{name}: double backward (create_graph=True) is not supported; sft.revert(model) gives layers that do"
-        )
-
-
 class _SelectiveProduct(torch.autograd.Function):
     """part: what backward needs of the input, and the selection's layout on that (`Selection.restrict`).
 
@@ -156,7 +150,7 @@ class _SelectiveProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        _refuse_double_backward("selective_linear")
+        refuse_double_backward("selective_linear")
         weight, *kept = ctx.saved_tensors
         (features, layout), input_dim, source = ctx.how
         grad_input = grad_values = grad_bias = None
@@ -203,7 +197,7 @@ class _SelectiveEmbedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        _refuse_double_backward("selective_embedding")
+        refuse_double_backward("selective_embedding")
         (input,) = ctx.saved_tensors
         tokens = input.reshape(-1)
         slot = torch.searchsorted(ctx.index, tokens.to(ctx.index.dtype)).clamp(max=ctx.index.size(0) - 1)
@@ -223,6 +217,6 @@ class _Alias(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_weight):
-        _refuse_double_backward("alias")
+        refuse_double_backward("alias")
         matrix = grad_weight.reshape(ctx.shape)
         return None, ops.gather_selected(matrix, *ctx.layout, dtype=ctx.dtype), None, None

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from . import ops
+from .double_backward import first_order
 
 CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
 
@@ -73,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         return *(None if grad is None else grad * grad_output for grad in ctx.saved_tensors), None, None
 

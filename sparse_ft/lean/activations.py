@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
+from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..ops._channels import in_order
 from ..ops._library import plain
@@ -76,7 +77,7 @@ class _Activation(torch.autograd.Function):
         return ops.activation(input, name)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         (input,), slope = ctx.saved_tensors, ctx.__dict__.pop("slope", None)
         if slope is not None:
@@ -136,7 +137,7 @@ class _ReLU(torch.autograd.Function):
         return input if inplace else output  # dynamo wants the dirty input itself
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         (bits,) = ctx.saved_tensors
         if ctx.last is None:
@@ -164,7 +165,7 @@ class _QuickGELU(torch.autograd.Function):
         return x * torch.sigmoid(1.702 * x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         (x,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad_output, 1.702 * x)

@@ -6,6 +6,7 @@ Kept for backward: weight and running variance, by reference; torch keeps the in
 import torch
 
 from .. import ops
+from ..double_backward import first_order
 from .attach import direct
 
 
@@ -31,7 +32,7 @@ class _BatchNorm(torch.autograd.Function):
         return torch.nn.functional.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         weight, var = ctx.saved_tensors
         grad_input = grad_bias = None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..double_backward import first_order
 from .attach import direct
 from .hollow import forget_input, hollow, may_forget, stand_in
 
@@ -119,7 +120,7 @@ class _Pad(torch.autograd.Function):
         return F.pad(input, sides, mode=mode)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         backward = PADS[ctx.mode][len(ctx.sides) // 2 - 1]
         return backward(grad_output, stand_in(ctx.like, grad_output), ctx.sides), None, None
@@ -143,7 +144,7 @@ class _Convolution(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         weight, kept = ctx.saved_tensors
         grad_input = grad_values = grad_bias = None

@@ -6,8 +6,10 @@ Kept for backward: one bit an element where there is a ReLU, and weight and runn
 import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import ops
+from ..double_backward import first_order
 from ..ops._channels import CHANNELS_LAST, in_order
 from .activations import relu_forward
 from .attach import direct, lean_forward_of
@@ -33,7 +35,7 @@ def conv_norm_forward(module, x):
 
 def _layer(x, convolution, normalization, activation=None):
     x = convolution(x)
-    if not (_is_fixed(normalization, x.dtype) and _is_ours(x, convolution)):
+    if not (isinstance(x, torch.Tensor) and _is_fixed(normalization, x.dtype) and _is_ours(x, convolution)):
         x = normalization(x)
         return x if activation is None else activation(x)
     relu = type(activation) is nn.ReLU and lean_forward_of(activation) is relu_forward and not _is_hooked(activation)
@@ -55,14 +57,25 @@ def _is_fixed(n, dtype):
 
 def _is_ours(x, convolution):
     """Whether `x`, the output of a convolution that backward will reach, is held by nobody else and may be written over."""
-    if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4) or torch.compiler.is_compiling():
+    if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4) or torch.compiler.is_compiling() or _is_watched():
         return False
     if type(convolution) not in CONVOLUTIONS or convolution._backward_hooks or convolution._backward_pre_hooks:
+        return False
+    if "forward" in convolution.__dict__ and lean_forward_of(convolution) is None:  # it may keep what it returns
         return False
     hooks = *convolution._forward_hooks.values(), *_global_forward_hooks.values()
     if not all(getattr(hook, "holds_nothing", False) for hook in hooks):
         return False
     return not x.is_leaf and x._base is None and in_order(x)[1].is_contiguous()
+
+
+def _is_watched():
+    """Whether a trace or a mode (selective checkpointing, say) sees each operation, and may keep what it returns."""
+    if torch._C._get_tracing_state() or torch._C._len_torch_function_stack():
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return not all(getattr(mode, "holds_nothing", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def _is_hooked(module):
@@ -82,7 +95,7 @@ class _BatchNorm(torch.autograd.Function):
         return input
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         weight, var, bits = ctx.saved_tensors
         if bits is not None:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
+from ..double_backward import first_order
 from .attach import direct
 
 
@@ -31,7 +32,7 @@ class _Dropout(torch.autograd.Function):
         return input.mul_(noise)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         scale = grad_output.new_ones(()).div_(1 - ctx.p).item()  # as torch rounds it
         return ops.where_bits(grad_output, *ctx.saved_tensors, scale), None, None

@@ -3,6 +3,7 @@
 import torch
 
 from .. import ops
+from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..rebuild import remember, select
 from .attach import direct
@@ -38,7 +39,7 @@ class _GatedProduct(torch.autograd.Function):
         return ops.gated_product(gate, up, activation)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         return *ops.gated_product_backward(grad_output, *ctx.saved_tensors, ctx.activation), None
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..double_backward import first_order
 from .attach import direct
 
 
@@ -16,7 +17,7 @@ class _FrozenLinear(torch.autograd.Function):
         return F.linear(input, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         (weight,) = ctx.saved_tensors
         grad_input = grad_bias = None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
+from ..double_backward import first_order
 from ..rebuild import cast, remember, select
 from .attach import direct
 
@@ -48,7 +49,7 @@ class _RMSNorm(torch.autograd.Function):
         return output, rstd
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output, _):
         input, rstd, weight = ctx.saved_tensors
         grad_input = grad_weight = None

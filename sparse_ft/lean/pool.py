@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..double_backward import first_order
 from ..ops._library import plain
 from ..ops.max_pool import MOST
 from .attach import direct
@@ -55,7 +56,7 @@ class _MaxPool(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad_output):
         (number,) = ctx.saved_tensors
         starts, offsets, _ = _places(grad_output, number, ctx)

@@ -16,6 +16,8 @@ class Live(TorchDispatchMode):
     `follow(storage)` counts one that was there before. What kernels allocate and free inside of an op is not seen.
     """
 
+    holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
+
     def __init__(self):
         super().__init__()
         self.bytes = self.peak = 0

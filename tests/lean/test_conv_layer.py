@@ -5,6 +5,7 @@ import torch
 from helpers.lean_twins import assert_same_bits, assert_same_every_way, kept, run, twins
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparse_ft as sft
 from sparse_ft import ops
@@ -97,6 +98,42 @@ def test_hooks_see_what_they_would_see(part, images, fused):
     assert len(seen[0]) == len(seen[1]) == (6 if part == "all" else 3)
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
     assert fused == [False] * (part == "activation")  # BatchNorm alone may be in place there
+
+
+class Recording(TorchDispatchMode):
+    """Keeps what convolutions return."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default):
+            self.seen.append(out)
+        return out
+
+
+def test_a_mode_keeps_what_it_saw(images, fused):
+    plain, lean = twins(settle(ResNetConvLayer(5, 8)))
+    with Recording() as recording:
+        run(lean, images)
+    assert torch.equal(recording.seen[0], plain.convolution(images)) and not fused
+
+
+def test_a_forward_of_the_users_own_keeps_its_output(images, fused):
+    plain, lean = twins(settle(ResNetConvLayer(5, 8)))
+    kept, forward = [], lean.convolution.forward
+    lean.convolution.forward = lambda x: kept.append(forward(x)) or kept[-1]
+    run(lean, images)
+    assert torch.equal(kept[0], plain.convolution(images)) and not fused
+
+
+def test_traces_see_modules(images, fused):
+    _, lean = twins(settle(ResNetConvLayer(5, 8)))
+    traced = torch.jit.trace(lean, images.requires_grad_(), check_trace=False)
+    symbolic = torch.fx.symbolic_trace(nn.Sequential(lean))
+    assert torch.equal(traced(images), lean(images)) and torch.equal(symbolic(images), lean(images))
 
 
 @pytest.mark.parametrize("part", ["convolution", "normalization", "activation"])
