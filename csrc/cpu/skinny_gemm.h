@@ -39,7 +39,7 @@ struct SkinnyProblem {
   }
   int64_t segments() const { return divide_up(panels.tokens, segment); }
   int64_t ranges() const { return divide_up(columns, range); }
-  int64_t sum_count() const { return round_up(columns, kWidth) * rows; }
+  int64_t sum_count(int64_t of_ranges) const { return smaller(of_ranges * range, round_up(columns, kWidth)) * rows; }
 
   template <class Source>
   void fetch(const Source* row) const {
@@ -115,22 +115,20 @@ struct SkinnyProblem {
     }
   }
 
-  // all_sums [segments, panels, rows, kWidth]
-  void compute_unit(int64_t unit, T* all_sums) const {
-    const int64_t s = unit / ranges(), n0 = unit % ranges() * range, n1 = smaller(n0 + range, columns);
+  // sums [panels of the range, rows, kWidth]
+  void compute_unit(int64_t which_segment, int64_t which_range, T* sums) const {
+    const int64_t t0 = which_segment * segment, n0 = which_range * range;
     with_dtype(panels.dtype, [&](auto d) {
       using Source = decltype(d);
       if constexpr ((sizeof(Source) == sizeof(double)) == (sizeof(T) == sizeof(double)))
-        compute_unit<Source>(s * segment, smaller((s + 1) * segment, panels.tokens), n0, n1,
-                             all_sums + s * sum_count() + n0 * rows);
+        compute_unit<Source>(t0, smaller(t0 + segment, panels.tokens), n0, smaller(n0 + range, columns), sums);
     });
   }
 
-  // The sums of one panel: segments in their order.
-  void store_panel(int64_t n, T* all_sums, void* values, DType values_dtype, bool accumulate) const {
-    T* sums = all_sums + n * rows;
+  // Of the panel at column n: segments, `between` apart, in their order.
+  void store_panel(int64_t n, T* sums, int64_t between, void* values, DType values_dtype, bool accumulate) const {
     for (int64_t s = 1; s < segments(); ++s)
-      for (int64_t i = 0; i < rows * kWidth; ++i) sums[i] += sums[s * sum_count() + i];
+      for (int64_t i = 0; i < rows * kWidth; ++i) sums[i] += sums[s * between + i];
     with_dtype(values_dtype, [&](auto v) {
       store_tile(*panels.layout, Tile{0, 0, rows, n, smaller(n + kWidth, columns)}, sums, kWidth,
                  static_cast<decltype(v)*>(values), accumulate);
@@ -140,17 +138,23 @@ struct SkinnyProblem {
 
 bool is_skinny(const Layout& layout) { return (layout.kind == kRows || layout.kind == kColumns) && layout.n <= kSkinnyRows; }
 
+// Some ranges at a time, as many as give each thread a unit: so the sums of a wide matrix need no memory of its size.
 template <class T>
 void skinny_gemm(const PanelProblem& panels, void* values, DType values_dtype, bool accumulate, int threads) {
   const SkinnyProblem<T> problem(panels, threads);
-  const Workspace workspace(Pieces::bytes<T>(problem.segments() * problem.sum_count()));
+  const int64_t segments = problem.segments(), ranges = problem.ranges(), together = smaller(ranges, divide_up(threads, segments));
+  const int64_t sum_count = problem.sum_count(together);  // [segments, panels, rows, kWidth]
+  const Workspace workspace(Pieces::bytes<T>(segments * sum_count));
   T* sums = workspace.pieces().cut<T>(0);
-  int64_t next[2] = {};
-  Barrier barrier;
-  parallel(threads, [&](int, int team) {
-    Phase{next[0], barrier, team}.share(problem.segments() * problem.ranges(), [&](int64_t unit) { problem.compute_unit(unit, sums); });
-    Phase{next[1], barrier, team}.share(divide_up(problem.columns, problem.kWidth), [&](int64_t panel) {
-      problem.store_panel(panel * problem.kWidth, sums, values, values_dtype, accumulate);
+  in_phases(ranges, together, threads, [&](int64_t first, int64_t count, const Phase& compute, const Phase& store, int) {
+    const int64_t n0 = first * problem.range, n1 = smaller(n0 + count * problem.range, problem.columns);
+    compute.share(segments * count, [&](int64_t unit) {
+      const int64_t segment = unit / count, range = unit % count;
+      problem.compute_unit(segment, first + range, sums + segment * sum_count + range * problem.range * problem.rows);
+    });
+    store.share(divide_up(n1 - n0, problem.kWidth), [&](int64_t panel) {
+      const int64_t n = panel * problem.kWidth;
+      problem.store_panel(n0 + n, sums + n * problem.rows, sum_count, values, values_dtype, accumulate);
     });
   });
 }
