@@ -1,6 +1,6 @@
 """Twice the batch under one memory cap: how many sequences a step can hold, fully fine-tuned and with sparse_ft.
 
-    python examples/twice_the_batch.py [MiB of memory beyond the weights, default 600]
+    python examples/twice_the_batch.py [MiB of memory beyond the weights, default 700]
 
 Each try is a process of its own whose data segment the system limits: asking for more fails, as on a full machine. Linux.
 """
@@ -47,7 +47,7 @@ def largest_batch(name, ours, cap):
 
 
 if __name__ == "__main__":
-    cap = int(sys.argv[1] if len(sys.argv) > 1 else 600) << 20
+    cap = int(sys.argv[1] if len(sys.argv) > 1 else 700) << 20
     full, ours = largest_batch("full fine-tuning", False, cap), largest_batch("sparse_ft", True, cap)
     print(f"within {cap >> 20} MiB: {full} sequences of 256 tokens fully fine-tuned, {ours} with sparse_ft")
     sys.exit(0 if ours >= 2 * full > 0 else 1)
