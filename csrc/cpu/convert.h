@@ -12,7 +12,7 @@ static inline void convert_run(To* __restrict to, const From* __restrict from, i
 
 template <class T>
 static inline void convert_run(T* __restrict to, const T* __restrict from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  memcpy(to, from, count * sizeof(T));
 }
 
 #if defined(__AVX2__)
