@@ -18,6 +18,7 @@ SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csr
 help:
 	@echo 'make demo    fine-tune a real encoder on real reviews with several methods: accuracy, memory, time'
 	@echo '             make demo ARGS="--model FOLDER --data FILE.csv --density 0.01 --structure columns --steps 50"'
+	@echo '             make demo ARGS="--methods all" adds ours without lean modules and with as many entries as LoRA'
 	@echo '             make demo ARGS=--help shows the rest'
 	@echo 'make test    every test; make test ARGS="-k name" some of them'
 	@echo 'make bench   every op against its competitors, in at most 15 minutes; make bench OP=masked_adamw one of them'

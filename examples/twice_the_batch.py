@@ -19,6 +19,7 @@ SHAPE = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_a
 
 def train(ours, batch, cap):
     """Two steps on `batch` sequences, within `cap` bytes beyond what the process holds with the weights loaded."""
+    torch.set_num_threads(2)  # each thread has a stack, which counts too: the same everywhere
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=8192, use_cache=False, **SHAPE)).train()
     if ours:
         plan = sft.select(model, density=0.05, structure="columns", targets="*_proj.weight")

@@ -16,7 +16,8 @@ from bench.demo.train import Settings, memory, run
 from bench.demo.tune import tune
 
 OUT = Path(__file__).resolve().parents[1] / "out"
-STEPS = 70  # a run of the default task; nine runs take ten minutes on two quiet cores
+STEPS = 70  # a run of the default task; five runs take five minutes on two quiet cores, all nine ten
+DEFAULT_KINDS = ("full", "lora", "lean", "head")
 
 
 def parser():
@@ -24,7 +25,7 @@ def parser():
     add = parse.add_argument
     add("--model", metavar="FOLDER", help="a pretrained text encoder written by save_pretrained (default: MiniLM-L6)")
     add("--data", metavar="FILE.csv", help="your texts, columns text and label (default: Rotten Tomatoes reviews)")
-    add("--methods", default=",".join(KINDS), help=f"comma-separated, of {', '.join(KINDS)} (default: all)")
+    add("--methods", help=f"all, or comma-separated of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)}; to tune: all)")
     add("--structure", default="columns,entries", help=f"of ours, comma-separated, of {', '.join(STRUCTURES)}")
     add("--density", default=f"{LORA_SIZE},0.01", help="of ours, comma-separated shares; lora: as many as LoRA trains")
     add("--steps", type=int, default=STEPS, help="training steps of each run (default: %(default)s)")
@@ -47,6 +48,12 @@ def names_of(text, known, option):
     if not names:
         raise DemoError(f"{option}: choose from {', '.join(known)}")
     return names
+
+
+def kinds_of(text, tune):
+    if text is None:
+        return KINDS if tune else DEFAULT_KINDS
+    return KINDS if text == "all" else names_of(text, KINDS, "--methods")
 
 
 def densities_of(text):
@@ -126,9 +133,7 @@ def demo(args):
     """Exit status of one demo."""
     settings = settings_of(args)
     methods = methods_of(
-        names_of(args.methods, KINDS, "--methods"),
-        names_of(args.structure, STRUCTURES, "--structure"),
-        densities_of(args.density),
+        kinds_of(args.methods, args.tune), names_of(args.structure, STRUCTURES, "--structure"), densities_of(args.density)
     )
     begin = time.perf_counter()
     task = choose_task(args)

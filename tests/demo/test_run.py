@@ -19,7 +19,19 @@ FAKE |= {"choosing_peak_bytes": 0}
 
 
 def test_offline_demo_writes_table_and_chart(root, tmp_path):
-    argv = ["--offline", "--pretraining-steps", "2", "--steps", "2", "--density", "0.05", "--out", str(tmp_path)]
+    argv = [
+        "--offline",
+        "--methods",
+        "all",
+        "--pretraining-steps",
+        "2",
+        "--steps",
+        "2",
+        "--density",
+        "0.05",
+        "--out",
+        str(tmp_path),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bench.demo", *argv]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -83,6 +95,11 @@ def test_without_a_registry_the_fallback_says_why(monkeypatch, capsys, tmp_path)
     args = main.parser().parse_args(["--out", str(tmp_path)])
     assert main.choose_task(args) == "the digits"
     assert "registry could not be reached" in capsys.readouterr().out
+
+
+def test_the_default_runs_are_few_and_tuning_covers_all():
+    assert len(methods.methods_of(main.kinds_of(None, tune=False), ["columns", "entries"], [methods.LORA_SIZE, 0.01])) == 5
+    assert main.kinds_of(None, tune=True) == main.kinds_of("all", tune=False) == methods.KINDS
 
 
 def test_each_method_has_a_tuned_rate_from_the_same_number_of_tries():
