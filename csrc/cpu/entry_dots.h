@@ -30,6 +30,9 @@ constexpr int64_t kSegmentEntries = 8192;  // and fewer: tokens in segments
 constexpr int64_t kSegments = 8;
 constexpr int64_t kUnitRows = 256;
 constexpr int64_t kPackGroups = 128; // a unit of packing work
+// Packed from as many tokens as a vector has lanes, then from the next: the lines of more tokens, 8 KiB apart, share one set of the
+// first-level cache and push each other out. 4.05 ms instead of 4.4 at 0.1 %, 9.2 instead of 9.4 at 1 % (one thread).
+constexpr int64_t kStripGroups = 16;
 constexpr int64_t kPackAhead = 3;    // lines of the source to fetch early: 4.0 ms instead of 4.8 at 0.1 %
 constexpr int kPartials = 128;       // entries whose lanes wait to be added up: 4 KiB (AVX2)
 
@@ -50,16 +53,17 @@ void load_square(const Source* source, int64_t stride, int64_t tokens, int64_t w
   load_transposed<T>(square, lanes, columns);
 }
 
-// packed [groups, kLanes, run] = some groups of columns of source [tokens, size], transposed. Two by two squares together: a line
-// of source and of packed is as wide as two.
+// packed [groups, kLanes, run] = some groups of columns of source [tokens, size], transposed. A line of source and of packed is as wide
+// as two squares: some groups at a time, twice as many tokens as lanes, so that the lines of packed are still near when their second
+// half comes.
 template <class T, class Source>
 void pack_groups(const Source* source, int64_t stride, int64_t size, int64_t tokens, int64_t run, const int32_t* groups,
                  int64_t count, T* packed) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t t2 = 0; t2 < run; t2 += 2 * lanes)
-    for (int64_t g2 = 0; g2 < count; g2 += 2)
+    for (int64_t begin = 0; begin < count; begin += kStripGroups)
       for (int64_t t = t2; t < smaller(t2 + 2 * lanes, run); t += lanes)
-        for (int64_t g = g2; g < smaller(g2 + 2, count); ++g) {
+        for (int64_t g = begin; g < smaller(begin + kStripGroups, count); ++g) {
           const int64_t column = groups[g] * lanes;
           Vec<T> columns[lanes];
           load_square<T>(source + t * stride + column, stride, tokens - t, size - column, columns);
