@@ -63,21 +63,8 @@ void mask_run(const Bits* from, const uint8_t* __restrict flags, Bits* to, int64
 }
 
 template <class Stored>
-struct BitsOf {
-  using type = uint16_t;
-};
-template <>
-struct BitsOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct BitsOf<double> {
-  using type = uint64_t;
-};
-
-template <class Stored>
 void where_piece(const Stored* grad, const uint8_t* flags, Wide<Stored> scale, Stored* output, int64_t count) {
-  using Bits = typename BitsOf<Stored>::type;
+  using Bits = Integer<Stored>;
   const Stored* from = grad;
   if (scale != 1) {
     Widened<Stored> wide, scaled;

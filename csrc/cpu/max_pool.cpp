@@ -8,15 +8,6 @@ namespace {
 
 constexpr double kNanoseconds = 0.3;  // an element of a window takes
 
-template <class T>
-struct NumberOf {
-  using type = int32_t;
-};
-template <>
-struct NumberOf<double> {
-  using type = int64_t;
-};
-
 // As torch has it: a larger element, or NaN, takes the place.
 template <int Stride, class Stored, class T, class Number>
 void largest_run(const Stored* input, int64_t stride, Number number, T* best, Number* __restrict numbers, int64_t count) {
@@ -34,7 +25,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : 0; }  
 template <class Stored>
 void pool_piece(const Stored* plane, const PoolWindow& w, int64_t row, int64_t column, int64_t count, Stored* output, uint8_t* numbers) {
   using T = Wide<Stored>;
-  using Number = typename NumberOf<T>::type;
+  using Number = Integer<T>;
   T best[kPiece];
   Number found[kPiece];
   const int64_t top = row * w.stride[0] - w.padding[0], first_row = ceil_div(-top, w.dilation[0]);

@@ -11,6 +11,24 @@ namespace {
 template <class Stored>
 using Wide = typename Compute<float, Stored>::type;
 
+template <int Bytes>
+struct IntegerOf;
+template <>
+struct IntegerOf<2> {
+  using type = int16_t;
+};
+template <>
+struct IntegerOf<4> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<8> {
+  using type = int64_t;
+};
+// As wide as T, so that as many fit a vector.
+template <class T>
+using Integer = typename IntegerOf<sizeof(T)>::type;
+
 template <class Stored>
 const Stored* at(Rows rows, int64_t row, int64_t column) {
   return static_cast<const Stored*>(rows.data) + row * rows.stride + column;
