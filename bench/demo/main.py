@@ -51,6 +51,7 @@ def names_of(text, known, option):
 
 
 def kinds_of(text, tune):
+    """The kinds that --methods names; without it the few of DEFAULT_KINDS, or all where their rates are to be tuned."""
     if text is None:
         return KINDS if tune else DEFAULT_KINDS
     return KINDS if text == "all" else names_of(text, KINDS, "--methods")

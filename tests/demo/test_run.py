@@ -19,21 +19,9 @@ FAKE |= {"choosing_peak_bytes": 0}
 
 
 def test_offline_demo_writes_table_and_chart(root, tmp_path):
-    argv = [
-        "--offline",
-        "--methods",
-        "all",
-        "--pretraining-steps",
-        "2",
-        "--steps",
-        "2",
-        "--density",
-        "0.05",
-        "--out",
-        str(tmp_path),
-    ]
+    argv = "--offline --methods all --pretraining-steps 2 --steps 2 --density 0.05 --out".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench.demo", *argv]
+    command = [sys.executable, "-m", "bench.demo", *argv, str(tmp_path)]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     for name in ("demo.md", "demo.csv", "demo.png"):
