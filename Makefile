@@ -36,10 +36,11 @@ $(STAMPS)/demo: $(SOURCES) | $(STAMPS)
 	$(PIP) -e '.[demo]'
 	@touch $@
 
-# The demo has tests of its own, hence its extra.
+# The demo has tests of its own, hence its extra. Why torchvision lies in a folder of its own: tests/helpers/vision.py.
 $(STAMPS)/test: $(SOURCES) | $(STAMPS)
 	@echo 'installing sparse_ft and what the tests need into $(VENV) (once, minutes)'
 	$(PIP) -e '.[test,demo]'
+	$(PIP) --upgrade --no-deps --target $(VENV)/vision torchvision timm
 	@touch $@
 
 $(STAMPS)/bench: $(SOURCES) | $(STAMPS)

@@ -8,6 +8,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # `import oracle`, which importlib mode would not find
 
+from helpers.vision import make_importable  # noqa: E402
+
+make_importable()
+
 # The tensors here are small, a second thread would only spin; tests of threads set their own number.
 torch.set_num_threads(1)
 
