@@ -14,8 +14,9 @@ _VERSION = 1
 class Plan(Mapping):
     """What trains: `{parameter name: Selection | "all"}`; parameters that are not listed are frozen. Immutable.
 
-    `plan | {"classifier.weight": "all"}` gives a plan with more (or other) entries. Raises TypeError for a name that is not a
-    string or a value that is neither.
+    `plan | {"classifier.weight": "all"}` gives a plan with more (or other) entries. Selections that were chosen on a matrix
+    (`sft.select`, `sft.from_mask`, a converted model) know its shape, also from a file, and no other weight takes them.
+    Raises TypeError for a name that is not a string or a value that is neither.
     """
 
     def __init__(self, items=()):
@@ -55,7 +56,10 @@ class Plan(Mapping):
                 plan[name] = ALL
                 continue
             tensors[f"index.{number}"] = what.index
-            plan[name] = {"kind": what.kind, "index": f"index.{number}", "block_size": list(what.block_size)}
+            described = {"kind": what.kind, "index": f"index.{number}", "block_size": list(what.block_size)}
+            if what.matrix_shape is not None:
+                described["matrix_shape"] = list(what.matrix_shape)
+            plan[name] = described
         _tensorfile.save(path, tensors, {"format": _FORMAT, "version": _VERSION, "plan": plan})
 
     @classmethod
@@ -75,4 +79,10 @@ class Plan(Mapping):
 
 def _selection(what, tensors):
     cls, index = _KINDS[what["kind"]], tensors[what["index"]]
-    return cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
+    selection = cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
+    shape = what.get("matrix_shape")  # files of selections that were written by hand have none
+    if shape is None:
+        return selection
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"matrix_shape: expected two positive integers, got {shape!r}")
+    return selection.on(shape)

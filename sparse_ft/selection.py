@@ -18,9 +18,11 @@ class Selection:
     index: integer tensor (or nested list), sorted ascending without duplicates, non-negative, not empty. It is copied, and
     held as int32 where it fits. Construction and use raise TypeError, ValueError or IndexError that name the argument, the
     value and the way out.
+    matrix_shape: (rows, columns) of the one matrix that it was chosen on, by `sft.select`, `from_mask` or `on`, and serves;
+    None for one that was written by hand, which serves every matrix that it fits. Equality does not look at it.
     """
 
-    __slots__ = ("index", "block_size", "_bound", "_features", "_version", "__weakref__")
+    __slots__ = ("index", "block_size", "matrix_shape", "_bound", "_features", "_version", "__weakref__")
     kind = None
 
     def __init__(self, index, block_size=(1, 1)):
@@ -39,10 +41,10 @@ class Selection:
         self.__setattr__(name, None)
 
     def __reduce__(self):
-        return rebuilt, (type(self), self.index, self.block_size, self._bound)
+        return rebuilt, (type(self), self.index, self.block_size, self._bound, self.matrix_shape)
 
     def __deepcopy__(self, memo):
-        return rebuilt(type(self), self.index.clone(), self.block_size, self._bound)
+        return rebuilt(type(self), self.index.clone(), self.block_size, self._bound, self.matrix_shape)
 
     def __eq__(self, other):
         return self is other or (
@@ -82,7 +84,18 @@ class Selection:
         return self.nnz(shape) / (shape[0] * shape[1])
 
     def check(self, shape):
-        """Raise IndexError unless every index lies inside of a matrix of `shape`; ValueError unless it is a matrix."""
+        """Raise IndexError unless every index lies inside of a matrix of `shape`.
+
+        Raise ValueError unless it is a matrix, and of the shape that this selection was chosen on, if that is known.
+        """
+        if self.matrix_shape is not None and self.matrix_shape != tuple(shape):
+            raise ValueError(
+                f"matrix: its shape is {tuple(shape)}, and the selection was chosen on {self.matrix_shape}; "
+                f"choose anew on this one, or selection.on(shape) if the same {self.kind} are meant"
+            )
+        self._check_inside(shape)
+
+    def _check_inside(self, shape):
         if len(shape) != 2:
             raise ValueError(f"matrix: expected 2 dimensions [rows, columns], got {tuple(shape)}; see sft.matrix_shape")
         for what, largest, size in self._limits(shape):
@@ -124,7 +137,15 @@ class Selection:
         device = torch.device(device)
         if device.type == "meta" or self.index.device == device:
             return self
-        return rebuilt(type(self), self.index.to(device), self.block_size, self._bound)
+        return rebuilt(type(self), self.index.to(device), self.block_size, self._bound, self.matrix_shape)
+
+    def on(self, shape):
+        """This selection for matrices of `shape` (rows, columns) alone, whatever it was chosen on: others are refused.
+
+        Raises IndexError unless every index lies inside, ValueError unless it is a matrix.
+        """
+        self._check_inside(shape)
+        return rebuilt(type(self), self.index, self.block_size, self._bound, tuple(shape))
 
     def restrict(self, dim, size):
         """What a gradient needs of the `size` features along `dim` (0: rows, 1: columns) of the matrix.
@@ -241,16 +262,22 @@ def from_mask(mask, kind="entries", block_size=None):
             f"mask: not made of whole {kind}: entry {tuple(partly[0].tolist())} is False where its {kind[:-1]} has a "
             f"True; use kind='entries'"
         )
-    return selection
+    return selection.on(mask.shape)
 
 
-def rebuilt(cls, index, block_size, bound):
-    return _fill(object.__new__(cls), index, block_size, bound)
+def rebuilt(cls, index, block_size, bound, matrix_shape=None):
+    return _fill(object.__new__(cls), index, block_size, bound, matrix_shape)
 
 
-def _fill(selection, index, block_size, bound):
-    version = 0 if index.is_inference() else index._version
-    fields = {"index": index, "block_size": block_size, "_bound": bound, "_features": {}, "_version": version}
+def _fill(selection, index, block_size, bound, matrix_shape=None):
+    fields = {
+        "index": index,
+        "block_size": block_size,
+        "matrix_shape": matrix_shape,
+        "_bound": bound,
+        "_features": {},
+        "_version": 0 if index.is_inference() else index._version,
+    }
     for name, value in fields.items():
         object.__setattr__(selection, name, value)
     return selection

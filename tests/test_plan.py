@@ -245,3 +245,46 @@ def test_an_interrupted_save_leaves_the_old_plan(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         PLAN.save(tmp_path / "p")
     assert sft.Plan.load(tmp_path / "p") == SMALL and [f.name for f in tmp_path.iterdir()] == ["p"]
+
+
+def linear(in_features, out_features):
+    return torch.nn.Sequential(torch.nn.Linear(in_features, out_features))
+
+
+@pytest.mark.parametrize("structure", ["rows", "columns", "blocks", "entries"])
+def test_a_plan_of_a_smaller_model_is_refused_with_both_shapes(tmp_path, structure):
+    small, large = linear(8, 6), linear(16, 12)
+    plan = sft.select(small, density=0.3, structure=structure, block_size=2, targets="0.weight")
+    plan.save(tmp_path / "p")
+    forms = [plan, sft.Plan.load(tmp_path / "p"), dict(plan), plan | {"0.bias": "all"}, copy.deepcopy(plan)]
+    before = {name: value.clone() for name, value in large.state_dict().items()}
+    for other in forms:
+        with pytest.raises(ValueError, match=r"plan: '0.weight': .*\(12, 16\).* chosen on \(6, 8\)"):
+            sft.convert(large, other)
+        assert type(large[0]) is torch.nn.Linear and all(p.requires_grad for p in large.parameters())
+        assert all(torch.equal(before[name], value) for name, value in large.state_dict().items())
+        twin = linear(8, 6)
+        sft.convert(twin, other)
+        assert twin[0].selection == plan["0.weight"]
+
+
+def test_a_file_without_shapes_fits_whatever_holds_its_indices(tmp_path):
+    """As plans were saved before they knew shapes, and as those written by hand are."""
+    sft.Plan({"0.weight": sft.Columns([1, 9])}).save(tmp_path / "p")
+    plan = sft.Plan.load(tmp_path / "p")
+    assert plan["0.weight"].matrix_shape is None
+    for model in (linear(16, 12), linear(10, 3)):
+        sft.convert(model, plan)
+    with pytest.raises(IndexError, match=r"plan: '0.weight': .*column 9 .*\(6, 8\)"):
+        sft.convert(linear(8, 6), plan)
+
+
+@pytest.mark.parametrize(
+    "shape", ["6, 8", 6, {}, [6], [6, 8, 2], [6, 8.0], [6, True], [0, 8], [-6, 8], [4, 8], [None, 8], [[6], 8]], ids=repr
+)
+def test_shapes_that_no_matrix_has_are_refused(tmp_path, shape):
+    described = {"kind": "rows", "index": "i", "block_size": [1, 1], "matrix_shape": shape}
+    document = {"format": "sparse_ft.plan", "version": 1, "plan": {"x": described}}
+    _tensorfile.save(tmp_path / "bad.plan", I, document)
+    with pytest.raises(ValueError, match="path: .*bad.plan"):
+        sft.Plan.load(tmp_path / "bad.plan")

@@ -323,3 +323,33 @@ def test_an_index_edited_after_it_was_checked_is_refused():
     for use in (lambda: selection.gather(torch.zeros(4, 4)), lambda: module(torch.zeros(1, 4)), lambda: selection.layout):
         with pytest.raises(ValueError, match="index: it was changed in place"):
             use()
+
+
+SMALL, LARGE = (6, 8), (12, 16)
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
+def test_a_selection_chosen_on_a_matrix_refuses_every_other(kind):
+    mask = torch.zeros(SMALL, dtype=torch.bool)
+    part = {"rows": mask[1], "columns": mask[:, 3], "blocks": mask[2:4, 2:4], "entries": mask[2, 5:7]}[kind]
+    part.fill_(True)
+    selection = sft.from_mask(mask, kind, 2 if kind == "blocks" else None)
+    assert selection.matrix_shape == SMALL
+    copies = [copy.deepcopy(selection), pickle.loads(pickle.dumps(selection)), selection.to("cpu")]
+    for known in (selection, *copies):
+        assert known == selection and known.nnz(SMALL) == int(mask.sum())
+        with pytest.raises(ValueError, match=r"\(12, 16\).* chosen on \(6, 8\)"):
+            known.values_shape(LARGE)
+    moved = selection.on(LARGE)
+    assert moved == selection and moved.matrix_shape == LARGE and selection.matrix_shape == SMALL
+    assert moved.mask(LARGE)[:6, :8].any() or kind == "entries"
+
+
+def test_on_looks_at_the_ends_and_a_selection_written_by_hand_serves_what_it_fits():
+    selection = sft.Columns([1, 7])
+    assert selection.matrix_shape is None
+    assert selection.nnz((2, 8)) == 4 and selection.nnz((3, 9)) == 6
+    with pytest.raises(IndexError, match=r"column 7 is out of range.*\(8, 7\)"):
+        selection.on((8, 7))
+    with pytest.raises(ValueError, match="2 dimensions"):
+        selection.on((8,))

@@ -53,7 +53,8 @@ def select(
                 f"score: {score!r} of {name!r} is not finite everywhere; look for NaN or inf in the weights and batches"
             )
         matrix = values.reshape(matrix_shape(model, name))
-        chosen[name] = top(matrix, density, structure, block_size).to(weights[name].device)
+        best = top(matrix, density, structure, block_size).on(matrix.shape)
+        chosen[name] = best.to(weights[name].device)
     return Plan(chosen)
 
 
