@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .lean import is_lean, selected_channels, unlean
+from .lean import is_lean, lean_state, restore_lean_state, selected_channels, unlean
 from .lean import lean as make_lean
 from .nn.alias import SelectedParameter
 from .nn.embedding import SelectiveEmbedding, check_embedding
@@ -70,6 +70,7 @@ def convert(model, plan, lean=False, values_dtype=None):
     readers = _readers(model)
     actions = [_action(model, name, what, readers, values_dtype) for name, what in plan.items() if what != ALL]
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    was_lean = lean_state(model) if lean else None
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -84,6 +85,8 @@ def convert(model, plan, lean=False, values_dtype=None):
         model.__dict__[_RECORD] = plan, flags, values_dtype
     except BaseException:
         model.__dict__.pop(_RECORD, None)
+        if lean:
+            restore_lean_state(model, was_lean)
         _undo(model, flags)
         raise
     return report

@@ -1,9 +1,11 @@
-"""Ctrl-C at any line: convert leaves the model as it was or converted, revert can be called again, a step is whole."""
+"""Ctrl-C at any line: convert and lean leave the model as it was or done, revert can be called again, a step is whole."""
 
 import itertools
 import sys
 
+import pytest
 import torch
+from helpers.llama import tiny_llama
 from torch import nn
 
 import sparse_ft as sft
@@ -51,9 +53,9 @@ def interrupted(act, line):
         torch.set_grad_enabled(True)  # an interrupt in the last line of `with torch.no_grad()`
 
 
-def each_line(prepare):
-    """`(model, line)` after an interrupt at each line in turn of what `prepare` gives to do."""
-    for line in itertools.count(1):
+def each_line(prepare, stride=1):
+    """`(model, line)` after an interrupt at each line in turn (or each `stride`th) of what `prepare` gives to do."""
+    for line in itertools.count(1, stride):
         model, act = prepare()
         if not interrupted(act, line):
             return
@@ -119,3 +121,59 @@ def test_forward_that_reads_an_alias():
     except KeyboardInterrupt:
         sft.revert(model)
     assert model[0].weight is model[0]._parameters["weight"]
+
+
+def norms_and_activations():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2))
+
+
+# A prime stride: the lines that a loop runs through are met in every of its turns at another place.
+LEAN_MODELS = {
+    "small": (norms_and_activations, {"1.weight": sft.Columns([1]), "5.bias": "all"}, 1),
+    "llama": (tiny_llama, {"lm_head.weight": sft.Rows([1])}, 23),
+}
+
+
+def lean_looks(model):
+    """What lean and a conversion change."""
+    configs = [id(module.config) for module in model.modules() if hasattr(module, "config")]
+    attention = model.config._attn_implementation if configs else None
+    return looks(model), [sorted(module.__dict__) for module in model.modules()], configs, attention
+
+
+def as_before(model, before):
+    """Whether the model is as it was, or revert makes it so."""
+    if lean_looks(model) != before:
+        sft.revert(model)
+    return lean_looks(model) == before
+
+
+@pytest.mark.parametrize("name", LEAN_MODELS)
+def test_lean(name):
+    build, _, stride = LEAN_MODELS[name]
+    befores = {}
+
+    def prepare():
+        model = build()
+        befores[model] = lean_looks(model)
+        return model, lambda: sft.lean(model)
+
+    for model, line in each_line(prepare, stride):
+        assert as_before(model, befores.pop(model)), line
+    assert line > 200
+
+
+@pytest.mark.parametrize("name", LEAN_MODELS)
+def test_revert_of_lean(name):
+    build, plan, stride = LEAN_MODELS[name]
+    befores = {}
+
+    def prepare():
+        model = build()
+        befores[model] = lean_looks(model)
+        sft.convert(model, plan, lean=True)
+        return model, lambda: sft.revert(model)
+
+    for model, line in each_line(prepare, stride):
+        assert as_before(model, befores.pop(model)), line

@@ -24,21 +24,26 @@ def _is_transformed():
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def attached(module):
+    """{attribute: what `attach` put there} of one module."""
+    return {name: given for name in ATTRIBUTES if _is_ours(given := module.__dict__.get(name))}
+
+
+def _is_ours(given):
+    return isinstance(given, functools.partial) and given.func is run
+
+
 def lean_forward_of(module):
     """The function that `attach` gave this module, or None."""
-    for name in ATTRIBUTES:
-        given = module.__dict__.get(name)
-        if isinstance(given, functools.partial) and given.func is run:
-            return given.args[0]
+    for given in attached(module).values():
+        return given.args[0]
     return None
 
 
 def detach(module):
     """Let a module run its class's own again."""
-    for name in ATTRIBUTES:
-        given = module.__dict__.get(name)
-        if isinstance(given, functools.partial) and given.func is run:
-            del module.__dict__[name]
+    for name in attached(module):
+        del module.__dict__[name]
 
 
 def direct(function):

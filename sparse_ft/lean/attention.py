@@ -38,22 +38,28 @@ def _registered(names, configs):
     return Before(names, configs)
 
 
-def use_lean_attention(model):
-    """Switch a transformers model, and its parts, from "sdpa" to `attention`; what they had, or None where nothing was.
+def attention_before(model):
+    """What `use_lean_attention` would change of a transformers model with "sdpa": a `Before`; None where there is nothing.
 
-    The switch is in the config, which models may share: this one goes on with a copy.
+    Changes nothing, so that a caller can keep what undoes the change before it is made.
     """
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != "sdpa" or not hasattr(model, "set_attn_implementation"):
         return None
     if any(map(_asks_for_its_name, {cls.__module__ for module in model.modules() for cls in type(module).__mro__})):
         return None
-    before = _registered(_names(config), _own_configs(model))
-    model.set_attn_implementation(_names(config, lean=True))
-    if model.config._attn_implementation == NAME:
-        return before
-    restore_attention(model, before)
-    return None
+    return _registered(_names(config), _copies(model))
+
+
+def use_lean_attention(model, before):
+    """Switch a model, and its parts, from "sdpa" to `attention`; whether it took. before: its `attention_before`.
+
+    The switch is in the config, which models may share: this one goes on with a copy. `restore_attention` undoes it, also
+    half done.
+    """
+    _swap(model, {id(had): own for had, own in before.configs})
+    model.set_attn_implementation(_names(model.config, lean=True))
+    return model.config._attn_implementation == NAME
 
 
 def restore_attention(model, before):
@@ -62,15 +68,13 @@ def restore_attention(model, before):
     _swap(model, {id(own): had for had, own in before.configs if own == had})
 
 
-def _own_configs(model):
-    """Give every config that a module of `model` holds a copy, the same one wherever it is the same; [(config, copy)]."""
+def _copies(model):
+    """[(config, a copy of it)] for every config that a module of `model` holds; a part of several is copied once."""
     from transformers import PreTrainedConfig
 
     held = {id(v): v for m in model.modules() for v in vars(m).values() if isinstance(v, PreTrainedConfig)}
     memo = {}
-    copies = {key: copy.deepcopy(config, memo) for key, config in held.items()}
-    _swap(model, copies)
-    return [(config, copies[key]) for key, config in held.items()]
+    return [(config, copy.deepcopy(config, memo)) for config in held.values()]
 
 
 def _swap(model, by_id):

@@ -2,12 +2,13 @@
 
 from ..nn import SelectiveConv1D, SelectiveLinear
 from . import recognise
-from .attach import attach, detach, lean_forward_of
-from .attention import restore_attention, use_lean_attention
+from .attach import attach, attached, detach, lean_forward_of
+from .attention import attention_before, restore_attention, use_lean_attention
 from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
 
 _RECORD = "_sparse_ft_lean"  # on the model: the attention that it had, None if that was not changed
+_NOT_LEAN = object()
 
 
 def lean(model, loss=False, eight_bit_inputs=False):
@@ -15,7 +16,8 @@ def lean(model, loss=False, eight_bit_inputs=False):
 
     model: nn.Module; its results stay as they were up to rounding. Classes, parameters, state_dict and hooks stay; each
     changed module gets a `forward` of its own, which `sft.revert` takes away again. Works before and after `sft.convert`;
-    doing it again changes nothing. What is not known is left alone, and the report says so.
+    doing it again changes nothing. What is not known is left alone, and the report says so. All or nothing: an exception
+    leaves the model as it was.
 
     loss: also take the training loss of a causal language model straight from its hidden states (`linear_cross_entropy`); its
     output then has logits only in evaluation. eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input
@@ -33,12 +35,48 @@ def lean(model, loss=False, eight_bit_inputs=False):
             found.append((module, forward))
         if forward is not None or why:
             rows.append(LeanRow(name, type(module).__name__, forward is not None, why))
-    attention = use_lean_attention(model) or model.__dict__.get(_RECORD)
-    for module, forward in found:
-        if lean_forward_of(module) is not forward:
-            attach(module, recognise.attribute(forward), forward)
-    model.__dict__[_RECORD] = attention
+    before = lean_state(model)
+    try:
+        attention = _use_attention(model)
+        for module, forward in found:
+            if lean_forward_of(module) is not forward:
+                attach(module, recognise.attribute(forward), forward)
+    except BaseException:
+        restore_lean_state(model, before)
+        raise
     return LeanReport(rows, attention is not None)
+
+
+def _use_attention(model):
+    """Make attention lean where it can be, and keep on the model what it was, first, so that a change half done can be undone."""
+    record = model.__dict__.setdefault(_RECORD, None)
+    before = attention_before(model)
+    if before is not None:
+        model.__dict__[_RECORD] = before
+        if not use_lean_attention(model, before):
+            restore_attention(model, before)
+            model.__dict__[_RECORD] = record
+    return model.__dict__[_RECORD]
+
+
+def lean_state(model):
+    """What `restore_lean_state` needs to make the model exactly as lean as it is now."""
+    return model.__dict__.get(_RECORD, _NOT_LEAN), [(module, attached(module)) for module in model.modules()]
+
+
+def restore_lean_state(model, state):
+    """Undo what happened since `lean_state`, also half done; called again after an interrupt, it does the rest."""
+    record, forwards = state
+    for module, given in forwards:
+        detach(module)
+        module.__dict__.update(given)
+    now = model.__dict__.get(_RECORD)
+    if now is not None and now is not record:
+        restore_attention(model, now)
+    if record is _NOT_LEAN:
+        model.__dict__.pop(_RECORD, None)
+    else:
+        model.__dict__[_RECORD] = record
 
 
 def is_lean(module):
