@@ -3,6 +3,7 @@
 import importlib.util
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import _native
 
@@ -18,6 +19,32 @@ def define(schema, *, fake):
     LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
     name = schema.split("(", 1)[0]
     torch.library.register_fake(f"sparse_ft::{name}", fake, lib=LIBRARY)
+    names, written = _arguments(schema)
+    if written:  # torch's own way with the negative bit is for ops that return what they wrote to
+        LIBRARY.impl(name, _resolving(name, names, written), "Negative")
+
+
+def _arguments(schema):
+    """The names of an op's arguments, and of those among them that it writes to, from its schema string."""
+    listed = schema.split("(", 1)[1].rsplit(" -> ", 1)[0].removesuffix(")").split(", ")
+    named = {argument.partition("=")[0].split(" ")[-1]: argument for argument in listed if argument != "*"}
+    return list(named), [name for name, argument in named.items() if "!" in argument]
+
+
+def _resolving(op, names, written):
+    """What serves `op` where a tensor has the lazy negative bit set: tensors without it are handed on, results copied back."""
+
+    def call(*positional, **keywords):
+        given = {**dict(zip(names, positional)), **keywords}
+        resolved = tree_map_only(torch.Tensor, torch.resolve_neg, given)
+        result = getattr(torch.ops.sparse_ft, op)(**resolved)
+        for name in written:
+            for lazy, tensor in zip(tree_leaves(given.get(name)), tree_leaves(resolved.get(name))):
+                if lazy is not tensor:
+                    lazy.copy_(tensor)
+        return result
+
+    return call
 
 
 def implement(op, *, reference, cpu, triton, cuda=None):
@@ -39,21 +66,34 @@ def implement(op, *, reference, cpu, triton, cuda=None):
     return on_cpu[0]
 
 
-def plain(tensors):
-    """Whether the implementation for the CPU may be called without the dispatcher, which takes 30 µs for lists of tensors.
-
-    True for ordinary tensors in host memory while nothing compiles, traces, transforms or intercepts operators.
-    """
-    if (
+def undisturbed():
+    """Whether nothing compiles, traces, transforms or intercepts operators, so that the dispatcher may be gone round."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
-    ):
+    )
+
+
+def plain(tensors):
+    """Whether the implementation for the CPU may be called without the dispatcher, which takes 30 µs for lists of tensors.
+
+    True in `undisturbed` times for tensors in host memory whose numbers are what lies there. The dispatcher must see to
+    everything else first: a lazy negative bit (the memory holds the opposite numbers); zeros without memory
+    (`torch._efficientzerotensor`) and functional tensors, whose address is 0; sparse and opaque tensors, which have none;
+    nested ones; and subclasses.
+    """
+    if not undisturbed():
         return False
-    for t in tensors:  # all(...) over a generator takes 0.5 µs more
-        if type(t) not in _ORDINARY or not t.is_cpu:
-            return False
+    try:
+        for t in tensors:  # all(...) over a generator takes 0.5 µs more
+            if type(t) not in _ORDINARY or not t.is_cpu or t.is_neg() or t.is_nested:
+                return False
+            if not t.data_ptr() and t.numel():
+                return False
+    except RuntimeError:  # of data_ptr: no address
+        return False
     return True
 
 

@@ -4,7 +4,7 @@ import torch
 
 from ..ops import _native
 from ..ops._adamw_rows import row_of
-from ..ops._library import plain
+from ..ops._library import plain, undisturbed
 from .kept import ABSMAXES, state_of
 from .pages import use_huge_pages
 
@@ -17,7 +17,7 @@ class PreparedRows:
 
     def rows(self, entries):
         """A row for each (parameter, five numbers, state, owner, seed); None unless the native core takes them all."""
-        if _native.C is None or not plain(p for p, *_ in entries):
+        if _native.C is None or not undisturbed():
             return None
         rows = []
         for p, settings, state, owner, seed in entries:
@@ -25,15 +25,18 @@ class PreparedRows:
             grad = p.grad
             if row is None or type(grad) is not torch.Tensor or grad.dtype != dtype:
                 return None
-            if grad.stride() != stride or grad.numel() != count:
+            if grad.stride() != stride or grad.numel() != count or grad.is_neg():
                 return None
-            rows.append((row[0], grad.data_ptr(), *row[1], *settings, 0))
+            address = grad.data_ptr()
+            if not address and count:  # zeros without memory
+                return None
+            rows.append((row[0], address, *row[1], *settings, 0))
         return rows
 
     def _of(self, p, state, owner, seed):
         exp_avg, exp_avg_sq, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
         holds = (
-            p.stride(), p.dtype, p.numel(), p.data_ptr(), seed,
+            p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), seed,
             exp_avg.numel(), exp_avg.data_ptr(), exp_avg_sq.numel(), exp_avg_sq.data_ptr(), step.data_ptr(),
         )  # fmt: skip
         for name in ("correction", *ABSMAXES):
@@ -46,7 +49,7 @@ class PreparedRows:
         known = self._known.get(id(p))
         if known is None or known[0] != holds:
             through = () if owner is None else (owner._matrix(), *selection.layout)
-            ordinary = plain((*state.values(), *through[:1]))
+            ordinary = plain((p, *state.values(), *through[:1]))
             row = row_of(state_of(p, state, seed), step, *through) if ordinary else None
             if row is not None and owner is not None:
                 use_huge_pages(

@@ -39,6 +39,21 @@ CHANGES = {
     "gradients strided": lambda model, optimizer: [
         setattr(p, "grad", torch.stack((p.grad, p.grad), -1)[..., 0]) for p in trained_parameters(model)
     ],
+    "gradients with the negative bit": lambda model, optimizer: [
+        setattr(p, "grad", torch._neg_view(-p.grad)) for p in trained_parameters(model)
+    ],
+    "gradients without memory": lambda model, optimizer: [
+        setattr(p, "grad", torch._efficientzerotensor(p.shape)) for p in trained_parameters(model)
+    ],
+    "values with the negative bit": lambda model, optimizer: [
+        setattr(p, "data", torch._neg_view(-p.data)) for p in trained_parameters(model)
+    ],
+    "values whose memory is negated": lambda model, optimizer: [
+        setattr(p, "data", torch._neg_view(p.data)) for p in trained_parameters(model)
+    ],
+    "state with the negative bit": lambda model, optimizer: [
+        s.update({name: torch._neg_view(-t) for name, t in s.items()}) for s in optimizer.state.values()
+    ],
     "cast": lambda model, optimizer: model.double(),
 }
 
