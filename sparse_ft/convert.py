@@ -270,5 +270,6 @@ def _row(name, module, attribute, parameter, plan):
     else:
         why = "frozen: not in the plan" if plan is not None else "frozen"
         return Row(name, tuple(parameter.shape), parameter.numel(), 0, "", why), parameter
-    trainable = holder.selection.nnz(holder.matrix_shape)
-    return Row(name, tuple(parameter.shape), parameter.numel(), trainable, holder.selection.kind, how), parameter
+    state = holder._sparse_ft_state
+    trainable = state.selection.nnz(state.matrix_shape)
+    return Row(name, tuple(parameter.shape), parameter.numel(), trainable, state.selection.kind, how), parameter

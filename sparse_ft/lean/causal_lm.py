@@ -72,7 +72,7 @@ def causal_lm_loss(head, hidden, labels, num_items_in_batch=None, ignore_index=-
     selected = {}
     weight = head.weight
     if isinstance(head, SelectiveLinear):
-        selected = {"values": head.values, "selection": head.selection}
+        selected = {"values": head.values, "selection": head._sparse_ft_state.selection}
     if torch.is_tensor(num_items_in_batch):
         num_items_in_batch = num_items_in_batch.to(hidden.device)
     target = shift_labels.to(hidden.device)

@@ -67,7 +67,7 @@ def selected_channels(module):
     selected = module._modules.get("weight_selected")
     if selected is None or getattr(module, "groups", None) != 1:
         return None
-    selection = selected.selection
+    selection = selected._sparse_ft_state.selection
     if selection.kind == "rows":
         return 0, selection.index
     if selection.kind == "columns" and not torch.compiler.is_compiling():

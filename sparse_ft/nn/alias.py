@@ -21,7 +21,8 @@ class SelectedParameter(Selected):
     def __init__(self, owner, name, selection, shape, reader, label, values_dtype=None):
         super().__init__()
         check_weight(label, owner._parameters[name])
-        self.__dict__.update(owner=owner, name=name, reader=reader, label=label, _handles=[])
+        self.__dict__.update(owner=owner, name=name, reader=reader, _handles=[])
+        self._begin(label)
         self._select(selection, shape, values_dtype)
         owner.add_module(f"{name}_selected", self)
         self._handles.append(reader.register_forward_pre_hook(self.before_forward))
@@ -38,14 +39,15 @@ class SelectedParameter(Selected):
         if not values.requires_grad:
             return
         if torch.is_grad_enabled():
-            self._put(alias(self._weight(), values, self.selection.layout, self.matrix_shape))
+            state = self._sparse_ft_state
+            self._put(alias(self._weight(), values, state.selection.layout, state.matrix_shape))
         elif not torch.compiler.is_compiling():
             self._put(self._weight().detach().requires_grad_())  # torch picks kernels by it: the bits of the original forward
 
     def after_forward(self, *_):
         if self._take_away() is None and torch.is_grad_enabled() and self._parameters["values"].requires_grad:
             raise RuntimeError(
-                f"{self.label}: its reader calls itself or runs in several threads; a selection then gets part of its gradient "
+                f"{self._sparse_ft_state.label}: its reader calls itself or runs in several threads; a selection then gets part of its gradient "
                 f"only; train it whole ('all') or leave it out"
             )
 

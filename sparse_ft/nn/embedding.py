@@ -23,8 +23,8 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
 
     def forward(self, input):
         self.sync()
-        parameters = self._parameters
-        return selective_embedding(input, parameters["weight"], parameters["values"], self.selection, self.padding_idx)
+        parameters, selection = self._parameters, self._sparse_ft_state.selection
+        return selective_embedding(input, parameters["weight"], parameters["values"], selection, self.padding_idx)
 
 
 def check_embedding(label, embedding):

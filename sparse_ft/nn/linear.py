@@ -21,7 +21,7 @@ def adopt(cls, module, selection, label, values_dtype=None):
     """Turn `module` itself into a `cls` with `selection`; `restore` undoes it, also half done."""
     weight = module._parameters["weight"]
     check_weight(label, weight)
-    module.__dict__.update(_original=type(module), label=label)
+    Selected._begin(module, label, original=type(module))
     module.__class__ = cls
     module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)), values_dtype)
 
@@ -30,8 +30,9 @@ def restore(module):
     """Undo `adopt`: the original class, holding the trained weight. Its requires_grad is the caller's to put back."""
     if "values" in module._parameters:
         module.sync()
+    original = module._sparse_ft_state.original
     module._deselect()
-    module.__class__ = module.__dict__.pop("_original")
+    module.__class__ = original
 
 
 class Adopted(Selected):
@@ -52,7 +53,7 @@ class Adopted(Selected):
         super()._load_from_state_dict(*arguments)
 
     def extra_repr(self):
-        return f"{super().extra_repr()}, selection={self.selection}"
+        return f"{super().extra_repr()}, selection={self._sparse_ft_state.selection}"
 
 
 class SelectiveLinear(Adopted, nn.Linear):
@@ -64,7 +65,7 @@ class SelectiveLinear(Adopted, nn.Linear):
     Kept for backward: see `sparse_ft.functional.selective_linear`.
     """
 
-    input_dim = 1
+    _input_dim = 1
 
     @classmethod
     def from_linear(cls, linear, selection):
@@ -78,24 +79,24 @@ class SelectiveLinear(Adopted, nn.Linear):
 
     def forward(self, input):
         own = self.__dict__  # host time: see `is_shown`
-        p = own["_parameters"]
+        p, state = own["_parameters"], own["_sparse_ft_state"]
         weight, values, eager = p["weight"], p["values"], not (is_compiling() or is_transformed())
-        if not (eager and is_shown(own, values, weight)):
+        if not (eager and is_shown(state, values, weight)):
             self.sync()
         bias = p["bias"] if "bias" in p and "bias" not in own else self.bias
         product = apply_product if eager and torch.is_grad_enabled() else selective_product
-        return product(input, weight, values, bias, own["_part"], 1)
+        return product(input, weight, values, bias, state.part, 1)
 
 
 class SelectiveConv1D(Adopted):
     """transformers' `Conv1D`, a linear layer whose weight is stored [in, out], of which only the selected entries train."""
 
-    input_dim = 0
+    _input_dim = 0
 
     def forward(self, x):
         self.sync()
         p = self._parameters
-        return selective_product(x, p["weight"], p["values"], self.bias, self._part, 0)
+        return selective_product(x, p["weight"], p["values"], self.bias, self._sparse_ft_state.part, 0)
 
     def extra_repr(self):
-        return f"nf={self.nf}, nx={self.nx}, selection={self.selection}"
+        return f"nf={self.nf}, nx={self.nx}, selection={self._sparse_ft_state.selection}"

@@ -3,7 +3,7 @@
 What can make the copy stale, and what tells:
 
 - an optimiser stepped: torch's own post-step hook, which fires for fused and third-party optimisers too (`_after_step`);
-- `values` was written in place, moved or replaced: its version, data pointer and dtype (`Selected._state`);
+- `values` was written in place, moved or replaced: its version, data pointer and dtype (`state.Stamp`);
 - the weight was replaced or written by someone else: its data pointer and version.
 
 Bare writes through `.data` leave no trace; `sft.sync` is for those.
@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import ops
+from .state import NAME, FromState, Held, Stamp, State
 
 _is_compiling, _expired = torch.compiler.is_compiling, torch.UntypedStorage._expired  # host time: every forward asks
 
@@ -66,7 +67,7 @@ def _has_gradient(parameter):
 def _warn_if_made_before_conversion(optimizer):
     """An optimiser that holds a weight but not the values that train in its place does nothing, silently."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    lost = [m.label for m in _live if id(m._parameters.get("values")) not in held and id(m._weight()) in held]
+    lost = [m._sparse_ft_state.label for m in _live if id(m._parameters.get("values")) not in held and id(m._weight()) in held]
     if lost:
         warnings.warn(
             f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values that train; "
@@ -90,41 +91,41 @@ def as_matrix(tensor, shape):
     return tensor.view(shape)
 
 
-def is_shown(own, values, weight):
-    """Whether nothing has touched values, weight or selection of a module since one showed the other: `_state`, term by term.
+def is_shown(state, values, weight):
+    """Whether nothing has touched values, weight or selection of a module since one showed the other: `Selected._stamp`, term
+    by term.
 
-    own: its `__dict__`. Every forward asks, and a module takes 0.2 µs for each attribute that is read in another way.
+    state: the module's `State`. Every forward asks, and a module takes 0.2 µs for each attribute that is read from itself.
     """
-    shown = own.get("_shown")
+    shown = state.shown
     return (
         shown is not None
-        and values._version == shown[0] and weight._version == shown[3]
-        and values.data_ptr() == shown[1] and weight.data_ptr() == shown[4]
-        and values.dtype is shown[2] and weight.dtype is shown[5]
-        and own["_tracked"]._version == shown[6] and not _expired(own["_held"][1].cdata)
+        and values._version == shown.values_version and weight._version == shown.weight_version
+        and values.data_ptr() == shown.values_address and weight.data_ptr() == shown.weight_address
+        and values.dtype is shown.values_dtype and weight.dtype is shown.weight_dtype
+        and state.tracked._version == shown.index_version and not _expired(state.held.storage.cdata)
     )  # fmt: skip
 
 
 class Selected(nn.Module):
-    """Mixin: `selection` (a plain attribute), `values` (the Parameter that trains) and a weight that shows it.
+    """Mixin: a `State` with the `selection`, `values` (the Parameter that trains) and a weight that shows it.
 
-    A subclass says where the weight is: `_weight()`, and how it is called in messages: `label`.
+    A subclass says where the weight is: `_weight()`.
     """
 
-    label = "weight"
-    input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
-    _tracked = None  # the tensor whose version tells that the selection's index was edited
-    _part = None  # what backward needs of the input: `selection.restrict` of `input_dim`
-    _shown = None  # the state of values and weight when the one last showed the other; None: they may differ
-    _chosen_dtype = None  # the dtype of values that was asked for; None: fp32 or wider, whatever the weight becomes
-    _held = None  # (addresses, storage of the weight, values): an address counts while nothing else gets it
+    label, selection, matrix_shape = FromState(), FromState(), FromState()
+    _input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
+
+    def _begin(self, label, original=None):
+        """The first step of becoming selective; `_deselect` undoes it."""
+        self.__dict__[NAME] = State(label, original)
 
     def _weight(self):
         return self._parameters["weight"]
 
     def _matrix(self):
         """The weight as the matrix [rows, columns] that the selection speaks of."""
-        return as_matrix(self._weight().detach(), self.matrix_shape)
+        return as_matrix(self._weight().detach(), self._sparse_ft_state.matrix_shape)
 
     def _select(self, selection, shape, values_dtype=None):
         """Become the owner of `selection` on a weight whose matrix has `shape`. values_dtype: None for fp32 or wider."""
@@ -134,7 +135,8 @@ class Selected(nn.Module):
         selection = selection.to(weight.device)
         dtype = values_dtype or torch.promote_types(torch.float32, weight.dtype)
         values = nn.Parameter(selection.gather(as_matrix(weight.detach(), shape), dtype=dtype))
-        self.selection, self.matrix_shape, self._chosen_dtype = selection, tuple(shape), values_dtype
+        state = self._sparse_ft_state
+        state.selection, state.matrix_shape, state.chosen_dtype = selection, tuple(shape), values_dtype
         weight.requires_grad_(False)
         self.register_parameter("values", values)
         self._mark_shown()
@@ -143,18 +145,7 @@ class Selected(nn.Module):
         """Undo `_select`, as far as it got."""
         _live.discard(self)
         self._parameters.pop("values", None)
-        for name in (
-            "selection",
-            "matrix_shape",
-            "_chosen_dtype",
-            "_shown",
-            "_held",
-            "_tracked",
-            "_part",
-            "_reported",
-            "label",
-        ):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop(NAME, None)
 
     def register_parameter(self, name, param):
         if name == "values" and param is not None:
@@ -166,48 +157,49 @@ class Selected(nn.Module):
         global _step_hook
         if _step_hook is None:
             _step_hook = register_optimizer_step_post_hook(_after_step)
-        index, dim = self.selection.index, self.input_dim
-        self.__dict__["_tracked"] = values if index.is_inference() else index  # that has no version
+        state, dim = self._sparse_ft_state, type(self)._input_dim
+        index = state.selection.index
+        state.tracked = values if index.is_inference() else index  # that has no version
         if dim is not None:
-            self.__dict__["_part"] = self.selection.restrict(dim, self.matrix_shape[dim])
+            state.part = state.selection.restrict(dim, state.matrix_shape[dim])
         _live.add(self)
         _own(self, values)
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shown", "_held", "_tracked", "_part")}
+        return {**self.__dict__, NAME: self._sparse_ft_state.for_copy()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
         if self._parameters.get("values") is not None:
             self._link(self._parameters["values"])
 
-    def _state(self):
-        values, weight, index = self._parameters["values"], self._weight(), self._tracked
-        return (
+    def _stamp(self):
+        values, weight, index = self._parameters["values"], self._weight(), self._sparse_ft_state.tracked
+        return Stamp(
             values._version, values.data_ptr(), values.dtype,
             weight._version, weight.data_ptr(), weight.dtype, index._version,
         )  # fmt: skip
 
     def _mark_shown(self):
-        state = self._state()
-        held = self._held
-        if held is None or held[0] != (state[1], state[4]) or held[1].expired():
-            values, storage = self._parameters["values"].detach(), StorageWeakRef(self._weight().untyped_storage())
-            self.__dict__["_held"] = (state[1], state[4]), storage, values
-        self.__dict__["_shown"] = state
+        state, stamp = self._sparse_ft_state, self._stamp()
+        held, addresses = state.held, (stamp.values_address, stamp.weight_address)
+        if held is None or held.addresses != addresses or held.storage.expired():
+            storage = StorageWeakRef(self._weight().untyped_storage())
+            state.held = Held(addresses, storage, self._parameters["values"].detach())
+        state.shown = stamp
 
     def after_step(self, written, reached):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
-        values = self._parameters["values"]
-        if not reached and values.requires_grad and not self.__dict__.get("_reported"):
-            self.__dict__["_reported"] = True
+        values, state = self._parameters["values"], self._sparse_ft_state
+        if not reached and values.requires_grad and not state.reported:
+            state.reported = True
             warnings.warn(
-                f"{self.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
+                f"{state.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
                 f"reads it take part in the forward, through its own forward()?",
                 stacklevel=5,
             )
         if not written:
-            self.__dict__["_shown"] = None
+            state.shown = None
             torch.autograd.graph.increment_version(self._weight())  # graphs that saved it are out of date, as in nn.Linear
 
     def sync(self, force=False):
@@ -216,14 +208,15 @@ class Selected(nn.Module):
             return self._write()
         if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
             raise RuntimeError(
-                f"{self.label}: selected entries do not train under torch.func transforms (grad, vmap, jvp, …); use "
+                f"{self._sparse_ft_state.label}: selected entries do not train under torch.func transforms "
+                f"(grad, vmap, jvp, …); use "
                 f"loss.backward(), or sft.revert(model) for layers that do"
             )
-        shown = self._shown
-        if not force and shown is not None:
-            if is_shown(self.__dict__, self._parameters["values"], self._weight()):
+        state = self._sparse_ft_state
+        if not force and state.shown is not None:
+            if is_shown(state, self._parameters["values"], self._weight()):
                 return
-            if self._state()[:3] == shown[:3]:
+            if self._stamp().same_values(state.shown):
                 self._warn_if_overwritten()
         self._write()
         self._mark_shown()
@@ -231,28 +224,29 @@ class Selected(nn.Module):
     def _write(self):
         values = self._parameters["values"]
         with torch.no_grad():
-            ops.scatter_selected_(self._matrix(), values.detach(), *self.selection.layout)
+            ops.scatter_selected_(self._matrix(), values.detach(), *self._sparse_ft_state.selection.layout)
 
     def _warn_if_overwritten(self):
         """The weight was written or replaced, and by nothing that we know of: say so if selected entries differ."""
-        values, matrix = self._parameters["values"].detach(), self._matrix()
-        wanted = ops.gather_selected(self.selection.scatter_(matrix.clone(), values), *self.selection.layout)
-        if not torch.allclose(ops.gather_selected(matrix, *self.selection.layout), wanted, rtol=0, atol=0, equal_nan=True):
+        values, matrix, state = self._parameters["values"].detach(), self._matrix(), self._sparse_ft_state
+        selection = state.selection
+        wanted = ops.gather_selected(selection.scatter_(matrix.clone(), values), *selection.layout)
+        if not torch.allclose(ops.gather_selected(matrix, *selection.layout), wanted, rtol=0, atol=0, equal_nan=True):
             warnings.warn(
-                f"{self.label}: selected entries were changed behind the module's back; `values` is the authority "
+                f"{state.label}: selected entries were changed behind the module's back; `values` is the authority "
                 f"and overwrites them. Edit `values`, or load a state_dict that has no values.",
                 stacklevel=3,
             )
 
     def _apply(self, fn, recurse=True):
-        values = self._parameters.pop("values", None)
-        self.__dict__.update(_shown=None, _held=None)
+        values, state = self._parameters.pop("values", None), self._sparse_ft_state
+        state.shown = state.held = None
         super()._apply(fn, recurse)
         if values is not None:
             holder = nn.Module()
             holder.values = values
-            holder._apply(lambda t: _keep_precision(fn, t, self._chosen_dtype))
-            self.selection = self.selection.to(holder.values.device)
+            holder._apply(lambda t: _keep_precision(fn, t, state.chosen_dtype))
+            state.selection = state.selection.to(holder.values.device)
             self.register_parameter("values", holder.values)
         return self
 
@@ -270,13 +264,14 @@ class Selected(nn.Module):
         if key not in state_dict and self._weight_is_in(state_dict, prefix):
             values = self._parameters["values"]
             with torch.no_grad():
-                values.copy_(ops.gather_selected(self._matrix(), *self.selection.layout, dtype=values.dtype))
+                layout = self._sparse_ft_state.selection.layout
+                values.copy_(ops.gather_selected(self._matrix(), *layout, dtype=values.dtype))
             missing_keys[:] = [k for k in missing_keys if k != key]
         self.sync(force=True)
 
     def _replicate_for_data_parallel(self):
         raise RuntimeError(
-            f"{self.label}: a module with selected entries does not run under nn.DataParallel (its replicas are "
+            f"{self._sparse_ft_state.label}: a module with selected entries does not run under nn.DataParallel (its replicas are "
             f"copies that cannot be kept in step); use DistributedDataParallel"
         )
 

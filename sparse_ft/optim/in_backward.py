@@ -81,7 +81,7 @@ def name_of(group, i):
     """How to call parameter number i of a parameter group in a message."""
     p, names = group["params"][i], group.get("param_names")
     owner = owner_of(p)
-    return names[i] if names else owner.label if owner is not None else f"parameter of shape {tuple(p.shape)}"
+    return names[i] if names else owner._sparse_ft_state.label if owner is not None else f"parameter of shape {tuple(p.shape)}"
 
 
 def _remove(hooks):

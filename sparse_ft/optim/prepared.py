@@ -44,8 +44,8 @@ class PreparedRows:
                 holds += state[name].numel(), state[name].data_ptr()
         selection = None
         if owner is not None:
-            weight, selection = owner._weight(), owner.selection
-            holds += weight.stride(), weight.dtype, weight.data_ptr(), id(selection), owner._tracked._version
+            weight, selection = owner._weight(), owner._sparse_ft_state.selection
+            holds += weight.stride(), weight.dtype, weight.data_ptr(), id(selection), owner._sparse_ft_state.tracked._version
         known = self._known.get(id(p))
         if known is None or known[0] != holds:
             through = () if owner is None else (owner._matrix(), *selection.layout)

@@ -239,7 +239,7 @@ def _stays(lr):
 
 
 def _step_through_op(params, settings, states, owners, seeds, flags):
-    layouts = [owner.selection.layout for owner in owners]
+    layouts = [owner._sparse_ft_state.selection.layout for owner in owners]
     lrs = None
     if _stays(settings[0][0]):
         lrs, settings = [lr for lr, *_ in settings], [(0.0, *others) for _, *others in settings]

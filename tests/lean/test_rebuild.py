@@ -269,5 +269,5 @@ def test_16_bit_layer_norm_is_made_again_bit_for_bit(kind):
     x = (torch.randn(64, 8) + 30).bfloat16().requires_grad_()
     given = model[0](x)
     source = rebuild.source_of(given)
-    features = model[1]._part[0]
+    features = model[1]._sparse_ft_state.part[0]
     assert torch.equal(source.rebuild(source.tensors(), features), rebuild.select(given, features))

@@ -125,7 +125,7 @@ def test_the_shared_copy_dies_with_its_graph():
     x = torch.randn(4, 256)
     module = sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 8), sft.Columns([1, 2]))
     out = module(x)
-    copy, known, _ = module._part[0].last_copy
+    copy, known, _ = module._sparse_ft_state.part[0].last_copy
     assert known() is x and copy() is not None
     del out
     assert copy() is None

@@ -34,7 +34,7 @@ def pretended(monkeypatch):
     def move(model):
         selective = [module for module in model.modules() if isinstance(module, sft.nn.Selected)]
         for module in selective:
-            module.selection = copy.deepcopy(module.selection)
+            module._sparse_ft_state.selection = copy.deepcopy(module.selection)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             for module in selective:  # without a copy of data: torch may have no CUDA here
                 object.__setattr__(module.selection, "index", torch.empty_like(module.selection.index, device="cuda"))

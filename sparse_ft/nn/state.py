@@ -1,0 +1,87 @@
+"""What a module with selected entries knows beside its parameters: one object, one private name.
+
+A user's own attributes called `label`, `selection`, … stay as they were, and come back untouched from
+`sft.revert`.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..selection import Selection
+
+NAME = "_sparse_ft_state"  # in the module's `__dict__`
+
+
+@dataclasses.dataclass(slots=True)
+class Stamp:
+    """What values, weight and index were like when the weight last showed the values.
+
+    Slots, read one by one: every forward compares them (`selected.is_shown`).
+    """
+
+    values_version: int
+    values_address: int
+    values_dtype: torch.dtype
+    weight_version: int
+    weight_address: int
+    weight_dtype: torch.dtype
+    index_version: int
+
+    def same_values(self, other: "Stamp") -> bool:
+        """Whether nothing has touched the values between two stamps."""
+        return (
+            self.values_version == other.values_version
+            and self.values_address == other.values_address
+            and self.values_dtype is other.values_dtype
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class Held:
+    """Keeps two addresses meaningful: an address counts while nothing else can get it."""
+
+    addresses: tuple[int, int]  # of values and weight
+    storage: Any  # of the weight, weakly
+    values: torch.Tensor
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """label: the module's name in messages. selection: of the matrix `matrix_shape` (rows, columns)."""
+
+    label: str
+    original: type | None = None  # the class that `restore` gives back to an adopted module
+    selection: Selection | None = None
+    matrix_shape: tuple[int, int] | None = None
+    # of values, as asked for; None: fp32 or wider, whatever the weight becomes
+    chosen_dtype: torch.dtype | None = None
+    reported: bool = False  # whether a missing gradient was warned of
+    # What follows belongs to the objects that live now: a copy of the module finds its own.
+    tracked: torch.Tensor | None = None  # its version tells that the selection's index was edited
+    part: tuple | None = None  # what backward needs of the input: `selection.restrict`
+    shown: Stamp | None = None  # None: the weight may not show the values
+    held: Held | None = None
+
+    def for_copy(self) -> "State":
+        """What a copy or a pickle of the module takes along."""
+        return dataclasses.replace(self, tracked=None, part=None, shown=None, held=None)
+
+
+class FromState:
+    """A readable attribute of a module that comes from its `State`.
+
+    No data descriptor: an attribute of the user's own wins.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, module, owner=None):
+        if module is None:
+            return self
+        state = module.__dict__.get(NAME)
+        if state is None:
+            raise AttributeError(f"{type(module).__name__} has no {self.name}: nothing is selected")
+        return getattr(state, self.name)
