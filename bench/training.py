@@ -64,7 +64,8 @@ def prepare(model, method, structure="columns", fused=False):
     if method == "frozen":
         return model, None
     if method == "ours":
-        plan = sft.select(model, density=DENSITY, structure=structure, targets=[f"*{name}.weight" for name in _linears(model)])
+        targets = [f"*{name}.weight" for name in _linears(model)]
+        plan = sft.select(model, density=DENSITY, structure=structure, score="random", targets=targets)
         sft.convert(model, plan)
         return model, torch.optim.AdamW(_trained(model), fused=True) if fused else sft.SelectiveAdamW(model.parameters())
     if method == "full":

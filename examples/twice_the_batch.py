@@ -22,7 +22,7 @@ def train(ours, batch, cap):
     torch.set_num_threads(2)  # each thread has a stack, which counts too: the same everywhere
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=8192, use_cache=False, **SHAPE)).train()
     if ours:
-        plan = sft.select(model, density=0.05, structure="columns", targets="*_proj.weight")
+        plan = sft.select(model, density=0.05, structure="columns", score="random", targets="*_proj.weight")
         sft.convert(model, plan, lean=True)
     optimizer = sft.SelectiveAdamW(model.parameters()) if ours else torch.optim.AdamW(model.parameters())
     data = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from . import _tensorfile
+from .families import Family, families
 from .selection import Blocks, Columns, Entries, Rows, Selection
 
 ALL = "all"
@@ -17,9 +18,11 @@ class Plan(Mapping):
     `plan | {"classifier.weight": "all"}` gives a plan with more (or other) entries. Selections that were chosen on a matrix
     (`sft.select`, `sft.from_mask`, a converted model) know its shape, also from a file, and no other weight takes them.
     Raises TypeError for a name that is not a string or a value that is neither.
+
+    left: {parameter name: why} of what `sft.select` passed over; `print(plan)` shows it, and nothing else looks at it.
     """
 
-    def __init__(self, items=()):
+    def __init__(self, items=(), left: Mapping[str, str] | None = None):
         try:
             self._items = dict(items)
         except (TypeError, ValueError):
@@ -29,6 +32,7 @@ class Plan(Mapping):
                 raise TypeError(f"plan: expected parameter names, got {name!r}")
             if not (isinstance(what, Selection) or (isinstance(what, str) and what == ALL)):
                 raise TypeError(f"plan: expected a Selection or 'all' for {name!r}, got {what!r}")
+        self.left = {name: why for name, why in dict(left or {}).items() if name not in self._items}
 
     def __getitem__(self, name):
         return self._items[name]
@@ -42,11 +46,45 @@ class Plan(Mapping):
     def __or__(self, other):
         if not isinstance(other, Mapping):
             return NotImplemented
-        return Plan({**self._items, **other})
+        return Plan({**self._items, **other}, {**self.left, **getattr(other, "left", {})})
 
     def __repr__(self):
         lines = [f"  {name!r}: {what!r}," for name, what in self._items.items()]
         return "\n".join(["Plan({", *lines, "})"])
+
+    def __str__(self):
+        """The plan in short: layers that differ in their number only share a line, and what was passed over has its own."""
+        named = families((name, self._kind_of(name)) for name in self)
+        lines = [(family.label, self._told(family)) for family in named]
+        lines += [(family.label, f"left out: {self.left[family.names[0]]}") for family in families(self.left.items())]
+        width = max((len(label) for label, _ in lines), default=0)
+        return "\n".join([self._head(), *(f"  {label:{width}}  {text}" for label, text in lines)])
+
+    def _head(self) -> str:
+        """How many parameters, and the share of the entries of those whose shape is known."""
+        known = [s for s in self._items.values() if isinstance(s, Selection) and s.matrix_shape is not None]
+        chosen = sum(selection.nnz(selection.matrix_shape) for selection in known)
+        entries = sum(rows * columns for rows, columns in (selection.matrix_shape for selection in known))
+        share = f"; of {len(known)} weights {chosen:,} of {entries:,} entries ({chosen / entries:.2%})" if known else ""
+        return f"a plan for {len(self)} parameters{share}"
+
+    def _kind_of(self, name: str) -> tuple:
+        what = self._items[name]
+        return (ALL,) if isinstance(what, str) else (what.kind, what.block_size, what.matrix_shape)
+
+    def _told(self, family: Family) -> str:
+        """What trains of each member: "4 of 384 columns", "8 to 12 blocks of 64 × 64"."""
+        kind, *rest = self._kind_of(family.names[0])
+        if kind == ALL:
+            return "all"
+        block_size, shape = rest
+        counts = [len(self._items[name]) for name in family.names]
+        few, many = min(counts), max(counts)
+        number = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        if shape is not None:
+            lines = {"rows": shape[0], "columns": shape[1], "entries": shape[0] * shape[1]}
+            number += f" of {lines[kind]:,}" if kind in lines else ""
+        return f"{number} {kind}" + (f" of {block_size[0]} × {block_size[1]}" if kind == "blocks" else "")
 
     def save(self, path):
         """Write the plan to `path`, a safetensors file with a JSON document (no pickle); it appears whole or not at all."""

@@ -16,6 +16,8 @@ LEVELS = {
     "kernels": 0,
     "_tensorfile": 0,
     "double_backward": 0,
+    "families": 0,
+    "messages": 0,
     "ops": 1,
     "selection": 2,
     "rebuild": 2,

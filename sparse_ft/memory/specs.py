@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from ..convert import convert, matrix_shape
 from ..plan import Plan
 from ..salience.budget import STRUCTURES, count_of
-from ..salience.select import targets_of
+from ..salience.targets import targets_of
 from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, as_block_size, rebuilt
 
 
@@ -64,9 +64,8 @@ def _drawn(model, dry, structure="columns", density=0.01, targets=None, block_si
         raise ValueError(f"structure: expected {' or '.join(map(repr, STRUCTURES))}, got {structure!r}")
     if not (isinstance(density, (int, float)) and 0 < density <= 1):
         raise ValueError(f"density: expected a share in (0, 1], got {density!r}")
-    return Plan(
-        {name: _random(structure, density, block_size, matrix_shape(model, name), dry) for name in targets_of(model, targets)}
-    )
+    names = targets_of(model, targets).weights
+    return Plan({name: _random(structure, density, block_size, matrix_shape(model, name), dry) for name in names})
 
 
 def _random(structure, density, block_size, shape, dry):

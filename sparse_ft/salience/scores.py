@@ -37,10 +37,7 @@ def _mean_gradients(model, weights, batches, loss):
         for weight in weights.values():
             weight.requires_grad_(True)
         for batch in batches:
-            value = loss(model, batch)
-            if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                raise TypeError(f"loss: expected a scalar tensor, got {value!r}")
-            value.backward()
+            loss(model, batch).backward()
             seen += 1
         if not seen:
             raise ValueError("batches: expected at least one batch for score='gradient', got none")
@@ -48,7 +45,7 @@ def _mean_gradients(model, weights, batches, loss):
         if dead:
             raise ValueError(
                 f"targets: no gradient reached {', '.join(map(repr, dead[:3]))}; the loss does not depend on "
-                f"{'it' if len(dead) == 1 else 'them'}"
+                f"{'it' if len(dead) == 1 else 'them'}; name the others in targets="
             )
         return {name: weight.grad.div_(seen) for name, weight in weights.items()}
 

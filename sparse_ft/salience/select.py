@@ -1,53 +1,75 @@
 """select: score every targeted weight and keep the best part of each."""
 
-import fnmatch
+import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..convert import matrix_shape
+from ..messages import did_you_mean
+from ..nn.selected import Selected
 from ..plan import Plan
-from ..selection import as_block_size
+from ..selection import Selection, as_block_size
 from .budget import STRUCTURES, top
+from .losses import Loss, check_batches, checked
+from .progress import followed, is_shown
 from .scores import gradient_scores, magnitude_scores, random_scores
+from .targets import targets_of
 
 SCORES = ("random", "magnitude", "gradient")
 
 
 def select(
-    model,
+    model: nn.Module,
     *,
-    density,
-    structure="columns",
-    score="random",
-    scope="layer",
-    targets=None,
-    batches=None,
-    loss=None,
-    block_size=64,
-    seed=0,
-):
-    """Choose what trains: a `Plan` with a selection for every targeted weight.
+    density: float,
+    structure: str = "columns",
+    score: str | None = None,
+    scope: str = "layer",
+    targets: str | Iterable[str] | None = None,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    block_size: int | tuple[int, int] = 64,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Plan:
+    """Choose what trains: a `Plan` with a selection for every targeted weight. `print(plan)` says what was chosen.
 
     density: share of each weight that trains, in (0, 1]. structure: "rows", "columns", "blocks" (of `block_size`, int or pair),
     "entries" or "entries_per_row". score: "random" (seeded by `seed`), "magnitude" (|W|) or "gradient" (|mean gradient| over
-    `batches`). scope: "layer", each weight on its own. targets: glob pattern(s) on parameter names, such as "*q_proj.weight";
-    default: the weights of all linear layers but the output head. batches: iterable of batches for "gradient". loss:
-    callable (model, batch) -> scalar; default `model(**batch).loss`.
+    `batches`); default: "gradient" where batches are given, else "random" with a warning. scope: "layer", each weight on its
+    own. batches: iterable of batches for "gradient"; four of them are enough to rank. loss: callable (model, batch) -> scalar;
+    default `model(**batch).loss`. progress: whether to show it on stderr; default: in a terminal or a notebook.
 
-    The model is left as it was. Raises ValueError or TypeError that name the argument.
+    targets: glob pattern(s) on parameter names, such as "*q_proj.weight". Default: the weights of all linear layers, and of
+    the convolutions where these hold more entries than the linear layers; without output heads, adapters (PEFT) and depthwise
+    convolutions. `plan.left` names the matrices that the default passed over, and why.
+
+    The model is left as it was. Warns where the density asks for less than one row, column or block, which trains then.
+    Raises ValueError or TypeError that name the argument.
     """
     _check(density, structure, score, scope, batches)
+    _check_not_converted(model)
     block_size = as_block_size(block_size)
-    weights = targets_of(model, targets)
+    weights, left = targets_of(model, targets)
+    if score is None:
+        score = "random" if batches is None else "gradient"
+        if score == "random":
+            _warn("score: what trains is drawn at random; pass batches= to rank by gradients, or score='random' to mean it")
+    elif score != "gradient" and batches is not None:
+        _warn(f"batches: score={score!r} does not look at them; score='gradient' does")
+    shown = is_shown(progress)
     if score == "random":
         scores = random_scores(_matrices(model, weights), torch.Generator().manual_seed(seed))
     elif score == "magnitude":
         scores = magnitude_scores(_matrices(model, weights))
     else:
-        scores = gradient_scores(model, weights, batches, loss or _own_loss)
+        total = len(batches) if hasattr(batches, "__len__") else None
+        scores = gradient_scores(model, weights, followed(batches, "gradients of batches", total, shown), checked(loss))
     chosen = {}
-    for name, values in scores:
+    for name, values in followed(scores, "choosing in weights", len(weights), shown):
         if not values.isfinite().all():
             raise ValueError(
                 f"score: {score!r} of {name!r} is not finite everywhere; look for NaN or inf in the weights and batches"
@@ -55,52 +77,57 @@ def select(
         matrix = values.reshape(matrix_shape(model, name))
         best = top(matrix, density, structure, block_size).on(matrix.shape)
         chosen[name] = best.to(weights[name].device)
-    return Plan(chosen)
+    _warn_of_coarse(model, chosen, density, structure)
+    return Plan(chosen, left=left)
 
 
 def _check(density, structure, score, scope, batches):
     if not (isinstance(density, (int, float)) and 0 < density <= 1):
-        raise ValueError(f"density: expected a share in (0, 1], got {density!r}")
-    for name, value, known in (("structure", structure, STRUCTURES), ("score", score, SCORES), ("scope", scope, ("layer",))):
-        if value not in known:
-            raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}")
-    if score == "gradient" and batches is None:
+        percent = ""
+        if isinstance(density, (int, float)) and 1 < density <= 100:
+            percent = f"; {density:g} % is {density / 100:g}"
+        raise ValueError(f"density: expected a share in (0, 1], got {density!r}{percent}")
+    known = {"structure": (structure, STRUCTURES), "score": (score, (*SCORES, None)), "scope": (scope, ("layer",))}
+    for name, (value, choices) in known.items():
+        if value not in choices:
+            meant = did_you_mean(value, [c for c in choices if c]) if isinstance(value, str) else ""
+            near = meant if "did you mean" in meant else ""
+            raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}{near}")
+    if batches is not None:
+        check_batches(batches)
+    elif score == "gradient":
         raise ValueError("batches: score='gradient' needs batches to take gradients on, got None")
 
 
-def _own_loss(model, batch):
-    loss = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise ValueError("loss: the model returned none (no labels in the batch?); pass loss=callable(model, batch) -> scalar")
-    return loss
+def _check_not_converted(model):
+    for name, module in model.named_modules():
+        if isinstance(module, Selected):
+            raise ValueError(
+                f"model: it is converted already ({name!r} holds selected values); call sft.revert(model) first, then "
+                "select and convert anew"
+            )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)  # at the call of select
+
+
+def _warn_of_coarse(model: nn.Module, chosen: dict[str, Selection], density: float, structure: str) -> None:
+    """Name the weights of which less than half a row, column or block was asked for: one trains all the same."""
+    shares = {name: selection.density(matrix_shape(model, name)) for name, selection in chosen.items()}
+    coarse = [name for name, share in shares.items() if share > 2 * density]
+    if not coarse:
+        return
+    worst = max(coarse, key=shares.get)
+    unit = {"entries": "entry", "entries_per_row": "entry a row"}.get(structure, structure.rstrip("s"))
+    others = f" and of {len(coarse) - 1} more" if len(coarse) > 1 else ""
+    finer = "" if structure == "entries" else "; structure='entries' trains what is asked"
+    message = (
+        f"density: {density:g} is less than one {unit} of {worst!r}{others}, and one trains: {shares[worst]:.3g} of "
+        f"{worst!r}, {shares[worst] / density:.3g} times what was asked{finer}"
+    )
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _matrices(model, weights):
     return {name: weight.detach().reshape(matrix_shape(model, name)) for name, weight in weights.items()}
-
-
-def targets_of(model, patterns):
-    """{name: parameter} that match the patterns, or the weights of the linear layers but the output head."""
-    if patterns is None:
-        names = _linear_weights(model)
-        if not names:
-            raise ValueError("targets: the model has no linear layer; name the parameters, e.g. targets='*.weight'")
-    else:
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        every = [name for name, _ in model.named_parameters()]
-        for pattern in patterns:
-            if not fnmatch.filter(every, pattern):
-                raise ValueError(
-                    f"targets: {pattern!r} matches no parameter; names look like {', '.join(map(repr, every[:3]))}"
-                )
-        names = [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    return {name: model.get_parameter(name) for name in names}
-
-
-def _linear_weights(model):
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [
-        f"{name}.weight".lstrip(".")
-        for name, module in model.named_modules()
-        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and module is not head
-    ]

@@ -1,0 +1,170 @@
+"""What a new user gets wrong in `select`: each message names the argument, what came, and the way out."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import sparse_ft as sft
+from sparse_ft.messages import described
+
+
+class Model(nn.Module):
+    """Takes x and labels; gives an object with a loss if there are labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(40, 40) for _ in range(2))
+        self.head = nn.Linear(40, 3)
+
+    def forward(self, x, labels=None):
+        for layer in self.layers:
+            x = layer(x).relu()
+        logits = self.head(x)
+        if labels is None:
+            return logits
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+BATCH = {"x": torch.randn(4, 40), "labels": torch.tensor([0, 1, 2, 0])}
+PAIR = BATCH["x"], BATCH["labels"]
+SHAPES = r"Tensor \[4, 40\] float32.*Tensor \[4\] int64"
+
+
+def test_a_model_that_returns_a_dict_has_its_loss_in_it():
+    sft.select(Model(), density=0.1, batches=[BATCH])
+
+
+@pytest.mark.parametrize(
+    "batches, error, message",
+    [
+        ([PAIR], TypeError, rf"batches: without loss=.* got a tuple \({SHAPES}\); pass loss="),
+        ([list(PAIR)], TypeError, rf"batches: without loss=.* got a list \({SHAPES}\); pass loss="),
+        ([BATCH["x"]], TypeError, r"batches: without loss=.* got a Tensor \[4, 40\] float32; pass loss="),
+        (BATCH, TypeError, rf"batches: .* got a dict \{{'x': {SHAPES}\}}; pass batches=\[batch\]"),
+        ("train", TypeError, r"batches: expected an iterable of batches, got 'train'"),
+        (3, TypeError, r"batches: expected an iterable of batches, got 3"),
+        ([{"x": BATCH["x"]}], ValueError, r"loss: .* a Tensor \[4, 3\] float32 for a batch with x; .* labels .* pass loss="),
+        ([], ValueError, "batches: expected at least one batch"),
+    ],
+)
+def test_batches_that_are_none(batches, error, message):
+    model = Model()
+    with pytest.raises(error, match=message) as raised:
+        sft.select(model, density=0.1, batches=batches)
+    assert "Linear(" not in str(raised.value)  # not the whole model
+
+
+@pytest.mark.parametrize(
+    "loss, error, message",
+    [
+        (lambda m, b: m(**b), TypeError, r"loss: expected a scalar tensor, got a dict \{'loss': Tensor \[\] float32"),
+        (lambda m, b: m(b["x"]), TypeError, r"loss: expected a scalar tensor, got a Tensor \[4, 3\] float32"),
+        (lambda m, b: m(**b)["loss"].item(), TypeError, r"loss: expected a scalar tensor, got \d"),
+        (lambda m, b: None, TypeError, "loss: expected a scalar tensor, got None"),
+        (lambda m, b: m(**b)["loss"].detach(), ValueError, "loss: it does not depend on any targeted weight.*detach"),
+    ],
+)
+def test_a_loss_that_is_none(loss, error, message):
+    with pytest.raises(error, match=message):
+        sft.select(Model(), density=0.1, batches=[BATCH], loss=loss)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        ("haed.weight", r"'haed.weight' matches no parameter; did you mean 'head.weight'\?"),
+        ("*lyers.1.weight", r"did you mean 'layers.1.weight'\?"),
+        ("head", r"compared with whole names: '\*head\*' matches 2, such as 'head.weight'"),
+        ("layers.1", r"'\*layers.1\*' matches 2, such as 'layers.1.weight'"),
+        ("q_proj", r"names look like 'layers.0.weight'"),
+    ],
+)
+def test_a_typo_in_a_target(targets, message):
+    with pytest.raises(ValueError, match=f"targets: .*{message}"):
+        sft.select(Model(), density=0.1, targets=targets)
+
+
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        ({"density": 5}, r"density: expected a share in \(0, 1\], got 5; 5 % is 0.05"),
+        ({"structure": "column"}, r"structure: .*got 'column'; did you mean 'columns'\?"),
+        ({"score": "gradients"}, r"score: .*got 'gradients'; did you mean 'gradient'\?"),
+    ],
+)
+def test_a_typo_in_a_choice(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        sft.select(Model(), **{"density": 0.1, **keywords})
+
+
+def test_a_converted_model_is_to_be_reverted_first():
+    model = Model()
+    sft.convert(model, {"layers.1.weight": sft.Rows([0])})
+    with pytest.raises(ValueError, match=r"model: it is converted already \('layers.1' .*sft.revert\(model\) first"):
+        sft.select(model, density=0.1)
+    with pytest.raises(ValueError, match="converted already"):
+        sft.select(model, density=0.1, targets="head.weight")
+    sft.revert(model)
+    sft.select(model, density=0.1, score="random")
+
+
+def test_batches_make_the_score_the_gradient():
+    torch.manual_seed(0)
+    model = Model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = sft.select(model, density=0.1, batches=[BATCH])
+    assert plan == sft.select(model, density=0.1, score="gradient", batches=[BATCH])
+
+
+def test_a_random_choice_by_default_warns_at_the_call():
+    with pytest.warns(UserWarning, match="score: .*at random; pass batches=.*score='random'") as caught:
+        plan = sft.select(Model(), density=0.1)
+    assert caught[0].filename == __file__ and plan == sft.select(Model(), density=0.1, score="random")
+
+
+@pytest.mark.parametrize("score", ["random", "magnitude"])
+def test_batches_that_a_score_ignores_are_named(score):
+    with pytest.warns(UserWarning, match=f"batches: score='{score}' does not look at them"):
+        sft.select(Model(), density=0.1, score=score, batches=[BATCH])
+
+
+@pytest.mark.parametrize(
+    "structure, unit, share", [("columns", "column", 40), ("rows", "row", 40), ("entries_per_row", "entry a row", 40)]
+)
+def test_less_than_one_line_is_named_with_what_trains(structure, unit, share):
+    with pytest.warns(UserWarning) as caught:
+        plan = sft.select(Model(), density=0.001, structure=structure, score="random")
+    (warning,) = caught
+    told = f"density: 0.001 is less than one {unit} of 'layers.0.weight' and of 1 more, and one trains: {1 / share} of "
+    assert str(warning.message) == f"{told}'layers.0.weight', 25 times what was asked; structure='entries' trains what is asked"
+    assert all(selection.density((40, 40)) == 1 / share for selection in plan.values()) and caught[0].filename == __file__
+
+
+def test_no_warning_where_about_what_was_asked_trains():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for density in (0.013, 0.025, 0.1, 1):
+            sft.select(Model(), density=density, score="random")
+        sft.select(Model(), density=0.001, structure="entries", score="random")
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (torch.zeros(2, 3, dtype=torch.bfloat16), "a Tensor [2, 3] bfloat16"),
+        ((torch.zeros(1), [1, 2], "ab"), "a tuple (Tensor [1] float32, list of 2, 'ab')"),
+        ({"a": torch.zeros(1), "b": {"c": 1}}, "a dict {'a': Tensor [1] float32, 'b': dict of 1}"),
+        (list(range(9)), "a list (0, 1, 2, 3, …)"),
+        (nn.Linear(2, 2), "a Linear"),
+        (object(), "a object"),
+        ("x" * 100, "a str"),
+        (None, "None"),
+        (1.5, "1.5"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_are_told_by_type_and_shape(value, text):
+    assert described(value) == text
