@@ -16,7 +16,8 @@ def linear_cross_entropy(
 
     hidden: [..., H]. weight: [V, H]. target: integers [...]; tokens whose target is ignore_index cost nothing. bias: [V].
     reduction: "mean" or "sum"; divisor: what to divide the sum by instead (gradient accumulation). values, selection: the
-    entries of a frozen weight that train, as in `selective_linear`. Returns a scalar, fp32 (fp64 for fp64).
+    entries of a frozen weight that train, as in `selective_linear`. Returns a scalar, fp32 (fp64 for fp64). Where no token has
+    a target, the mean is NaN and all gradients are zero, as in torch.
 
     Kept for backward: one gradient the size of the hidden states that have a target, and the gradients of what trains of the
     head; both are computed in the forward, as the loss is a scalar. Raises ValueError and TypeError that name the argument;
@@ -71,12 +72,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits.scatter_add_(1, classes, torch.full_like(classes, -1, dtype=wide))
                 grads.add(begin, part, logits)
         ctx.save_for_backward(*grads.all())
+        ctx.counts = hidden.size(0) > 0  # whether any token does
         return total
 
     @staticmethod
     @first_order
     def backward(ctx, grad_output):
-        return *(None if grad is None else grad * grad_output for grad in ctx.saved_tensors), None, None
+        # The mean over no token is NaN, its gradient in torch is zero, and NaN times zero would be neither.
+        scale = grad_output if ctx.counts else 1
+        return *(None if grad is None else grad * scale for grad in ctx.saved_tensors), None, None
 
 
 class _Gradients:

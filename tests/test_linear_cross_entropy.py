@@ -88,6 +88,39 @@ def test_all_ignored_is_nan_for_the_mean_and_zero_for_the_sum():
     assert total.item() == 0 and not hidden.grad.any()
 
 
+def no_tokens():
+    hidden, weight, bias, target = problem()
+    return hidden.detach()[:0].requires_grad_(), weight, bias, target[:0]
+
+
+@pytest.mark.parametrize("problem", [lambda: problem(ignored=57), no_tokens], ids=["all ignored", "T = 0"])
+@pytest.mark.parametrize("divisor", [None, 3, torch.tensor(0), torch.tensor(3)], ids=str)
+def test_where_no_token_counts_gradients_are_zero_as_in_torch(problem, divisor):
+    *inputs, target = problem()
+    want = dense(*inputs, target) if divisor is None else dense(*inputs, target, "sum") / divisor
+    got = linear_cross_entropy(inputs[0], inputs[1], target, inputs[2], divisor=divisor)
+    assert torch.equal(got.isnan(), want.isnan()) and (want.isnan() or got == want)
+    for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs), strict=True):
+        assert a.shape == b.shape and torch.equal(a, b) and not a.any()
+
+
+@pytest.mark.parametrize("selection", [sft.Columns([1, 5]), sft.Rows([0, 49]), sft.Entries([3, 7]), sft.Blocks([[0, 1]], (2, 3))])
+def test_where_no_token_counts_selected_entries_get_zeros(selection):
+    hidden, weight, _, target = problem(ignored=57)
+    values = selection.gather(weight.detach()).requires_grad_()
+    linear_cross_entropy(hidden, weight.detach(), target, values=values, selection=selection).backward()
+    assert not values.grad.any() and not hidden.grad.any()
+
+
+def test_a_divisor_of_zero_where_tokens_count_is_torchs():
+    *inputs, target = problem(ignored=11)
+    want = dense(*inputs, target, "sum") / torch.tensor(0)
+    got = linear_cross_entropy(inputs[0], inputs[1], target, inputs[2], divisor=torch.tensor(0))
+    assert got == want == float("inf")
+    a, b = (torch.autograd.grad(loss, inputs[0])[0] for loss in (got, want))
+    assert torch.equal(a[target == -100], b[target == -100]) and not a[target != -100].isfinite().any()
+
+
 def test_gradcheck():
     hidden, weight, bias, target = problem()
     torch.autograd.gradcheck(

@@ -95,3 +95,17 @@ def test_a_head_that_does_more_is_called(twins, change):
     lean.load_state_dict(plain.state_dict())
     losses = [model.train()(IDS, labels=LABELS).loss for model in (plain, lean)]
     assert abs(losses[0] - losses[1]) < 1e-5
+
+
+def test_a_micro_batch_whose_labels_are_all_ignored_spoils_nothing(twins):
+    losses = []
+    for model in twins[:2]:
+        sft.convert(model, {"lm_head.weight": sft.Columns([1, 2, 3]), "model.layers.0.mlp.up_proj.weight": sft.Rows([0, 5])})
+        optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-2)
+        for labels in (IDS, torch.full_like(IDS, -100), IDS):
+            optimizer.zero_grad()
+            loss = model(IDS, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5, nan_ok=True) and losses[2] < losses[0]
