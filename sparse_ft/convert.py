@@ -6,6 +6,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .lean import is_lean, lean_state, restore_lean_state, selected_channels, unlean
 from .lean import lean as make_lean
+from .messages import did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, restore
@@ -32,11 +33,12 @@ def matrix_shape(module, name):
 
 
 def convert(model, plan, lean=False, values_dtype=None):
-    """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`.
+    """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`, which prints what trains.
 
     model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected
     `nn.Linear`, transformers' `Conv1D` and row-selected `nn.Embedding` become selective modules; other selected
-    parameters keep their module and get a transient dense gradient. lean: also `sft.lean(model)`. values_dtype: of `values`,
+    parameters keep their module and get a transient dense gradient.
+    lean: also `sft.lean(model)`; the report says what it left. values_dtype: of `values`,
     kept when the model is cast: that of the weights or a wider one; None: fp32 (fp64 over fp64), which casts to fp64 widen.
     16-bit values want an optimiser that rounds well: see `SelectiveAdamW`.
     Converting again with an equal plan changes nothing. All or nothing: KeyError (unknown name), IndexError, TypeError or
@@ -51,9 +53,7 @@ def convert(model, plan, lean=False, values_dtype=None):
             raise ValueError(
                 f"values_dtype: the model was converted with {record[2]}, got {values_dtype}; call sft.revert(model) first"
             )
-        if lean:
-            make_lean(model)
-        return _report(model, plan)
+        return _report(model, plan, make_lean(model) if lean else None)
     if not plan:
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")
     if values_dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -79,9 +79,7 @@ def convert(model, plan, lean=False, values_dtype=None):
         for name, what in plan.items():
             if what == ALL:
                 _find(model, name).requires_grad_(True)
-        if lean:
-            make_lean(model)
-        report = _report(model, plan)
+        report = _report(model, plan, make_lean(model) if lean else None)
         model.__dict__[_RECORD] = plan, flags, values_dtype
     except BaseException:
         model.__dict__.pop(_RECORD, None)
@@ -133,7 +131,7 @@ def _owner(model, name):
     except (AttributeError, KeyError):
         found = False
     if not found:
-        raise KeyError(f"plan: the model has no parameter {name!r}{_similar(model, attribute)}")
+        raise KeyError(f"plan: the model has no parameter {name!r}{_meant(model, name)}")
     return owner, attribute
 
 
@@ -142,11 +140,13 @@ def _find(model, name):
     return owner._parameters[attribute]
 
 
-def _similar(model, attribute):
-    near = [name for name, _ in model.named_parameters() if name.endswith(attribute)] or [
-        n for n, _ in model.named_parameters()
-    ]
-    return f"; it has {', '.join(map(repr, near[:3]))}{', …' if len(near) > 3 else ''}"
+def _meant(model: nn.Module, name: str) -> str:
+    """The parameters that an unknown name was probably meant to be: of that module, in a wrapper, or spelt alike."""
+    names = [name for name, _ in model.named_parameters()]
+    same = [known for known in names if known.startswith(f"{name}.") or f".{known}".endswith(f".{name}")]
+    inner = [known for known in names if name.endswith(f".{known}")]  # it was named in a wrapper of this model
+    near = (same or inner)[:3]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(name, names)
 
 
 def _check_names(model, plan):
@@ -242,7 +242,7 @@ def summary(model):
     return _report(model, record[0] if record else None)
 
 
-def _report(model, plan):
+def _report(model, plan, lean=None):
     rows = []
     for prefix, module in model.named_modules(remove_duplicate=True):
         for attribute, parameter in module._parameters.items():
@@ -255,7 +255,8 @@ def _report(model, plan):
                 continue
             rows.append(_row(name, module, attribute, parameter, plan))
     seen = set()
-    return Report([row for row, parameter in rows if not (id(parameter) in seen or seen.add(id(parameter)))])
+    once = [row for row, parameter in rows if not (id(parameter) in seen or seen.add(id(parameter)))]
+    return Report(once, lean)
 
 
 def _row(name, module, attribute, parameter, plan):

@@ -1,6 +1,9 @@
 """Report: what trains in a model and how, as rows and as a printed table."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .families import families
 
 
 class Row(NamedTuple):
@@ -15,12 +18,17 @@ class Row(NamedTuple):
 
 
 class Report:
-    """What `convert` did and `summary` sees: `.rows`, `.trainable`, `.total`, `.transient` and `.frozen`; prints as a table."""
+    """What `convert` did and `summary` sees: `.rows`, `.trainable`, `.total`, `.transient` and `.frozen`.
 
-    def __init__(self, rows):
+    Prints as a table in which layers that differ in their number only share a line; `.rows` has each parameter by itself.
+    `.lean`: the `LeanReport` of `convert(lean=True)`, else None.
+    """
+
+    def __init__(self, rows: Iterable[Row], lean: Any = None):
         self.rows = tuple(rows)
-        self.total = sum(row.total for row in rows)
-        self.trainable = sum(row.trainable for row in rows)
+        self.lean = lean
+        self.total = sum(row.total for row in self.rows)
+        self.trainable = sum(row.trainable for row in self.rows)
 
     @property
     def replaced(self):
@@ -38,20 +46,7 @@ class Report:
         return [row.name for row in self.rows if not row.trainable]
 
     def __str__(self):
-        lines = [("parameter", "shape", "trainable", "of", "share", "structure", "how")]
-        for row in self.rows:
-            if row.trainable:
-                lines.append(
-                    (
-                        row.name,
-                        "×".join(map(str, row.shape)),
-                        f"{row.trainable:,}",
-                        f"{row.total:,}",
-                        f"{row.trainable / row.total:.2%}",
-                        row.structure,
-                        row.how,
-                    )
-                )
+        lines = [("parameter", "shape", "trainable", "of", "share", "structure", "how"), *self._lines()]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         numbers = (2, 3, 4)
         table = [
@@ -62,12 +57,26 @@ class Report:
         ]
         share = self.trainable / self.total if self.total else 0
         frozen = self.frozen
-        return "\n".join(
-            [
-                *table,
-                f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); "
-                f"{len(frozen)} parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)",
-            ]
-        )
+        end = [
+            f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); "
+            f"{len(frozen)} parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)"
+        ]
+        if self.lean is not None:
+            end.append(self.lean.brief())
+        return "\n".join([*table, *end])
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        """The cells of the table: a line for all layers of one shape, structure and way of training."""
+        trained = {row.name: row for row in self.rows if row.trainable}
+        lines = []
+        for family in families((name, (row.shape, row.structure, row.how)) for name, row in trained.items()):
+            members = [trained[name] for name in family.names]
+            first = members[0]
+            trainable = sum(row.trainable for row in members)
+            total = sum(row.total for row in members)
+            shape = "×".join(map(str, first.shape))
+            numbers = f"{trainable:,}", f"{total:,}", f"{trainable / total:.2%}"
+            lines.append((family.label, shape, *numbers, first.structure, first.how))
+        return lines
 
     __repr__ = __str__

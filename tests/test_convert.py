@@ -283,7 +283,7 @@ GOOD = {"down.weight": sft.Rows([0]), "head.bias": "all", "conv.weight": sft.Ent
         (None, {}, ValueError, "plan: it is empty"),
         (None, {"up.wieght": ROWS}, KeyError, "plan: the model has no parameter 'up.wieght'"),
         (None, {"up.wieght": "all"}, KeyError, "plan: the model has no parameter 'up.wieght'"),
-        (None, {"upp.weight": ROWS}, KeyError, "'upp.weight'.*'embed.weight', 'up.weight', 'down.weight', …"),
+        (None, {"upp.weight": ROWS}, KeyError, "'upp.weight'; did you mean 'up.weight'"),
         (None, {"up": ROWS}, KeyError, "no parameter 'up'"),
         (None, {"": ROWS}, KeyError, "no parameter ''"),
         (None, {"down.bias": ROWS}, KeyError, "no parameter 'down.bias'"),

@@ -23,7 +23,7 @@ def lean(model, loss=False, eight_bit_inputs=False):
     output then has logits only in evaluation. eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input
     that no lean module can make again in 8 bits (`lean.eight_bit`); only for a model that is converted already.
     """
-    rows, found = [], []
+    rows, found, offers = [], [], []
     for name, module in model.named_modules():
         if eight_bit_inputs and isinstance(module, (SelectiveLinear, SelectiveConv1D)) and module._sparse_ft_state.part[0] is None:
             forward, why = eight_bit_forward, ""
@@ -31,6 +31,8 @@ def lean(model, loss=False, eight_bit_inputs=False):
             forward, why = lean_forward_of(module), ""
             if forward is None:
                 forward, why = recognise.lean_forward(module, loss) or (None, "")
+        if forward is None and not loss and _has_lean_loss(module):
+            offers.append(type(module).__name__)
         if forward is not None:
             found.append((module, forward))
         if forward is not None or why:
@@ -44,7 +46,13 @@ def lean(model, loss=False, eight_bit_inputs=False):
     except BaseException:
         restore_lean_state(model, before)
         raise
-    return LeanReport(rows, attention is not None)
+    return LeanReport(rows, attention is not None, offers)
+
+
+def _has_lean_loss(module):
+    """Whether `loss=True` would make this module lean."""
+    forward, _ = recognise.lean_forward(module, loss=True) or (None, "")
+    return forward is not None
 
 
 def _use_attention(model):

@@ -14,10 +14,11 @@ class LeanRow(NamedTuple):
 
 
 class LeanReport:
-    """`.rows`, `.changed` and `.left` (names), `.attention` (whether padded attention is lean); prints as a table by class."""
+    """`.rows`, `.changed` and `.left` (names), `.attention` (whether padded attention is lean), `.offers` (classes of models
+    whose loss `loss=True` would make lean); prints as a table by class."""
 
-    def __init__(self, rows, attention):
-        self.rows, self.attention = tuple(rows), attention
+    def __init__(self, rows, attention, offers=()):
+        self.rows, self.attention, self.offers = tuple(rows), attention, tuple(offers)
 
     @property
     def changed(self):
@@ -34,6 +35,21 @@ class LeanReport:
         ]
         if self.attention:
             lines.append("        attention                      lean with a padded batch, too")
-        return "\n".join([*lines, f"{len(self.changed)} modules are lean, {len(self.left)} are left"])
+        return "\n".join([*lines, *self._end()])
+
+    def _end(self) -> list[str]:
+        end = [f"{len(self.changed)} modules are lean, {len(self.left)} are left"]
+        for kind in dict.fromkeys(self.offers):
+            end.append(
+                f"not asked for: the loss of {kind} without its logits, often a third of the peak of a training step; "
+                "sft.lean(model, loss=True)"
+            )
+        return end
+
+    def brief(self) -> str:
+        """What is left, by class, and how many are lean: the table without its rows of lean modules."""
+        groups = Counter((row.cls, row.why) for row in self.rows if not row.lean)
+        left = [f"lean left {count} × {cls}: {why}" for (cls, why), count in groups.items()]
+        return "\n".join([*left, *self._end()])
 
     __repr__ = __str__
