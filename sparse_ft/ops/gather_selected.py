@@ -4,7 +4,7 @@ import torch
 
 from . import _native
 from ._library import HAS_TRITON, define, implement
-from .layout import check_layout, check_matrix, coordinates, inside, values_shape
+from .layout import check_layout, check_matrix, coordinates, explain_layout, inside, values_shape
 
 SCHEMA = "gather_selected(Tensor matrix, str kind, Tensor index, int block_h, int block_w, *, ScalarType? dtype=None) -> Tensor"
 
@@ -79,7 +79,7 @@ implement(
 )
 
 
-def gather_selected(matrix, kind, index, block_h=1, block_w=1, *, dtype=None):
+def gather_selected(matrix, kind, index=None, block_h=1, block_w=1, *, dtype=None):
     """The selected entries of `matrix` as a compact tensor; for rows, `matrix[index]`.
 
     matrix: [rows, columns], floating point. kind, index, block_h, block_w: see `sparse_ft.ops.layout`.
@@ -87,4 +87,6 @@ def gather_selected(matrix, kind, index, block_h=1, block_w=1, *, dtype=None):
     Raises ValueError or TypeError that names the argument. An index out of range is the caller's to exclude
     (`Selection` does): the compiled backends do not look.
     """
+    if type(kind) is not str or index is None:
+        explain_layout(kind, index)
     return torch.ops.sparse_ft.gather_selected(matrix, kind, index, block_h, block_w, dtype=dtype)

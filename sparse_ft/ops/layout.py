@@ -47,6 +47,18 @@ def inside(row, column, shape):
     return (row < shape[0]) & (column < shape[1])
 
 
+def explain_layout(kind, index=None) -> None:
+    """Raise TypeError for what is no kind and index, above all for a Selection: the dispatcher would speak of casts."""
+    way_out = "a selection is given as its layout: *selection.layout"
+    if type(kind) is not str:
+        raise TypeError(f"kind: expected 'rows', 'columns', 'blocks' or 'entries', got {_told(kind)}; {way_out}")
+    raise TypeError(f"index: expected an integer tensor, got {_told(index)}; {way_out}")
+
+
+def _told(value) -> str:
+    return f"a Tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+
+
 def check_layout(kind, index, block_h, block_w):
     """Errors of a layout that need no data: dimensions, dtype, block size. Names the argument and its value."""
     _check_kind(kind)

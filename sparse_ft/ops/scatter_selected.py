@@ -4,7 +4,7 @@ import torch
 
 from . import _native
 from ._library import define, implement, wrote
-from .layout import check_layout, check_matrix, check_values, coordinates, inside
+from .layout import check_layout, check_matrix, check_values, coordinates, explain_layout, inside
 
 SCATTER = (
     "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int block_w, *, "
@@ -116,19 +116,23 @@ implement(
 )
 
 
-def scatter_selected_(matrix, values, kind, index, block_h=1, block_w=1, *, accumulate=False):
+def scatter_selected_(matrix, values, kind, index=None, block_h=1, block_w=1, *, accumulate=False):
     """Write `values` to the selected entries of `matrix`, in place; for rows, `matrix[index] = values`.
 
     matrix: [rows, columns], any strides. values: shaped by the layout (`sparse_ft.ops.layout`), any floating dtype, rounded
     to nearest even. accumulate: add instead, in fp32 (fp64 for an fp64 matrix), rounded once. Padding of blocks is
     ignored. Raises ValueError or TypeError that names the argument, before anything is written.
     """
+    if type(kind) is not str or index is None:
+        explain_layout(kind, index)
     torch.ops.sparse_ft.scatter_selected_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
 
 
-def swap_selected_(matrix, values, kind, index, block_h=1, block_w=1):
+def swap_selected_(matrix, values, kind, index=None, block_h=1, block_w=1):
     """Exchange `values` with the selected entries of `matrix`, both in place; a second call restores every bit.
 
     Shapes as in `scatter_selected_`; both of one dtype, else TypeError.
     """
+    if type(kind) is not str or index is None:
+        explain_layout(kind, index)
     torch.ops.sparse_ft.swap_selected_(matrix, values, kind, index, block_h, block_w)

@@ -4,7 +4,7 @@ import torch
 
 from . import _native
 from ._library import define, implement, plain, wrote
-from .layout import check_layout, check_values, values_shape
+from .layout import check_layout, check_values, explain_layout, values_shape
 
 SCHEMA = (
     "selected_wgrad(Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, int block_w, *, "
@@ -187,18 +187,22 @@ _on_cpu = implement("selected_wgrad", reference=selected_wgrad_ref, cpu=selected
 implement("selected_wgrad_", reference=selected_wgrad_ref_, cpu=selected_wgrad_cpu_, triton=selected_wgrad_triton_)
 
 
-def selected_wgrad(grad_output, input, kind, index, block_h=1, block_w=1, *, dtype=None):
+def selected_wgrad(grad_output, input, kind, index=None, block_h=1, block_w=1, *, dtype=None):
     """`gather_selected(grad_output.T @ input, …)` without the dense product.
 
     grad_output: [T, rows]. input: [T, columns]; for kind "columns" it may hold only the selected columns, [T, C]. Both of one
     floating dtype. Accumulates in fp32 (fp64 for fp64). dtype: of the result, default that of the accumulator.
     Returns values-shaped gradients; the padding of blocks is zero. Raises ValueError or TypeError that names the argument.
     """
+    if type(kind) is not str or index is None:
+        explain_layout(kind, index)
     ready = not torch.is_grad_enabled() and plain((grad_output, input, index))  # in a backward, mostly
     call = _on_cpu if ready else torch.ops.sparse_ft.selected_wgrad
     return call(grad_output, input, kind, index, block_h, block_w, dtype=dtype)
 
 
-def selected_wgrad_(values_grad, grad_output, input, kind, index, block_h=1, block_w=1):
+def selected_wgrad_(values_grad, grad_output, input, kind, index=None, block_h=1, block_w=1):
     """`values_grad += selected_wgrad(…)` in place, without the intermediate. Shapes and errors as in `selected_wgrad`."""
+    if type(kind) is not str or index is None:
+        explain_layout(kind, index)
     torch.ops.sparse_ft.selected_wgrad_(values_grad, grad_output, input, kind, index, block_h, block_w)

@@ -3,6 +3,7 @@
 import torch
 
 from ._library import define, implement, wrote
+from .layout import explain_layout
 from .selected_wgrad import _fake as _fake_one
 from .selected_wgrad import _fake_ as _fake_one_
 from .selected_wgrad import selected_wgrad_cpu, selected_wgrad_cpu_, selected_wgrad_ref, selected_wgrad_ref_
@@ -88,9 +89,15 @@ def selected_wgrad_grouped(grad_outputs, inputs, kinds, indices, blocks, *, dtyp
     Nothing in the library calls it: autograd brings the gradients of layers one after another, and experts whose weights are
     one parameter train through their dense gradient.
     """
+    for kind in kinds:
+        if type(kind) is not str:
+            explain_layout(kind)
     return torch.ops.sparse_ft.selected_wgrad_grouped(grad_outputs, inputs, kinds, indices, blocks, dtype=dtype)
 
 
 def selected_wgrad_grouped_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
     """`values_grads[i] += selected_wgrad_grouped(…)[i]` in place; nothing is written if any problem is refused."""
+    for kind in kinds:
+        if type(kind) is not str:
+            explain_layout(kind)
     torch.ops.sparse_ft.selected_wgrad_grouped_(values_grads, grad_outputs, inputs, kinds, indices, blocks)
