@@ -9,7 +9,7 @@ from .lean import lean as make_lean
 from .messages import did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.embedding import SelectiveEmbedding, check_embedding
-from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, restore
+from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, restore
 from .nn.selected import Selected, as_matrix, check_weight
 from .plan import ALL, Plan
 from .report import Report, Row
@@ -93,9 +93,15 @@ def convert(model, plan, lean=False, values_dtype=None):
 def revert(model):
     """Take the selective modules out: the original classes come back, holding the trained weights bit for bit.
 
-    Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was neither converted nor made lean.
+    Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was neither converted nor made lean. After an
+    exception (out of memory, Ctrl-C) the model is still converted, and another `revert` does the rest.
     """
-    was_lean, record = unlean(model), model.__dict__.get(_RECORD)
+    record = model.__dict__.get(_RECORD)
+    if record is not None:
+        for module in model.modules():
+            if isinstance(module, Selected):
+                module.write_back()  # all of them first: this may run out of memory, and the model is converted still
+    was_lean = unlean(model)
     if record is not None:
         _undo(model, record[1])
         del model.__dict__[_RECORD]
@@ -114,8 +120,9 @@ def sync(model):
 
 
 def _undo(model, flags):
+    """Take out what `convert` put in, also half done; the weights stay as they are. Called again, it does the rest."""
     for module in list(model.modules()):
-        if isinstance(module, Adopted):
+        if is_adopted(module):
             restore(module)
         elif isinstance(module, SelectedParameter):
             module.remove()

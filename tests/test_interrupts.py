@@ -91,6 +91,45 @@ def test_revert():
         assert looks(model) == before, line
 
 
+def test_move():
+    x = torch.randn(3, 4)
+    expected = build()
+    with torch.no_grad():
+        expected[0].weight[:, 1] += 1
+    wanted, before = expected[0](x), looks(expected)
+
+    def prepare():
+        model = build()
+        sft.convert(model, PLAN)
+        model[0].values.data += 1
+        sft.sync(model)
+        return model, model.double
+
+    for model, line in each_line(prepare):
+        values = model[0].values
+        model.float()
+        assert torch.equal(model[0](x), wanted) and model[0].values is values, line
+        sft.revert(model)
+        assert looks(model) == before, line
+    assert line > 50
+
+
+def test_load_state_dict():
+    def prepare():
+        model = build()
+        sft.convert(model, PLAN)
+        state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+        return model, lambda: model.load_state_dict(state)
+
+    loaded, load = prepare()
+    load()
+    before = looks(sft.revert(loaded))
+    state = {name: tensor + 1 for name, tensor in prepare()[0].state_dict().items()}
+    for model, line in each_line(prepare):
+        model.load_state_dict(state)
+        assert looks(sft.revert(model)) == before, line
+
+
 def test_step():
     x = torch.randn(3, 4)
 
@@ -130,7 +169,7 @@ def norms_and_activations():
 
 # A prime stride: the lines that a loop runs through are met in every of its turns at another place.
 LEAN_MODELS = {
-    "small": (norms_and_activations, {"1.weight": sft.Columns([1]), "5.bias": "all"}, 1),
+    "small": (norms_and_activations, {"1.weight": sft.Columns([1]), "5.bias": "all"}, 3),
     "llama": (tiny_llama, {"lm_head.weight": sft.Rows([1])}, 23),
 }
 
@@ -161,7 +200,7 @@ def test_lean(name):
 
     for model, line in each_line(prepare, stride):
         assert as_before(model, befores.pop(model)), line
-    assert line > 200
+    assert line > 150
 
 
 @pytest.mark.parametrize("name", LEAN_MODELS)
@@ -177,3 +216,34 @@ def test_revert_of_lean(name):
 
     for model, line in each_line(prepare, stride):
         assert as_before(model, befores.pop(model)), line
+
+
+@pytest.mark.parametrize("name", LEAN_MODELS)
+def test_convert_and_lean(name):
+    build, plan, stride = LEAN_MODELS[name]
+    befores = {}
+
+    def prepare():
+        model = build()
+        befores[model] = lean_looks(model)
+        return model, lambda: sft.convert(model, plan, lean=True)
+
+    for model, line in each_line(prepare, stride):
+        assert as_before(model, befores.pop(model)), line
+
+
+def test_a_lean_model_stays_lean_when_its_conversion_is_interrupted():
+    build, plan, _ = LEAN_MODELS["small"]
+    befores = {}
+
+    def prepare():
+        model = build()
+        sft.lean(model[:3])  # not all of it
+        befores[model] = lean_looks(model)
+        return model, lambda: sft.convert(model, plan, lean=True)
+
+    for model, line in each_line(prepare, stride=7):
+        before = befores.pop(model)
+        assert "_sparse_ft" in model.__dict__ or lean_looks(model) == before, line
+
+

@@ -32,6 +32,9 @@ class SelectedParameter(Selected):
     def _weight(self):
         return self.owner._parameters[self.name]
 
+    def _weight_or_none(self):
+        return self.owner._parameters.get(self.name)
+
     def before_forward(self, *_):
         """Put the alias in the parameter's place: an instance attribute is found before a registered parameter."""
         self.sync()
@@ -54,9 +57,10 @@ class SelectedParameter(Selected):
     after_forward.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
 
     def _take_away(self):
-        taken = self.owner.__dict__.pop(self.name, None)
+        taken = self.owner.__dict__.get(self.name)
         if taken is not None:
-            self._put_flat(self._weight())
+            self._put_flat(self._weight_or_none())
+            self.owner.__dict__.pop(self.name, None)  # last: who is interrupted before finds it again
         return taken
 
     def _put(self, tensor):
@@ -73,12 +77,16 @@ class SelectedParameter(Selected):
         self.sync()  # at once: others than the reader may read this weight, and would not look
 
     def remove(self):
-        """Undo the constructor, but for requires_grad; the weight keeps its trained entries."""
+        """Undo the constructor, but for requires_grad; the weight stays as it is.
+
+        Called again after an interrupt, it does the rest: the place in the model, by which it is found, goes last.
+        """
         self._take_away()  # there still after an interrupted forward
-        self.sync()
         for handle in self._handles:
             handle.remove()
-        del self.owner._modules[f"{self.name}_selected"]
+        self._deselect()
+        if self.owner._modules.get(f"{self.name}_selected") is self:
+            del self.owner._modules[f"{self.name}_selected"]
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if self._parameters["values"].dtype != self._weight().dtype:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..functional import apply_product, is_compiling, is_transformed, selective_product
 from .selected import Selected, check_weight, is_shown
+from .state import NAME
 
 
 def fresh_weight(self):
@@ -26,13 +27,20 @@ def adopt(cls, module, selection, label, values_dtype=None):
     module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)), values_dtype)
 
 
+def is_adopted(module):
+    """Whether `adopt` has begun on this module, and `restore` has not ended."""
+    state = module.__dict__.get(NAME)
+    return state is not None and state.original is not None
+
+
 def restore(module):
-    """Undo `adopt`: the original class, holding the trained weight. Its requires_grad is the caller's to put back."""
-    if "values" in module._parameters:
-        module.sync()
-    original = module._sparse_ft_state.original
-    module._deselect()
-    module.__class__ = original
+    """Undo `adopt`: the original class, holding the weight as it is. Its requires_grad is the caller's to put back.
+
+    Nothing here can fail. Called again after an interrupt, it does the rest: what tells of the adoption goes last.
+    """
+    Selected._deselect(module)
+    module.__class__ = module.__dict__[NAME].original
+    del module.__dict__[NAME]
 
 
 class Adopted(Selected):
@@ -43,10 +51,17 @@ class Adopted(Selected):
     @classmethod
     def _from(cls, module, selection):
         """A new module on the weight and bias of `module`; their storage is shared, `weight` stops requiring grad."""
-        twin = copy.copy(module)
-        twin.__dict__.update({k: v.copy() for k, v in module.__dict__.items() if isinstance(v, dict)})
-        adopt(cls, twin, selection, f"{type(module).__name__}.weight")
-        return twin
+        weight = module._parameters["weight"]
+        required_grad = weight is not None and weight.requires_grad
+        try:
+            twin = copy.copy(module)
+            twin.__dict__.update({k: v.copy() for k, v in module.__dict__.items() if isinstance(v, dict)})
+            adopt(cls, twin, selection, f"{type(module).__name__}.weight")
+            return twin
+        except BaseException:
+            if required_grad and not weight.requires_grad:
+                weight.requires_grad_()
+            raise
 
     def _load_from_state_dict(self, *arguments):
         self.sync()  # a weight that fails to load is what values come from

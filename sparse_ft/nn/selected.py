@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import ops
+from .apart import warn_of_loss, why_apart, write_across
 from .state import NAME, FromState, Held, Stamp, State
 
 _is_compiling, _expired = torch.compiler.is_compiling, torch.UntypedStorage._expired  # host time: every forward asks
@@ -123,6 +124,9 @@ class Selected(nn.Module):
     def _weight(self):
         return self._parameters["weight"]
 
+    def _weight_or_none(self):
+        return self._parameters.get("weight")
+
     def _matrix(self):
         """The weight as the matrix [rows, columns] that the selection speaks of."""
         return as_matrix(self._weight().detach(), self._sparse_ft_state.matrix_shape)
@@ -137,15 +141,15 @@ class Selected(nn.Module):
         values = nn.Parameter(selection.gather(as_matrix(weight.detach(), shape), dtype=dtype))
         state = self._sparse_ft_state
         state.selection, state.matrix_shape, state.chosen_dtype = selection, tuple(shape), values_dtype
-        weight.requires_grad_(False)
         self.register_parameter("values", values)
         self._mark_shown()
+        weight.requires_grad_(False)  # last: who fails before has changed nothing of the weight
 
     def _deselect(self):
-        """Undo `_select`, as far as it got."""
+        """Undo `_select`, as far as it got. The `State` stays, for who is interrupted and calls again."""
+        self.__dict__[NAME].selection = None  # first: it tells that the values are written back already
         _live.discard(self)
         self._parameters.pop("values", None)
-        self.__dict__.pop(NAME, None)
 
     def register_parameter(self, name, param):
         if name == "values" and param is not None:
@@ -164,6 +168,7 @@ class Selected(nn.Module):
             state.part = state.selection.restrict(dim, state.matrix_shape[dim])
         _live.add(self)
         _own(self, values)
+        state.linked = values  # last: it says that all of this is done
 
     def __getstate__(self):
         return {**self.__dict__, NAME: self._sparse_ft_state.for_copy()}
@@ -218,6 +223,8 @@ class Selected(nn.Module):
                 return
             if self._stamp().same_values(state.shown):
                 self._warn_if_overwritten()
+        elif isinstance(self._parameters["values"], nn.Parameter):
+            self._settle()  # an `_apply` that failed did not come to that
         self._write()
         self._mark_shown()
 
@@ -225,6 +232,21 @@ class Selected(nn.Module):
         values = self._parameters["values"]
         with torch.no_grad():
             ops.scatter_selected_(self._matrix(), values.detach(), *self._sparse_ft_state.selection.layout)
+
+    def write_back(self):
+        """The last `sync`, before the values go. Whatever somebody did to the module: what has no place is lost with a warning."""
+        state, values, weight = self._sparse_ft_state, self._parameters.get("values"), self._weight_or_none()
+        if state.selection is None:
+            return  # a revert that was interrupted has been here
+        why = why_apart(state, values, weight)
+        if why is None:
+            try:
+                if weight.is_contiguous() and weight.device == values.device:
+                    return self.sync()
+                return write_across(state, values, weight)
+            except IndexError as error:  # the index was edited where no version counts it
+                why = str(error)
+        warn_of_loss(state.label, why)
 
     def _warn_if_overwritten(self):
         """The weight was written or replaced, and by nothing that we know of: say so if selected entries differ."""
@@ -239,16 +261,29 @@ class Selected(nn.Module):
             )
 
     def _apply(self, fn, recurse=True):
-        values, state = self._parameters.pop("values", None), self._sparse_ft_state
-        state.shown = state.held = None
-        super()._apply(fn, recurse)
-        if values is not None:
-            holder = nn.Module()
-            holder.values = values
-            holder._apply(lambda t: _keep_precision(fn, t, state.chosen_dtype))
-            state.selection = state.selection.to(holder.values.device)
-            self.register_parameter("values", holder.values)
+        """torch's, which goes from tensor to tensor and may fail between two. `values` go with the others, none is taken out."""
+        values, state = self._parameters.get("values"), self._sparse_ft_state
+        state.shown = state.held = None  # first: who looks after a failure finds nothing that counts as shown
+        if values is None:
+            return super()._apply(fn, recurse)
+        kept = values, values.grad
+
+        def keeping_precision(tensor):
+            if any(tensor is own for own in kept):
+                return _keep_precision(fn, tensor, state.chosen_dtype)
+            return fn(tensor)
+
+        super()._apply(keeping_precision, recurse)
+        self._settle()
         return self
+
+    def _settle(self):
+        """Bring the selection to the device of `values`, and link them if they are another object. Does no harm again."""
+        values, state = self._parameters["values"], self._sparse_ft_state
+        selection = state.selection.to(values.device)
+        if selection is not state.selection or state.linked is not values:
+            state.selection = selection
+            self._link(values)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         self.sync()

@@ -61,12 +61,13 @@ class State:
     # What follows belongs to the objects that live now: a copy of the module finds its own.
     tracked: torch.Tensor | None = None  # its version tells that the selection's index was edited
     part: tuple | None = None  # what backward needs of the input: `selection.restrict`
+    linked: torch.Tensor | None = None  # the values through which optimisers find the module
     shown: Stamp | None = None  # None: the weight may not show the values
     held: Held | None = None
 
     def for_copy(self) -> "State":
         """What a copy or a pickle of the module takes along."""
-        return dataclasses.replace(self, tracked=None, part=None, shown=None, held=None)
+        return dataclasses.replace(self, tracked=None, part=None, linked=None, shown=None, held=None)
 
 
 class FromState:
