@@ -1,7 +1,8 @@
 """Builds sparse_ft._C with CMake. Needs neither torch nor a GPU.
 
 Environment:
-  SPARSE_FT_CUDA=0|1                 forbid or demand the CUDA kernels; otherwise they are built when nvcc is found
+  SPARSE_FT_CUDA=0|1                 forbid or demand the CUDA kernels; otherwise they are built when nvcc is found and
+                                     there is use for them: a torch with CUDA, or an NVIDIA driver where no torch is seen
   SPARSE_FT_CUDA_ARCHITECTURES=…     compute capabilities, e.g. "80;90;100" (the default)
   SPARSE_FT_WERROR=1                 C++ warnings are errors, for developers
 
@@ -9,11 +10,15 @@ A machine without a C++ compiler gets the package without its compiled part: slo
 sparse_ft/_build_info.py.
 """
 
+import ctypes.util
+import importlib.metadata
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -36,6 +41,48 @@ def find_nvcc():
     return next(filter(None, (shutil.which(c) for c in candidates if c)), None)
 
 
+def installed_torch():
+    """Version of the torch that this is built for, None where there is none to see; it is not imported.
+
+    A build that pip isolates sees its own packages only, but runs in the environment that it installs to, whose folders are
+    these.
+    """
+    folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    found = importlib.metadata.distributions(name="torch", path=folders)
+    return next((distribution.version for distribution in found), None)
+
+
+def has_driver():
+    """Whether an NVIDIA driver is installed."""
+    places = "/proc/driver/nvidia", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"
+    is_placed = any(Path(place).exists() for place in places)
+    return is_placed or shutil.which("nvidia-smi") is not None or ctypes.util.find_library("cuda") is not None
+
+
+def why_not_cuda():
+    """Why nobody here could run CUDA kernels; empty where somebody may."""
+    torch = installed_torch()
+    if torch is None:
+        way_out = "SPARSE_FT_CUDA=1 builds the CUDA kernels all the same"
+        return "" if has_driver() else f"no torch to ask and no NVIDIA driver when this was built; {way_out}"
+    build = torch.partition("+")[2]
+    if build.startswith(("cpu", "rocm", "xpu")):
+        return f"torch {torch} has no CUDA; with one that has, install sparse_ft again, or set SPARSE_FT_CUDA=1"
+    return ""
+
+
+def telling(output):
+    """The part of a failed step's output that says why: CMake's message, a compiler's errors, or else the last lines."""
+    message = re.search(r"^CMake Error[^\n]*\n((?:[ \t]+[^\n]*\n|\n(?=[ \t\n]))+)", output, re.M)
+    if message:
+        words = " ".join(message.group(1).split())
+        sentence = re.match(r".{20,300}?\.(?= |$)", words)  # what follows is advice, or a log
+        return sentence.group() if sentence else words[:300]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"error", line, re.I)] or lines[-3:]
+    return " | ".join(errors[:3])
+
+
 def run(command):
     """Run a build step, showing its output; raise BuildFailed with the telling lines."""
     print("+", *command, flush=True)
@@ -45,9 +92,7 @@ def run(command):
         raise BuildFailed(str(error)) from None
     print(done.stdout, flush=True)
     if done.returncode:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        telling = [line for line in lines if re.search(r"error", line, re.I)] or lines[-3:]
-        raise BuildFailed(f"{command[0]} exited with {done.returncode}: " + " | ".join(telling[:3]))
+        raise BuildFailed(f"{command[0]} exited with {done.returncode}: {telling(done.stdout)}")
 
 
 class CMakeBuild(build_ext):
@@ -93,6 +138,9 @@ class CMakeBuild(build_ext):
             if wanted == "1":
                 raise BuildFailed("nvcc not found (looked at CUDACXX, CUDA_HOME, /usr/local/cuda and PATH)")
             return self.cmake(destination, cuda_reason="nvcc was not found when this was built")
+        if wanted == "" and (why_not := why_not_cuda()):
+            print(f"CUDA kernels are left out: {why_not}", flush=True)
+            return self.cmake(destination, cuda_reason=why_not)
         try:
             return self.cmake(destination, nvcc=nvcc)
         except BuildFailed as error:

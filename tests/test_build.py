@@ -1,6 +1,7 @@
 """The build as a stranger meets it: a wheel without nvcc, no compiler, a CUDA compile that fails on a spill, sanitizers."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "CMakeLists.txt", "LICENSE", "csrc", "kernels", "sparse_ft")
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "CMakeLists.txt", "LICENSE", "README.md", "csrc", "kernels", "sparse_ft")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CXX = shutil.which(os.environ.get("CXX", "c++"))
 
@@ -107,8 +109,78 @@ def test_without_a_compiler_the_python_part_installs_and_says_why(sources, tmp_p
     assert "WITHOUT its compiled part" in output and "Reason: " in output
     assert not list(site.rglob("_C*"))
     reason = run_python(site, "from sparse_ft import _build_info; print(_build_info.REASON)", tmp_path)
-    assert "compiler" in reason.lower(), reason
+    assert "is not able to compile a simple test program." in reason, reason
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    told = metadata.read_text()
+    assert "Description-Content-Type: text/markdown" in told and "# sparse_ft" in told and "Keywords: pytorch" in told
     assert "reference" in run_python(site, SMOKE.format(site=str(site)), tmp_path)
+
+
+@pytest.fixture
+def build_script(monkeypatch):
+    """What setup.py defines, without building anything."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.mark.parametrize(
+    "torch, has_driver, why",
+    [
+        ("2.13.0", False, ""),
+        ("2.13.0+cu130", False, ""),
+        ("2.13.0a0+git1234", False, ""),
+        ("2.13.0+cpu", True, "torch 2.13.0+cpu has no CUDA"),
+        ("2.13.0+rocm6.4", True, "torch 2.13.0+rocm6.4 has no CUDA"),
+        (None, True, ""),
+        (None, False, "no torch to ask and no NVIDIA driver"),
+    ],
+)
+def test_cuda_kernels_are_built_where_somebody_can_run_them(build_script, torch, has_driver, why):
+    seen = build_script["why_not_cuda"].__globals__
+    seen.update(installed_torch=lambda: torch, has_driver=lambda: has_driver)
+    told = build_script["why_not_cuda"]()
+    assert told.startswith(why) if why else told == ""
+    assert not told or "SPARSE_FT_CUDA=1" in told
+
+
+def test_the_torch_of_the_environment_is_seen_by_an_isolated_build(build_script, monkeypatch):
+    import torch
+
+    assert build_script["installed_torch"]() == torch.__version__
+    folder = str(Path(torch.__file__).parents[1])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != Path(folder).resolve()])
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: folder)
+    assert build_script["installed_torch"]() == torch.__version__
+
+
+NO_COMPILER = """
+-- The CXX compiler identification is unknown
+CMake Error at CMakeLists.txt:2 (project):
+  No CMAKE_CXX_COMPILER could be found.
+
+  Tell CMake where to find the compiler by setting either the environment
+  variable "CXX" or the CMake cache entry CMAKE_CXX_COMPILER to the full path.
+
+
+-- Configuring incomplete, errors occurred!
+"""
+NO_CORE = """
+[1/3] Building CXX object x.o
+x.cpp:3:1: error: expected ';'
+ninja: build stopped: subcommand failed.
+"""
+
+
+@pytest.mark.parametrize(
+    "output, reason",
+    [
+        (NO_COMPILER, "No CMAKE_CXX_COMPILER could be found."),
+        (NO_CORE, "x.cpp:3:1: error: expected ';'"),
+        ("one\ntwo\nthree\nfour\n", "two | three | four"),
+    ],
+)
+def test_a_failed_step_is_told_by_what_it_said(build_script, output, reason):
+    assert build_script["telling"](output) == reason
 
 
 @needs_tools

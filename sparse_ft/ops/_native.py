@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import warnings
 
 import torch
 
@@ -12,6 +13,12 @@ except ImportError as error:
     WHY_NOT = f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip install -e .`"
     with contextlib.suppress(ImportError):
         WHY_NOT = importlib.import_module("sparse_ft._build_info").REASON or WHY_NOT
+    warnings.warn(
+        f"sparse_ft has no compiled part: every op runs in plain PyTorch, which is slower. Reason: {WHY_NOT}\n"
+        "`python -m sparse_ft` shows what serves each op.",
+        RuntimeWarning,
+        stacklevel=1,
+    )
 
 CUDA = C is not None and C.build_info()["cuda"]
 
