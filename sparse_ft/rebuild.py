@@ -106,3 +106,14 @@ def select(tensor, features):
 def cast(tensor, dtype):
     """`tensor.to(dtype)`, which takes 1.4 µs to do nothing."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def unviewed(output: torch.Tensor) -> torch.Tensor:
+    """`output`, made in a Function's forward, on the same memory but no view of another tensor.
+
+    Autograd refuses to write in place over a view that a Function returns. `F.linear` with a bias gives a view for an input of
+    more than two dimensions, and so does `F.conv1d`.
+    """
+    if torch.compiler.is_compiling() or output._base is not None:
+        return output.detach()
+    return output

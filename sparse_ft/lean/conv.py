@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..double_backward import first_order
+from ..rebuild import unviewed
 from .attach import direct
 from .hollow import forget_input, hollow, may_forget, stand_in
 
@@ -131,7 +132,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, weight, values, dimension, channels, bias, options):
-        output = _convolve(input, weight, bias, options)
+        output = unviewed(_convolve(input, weight, bias, options))
         needs_input, _, needs_values = ctx.needs_input_grad[:3]
         kept = None
         if needs_values:

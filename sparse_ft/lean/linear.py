@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..double_backward import first_order
+from ..rebuild import unviewed
 from .attach import direct
 
 
@@ -14,7 +15,7 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias):
         ctx.save_for_backward(weight)
-        return F.linear(input, weight, bias)
+        return unviewed(F.linear(input, weight, bias))
 
     @staticmethod
     @first_order
