@@ -1,0 +1,291 @@
+"""A case of the differential test: everything about one training run that a line of text can say, and how one is drawn."""
+
+import random
+from typing import NamedTuple
+
+import torch
+
+import sparse_ft as sft
+
+from . import networks
+from .events import EVENTS
+from .networks import Layer, Network
+from .optimizers import OPTIMIZERS
+
+
+class Choice(NamedTuple):
+    """A selection on a matrix of any shape. kind: "rows", "columns", "blocks", "entries" or "all"; share: 0 to 1, at least one."""
+
+    kind: str
+    share: float = 0.5
+    seed: int = 0
+    block: tuple = (2, 3)
+
+    def on(self, shape):
+        """The Selection (or "all") on a matrix of `shape`."""
+        if self.kind == "all":
+            return "all"
+        rows, columns = shape
+        down, across = -(-rows // self.block[0]), -(-columns // self.block[1])
+        count = {"rows": rows, "columns": columns, "entries": rows * columns, "blocks": down * across}[self.kind]
+        number = max(1, round(count * self.share))
+        flat = torch.tensor(sorted(random.Random(self.seed).sample(range(count), number)))
+        if self.kind == "blocks":
+            return sft.Blocks(torch.stack((flat // across, flat % across), 1), self.block)
+        return {"rows": sft.Rows, "columns": sft.Columns, "entries": sft.Entries}[self.kind](flat)
+
+
+class Event(NamedTuple):
+    """What happens besides training, before a step or (within) between its forward and its backward.
+
+    number: of a parameter or a way, where there are several.
+    """
+
+    kind: str
+    step: int
+    number: int = 0
+    within: bool = False
+
+
+class Case(NamedTuple):
+    """One run. plan: {parameter name: Choice}; the rest says how it is trained; every default is the plainest."""
+
+    network: Network
+    plan: dict
+    seed: int = 0
+    dtype: str = "fp64"
+    values_dtype: str | None = None
+    lean: str | None = None  # "before", "with" or "after" convert
+    autocast: bool = False
+    checkpointing: str | None = None
+    accumulate: int = 1
+    optimizer: str = "SGD"
+    options: dict = {}
+    clip: float | None = None
+    scaler: bool = False
+    closure: bool = False
+    schedule: bool = False
+    set_to_none: bool = True
+    layout: str = "contiguous"
+    input_grad: bool = False
+    training: bool = True
+    steps: int = 3
+    events: tuple = ()
+
+
+def draw(seed):
+    """The case of a seed."""
+    rng = random.Random(seed)
+    network = draw_network(rng)
+    dtype = rng.choice(("fp64", "fp64", "fp64", "fp32", "fp32", "bf16"))
+    plan = draw_plan(rng, network)
+    steps = rng.choice((2, 3, 4))
+    case = Case(network, plan, seed=rng.randrange(1000), dtype=dtype, steps=steps)
+    if dtype == "bf16":
+        case = case._replace(values_dtype=rng.choice((None, None, "bf16", "fp64")))
+    elif dtype == "fp32":
+        case = case._replace(values_dtype=rng.choice((None, None, None, "fp32", "fp64")))
+    case = case._replace(
+        lean=rng.choice((None, None, "before", "with", "after")),
+        autocast=dtype != "fp64" and rng.random() < 0.3,
+        checkpointing=rng.choice((None, None, "reentrant", "plain")),
+        accumulate=rng.choice((1, 1, 2)),
+        set_to_none=rng.random() < 0.75,
+        schedule=rng.random() < 0.3,
+        input_grad=network.data in ("features", "sequence", "images") and rng.random() < 0.4,
+        training=rng.random() < 0.85,
+        layout=rng.choice(("contiguous", "contiguous", "transposed", "sliced", "expanded")),
+    )
+    case = draw_optimizer(rng, case)
+    return case._replace(events=draw_events(rng, case))
+
+
+def draw_network(rng):
+    data = rng.choice(("features", "features", "sequence", "sequence", "sequence", "tokens", "images", "images", "model"))
+    if data == "model":
+        return Network(rng.choice(tuple(networks.MODELS)), rng.choice((1, 2)), (rng.choice((1, 4, 5)),))
+    batch = rng.choice((1, 2, 3))
+    if data == "images":
+        return draw_convolutions(rng, batch)
+    kinds, layers = list(FEATURES), []
+    if data == "features":
+        shape = (rng.randrange(2, 8),)
+        kinds = [kind for kind in kinds if kind not in ("over tokens", "encoder", "decoder", "recurrent")]
+        batch = rng.choice((0, 1, 2, 5, 9))  # 0: one vector without a batch
+    elif data == "sequence":
+        shape = rng.choice(((4,), (5,), (2, 3)))[-rng.choice((1, 1, 2)) :] + (rng.randrange(2, 8),)
+    else:
+        shape = (rng.randrange(1, 6),)
+        layers = [Layer("a", "embedding", {"width": rng.randrange(2, 7), "padding_idx": rng.choice((None, 0, 3))})]
+    kinds.remove("parallel")
+    for number in range(rng.randrange(1, 4)):
+        kind = rng.choice(kinds)
+        after = layers[-1].kind if layers else None
+        options = draw_activation(rng, after) if kind == "activation" else FEATURES[kind](rng)
+        layers.append(Layer("bcdef"[number], kind, options))
+    if not any(layer.kind not in ("activation", "prelu") for layer in layers):
+        layers.append(Layer("g", "linear", draw_linear(rng)))
+    return Network(data, batch, shape, tuple(layers))
+
+
+def draw_activation(rng, after=None):
+    """In place only where the layer before does not need its own output."""
+    name = rng.choice(tuple(networks.ACTIVATIONS))
+    alone = after in ("linear", "conv", "transposed", "batch norm", "norm")
+    return {"name": name, "inplace": after == "batch norm" and name in networks.IN_PLACE and rng.random() < 0.5}
+
+
+def draw_attention(rng):
+    return {"bias": rng.random() < 0.7, "batch_first": rng.random() < 0.5, "add_bias_kv": rng.random() < 0.2}
+
+
+def draw_block(rng):
+    return {
+        "activation": rng.choice(("relu", "gelu")),
+        "norm_first": rng.random() < 0.5,
+        "batch_first": rng.random() < 0.6,
+        "bias": rng.random() < 0.7,
+    }
+
+
+def draw_recurrent(rng):
+    kind, hidden = rng.choice(tuple(networks.RECURRENT)), rng.randrange(2, 5)
+    projected = {"proj_size": hidden - 1} if kind == "lstm" and rng.random() < 0.3 else {}
+    return {
+        **projected,
+        "kind": kind,
+        "hidden_size": hidden,
+        "num_layers": rng.choice((1, 1, 2)),
+        "bidirectional": rng.random() < 0.4,
+        "bias": rng.random() < 0.7,
+        "batch_first": rng.random() < 0.5,
+    }
+
+
+def draw_linear(rng):
+    return {"out": rng.randrange(1, 9), "bias": rng.random() < 0.7}
+
+
+FEATURES = {
+    "linear": draw_linear,
+    "activation": None,  # see draw_activation
+    "norm": lambda rng: {"name": rng.choice(("layer", "layer without bias", "rms"))},
+    "gated": lambda rng: {
+        "hidden": rng.randrange(2, 9),
+        "bias": rng.random() < 0.5,
+        "activation": rng.choice(("silu", "gelu", "relu", "tanh")),
+    },
+    "residual": lambda rng: {
+        "hidden": rng.randrange(2, 9),
+        "bias": rng.random() < 0.7,
+        "activation": rng.choice(("relu", "gelu", "silu")),
+        "norm": rng.choice(("layer", "rms")),
+    },
+    "attention": draw_attention,
+    "cross attention": lambda rng: {"bias": rng.random() < 0.7, "add_bias_kv": rng.random() < 0.2},
+    "encoder": draw_block,
+    "decoder": draw_block,
+    "recurrent": draw_recurrent,
+    "twice": lambda rng: {"bias": rng.random() < 0.7},
+    "parallel": draw_linear,
+    "idle": lambda rng: {},
+    "bilinear": lambda rng: {"out": rng.randrange(1, 4), "bias": rng.random() < 0.7},
+    "over tokens": lambda rng: {"out": rng.randrange(1, 6), "kernel_size": rng.choice((1, 3)), "padding": "same"},
+    "prelu": lambda rng: {},
+}
+
+
+def draw_convolutions(rng, batch):
+    dims = rng.choice((1, 2, 2, 2, 3))
+    shape = (rng.choice((1, 2, 3)), *(rng.choice((5, 6)) for _ in range(dims)))
+    layers = []
+    for number in range(rng.choice((1, 2))):
+        out = rng.choice((2, 4))
+        if rng.random() < 0.15:
+            layers.append(
+                Layer(f"b{number}", "transposed", {"out_channels": out, "kernel_size": 2, "bias": rng.random() < 0.7})
+            )
+        else:
+            options = {
+                "out_channels": out,
+                "kernel_size": rng.choice((1, 2, 3)),
+                "stride": rng.choice((1, 1, 2)),
+                "padding": rng.choice((0, 1, 1)),
+                "bias": rng.random() < 0.7,
+                "padding_mode": rng.choice(("zeros", "zeros", "zeros", "circular", "replicate")),
+            }
+            if number and rng.random() < 0.4:
+                options["groups"] = 2
+            layers.append(Layer(f"b{number}", "conv", options))
+        if rng.random() < 0.6:
+            norm = rng.choice(("batch norm", "batch norm", "group norm", "instance norm"))
+            options = {} if norm != "batch norm" else {"track_running_stats": rng.random() < 0.8}
+            layers.append(Layer(f"c{number}", norm, options))
+        if rng.random() < 0.8:
+            layers.append(Layer(f"d{number}", "activation", draw_activation(rng, layers[-1].kind)))
+        if number == 0 and rng.random() < 0.4:
+            layers.append(Layer(f"e{number}", rng.choice(("max pool", "average pool")), {}))
+    layers.append(Layer("p", "pool"))
+    if rng.random() < 0.7:
+        layers.append(Layer("q", "linear", draw_linear(rng)))
+    return Network("images", batch + 1, shape, tuple(layers))
+
+
+def names_and_shapes(network):
+    """{name: matrix shape} of every parameter that may be selected: of those that are tied, none."""
+    model = networks.build(network, 0, torch.float32)
+    every = list(model.named_parameters(remove_duplicate=False))
+    owners = {}
+    for path, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{path}.{attribute}")
+    free = [name for name, p in every if len(owners[id(p)]) == 1]
+    first = {id(p): name for name, p in reversed(every)}
+    return {name: sft.matrix_shape(model, name) for name in free if first[id(model.get_parameter(name))] == name}
+
+
+def draw_plan(rng, network):
+    shapes = names_and_shapes(network)
+    share = rng.choice((0.2, 0.5, 1.0))
+    names = [name for name in shapes if rng.random() < share] or [rng.choice(list(shapes))] if shapes else []
+    return {name: draw_choice(rng, name, shapes[name]) for name in names}
+
+
+def draw_choice(rng, name, shape):
+    kind = rng.choice(("rows", "columns", "blocks", "entries", "rows", "columns", "blocks", "entries", "all"))
+    return Choice(
+        kind,
+        share=rng.choice((0.0, 0.1, 0.3, 0.5, 1.0)),
+        seed=rng.randrange(1000),
+        block=(rng.randrange(1, 4), rng.randrange(1, 5)),
+    )
+
+
+def draw_optimizer(rng, case):
+    name = rng.choice(tuple(OPTIMIZERS) + ("SelectiveAdamW",) * 6)
+    decay = rng.choice((0.0, 0.1, 0.1))
+    options = {"weight_decay": decay} if OPTIMIZERS[name].decays else {}
+    if OPTIMIZERS[name].family == "adamw" and rng.random() < 0.2:
+        options["betas"] = rng.choice(((0.0, 0.99), (0.5, 0.9)))
+    case = case._replace(optimizer=name, options=options)
+    if OPTIMIZERS[name].in_backward:
+        return case._replace(accumulate=1, set_to_none=True)
+    closure = rng.random() < 0.1
+    return case._replace(
+        closure=closure,
+        clip=rng.choice((None, None, None, 0.1)),
+        scaler=OPTIMIZERS[name].scales and not closure and rng.random() < 0.15,
+    )
+
+
+def draw_events(rng, case):
+    events = []
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        kinds = [kind for kind in EVENTS if EVENTS[kind].legal(case)]
+        if case.optimizer.startswith("Selective") and any(e.kind in ("deepcopy", "pickle") for e in events):
+            kinds = [kind for kind in kinds if kind not in ("deepcopy", "pickle")]
+        kind = rng.choice(kinds)
+        within = EVENTS[kind].within and rng.random() < 0.5
+        events.append(Event(kind, rng.randrange(1, case.steps), rng.randrange(6), within))
+    return tuple(sorted(events, key=lambda e: e.step))

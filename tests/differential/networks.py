@@ -1,0 +1,367 @@
+"""Small networks made of layers that a line of text names: any layer may be left out and the rest still fits together."""
+
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Layer(NamedTuple):
+    """One layer of a network. name: what its parameters begin with, whatever other layers there are."""
+
+    name: str
+    kind: str
+    options: dict = {}
+
+
+class Network(NamedTuple):
+    """shape: of one input, without its batch. data: "features", "tokens", "sequence", "images" or a model of transformers."""
+
+    data: str
+    batch: int
+    shape: tuple
+    layers: tuple = ()
+
+
+VOCABULARY = 11
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "leaky": nn.LeakyReLU,
+    "hardswish": nn.Hardswish,
+    "softplus": nn.Softplus,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
+}
+IN_PLACE = "relu", "silu", "leaky", "hardswish", "elu", "mish"
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class Chain(nn.ModuleDict):
+    """Its layers one after the other, each under `checkpointing` if that is "reentrant" or "plain"."""
+
+    checkpointing = None
+
+    def forward(self, x):
+        for layer in self.values():
+            if self.checkpointing is None or not torch.is_grad_enabled() or not x.is_floating_point():
+                x = layer(x)
+                continue
+            if self.checkpointing == "reentrant" and not x.requires_grad:
+                x = x.detach().requires_grad_()
+            x = checkpoint(layer, x, use_reentrant=self.checkpointing == "reentrant")
+        return x
+
+
+def heads_of(width):
+    return 2 if width % 2 == 0 else 1
+
+
+class OnSequences(nn.Module):
+    """A layer that takes [batch, tokens, width], on an input of any rank."""
+
+    def forward(self, x):
+        out = self.on_sequence(x.reshape(-1, x.shape[-2] if x.dim() > 1 else 1, x.shape[-1]))
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+class SelfAttention(OnSequences):
+    def __init__(self, width, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads_of(width), **options)
+
+    def on_sequence(self, x):
+        return x + self.attention(x, x, x, need_weights=False)[0]
+
+
+class CrossAttention(OnSequences):
+    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of in_proj_weight."""
+
+    def __init__(self, width, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(
+            width, heads_of(width), kdim=width - 1, vdim=width - 1, batch_first=True, **options
+        )
+
+    def on_sequence(self, x):
+        return x + self.attention(x, x[..., 1:], x[..., :-1])[0]
+
+
+class Encoder(OnSequences):
+    def __init__(self, width, **options):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(width, heads_of(width), 2 * width, dropout=0.0, **options)
+
+    def on_sequence(self, x):
+        return self.layer(x)
+
+
+class Decoder(OnSequences):
+    def __init__(self, width, **options):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(width, heads_of(width), width + 1, dropout=0.0, **options)
+
+    def on_sequence(self, x):
+        return self.layer(x, x.flip(1))
+
+
+class Recurrent(OnSequences):
+    def __init__(self, width, kind, **options):
+        super().__init__()
+        self.recurrent = RECURRENT[kind](width, **options)
+
+    def on_sequence(self, x):
+        return self.recurrent(x)[0]
+
+
+class Gated(nn.Module):
+    def __init__(self, width, hidden, bias, activation):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias)
+        self.up_proj = nn.Linear(width, hidden, bias)
+        self.down_proj = nn.Linear(hidden, width, bias)
+        self.act_fn = ACTIVATIONS[activation]()
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Residual(nn.Module):
+    def __init__(self, width, hidden, bias, activation, norm):
+        super().__init__()
+        self.norm = norm_of(norm, width)
+        self.up = nn.Linear(width, hidden, bias)
+        self.activation = ACTIVATIONS[activation]()
+        self.down = nn.Linear(hidden, width, bias)
+
+    def forward(self, x):
+        return x + self.down(self.activation(self.up(self.norm(x))))
+
+
+class Twice(nn.Module):
+    """One linear layer that is used twice, and once more by another name."""
+
+    def __init__(self, width, bias):
+        super().__init__()
+        self.shared = nn.Linear(width, width, bias)
+        self.again = self.shared
+
+    def forward(self, x):
+        return self.again(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
+
+
+class Parallel(nn.Module):
+    """Two layers that read the same input; the second adds to the first one's output in place."""
+
+    def __init__(self, width, out, bias):
+        super().__init__()
+        self.left = nn.Linear(width, out, bias)
+        self.right = nn.Linear(width, out, bias)
+
+    def forward(self, x):
+        y = self.left(x)
+        y += self.right(x)
+        return y
+
+
+class Idle(nn.Module):
+    """Has a layer that takes no part in the forward."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.used = nn.Linear(width, width)
+        self.unused = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+class Bilinear(nn.Module):
+    def __init__(self, width, out, bias):
+        super().__init__()
+        self.bilinear = nn.Bilinear(width, width, out, bias)
+
+    def forward(self, x):
+        return self.bilinear(x, torch.tanh(x))
+
+
+class OverTokens(nn.Module):
+    """A convolution over the tokens of [batch, tokens, width]."""
+
+    def __init__(self, width, out, **options):
+        super().__init__()
+        self.conv = nn.Conv1d(width, out, **options)
+
+    def forward(self, x):
+        sequence = x.reshape(-1, x.shape[-2] if x.dim() > 1 else 1, x.shape[-1])
+        out = self.conv(sequence.transpose(1, 2)).transpose(1, 2)
+        return out.reshape(*x.shape[:-1], out.shape[-1]) if out.shape[:2] == sequence.shape[:2] else out
+
+
+class Pooled(nn.Module):
+    """The mean of everything behind the channels."""
+
+    def forward(self, x):
+        return x.flatten(2).mean(2)
+
+
+def norm_of(kind, width):
+    return {
+        "layer": lambda: nn.LayerNorm(width),
+        "layer without bias": lambda: nn.LayerNorm(width, bias=False),
+        "rms": lambda: nn.RMSNorm(width, eps=1e-6),
+    }[kind]()
+
+
+FEATURE_LAYERS = {  # kind -> (width, options) -> (module, its output's width)
+    "linear": lambda d, o: (nn.Linear(d, o["out"], o["bias"]), o["out"]),
+    "activation": lambda d, o: (ACTIVATIONS[o["name"]](**({"inplace": True} if o["inplace"] else {})), d),
+    "norm": lambda d, o: (norm_of(o["name"], d), d),
+    "gated": lambda d, o: (Gated(d, o["hidden"], o["bias"], o["activation"]), d),
+    "residual": lambda d, o: (Residual(d, **o), d),
+    "attention": lambda d, o: (SelfAttention(d, **o), d),
+    "cross attention": lambda d, o: (CrossAttention(d, **o), d),
+    "encoder": lambda d, o: (Encoder(d, **o), d),
+    "decoder": lambda d, o: (Decoder(d, **o), d),
+    "recurrent": lambda d, o: (Recurrent(d, **o), recurrent_width(**o)),
+    "twice": lambda d, o: (Twice(d, o["bias"]), d),
+    "parallel": lambda d, o: (Parallel(d, o["out"], o["bias"]), o["out"]),
+    "idle": lambda d, o: (Idle(d), d),
+    "bilinear": lambda d, o: (Bilinear(d, o["out"], o["bias"]), o["out"]),
+    "over tokens": lambda d, o: (OverTokens(d, **o), o["out"]),
+    "prelu": lambda d, o: (nn.PReLU(), d),
+}
+
+
+def recurrent_width(hidden_size, bidirectional=False, proj_size=0, **_):
+    return (proj_size or hidden_size) * (2 if bidirectional else 1)
+
+
+def image_layer(kind, dims, channels, options):
+    """(module, its output's channels) of a layer on [batch, channels, *dims]."""
+    if kind == "conv":
+        return CONVOLUTIONS[dims](channels, **options), options["out_channels"]
+    if kind == "transposed":
+        return TRANSPOSED[dims](channels, **options), options["out_channels"]
+    if kind == "batch norm":
+        return BATCH_NORMS[dims](channels, **options), channels
+    if kind == "group norm":
+        return nn.GroupNorm(1, channels), channels
+    if kind == "instance norm":
+        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1](channels, affine=True), channels
+    if kind == "max pool":
+        return MAX_POOLS[dims](2), channels
+    if kind == "average pool":
+        return AVERAGE_POOLS[dims](2), channels
+    if kind == "activation":
+        return FEATURE_LAYERS["activation"](channels, options)
+    raise KeyError(kind)
+
+
+def build(network, seed, dtype):
+    """The module of a Network in training mode, with random weights."""
+    torch.manual_seed(seed)
+    if network.data in MODELS:
+        model = MODELS[network.data](dtype)
+        return model.to(dtype).train()
+    chain = Chain()
+    width, pooled = network.shape[0] if network.data == "images" else network.shape[-1], network.data != "images"
+    for name, kind, options in network.layers:
+        if kind == "embedding":
+            chain[name] = nn.Embedding(VOCABULARY, options["width"], padding_idx=options["padding_idx"])
+            width = options["width"]
+        elif kind == "pool":
+            chain[name], pooled = Pooled(), True
+        elif pooled:
+            chain[name], width = FEATURE_LAYERS[kind](width, options)
+        else:
+            chain[name], width = image_layer(kind, len(network.shape) - 1, width, options)
+    return chain.to(dtype).train()
+
+
+class Logits(nn.Module):
+    """A model of transformers, from tokens to logits."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return self.model(tokens).logits
+
+
+def llama(dtype):
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        max_position_embeddings=8,
+        use_cache=False,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    if dtype == torch.float64:  # transformers' norm rounds to fp32 inside, always
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child).__name__ == "LlamaRMSNorm":
+                    setattr(parent, name, nn.RMSNorm(8, eps=1e-6))
+    return Logits(model)
+
+
+def bert(dtype):
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=8,
+        initializer_range=0.3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return Logits(transformers.BertForSequenceClassification(config))
+
+
+def gpt2(dtype):
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=8,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.3,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return Logits(transformers.GPT2LMHeadModel(config))
+
+
+MODELS = {"llama": llama, "bert": bert, "gpt2": gpt2}
+
+
+def checkpoint_blocks(model, how):
+    """Gradient checkpointing "reentrant" or "plain", as the model offers it; None: without."""
+    if isinstance(model, Chain):
+        model.checkpointing = how
+    elif how is not None:
+        model.model.gradient_checkpointing_enable({"use_reentrant": how == "reentrant"})

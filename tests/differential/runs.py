@@ -1,0 +1,308 @@
+"""The same training twice: of the selected entries by the library, and dense with the gradient masked."""
+
+import contextlib
+import warnings
+
+import torch
+from torch import nn
+
+import sparse_ft as sft
+
+from .events import EVENTS
+from .networks import VOCABULARY, build, checkpoint_blocks
+from .optimizers import FAMILIES, OPTIMIZERS
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+SCALE = 256.0  # of a GradScaler: a power of two, which rounds nothing
+
+
+def inputs_of(case, step, part, dtype):
+    """The input of one forward, in the memory layout that the case names."""
+    network = case.network
+    shape = (network.batch, *network.shape) if network.batch else network.shape
+    generator = torch.Generator().manual_seed(1 + case.seed + 100 * step + part)
+    if network.data not in ("features", "sequence", "images"):
+        return torch.randint(VOCABULARY, shape, generator=generator)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if network.data == "features" and case.dtype == "bf16":
+        x = x.bfloat16().double()
+    if case.layout == "expanded" and network.batch:
+        return x[:1].to(dtype).expand(shape)
+    if case.layout == "transposed" and x.dim() > 1:
+        return x.to(dtype).transpose(0, -1).contiguous().transpose(0, -1)
+    if case.layout == "sliced":
+        wide = torch.empty(*shape[:-1], 2 * shape[-1], dtype=dtype)
+        return wide[..., ::2].copy_(x)
+    return x.to(dtype)
+
+
+def loss_of(case, out, step, part):
+    """Mean squared distance to a random target; of a few outputs, for a mean over many has tiny gradients."""
+    generator = torch.Generator().manual_seed(7 + case.seed + 100 * step + part)
+    target = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    wide = out if out.dtype == torch.float64 else out.float()
+    return (wide - target.to(wide.dtype)).square().sum() / max(1, out.numel()) ** 0.5
+
+
+class Run:
+    """What both runs have in common. losses: a number a step; gradients: {name: selected entries} a step;
+    seen: outputs of forwards that nothing followed; input_gradients: one a forward, where the case wants them."""
+
+    def __init__(self, case):
+        self.case, self.dtype, self.autocast = case, DTYPES[case.dtype], case.autocast
+        self.losses, self.gradients, self.seen, self.input_gradients, self.messages = [], [], [], [], []
+        self.frozen_name = None
+
+    def plan_on(self, model):
+        return {name: choice.on(sft.matrix_shape(model, name)) for name, choice in self.case.plan.items()}
+
+    def train(self):
+        """The whole run; returns itself."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.make(self.case.seed)
+            for step in range(self.case.steps):
+                self.thaw()
+                for event in self.events_at(step, within=False):
+                    self.happen(event, step)
+                if self.case.schedule:
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = self.lr * 0.7**step
+                self.step(step)
+            self.thaw()
+            self.finish()
+        self.messages = [str(w.message) for w in caught]
+        return self
+
+    def events_at(self, step, within):
+        return [e for e in self.case.events if e.step == step and e.within == within]
+
+    def happen(self, event, step):
+        kind = EVENTS[event.kind]
+        act = kind.on_selective if self.is_selective else kind.on_dense
+        act(self, event, lambda: self.forward(inputs_of(self.case, step, 50, self.dtype)).detach())
+
+    def forward(self, x):
+        context = torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        with context:
+            return self.model(x)
+
+    def backward(self, step):
+        """The gradients of a step, from as many parts as the case accumulates; returns the loss."""
+        self.optimizer.zero_grad(set_to_none=self.case.set_to_none)
+        self.zero_grad()
+        total = 0.0
+        for part in range(self.case.accumulate):
+            x = inputs_of(self.case, step, part, self.dtype)
+            if self.case.input_grad:
+                x.requires_grad_()
+            loss = loss_of(self.case, self.forward(x), step, part) / self.case.accumulate
+            if part == 0:
+                for event in self.events_at(step, within=True):
+                    self.happen(event, step)
+            self.scaled(loss).backward()
+            total += loss.detach()
+            if self.case.input_grad:
+                self.input_gradients.append(None if x.grad is None else x.grad / self.scale)
+        self.losses.append(float(total))
+        return total
+
+    def freeze(self, name):
+        """Let one parameter not train until `thaw`, which returns its name; None: none."""
+        self.thaw()
+        self.frozen_name = name
+        if name is not None:
+            self.trained(name).requires_grad_(False)
+
+    def thaw(self):
+        name, self.frozen_name = self.frozen_name, None
+        if name is not None:
+            self.trained(name).requires_grad_()
+        return name
+
+    def zero_grad(self):
+        pass
+
+    def scaled(self, loss):
+        return loss
+
+    scale = 1.0
+
+
+class Dense(Run):
+    """Dense training: the gradient is masked, decay acts on selected entries; values wider than a weight are copies of it."""
+
+    is_selective = False
+
+    def __init__(self, case, exact=False):
+        super().__init__(case)
+        self.exact = exact
+        if exact:
+            self.dtype, self.autocast = torch.float64, False
+
+    def make(self, seed):
+        case = self.case
+        self.model = build(case.network, seed, DTYPES[case.dtype]).to(self.dtype).train(case.training)
+        checkpoint_blocks(self.model, case.checkpointing)
+        self.model.requires_grad_(False)
+        self.plan = self.plan_on(self.model)
+        self.weights = {name: self.model.get_parameter(name).requires_grad_() for name in self.plan}
+        self.masks = {}
+        for name, what in self.plan.items():
+            weight = self.weights[name]
+            mask = torch.ones(weight.shape, dtype=torch.bool) if what == "all" else what.mask(self.shape(name))
+            self.masks[name] = mask.view(weight.shape)
+        self.make_optimizer()
+
+    def shape(self, name):
+        return sft.matrix_shape(self.model, name)
+
+    def make_optimizer(self):
+        family = FAMILIES[OPTIMIZERS[self.case.optimizer].family]
+        self.lr, self.decoupled = family.lr, family.decoupled
+        self.masters = {name: self.master(name) for name in self.plan}
+        options = {name: option for name, option in self.case.options.items() if name != "weight_decay"}
+        self.optimizer = family.make(list(self.masters.values()), family.lr, **options)
+
+    def master(self, name):
+        """What the optimiser steps: the weight, or a copy of it that is as wide as values are."""
+        weight = self.weights[name]
+        if self.exact or self.plan[name] == "all":
+            return weight
+        chosen = self.case.values_dtype
+        wide = DTYPES[chosen] if chosen else torch.promote_types(torch.float32, weight.dtype)
+        return weight if wide == weight.dtype else nn.Parameter(weight.detach().to(wide))
+
+    def zero_grad(self):
+        for weight in self.weights.values():
+            if self.case.set_to_none:
+                weight.grad = None
+            elif weight.grad is not None:
+                weight.grad.zero_()
+
+    def trained(self, name):
+        return self.weights[name]
+
+    def step(self, step):
+        self.backward(step)
+        found = {}
+        decay, lr = self.case.options.get("weight_decay", 0.0), self.optimizer.param_groups[0]["lr"]
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                master, mask = self.masters[name], self.masks[name]
+                gradient = None if weight.grad is None else weight.grad.masked_fill(~mask, 0).to(master.dtype)
+                if master is weight:
+                    weight.grad = gradient
+                else:
+                    master.grad = gradient
+                found[name] = None if gradient is None else self.gathered(name, gradient)
+            self.gradients.append(found)
+            if self.case.scaler and all(gradient is None for gradient in found.values()):
+                raise RuntimeError("a GradScaler wants a gradient at every step")
+            if self.case.clip is not None:
+                nn.utils.clip_grad_norm_(list(self.masters.values()), self.case.clip, foreach=False)
+            for name, master in self.masters.items():
+                if master.grad is None:
+                    continue
+                if self.decoupled:
+                    master.copy_(torch.where(self.masks[name], master * (1 - lr * decay), master))
+                else:
+                    master.grad.add_((decay * master).masked_fill(~self.masks[name], 0))
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                if self.masters[name] is not weight:
+                    weight.copy_(torch.where(self.masks[name], self.masters[name].to(weight.dtype), weight))
+
+    def gathered(self, name, tensor):
+        what = self.plan[name]
+        return tensor.clone() if what == "all" else what.gather(tensor.reshape(self.shape(name)))
+
+    def finish(self):
+        self.final = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+
+class Selective(Run):
+    """The library's run. left: (model, its weights) of each model that was copied and must not move any more;
+    silent: names of selected parameters that had no gradient at some step, though they train."""
+
+    is_selective = True
+
+    def __init__(self, case):
+        super().__init__(case)
+        self.left, self.silent = [], set()
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE) if case.scaler else None
+
+    def make(self, seed):
+        self.model = build(self.case.network, seed, self.dtype).train(self.case.training)
+        checkpoint_blocks(self.model, self.case.checkpointing)
+        self.classes = {name: type(module) for name, module in self.model.named_modules()}
+        self.flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        if self.case.lean == "before":
+            sft.lean(self.model)
+        self.convert()
+        if self.case.lean == "after":
+            sft.lean(self.model)
+        self.make_optimizer()
+
+    def convert(self):
+        chosen = self.case.values_dtype
+        self.plan = self.plan_on(self.model)
+        sft.convert(self.model, self.plan, lean=self.case.lean == "with", values_dtype=DTYPES[chosen] if chosen else None)
+
+    def make_optimizer(self):
+        ours = OPTIMIZERS[self.case.optimizer]
+        self.lr = FAMILIES[ours.family].lr
+        self.optimizer = ours.make(self.model.parameters(), self.lr, **self.case.options)
+
+    def trained(self, name):
+        """The parameter that trains in the place of `name`."""
+        path, _, attribute = name.rpartition(".")
+        owner = self.model.get_submodule(path)
+        if self.plan[name] == "all":
+            return owner._parameters[attribute]
+        return getattr(owner, f"{attribute}_selected", owner).values
+
+    def leave_behind(self):
+        self.left.append((self.model, self.weights()))
+
+    def weights(self):
+        """{name: a copy of the weight as it stands}; a state_dict is synchronised."""
+        state = self.model.state_dict()
+        return {name: state[name].clone() for name in self.flags}
+
+    @property
+    def scale(self):
+        return self.scaler.get_scale() if self.scaler else 1.0
+
+    def scaled(self, loss):
+        return self.scaler.scale(loss) if self.scaler else loss
+
+    def step(self, step):
+        if self.case.closure:
+            self.optimizer.step(lambda: self.prepare(step))
+            return
+        self.prepare(step)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+
+    def prepare(self, step):
+        """Everything before the optimiser's step; returns the loss."""
+        loss = self.backward(step)
+        if self.scaler and self.case.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+        if not OPTIMIZERS[self.case.optimizer].in_backward:
+            scale = self.scale if self.scaler and self.case.clip is None else 1.0
+            found = {name: self.trained(name).grad for name in self.plan}
+            self.gradients.append({name: None if grad is None else grad.clone() / scale for name, grad in found.items()})
+            self.silent |= {name for name in found if found[name] is None and name != self.frozen_name}
+        if self.case.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.case.clip)
+        return loss
+
+    def finish(self):
+        self.final = self.weights()
+        self.after_revert = sft.revert(self.model)
