@@ -48,7 +48,7 @@ def _is_plain(value: Any, text: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" where one of the `known` names is near `name`, else "; there are 'a', 'b', 'c', …"."""
+    """ "; did you mean 'x'?" where one of the `known` names is near `name`, else "; there are 'a', 'b', 'c', …"."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     if near:

@@ -104,7 +104,9 @@ def test_where_no_token_counts_gradients_are_zero_as_in_torch(problem, divisor):
         assert a.shape == b.shape and torch.equal(a, b) and not a.any()
 
 
-@pytest.mark.parametrize("selection", [sft.Columns([1, 5]), sft.Rows([0, 49]), sft.Entries([3, 7]), sft.Blocks([[0, 1]], (2, 3))])
+@pytest.mark.parametrize(
+    "selection", [sft.Columns([1, 5]), sft.Rows([0, 49]), sft.Entries([3, 7]), sft.Blocks([[0, 1]], (2, 3))]
+)
 def test_where_no_token_counts_selected_entries_get_zeros(selection):
     hidden, weight, _, target = problem(ignored=57)
     values = selection.gather(weight.detach()).requires_grad_()

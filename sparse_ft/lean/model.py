@@ -25,7 +25,11 @@ def lean(model, loss=False, eight_bit_inputs=False):
     """
     rows, found, offers = [], [], []
     for name, module in model.named_modules():
-        if eight_bit_inputs and isinstance(module, (SelectiveLinear, SelectiveConv1D)) and module._sparse_ft_state.part[0] is None:
+        if (
+            eight_bit_inputs
+            and isinstance(module, (SelectiveLinear, SelectiveConv1D))
+            and module._sparse_ft_state.part[0] is None
+        ):
             forward, why = eight_bit_forward, ""
         else:
             forward, why = lean_forward_of(module), ""

@@ -1,8 +1,8 @@
 """Scores: how much each entry of a weight matters. Each gives one [rows, columns] tensor a weight, one weight at a time."""
 
-import contextlib
-
 import torch
+
+from .untouched import untouched
 
 
 def random_scores(weights, generator):
@@ -20,8 +20,8 @@ def magnitude_scores(weights):
 def gradient_scores(model, weights, batches, loss):
     """|E g|: the absolute mean gradient over `batches` (SMT, GPS, SIFT). Yields (name, score).
 
-    Holds one dense gradient of the targets together. The model's parameters, gradients, modes and buffers, and the random
-    state, are afterwards as they were.
+    Holds one dense gradient of the targets together. The model and the random states are afterwards as they were (see
+    `untouched`), and no hook of a parameter runs.
     """
     gradients = _mean_gradients(model, weights, batches, loss)
     for name in list(gradients):
@@ -29,42 +29,38 @@ def gradient_scores(model, weights, batches, loss):
 
 
 def _mean_gradients(model, weights, batches, loss):
-    seen = 0
-    with _untouched(model):
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for weight in weights.values():
-            weight.requires_grad_(True)
+    _check_can_differentiate(weights)
+
+    def run(saved):
+        seen, collecting = 0, saved.stand_ins(weights)
         for batch in batches:
             loss(model, batch).backward()
             seen += 1
-        if not seen:
-            raise ValueError("batches: expected at least one batch for score='gradient', got none")
-        dead = [name for name, weight in weights.items() if weight.grad is None]
-        if dead:
+        return seen, {name: weight.grad for name, weight in collecting.items()}
+
+    seen, gradients = untouched(model, run)
+    if not seen:
+        raise ValueError("batches: expected at least one batch for score='gradient', got none")
+    dead = [name for name, gradient in gradients.items() if gradient is None]
+    if dead:
+        raise ValueError(
+            f"targets: no gradient reached {', '.join(map(repr, dead[:3]))}; the loss does not depend on "
+            f"{'it' if len(dead) == 1 else 'them'}; name the others in targets="
+        )
+    return {name: (g.to_dense() if g.is_sparse else g).div_(seen) for name, g in gradients.items()}
+
+
+def _check_can_differentiate(weights):
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "score: 'gradient' needs gradients, and torch.inference_mode() has none; call select outside of it "
+            "(torch.no_grad() does no harm)"
+        )
+    for name, weight in weights.items():
+        if weight.is_inference():
             raise ValueError(
-                f"targets: no gradient reached {', '.join(map(repr, dead[:3]))}; the loss does not depend on "
-                f"{'it' if len(dead) == 1 else 'them'}; name the others in targets="
+                f"targets: {name!r} was made under torch.inference_mode() and takes no gradient; make or load the model "
+                f"outside of it"
             )
-        return {name: weight.grad.div_(seen) for name, weight in weights.items()}
-
-
-@contextlib.contextmanager
-def _untouched(model):
-    """Everything that running the model may change, put back: requires_grad, grad, buffers, modes, random state."""
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            yield
-    finally:
-        for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
-        for module, training in modes:
-            module.training = training
+        if not weight.is_floating_point():
+            raise TypeError(f"targets: {name!r} is {weight.dtype}, and only floating-point weights have gradients")
