@@ -1,9 +1,9 @@
 """sparse_ft: fine-tune a chosen part of a network at the cost of that part.
 
 import sparse_ft as sft
-plan = sft.select(model, density=0.01, structure="columns", score="gradient", batches=batches)
-print(sft.convert(model, plan))
-optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-4)
+plan = sft.select(model, density=0.01, structure="columns", batches=batches[:4])
+print(sft.convert(model, plan, lean=True))
+optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
 from . import functional, memory, nn
