@@ -141,8 +141,8 @@ class _ReLU(torch.autograd.Function):
     def backward(ctx, grad_output):
         (bits,) = ctx.saved_tensors
         if ctx.last is None:
-            return ops.where_bits(grad_output, bits), None
-        return ops.where_bits(grad_output.permute(ctx.last[0]), bits).permute(ctx.last[1]), None
+            return ops.where_bits(grad_output, bits, 1.0), None
+        return ops.where_bits(grad_output.permute(ctx.last[0]), bits, 1.0).permute(ctx.last[1]), None
 
 
 _relu = direct(_ReLU)

@@ -13,11 +13,12 @@ from ..rebuild import cast, remember, select
 from .attach import direct
 
 
-def rms_norm(input, weight, eps, offset=0.0, dtype=None):
+def rms_norm(input, weight, eps, offset, dtype=None):
     """input * rsqrt(mean(input², -1) + eps) * (offset + weight), in fp32 and rounded once (Zhang & Sennrich, 2019).
 
     input: [..., F]. weight: [F] or None. dtype: of the result (None: what input and weight promote to). Returns [..., F].
-    Differentiable in input and weight, once.
+    Differentiable in input and weight, once. offset has no default: torch.compile, asked for dynamic shapes, takes a default float
+    for an input of the graph that the first norm has to itself, and fails at the second.
     """
     if not torch.is_grad_enabled():
         return ops.rms_norm(input, weight, eps, offset, dtype=dtype)[0]
@@ -94,29 +95,29 @@ def _remake_layer_norm(shape, eps, dtype):
 
 def llama_forward(module, hidden_states):
     """RMSNorm of Llama, Mistral, Qwen and most others: the weight multiplies in the input's dtype."""
-    return rms_norm(hidden_states, module.weight, module.variance_epsilon)
+    return rms_norm(hidden_states, module.weight, module.variance_epsilon, 0.0)
 
 
 def olmo_forward(module, hidden_states):
     """Olmo's: the weight multiplies in fp32."""
-    return rms_norm(hidden_states, module.weight, module.variance_epsilon, dtype=hidden_states.dtype)
+    return rms_norm(hidden_states, module.weight, module.variance_epsilon, 0.0, dtype=hidden_states.dtype)
 
 
 def t5_forward(module, hidden_states):
     """T5's: a 16-bit weight sets the dtype of the result."""
     half = module.weight.dtype in (torch.float16, torch.bfloat16)
-    return rms_norm(hidden_states, module.weight, module.variance_epsilon, dtype=module.weight.dtype if half else None)
+    return rms_norm(hidden_states, module.weight, module.variance_epsilon, 0.0, dtype=module.weight.dtype if half else None)
 
 
 def gemma_forward(module, x):
     """Gemma's: the weight is stored as its distance from one."""
-    return rms_norm(x, module.weight, module.eps, offset=1.0, dtype=x.dtype)
+    return rms_norm(x, module.weight, module.eps, 1.0, dtype=x.dtype)
 
 
 def torch_rms_norm_forward(module, x):
     """`nn.RMSNorm` over the last dimension."""
     eps = torch.finfo(torch.promote_types(torch.float32, x.dtype)).eps if module.eps is None else module.eps
-    return rms_norm(x, module.weight, eps, dtype=x.dtype)
+    return rms_norm(x, module.weight, eps, 0.0, dtype=x.dtype)
 
 
 def layer_norm_forward(module, input):
