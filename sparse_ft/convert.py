@@ -8,9 +8,11 @@ from .lean import is_lean, lean_state, restore_lean_state, selected_channels, un
 from .lean import lean as make_lean
 from .messages import did_you_mean
 from .nn.alias import SelectedParameter
+from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, restore
-from .nn.selected import Selected, as_matrix, check_weight
+from .nn.lost import LOST, lost_from, unwatch, watch
+from .nn.selected import Selected, check_weight
 from .plan import ALL, Plan
 from .report import Report, Row
 
@@ -53,6 +55,9 @@ def convert(model, plan, lean=False, values_dtype=None):
             raise ValueError(
                 f"values_dtype: the model was converted with {record[2]}, got {values_dtype}; call sft.revert(model) first"
             )
+        lost = lost_from(model, _selected_in(plan))
+        if lost:
+            raise ValueError(f"model: {', '.join(lost[:3])} {LOST}")
         return _report(model, plan, make_lean(model) if lean else None)
     if not plan:
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")
@@ -80,9 +85,11 @@ def convert(model, plan, lean=False, values_dtype=None):
             if what == ALL:
                 _find(model, name).requires_grad_(True)
         report = _report(model, plan, make_lean(model) if lean else None)
+        watch(model, _selected_in(plan))
         model.__dict__[_RECORD] = plan, flags, values_dtype
     except BaseException:
         model.__dict__.pop(_RECORD, None)
+        unwatch(model)
         if lean:
             restore_lean_state(model, was_lean)
         _undo(model, flags)
@@ -93,6 +100,8 @@ def convert(model, plan, lean=False, values_dtype=None):
 def revert(model):
     """Take the selective modules out: the original classes come back, holding the trained weights bit for bit.
 
+    Always works, whatever was done to the model since (weights resized, deleted, pruned, modules replaced): what was trained and
+    has no place any more is named by a warning, and the weight stays as it is.
     Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was neither converted nor made lean. After an
     exception (out of memory, Ctrl-C) the model is still converted, and another `revert` does the rest.
     """
@@ -103,6 +112,7 @@ def revert(model):
                 module.write_back()  # all of them first: this may run out of memory, and the model is converted still
     was_lean = unlean(model)
     if record is not None:
+        unwatch(model)
         _undo(model, record[1])
         del model.__dict__[_RECORD]
     elif not was_lean:
@@ -126,6 +136,8 @@ def _undo(model, flags):
             restore(module)
         elif isinstance(module, SelectedParameter):
             module.remove()
+        for parameter in SelectedParameter.of_reader(module):
+            parameter.remove()  # its owner was replaced
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 
@@ -263,7 +275,13 @@ def _report(model, plan, lean=None):
             rows.append(_row(name, module, attribute, parameter, plan))
     seen = set()
     once = [row for row, parameter in rows if not (id(parameter) in seen or seen.add(id(parameter)))]
-    return Report(once, lean)
+    lost = [] if plan is None else lost_from(model, _selected_in(plan))
+    once = [row._replace(how=f"LOST: {LOST}") if row.name in lost else row for row in once]
+    return Report(once, lean, lost)
+
+
+def _selected_in(plan):
+    return [name for name, what in plan.items() if what != ALL]
 
 
 def _row(name, module, attribute, parameter, plan):

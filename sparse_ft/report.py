@@ -21,12 +21,13 @@ class Report:
     """What `convert` did and `summary` sees: `.rows`, `.trainable`, `.total`, `.transient` and `.frozen`.
 
     Prints as a table in which layers that differ in their number only share a line; `.rows` has each parameter by itself.
-    `.lean`: the `LeanReport` of `convert(lean=True)`, else None.
+    `.lean`: the `LeanReport` of `convert(lean=True)`, else None. `.lost`: names of selections whose module was replaced since.
     """
 
-    def __init__(self, rows: Iterable[Row], lean: Any = None):
+    def __init__(self, rows: Iterable[Row], lean: Any = None, lost: Iterable[str] = ()):
         self.rows = tuple(rows)
         self.lean = lean
+        self.lost = tuple(lost)
         self.total = sum(row.total for row in self.rows)
         self.trainable = sum(row.trainable for row in self.rows)
 
@@ -61,6 +62,8 @@ class Report:
             f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); "
             f"{len(frozen)} parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)"
         ]
+        for name in self.lost:
+            end.append(f"LOST: the selection of {name!r}; its module was replaced after sft.convert")
         if self.lean is not None:
             end.append(self.lean.brief())
         return "\n".join([*table, *end])

@@ -32,8 +32,19 @@ class SelectedParameter(Selected):
     def _weight(self):
         return self.owner._parameters[self.name]
 
+    def __delattr__(self, name):
+        if name == "values":
+            raise RuntimeError(f"{self._sparse_ft_state.label}: its values train in its place; sft.revert(model) first")
+        super().__delattr__(name)
+
     def _weight_or_none(self):
         return self.owner._parameters.get(self.name)
+
+    @staticmethod
+    def of_reader(module):
+        """Those that hooks of `module` lead to, also where their owner was replaced and they are in no model any more."""
+        found = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
+        return [each for each in found if isinstance(each, SelectedParameter)]
 
     def before_forward(self, *_):
         """Put the alias in the parameter's place: an instance attribute is found before a registered parameter."""
@@ -57,9 +68,10 @@ class SelectedParameter(Selected):
     after_forward.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
 
     def _take_away(self):
-        taken = self.owner.__dict__.get(self.name)
+        weight = self._weight_or_none()
+        taken = self.owner.__dict__.get(self.name) if weight is not None else None  # a pruned one is someone else's
         if taken is not None:
-            self._put_flat(self._weight_or_none())
+            self._put_flat(weight)
             self.owner.__dict__.pop(self.name, None)  # last: who is interrupted before finds it again
         return taken
 

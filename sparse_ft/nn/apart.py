@@ -1,10 +1,11 @@
-"""What somebody did to a module after its conversion, so that its weight and its `values` no longer go together."""
+"""A weight as the matrix of its selection, and what somebody did to it so that `values` have no place there any more."""
 
 import warnings
 
 import torch
 
 from .. import ops
+from ..selection import Selection
 from .state import State
 
 
@@ -28,6 +29,39 @@ def why_apart(state: State, values: torch.Tensor | None, weight: torch.Tensor | 
     return None
 
 
+def same_entries_on(state: State, weight: torch.Tensor) -> Selection | None:
+    """The selection of `state` on a weight of another size; None unless each of its entries is at the row and column that it was.
+
+    Only for weights that are stored as their matrix: those of three and more dimensions are laid out by who reads them.
+    """
+    if weight.dim() not in (1, 2):
+        return None
+    old, new = state.matrix_shape, (weight.shape[:-1].numel(), weight.size(-1))
+    if state.selection.kind == "entries" and old[1] != new[1] and old[0] != 1:
+        return None  # flat positions count columns
+    try:
+        moved = state.selection.on(new)
+        same = moved.values_shape(new) == state.selection.values_shape(old) and moved.nnz(new) == state.selection.nnz(old)
+    except (IndexError, ValueError):
+        return None
+    return moved if same else None
+
+
+def as_matrix(tensor: torch.Tensor, shape: tuple[int, int], label: str = "weight") -> torch.Tensor:
+    """`tensor` viewed as the matrix `shape`; ValueError where it has another or its memory is not contiguous."""
+    if not is_matrix(tensor, shape):
+        raise ValueError(
+            f"{label}: its selection is on a matrix {tuple(shape)}, and now its shape is {tuple(tensor.shape)}, where "
+            f"they are not the same entries; sft.revert(model), resize, then convert"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{label}: expected contiguous memory, got shape {tuple(tensor.shape)} with strides "
+            f"{tensor.stride()}; replace it by nn.Parameter(weight.contiguous())"
+        )
+    return tensor.view(shape)
+
+
 def is_matrix(weight: torch.Tensor, shape: tuple[int, int]) -> bool:
     """Whether `weight` can be read as the matrix `shape`: as many entries, and as many rows or as many columns."""
     if weight.numel() != shape[0] * shape[1]:
@@ -49,4 +83,12 @@ def warn_of_loss(label: str, why: str) -> None:
     warnings.warn(
         f"{label}: {why}; sft.revert leaves the weight as it is, without what was trained since it last showed its values",
         stacklevel=4,
+    )
+
+
+def warn_of_resize(state: State) -> None:
+    warnings.warn(
+        f"{state.label}: its weight was resized to {state.matrix_shape} after sft.convert; the {state.selection.kind} that were "
+        f"selected train on, what came new is frozen (to train it: sft.revert(model), then convert with another plan)",
+        stacklevel=5,
     )

@@ -39,14 +39,51 @@ def restore(module):
     Nothing here can fail. Called again after an interrupt, it does the rest: what tells of the adoption goes last.
     """
     Selected._deselect(module)
-    module.__class__ = module.__dict__[NAME].original
+    module.__class__ = _class_without_selection(type(module), module.__dict__[NAME].original)
     del module.__dict__[NAME]
+
+
+def _class_without_selection(cls, original):
+    """`original` in the place of the selective class, also below a class that someone put on top (a parametrised bias)."""
+    if not issubclass(cls, Adopted):
+        return cls
+    below = [base for base in cls.__bases__ if Adopted in base.__bases__]
+    if not below:
+        return original
+    bases = tuple(original if base in below else base for base in cls.__bases__)
+    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__.replace(below[0].__name__, original.__name__), bases, own)
 
 
 class Adopted(Selected):
     """A module that was turned into a selective one in place (`adopt`) and can be turned back (`restore`)."""
 
-    weight = property(fresh_weight)
+    weight = property(fresh_weight, lambda self, value: self._refuse())
+
+    def register_parameter(self, name, param):
+        """torch's; refuses the new forms that weight_norm, spectral_norm and prune give to a weight, and leaves it in its place."""
+        weight = self._parameters.get("weight")
+        if name not in ("weight", "values"):
+            held = self._sparse_ft_state.held
+            taken = held.weight() if weight is None and held is not None else None
+            if taken is not None:
+                others = dict(self._parameters)
+                self._parameters.clear()
+                self._parameters.update(weight=taken, **others)  # first, as it was: optimisers and checkpoints count
+            if taken is not None or (weight is not None and param is not None and param.data_ptr() == weight.data_ptr()):
+                self._refuse()
+        super().register_parameter(name, param)
+
+    def __delattr__(self, name):
+        if name in ("weight", "values"):
+            self._refuse()
+        super().__delattr__(name)
+
+    def _refuse(self):
+        raise RuntimeError(
+            f"{self._sparse_ft_state.label}: it has selected entries, so it cannot be deleted, pruned, normalised, parametrised "
+            f"or set to a plain tensor; sft.revert(model) first"
+        )
 
     @classmethod
     def _from(cls, module, selection):

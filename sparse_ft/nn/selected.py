@@ -18,7 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import ops
-from .apart import warn_of_loss, why_apart, write_across
+from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
+from .lost import warn_of_lost
 from .state import NAME, FromState, Held, Stamp, State
 
 _is_compiling, _expired = torch.compiler.is_compiling, torch.UntypedStorage._expired  # host time: every forward asks
@@ -29,6 +30,12 @@ _checked = weakref.WeakSet()  # optimisers that were looked at for weights witho
 _step_hook = None
 
 
+class _Owner(weakref.ref):
+    """A module that has held some values, and how it is called, which stays known when it is gone."""
+
+    __slots__ = ("label",)
+
+
 def owner_of(values):
     """The one `Selected` module whose `values` this tensor is; None where there is none or more than one."""
     owners = _owners_of(values)
@@ -36,8 +43,11 @@ def owner_of(values):
 
 
 def _owners_of(values):
-    found = _owners.get(id(values), ())
-    return [module for of in found if (module := of()) is not None and module._parameters.get("values") is values]
+    return _holders(_owners.get(id(values), ()), values)
+
+
+def _holders(owners, values):
+    return [module for of in owners if (module := of()) is not None and module._parameters.get("values") is values]
 
 
 def _own(module, values):
@@ -45,7 +55,9 @@ def _own(module, values):
     if id(values) not in _owners:
         weakref.finalize(values, _owners.pop, id(values), None).atexit = False
     others = [reference for reference in _owners.get(id(values), ()) if reference() not in (None, module)]
-    _owners[id(values)] = *others, weakref.ref(module)
+    owner = _Owner(module)
+    owner.label = module._sparse_ft_state.label
+    _owners[id(values)] = *others, owner
 
 
 def _after_step(optimizer, *_):
@@ -57,8 +69,24 @@ def _after_step(optimizer, *_):
     reached = getattr(optimizer, "got_gradient", _has_gradient)  # an optimiser may have used it and freed it
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            for owner in _owners_of(parameter):
-                owner.after_step(written, reached(parameter))
+            owners = _owners.get(id(parameter))
+            if owners is None:
+                continue
+            holders = _holders(owners, parameter)
+            for holder in holders:
+                holder.after_step(written, reached(parameter))
+            if not holders:
+                _warn_of_orphan(parameter)
+
+
+def _warn_of_orphan(values):
+    """An optimiser steps on values that train no weight any more: their module was replaced, or has other values."""
+    owners = _owners.pop(id(values))  # told once
+    warnings.warn(
+        f"{owners[-1].label}: this optimiser holds values that train no weight any more (the module was replaced, resized or "
+        f"reverted since); convert anew where needed, and make a new optimiser from model.parameters()",
+        stacklevel=4,
+    )
 
 
 def _has_gradient(parameter):
@@ -68,28 +96,18 @@ def _has_gradient(parameter):
 def _warn_if_made_before_conversion(optimizer):
     """An optimiser that holds a weight but not the values that train in its place does nothing, silently."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    lost = [m._sparse_ft_state.label for m in _live if id(m._parameters.get("values")) not in held and id(m._weight()) in held]
+    lost = [
+        module._sparse_ft_state.label
+        for module in _live
+        if id(module._parameters.get("values")) not in held and id(module._weight_or_none()) in held
+    ]
     if lost:
         warnings.warn(
             f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values that train; "
             f"make it after sft.convert, from model.parameters()",
             stacklevel=4,
         )
-
-
-def as_matrix(tensor, shape):
-    """`tensor` viewed as the matrix `shape`; raises ValueError where it has other entries or its memory is not contiguous."""
-    if tensor.numel() != shape[0] * shape[1]:
-        raise ValueError(
-            f"weight: its selection is on a matrix {tuple(shape)}, and now its shape is {tuple(tensor.shape)}; resize first, "
-            f"then convert"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(
-            f"weight: expected contiguous memory, got shape {tuple(tensor.shape)} with strides {tensor.stride()}; "
-            f"replace it by nn.Parameter(weight.contiguous())"
-        )
-    return tensor.view(shape)
+    warn_of_lost(held)
 
 
 def is_shown(state, values, weight):
@@ -129,7 +147,31 @@ class Selected(nn.Module):
 
     def _matrix(self):
         """The weight as the matrix [rows, columns] that the selection speaks of."""
-        return as_matrix(self._weight().detach(), self._sparse_ft_state.matrix_shape)
+        weight, state = self._weight().detach(), self._sparse_ft_state
+        if weight.numel() != state.matrix_shape[0] * state.matrix_shape[1] and not _is_compiling():
+            self._follow(weight)
+        return as_matrix(weight, state.matrix_shape, state.label)
+
+    def _follow(self, weight):
+        """Go on with a weight that was given more or fewer rows (a vocabulary), if the selected entries are the same ones there."""
+        state, values = self._sparse_ft_state, self._parameters["values"]
+        selection = same_entries_on(state, weight)
+        if selection is None or selection.values_shape(selection.matrix_shape) != values.shape:
+            return
+        state.selection, state.matrix_shape, state.shown, state.resized = selection, selection.matrix_shape, None, True
+        self._link(values)
+        warn_of_resize(state)
+
+    def requires_grad_(self, requires_grad=True):
+        """torch's. Who resizes a weight gives it back the flag that it had: where that froze the weight, values train on."""
+        state = self._sparse_ft_state
+        if requires_grad or not state.resized:
+            return super().requires_grad_(requires_grad)
+        state.resized = False
+        for name, parameter in self.named_parameters():
+            if name != "values":
+                parameter.requires_grad_(False)
+        return self
 
     def _select(self, selection, shape, values_dtype=None):
         """Become the owner of `selection` on a weight whose matrix has `shape`. values_dtype: None for fp32 or wider."""
@@ -190,12 +232,13 @@ class Selected(nn.Module):
         held, addresses = state.held, (stamp.values_address, stamp.weight_address)
         if held is None or held.addresses != addresses or held.storage.expired():
             storage = StorageWeakRef(self._weight().untyped_storage())
-            state.held = Held(addresses, storage, self._parameters["values"].detach())
+            state.held = Held(addresses, storage, self._parameters["values"].detach(), weakref.ref(self._weight()))
         state.shown = stamp
 
     def after_step(self, written, reached):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
         values, state = self._parameters["values"], self._sparse_ft_state
+        state.resized = False
         if not reached and values.requires_grad and not state.reported:
             state.reported = True
             warnings.warn(
@@ -205,7 +248,9 @@ class Selected(nn.Module):
             )
         if not written:
             state.shown = None
-            torch.autograd.graph.increment_version(self._weight())  # graphs that saved it are out of date, as in nn.Linear
+            weight = self._weight_or_none()
+            if weight is not None:
+                torch.autograd.graph.increment_version(weight)  # graphs that saved it are out of date, as in nn.Linear
 
     def sync(self, force=False):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
@@ -218,6 +263,15 @@ class Selected(nn.Module):
                 f"loss.backward(), or sft.revert(model) for layers that do"
             )
         state = self._sparse_ft_state
+        try:
+            self._show(state, force)
+        except (IndexError, KeyError, RuntimeError, ValueError):
+            why = why_apart(state, self._parameters.get("values"), self._weight_or_none())
+            if why is None:
+                raise
+            raise ValueError(f"{state.label}: {why}; sft.revert(model), then convert again") from None
+
+    def _show(self, state, force):
         if not force and state.shown is not None:
             if is_shown(state, self._parameters["values"], self._weight()):
                 return

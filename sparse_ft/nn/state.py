@@ -45,6 +45,7 @@ class Held:
     addresses: tuple[int, int]  # of values and weight
     storage: Any  # of the weight, weakly
     values: torch.Tensor
+    weight: Any  # weakly
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,6 +59,7 @@ class State:
     # of values, as asked for; None: fp32 or wider, whatever the weight becomes
     chosen_dtype: torch.dtype | None = None
     reported: bool = False  # whether a missing gradient was warned of
+    resized: bool = False  # whether the weight was given more or fewer rows, and no optimiser has stepped since
     # What follows belongs to the objects that live now: a copy of the module finds its own.
     tracked: torch.Tensor | None = None  # its version tells that the selection's index was edited
     part: tuple | None = None  # what backward needs of the input: `selection.restrict`
