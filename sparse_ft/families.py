@@ -1,7 +1,10 @@
 """Parameters that differ in the numbers of their layers only, told as one: `model.layers.*.self_attn.q_proj.weight ×30`."""
 
+import re
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
+
+_NUMBER = re.compile(r"(?:^|(?<=_))\d+$")  # "3", or the end of "encoder_layer_3"; the 1 of "fc1" tells layers apart
 
 
 class Family(NamedTuple):
@@ -20,12 +23,12 @@ def families(names: Iterable[tuple[str, Hashable]]) -> list[Family]:
 
 
 def _without_numbers(name: str) -> str:
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+    return ".".join(_NUMBER.sub("*", part) for part in name.split("."))
 
 
 def _label(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     places = zip(*(name.split(".") for name in names))
-    pattern = ".".join(parts[0] if len(set(parts)) == 1 else "*" for parts in places)
+    pattern = ".".join(parts[0] if len(set(parts)) == 1 else _NUMBER.sub("*", parts[0]) for parts in places)
     return f"{pattern} ×{len(names)}"

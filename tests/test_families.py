@@ -12,6 +12,14 @@ def test_numbers_that_vary_become_stars():
     assert labels("a.0.x.3", "a.1.x.3") == ["a.*.x.3 ×2"] and labels("a.0.x.3", "a.1.x.4") == ["a.*.x.* ×2"]
 
 
+def test_numbers_at_the_end_of_a_word():
+    assert labels("layers.layer_0.q", "layers.layer_1.q", "layers.layer_1.fc1", "layers.layer_1.fc2") == [
+        "layers.layer_*.q ×2",
+        "layers.layer_1.fc1",
+        "layers.layer_1.fc2",
+    ]
+
+
 def test_a_single_name_stays_as_it_is():
     assert labels("m.0.q", "n.0.q", "v2.weight") == ["m.0.q", "n.0.q", "v2.weight"]
 

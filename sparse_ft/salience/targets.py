@@ -189,7 +189,7 @@ def _size(layers: Iterable[nn.Module]) -> int:
 
 
 def _last_layer(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
-    """The one linear layer in the last part of a model, if no other layer could take in what it gives: a classifier.
+    """The last layer of a model of several parts, if no other layer could take in what it gives: a classifier.
 
     A chain (nn.Sequential) does not say what its last layer is for.
     """
@@ -198,12 +198,12 @@ def _last_layer(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
         (root,) = parts
     if not parts or isinstance(root, _CONTAINERS):
         return []
-    last = [module for module in parts[-1].modules() if module in layers]
-    others = [module for module in layers if module not in last]
-    if len(last) != 1 or not is_linear(last[0]) or not others:
+    ends = [module for module in parts[-1].modules() if module in layers]
+    if not ends:
         return []
-    is_taken_in = _widths(last[0])[1] in {_widths(other)[0] for other in others}
-    return [] if is_taken_in else last
+    last = ends[-1]
+    taken_in = {_widths(other)[0] for other in layers if other is not last}
+    return [last] if taken_in and _widths(last)[1] not in taken_in else []
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:

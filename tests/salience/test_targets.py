@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft.salience.targets import targets_of
 
 
 def chosen(model: nn.Module) -> sft.Plan:
@@ -60,6 +61,22 @@ def test_the_last_layer_of_a_model_of_parts_is_its_head():
     wrapped = nn.Module()
     wrapped.model, wrapped.loss = Classifier(), nn.CrossEntropyLoss()
     assert list(chosen(wrapped)) == [f"model.layers.{i}.weight" for i in range(3)]
+
+
+def test_a_head_of_several_layers_ends_in_the_head():
+    model = nn.Module()
+    model.features = nn.Sequential(nn.Conv2d(3, 4, 2))
+    model.classifier = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    plan = chosen(model)
+    assert list(plan) == ["classifier.0.weight"] and plan.left["classifier.2.weight"] == "of the output head"
+
+
+def test_a_last_convolution_that_gives_classes_is_the_head():
+    model = nn.Module()
+    model.features, model.classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 10, 1)
+    assert list(chosen(model)) == ["features.0.weight", "features.1.weight"]
+    model.classifier = nn.Conv2d(8, 3, 1)  # pictures from pictures
+    assert list(chosen(model)) == ["features.0.weight", "features.1.weight", "classifier.weight"]
 
 
 def test_a_last_layer_that_others_take_in_is_no_head():
@@ -137,6 +154,17 @@ def test_heads_of_transformers_models_are_known_by_where_they_are(name, heads):
     assert [name for name, why in plan.left.items() if why == "of the output head"] == heads
     linear = [f"{path}.weight" for path, module in model.named_modules() if type(module) is nn.Linear]
     assert list(plan) == [name for name in linear if name not in heads]
+
+
+@pytest.mark.parametrize("name, head", [("resnet18", "fc"), ("vit_b_32", "heads.head"), ("swin_t", "head"), ("vgg11", "classifier.6")])
+def test_heads_of_torchvision_are_known_by_where_they_are(name, head):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        model = models.get_model(name, weights=None)
+    targets = targets_of(model, None)
+    assert [name for name, why in targets.left.items() if why == "of the output head"] == [f"{head}.weight"]
+    chosen = sum(weight.numel() for weight in targets.weights.values())
+    assert chosen > 0.6 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_adapters_of_peft_are_left_out_and_their_base_is_not():
