@@ -8,6 +8,7 @@ optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 
 from . import functional, memory, nn
 from .backends import backends
+from .checkpoint import load, state_dict
 from .convert import convert, matrix_shape, revert, summary, sync
 from .lean import lean
 from .memory import estimate
@@ -31,11 +32,13 @@ __all__ = [
     "from_mask",
     "functional",
     "lean",
+    "load",
     "matrix_shape",
     "memory",
     "nn",
     "revert",
     "select",
+    "state_dict",
     "summary",
     "sync",
 ]

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from .carried import attach, detach
 from .lean import is_lean, lean_state, restore_lean_state, selected_channels, unlean
 from .lean import lean as make_lean
 from .messages import did_you_mean
@@ -47,7 +48,7 @@ def convert(model, plan, lean=False, values_dtype=None):
     ValueError leave the model as it was.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
-    record = model.__dict__.get(_RECORD)
+    record = record_of(model)
     if record is not None:
         if record[0] != plan:
             raise ValueError("model: already converted with another plan; call sft.revert(model) first")
@@ -86,9 +87,11 @@ def convert(model, plan, lean=False, values_dtype=None):
                 _find(model, name).requires_grad_(True)
         report = _report(model, plan, make_lean(model) if lean else None)
         watch(model, _selected_in(plan))
+        attach(model, _on_its_matrices(model, plan), values_dtype)
         model.__dict__[_RECORD] = plan, flags, values_dtype
     except BaseException:
         model.__dict__.pop(_RECORD, None)
+        detach(model)
         unwatch(model)
         if lean:
             restore_lean_state(model, was_lean)
@@ -105,19 +108,35 @@ def revert(model):
     Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was neither converted nor made lean. After an
     exception (out of memory, Ctrl-C) the model is still converted, and another `revert` does the rest.
     """
-    record = model.__dict__.get(_RECORD)
-    if record is not None:
-        for module in model.modules():
-            if isinstance(module, Selected):
-                module.write_back()  # all of them first: this may run out of memory, and the model is converted still
+    is_converted = record_of(model) is not None
+    if is_converted:
+        _write_back(model)
     was_lean = unlean(model)
-    if record is not None:
-        unwatch(model)
-        _undo(model, record[1])
-        del model.__dict__[_RECORD]
+    if is_converted:
+        unconvert(model)
     elif not was_lean:
         raise ValueError("model: it was not converted (call revert on the module that sft.convert was called on)")
     return model
+
+
+def record_of(model):
+    """(plan, requires_grad flags before, values_dtype) of a converted model; None of any other."""
+    return model.__dict__.get(_RECORD)
+
+
+def unconvert(model):
+    """Undo what `convert` did alone: the weights stay as they are, and a lean model stays lean."""
+    unwatch(model)
+    _undo(model, record_of(model)[1])
+    detach(model)
+    del model.__dict__[_RECORD]
+
+
+def _write_back(model):
+    """All weights show their values, before anything else is undone: this may run out of memory."""
+    for module in model.modules():
+        if isinstance(module, Selected):
+            module.write_back()
 
 
 def sync(model):
@@ -178,6 +197,12 @@ def _check_names(model, plan):
             raise ValueError(f"plan: {other!r} and {name!r} are one parameter; name it once")
         if what == ALL and not parameter.is_floating_point():
             raise TypeError(f"plan: {name!r} is {parameter.dtype}, which cannot train")
+
+
+def _on_its_matrices(model, plan):
+    """`plan` with selections that serve the matrices of this model only."""
+    on = {name: what if what == ALL else what.on(matrix_shape(model, name)) for name, what in plan.items()}
+    return Plan(on)
 
 
 def _memory(parameter):
@@ -257,7 +282,7 @@ def _reader(model, name, owner):
 
 def summary(model):
     """What trains in `model`: a `Report`, which prints as a table (trainable / total, layer by layer)."""
-    record = model.__dict__.get(_RECORD)
+    record = record_of(model)
     return _report(model, record[0] if record else None)
 
 

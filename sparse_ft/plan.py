@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from . import _tensorfile
 from .families import Family, families
 from .selection import Blocks, Columns, Entries, Rows, Selection
@@ -94,10 +96,7 @@ class Plan(Mapping):
                 plan[name] = ALL
                 continue
             tensors[f"index.{number}"] = what.index
-            described = {"kind": what.kind, "index": f"index.{number}", "block_size": list(what.block_size)}
-            if what.matrix_shape is not None:
-                described["matrix_shape"] = list(what.matrix_shape)
-            plan[name] = described
+            plan[name] = {**describe(what), "index": f"index.{number}"}
         _tensorfile.save(path, tensors, {"format": _FORMAT, "version": _VERSION, "plan": plan})
 
     @classmethod
@@ -110,13 +109,23 @@ class Plan(Mapping):
                 f"version {_VERSION})"
             )
         try:
-            return cls({name: ALL if what == ALL else _selection(what, tensors) for name, what in document["plan"].items()})
+            plan = document["plan"].items()
+            return cls({n: ALL if what == ALL else selection_of(what, tensors[what["index"]]) for n, what in plan})
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(f"path: {str(path)!r} holds a broken plan: {error}") from None
 
 
-def _selection(what, tensors):
-    cls, index = _KINDS[what["kind"]], tensors[what["index"]]
+def describe(selection: Selection) -> dict:
+    """What a file says of a selection beside its index: strings and lists of integers."""
+    described = {"kind": selection.kind, "block_size": list(selection.block_size)}
+    if selection.matrix_shape is not None:
+        described["matrix_shape"] = list(selection.matrix_shape)
+    return described
+
+
+def selection_of(what: dict, index: torch.Tensor) -> Selection:
+    """The selection that `describe` described. Raises ValueError and others for what describes none."""
+    cls = _KINDS[what["kind"]]
     selection = cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
     shape = what.get("matrix_shape")  # files of selections that were written by hand have none
     if shape is None:

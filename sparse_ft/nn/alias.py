@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..functional import alias
-from .selected import Selected, check_weight
+from .selected import Selected, check_loaded, check_weight
 
 
 class SelectedParameter(Selected):
@@ -105,7 +105,11 @@ class SelectedParameter(Selected):
             super()._save_to_state_dict(destination, prefix, keep_vars)
         self.sync()
 
+    def _keys(self, prefix: str) -> tuple[str, str]:
+        return prefix.removesuffix(f"{self.name}_selected.") + self.name, prefix + "values"
+
     def _before_owner_loads(self, owner, state_dict, prefix, *_):
+        check_loaded(self, state_dict, f"{prefix}{self.name}_selected.")
         self.sync()  # a weight that fails to load is what values come from
         self.__dict__["_weight_comes"] = prefix + self.name in state_dict
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..functional import apply_product, is_compiling, is_transformed, selective_product
-from .selected import Selected, check_weight, is_shown
+from .selected import Selected, check_loaded, check_weight, is_shown
 from .state import NAME
 
 
@@ -100,9 +100,10 @@ class Adopted(Selected):
                 weight.requires_grad_()
             raise
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        check_loaded(self, state_dict, prefix)  # first: what is loaded may be this module's own memory, filled from a file
         self.sync()  # a weight that fails to load is what values come from
-        super()._load_from_state_dict(*arguments)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, selection={self._sparse_ft_state.selection}"
