@@ -16,6 +16,14 @@ def is_shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
+def number_of(items: Iterable) -> int | None:
+    """How many items there are, None where that is not known: a generator, a DataLoader over a stream."""
+    try:
+        return len(items)
+    except TypeError:
+        return None
+
+
 def followed(items: Iterable[Item], label: str, total: int | None, shown: bool) -> Iterator[Item]:
     """The items, one by one, their number shown as they go; `total` where it is known."""
     if not shown:

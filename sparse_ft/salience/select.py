@@ -1,5 +1,6 @@
 """select: score every targeted weight and keep the best part of each."""
 
+import itertools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from ..plan import Plan
 from ..selection import Selection, as_block_size
 from .budget import STRUCTURES, top
 from .losses import Loss, check_batches, checked
-from .progress import followed, is_shown
+from .progress import followed, is_shown, number_of
 from .scores import gradient_scores, magnitude_scores, random_scores
 from .targets import targets_of
 
@@ -66,9 +67,10 @@ def select(
     elif score == "magnitude":
         scores = magnitude_scores(_matrices(model, weights))
     else:
-        total = len(batches) if hasattr(batches, "__len__") else None
-        scores = gradient_scores(model, weights, followed(batches, "gradients of batches", total, shown), checked(loss))
+        batches = followed(batches, "gradients of batches", number_of(batches), shown)
+        scores = gradient_scores(model, weights, batches, checked(loss))
     chosen = {}
+    scores = itertools.chain([next(scores)], scores)  # all gradients are taken before the first score comes
     for name, values in followed(scores, "choosing in weights", len(weights), shown):
         if not values.isfinite().all():
             raise ValueError(

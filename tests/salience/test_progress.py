@@ -31,6 +31,7 @@ def test_tqdm_shows_batches_and_weights(capsys):
     choose(progress=True)
     text = capsys.readouterr().err
     assert "gradients of batches" in text and "0/3" in text and "choosing in weights" in text and "0/2" in text
+    assert text.index("choosing in weights") > text.rindex("gradients of batches")  # one bar after the other
 
 
 def test_without_tqdm_lines_on_stderr(capsys, monkeypatch):
@@ -42,3 +43,16 @@ def test_without_tqdm_lines_on_stderr(capsys, monkeypatch):
     assert captured.out == "" and "gradients of batches: 2 of 3 done" in captured.err
     assert list(progress.followed(iter("ab"), "label", None, True)) == ["a", "b"]
     assert "label: 1 done" in capsys.readouterr().err
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(4, 8))
+
+
+def test_a_loader_of_unknown_length():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=2)
+    assert progress.number_of(loader) is None and progress.number_of([1, 2]) == 2 and progress.number_of(iter(())) is None
+    model = nn.Sequential(nn.Linear(8, 8))
+    plan = sft.select(model, density=0.5, batches=loader, loss=lambda m, b: m(b).sum())
+    assert len(plan["0.weight"]) == 4
