@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .nn.selected import Selected, check_loaded
+from .nn.loading import check_loaded
+from .nn.selected import Selected
 from .plan import ALL, Plan, describe, selection_of
 
 _CARRIED = "_sparse_ft_carried"  # on the converted model: what goes into its metadata, and the hooks

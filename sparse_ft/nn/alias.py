@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ..functional import alias
-from .selected import Selected, check_loaded, check_weight
+from .loading import check_loaded
+from .selected import Selected, check_weight
 
 
 class SelectedParameter(Selected):

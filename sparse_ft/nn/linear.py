@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ..functional import apply_product, is_compiling, is_transformed, selective_product
-from .selected import Selected, check_loaded, check_weight, is_shown
+from .loading import check_loaded
+from .selected import Selected, check_weight, is_shown
 from .state import NAME
 
 

@@ -369,41 +369,6 @@ class Selected(nn.Module):
         )
 
 
-_COMPARED = torch.float64, torch.float32, torch.bfloat16, torch.float16
-
-
-def check_loaded(module: Selected, state_dict: dict, prefix: str) -> None:
-    """Raise RuntimeError where a state_dict holds values of another selection than the module's.
-
-    The weight that comes with them tells: its selected entries are the values, rounded to its dtype. Two
-    units in the last place are let pass, which averages of several checkpoints may be off by. Where one of
-    both is missing or does not fit, this has nothing to say.
-    """
-    state, own = module._sparse_ft_state, module._weight()
-    keys = module._keys(prefix)
-    weight, values = (state_dict.get(key) for key in keys)
-    for tensor, like in (weight, own), (values, module._parameters["values"]):
-        plain = type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta
-        if not plain or tensor.dtype not in _COMPARED or tensor.shape != like.shape:
-            return
-    dtype = max(weight.dtype, values.dtype, own.dtype, key=lambda each: torch.finfo(each).eps)
-    with torch.no_grad():
-        matrix = weight.detach().contiguous().view(state.matrix_shape)
-        there = state.selection.gather(matrix).to(dtype).double()
-        wanted = values.detach().to(matrix.device, dtype).double()
-        limits = torch.finfo(dtype)
-        slack = dict(rtol=2 * limits.eps, atol=2 * limits.eps * limits.smallest_normal)
-        if torch.allclose(there, wanted, **slack, equal_nan=True):
-            return
-        off = int((~torch.isclose(there, wanted, **slack, equal_nan=True)).sum())
-    raise RuntimeError(
-        f"state_dict: {off} of {values.numel()} numbers of its {keys[1]!r} are not what its {keys[0]!r} holds at the "
-        f"entries that are selected here ({state.selection!r}): it was made under another selection, or one of the two was "
-        f"edited. Convert with the plan that it was made under (sft.load, Plan.load), or leave {keys[1]!r} out to load "
-        f"the weight alone."
-    )
-
-
 def check_weight(label, weight, values_dtype=None):
     """Raise for a weight that cannot have selected entries (in `values_dtype`), naming it and the way out."""
     if weight.is_inference() or torch.is_inference_mode_enabled():
