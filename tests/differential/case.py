@@ -14,7 +14,10 @@ from .optimizers import OPTIMIZERS
 
 
 class Choice(NamedTuple):
-    """A selection on a matrix of any shape. kind: "rows", "columns", "blocks", "entries" or "all"; share: 0 to 1, at least one."""
+    """A selection on a matrix of any shape.
+
+    kind: "rows", "columns", "blocks", "entries" or "all". share: 0 to 1, at least one row (column, …). block: its size.
+    """
 
     kind: str
     share: float = 0.5
@@ -131,7 +134,6 @@ def draw_network(rng):
 def draw_activation(rng, after=None):
     """In place only where the layer before does not need its own output."""
     name = rng.choice(tuple(networks.ACTIVATIONS))
-    alone = after in ("linear", "conv", "transposed", "batch norm", "norm")
     return {"name": name, "inplace": after == "batch norm" and name in networks.IN_PLACE and rng.random() < 0.5}
 
 

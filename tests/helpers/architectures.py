@@ -235,7 +235,9 @@ def selection(number, shape, rows_only):
     if kind == "columns":
         return sft.Columns(torch.arange(columns - 1, -1, -3).flip(0))
     if kind == "entries":
-        return sft.Entries(torch.arange(columns % 2, rows * columns, 3 if rows * columns > 4 else 1))
+        return sft.Entries(
+            torch.arange(columns % 2 if rows * columns > 1 else 0, rows * columns, 3 if rows * columns > 4 else 1)
+        )
     grid = torch.cartesian_prod(torch.arange(-(-rows // 3)), torch.arange(-(-columns // 5)))
     return sft.Blocks(grid[(grid.sum(1) % 2 == 0) | (torch.arange(len(grid)) == len(grid) - 1)], (3, 5))
 

@@ -1,7 +1,7 @@
 """Lets `import torchvision` and `import timm` work beside a torch that has no CUDA.
 
-The registry's wheel of torchvision is linked against CUDA's libraries. Without them its compiled operators are missing, importing
-it stops at the first of them, and transformers, which imports it wherever it finds it, stops too. So `make test` puts both
+The registry's wheel of torchvision is linked against CUDA's libraries. Without them its compiled operators are missing,
+importing it stops at the first of them, and so does transformers, which imports it where it finds it. `make test` puts both
 packages into a folder of their own beside site-packages, where only the tests look.
 """
 

@@ -1,0 +1,17 @@
+"""Many architectures of transformers and torchvision, every parameter of theirs selected, train as they do dense."""
+
+import pytest
+from helpers import dense_twin
+
+torchvision = pytest.importorskip("torchvision")
+
+from helpers.many_architectures import MANY, build  # noqa: E402
+
+PENDING = {"DeBERTa v2", "Longformer"}
+
+
+@pytest.mark.parametrize("name", [name for name in MANY if name not in PENDING])
+def test_an_architecture_trains_as_dense(name):
+    model, inputs = build(name)
+    for turn, training in ((0, True), (1, False)):
+        dense_twin.assert_trains_as_dense(model, inputs, dense_twin.plan_of(model, turn), training)
