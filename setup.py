@@ -62,12 +62,12 @@ def has_driver():
 def why_not_cuda():
     """Why nobody here could run CUDA kernels; empty where somebody may."""
     torch = installed_torch()
+    way_out = "SPARSE_FT_CUDA=1 builds them all the same"
     if torch is None:
-        way_out = "SPARSE_FT_CUDA=1 builds the CUDA kernels all the same"
-        return "" if has_driver() else f"no torch to ask and no NVIDIA driver when this was built; {way_out}"
+        return "" if has_driver() else f"no torch to ask and no NVIDIA driver when this was built ({way_out})"
     build = torch.partition("+")[2]
     if build.startswith(("cpu", "rocm", "xpu")):
-        return f"torch {torch} has no CUDA; with one that has, install sparse_ft again, or set SPARSE_FT_CUDA=1"
+        return f"torch {torch}, for which this was built, has no CUDA ({way_out})"
     return ""
 
 
