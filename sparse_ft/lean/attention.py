@@ -70,9 +70,11 @@ def restore_attention(model, before):
 
 def _copies(model):
     """[(config, a copy of it)] for every config that a module of `model` holds; a part of several is copied once."""
-    from transformers import PreTrainedConfig
+    import transformers
 
-    held = {id(v): v for m in model.modules() for v in vars(m).values() if isinstance(v, PreTrainedConfig)}
+    # transformers 4 has the second name only
+    base = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
+    held = {id(v): v for m in model.modules() for v in vars(m).values() if isinstance(v, base)}
     memo = {}
     return [(config, copy.deepcopy(config, memo)) for config in held.values()]
 

@@ -1,81 +1,170 @@
-"""A causal language model whose loss is taken from its hidden states: the logits of a training step never exist whole."""
+"""A language model whose loss is taken from its hidden states: the logits of a training step never exist whole.
+
+Two seams that every language model of transformers has, whatever its forward says: the output head
+(`get_output_embeddings()`), which gives `DeferredLogits` during a training forward with labels, and the loss, a
+cross-entropy of them. Where a model does something else with its logits, they are made whole, and a warning says so.
+"""
+
+import contextlib
+import functools
+import inspect
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear
 from .attach import lean_forward_of
+from .deferred import DeferredLogits
 from .linear import linear_forward
 
 
-def causal_lm_forward(
-    module,
-    input_ids=None,
-    attention_mask=None,
-    position_ids=None,
-    past_key_values=None,
-    inputs_embeds=None,
-    labels=None,
-    use_cache=None,
-    logits_to_keep=0,
-    **kwargs,
-):
-    """Llama's, Mistral's, Qwen's. With labels, in training: the same loss, no logits; otherwise the class's own forward."""
-    inputs = dict(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        past_key_values=past_key_values,
-        inputs_embeds=inputs_embeds,
-        use_cache=use_cache,
-        **kwargs,
+class _Deferring(threading.local):
+    def __init__(self):
+        self.heads = []  # the (head, [what it gave]) of the training forwards that run now, the innermost last
+
+
+_deferring = _Deferring()
+_warned = weakref.WeakSet()  # language models of which a warning said that their logits are made
+
+
+class Found(NamedTuple):
+    """A language model. head: the layer that gives its logits. why: what prevents a lean loss, or ""."""
+
+    name: str
+    model: nn.Module
+    head: nn.Module
+    why: str
+
+
+def language_models(model: nn.Module) -> Iterator[Found]:
+    """Every part of `model` that has an output head and takes labels."""
+    for name, module in model.named_modules():
+        head = _head(module)
+        if head is not None and _position_of_labels(type(module).forward) is not None:
+            yield Found(name, module, head, _why_not(module, head))
+
+
+def _head(module: nn.Module) -> nn.Module | None:
+    if not hasattr(type(module), "get_output_embeddings"):  # asked of the class: a wrapper hands on what its model has
+        return None
+    try:
+        return module.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _position_of_labels(forward: Callable) -> int | None:
+    """Which argument of a forward, after self, is called labels; None where none is."""
+    names = list(inspect.signature(forward).parameters)
+    return names.index("labels") - 1 if "labels" in names else None
+
+
+def _why_not(module: nn.Module, head: nn.Module) -> str:
+    if "forward" in module.__dict__ and lean_forward_of(module) is not language_model_forward:
+        return "its forward was replaced by someone else"
+    return _why_called(head, (head_forward, linear_forward))
+
+
+def _why_called(head: nn.Module, forwards: tuple) -> str:
+    """Why a head must be called; "" where a call would do no more than its class does: no adapter, no hook, no other forward."""
+    if type(head) not in (nn.Linear, SelectiveLinear):
+        return f"its output head is a {type(head).__module__}.{type(head).__name__}"
+    if "forward" in head.__dict__ and lean_forward_of(head) not in forwards:
+        return "the forward of its output head was replaced by someone else"
+    if head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks:
+        return "its output head has hooks"
+    return ""
+
+
+def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """The output head of a language model: deferred logits during a training forward with labels."""
+    if not torch.compiler.is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
+        weight = module._parameters["weight"]
+        if input.dtype == weight.dtype or torch.is_autocast_enabled(input.device.type):  # torch says what is wrong
+            logits = DeferredLogits.of(module, input, linear_forward)
+            _deferring.heads[-1][1].append(logits)
+            return logits
+    return linear_forward(module, input)
+
+
+def language_model_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The class's own forward. In training, with labels: the same loss, its logits None in the output."""
+    own = type(module).forward
+    if torch.compiler.is_compiling():
+        if kwargs.get("labels") is not None and module.training and torch.is_grad_enabled():
+            _say_compiled(type(module).__name__)
+        return own(module, *args, **kwargs)
+    if not _trains(module, own, args, kwargs):
+        return own(module, *args, **kwargs)
+    head = module.get_output_embeddings()
+    why = _why_called(head, (head_forward,))
+    if not why and lean_forward_of(head) is not head_forward:
+        why = "its output head is new; call sft.lean(model, loss=True) again"
+    if why:
+        _warn(module, why)
+        return own(module, *args, **kwargs)
+    with _deferred(head) as given:
+        output = own(module, *args, **kwargs)
+    output = _settled(output)
+    for logits in given:
+        if logits.origin.made_by is not None:
+            _warn(module, f"its logits are made whole, for {logits.origin.made_by}")
+    return output
+
+
+@torch.compiler.assume_constant_result  # runs while torch.compile reads the model, and leaves nothing in its graph
+def _say_compiled(kind: str) -> bool:
+    warnings.warn(
+        f"sft.lean(model, loss=True): {kind}: torch.compile takes its forward whole, and its loss is torch's own; compile the part "
+        f"below the head (model.model.compile(), say) for a lean loss",
+        stacklevel=2,
     )
-    trains = labels is not None and module.training and torch.is_grad_enabled()
-    plain = logits_to_keep == 0 and type(logits_to_keep) is int and kwargs.get("return_dict", True) is not False
-    if not (trains and plain and _is_own_loss(module) and _is_plain(module.lm_head)):
-        return type(module).forward(module, labels=labels, logits_to_keep=logits_to_keep, **inputs)
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-
-    outputs = module.model(**inputs)
-    return CausalLMOutputWithPast(
-        loss=causal_lm_loss(module.lm_head, outputs.last_hidden_state, labels, **_of_loss(kwargs)),
-        past_key_values=outputs.past_key_values,
-        hidden_states=outputs.hidden_states,
-        attentions=outputs.attentions,
-    )
+    return True
 
 
-def _is_own_loss(module):
-    return getattr(module.loss_function, "__name__", "") == "ForCausalLMLoss"
+def _trains(module, own, args, kwargs):
+    position = _position_of_labels(own)
+    labels = kwargs.get("labels", args[position] if len(args) > position else None)
+    as_tuple = kwargs.get("return_dict", True) is False
+    return labels is not None and module.training and torch.is_grad_enabled() and not as_tuple
 
 
-def _is_plain(head):
-    """Whether calling `head` would do no more than its class does: no adapter, no hook, no forward of someone else's."""
-    hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    own = "forward" not in head.__dict__ or lean_forward_of(head) is linear_forward
-    return type(head) in (nn.Linear, SelectiveLinear) and own and not hooks
+@contextlib.contextmanager
+def _deferred(head):
+    given = []
+    _deferring.heads.append((head, given))
+    try:
+        yield given
+    finally:
+        _deferring.heads.pop()
 
 
-def _of_loss(kwargs):
-    return {name: kwargs[name] for name in ("num_items_in_batch", "ignore_index", "shift_labels") if name in kwargs}
+def _settled(output: Any) -> Any:
+    """`output` without deferred logits: None where a loss was taken from them and nobody looked, otherwise made."""
+    if isinstance(output, DeferredLogits):
+        return output.dense()
+    if isinstance(output, tuple) and not hasattr(output, "_fields"):
+        return tuple(map(_settled, output))
+    if isinstance(output, dict) and any(isinstance(value, DeferredLogits) for value in output.values()):
+        settled = {name: _settled_field(value) for name, value in output.items()}
+        return type(output)(**settled)
+    return output
 
 
-def causal_lm_loss(head, hidden, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None):
-    """The mean loss (sum over num_items_in_batch if given) of predicting each next token.
+def _settled_field(value):
+    if isinstance(value, DeferredLogits):
+        looked_at = value.origin.made_by is not None
+        return None if value.origin.took_loss and not looked_at else value.dense()
+    return value
 
-    head: the nn.Linear or SelectiveLinear that gives logits. hidden: [B, T, H]. labels: [B, T]; shift_labels: shifted.
-    """
-    if shift_labels is None:
-        shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    selected = {}
-    weight = head.weight
-    if isinstance(head, SelectiveLinear):
-        selected = {"values": head.values, "selection": head._sparse_ft_state.selection}
-    if torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(hidden.device)
-    target = shift_labels.to(hidden.device)
-    return linear_cross_entropy(
-        hidden, weight, target, head.bias, ignore_index=ignore_index, divisor=num_items_in_batch, **selected
-    )
+
+def _warn(module, why):
+    if module not in _warned:
+        _warned.add(module)
+        warnings.warn(f"sft.lean(model, loss=True): {type(module).__name__}: {why}; its loss is torch's own", stacklevel=4)

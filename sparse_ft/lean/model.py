@@ -1,9 +1,12 @@
 """lean: put lean forwards into a model that exists, and take them out again."""
 
+import warnings
+
 from ..nn import SelectiveConv1D, SelectiveLinear
 from . import recognise
 from .attach import attach, attached, detach, lean_forward_of
 from .attention import attention_before, restore_attention, use_lean_attention
+from .causal_lm import head_forward, language_model_forward, language_models
 from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
 
@@ -19,24 +22,18 @@ def lean(model, loss=False, eight_bit_inputs=False):
     doing it again changes nothing. What is not known is left alone, and the report says so. All or nothing: an exception
     leaves the model as it was.
 
-    loss: also take the training loss of a causal language model straight from its hidden states (`linear_cross_entropy`); its
-    output then has logits only in evaluation. eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input
-    that no lean module can make again in 8 bits (`lean.eight_bit`); only for a model that is converted already.
+    loss: also take the training loss of a language model straight from its hidden states (`linear_cross_entropy`); its output
+    then has logits only in evaluation and without labels. Warns where no loss is found; a model that does more with its logits
+    (a soft cap, say) makes them, and warns at its first step. Under torch.compile the loss is torch's own. eight_bit_inputs:
+    APPROXIMATE; layers with selected rows or entries keep an input that no lean module can make again in 8 bits
+    (`sparse_ft/lean/eight_bit.py`); only for a model that is converted already.
     """
-    rows, found, offers = [], [], []
+    of_loss, left_by_loss, offers = _of_loss(model, loss)
+    rows, found = [], []
     for name, module in model.named_modules():
-        if (
-            eight_bit_inputs
-            and isinstance(module, (SelectiveLinear, SelectiveConv1D))
-            and module._sparse_ft_state.part[0] is None
-        ):
-            forward, why = eight_bit_forward, ""
-        else:
-            forward, why = lean_forward_of(module), ""
-            if forward is None:
-                forward, why = recognise.lean_forward(module, loss) or (None, "")
-        if forward is None and not loss and _has_lean_loss(module):
-            offers.append(type(module).__name__)
+        forward, why = of_loss.get(module), f"its loss: {left_by_loss[module]}" if module in left_by_loss else ""
+        if forward is None and not why:
+            forward, why = _lean_forward(module, eight_bit_inputs)
         if forward is not None:
             found.append((module, forward))
         if forward is not None or why:
@@ -53,10 +50,32 @@ def lean(model, loss=False, eight_bit_inputs=False):
     return LeanReport(rows, attention is not None, offers)
 
 
-def _has_lean_loss(module):
-    """Whether `loss=True` would make this module lean."""
-    forward, _ = recognise.lean_forward(module, loss=True) or (None, "")
-    return forward is not None
+def _lean_forward(module, eight_bit_inputs):
+    """(the lean forward of one module, why there is none): None and "" where nothing can be won."""
+    selective = isinstance(module, (SelectiveLinear, SelectiveConv1D))
+    if eight_bit_inputs and selective and module._sparse_ft_state.part[0] is None:
+        return eight_bit_forward, ""
+    forward = lean_forward_of(module)
+    if forward is not None:
+        return forward, ""
+    return recognise.lean_forward(module) or (None, "")
+
+
+def _of_loss(model, asked):
+    """({module: lean forward}, {module: why it has none}, [classes whose loss could be lean]) of the language models in `model`."""
+    forwards, left, offers = {}, {}, []
+    for name, module, head, why in language_models(model):
+        if asked and not why:
+            forwards |= {module: language_model_forward, head: head_forward}
+        elif asked:
+            left[module] = why
+        elif not why and lean_forward_of(module) is None:
+            offers.append(type(module).__name__)
+    if asked and not forwards:
+        why = ", ".join(f"{type(module).__name__}: {why}" for module, why in left.items())
+        why = why or "no part of it has an output head (get_output_embeddings()) and a forward that takes labels"
+        warnings.warn(f"loss: no loss of {type(model).__name__} becomes lean: {why}", stacklevel=3)
+    return forwards, left, offers
 
 
 def _use_attention(model):

@@ -12,7 +12,7 @@ import textwrap
 
 from torch import nn
 
-from . import activations, batch_norm, causal_lm, conv, conv_layer, dropout, gated, linear, norms, pool
+from . import activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
 from .attach import ATTRIBUTES
 
 TORCH = {
@@ -47,13 +47,12 @@ SAYS = {
     "161644707c56": conv_layer.conv_norm_forward,  # RT-DETR, D-FINE, LW-DETR, OmDet-Turbo, EfficientLoFTR
     "525f44d3b463": activations.by_function,  # GELUActivation, GELUTanh: whatever function they hold
 }
-LOSSES = {"fcaf4a484be2": causal_lm.causal_lm_forward}  # CausalLM of Llama, Mistral, Qwen, Gemma, Phi3 and many more
 EXPERTS_GATE = "24d6b70b11b1"  # of every experts class that gives none of its own
 GATED = {gated.experts_gate: "act_fn"}
 GATED |= {gated.llama_mlp_forward: "act_fn", gated.phi3_mlp_forward: "activation_fn", gated.t5_gated_forward: "act"}
 
 
-def lean_forward(module, loss=False):
+def lean_forward(module):
     """(forward, ""); (None, why) for a module that keeps more than it must and is not known; None where nothing can be won."""
     kind = type(module)
     if kind in TORCH:
@@ -62,7 +61,7 @@ def lean_forward(module, loss=False):
         return None
     if fingerprint(kind, "_apply_gate") == EXPERTS_GATE and module.is_concatenated:
         return _usable(module, gated.experts_gate)
-    found = SAYS.get(fingerprint(kind)) or (loss and LOSSES.get(fingerprint(kind)))
+    found = SAYS.get(fingerprint(kind))
     if found:
         return _usable(module, found)
     if "Norm" in kind.__name__ or kind.__name__.endswith("MLP"):

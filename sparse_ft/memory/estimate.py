@@ -95,7 +95,9 @@ def _from_config(config, dtype):
         import transformers
     except ImportError:
         raise ImportError("model_or_config: a config needs transformers; pip install transformers") from None
-    if not isinstance(config, transformers.PreTrainedConfig):
+    # transformers 4 has the second name only
+    base = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
+    if not isinstance(config, base):
         raise TypeError(f"model_or_config: expected an nn.Module or a transformers config, got {type(config).__name__}")
     config, dtype = copy.deepcopy(config), dtype or config.dtype or torch.float32  # it is written to
     cls = getattr(transformers, (config.architectures or [""])[0], None)
