@@ -55,20 +55,20 @@ def assert_close(model, plan, shape, **settings):
 @pytest.mark.parametrize("name", wide_models.MODELS)
 def test_within_five_percent_of_the_ledger_and_of_the_allocator(name, kind, shape):
     model = wide_models.wide(name)
-    plan = None if kind == "full" else sft.select(model, density=PLANS[kind], structure=kind)
+    plan = None if kind == "full" else sft.select(model, density=PLANS[kind], score="random", structure=kind)
     assert_close(model, plan, shape)
 
 
 @pytest.mark.parametrize("name", ["Llama", "BERT", "T5"])
 def test_padded_batches(name):
     model = wide_models.wide(name)
-    assert_close(model, sft.select(model, density=0.05, structure="rows"), SHAPES[0], padded=True)
+    assert_close(model, sft.select(model, density=0.05, score="random", structure="rows"), SHAPES[0], padded=True)
 
 
 @pytest.mark.parametrize("kind", PLANS)
 def test_lean(kind):
     model = wide_models.wide("Llama")
-    plan = None if kind == "full" else sft.select(model, density=PLANS[kind], structure=kind)
+    plan = None if kind == "full" else sft.select(model, density=PLANS[kind], score="random", structure=kind)
     lean = assert_close(model, plan, SHAPES[0], lean=True)
     assert lean.activations < 0.95 * sft.estimate(wide_models.wide("Llama"), plan, *SHAPES[0]).activations
 
@@ -84,14 +84,14 @@ def test_gradient_checkpointing(settings):
 
 def test_autocast():
     model = wide_models.wide("BERT")
-    plan = sft.select(model, density=0.05, structure="columns")
+    plan = sft.select(model, density=0.05, score="random", structure="columns")
     with torch.autocast("cpu", torch.bfloat16):
         assert_close(model, plan, SHAPES[0])
 
 
 def test_blocks_and_whole_parameters():
     model = wide_models.wide("Llama")
-    plan = sft.select(model, density=0.1, structure="blocks", block_size=32) | {"model.norm.weight": "all"}
+    plan = sft.select(model, density=0.1, score="random", structure="blocks", block_size=32) | {"model.norm.weight": "all"}
     assert_close(model, plan, SHAPES[0])
 
 
@@ -100,7 +100,7 @@ def test_a_convnet_holds_for_backward_what_it_was_told_to(kind):
     """Its peak is not compared: convolutions on the CPU allocate workspaces of their own."""
     model, x = wide_models.ConvNet(), torch.randn(4, 3, 32, 32)
     targets = ["body.0.weight", "body.4.weight", "head.weight"]
-    plan = None if kind == "full" else sft.select(model, density=PLANS[kind], structure=kind, targets=targets)
+    plan = None if kind == "full" else sft.select(model, density=PLANS[kind], score="random", structure=kind, targets=targets)
     told = sft.estimate(model, plan, inputs={"x": x})
     assert told.activations == measured(model, plan, {"x": x})[0]
 
@@ -108,7 +108,7 @@ def test_a_convnet_holds_for_backward_what_it_was_told_to(kind):
 @pytest.mark.parametrize("kind, per_value", [("columns", 0), ("rows", 0), ("entries", 4)])
 def test_the_parts_add_up(kind, per_value):
     model = wide_models.wide("Llama")
-    plan = sft.select(model, density=0.05, structure=kind)
+    plan = sft.select(model, density=0.05, score="random", structure=kind)
     told = sft.estimate(model, plan, *SHAPES[0])
     values = sum(what.nnz(sft.matrix_shape(model, name)) for name, what in plan.items()) * 4
     assert told.weights == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
@@ -123,7 +123,7 @@ def test_a_random_selection_is_told_without_drawing_it():
     model = wide_models.wide("Llama")
     for structure in ("rows", "columns", "entries", "entries_per_row", "blocks"):
         spec = {"structure": structure, "density": 0.05, "block_size": 16}
-        drawn = sft.select(model, **spec)
+        drawn = sft.select(model, score="random", **spec)
         told, real = (sft.estimate(model, plan, *SHAPES[0]) for plan in (spec, drawn))
         assert told.values == real.values
         assert told.activations == pytest.approx(real.activations, rel=0.01)
@@ -158,7 +158,7 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert type(model.classifier) is nn.Linear and "forward" not in model.__dict__
-    sft.convert(model, sft.select(model, density=0.1))
+    sft.convert(model, sft.select(model, density=0.1, score="random"))
 
 
 def test_a_model_on_the_meta_device_and_its_config_tell_the_same():
@@ -199,7 +199,7 @@ def test_what_it_cannot_know_it_asks_for():
     with pytest.raises(TypeError, match="model_or_config: expected"):
         sft.estimate({"hidden_size": 3})
     model = wide_models.wide("Llama")
-    sft.convert(model, sft.select(model, density=0.1))
+    sft.convert(model, sft.select(model, density=0.1, score="random"))
     with pytest.raises(ValueError, match="converted already"):
         sft.estimate(model)
 

@@ -14,7 +14,7 @@ import sparse_ft as sft
 def make(structure):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 40))
-    sft.convert(model, sft.select(model, density=0.1, structure=structure, block_size=16))
+    sft.convert(model, sft.select(model, density=0.1, score="random", structure=structure, block_size=16))
     return model
 
 
@@ -42,7 +42,7 @@ def test_one_compilation_over_many_steps(structure):
 def test_generated_code_has_no_weight_sized_buffer(structure):
     torch._dynamo.reset()
     linear = nn.Linear(512, 384)
-    sft.convert(linear, {"weight": sft.select(linear, density=0.05, structure=structure)["weight"]})
+    sft.convert(linear, {"weight": sft.select(linear, density=0.05, score="random", structure=structure)["weight"]})
     compiled, x = torch.compile(linear, fullgraph=True), torch.randn(4, 512, requires_grad=True)
     _, codes = run_fw_bw_and_get_code(lambda: compiled(x).relu())
     sizes = [eval(shape) for code in codes for shape in re.findall(r"empty_strided_\w+\((\([\d, ]+\))", code)]

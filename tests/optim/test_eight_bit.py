@@ -82,7 +82,7 @@ def test_the_estimate_counts_the_bytes():
     from helpers import wide_models
 
     model, make = wide_models.wide(next(iter(wide_models.MODELS))), functools.partial(sft.SelectiveAdamW, optim_bits=8)
-    plan = sft.select(model, density=0.05, structure="columns")
+    plan = sft.select(model, density=0.05, score="random", structure="columns")
     told = sft.estimate(model, plan, 2, 16, optimizer=make).optimizer_state
     sft.convert(model, plan)
     optimizer = make(p for p in model.parameters() if p.requires_grad)
