@@ -1,5 +1,6 @@
 """An attention function for transformers: a padded batch keeps its key and value heads unrepeated, and one mask a model."""
 
+import collections
 import copy
 import functools
 import inspect
@@ -12,7 +13,9 @@ from torch.utils.weak import TensorWeakRef
 
 NAME = "sparse_ft_sdpa"
 
-_mask = None  # (the model's mask, weakly, its version and the dtype asked; the additive mask made of it, weakly)
+# The last masks: (the model's, weakly, its version and the dtype asked, the additive one made of it, weakly). A model has up to
+# three in turn (encoder, decoder and across), and two models may run in turn.
+_masks = collections.deque(maxlen=8)
 
 
 class Before(dict):
@@ -135,14 +138,12 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
 
 def additive(mask, dtype):
     """A boolean mask as zeros and -inf in `dtype`: one tensor for all layers that are given the same mask."""
-    global _mask
     if mask.dtype != torch.bool or torch.compiler.is_compiling() or mask.is_inference():
         return mask
-    if _mask is not None:
-        known, state, made = _mask
-        found = made() if known() is mask and state == (mask._version, dtype) else None
-        if found is not None:
+    state = mask._version, dtype
+    for known, known_state, made in tuple(_masks):
+        if known() is mask and known_state == state and (found := made()) is not None:
             return found
     made = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-    _mask = TensorWeakRef(mask), (mask._version, dtype), TensorWeakRef(made)
+    _masks.append((TensorWeakRef(mask), state, TensorWeakRef(made)))
     return made

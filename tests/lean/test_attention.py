@@ -1,6 +1,7 @@
 """Padded batches: same results as transformers' own attention, key and value heads unrepeated, one mask a model."""
 
 import copy
+import gc
 import importlib
 import subprocess
 import sys
@@ -66,6 +67,68 @@ def test_one_mask_for_all_layers_and_no_repeated_heads(model):
     mask = 4 * BATCH * LENGTH * LENGTH
     rotary = 2 * 4 * LENGTH * HIDDEN // 8
     assert sum(row.bytes for row in attention) <= LAYERS * qkv_output_lse + mask + rotary
+
+
+def padded_bart(layers):
+    """(an encoder-decoder with two heads, all frozen but its embedding; a batch with padding on both sides)"""
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        d_model=16,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        vocab_size=50,
+        dropout=0.0,
+    )
+    bart = transformers.BartForConditionalGeneration(config).train().requires_grad_(False)
+    bart.model.shared.weight.requires_grad_(True)
+    inputs = batch()
+    return bart, {**inputs, **{f"decoder_{name}": value for name, value in inputs.items()}}
+
+
+@pytest.fixture
+def made_masks(monkeypatch):
+    """The additive masks that layers were given."""
+    given, additive = [], attention.additive
+
+    def spy(mask, dtype):
+        given.append(additive(mask, dtype))
+        return given[-1]
+
+    monkeypatch.setattr(attention, "additive", spy)
+    return given
+
+
+def test_an_encoder_and_a_decoder_make_no_mask_twice(made_masks):
+    bart, inputs = padded_bart(layers=4)
+    assert sft.lean(bart).attention
+    out = bart(**inputs)
+    assert len(made_masks) == 12  # four layers of an encoder, and of a decoder with two attentions each
+    assert len({mask.data_ptr() for mask in made_masks}) == 3
+    assert out.logits.isfinite().all()
+
+
+def test_two_models_in_turn_make_no_mask_twice(model, made_masks):
+    other = copy.deepcopy(model)
+    inputs = batch()
+    for twin in (model, other):
+        sft.lean(twin)
+    layers = [twin.model.layers[0].self_attn for twin in (model, other)]
+    state = torch.randn(BATCH, 8, LENGTH, 8, requires_grad=True)
+    masks = [torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool).tril(k) for k in (0, 1)]
+    outputs = [attention.attention(layers[k], state, state, state, masks[k])[0] for k in (0, 1) * LAYERS]
+    assert len(made_masks) == 2 * LAYERS and len({mask.data_ptr() for mask in made_masks}) == 2
+    assert len(outputs) == 2 * LAYERS and model(**inputs).logits.isfinite().all()
+
+
+def test_masks_are_not_kept_alive(model):
+    sft.lean(model)
+    model(**batch()).logits.sum().backward()
+    gc.collect()
+    assert all(mask() is None and made() is None for mask, _, made in attention._masks)
 
 
 def test_another_mask_is_another_mask(model):
