@@ -12,7 +12,7 @@ from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, restore
-from .nn.lost import LOST, lost_from, unwatch, watch
+from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.selected import Selected, check_weight
 from .plan import ALL, Plan
 from .report import Report, Row
@@ -97,6 +97,7 @@ def convert(model, plan, lean=False, values_dtype=None):
             restore_lean_state(model, was_lean)
         _undo(model, flags)
         raise
+    warn_of_adapters(model)
     return report
 
 

@@ -1,5 +1,7 @@
 """PEFT's LoRA over a converted model: both train, and merging after `revert` keeps both."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -30,3 +32,62 @@ def test_lora_wraps_trains_and_merges_after_revert():
     sft.revert(base)
     torch.testing.assert_close(model(x), out)
     torch.testing.assert_close(model.merge_and_unload()(x), out, atol=1e-5, rtol=1e-5)
+
+
+PLAN = {"0.weight": sft.Columns([1, 5]), "2.weight": sft.Entries([0, 7, 30])}
+
+
+def converted():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    sft.convert(base, PLAN)
+    return base
+
+
+def step(model, optimizer):
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, sft.SelectiveAdamW])
+def test_a_selection_that_peft_froze_is_named_at_the_first_step(make):
+    model = peft.get_peft_model(converted(), peft.LoraConfig(target_modules=["0"], r=2))
+    optimizer = make([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    with pytest.warns(UserWarning, match="0.weight, 2.weight: selected, but frozen.*get_peft_model.*sft.load"):
+        step(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, optimizer)
+
+
+def test_a_part_that_is_frozen_on_purpose_and_another_model_are_no_news():
+    model, frozen = converted(), converted().requires_grad_(False)
+    model[0].values.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01))
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_converting_a_model_with_adapters_says_what_peft_will_not_save(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=9
+    )
+
+    def build():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+
+    model, name = build(), "base_model.model.model.layers.0.mlp.up_proj.weight"
+    adapters = {key: "all" for key, _ in model.named_parameters() if "lora" in key}
+    with pytest.warns(UserWarning, match=r"save_pretrained saves the adapters and not the selected entries.*sft\.load"):
+        sft.convert(model, {name: sft.Rows([1]), **adapters})
+    with torch.no_grad():
+        model.get_submodule(name.removesuffix(".weight")).values.add_(1)
+    torch.save(model.state_dict(), tmp_path / "both.pt")
+    other = build()
+    with pytest.warns(UserWarning, match="adapters"):
+        sft.load(other, torch.load(tmp_path / "both.pt"))
+    assert torch.equal(other.state_dict()[name], model.state_dict()[name])
