@@ -133,7 +133,8 @@ def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
 def _adamw(p, g, m, v, c_ptr, MATH: tl.constexpr):
     """One step of decoupled weight decay Adam (Loshchilov and Hutter, 2019)."""
     p *= tl.load(c_ptr).to(MATH)
-    m += (g - m) * tl.load(c_ptr + 1).to(MATH)
+    share = tl.load(c_ptr + 1).to(MATH)  # of the gradient in exp_avg; as in torch.lerp the nearer end is where it starts from
+    m = tl.where(share < 0.5, m, g) + (g - m) * tl.where(share < 0.5, share, share - 1)
     v = v * tl.load(c_ptr + 2).to(MATH) + g * g * tl.load(c_ptr + 3).to(MATH)
     step_size = tl.load(c_ptr + 4).to(MATH)
     sqrt_correction2 = tl.load(c_ptr + 5).to(MATH)

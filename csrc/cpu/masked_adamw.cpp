@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kStepChunk = 16384;  // entries: 8 µs of work or more; with 4096, reading ahead past their ends costs two threads 8 %
 
 // Asks for the four streams line by line as it goes: the hardware's own prefetch stops at the end of every page of 4 KiB.
-template <class T>
+template <uint64_t kFromExpAvg, class T>
 void update_run(const AdamWConstants<T>& constants, const T* __restrict grad, T* __restrict value, T* __restrict exp_avg,
                 T* __restrict exp_avg_sq, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(T), kAhead = 2048 / sizeof(T);  // 1 to 4 KiB ahead measure alike
@@ -23,9 +23,15 @@ void update_run(const AdamWConstants<T>& constants, const T* __restrict grad, T*
     __builtin_prefetch(value + i + kAhead);
     __builtin_prefetch(exp_avg + i + kAhead);
     __builtin_prefetch(exp_avg_sq + i + kAhead);
-    for (int64_t j = i; j < i + kLine; ++j) adamw_update(c, grad[j], value[j], exp_avg[j], exp_avg_sq[j]);
+    for (int64_t j = i; j < i + kLine; ++j) adamw_update(c, kFromExpAvg, grad[j], value[j], exp_avg[j], exp_avg_sq[j]);
   }
-  for (; i < count; ++i) adamw_update(c, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
+  for (; i < count; ++i) adamw_update(c, kFromExpAvg, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
+}
+
+template <class T>
+void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg, T* exp_avg_sq, int64_t count) {
+  if (c.from_exp_avg) update_run<~uint64_t{0}>(c, grad, value, exp_avg, exp_avg_sq, count);
+  else update_run<0>(c, grad, value, exp_avg, exp_avg_sq, count);
 }
 
 template <class T>

@@ -31,7 +31,7 @@ SFT_HD void update_eight_bit_pack(const AdamWConstants<float>& c, RandomKey rand
     float p = read_value(pack, i);
     float m = dequantize(maps.exp_avg, pack.exp_avg.x[i], exp_avg_absmax);
     float v = dequantize(maps.exp_avg_sq, pack.exp_avg_sq.x[i], exp_avg_sq_absmax);
-    adamw_update(c, convert(pack.grad.x[i], Tag<float>()), p, m, v);
+    adamw_update(c, c.from_exp_avg, convert(pack.grad.x[i], Tag<float>()), p, m, v);
     write_value(pack, i, p, of_value, k + i);
     moments.exp_avg[i] = m, moments.exp_avg_sq[i] = v;
     if (i >= left) continue;

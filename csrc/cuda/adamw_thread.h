@@ -144,7 +144,7 @@ SFT_HD void update_pack(const AdamWConstants<typename F::Wide>& c, RandomKey ran
   SFT_UNROLL
   for (int i = 0; i < F::kPack; ++i) {
     Wide p = read_value(pack, i), m = convert(pack.exp_avg.x[i], Tag<Wide>()), v = convert(pack.exp_avg_sq.x[i], Tag<Wide>());
-    adamw_update(c, convert(pack.grad.x[i], Tag<Wide>()), p, m, v);
+    adamw_update(c, c.from_exp_avg, convert(pack.grad.x[i], Tag<Wide>()), p, m, v);
     write_value(pack, i, p, of_value, k + i);
     pack.exp_avg.x[i] = narrowed<F, M>(m, of_exp_avg, k + i);
     pack.exp_avg_sq.x[i] = narrowed<F, M>(v, of_exp_avg_sq, k + i);

@@ -70,10 +70,18 @@ ONE_A_TENSOR = "grads", "exp_avgs", "exp_avg_sqs", "steps", "lr", "beta1", "beta
 _one_a_tensor = attrgetter(*ONE_A_TENSOR)
 
 
+def lerp_ref(start, end, weight):
+    """`torch.lerp`'s formula, from the nearer end: weight 0 gives `start` and weight 1 `end`, whatever the other is."""
+    weight = torch.tensor(weight, dtype=start.dtype).item()
+    if weight < 0.5:
+        return start + (end - start) * weight
+    return end - (end - start) * (1 - weight)
+
+
 def adamw_ref(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     """One AdamW step on one tensor, `torch.optim.AdamW`'s formula: the new (value, exp_avg, exp_avg_sq)."""
     p = p * (1 - lr * weight_decay)
-    m = m + (g - m) * (1 - beta1)
+    m = lerp_ref(m, g, 1 - beta1)
     v = v * beta2 + g * g * (1 - beta2)
     root = v.double().sqrt().to(v.dtype)  # torch's in fp32 is off by a bit for every fifth number on the CPU
     denominator = root / (1 - beta2**step) ** 0.5 + eps

@@ -41,7 +41,8 @@ class Problem:
         step = self.steps[i].item() + 1
         g = g / (-grad_scale if maximize else grad_scale)
         p = p * (1 - lr * weight_decay)
-        m = m + (g - m) * (1 - beta1)
+        share = 1 - beta1  # torch.lerp's formula, from the nearer end
+        m = m + (g - m) * share if share < 0.5 else g - (g - m) * (1 - share)
         v = v * beta2 + g * g * (1 - beta2)
         p = p - (lr / (1 - beta1**step)) * m / (v.sqrt() / (1 - beta2**step) ** 0.5 + eps)
         return p, m, v
@@ -91,6 +92,19 @@ def test_scaled_and_maximised(options, dtype):
     if "grad_scale" in options and dtype != torch.float16:
         problem.grads = [grad * options["grad_scale"] for grad in problem.grads]
     problem.check_step(**options, found_inf=torch.zeros(1, device=DEVICE))
+
+
+@pytest.mark.parametrize("beta1", [0.5, 0.3, 0.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_beta1(dtype, beta1):
+    """exp_avg starts from its nearer end, as torch.lerp does: with beta1 = 0 it is the gradient, however large it was."""
+    problem = Problem(["rows", "entries"], [(1030,)], dtype)
+    problem.hyper["beta1"] = [beta1] * 2 + [0.9]
+    for exp_avg in problem.exp_avgs:
+        exp_avg.mul_(1000)
+    problem.check_step()
+    for exp_avg, grad in zip(problem.exp_avgs[:2], problem.grads, strict=False):
+        assert torch.equal(exp_avg, grad) == (beta1 == 0)
 
 
 def test_lr_is_read_from_tensors():

@@ -180,8 +180,8 @@ struct State {
         exp_avg_sq_absmax(kFloat32, blocks(format, count), seed + 7, true) {
     *reinterpret_cast<float*>(step.data) = static_cast<float>(seed % 5);
   }
-  // lr_at: what the learning rate is read from; the other one must not count then.
-  AdamWTensor tensor(const Layout* layout, const float* lr, bool lr_at = false) {
+  // lr_at: what the learning rate is read from; the other one must not count then. beta1: exp_avg starts from either end.
+  AdamWTensor tensor(const Layout* layout, const float* lr, double beta1, bool lr_at = false) {
     AdamWStorage storage{};
     if (rounding == kCorrected) storage.correction = reinterpret_cast<int16_t*>(correction.data);
     if (rounding == kByChance) storage.by_chance = true, storage.seed = 0xfedcba987654 - value.count;
@@ -189,7 +189,7 @@ struct State {
     if (eight_bit) storage.exp_avg_sq_absmax = reinterpret_cast<float*>(exp_avg_sq_absmax.data);
     return AdamWTensor{value.data, grad.data, exp_avg.data, exp_avg_sq.data, reinterpret_cast<float*>(step.data), value.count, value.dtype,
                        layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{},
-                       lr_at ? 1e3 : static_cast<double>(*lr), 0.9, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr, storage};
+                       lr_at ? 1e3 : static_cast<double>(*lr), beta1, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr, storage};
   }
 };
 
@@ -260,6 +260,7 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
   std::vector<State*> got, want;
   std::vector<AdamWTensor> tensors, host;
   const float lr[] = {0.01f, 0.02f, 0.03f};
+  const double beta1[] = {0.9, 0.9, 0.0, 0.3};
   for (size_t i = 0; i < made.size(); ++i) {
     const Tensor& m = made[i];
     const Layout* layout = m.through ? &m.through->layout : nullptr;
@@ -267,8 +268,8 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     got.push_back(new State(FormatCode{m.dtype, m.rounding, m.eight_bit}, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
     if (nonfinite && i + 1 == made.size()) memset(got[i]->grad.data + got[i]->grad.bytes() - size_of(m.dtype), 0xff, size_of(m.dtype));
     want.push_back(new State(*got[i]));
-    tensors.push_back(got[i]->tensor(layout, lr + i % 3, i % 2));
-    host.push_back(want[i]->tensor(layout, lr + i % 3));
+    tensors.push_back(got[i]->tensor(layout, lr + i % 3, beta1[i % 4], i % 2));
+    host.push_back(want[i]->tensor(layout, lr + i % 3, beta1[i % 4]));
   }
   float found_inf = 0;
   const double inv_scale = grad_scale ? 1.0 / static_cast<double>(*grad_scale) : 1.0;

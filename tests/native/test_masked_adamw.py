@@ -32,7 +32,8 @@ def step_in(wide, t, *, maximize=False, inv_scale=1.0):
     step, beta1, beta2 = t["step"].item() + 1, t["beta1"], t["beta2"]
     g = g * inv_scale * (-1 if maximize else 1)
     p = p * (1 - t["lr"] * t["weight_decay"])
-    m = m + (g - m) * (1 - beta1)
+    share = 1 - beta1  # torch.lerp's formula, from the nearer end
+    m = m + (g - m) * share if share < 0.5 else g - (g - m) * (1 - share)
     v = v * beta2 + g * g * (1 - beta2)
     p = p - (t["lr"] / (1 - beta1**step)) * m / (v.sqrt() / (1 - beta2**step) ** 0.5 + t["eps"])
     return {"value": p, "exp_avg": m, "exp_avg_sq": v}
@@ -72,6 +73,16 @@ def test_plain_tensors_maximize_and_scale(variant, dtype):
     check_step(tensor((0,), dtype))
 
 
+@pytest.mark.parametrize("beta1", [0.5, 0.3, 0.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_small_beta1(variant, dtype, beta1):
+    t = tensor((1003,), dtype) | {"beta1": beta1}
+    t["exp_avg"].mul_(1000)
+    check_step(t)
+    if beta1 == 0:
+        assert torch.equal(t["exp_avg"], t["grad"])
+
+
 def test_lr_at_an_address_counts_instead_of_the_number(variant):
     t = tensor((1003,), torch.float32) | {"lr": 1e3, "lr_at": torch.tensor(0.25)}
     want = copy(t) | {"lr": 0.25}
@@ -107,7 +118,7 @@ def model():
     made += [corrected | {"correction": torch.arange(20_011).to(torch.int16)}]
     made += [eight_bit(tensor((20_011,), torch.float32)), eight_bit(copy(made[-2]))]
     for i, t in enumerate(made):
-        t["lr"] = 0.01 * (i + 1)
+        t["lr"], t["beta1"] = 0.01 * (i + 1), (0.9, 0.9, 0.3)[i % 3]
     return made
 
 

@@ -7,6 +7,7 @@ from adamw_problem import SHAPE, Problem, snapshot, unchanged
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ft import ops
+from sparse_ft.ops._eight_bit import dequantize
 
 
 def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
@@ -46,6 +47,51 @@ def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
         shown = oracle.spread(value_in(problem.values[i], weight.dtype), problem.layouts[i], SHAPE)
         assert oracle.same_bits(weight, torch.where(masks[i], shown, first_weights[i].cpu()))
         assert (dense[i].detach() != start[i])[masks[i]].any()
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=oracle.name_of)
+def test_small_beta1_equals_dense_adamw_with_a_masked_gradient(adamw_, dtype, beta1, device):
+    run_against_dense(Problem(dtype=dtype, device=device, beta1=beta1), adamw_)
+
+
+def two_steps_with_beta1_of_zero(adamw_, **keywords):
+    """The second gradient is below the last digit of the first: m + (g - m) would be zero."""
+    problem = Problem(beta1=0.0, **keywords)
+    for size in (2.0**12, 2.0**-9):
+        problem.new_grads()
+        for grad in problem.grads:
+            grad.mul_(size)
+        problem.step(adamw_)
+    return problem
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=oracle.name_of)
+def test_beta1_of_zero_keeps_the_last_gradient_however_large_the_one_before(adamw_, dtype, device):
+    problem = two_steps_with_beta1_of_zero(adamw_, dtype=dtype, device=device)
+    for exp_avg, grad in zip(problem.exp_avgs, problem.grads, strict=True):
+        assert torch.equal(exp_avg, grad)
+
+
+def test_beta1_of_zero_with_moments_in_8_bits(adamw_, device):
+    problem = two_steps_with_beta1_of_zero(adamw_, stored="8 bits", device=device)
+    for codes, absmax, grad in zip(problem.exp_avgs, problem.absmaxes[::2], problem.grads, strict=True):
+        exp_avg = dequantize(codes.flatten(), absmax, signed=True).view_as(grad)
+        assert (exp_avg - grad).abs().max() <= 0.02 * grad.abs().max(), "half the widest gap between codes"
+
+
+@pytest.mark.parametrize("beta1", [0.9, 0.5000001, 0.5, 0.3, 0.0])
+def test_exp_avg_goes_from_its_nearer_end_bit_for_bit(adamw_, beta1):
+    """Above one half as ever: m + (g - m) (1 - beta1)."""
+    problem = Problem(plain=((9001,),), beta1=beta1)
+    share = torch.tensor(1 - beta1)
+    for _ in range(3):
+        problem.new_grads()
+        before = snapshot(problem.exp_avgs)
+        problem.step(adamw_)
+        for m, g, got in zip(before, problem.grads, problem.exp_avgs, strict=True):
+            want = m + (g - m) * share if share < 0.5 else g - (g - m) * (1 - share)
+            assert oracle.same_bits(got, want)
 
 
 def value_in(value, dtype):
