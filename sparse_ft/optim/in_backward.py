@@ -1,5 +1,6 @@
 """InBackward: each parameter steps inside the backward that makes its gradient, which is gone before the next one comes."""
 
+import warnings
 import weakref
 
 import torch
@@ -21,6 +22,8 @@ class InBackward:
         self._group = {}  # id of a parameter -> number of its group, whose settings are read at each step
         self._hooks = {}  # id of a parameter -> handle of its hook
         self._stepped, self.reached = set(), set()  # ids: since the last step(), and between the two before
+        self._left = set()  # ids: those that stepped in backwards which step() did not follow
+        self._warned = False
         weakref.finalize(optimizer, _remove, self._hooks).atexit = False
 
     def attach(self, start=0):
@@ -50,7 +53,8 @@ class InBackward:
             raise RuntimeError(
                 f"{self._name(optimizer, p)}: a second gradient before optimizer.step(), and it has stepped on the first one. "
                 f"With in_backward=True gradients do not accumulate: one backward, then one optimizer.step(); a layer that is "
-                f"used in several reentrant checkpoints gets one gradient in each (use_reentrant=False gives one in all)"
+                f"used in several reentrant checkpoints gets one gradient in each (use_reentrant=False gives one in all). After a "
+                f"backward that failed, optimizer.zero_grad() lets the next one begin"
             )
         self._stepped.add(id(p))
         optimizer._step_one(p, optimizer.param_groups[self._group[id(p)]])
@@ -58,7 +62,8 @@ class InBackward:
 
     def finish(self):
         """What is left for `step()`: the backward is over. Raises RuntimeError where its steps were not what was meant."""
-        optimizer, self.reached, self._stepped = self._optimizer(), self._stepped, set()
+        optimizer, self.reached = self._optimizer(), self._stepped | self._left
+        self._stepped, self._left = set(), set()
         scaled = [optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")]
         if any(scaled):
             raise RuntimeError(
@@ -70,6 +75,18 @@ class InBackward:
             raise RuntimeError(
                 f"{self._name(optimizer, left[0])}: it has a gradient that no backward gave it since it is known here (set by "
                 f"hand, or frozen when the optimiser was made); with in_backward=True step() does not look at gradients"
+            )
+
+    def leave_behind(self):
+        """Begin anew after a backward that `step()` did not follow. Warns once: what has stepped in it cannot be undone."""
+        stepped, self._stepped = self._stepped, set()
+        self._left |= stepped
+        if stepped and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"in_backward: {len(stepped)} parameters have stepped in a backward that optimizer.step() did not follow (it "
+                f"failed, or its gradients were to be dropped); they keep that step, and training goes on from here",
+                stacklevel=3,
             )
 
     def _name(self, optimizer, p):

@@ -1,6 +1,5 @@
-"""Kept: what a SelectiveAdamW keeps of each parameter beside its step, in which dtypes, made new and loaded."""
+"""Kept: what a SelectiveAdamW keeps of each parameter beside its step, in which dtypes, and made new."""
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -11,13 +10,6 @@ from ..ops._eight_bit import num_blocks
 
 EIGHT_BIT_LEAST = 4096  # entries, as in bitsandbytes: smaller tensors would save nothing that counts
 ABSMAXES = "exp_avg_absmax", "exp_avg_sq_absmax"
-
-
-class Exactly:
-    """A loaded tensor on its way through `Optimizer.load_state_dict`, which casts bare ones to the dtype of their parameter."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
 
 
 class Kept(NamedTuple):
@@ -72,42 +64,13 @@ class Kept(NamedTuple):
         step = torch.zeros((), dtype=torch.float32, device=p.device)
         return {"step": step, **{name: _zeros(name, p, dtype) for name, dtype in self.dtypes(p).items()}}
 
-    def boxed(self, optimizer, state_dict):
-        """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are kept here.
-
-        Raises ValueError that names what this way of storing state has no place for; nothing is loaded then.
-        """
-        numbers = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
-        state = dict(state_dict["state"])
-        for number, p in zip(numbers, params):
-            if state.get(number):
-                state[number] = self._boxed(p, state[number])
-        return {**state_dict, "state": state}
-
-    def _boxed(self, p, loaded):
-        boxed, dtypes = dict(loaded), self.dtypes(p)
-        ours = "SelectiveAdamW(" + ", ".join(f"{name}={setting}" for name, setting in self._asdict().items()) + ")"
-        for name in loaded.keys() - dtypes.keys() - {"step"}:
-            raise ValueError(f"state_dict: it holds {name!r}, which {ours} does not keep")
-        for name, dtype in dtypes.items():
-            tensor = loaded[name] if name in loaded else _zeros(name, p, dtype)
-            if tensor.is_floating_point() != dtype.is_floating_point:
-                raise ValueError(f"state_dict: its {name} is {tensor.dtype}, and {ours} keeps {dtype}")
-            boxed[name] = Exactly(tensor.to(p.device, dtype))
-        return boxed
+    def described(self) -> str:
+        """For messages."""
+        return "SelectiveAdamW(" + ", ".join(f"{name}={setting}" for name, setting in self._asdict().items()) + ")"
 
 
 def _zeros(name, p, dtype):
     return p.new_zeros(num_blocks(p.numel()), dtype=dtype) if name in ABSMAXES else torch.zeros_like(p, dtype=dtype)
-
-
-def unboxed(state):
-    """The loaded tensors themselves."""
-    for of_one in state.values():
-        for name, what in of_one.items():
-            if isinstance(what, Exactly):
-                of_one[name] = what.tensor
 
 
 def state_of(p, state, seed):

@@ -1,6 +1,5 @@
 """SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device, written through."""
 
-import fnmatch
 import itertools
 
 import torch
@@ -9,8 +8,10 @@ from ..nn.selected import owner_of
 from ..ops import masked_adamw_
 from ..ops._rounding import seed_of
 from ..ops.masked_adamw import step_rows
+from .groups import groups_of
 from .in_backward import InBackward, name_of
-from .kept import ABSMAXES, Kept, unboxed
+from .kept import ABSMAXES, Kept
+from .loading import SETTINGS, boxed, unboxed
 from .prepared import PreparedRows
 from .skipping import SkippedSteps, any_nonfinite
 
@@ -20,7 +21,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     params: `model.parameters()`, `model.named_parameters()` or parameter groups; frozen parameters are left out.
     lr: float or one-element tensor. betas, eps, weight_decay, maximize: as in `torch.optim.AdamW`. no_decay: glob patterns
-    on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters. skip_nonfinite: look for inf and
+    on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters; a selected parameter goes by the name
+    that it has in the plan, too, and a pattern that matches nothing is warned of. skip_nonfinite: look for inf and
     NaN in the gradients first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts it.
 
     On a GPU `step()` reads nothing back to the host, so that `torch.cuda.graph` can capture a whole training step. Take one
@@ -88,10 +90,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
             defaults["seed"] = seed
         self.skip_nonfinite, self._skipped, self._prepared = skip_nonfinite, SkippedSteps(), PreparedRows()
         self._backward = InBackward(self) if in_backward else None
-        super().__init__(_split_no_decay(_trainable(params), no_decay), defaults)
+        super().__init__(groups_of(params, no_decay), defaults)
 
     def __getstate__(self):
-        own = dict(skip_nonfinite=self.skip_nonfinite, _skipped=self.skipped_steps, _backward=self._backward is not None)
+        own = dict(skip_nonfinite=self.skip_nonfinite, _skipped=self.skipped_steps, _backward=bool(self._backward))
         return {**super().__getstate__(), **own, "_kept": self._kept}
 
     def __setstate__(self, state):
@@ -102,14 +104,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self._count()
         if isinstance(self.__dict__.get("_skipped"), int):
             self._skipped = SkippedSteps(self._skipped)
-        if self.__dict__.get("_backward") is True:
-            self._backward = InBackward(self)
+        if isinstance(self._backward, bool):  # what a copy or a pickle knows of it
+            self._backward = InBackward(self) if self._backward else None
         if self._backward:
             self._backward.attach()
 
     def add_param_group(self, param_group):
         settings = {**self.defaults, **param_group}
-        _check_hyperparameters(*(settings[name] for name in ("lr", "betas", "eps", "weight_decay")))
+        _check_hyperparameters(*(settings[name] for name in SETTINGS))
         super().add_param_group(param_group)
         try:
             for i, p in enumerate(self.param_groups[-1]["params"]):
@@ -122,13 +124,29 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._backward.attach(len(self.param_groups) - 1)
 
     def load_state_dict(self, state_dict):
-        """As torch's, but state keeps its own dtypes where torch casts it to the parameter's. Raises ValueError where this
-        optimiser has no place for what was saved, and loads nothing then."""
-        last = self.register_load_state_dict_pre_hook(self._kept.boxed)
+        """As torch's, but state keeps its own dtypes where torch casts it to the parameter's.
+
+        Raises ValueError or TypeError, naming the parameter, where something is missing, has another shape or kind of dtype,
+        or has no place in this optimiser; nothing is loaded then.
+        """
+
+        def checked(_, state_dict):
+            found = boxed(self, state_dict, self._kept)
+            for group in found["param_groups"]:
+                _check_hyperparameters(*(group[name] for name in SETTINGS))
+            return found
+
+        last = self.register_load_state_dict_pre_hook(checked)
         try:
             super().load_state_dict(state_dict)
         finally:
             last.remove()
+
+    def zero_grad(self, set_to_none=True):
+        """As torch's. With in_backward it also leaves a backward behind that `step()` did not follow: one that failed."""
+        super().zero_grad(set_to_none)
+        if self._backward:
+            self._backward.leave_behind()
 
     def _count(self):
         """Number the parameters, as `state_dict` does."""
@@ -277,48 +295,6 @@ def _linked(p):
         return None
     weight = owner._weight()
     return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None
-
-
-def _trainable(params):
-    """`params` without what does not train; groups stay groups. Raises ValueError when nothing is left."""
-
-    def requires_grad(item):
-        parameter = item[1] if isinstance(item, tuple) else item
-        if not isinstance(parameter, torch.Tensor):
-            raise TypeError(f"params: expected tensors, (name, tensor) pairs or groups of them, got {parameter!r}")
-        return parameter.requires_grad
-
-    if isinstance(params, torch.nn.Module):
-        raise TypeError(f"params: expected parameters, got a {type(params).__name__}; pass model.parameters()")
-    params = [params] if isinstance(params, torch.Tensor) else list(params)
-    if params and isinstance(params[0], dict):
-        as_list = [[g["params"]] if isinstance(g["params"], torch.Tensor) else list(g["params"]) for g in params]
-        groups = [{**g, "params": [p for p in ps if requires_grad(p)]} for g, ps in zip(params, as_list)]
-        kept = [g for g in groups if g["params"]]
-    else:
-        kept = [p for p in params if requires_grad(p)]
-    if not kept:
-        raise ValueError("params: nothing requires grad; was the model converted (sft.convert) before the optimiser was made?")
-    return kept
-
-
-def _split_no_decay(params, patterns):
-    """Parameter groups in which names that match a pattern have weight_decay 0."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not patterns:
-        return params
-    groups = params if isinstance(params[0], dict) else [{"params": params}]
-    if not all(isinstance(p, tuple) for g in groups for p in g["params"]):
-        raise ValueError(f"no_decay: {patterns} are matched against names; pass model.named_parameters()")
-    split = []
-    for group in groups:
-        exempt = [p for p in group["params"] if any(fnmatch.fnmatchcase(p[0], pattern) for pattern in patterns)]
-        names = {name for name, _ in exempt}
-        split += [
-            {**group, "params": [p for p in group["params"] if p[0] not in names]},
-            {**group, "params": exempt, "weight_decay": 0.0},
-        ]
-    return [g for g in split if g["params"]]
 
 
 def _check_hyperparameters(lr, betas, eps, weight_decay):

@@ -229,6 +229,88 @@ def test_a_selection_without_a_gradient_is_reported_and_others_are_not():
     assert [str(w.message)[:8] for w in found] == ["1.weight"]
 
 
+class Failing(torch.autograd.Function):
+    """Its backward raises while `on` is set."""
+
+    on = False
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if Failing.on:
+            raise RuntimeError("planted")
+        return grad_output
+
+
+def two_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    sft.convert(model, {"0.weight": sft.Rows([1]), "1.weight": sft.Columns([0, 2]), "1.bias": "all"})
+    return model
+
+
+def loss_through_failing(model, seed):
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
+    return model[1](Failing.apply(model[0](x))).square().mean()
+
+
+def test_training_goes_on_after_a_backward_that_failed(monkeypatch):
+    """Layers behind the failure have stepped, those before it have not; then as if the second batch had come."""
+    model, other = two_layers(), two_layers()
+    optimizer = sft.SelectiveAdamW(model.named_parameters(), 0.1, in_backward=True)
+    plain = sft.SelectiveAdamW(other.named_parameters(), 0.1)
+    monkeypatch.setattr(Failing, "on", True)
+    for each in (model, other):
+        with pytest.raises(RuntimeError, match="planted"):
+            loss_through_failing(each, 0).backward()
+    plain.step()  # on what gradients there are
+    plain.zero_grad()
+    monkeypatch.setattr(Failing, "on", False)
+    with pytest.raises(RuntimeError, match=r"a second gradient .* optimizer.zero_grad\(\) lets the next one begin"):
+        loss_through_failing(model, 1).backward()
+    with pytest.warns(UserWarning, match="in_backward: 2 parameters have stepped in a backward that .* did not follow"):
+        optimizer.zero_grad()
+    for seed in (2, 3):
+        for each, of_each in (model, optimizer), (other, plain):
+            loss_through_failing(each, seed).backward()
+            of_each.step()
+            of_each.zero_grad()
+    assert_same_ends([(model, optimizer), (other, plain)])
+    assert optimizer.state[model[0].values]["step"] == 2 and optimizer.state[model[1].values]["step"] == 3
+
+
+def test_zero_grad_before_step_reports_no_selection_as_without_a_gradient():
+    model = two_layers()
+    optimizer = sft.SelectiveAdamW(model.parameters(), 0.1, in_backward=True)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        loss_through_failing(model, 0).backward()
+        optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(found) == 1 and str(found[0].message).startswith("in_backward: 3 parameters have stepped")
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_copies_of_copies_step_where_the_first_one_did(clone, in_backward):
+    pair = net(), None
+    pair = pair[0], sft.SelectiveAdamW(pair[0].parameters(), 1e-2, in_backward=in_backward)
+    for _ in range(3):
+        pair = clone(pair)
+        model, optimizer = pair
+        before = weights(model)
+        loss_of(model, 0).backward()
+        moved = any(not torch.equal(weight, before[name]) for name, weight in weights(model).items())
+        assert moved == in_backward
+        assert all((p.grad is None) == in_backward for p in trained_parameters(model))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 # Memory.
 
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -108,6 +109,34 @@ def test_no_decay_by_name(grouped):
     for name, values in trained(model).items():
         torch.testing.assert_close(values, before[name] * (1 - lr * decays[name]), rtol=1e-6, atol=0)
     assert_weights_show_values(model)
+
+
+def test_no_decay_knows_selected_parameters_by_their_own_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    plan = {"0.weight": sft.Columns([1]), "0.bias": sft.Entries([1, 2]), "1.bias": "all"}
+    sft.convert(model, plan | {"1.weight": sft.Entries([0]), "2.weight": sft.Rows([3])})
+    exempt_by = {
+        ("*.bias", "1.weight"): {"0.bias_selected.values", "1.bias", "1.weight_selected.values"},
+        ("*.weight",): {"0.values", "1.weight_selected.values", "2.values"},
+        ("2.values", "0.bias_selected.values"): {"2.values", "0.bias_selected.values"},
+    }
+    for patterns, exempt in exempt_by.items():
+        optimizer = sft.SelectiveAdamW(model.named_parameters(), weight_decay=0.5, no_decay=patterns)
+        found = {name for group in optimizer.param_groups if group["weight_decay"] == 0 for name in group["param_names"]}
+        assert found == exempt, patterns
+    wrapped = nn.ModuleDict({"module": model})
+    optimizer = sft.SelectiveAdamW(wrapped.named_parameters(), weight_decay=0.5, no_decay="module.0.*eight")
+    assert [group["param_names"] for group in optimizer.param_groups if not group["weight_decay"]] == [["module.0.values"]]
+
+
+def test_a_pattern_that_matches_nothing_is_warned_of_by_name():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    sft.convert(model, {"0.weight": sft.Columns([1]), "0.bias": "all"})
+    with pytest.warns(UserWarning, match=r"no_decay: '\*\.bais' matches no parameter.* names look like '0.bias', '0.weight'"):
+        sft.SelectiveAdamW(model.named_parameters(), no_decay=("*.bias", "*.bais"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sft.SelectiveAdamW(model.named_parameters(), no_decay=("*.bias", "1.*"))  # frozen, and no mistake
 
 
 def test_closure_is_evaluated_with_gradients_and_its_loss_returned():

@@ -1,0 +1,110 @@
+"""What a SelectiveAdamW takes of a state_dict: all of it is looked at before any of it is loaded."""
+
+import math
+from typing import Any
+
+import torch
+
+from ..ops._eight_bit import num_blocks
+from .in_backward import name_of
+from .kept import ABSMAXES, Kept
+
+SETTINGS = "lr", "betas", "eps", "weight_decay"  # of a parameter group, without which there is no step
+
+
+class Exactly:
+    """A loaded tensor on its way through `Optimizer.load_state_dict`, which casts bare ones to the dtype of their parameter."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
+def unboxed(state: dict) -> None:
+    """The loaded tensors themselves."""
+    for of_one in state.values():
+        for name, what in of_one.items():
+            if isinstance(what, Exactly):
+                of_one[name] = what.tensor
+
+
+def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, kept: Kept) -> dict:
+    """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are kept.
+
+    kept: how `optimizer` stores state. Raises ValueError or TypeError that names the parameter and what is wrong with its
+    state, or the setting that a group lacks; nothing is loaded then.
+    """
+    saved, own = state_dict["param_groups"], optimizer.param_groups
+    counts = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"state_dict: its groups have {counts[0]} parameters, and this optimiser's {counts[1]}; it is of another model, "
+            f"plan or no_decay"
+        )
+    groups = [_group(number, *pair, optimizer.defaults) for number, pair in enumerate(zip(saved, own))]
+    state = dict(state_dict["state"])
+    places = {number: (group, i) for group, of in zip(own, saved) for i, number in enumerate(of["params"])}
+    for number in state:
+        if number not in places:
+            raise ValueError(f"state_dict: it holds state of parameter {number!r}, which none of its groups has")
+    for number, (group, i) in places.items():
+        if state.get(number):
+            state[number] = _boxed(state[number], group["params"][i], name_of(group, i), kept)
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _group(number, saved, own, defaults):
+    for name in SETTINGS:
+        if name not in saved:
+            raise ValueError(f"state_dict: its group {number} has no {name!r}; was it saved by another kind of optimiser?")
+    if saved.get("amsgrad"):
+        raise ValueError(f"state_dict: its group {number} has amsgrad=True, which SelectiveAdamW does not do")
+    return {**{name: own.get(name, default) for name, default in defaults.items()}, **saved}
+
+
+def _boxed(loaded, p, name, kept):
+    dtypes = kept.dtypes(p)
+    for what in loaded.keys() - dtypes.keys() - {"step"}:
+        raise ValueError(f"state_dict: {name}: it holds {what!r}, which {kept.described()} does not keep")
+    boxed = {"step": Exactly(_step(loaded.get("step"), p, name))}
+    for what, dtype in dtypes.items():
+        if what == "correction" and what not in loaded:
+            boxed[what] = Exactly(torch.zeros_like(p, dtype=dtype))  # of a run without: its values are all there is
+            continue
+        boxed[what] = Exactly(_tensor(loaded, what, dtype, p, name, kept))
+    return boxed
+
+
+def _step(step: Any, p, name):
+    """The number of steps taken, as a tensor: float32, one element."""
+    if isinstance(step, (int, float)):
+        step = torch.tensor(float(step))
+    if not isinstance(step, torch.Tensor) or step.numel() != 1:
+        raise ValueError(f"state_dict: {name}: its step is {_kind(step)}, expected one number")
+    count = float(step)
+    if not math.isfinite(count) or count < 0:
+        raise ValueError(f"state_dict: {name}: its step is {count}, expected a number of at least 0")
+    return step.to(p.device, torch.float32).reshape(())
+
+
+def _tensor(loaded, what, dtype, p, name, kept):
+    tensor = loaded.get(what)
+    shape = (num_blocks(p.numel()),) if what in ABSMAXES else tuple(p.shape)
+    if tensor is None:
+        raise ValueError(f"state_dict: {name}: its {what} is missing; {kept.described()} keeps one of shape {shape}")
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        raise TypeError(f"state_dict: {name}: its {what} is {_kind(tensor)}, expected a dense tensor")
+    is_like = tensor.is_floating_point() if dtype.is_floating_point else tensor.dtype == dtype
+    if not is_like:
+        raise ValueError(f"state_dict: {name}: its {what} is {tensor.dtype}, and {kept.described()} keeps {dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"state_dict: {name}: its {what} has shape {tuple(tensor.shape)}, expected {shape}")
+    tensor = tensor.to(p.device, dtype)
+    if what in ABSMAXES or tensor.stride() == p.stride():
+        return tensor
+    return torch.empty_like(p, dtype=dtype).copy_(tensor)  # in the order in which the parameter lies in memory
+
+
+def _kind(what):
+    if isinstance(what, torch.Tensor):
+        return f"a {what.layout} tensor of shape {tuple(what.shape)}"
+    return "missing" if what is None else repr(what)
