@@ -35,6 +35,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
     returns 0: nothing can tell it), accumulation (a second backward before `step()` raises), GradScaler (`step()` raises),
     skip_nonfinite (refused), several processes (the backward raises).
 
+    unscale_in_step: True: under a GradScaler the step itself divides by the scale, in its one pass and without a look from the
+    host, so that a CUDA graph can hold it. False: the scaler does, before the step, so that gradients may be clipped between;
+    trainers that ask (Lightning) clip no others. float16 gradients, which a scaler does not divide, are always divided in the step.
+
     On a CPU its first step moves weights of 4 MiB or more with selected entries or columns into huge pages, where Linux gives
     them: no memory, 0.3 ms a MiB once (see `sparse_ft.optim.pages`).
 
@@ -57,7 +61,6 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     writes_through = True  # tells `sparse_ft.nn.selected` that the weights show the new values already
     _backward = None  # the InBackward of one that steps there
-    _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of unscaling first
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         no_decay=(),
         skip_nonfinite=False,
         in_backward=False,
+        unscale_in_step=False,
         stochastic_rounding=False,
         correction=False,
         seed=0,
@@ -88,13 +92,20 @@ class SelectiveAdamW(torch.optim.Optimizer):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         if stochastic_rounding:
             defaults["seed"] = seed
-        self.skip_nonfinite, self._skipped, self._prepared = skip_nonfinite, SkippedSteps(), PreparedRows()
+        self.skip_nonfinite, self.unscale_in_step = skip_nonfinite, bool(unscale_in_step)
+        self._skipped, self._prepared = SkippedSteps(), PreparedRows()
         self._backward = InBackward(self) if in_backward else None
         super().__init__(groups_of(params, no_decay), defaults)
 
     def __getstate__(self):
-        own = dict(skip_nonfinite=self.skip_nonfinite, _skipped=self.skipped_steps, _backward=bool(self._backward))
-        return {**super().__getstate__(), **own, "_kept": self._kept}
+        own = dict(
+            skip_nonfinite=self.skip_nonfinite,
+            unscale_in_step=self.unscale_in_step,
+            _skipped=self.skipped_steps,
+            _backward=bool(self._backward),
+            _kept=self._kept,
+        )
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state):
         """Also what `load_state_dict` ends with, on an optimiser that has its hooks."""
@@ -152,6 +163,16 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """Number the parameters, as `state_dict` does."""
         params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
         self._number = {id(p): number for number, p in enumerate(params)}
+
+    @property
+    def _step_supports_amp_scaling(self):
+        """GradScaler asks whether it hands over grad_scale and found_inf instead of dividing the gradients first.
+
+        in_backward: it must, to be told that the parameters have stepped on scaled gradients.
+        """
+        if self.unscale_in_step or self._backward:
+            return True
+        return any(p.dtype == torch.float16 for group in self.param_groups for p in group["params"])
 
     @property
     def skipped_steps(self):

@@ -93,9 +93,11 @@ def scaled_train(model, optimizer, steps, start=0, unscale=False, factor=1.0, sc
 
 @pytest.mark.parametrize("skip_nonfinite", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
-def test_grad_scaler_changes_no_bit(unscale, skip_nonfinite):
+@pytest.mark.parametrize("in_step", [False, True])
+def test_grad_scaler_changes_no_bit(unscale, skip_nonfinite, in_step):
     plain, scaled = net(), net()
-    optimizers = [sft.SelectiveAdamW(m.parameters(), 1e-2, skip_nonfinite=skip_nonfinite) for m in (plain, scaled)]
+    settings = dict(skip_nonfinite=skip_nonfinite, unscale_in_step=in_step)
+    optimizers = [sft.SelectiveAdamW(m.parameters(), 1e-2, **settings) for m in (plain, scaled)]
     train(plain, optimizers[0], 5)
     scaler = scaled_train(scaled, optimizers[1], 5, unscale=unscale)
     assert_same_bits(everything(plain, optimizers[0]), everything(scaled, optimizers[1]))
@@ -103,9 +105,10 @@ def test_grad_scaler_changes_no_bit(unscale, skip_nonfinite):
 
 
 @pytest.mark.parametrize("unscale", [False, True])
-def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale):
+@pytest.mark.parametrize("in_step", [False, True])
+def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale, in_step):
     model = net()
-    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, unscale_in_step=in_step)
     scaler = scaled_train(model, optimizer, 2)
     before = everything(model, optimizer)
     scaled_train(model, optimizer, 1, start=2, unscale=unscale, factor=float("inf"), scaler=scaler)
@@ -116,13 +119,32 @@ def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale):
     assert_weights_show_values(model)
 
 
-def test_two_groups_a_grad_scaler_and_skip_nonfinite_together():
+def test_who_divides_by_the_scale(monkeypatch):
+    """The scaler, so that gradients can be clipped; the step where it was asked to or where the scaler cannot."""
+    model, half = net(), nn.Linear(4, 4, dtype=torch.float16)
+    divided = []
+    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", lambda self, optimizer, of=torch.amp.GradScaler.unscale_: (
+        divided.append(optimizer), of(self, optimizer)))
+    ours = [sft.SelectiveAdamW(model.parameters(), unscale_in_step=in_step) for in_step in (False, True)]
+    for optimizer in ours:
+        scaled_train(model, optimizer, 1)
+    assert divided == ours[:1]
+    optimizer = sft.SelectiveAdamW(half.parameters(), 1e-2, weight_decay=0)
+    scaler, before = torch.amp.GradScaler("cpu", init_scale=16.0), half.weight.detach().clone()
+    scaler.scale(half(torch.ones(2, 4, dtype=torch.float16)).sum()).backward()
+    scaler.step(optimizer)
+    assert divided == ours[:1] and torch.allclose(half.weight, before - 1e-2, atol=1e-3)
+    assert copy.deepcopy(ours[1]).unscale_in_step
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+def test_two_groups_a_grad_scaler_and_skip_nonfinite_together(in_step):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     sft.convert(model, {"0.weight": sft.Columns([1]), "1.weight": sft.Entries([0, 7]), "1.bias": "all"})
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.2, "maximize": True}]
-    optimizer = sft.SelectiveAdamW(groups, skip_nonfinite=True)
+    optimizer = sft.SelectiveAdamW(groups, skip_nonfinite=True, unscale_in_step=in_step)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for bad, moves in ((False, True), (True, False), (False, True)):
         before = [p.detach().clone() for p in weights]
