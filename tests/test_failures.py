@@ -1,4 +1,7 @@
-"""A call that fails half-way (no CUDA, out of memory) leaves the model whole: nothing trained is lost, the next try succeeds."""
+"""A call that fails half-way (no CUDA, out of memory) leaves the model whole.
+
+Nothing trained is lost, and the next try succeeds.
+"""
 
 import copy
 import itertools
@@ -28,13 +31,13 @@ class OutOfMemory(TorchDispatchMode):
 
 
 def each_operation(prepare, stride=1):
-    """What `prepare` gives, after its call (the last of it) has failed at each operation in turn, or each `stride`th."""
+    """What `prepare` gives, after its call (the last) has failed at each `stride`th operation."""
     for at in itertools.count(1, stride):
         *things, act = prepare()
         try:
             with OutOfMemory(at):
                 act()
-        except RuntimeError as error:  # load_state_dict collects what fails and raises one of its own
+        except RuntimeError as error:  # load_state_dict raises one of its own
             assert "planted" in str(error)
             yield (*things, act)
         else:
@@ -43,9 +46,10 @@ def each_operation(prepare, stride=1):
 
 def looks(model):
     """All that convert, lean and revert change."""
-    modules = [
-        (type(m), sorted(m.__dict__), [*m._parameters], [*m._modules], len(m._forward_pre_hooks)) for m in model.modules()
-    ]
+    modules = []
+    for module in model.modules():
+        held = [*module._parameters], [*module._modules], len(module._forward_pre_hooks)
+        modules.append((type(module), sorted(module.__dict__), *held))
     return modules, [(name, p.requires_grad, p.tolist()) for name, p in model.named_parameters()]
 
 
@@ -91,7 +95,7 @@ def test_training_goes_on_with_the_same_bits_after_a_failed_move(name):
     with pytest.raises((torch.OutOfMemoryError, AssertionError, TypeError)):
         FAILED[name](model)
     model.float()  # torch leaves a dense model half cast, too
-    assert held == dict(model.named_parameters()), "the optimiser and the model hold the same parameters as before"
+    assert held == dict(model.named_parameters()), "the optimiser holds what the model holds"
     small_net.assert_same_bits(go_on(model, optimizer), expected)
     small_net.assert_weights_show_values(model)
 
@@ -120,7 +124,7 @@ def test_parameters_that_a_move_replaces():
         with pytest.raises(torch.OutOfMemoryError):
             model._apply(half_way)
         model.float()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)  # it leaves no trace but torch's hook
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)  # traceless
         small_net.train(model, optimizer, 2)
         small_net.loss_of(model, 0)
     finally:
@@ -130,14 +134,21 @@ def test_parameters_that_a_move_replaces():
 
 def small():
     torch.manual_seed(0)
-    return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU(), nn.LSTM(4, 4), nn.Linear(4, 2))
+    layers = nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU(), nn.LSTM(4, 4), nn.Linear(4, 2)
+    return nn.Sequential(*layers)
 
 
-SMALL_PLAN = {"1.weight": sft.Columns([1]), "3.weight_hh_l0": sft.Entries([1, 5]), "4.weight": sft.Rows([0]), "0.bias": "all"}
-MODELS = {
-    "small": (small, SMALL_PLAN, 1),
-    "llama": (tiny_llama, {"lm_head.weight": sft.Rows([1]), "model.layers.0.mlp.up_proj.weight": sft.Columns([0])}, 3),
+SMALL_PLAN = {
+    "0.bias": "all",
+    "1.weight": sft.Columns([1]),
+    "3.weight_hh_l0": sft.Entries([1, 5]),
+    "4.weight": sft.Rows([0]),
 }
+LLAMA_PLAN = {
+    "lm_head.weight": sft.Rows([1]),
+    "model.layers.0.mlp.up_proj.weight": sft.Columns([0]),
+}
+MODELS = {"small": (small, SMALL_PLAN, 1), "llama": (tiny_llama, LLAMA_PLAN, 3)}
 
 
 @pytest.mark.parametrize("lean", [False, True])

@@ -77,6 +77,19 @@ def test_convert():
     assert lines > 100
 
 
+def test_a_hook_whose_handle_was_not_kept(monkeypatch):
+    def register(module, hook, **options):
+        module._forward_hooks[-1] = hook
+        raise KeyboardInterrupt
+
+    model = build()
+    before = looks(model)
+    monkeypatch.setattr(nn.Module, "register_forward_hook", register)
+    with pytest.raises(KeyboardInterrupt):
+        sft.convert(model, PLAN)
+    assert looks(model) == before and not model[1]._forward_hooks
+
+
 def test_revert():
     before = looks(build())
 

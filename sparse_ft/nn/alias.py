@@ -98,6 +98,9 @@ class SelectedParameter(Selected):
         for handle in self._handles:
             handle.remove()
         self._deselect()
+        for hooks in (self.reader._forward_pre_hooks, self.reader._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]  # whose handle was lost: an interrupt came before it was kept
         if self.owner._modules.get(f"{self.name}_selected") is self:
             del self.owner._modules[f"{self.name}_selected"]
 

@@ -1,4 +1,4 @@
-"""Selections that stopped training silently: somebody put another module in the place of theirs, or froze them."""
+"""Selections that stopped training silently: their module was replaced, or they were frozen."""
 
 import warnings
 import weakref
@@ -9,8 +9,8 @@ from torch import nn
 from .state import NAME
 
 LOST = (
-    "does not train any more, its module was replaced after sft.convert (resized?); sft.revert(model), convert again, and make "
-    "a new optimiser"
+    "does not train any more, its module was replaced after sft.convert (resized?); "
+    "sft.revert(model), convert again, and make a new optimiser"
 )
 FROZEN = (
     "selected, but frozen since sft.convert (peft.get_peft_model freezes what is not its own), so no selection of this model "
@@ -25,17 +25,19 @@ _watched = weakref.WeakKeyDictionary()  # converted model -> the names of its se
 
 
 def watch(model: nn.Module, names: Iterable[str]) -> None:
-    """Let the first step of each optimiser of `model` look whether the selections `names` are still there."""
+    """Let the first step of each optimiser of `model` look whether `names` are still selected."""
     _watched[model] = tuple(names)
 
 
 def unwatch(model: nn.Module) -> None:
+    """Undo `watch`."""
     _watched.pop(model, None)
 
 
 def lost_from(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Those of the selections `names` that no module of `model` holds any more."""
-    held = {state.label for module in model.modules() if (state := module.__dict__.get(NAME)) is not None}
+    states = [module.__dict__.get(NAME) for module in model.modules()]
+    held = {state.label for state in states if state is not None}
     return [name for name in names if name not in held]
 
 

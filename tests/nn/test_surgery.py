@@ -1,4 +1,4 @@
-"""Whatever somebody does to a converted module, what does not train says so by name, and revert always works."""
+"""Whatever somebody does to a converted module: what does not train is named, revert works."""
 
 import copy
 import warnings
@@ -16,9 +16,10 @@ PRIVATE = "_sparse_ft"
 
 
 def linear_and_convolution():
-    """A layer that is replaced and one that is aliased; both have a weight whose matrix is [7, 10]."""
+    """A layer that is replaced, of weight [7, 10], and one that is aliased."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(10, 7), nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 7, 1), nn.Flatten(), nn.Linear(7, 2))
+    convolution = nn.Unflatten(1, (7, 1)), nn.Conv1d(7, 7, 1), nn.Flatten()
+    return nn.Sequential(nn.Linear(10, 7), *convolution, nn.Linear(7, 2))
 
 
 def converted(selection):
@@ -33,22 +34,33 @@ def converted(selection):
 
 
 def is_plain(model):
-    ours = [name for module in model.modules() for name in module.__dict__ if name.startswith(PRIVATE)]
-    hooks = [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
-    selected = [module for module in model.modules() if isinstance(module, sft.nn.Selected)]
-    return not ours and not hooks and not selected and all(p.requires_grad for p in model.parameters())
+    for module in model.modules():
+        ours = [name for name in module.__dict__ if name.startswith(PRIVATE)]
+        hooked = module._forward_pre_hooks or module._forward_hooks
+        if ours or hooked or isinstance(module, sft.nn.Selected):
+            return False
+    return all(parameter.requires_grad for parameter in model.parameters())
 
 
 def stored(module):
     return dict.__getitem__(module._parameters, "weight")
 
 
+def selected_of(module):
+    return module if isinstance(module, sft.nn.SelectiveLinear) else module.weight_selected
+
+
 def set_values(module, values):
-    (module if isinstance(module, sft.nn.SelectiveLinear) else module.weight_selected)._parameters["values"] = values
+    selected_of(module)._parameters["values"] = values
 
 
 def edit_index(module):
-    (module if isinstance(module, sft.nn.SelectiveLinear) else module.weight_selected).selection.index.add_(1)
+    selected_of(module).selection.index.add_(1)
+
+
+def lay_out_otherwise(module):
+    weight = stored(module)
+    weight.data = weight.data.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def other_weight(shape):
@@ -62,7 +74,7 @@ SURGERY = {
     "smaller": lambda m: other_weight((2, *stored(m).shape[1:]))(m),
     "larger": lambda m: other_weight((99, 3, 5)[: stored(m).dim()])(m),
     "transposed": lambda m: other_weight(stored(m).transpose(0, 1).shape)(m),
-    "other strides": lambda m: setattr(stored(m), "data", stored(m).data.transpose(0, 1).contiguous().transpose(0, 1)),
+    "other strides": lay_out_otherwise,
     "other dtype": lambda m: setattr(m, "weight", nn.Parameter(stored(m).detach().half())),
     "data": lambda m: setattr(stored(m), "data", torch.zeros(3, 3)),
     "none": lambda m: m._parameters.update(weight=None),
@@ -94,7 +106,7 @@ def test_what_has_no_place_any_more_is_named(place):
     SURGERY["data"](model[place])
     with pytest.raises(ValueError, match=rf"{place}.weight: .*\(3, 3\).*sft.revert"):
         model(torch.randn(2, 10))
-    with pytest.warns(UserWarning, match=rf"{place}.weight: .*\(3, 3\).*leaves the weight as it is"):
+    with pytest.warns(UserWarning, match=rf"{place}.weight: .*\(3, 3\).*leaves the weight as"):
         sft.revert(model)
     assert torch.equal(model[place].weight, torch.zeros(3, 3))
 
@@ -113,7 +125,7 @@ def test_trained_entries_are_written_back_whatever_the_strides():
 
 FORMS = {
     "prune": lambda module: prune.l1_unstructured(module, "weight", 0.3),
-    "custom prune": lambda module: prune.custom_from_mask(module, "weight", torch.ones_like(module.weight)),
+    "random prune": lambda module: prune.random_unstructured(module, "weight", 0.3),
     "weight_norm": weight_norm,
     "spectral_norm": spectral_norm,
     "parametrized weight_norm": parametrizations.weight_norm,
@@ -194,7 +206,8 @@ def test_a_resized_embedding_trains_on(no_grad):
     tokens = next(batches(1))
     loss_of(model, tokens).backward()
     optimizer.step()
-    with torch.set_grad_enabled(not no_grad), pytest.warns(UserWarning, match=r"embed_tokens.weight: .*\(40, 24\).*train on"):
+    says = pytest.warns(UserWarning, match=r"embed_tokens.weight: .*\(40, 24\).*train on")
+    with torch.set_grad_enabled(not no_grad), says:
         model.resize_token_embeddings(VOCABULARY + 8)
     embedding = model.model.embed_tokens
     assert embedding.values.requires_grad, "transformers gives the module the flag of its weight"
@@ -209,7 +222,8 @@ def test_a_resized_embedding_trains_on(no_grad):
         report = sft.summary(model)
         sft.revert(model)
     moved = (embedding.weight != before).any(1).nonzero().flatten().tolist()
-    assert embedding.weight.shape == (VOCABULARY + 8, 24) and set(moved) <= set(ROWS.index.tolist()) and moved
+    assert embedding.weight.shape == (VOCABULARY + 8, 24)
+    assert moved and set(moved) <= set(ROWS.index.tolist())
     assert report.trainable == 3 * 24 and not report.lost
 
 
@@ -217,8 +231,8 @@ def test_freezing_a_resized_embedding_is_possible():
     model = embedding_llama()
     with pytest.warns(UserWarning, match="resized"):
         model.resize_token_embeddings(VOCABULARY + 8)
+    model.model.embed_tokens.requires_grad_(False)  # may be meant for the weight: transformers
     model.model.embed_tokens.requires_grad_(False)
-    model.model.embed_tokens.requires_grad_(False)  # the first may be meant for the weight, as transformers means it
     assert not model.model.embed_tokens.values.requires_grad
 
 
@@ -268,9 +282,12 @@ def test_which_selections_follow_a_weight_of_another_size(selection, size, goes_
     assert torch.allclose(module.values.grad, module.selection.gather(dense.grad))
 
 
+HEAD_PLAN = {"lm_head.weight": sft.Rows([1]), "model.layers.0.mlp.up_proj.weight": sft.Rows([0])}
+
+
 def resized_head(optimizer_first):
     model = tiny_llama()
-    sft.convert(model, {"lm_head.weight": sft.Rows([1]), "model.layers.0.mlp.up_proj.weight": sft.Rows([0])})
+    sft.convert(model, HEAD_PLAN)
     optimizer = sft.SelectiveAdamW(model.parameters()) if optimizer_first else None
     model.resize_token_embeddings(VOCABULARY + 8)  # puts a new nn.Linear in the place of the head
     return model, optimizer or sft.SelectiveAdamW(model.parameters())
@@ -286,13 +303,13 @@ def test_a_selection_that_left_with_its_module_is_named(optimizer_first):
         warnings.simplefilter("error")
         optimizer.step()  # said once
     report = sft.summary(model)
-    assert report.lost == ("lm_head.weight",) and "LOST: the selection of 'lm_head.weight'" in str(report)
-    plan = {"lm_head.weight": sft.Rows([1]), "model.layers.0.mlp.up_proj.weight": sft.Rows([0])}
-    with pytest.raises(ValueError, match="model: lm_head.weight does not train any more.*sft.revert"):
-        sft.convert(model, plan)
+    assert report.lost == ("lm_head.weight",)
+    assert "LOST: the selection of 'lm_head.weight'" in str(report)
+    with pytest.raises(ValueError, match="model: lm_head.weight does not train.*sft.revert"):
+        sft.convert(model, HEAD_PLAN)
     sft.revert(model)
     assert all(p.requires_grad for p in model.parameters())
-    assert not sft.convert(model, plan).lost
+    assert not sft.convert(model, HEAD_PLAN).lost
 
 
 def test_an_optimizer_that_has_stepped_before_names_the_values_that_it_holds_in_vain():
@@ -303,7 +320,7 @@ def test_an_optimizer_that_has_stepped_before_names_the_values_that_it_holds_in_
         optimizer.step()
     model[0] = nn.Linear(10, 7)
     model(torch.randn(2, 10)).sum().backward()
-    with pytest.warns(UserWarning, match="0.weight: this optimiser holds values that train no weight"):
+    with pytest.warns(UserWarning, match="0.weight: this optimiser holds values that train no"):
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
