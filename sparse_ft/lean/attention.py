@@ -9,6 +9,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.weak import TensorWeakRef
 
 NAME = "sparse_ft_sdpa"
@@ -46,12 +47,32 @@ def attention_before(model):
 
     Changes nothing, so that a caller can keep what undoes the change before it is made.
     """
+    if not has_sdpa(model) or why_no_lean_attention(model):
+        return None
+    return _registered(_names(model.config), _copies(model))
+
+
+def _implementation(model):
+    """How a transformers model calls its attention; None for a model that has no such name."""
     config = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa" or not hasattr(model, "set_attn_implementation"):
-        return None
+    return getattr(config, "_attn_implementation", None) if hasattr(model, "set_attn_implementation") else None
+
+
+def has_sdpa(model: nn.Module) -> bool:
+    """Whether it is a transformers model whose attention is torch's."""
+    return _implementation(model) == "sdpa"
+
+
+def why_no_lean_attention(model: nn.Module) -> str:
+    """Why the attention of a transformers model stays what it is; "" where it is lean, or can be, or there is none."""
+    name = _implementation(model)
+    if name in (None, NAME):
+        return ""
+    if name != "sdpa":
+        return f"it is {name!r}, and the lean one stands in for 'sdpa'"
     if any(map(_asks_for_its_name, {cls.__module__ for module in model.modules() for cls in type(module).__mro__})):
-        return None
-    return _registered(_names(config), _copies(model))
+        return "the model does something of its own where its attention is called 'sdpa'"
+    return ""
 
 
 def use_lean_attention(model, before):

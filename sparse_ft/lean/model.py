@@ -5,7 +5,7 @@ import warnings
 from ..nn import SelectiveConv1D, SelectiveLinear
 from . import recognise
 from .attach import attach, attached, detach, lean_forward_of
-from .attention import attention_before, restore_attention, use_lean_attention
+from .attention import attention_before, has_sdpa, restore_attention, use_lean_attention, why_no_lean_attention
 from .causal_lm import head_forward, language_model_forward, language_models
 from .eight_bit import eight_bit_forward
 from .report import LeanReport, LeanRow
@@ -47,7 +47,7 @@ def lean(model, loss=False, eight_bit_inputs=False):
     except BaseException:
         restore_lean_state(model, before)
         raise
-    return LeanReport(rows, attention is not None, offers)
+    return LeanReport(rows, attention is not None, offers, why_no_lean_attention(model) or _not_taken(model, attention))
 
 
 def _lean_forward(module, eight_bit_inputs):
@@ -108,6 +108,10 @@ def restore_lean_state(model, state):
         model.__dict__.pop(_RECORD, None)
     else:
         model.__dict__[_RECORD] = record
+
+
+def _not_taken(model, attention):
+    return "" if attention is not None or not has_sdpa(model) else "transformers took no other one for this model"
 
 
 def is_lean(module):

@@ -12,6 +12,7 @@ import textwrap
 
 from torch import nn
 
+from ..nn import Selected
 from . import activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
 from .attach import ATTRIBUTES
 
@@ -31,23 +32,23 @@ TORCH = {
 
 # fingerprint of a forward -> what stands in for it, and who says so
 SAYS = {
-    "7ae286966607": norms.llama_forward,  # RMSNorm of Llama, Mistral, Mixtral, Qwen, Phi3 and a hundred more
-    "3c95aa8cccf4": norms.olmo_forward,  # Olmo2
-    "cf29215453a9": norms.gemma_forward,  # Gemma, Gemma2, Gemma3
-    "c594886c5acc": norms.t5_forward,  # T5, MT5, UMT5, LongT5
-    "5b8abf7af12a": gated.llama_mlp_forward,  # MLP of Llama, Mistral, Qwen, Gemma, Olmo and a hundred more
-    "e9de760a32ae": gated.phi3_mlp_forward,  # Phi3, GLM
-    "067167e5fe51": gated.t5_gated_forward,  # T5 v1.1, MT5, UMT5
-    "47d3b330865f": activations.tanh_gelu_forward,  # NewGELUActivation
-    "2ca0786daebb": activations.tanh_gelu_forward,  # FastGELUActivation
-    "3fad730aeb7c": activations.silu_forward,  # SiLUActivation
-    "a576c08f5308": activations.quick_gelu_forward,  # QuickGELUActivation
-    "90dff9e5529b": conv_layer.conv_layer_forward,  # ResNet, RegNet, RT-DETR's ResNet, PP-LCNet, UVDoc, BEiT's decoder
-    "9138ffa16e47": conv_layer.shortcut_forward,  # ResNet, RegNet, RT-DETR's ResNet
-    "161644707c56": conv_layer.conv_norm_forward,  # RT-DETR, D-FINE, LW-DETR, OmDet-Turbo, EfficientLoFTR
-    "525f44d3b463": activations.by_function,  # GELUActivation, GELUTanh: whatever function they hold
+    "012a37786a48": norms.llama_forward,  # RMSNorm of Llama, Mistral, Mixtral, Qwen, Phi3 and a hundred more
+    "7dc8a1f47b13": norms.olmo_forward,  # Olmo2
+    "1a9feb318b91": norms.gemma_forward,  # Gemma, Gemma2, Gemma3
+    "a01c2d8e0558": norms.t5_forward,  # T5, MT5, UMT5, LongT5
+    "2b9c40bdada3": gated.llama_mlp_forward,  # MLP of Llama, Mistral, Qwen, Gemma, Olmo and a hundred more
+    "a15bc5bf1420": gated.phi3_mlp_forward,  # Phi3, GLM
+    "5713f002f3f3": gated.t5_gated_forward,  # T5 v1.1, MT5, UMT5
+    "b4b12e613c89": activations.tanh_gelu_forward,  # NewGELUActivation
+    "fd3e39b694c2": activations.tanh_gelu_forward,  # FastGELUActivation
+    "744411886707": activations.silu_forward,  # SiLUActivation
+    "0a91a0c82131": activations.quick_gelu_forward,  # QuickGELUActivation
+    "05b6f3abee37": conv_layer.conv_layer_forward,  # ResNet, RegNet, RT-DETR's ResNet, PP-LCNet, UVDoc, BEiT's decoder
+    "c8e9eaf435a7": conv_layer.shortcut_forward,  # ResNet, RegNet, RT-DETR's ResNet
+    "30d8ac152658": conv_layer.conv_norm_forward,  # RT-DETR, D-FINE, LW-DETR, OmDet-Turbo, EfficientLoFTR
+    "8870749814f7": activations.by_function,  # GELUActivation, GELUTanh: whatever function they hold
 }
-EXPERTS_GATE = "24d6b70b11b1"  # of every experts class that gives none of its own
+EXPERTS_GATE = "7a340be1ef31"  # of every experts class that gives none of its own
 GATED = {gated.experts_gate: "act_fn"}
 GATED |= {gated.llama_mlp_forward: "act_fn", gated.phi3_mlp_forward: "activation_fn", gated.t5_gated_forward: "act"}
 
@@ -57,16 +58,38 @@ def lean_forward(module):
     kind = type(module)
     if kind in TORCH:
         return _usable(module, TORCH[kind])
-    if not kind.__module__.startswith("transformers."):
-        return None
-    if fingerprint(kind, "_apply_gate") == EXPERTS_GATE and module.is_concatenated:
-        return _usable(module, gated.experts_gate)
-    found = SAYS.get(fingerprint(kind))
-    if found:
-        return _usable(module, found)
-    if "Norm" in kind.__name__ or kind.__name__.endswith("MLP"):
-        return None, "its forward is not one that is known"
-    return None
+    if kind.__module__.startswith("transformers."):
+        if fingerprint(kind, "_apply_gate") == EXPERTS_GATE and module.is_concatenated:
+            return _usable(module, gated.experts_gate)
+        found = SAYS.get(fingerprint(kind))
+        if found:
+            return _usable(module, found)
+    why = _why_unknown(module)
+    return (None, why) if why else None
+
+
+ACTIVATIONS = "torch.nn.modules.activation", "transformers.activations"
+FRUGAL = {"Tanh", "Sigmoid", "Softmax", "Softmax2d", "LogSoftmax", "LinearActivation", "MultiheadAttention"}  # as lean as can be
+
+
+def _why_unknown(module):
+    """What a module that no lean forward is known for might win by one; "" where there is nothing to win."""
+    kind = type(module)
+    if kind.__module__ in ACTIVATIONS:
+        return "" if kind.__name__ in FRUGAL else "an activation that is not known"
+    if kind.__module__.startswith("torch."):
+        return "a dropout that is not known" if isinstance(module, nn.modules.dropout._DropoutNd) else ""
+    replaced = [base for base in TORCH if isinstance(module, base) and base is not nn.Linear]
+    if replaced and not isinstance(module, Selected):
+        return f"its class is not nn.{replaced[0].__name__} itself"
+    children, parameters = module._modules.keys(), module._parameters.keys()
+    leaf = not children
+    gated_mlp = kind.__name__.endswith("MLP") or {"gate_proj", "up_proj"} <= children or "gate_up_proj" in children
+    experts = "gate_up_proj" in parameters
+    convnet = {"convolution", "normalization"} <= children or {"conv", "norm"} <= children
+    if (leaf and "Norm" in kind.__name__) or gated_mlp or experts or convnet:
+        return "its forward is not one that is known"
+    return ""
 
 
 def attribute(forward):
@@ -105,7 +128,10 @@ def fingerprint(cls, *methods):
 
 
 def _said(function):
-    """The statements of a function, its first argument after self renamed to x, without docstring and annotations."""
+    """The statements of a function, its first argument after self renamed to x, without docstring and annotations.
+
+    As a tree whose text is the same under every release of Python, which `ast.unparse` and `ast.dump` are not.
+    """
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body
     body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
     names = [argument.arg for argument in tree.args.args if argument.arg != "self"]
@@ -113,4 +139,14 @@ def _said(function):
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and names and node.id == names[0]:
                 node.id = "x"
-    return "\n".join(map(ast.unparse, body))
+    return "\n".join(map(_text, body))
+
+
+def _text(node):
+    """A part of a syntax tree as text: what a release may add or leave out (empty fields, contexts, kinds) is not in it."""
+    if isinstance(node, list):
+        return f"[{' '.join(map(_text, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name not in ("ctx", "kind")]
+    return f"{type(node).__name__}({' '.join(f'{name}={_text(value)}' for name, value in fields)})"

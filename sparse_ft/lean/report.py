@@ -15,10 +15,12 @@ class LeanRow(NamedTuple):
 
 class LeanReport:
     """`.rows`, `.changed` and `.left` (names), `.attention` (whether padded attention is lean), `.offers` (classes of models
-    whose loss `loss=True` would make lean); prints as a table by class."""
+    whose loss `loss=True` would make lean), `.attention_left` (why the attention of a transformers model is not lean, or "");
+    prints as a table by class."""
 
-    def __init__(self, rows, attention, offers=()):
+    def __init__(self, rows, attention, offers=(), attention_left=""):
         self.rows, self.attention, self.offers = tuple(rows), attention, tuple(offers)
+        self.attention_left = attention_left
 
     @property
     def changed(self):
@@ -38,7 +40,8 @@ class LeanReport:
         return "\n".join([*lines, *self._end()])
 
     def _end(self) -> list[str]:
-        end = [f"{len(self.changed)} modules are lean, {len(self.left)} are left"]
+        end = [f"lean left its attention: {self.attention_left}"] if self.attention_left else []
+        end += [f"{len(self.changed)} modules are lean, {len(self.left)} are left"]
         for kind in dict.fromkeys(self.offers):
             end.append(
                 f"not asked for: the loss of {kind} without its logits, often a third of the peak of a training step; "
