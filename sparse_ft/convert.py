@@ -13,6 +13,7 @@ from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
+from .nn.reading import stored
 from .nn.selected import Selected, check_weight
 from .plan import ALL, Plan
 from .report import Report, Row
@@ -27,7 +28,7 @@ def matrix_shape(module, name):
     for everything else. name may be dotted. Raises KeyError for an unknown name.
     """
     owner, attribute = _owner(module, name)
-    shape = owner._parameters[attribute].shape
+    shape = stored(owner, attribute).shape
     if len(shape) == 0:
         raise ValueError(f"name: {name!r} is a scalar; it can train whole ('all') or not at all")
     if isinstance(owner, nn.modules.conv._ConvNd) and attribute == "weight":
@@ -166,7 +167,7 @@ def _owner(model, name):
     path, _, attribute = name.rpartition(".")
     try:
         owner = model.get_submodule(path)
-        found = owner._parameters[attribute] is not None
+        found = stored(owner, attribute) is not None
     except (AttributeError, KeyError):
         found = False
     if not found:
@@ -176,7 +177,7 @@ def _owner(model, name):
 
 def _find(model, name):
     owner, attribute = _owner(model, name)
-    return owner._parameters[attribute]
+    return stored(owner, attribute)
 
 
 def _meant(model: nn.Module, name: str) -> str:
@@ -225,7 +226,7 @@ def _readers(model):
 def _action(model, name, selection, readers, values_dtype):
     """Check one selected parameter and return the call that puts its selection in place."""
     owner, attribute = _owner(model, name)
-    weight = owner._parameters[attribute]
+    weight = stored(owner, attribute)
     check_weight(name, weight, values_dtype)
     shared = readers[_memory(weight)]
     if len(shared) > 1:
@@ -258,6 +259,8 @@ def _selective_class(owner, attribute, selection):
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
         check_embedding("embedding", owner)
     kind = type(owner)
+    if "forward" in owner.__dict__ and not is_lean(owner):
+        return None  # wrapped on the instance (accelerate's hooks, patches): what it calls reads the weight in its own way
     if kind is nn.Linear:
         return SelectiveLinear
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":

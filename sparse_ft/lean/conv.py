@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..double_backward import first_order
+from ..nn import stored
 from ..rebuild import unviewed
 from .attach import direct
 from .hollow import forget_input, hollow, may_forget, stand_in
@@ -29,7 +30,7 @@ def conv_forward(module, input):
         return conv_forward(module, input.unsqueeze(0)).squeeze(0)
     padded, padding = _pad(module, input)
     options = module.stride, padding, module.dilation, False, (0,) * dims, module.groups
-    return _convolution(padded, module._parameters["weight"], *trains, module.bias, options)
+    return _convolution(padded, stored(module, "weight"), *trains, module.bias, options)
 
 
 def conv_transpose_forward(module, input, output_size=None):
@@ -43,7 +44,7 @@ def conv_transpose_forward(module, input, output_size=None):
     )
     options = module.stride, module.padding, module.dilation, True, tuple(output_padding), module.groups
     batched = input.unsqueeze(0) if input.dim() == dims + 1 else input
-    output = _convolution(batched, module._parameters["weight"], *trains, module.bias, options)
+    output = _convolution(batched, stored(module, "weight"), *trains, module.bias, options)
     return output if batched is input else output.squeeze(0)
 
 
@@ -57,9 +58,10 @@ def _trains(module, input):
         return None
     if input.dim() - len(module.kernel_size) not in (1, 2):
         return None  # torch says what is wrong
-    if not module.weight.requires_grad:
-        return (None, None, None) if module.weight is weight else None
-    found = None if module.weight is weight else selected_channels(module)
+    read = module.weight
+    if not read.requires_grad:
+        return (None, None, None) if read is weight else None
+    found = None if read is weight else selected_channels(module)
     return found and (module.weight_selected.values, *found)
 
 
@@ -72,7 +74,7 @@ def selected_channels(module):
     if selection.kind == "rows":
         return 0, selection.index
     if selection.kind == "columns" and not torch.compiler.is_compiling():
-        channels = _whole_channels(selection.index, module._parameters["weight"][0, 0].numel())
+        channels = _whole_channels(selection.index, stored(module, "weight")[0, 0].numel())
         return None if channels is None else (1, channels)
     return None
 

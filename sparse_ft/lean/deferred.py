@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..linear_cross_entropy import linear_cross_entropy
-from ..nn import SelectiveLinear
+from ..nn import SelectiveLinear, stored
 
 
 class _Origin:
@@ -52,7 +52,7 @@ class DeferredLogits(torch.Tensor):
 
     @staticmethod
     def __new__(cls, origin, hidden, dtype, parent=None):
-        shape = *hidden.shape[:-1], origin.head.weight.size(0)
+        shape = *hidden.shape[:-1], stored(origin.head, "weight").size(0)
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=hidden.device, requires_grad=False)
 
     def __init__(self, origin, hidden, dtype, parent=None):
@@ -193,11 +193,13 @@ def _cross_entropy(
         return None
     origin, head, selected = input.origin, input.origin.head, {}
     origin.check()
+    weight = head.weight
     if isinstance(head, SelectiveLinear):
+        weight = stored(head, "weight")  # in step with its values by the line before
         selected = {"values": head.values, "selection": head._sparse_ft_state.selection}
     with origin.context():
         loss = linear_cross_entropy(
-            input.hidden, head.weight, target, head.bias, ignore_index=ignore_index, reduction=reduction, **selected
+            input.hidden, weight, target, head.bias, ignore_index=ignore_index, reduction=reduction, **selected
         )
     origin.took_loss = True
     return loss if origin.autocast else loss.to(input.dtype)

@@ -3,6 +3,7 @@
 from .alias import SelectedParameter
 from .embedding import SelectiveEmbedding
 from .linear import SelectiveConv1D, SelectiveLinear
+from .reading import stored
 from .selected import Selected
 
-__all__ = ["Selected", "SelectedParameter", "SelectiveConv1D", "SelectiveEmbedding", "SelectiveLinear"]
+__all__ = ["Selected", "SelectedParameter", "SelectiveConv1D", "SelectiveEmbedding", "SelectiveLinear", "stored"]

@@ -1,7 +1,9 @@
 """SelectedParameter: selected entries of a parameter that some module reads in its own way (convolutions, MHA, LSTM, norms).
 
-The reading module keeps its class, its state_dict keys and its pickle. While its forward runs, the parameter's name leads to
-an alias of the weight whose backward reduces the dense gradient to `values` at once: dense gradient, transient.
+The reading module keeps its class, its state_dict keys and its pickle. While its forward runs, the parameter's
+name leads to an alias of the weight whose backward reduces the dense gradient to `values` at once: dense gradient,
+transient. Who reads the parameter at another time (`module.forward(x)`, a pre-hook that computes the weight from
+it, a parent) gets such an alias too, by `reading.Parameters`.
 """
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from ..functional import alias
 from .loading import check_loaded
+from .reading import Parameters, stored
 from .selected import Selected, check_weight
 
 
@@ -21,7 +24,7 @@ class SelectedParameter(Selected):
 
     def __init__(self, owner, name, selection, shape, reader, label, values_dtype=None):
         super().__init__()
-        check_weight(label, owner._parameters[name])
+        check_weight(label, stored(owner, name))
         self.__dict__.update(owner=owner, name=name, reader=reader, _handles=[])
         self._begin(label)
         self._select(selection, shape, values_dtype)
@@ -29,9 +32,16 @@ class SelectedParameter(Selected):
         self._handles.append(reader.register_forward_pre_hook(self.before_forward))
         self._handles.append(reader.register_forward_hook(self.after_forward, always_call=True))
         self._handles.append(owner.register_load_state_dict_pre_hook(self._before_owner_loads))
+        parameters = None if self._is_flat() else Parameters.of(owner)
+        if parameters is not None:
+            parameters.selected[name] = self
+
+    def _is_flat(self):
+        """Recurrent modules read most weights from a list of their own, which must hold what is stored."""
+        return isinstance(self.owner, nn.RNNBase) and self.name in self.owner._flat_weights_names
 
     def _weight(self):
-        return self.owner._parameters[self.name]
+        return stored(self.owner, self.name)
 
     def __delattr__(self, name):
         if name == "values":
@@ -39,7 +49,7 @@ class SelectedParameter(Selected):
         super().__delattr__(name)
 
     def _weight_or_none(self):
-        return self.owner._parameters.get(self.name)
+        return self.owner._parameters.get(self.name)  # what is stored
 
     @staticmethod
     def of_reader(module):
@@ -62,8 +72,8 @@ class SelectedParameter(Selected):
     def after_forward(self, *_):
         if self._take_away() is None and torch.is_grad_enabled() and self._parameters["values"].requires_grad:
             raise RuntimeError(
-                f"{self._sparse_ft_state.label}: its reader calls itself or runs in several threads; a selection then gets part of its gradient "
-                f"only; train it whole ('all') or leave it out"
+                f"{self._sparse_ft_state.label}: its reader calls itself or runs in several threads; a selection then "
+                f"gets part of its gradient only; train it whole ('all') or leave it out"
             )
 
     after_forward.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
@@ -81,8 +91,7 @@ class SelectedParameter(Selected):
         self._put_flat(tensor)
 
     def _put_flat(self, tensor):
-        """Recurrent modules read their weights from a list of their own."""
-        if isinstance(self.owner, nn.RNNBase):
+        if self._is_flat():
             self.owner._flat_weights[self.owner._flat_weights_names.index(self.name)] = tensor
 
     def after_step(self, written, reached):
@@ -95,6 +104,7 @@ class SelectedParameter(Selected):
         Called again after an interrupt, it does the rest: the place in the model, by which it is found, goes last.
         """
         self._take_away()  # there still after an interrupted forward
+        Parameters.remove(self.owner, self.name)
         for handle in self._handles:
             handle.remove()
         self._deselect()

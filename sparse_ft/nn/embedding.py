@@ -4,13 +4,14 @@ from torch import nn
 
 from ..functional import selective_embedding
 from .linear import Adopted
+from .state import NAME
 
 
 class SelectiveEmbedding(Adopted, nn.Embedding):
     """`nn.Embedding` of which only the selected rows train.
 
-    weight: [num_embeddings, embedding_dim], frozen; reading it synchronises. values: [R, embedding_dim]. No tensor of the
-    table's size is made in forward, backward or step. max_norm, sparse and scale_grad_by_freq are refused by `from_embedding`.
+    weight: [num_embeddings, embedding_dim]; reading it synchronises, and leads the reader's gradient to values.
+    values: [R, embedding_dim]. No tensor of the table's size is made in forward, backward or step. max_norm, sparse and scale_grad_by_freq are refused by `from_embedding`.
     """
 
     @classmethod
@@ -22,9 +23,12 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
         return cls._from(embedding, selection)
 
     def forward(self, input):
+        parameters, state = self._parameters, self.__dict__.get(NAME)
+        if state is None:
+            return type(self).forward(self, input)  # see SelectiveLinear
         self.sync()
-        parameters, selection = self._parameters, self._sparse_ft_state.selection
-        return selective_embedding(input, parameters["weight"], parameters["values"], selection, self.padding_idx)
+        weight, values = parameters["weight"], parameters["values"]
+        return selective_embedding(input, weight, values, state.selection, self.padding_idx)
 
 
 def check_embedding(label, embedding):

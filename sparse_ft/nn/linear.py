@@ -3,20 +3,21 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..functional import apply_product, is_compiling, is_transformed, selective_product
 from .loading import check_loaded
+from .reading import read
 from .selected import Selected, check_weight, is_shown
 from .state import NAME
 
 
 def fresh_weight(self):
-    """The dense weight, frozen for autograd, showing `values` at the selected entries."""
+    """The dense weight, showing `values`; with gradients on, whoever reads it sends its gradient to them."""
     if "weight" not in self._parameters:
         raise AttributeError(f"{type(self).__name__} has no weight (it was deleted)")
-    self.sync()
-    return self._parameters["weight"]
+    return read(self)
 
 
 def adopt(cls, module, selection, label, values_dtype=None):
@@ -113,7 +114,7 @@ class Adopted(Selected):
 class SelectiveLinear(Adopted, nn.Linear):
     """`nn.Linear` of which only the selected entries train.
 
-    weight: [out_features, in_features], frozen; reading it synchronises. values: Parameter of
+    weight: [out_features, in_features]; reading it synchronises, and leads the reader's gradient to values. values: Parameter of
     `selection.values_shape(weight.shape)`, fp32 over 16-bit weights unless `sft.convert` was told
     otherwise. bias: [out_features] or None, trainable as it was.
     Kept for backward: see `sparse_ft.functional.selective_linear`.
@@ -133,7 +134,11 @@ class SelectiveLinear(Adopted, nn.Linear):
 
     def forward(self, input):
         own = self.__dict__  # host time: see `is_shown`
-        p, state = own["_parameters"], own["_sparse_ft_state"]
+        p, state = own["_parameters"], own.get("_sparse_ft_state")
+        if state is None:
+            return type(self).forward(self, input)  # reverted since someone kept this method (accelerate's hooks)
+        if input.is_nested:  # torch's encoder in eval mode makes such
+            return F.linear(input, self.weight, self.bias)
         weight, values, eager = p["weight"], p["values"], not (is_compiling() or is_transformed())
         if not (eager and is_shown(state, values, weight)):
             self.sync()
@@ -148,9 +153,11 @@ class SelectiveConv1D(Adopted):
     _input_dim = 0
 
     def forward(self, x):
+        p, state = self._parameters, self.__dict__.get(NAME)
+        if state is None:
+            return type(self).forward(self, x)  # see SelectiveLinear
         self.sync()
-        p = self._parameters
-        return selective_product(x, p["weight"], p["values"], self.bias, self._sparse_ft_state.part, 0)
+        return selective_product(x, p["weight"], p["values"], self.bias, state.part, 0)
 
     def extra_repr(self):
         return f"nf={self.nf}, nx={self.nx}, selection={self._sparse_ft_state.selection}"

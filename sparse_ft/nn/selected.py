@@ -163,14 +163,14 @@ class Selected(nn.Module):
         warn_of_resize(state)
 
     def requires_grad_(self, requires_grad=True):
-        """torch's. Who resizes a weight gives it back the flag that it had: where that froze the weight, values train on."""
+        """torch's. Who resizes a weight gives it back the flag that it had: then values train on, as they did."""
         state = self._sparse_ft_state
-        if requires_grad or not state.resized:
+        if not state.resized:
             return super().requires_grad_(requires_grad)
         state.resized = False
         for name, parameter in self.named_parameters():
             if name != "values":
-                parameter.requires_grad_(False)
+                parameter.requires_grad_(requires_grad and name != "weight")
         return self
 
     def _select(self, selection, shape, values_dtype=None):

@@ -13,8 +13,8 @@ class InBackward:
     """The hooks of one optimiser on its parameters, and who has stepped since its last `step()`.
 
     A hook runs once a backward, when every use of the parameter has been differentiated: those that saved its weight are
-    among them, so that the weight may be written. A use that the parameter's gradient does not pass through (a read of
-    `.weight` elsewhere) has saved an older version, and autograd says so.
+    among them, so that the weight may be written. A use that the parameter's gradient does not pass through (of a weight
+    from `named_parameters()`) has saved an older version, and autograd says so.
     """
 
     def __init__(self, optimizer):

@@ -146,13 +146,28 @@ def test_reentrant_checkpoints_of_different_layers():
     assert_same_ends(ends)
 
 
-def test_a_weight_read_past_its_layer_raises_instead_of_a_wrong_gradient():
+def test_a_weight_read_past_its_layer_waits_for_that_gradient():
+    ends = []
+    for flags in ({}, {"in_backward": True}):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 4, bias=False)
+        sft.convert(layer, {"weight": sft.Rows([1])})
+        optimizer = sft.SelectiveAdamW(layer.parameters(), 1e-2, **flags)
+        x = torch.ones(2, 4, requires_grad=True)
+        layer(torch.nn.functional.linear(x, layer.weight)).sum().backward()
+        optimizer.step()
+        ends.append((layer, optimizer))
+        assert x.grad.any()
+    assert_same_ends(ends)
+
+
+def test_a_stored_weight_read_past_its_layer_raises_instead_of_a_wrong_gradient():
     """The first product saved the weight, and no gradient of the layer waits for its backward."""
     layer = nn.Linear(4, 4, bias=False)
     sft.convert(layer, {"weight": sft.Rows([1])})
     optimizer = sft.SelectiveAdamW(layer.parameters(), 1e-2, in_backward=True)
     x = torch.ones(2, 4, requires_grad=True)
-    hidden = torch.nn.functional.linear(x, layer.weight)
+    hidden = torch.nn.functional.linear(x, dict(layer.named_parameters())["weight"])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         layer(hidden).sum().backward()
     assert optimizer.state
