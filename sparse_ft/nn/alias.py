@@ -96,7 +96,8 @@ class SelectedParameter(Selected):
 
     def after_step(self, written, reached):
         super().after_step(written, reached)
-        self.sync()  # at once: others than the reader may read this weight, and would not look
+        if self._weight_or_none() is not None:
+            self.sync()  # at once: others than the reader may read this weight, and would not look
 
     def remove(self):
         """Undo the constructor, but for requires_grad; the weight stays as it is.

@@ -2,11 +2,11 @@
 
 What can make the copy stale, and what tells:
 
-- an optimiser stepped: torch's own post-step hook, which fires for fused and third-party optimisers too (`_after_step`);
+- an optimiser stepped: torch's own post-step hook, which fires for fused and third-party optimisers too (`steps`);
 - `values` was written in place, moved or replaced: its version, data pointer and dtype (`state.Stamp`);
 - the weight was replaced or written by someone else: its data pointer and version.
 
-Bare writes through `.data` leave no trace; `sft.sync` is for those.
+Bare writes through `.data` leave no trace; `sft.sync` is for those that no optimiser's step goes before.
 """
 
 import warnings
@@ -15,99 +15,13 @@ import weakref
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .. import ops
 from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
-from .lost import warn_of_lost
 from .state import NAME, FromState, Held, Stamp, State
+from .steps import disown, own
 
 _is_compiling, _expired = torch.compiler.is_compiling, torch.UntypedStorage._expired  # host time: every forward asks
-
-_owners = {}  # id of values, while they live -> the Selected modules that have held them, weakly
-_live = weakref.WeakSet()  # every Selected module
-_checked = weakref.WeakSet()  # optimisers that were looked at for weights without their values
-_step_hook = None
-
-
-class _Owner(weakref.ref):
-    """A module that has held some values, and how it is called, which stays known when it is gone."""
-
-    __slots__ = ("label",)
-
-
-def owner_of(values):
-    """The one `Selected` module whose `values` this tensor is; None where there is none or more than one."""
-    owners = _owners_of(values)
-    return owners[0] if len(owners) == 1 else None
-
-
-def _owners_of(values):
-    return _holders(_owners.get(id(values), ()), values)
-
-
-def _holders(owners, values):
-    return [module for of in owners if (module := of()) is not None and module._parameters.get("values") is values]
-
-
-def _own(module, values):
-    """Remember that `module` has held `values`, until one of them is gone."""
-    if id(values) not in _owners:
-        weakref.finalize(values, _owners.pop, id(values), None).atexit = False
-    others = [reference for reference in _owners.get(id(values), ()) if reference() not in (None, module)]
-    owner = _Owner(module)
-    owner.label = module._sparse_ft_state.label
-    _owners[id(values)] = *others, owner
-
-
-def _after_step(optimizer, *_):
-    """torch calls this after the step of every optimiser: what it holds may have changed without any other trace."""
-    if optimizer not in _checked:
-        _checked.add(optimizer)
-        _warn_if_made_before_conversion(optimizer)
-    written = getattr(optimizer, "writes_through", False)
-    reached = getattr(optimizer, "got_gradient", _has_gradient)  # an optimiser may have used it and freed it
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            owners = _owners.get(id(parameter))
-            if owners is None:
-                continue
-            holders = _holders(owners, parameter)
-            for holder in holders:
-                holder.after_step(written, reached(parameter))
-            if not holders:
-                _warn_of_orphan(parameter)
-
-
-def _warn_of_orphan(values):
-    """An optimiser steps on values that train no weight any more: their module was replaced, or has other values."""
-    owners = _owners.pop(id(values))  # told once
-    warnings.warn(
-        f"{owners[-1].label}: this optimiser holds values that train no weight any more (the module was replaced, resized or "
-        f"reverted since); convert anew where needed, and make a new optimiser from model.parameters()",
-        stacklevel=4,
-    )
-
-
-def _has_gradient(parameter):
-    return parameter.grad is not None
-
-
-def _warn_if_made_before_conversion(optimizer):
-    """An optimiser that holds a weight but not the values that train in its place does nothing, silently."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    lost = [
-        module._sparse_ft_state.label
-        for module in _live
-        if id(module._parameters.get("values")) not in held and id(module._weight_or_none()) in held
-    ]
-    if lost:
-        warnings.warn(
-            f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values that train; "
-            f"make it after sft.convert, from model.parameters()",
-            stacklevel=4,
-        )
-    warn_of_lost(held)
 
 
 def is_shown(state, values, weight):
@@ -190,7 +104,7 @@ class Selected(nn.Module):
     def _deselect(self):
         """Undo `_select`, as far as it got. The `State` stays, for who is interrupted and calls again."""
         self.__dict__[NAME].selection = None  # first: it tells that the values are written back already
-        _live.discard(self)
+        disown(self)
         self._parameters.pop("values", None)
 
     def register_parameter(self, name, param):
@@ -200,16 +114,12 @@ class Selected(nn.Module):
 
     def _link(self, values):
         """Let the optimiser find this module through its values; called whenever they become another object."""
-        global _step_hook
-        if _step_hook is None:
-            _step_hook = register_optimizer_step_post_hook(_after_step)
         state, dim = self._sparse_ft_state, type(self)._input_dim
         index = state.selection.index
         state.tracked = values if index.is_inference() else index  # that has no version
         if dim is not None:
             state.part = state.selection.restrict(dim, state.matrix_shape[dim])
-        _live.add(self)
-        _own(self, values)
+        own(self, values)
         state.linked = values  # last: it says that all of this is done
 
     def __getstate__(self):
@@ -233,7 +143,7 @@ class Selected(nn.Module):
         if held is None or held.addresses != addresses or held.storage.expired():
             storage = StorageWeakRef(self._weight().untyped_storage())
             state.held = Held(addresses, storage, self._parameters["values"].detach(), weakref.ref(self._weight()))
-        state.shown = stamp
+        state.shown, state.suspected = stamp, None
 
     def after_step(self, written, reached):
         """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
@@ -244,13 +154,23 @@ class Selected(nn.Module):
             warnings.warn(
                 f"{state.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
                 f"reads it take part in the forward, through its own forward()?",
-                stacklevel=5,
+                stacklevel=6,
             )
-        if not written:
-            state.shown = None
-            weight = self._weight_or_none()
-            if weight is not None:
-                torch.autograd.graph.increment_version(weight)  # graphs that saved it are out of date, as in nn.Linear
+        if written:
+            return
+        state.shown = state.suspected = None
+        weight = self._weight_or_none()
+        if weight is not None:
+            torch.autograd.graph.increment_version(weight)  # graphs that saved it are out of date, as in nn.Linear
+
+    def after_foreign_step(self):
+        """An optimiser that does not hold `values` has stepped, perhaps a copy of them that is written back soon.
+
+        Nothing is written and no version moves now: the step may come between forward and backward of this module.
+        """
+        state = self._sparse_ft_state
+        if state.shown is not None:
+            state.suspected, state.shown = state.shown, None
 
     def sync(self, force=False):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
@@ -272,20 +192,25 @@ class Selected(nn.Module):
             raise ValueError(f"{state.label}: {why}; sft.revert(model), then convert again") from None
 
     def _show(self, state, force):
-        if not force and state.shown is not None:
+        quietly, last = False, state.shown or state.suspected
+        if not force and last is not None:
             if is_shown(state, self._parameters["values"], self._weight()):
                 return
-            if self._stamp().same_values(state.shown):
+            stamp = self._stamp()
+            quietly = stamp == state.suspected
+            if not quietly and stamp.same_values(last):
                 self._warn_if_overwritten()
         elif isinstance(self._parameters["values"], nn.Parameter):
             self._settle()  # an `_apply` that failed did not come to that
-        self._write()
+        self._write(quietly)
         self._mark_shown()
 
-    def _write(self):
-        values = self._parameters["values"]
+    def _write(self, quietly=False):
+        """quietly: no version moves, as none did when somebody wrote the values, if so: a backward may be pending."""
+        values, state = self._parameters["values"], self._sparse_ft_state
+        matrix = as_matrix(self._weight().data, state.matrix_shape) if quietly else self._matrix()
         with torch.no_grad():
-            ops.scatter_selected_(self._matrix(), values.detach(), *self._sparse_ft_state.selection.layout)
+            ops.scatter_selected_(matrix, values.detach(), *state.selection.layout)
 
     def write_back(self):
         """The last `sync`, before the values go. Whatever somebody did to the module: what has no place is lost with a warning."""
@@ -317,7 +242,7 @@ class Selected(nn.Module):
     def _apply(self, fn, recurse=True):
         """torch's, which goes from tensor to tensor and may fail between two. `values` go with the others, none is taken out."""
         values, state = self._parameters.get("values"), self._sparse_ft_state
-        state.shown = state.held = None  # first: who looks after a failure finds nothing that counts as shown
+        state.shown = state.suspected = state.held = None  # first: who looks after a failure finds nothing that counts as shown
         if values is None:
             return super()._apply(fn, recurse)
         kept = values, values.grad

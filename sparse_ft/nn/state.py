@@ -65,11 +65,15 @@ class State:
     part: tuple | None = None  # what backward needs of the input: `selection.restrict`
     linked: torch.Tensor | None = None  # the values through which optimisers find the module
     shown: Stamp | None = None  # None: the weight may not show the values
+    suspected: Stamp | None = None  # `shown` until an optimiser stepped that may step a copy of the values
+    claim: Any = None  # the `steps.Stepper` that steps the values; None: nobody has yet
     held: Held | None = None
 
     def for_copy(self) -> "State":
         """What a copy or a pickle of the module takes along."""
-        return dataclasses.replace(self, tracked=None, part=None, linked=None, shown=None, held=None)
+        return dataclasses.replace(
+            self, tracked=None, part=None, linked=None, shown=None, suspected=None, claim=None, held=None
+        )
 
 
 class FromState:

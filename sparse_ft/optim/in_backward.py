@@ -6,7 +6,7 @@ import weakref
 import torch
 from torch import distributed
 
-from ..nn.selected import owner_of
+from ..nn.steps import owner_of
 
 
 class InBackward:
@@ -34,6 +34,7 @@ class InBackward:
                 if p.requires_grad and id(p) not in self._hooks:
                     self._hooks[id(p)] = p.register_post_accumulate_grad_hook(self._step)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _step(self, p):
         optimizer = self._optimizer()

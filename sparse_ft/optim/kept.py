@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..nn.selected import owner_of
+from ..nn.steps import owner_of
 from ..ops._adamw_state import SIXTEEN_BITS, State
 from ..ops._eight_bit import num_blocks
 

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from ..nn.selected import owner_of
+from ..nn.steps import owner_of
 from ..ops import masked_adamw_
 from ..ops._rounding import seed_of
 from ..ops.masked_adamw import step_rows
@@ -59,7 +59,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
     its dtype. Weight decay acts on selected entries only. Raises ValueError that names the argument.
     """
 
-    writes_through = True  # tells `sparse_ft.nn.selected` that the weights show the new values already
+    writes_through = True  # tells `sparse_ft.nn.steps` that the weights show the new values already
     _backward = None  # the InBackward of one that steps there
 
     def __init__(
@@ -183,6 +183,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """Whether the last step had a gradient of it, for who wants to warn."""
         return id(parameter) in self._backward.reached if self._backward else parameter.grad is not None
 
+    @torch.compiler.disable(reason="the step of SelectiveAdamW is one compiled call a device already")
     @torch.no_grad()
     def step(self, closure=None):
         """One step on every parameter that has a gradient. closure: re-evaluates the model, its loss is returned.
@@ -314,7 +315,9 @@ def _linked(p):
     owner = owner_of(p)
     if owner is None:
         return None
-    weight = owner._weight()
+    weight = owner._weight_or_none()
+    if weight is None:
+        return None
     return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None
 
 

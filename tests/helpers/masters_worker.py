@@ -1,0 +1,115 @@
+"""One process that trains with master copies: `python masters_worker.py RANK WORLD FOLDER masters|1|2`; leaves FOLDER/RANK.pt.
+
+masters: a hand-written loop in which each rank steps its share of the flat fp32 copies, as ZeRO-1 and Megatron do. 1, 2: that
+stage of DeepSpeed's ZeRO.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from helpers import ranks
+from torch import distributed, nn
+
+import sparse_ft as sft
+
+STEPS, BATCH = 12, 8
+PLAN = {
+    "0.weight": sft.Rows([0, 3]),
+    "0.bias": sft.Entries([1, 2]),
+    "2.weight": sft.Columns([1, 4]),
+    "3.weight": sft.Entries([0, 5]),
+    "4.weight": "all",
+}
+
+
+def net():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 1))
+    sft.convert(model, PLAN)
+    return model
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.01)
+
+
+def loss_of(model, step, rank=0, world=1):
+    generator = torch.Generator().manual_seed(step)
+    x, y = (torch.randn(BATCH, n, generator=generator).chunk(world)[rank] for n in (8, 1))
+    return (model(x) - y).square().mean()
+
+
+def in_one_process(model):
+    optimizer = adam(trained(model))
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def flattened(tensors, world):
+    """One vector of all entries, padded so that each rank gets as many."""
+    flat = torch.cat([t.detach().flatten() for t in tensors])
+    return nn.functional.pad(flat, (0, -flat.numel() % world))
+
+
+def with_masters(model, rank, world):
+    """Flat copies, each rank steps its share of them; all write the whole back through `.data`."""
+    parameters = trained(model)
+    flat = flattened(parameters, world)
+    share = nn.Parameter(flat.chunk(world)[rank].clone())
+    optimizer = adam([share])
+    for step in range(STEPS):
+        loss_of(model, step, rank, world).backward()
+        gradient = flattened([p.grad for p in parameters], world)
+        distributed.all_reduce(gradient)
+        share.grad = gradient.div(world).chunk(world)[rank]
+        for p in parameters:
+            p.grad = None
+        optimizer.step()
+        distributed.all_gather(list(flat.chunk(world)), share.detach())
+        start = 0
+        for p in parameters:
+            p.data.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+
+
+def with_deepspeed(model, rank, world, stage):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    import deepspeed
+
+    for name in deepspeed.ops.__compatible_ops__:
+        deepspeed.ops.__compatible_ops__[name] = False  # or it compiles one, for a minute
+    config = {
+        "train_micro_batch_size_per_gpu": BATCH // world,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,  # 1.0 where nothing is said
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adam(trained(model)), config=config)
+    for step in range(STEPS):
+        engine.backward(loss_of(engine, step, rank, world))
+        engine.step()
+
+
+def main(rank, world, folder, how):
+    ranks.join(rank, world, folder)
+    model = net()
+    try:
+        with_masters(model, rank, world) if how == "masters" else with_deepspeed(model, rank, world, int(how))
+        result = sft.revert(model).state_dict()
+    except RuntimeError as error:
+        result = str(error)
+    torch.save(result, Path(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
