@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..nn.selected import owner_of
+from ..nn.steps import owner_of
 
 
 def groups_of(params: Any, no_decay: str | Iterable[str]) -> list:
