@@ -70,6 +70,13 @@ class Selection:
         self._check_unedited()
         return (self.kind, self.index, *self.block_size)
 
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits: equal for equal selections, on every device and machine, and for no others."""
+        described = f"{self.kind} {self.block_size} {tuple(self.index.shape)} "
+        index = self.index.to("cpu", torch.int64).contiguous().numpy()
+        return hashlib.sha256(described.encode() + index.astype("<i8", copy=False).tobytes()).hexdigest()[:32]
+
     def values_shape(self, shape):
         """Shape of `values` for a matrix of `shape` (rows, columns)."""
         self.check(shape)

@@ -353,3 +353,15 @@ def test_on_looks_at_the_ends_and_a_selection_written_by_hand_serves_what_it_fit
         selection.on((8, 7))
     with pytest.raises(ValueError, match="2 dimensions"):
         selection.on((8,))
+
+
+def test_digests_tell_selections_apart():
+    every = [
+        *SELECTIONS.values(), sft.Rows([1, 2]), sft.Columns([1, 2]), sft.Entries([1, 2]), sft.Rows([1, 3]), sft.Rows([1]),
+        sft.Blocks([[1, 2]], 2), sft.Blocks([[1, 2]], (2, 3)), sft.Blocks([[2, 1]], 2),
+    ]  # fmt: skip
+    for one in every:
+        assert len(one.digest) == 32
+        for other in every:
+            assert (one.digest == other.digest) == (one == other)
+    assert sft.Rows(torch.tensor([1, 2], dtype=torch.int32)).on((4, 4)).digest == copy.deepcopy(sft.Rows([1, 2])).digest

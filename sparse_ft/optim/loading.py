@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
+from ..nn.selected import owner_of
 from ..ops._eight_bit import num_blocks
 from .in_backward import name_of
 from .kept import ABSMAXES, Kept
 
+SELECTIONS = "selections"  # in the groups of a state_dict
 SETTINGS = "lr", "betas", "eps", "weight_decay"  # of a parameter group, without which there is no step
 
 
@@ -40,6 +42,8 @@ def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, kept: Kept) -> dic
             f"state_dict: its groups have {counts[0]} parameters, and this optimiser's {counts[1]}; it is of another model, "
             f"plan or no_decay"
         )
+    for pair in zip(saved, own):
+        _check_selections(*pair)
     groups = [_group(number, *pair, optimizer.defaults) for number, pair in enumerate(zip(saved, own))]
     state = dict(state_dict["state"])
     places = {number: (group, i) for group, of in zip(own, saved) for i, number in enumerate(of["params"])}
@@ -52,13 +56,34 @@ def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, kept: Kept) -> dic
     return {**state_dict, "state": state, "param_groups": groups}
 
 
+def selections_of(group: dict) -> list[str | None]:
+    """A digest of the selection of each parameter of a group; None for one that trains whole."""
+    owners = [owner_of(p) for p in group["params"]]
+    return [None if owner is None else owner._sparse_ft_state.selection.digest for owner in owners]
+
+
+def _check_selections(saved, own):
+    """State of another selection of the same size would go to entries that it is not of."""
+    there = saved.get(SELECTIONS)
+    if there is None:  # saved by another optimiser, or nothing was selected
+        return
+    for i, (theirs, ours) in enumerate(zip(there, selections_of(own))):
+        if theirs is not None and ours is not None and theirs != ours:
+            raise ValueError(
+                f"state_dict: {name_of(own, i)}: its state is of another selection than the one that trains here; convert with "
+                f"the plan that it was made under (sft.load, Plan.load)"
+            )
+
+
 def _group(number, saved, own, defaults):
     for name in SETTINGS:
         if name not in saved:
             raise ValueError(f"state_dict: its group {number} has no {name!r}; was it saved by another kind of optimiser?")
     if saved.get("amsgrad"):
         raise ValueError(f"state_dict: its group {number} has amsgrad=True, which SelectiveAdamW does not do")
-    return {**{name: own.get(name, default) for name, default in defaults.items()}, **saved}
+    settings = {name: own.get(name, default) for name, default in defaults.items()} | saved
+    settings.pop(SELECTIONS, None)
+    return settings
 
 
 def _boxed(loaded, p, name, kept):

@@ -11,7 +11,7 @@ from ..ops.masked_adamw import step_rows
 from .groups import groups_of
 from .in_backward import InBackward, name_of
 from .kept import ABSMAXES, Kept
-from .loading import SETTINGS, boxed, unboxed
+from .loading import SELECTIONS, SETTINGS, boxed, selections_of, unboxed
 from .prepared import PreparedRows
 from .skipping import SkippedSteps, any_nonfinite
 
@@ -133,6 +133,15 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self._count()
         if self._backward:
             self._backward.attach(len(self.param_groups) - 1)
+
+    def state_dict(self):
+        """As torch's; its groups also hold digests of what is selected, by which `load_state_dict` tells another selection."""
+        state = super().state_dict()
+        for group, saved in zip(self.param_groups, state["param_groups"]):
+            selections = selections_of(group)
+            if any(selections):
+                saved[SELECTIONS] = selections
+        return state
 
     def load_state_dict(self, state_dict):
         """As torch's, but state keeps its own dtypes where torch casts it to the parameter's.

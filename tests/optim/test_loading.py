@@ -5,8 +5,10 @@ import io
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from helpers.small_net import everything
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import sparse_ft as sft
 
@@ -178,3 +180,43 @@ def test_settings_that_the_saved_groups_lack_are_those_of_this_optimiser():
     plain = sft.SelectiveAdamW(model.parameters())
     rounded.load_state_dict(plain.state_dict())
     assert all(group["seed"] == 5 for group in rounded.param_groups)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.bias"])
+def test_state_of_another_selection_is_refused(name):
+    """Also where the model's own checkpoint is the weight alone, as for biases."""
+    plan = {"0.weight": sft.Columns([1, 2]), "0.bias": sft.Entries([0])}
+    other_plan = plan | {name: {"0.weight": sft.Columns([1, 3]), "0.bias": sft.Entries([2])}[name]}
+    made = []
+    for each in (plan, other_plan, dict(plan)):
+        model = nn.Sequential(nn.Linear(4, 4))
+        sft.convert(model, each)
+        made.append((model, sft.SelectiveAdamW(model.named_parameters())))
+        step(*made[-1])
+    (_, optimizer), (model, other), (_, same) = made
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file)
+    before = everything(model, other)
+    with pytest.raises(ValueError, match=rf"state_dict: 0\..*values: its state is of another selection"):
+        other.load_state_dict(state)
+    after = everything(model, other)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    same.load_state_dict(state)
+    assert "selections" in state["param_groups"][0] and "selections" not in same.param_groups[0]
+    torch.optim.AdamW(p for group in same.param_groups for p in group["params"]).load_state_dict(state)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_distributed_checkpoints_of_the_state(tmp_path):
+    (model, optimizer), (other, again) = two(), two()
+    step(model, optimizer)
+    state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    step(other, again)
+    into = {"optimizer": get_optimizer_state_dict(other, again)}
+    dcp.load(into, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    set_optimizer_state_dict(other, again, into["optimizer"])
+    for p, q in zip(optimizer.param_groups[0]["params"], again.param_groups[0]["params"], strict=True):
+        assert all(torch.equal(optimizer.state[p][name], again.state[q][name]) for name in optimizer.state[p])
