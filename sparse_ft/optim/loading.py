@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..nn.selected import owner_of
+from ..nn.steps import owner_of
 from ..ops._eight_bit import num_blocks
 from .in_backward import name_of
 from .kept import ABSMAXES, Kept
