@@ -59,7 +59,7 @@ def convert(model, plan, lean=False, values_dtype=None):
             )
         lost = lost_from(model, _selected_in(plan))
         if lost:
-            raise ValueError(f"model: {', '.join(lost[:3])} {LOST}")
+            raise ValueError(f"model: {', '.join(lost[:3])}: {LOST}")
         return _report(model, plan, make_lean(model) if lean else None)
     if not plan:
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")

@@ -9,8 +9,8 @@ from torch import nn
 from .state import NAME
 
 LOST = (
-    "does not train any more, its module was replaced after sft.convert (resized?); "
-    "sft.revert(model), convert again, and make a new optimiser"
+    "its selection is lost, for its module was replaced after sft.convert (resized?): it trains whole "
+    "or not at all; sft.revert(model), convert again, and make a new optimiser"
 )
 FROZEN = (
     "selected, but frozen since sft.convert (peft.get_peft_model freezes what is not its own), so no selection of this model "

@@ -77,14 +77,17 @@ class Selected(nn.Module):
         warn_of_resize(state)
 
     def requires_grad_(self, requires_grad=True):
-        """torch's. Who resizes a weight gives it back the flag that it had: then values train on, as they did."""
-        state = self._sparse_ft_state
-        if not state.resized:
-            return super().requires_grad_(requires_grad)
+        """torch's, for all but the weight, which stays frozen.
+
+        Who resizes a weight gives its module the flag that the weight had (transformers does): the first
+        False after that is no wish to freeze `values`.
+        """
+        state, weight = self._sparse_ft_state, self._weight_or_none()
+        keeps_values = state.resized and not requires_grad
         state.resized = False
         for name, parameter in self.named_parameters():
-            if name != "values":
-                parameter.requires_grad_(requires_grad and name != "weight")
+            if parameter is not weight and not (name == "values" and keeps_values):
+                parameter.requires_grad_(requires_grad)
         return self
 
     def _select(self, selection, shape, values_dtype=None):

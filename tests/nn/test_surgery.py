@@ -130,6 +130,7 @@ FORMS = {
     "spectral_norm": spectral_norm,
     "parametrized weight_norm": parametrizations.weight_norm,
     "parametrized spectral_norm": parametrizations.spectral_norm,
+    "parametrized orthogonal": parametrizations.orthogonal,
     "del": lambda module: delattr(module, "weight"),
     "plain tensor": lambda module: setattr(module, "weight", torch.zeros(7, 10)),
 }
@@ -152,7 +153,7 @@ def test_a_replaced_layer_takes_no_other_form_and_says_so(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-@pytest.mark.parametrize("name", [*FORMS][:6])
+@pytest.mark.parametrize("name", [*FORMS][:7])
 def test_an_aliased_parameter_takes_no_other_form_and_says_so(name):
     model, x = converted(sft.Rows([0, 6])), torch.randn(2, 10)
     before, parameters = model(x), [n for n, _ in model.named_parameters()]
@@ -220,6 +221,7 @@ def test_a_resized_embedding_trains_on(no_grad):
         model.resize_token_embeddings(VOCABULARY + 8)
     embedding = model.model.embed_tokens
     assert embedding.values.requires_grad, "transformers gives the module the flag of its weight"
+    assert not stored(embedding).requires_grad
     before = stored(embedding).detach().clone()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -234,6 +236,15 @@ def test_a_resized_embedding_trains_on(no_grad):
     assert embedding.weight.shape == (VOCABULARY + 8, 24)
     assert moved and set(moved) <= set(ROWS.index.tolist())
     assert report.trainable == 3 * 24 and not report.lost
+
+
+def test_a_layer_that_is_frozen_and_unfrozen():
+    model = converted(sft.Rows([0, 6]))
+    model[0].requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in model[0].parameters())
+    model[0].requires_grad_()
+    trainable = [name for name, parameter in model[0].named_parameters() if parameter.requires_grad]
+    assert trainable == ["bias", "values"]
 
 
 def test_freezing_a_resized_embedding_is_possible():
@@ -306,7 +317,7 @@ def resized_head(optimizer_first):
 def test_a_selection_that_left_with_its_module_is_named(optimizer_first):
     model, optimizer = resized_head(optimizer_first)
     loss_of(model, next(batches(1))).backward()
-    with pytest.warns(UserWarning, match="lm_head.weight: does not train any more.*sft.revert"):
+    with pytest.warns(UserWarning, match="lm_head.weight: its selection is lost.*sft.revert"):
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -314,7 +325,7 @@ def test_a_selection_that_left_with_its_module_is_named(optimizer_first):
     report = sft.summary(model)
     assert report.lost == ("lm_head.weight",)
     assert "LOST: the selection of 'lm_head.weight'" in str(report)
-    with pytest.raises(ValueError, match="model: lm_head.weight does not train.*sft.revert"):
+    with pytest.raises(ValueError, match="model: lm_head.weight: its selection is lost.*sft.revert"):
         sft.convert(model, HEAD_PLAN)
     sft.revert(model)
     assert all(p.requires_grad for p in model.parameters())
