@@ -58,7 +58,7 @@ class Case(NamedTuple):
     seed: int = 0
     dtype: str = "fp64"
     values_dtype: str | None = None
-    lean: str | None = None  # "before", "with" or "after" convert
+    lean: str | None = None  # "before", "with" or "after" convert; "loss": before, with the loss
     autocast: bool = False
     checkpointing: str | None = None
     accumulate: int = 1
@@ -67,6 +67,7 @@ class Case(NamedTuple):
     clip: float | None = None
     scaler: bool = False
     closure: bool = False
+    split: bool = False  # two optimisers, the second for every other parameter
     schedule: bool = False
     set_to_none: bool = True
     layout: str = "contiguous"
@@ -80,8 +81,12 @@ def draw(seed):
     """The case of a seed."""
     rng = random.Random(seed)
     network = draw_network(rng)
+    while not names_and_shapes(network):
+        network = draw_network(rng)
     dtype = rng.choice(("fp64", "fp64", "fp64", "fp32", "fp32", "bf16"))
     plan = draw_plan(rng, network)
+    if network.data.endswith(" loss") and dtype == "fp64":
+        dtype = "fp32"  # transformers takes its loss in fp32
     steps = rng.choice((2, 3, 4))
     case = Case(network, plan, seed=rng.randrange(1000), dtype=dtype, steps=steps)
     if dtype == "bf16":
@@ -97,10 +102,17 @@ def draw(seed):
         schedule=rng.random() < 0.3,
         input_grad=network.data in ("features", "sequence", "images") and rng.random() < 0.4,
         training=rng.random() < 0.85,
-        layout=rng.choice(("contiguous", "contiguous", "transposed", "sliced", "expanded")),
+        layout=rng.choice(("contiguous", "contiguous", "transposed", "sliced", "expanded", *channels_last(network))),
     )
+    if network.data.endswith(" loss") and case.lean is not None:
+        case = case._replace(lean="loss")
     case = draw_optimizer(rng, case)
     return case._replace(events=draw_events(rng, case))
+
+
+def channels_last(network):
+    """Not with a GroupNorm: torch 2.13 crashes in its backward where the bias trains and the weight does not."""
+    return () if any(layer.kind == "group norm" for layer in network.layers) else ("channels last",)
 
 
 def draw_network(rng):
@@ -114,13 +126,19 @@ def draw_network(rng):
     if data == "features":
         shape = (rng.randrange(2, 8),)
         kinds = [kind for kind in kinds if kind not in ("over tokens", "encoder", "decoder", "recurrent")]
-        batch = rng.choice((0, 1, 2, 5, 9))  # 0: one vector without a batch
+        batch = rng.choice((None, 0, 1, 2, 5, 9))  # None: one vector without a batch
     elif data == "sequence":
         shape = rng.choice(((4,), (5,), (2, 3)))[-rng.choice((1, 1, 2)) :] + (rng.randrange(2, 8),)
     else:
         shape = (rng.randrange(1, 6),)
-        layers = [Layer("a", "embedding", {"width": rng.randrange(2, 7), "padding_idx": rng.choice((None, 0, 3))})]
-    kinds.remove("parallel")
+        if rng.random() < 0.3:
+            mode = rng.choice(("sum", "mean", "max"))
+            bag = {"embedding_dim": rng.randrange(2, 7), "mode": mode, "padding_idx": rng.choice((None, 0, 3))}
+            layers = [Layer("a", "bag", bag)]
+        else:
+            layers = [Layer("a", "embedding", {"width": rng.randrange(2, 7), "padding_idx": rng.choice((None, 0, 3))})]
+    for kind in ("parallel", "reads", "called and read", "direct"):
+        kinds.remove(kind)
     for number in range(rng.randrange(1, 4)):
         kind = rng.choice(kinds)
         after = layers[-1].kind if layers else None
@@ -138,11 +156,18 @@ def draw_activation(rng, after=None):
 
 
 def draw_attention(rng):
-    return {"bias": rng.random() < 0.7, "batch_first": rng.random() < 0.5, "add_bias_kv": rng.random() < 0.2}
+    return {
+        "mask": rng.choice((None, None, "causal", "padded")),
+        "bias": rng.random() < 0.7,
+        "batch_first": rng.random() < 0.5,
+        "add_bias_kv": rng.random() < 0.2,
+        "dropout": rng.choice((0.0, 0.0, 0.3)),
+    }
 
 
 def draw_block(rng):
     return {
+        "dropout": rng.choice((0.0, 0.0, 0.3)),
         "activation": rng.choice(("relu", "gelu")),
         "norm_first": rng.random() < 0.5,
         "batch_first": rng.random() < 0.6,
@@ -185,7 +210,7 @@ FEATURES = {
     },
     "attention": draw_attention,
     "cross attention": lambda rng: {"bias": rng.random() < 0.7, "add_bias_kv": rng.random() < 0.2},
-    "encoder": draw_block,
+    "encoder": lambda rng: {**draw_block(rng), "mask": rng.choice((None, None, "causal", "padded"))},
     "decoder": draw_block,
     "recurrent": draw_recurrent,
     "twice": lambda rng: {"bias": rng.random() < 0.7},
@@ -194,6 +219,11 @@ FEATURES = {
     "bilinear": lambda rng: {"out": rng.randrange(1, 4), "bias": rng.random() < 0.7},
     "over tokens": lambda rng: {"out": rng.randrange(1, 6), "kernel_size": rng.choice((1, 3)), "padding": "same"},
     "prelu": lambda rng: {},
+    "dropout": lambda rng: {"p": rng.choice((0.3, 0.5))},
+    "reads": draw_linear,
+    "called and read": lambda rng: {"bias": rng.random() < 0.7},
+    "direct": draw_linear,
+    "weight norm": draw_linear,
 }
 
 
@@ -250,7 +280,7 @@ def names_and_shapes(network):
 def draw_plan(rng, network):
     shapes = names_and_shapes(network)
     share = rng.choice((0.2, 0.5, 1.0))
-    names = [name for name in shapes if rng.random() < share] or [rng.choice(list(shapes))] if shapes else []
+    names = [name for name in shapes if rng.random() < share] or [rng.choice(list(shapes))]
     return {name: draw_choice(rng, name, shapes[name]) for name in names}
 
 
@@ -265,10 +295,16 @@ def draw_choice(rng, name, shape):
 
 
 def draw_optimizer(rng, case):
-    name = rng.choice(tuple(OPTIMIZERS) + ("SelectiveAdamW",) * 6)
+    narrow = case.values_dtype == "bf16"  # what keeps more than bf16 holds
+    names = [name for name in OPTIMIZERS if narrow or not name.endswith(("correction", "stochastic_rounding"))]
+    if case.dtype == "bf16":  # torch 2.13's leaves whole vectors of bf16 parameters as they are
+        names.remove("SGD fused")
+    if case.dtype == "fp64" or case.values_dtype == "fp64":
+        names.remove("SelectiveAdamW optim_bits=8")
+    name = rng.choice(names + ["SelectiveAdamW"] * 6)
     decay = rng.choice((0.0, 0.1, 0.1))
     options = {"weight_decay": decay} if OPTIMIZERS[name].decays else {}
-    if OPTIMIZERS[name].family == "adamw" and rng.random() < 0.2:
+    if OPTIMIZERS[name].family.startswith("adamw") and rng.random() < 0.2:
         options["betas"] = rng.choice(((0.0, 0.99), (0.5, 0.9)))
     case = case._replace(optimizer=name, options=options)
     if OPTIMIZERS[name].in_backward:
@@ -278,16 +314,14 @@ def draw_optimizer(rng, case):
         closure=closure,
         clip=rng.choice((None, None, None, 0.1)),
         scaler=OPTIMIZERS[name].scales and not closure and rng.random() < 0.15,
+        split=len(case.plan) > 1 and not closure and rng.random() < 0.15,
     )
 
 
 def draw_events(rng, case):
     events = []
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
-        kinds = [kind for kind in EVENTS if EVENTS[kind].legal(case)]
-        if case.optimizer.startswith("Selective") and any(e.kind in ("deepcopy", "pickle") for e in events):
-            kinds = [kind for kind in kinds if kind not in ("deepcopy", "pickle")]
-        kind = rng.choice(kinds)
+        kind = rng.choice([kind for kind in EVENTS if EVENTS[kind].legal(case)])
         within = EVENTS[kind].within and rng.random() < 0.5
         events.append(Event(kind, rng.randrange(1, case.steps), rng.randrange(6), within))
     return tuple(sorted(events, key=lambda e: e.step))

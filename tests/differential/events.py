@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 import sparse_ft as sft
 
@@ -34,26 +35,92 @@ def gradients_lost(run, event, forward):
 
 def deepcopied(run, event, forward):
     run.leave_behind()
-    run.model, run.optimizer = copy.deepcopy((run.model, run.optimizer))
+    run.model, run.optimizers = copy.deepcopy((run.model, run.optimizers))
 
 
 def pickled(run, event, forward):
     run.leave_behind()
-    run.model, run.optimizer = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+    run.model, run.optimizers = pickle.loads(pickle.dumps((run.model, run.optimizers)))
+
+
+def saved(run):
+    """(model's state, [optimiser's state]) through a file."""
+    file = io.BytesIO()
+    torch.save((run.model.state_dict(), [optimizer.state_dict() for optimizer in run.optimizers]), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def saved_and_loaded(run, event, forward):
     """A fresh model, converted and loaded, goes on with a fresh optimiser, loaded too."""
-    file = io.BytesIO()
-    torch.save((run.model.state_dict(), run.optimizer.state_dict()), file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
+    weights, states = saved(run)
     run.leave_behind()
     frozen_name = run.thaw()
     run.make(seed=run.case.seed + 1)
     run.model.load_state_dict(weights)
-    run.optimizer.load_state_dict(state)
+    load_optimizers(run, states)
     run.freeze(frozen_name)
+
+
+def loaded_with_plan(run, event, forward):
+    """A fresh model that is not converted: the checkpoint brings the plan."""
+    weights, states = saved(run)
+    run.leave_behind()
+    frozen_name = run.thaw()
+    run.make_model(seed=run.case.seed + 1)
+    sft.load(run.model, weights)
+    if run.case.lean is not None:
+        sft.lean(run.model, loss=run.case.lean == "loss")
+    run.make_optimizers()
+    load_optimizers(run, states)
+    run.freeze(frozen_name)
+
+
+def load_optimizers(run, states):
+    for optimizer, state in zip(run.optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+
+
+def weights_loaded(run, event, forward):
+    """What a model without selections would load; values are gathered from it."""
+    run.model.load_state_dict(copy.deepcopy(sft.state_dict(run.model)))
+
+
+def masters_lost(run, event, forward):
+    with torch.no_grad():
+        for name, master in run.masters.items():
+            master.copy_(run.weights[name])
+
+
+def edited(run, event, forward):
+    """What trains is written in place."""
+    with torch.no_grad():
+        for name in run.plan:
+            run.trained(name).mul_(0.9)
+
+
+def edited_dense(run, event, forward):
+    with torch.no_grad():
+        for name, master in run.masters.items():
+            master.copy_(torch.where(run.masks[name], master * 0.9, master))
+    run.show()
+
+
+def vector_round_trip(run, event, forward):
+    """Writers that leave no trace, followed by sft.sync."""
+    trained = [run.trained(name) for name in run.plan]
+    vector = nn.utils.parameters_to_vector(trained).detach()
+    nn.utils.vector_to_parameters(vector * 0.9, trained)
+    sft.sync(run.model)
+
+
+def toggled(run, event, forward):
+    """Nothing requires grad for a while, as in adversarial training."""
+    flags = [(parameter, parameter.requires_grad) for parameter in run.model.parameters()]
+    run.model.requires_grad_(False)
+    run.seen.append(forward())
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
 
 
 def evaluated(run, event, forward):
@@ -90,14 +157,14 @@ def reverted_and_converted(run, event, forward):
     frozen_name = run.thaw()
     sft.revert(run.model)
     run.convert()
-    run.make_optimizer()
+    run.make_optimizers()
     run.freeze(frozen_name)
 
 
 def state_lost(run, event, forward):
     """The dense side of a new optimiser on values that are gathered from the weights."""
     gradients_lost(run, event, forward)
-    run.make_optimizer()
+    run.make_optimizers()
 
 
 def there_and_back(run, event, forward):
@@ -106,7 +173,7 @@ def there_and_back(run, event, forward):
 
 
 def made_lean(run, event, forward):
-    sft.lean(run.model)
+    sft.lean(run.model, loss=run.case.network.data.endswith(" loss"))
 
 
 def frozen(run, event, forward):
@@ -117,8 +184,20 @@ def always(case):
     return True
 
 
+def keeps_no_correction(case):
+    """The other half of an fp32 master is the optimiser's."""
+    return "correction" not in case.optimizer
+
+
+def is_of_one_dtype(case):
+    """Values and parameters that train whole fit one vector, whose dtype is theirs."""
+    return case.dtype != "bf16" and case.values_dtype in (None, case.dtype)
+
+
 def picklable(case):
-    """transformers' checkpointing registers a local function."""
+    """transformers' checkpointing registers a local function; torch refuses modules with parametrizations."""
+    if any(layer.kind == "weight norm" for layer in case.network.layers):
+        return False
     return case.checkpointing is None or case.network.data not in MODELS
 
 
@@ -126,6 +205,11 @@ EVENTS = {
     "deepcopy": Kind(deepcopied, gradients_lost, always),
     "pickle": Kind(pickled, gradients_lost, picklable),
     "save and load": Kind(saved_and_loaded, gradients_lost, always),
+    "load with plan": Kind(loaded_with_plan, gradients_lost, always),
+    "load weights": Kind(weights_loaded, masters_lost, keeps_no_correction),
+    "edit": Kind(edited, edited_dense, keeps_no_correction),
+    "vector": Kind(vector_round_trip, edited_dense, is_of_one_dtype),
+    "toggle": Kind(toggled, toggled, always),
     "eval": Kind(evaluated, evaluated, always, within=True),
     "no_grad": Kind(without_gradients, without_gradients, always, within=True),
     "inference_mode": Kind(inferred, inferred, always, within=True),

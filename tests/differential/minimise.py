@@ -13,7 +13,7 @@ def smaller(case):
     for number in range(len(case.events)):
         yield case._replace(events=case.events[:number] + case.events[number + 1 :])
     for field in (
-        "lean", "autocast", "checkpointing", "accumulate", "optimizer", "options", "clip", "scaler", "closure",
+        "lean", "autocast", "checkpointing", "accumulate", "optimizer", "options", "clip", "scaler", "closure", "split",
         "schedule", "set_to_none", "layout", "input_grad", "training", "values_dtype", "dtype",
     ):  # fmt: skip
         if getattr(case, field) != getattr(PLAIN, field):
@@ -44,7 +44,7 @@ def smaller(case):
     for event in case.events:
         if event.step > 1:
             yield case._replace(events=tuple(e._replace(step=e.step - 1) if e is event else e for e in case.events))
-    if case.network.batch > 1:
+    if case.network.batch not in (None, 1):
         yield case._replace(network=case.network._replace(batch=1))
 
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -67,21 +68,46 @@ def heads_of(width):
     return 2 if width % 2 == 0 else 1
 
 
+def as_sequences(x):
+    """[batch, tokens, width] of an input of any rank."""
+    return x[(None,) * (3 - x.dim())] if x.dim() <= 3 else x.flatten(0, -3)
+
+
 class OnSequences(nn.Module):
     """A layer that takes [batch, tokens, width], on an input of any rank."""
 
     def forward(self, x):
-        out = self.on_sequence(x.reshape(-1, x.shape[-2] if x.dim() > 1 else 1, x.shape[-1]))
+        out = self.on_sequence(as_sequences(x))
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
+def causal(tokens, x):
+    """Each token sees itself and those before it."""
+    return torch.full((tokens, tokens), float("-inf"), dtype=x.dtype).triu(1)
+
+
+def padded(x):
+    """The last token of every sequence but the first is padding, where there is more than one."""
+    mask = torch.zeros(x.shape[:2], dtype=torch.bool)
+    if x.shape[1] > 1:
+        mask[1:, -1] = True
+    return mask
+
+
 class SelfAttention(OnSequences):
-    def __init__(self, width, **options):
+    """mask: None, "causal" or "padded" (with batch_first)."""
+
+    def __init__(self, width, mask=None, **options):
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, heads_of(width), **options)
+        self.mask, self.attention = mask, nn.MultiheadAttention(width, heads_of(width), **options)
 
     def on_sequence(self, x):
-        return x + self.attention(x, x, x, need_weights=False)[0]
+        masks = {}
+        if self.mask == "causal":
+            masks["attn_mask"] = causal(x.shape[1] if self.attention.batch_first else x.shape[0], x)
+        if self.mask == "padded" and self.attention.batch_first:
+            masks["key_padding_mask"] = padded(x)
+        return x + self.attention(x, x, x, need_weights=False, **masks)[0]
 
 
 class CrossAttention(OnSequences):
@@ -98,18 +124,26 @@ class CrossAttention(OnSequences):
 
 
 class Encoder(OnSequences):
-    def __init__(self, width, **options):
+    def __init__(self, width, dropout=0.0, mask=None, batch_first=True, **options):
         super().__init__()
-        self.layer = nn.TransformerEncoderLayer(width, heads_of(width), 2 * width, dropout=0.0, **options)
+        self.mask, self.batch_first = mask, batch_first
+        self.layer = nn.TransformerEncoderLayer(
+            width, heads_of(width), 2 * width, dropout=dropout, batch_first=batch_first, **options
+        )
 
     def on_sequence(self, x):
-        return self.layer(x)
+        masks = {}
+        if self.mask == "causal":
+            masks["src_mask"] = causal(x.shape[1] if self.batch_first else x.shape[0], x)
+        if self.mask == "padded" and self.batch_first:
+            masks["src_key_padding_mask"] = padded(x)
+        return self.layer(x, **masks)
 
 
 class Decoder(OnSequences):
-    def __init__(self, width, **options):
+    def __init__(self, width, dropout=0.0, **options):
         super().__init__()
-        self.layer = nn.TransformerDecoderLayer(width, heads_of(width), width + 1, dropout=0.0, **options)
+        self.layer = nn.TransformerDecoderLayer(width, heads_of(width), width + 1, dropout=dropout, **options)
 
     def on_sequence(self, x):
         return self.layer(x, x.flip(1))
@@ -186,6 +220,39 @@ class Idle(nn.Module):
         return self.used(x)
 
 
+class Reads(nn.Module):
+    """Reads the weight of a layer that it never calls."""
+
+    def __init__(self, width, out, bias):
+        super().__init__()
+        self.linear = nn.Linear(width, out, bias)
+
+    def forward(self, x):
+        return F.linear(x, self.linear.weight, self.linear.bias)
+
+
+class CalledAndRead(nn.Module):
+    """Calls a layer and reads its weight, too, as tied heads do."""
+
+    def __init__(self, width, bias):
+        super().__init__()
+        self.linear = nn.Linear(width, width + 1, bias)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x)) @ self.linear.weight
+
+
+class Direct(nn.Module):
+    """Calls a layer's forward without the layer's hooks."""
+
+    def __init__(self, width, out, bias):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, out, bias)
+
+    def forward(self, x):
+        return self.linear.forward(self.norm.forward(x))
+
+
 class Bilinear(nn.Module):
     def __init__(self, width, out, bias):
         super().__init__()
@@ -203,7 +270,7 @@ class OverTokens(nn.Module):
         self.conv = nn.Conv1d(width, out, **options)
 
     def forward(self, x):
-        sequence = x.reshape(-1, x.shape[-2] if x.dim() > 1 else 1, x.shape[-1])
+        sequence = as_sequences(x)
         out = self.conv(sequence.transpose(1, 2)).transpose(1, 2)
         return out.reshape(*x.shape[:-1], out.shape[-1]) if out.shape[:2] == sequence.shape[:2] else out
 
@@ -240,6 +307,11 @@ FEATURE_LAYERS = {  # kind -> (width, options) -> (module, its output's width)
     "bilinear": lambda d, o: (Bilinear(d, o["out"], o["bias"]), o["out"]),
     "over tokens": lambda d, o: (OverTokens(d, **o), o["out"]),
     "prelu": lambda d, o: (nn.PReLU(), d),
+    "dropout": lambda d, o: (nn.Dropout(**o), d),
+    "reads": lambda d, o: (Reads(d, o["out"], o["bias"]), o["out"]),
+    "called and read": lambda d, o: (CalledAndRead(d, o["bias"]), d),
+    "direct": lambda d, o: (Direct(d, o["out"], o["bias"]), o["out"]),
+    "weight norm": lambda d, o: (nn.utils.parametrizations.weight_norm(nn.Linear(d, o["out"], o["bias"])), o["out"]),
 }
 
 
@@ -278,8 +350,12 @@ def build(network, seed, dtype):
     width, pooled = network.shape[0] if network.data == "images" else network.shape[-1], network.data != "images"
     for name, kind, options in network.layers:
         if kind == "embedding":
-            chain[name] = nn.Embedding(VOCABULARY, options["width"], padding_idx=options["padding_idx"])
-            width = options["width"]
+            chain[name], width = (
+                nn.Embedding(VOCABULARY, options["width"], padding_idx=options["padding_idx"]),
+                options["width"],
+            )
+        elif kind == "bag":
+            chain[name], width = nn.EmbeddingBag(VOCABULARY, **options), options["embedding_dim"]
         elif kind == "pool":
             chain[name], pooled = Pooled(), True
         elif pooled:
@@ -290,14 +366,22 @@ def build(network, seed, dtype):
 
 
 class Logits(nn.Module):
-    """A model of transformers, from tokens to logits."""
+    """A model of transformers, from tokens to logits; the last token of every sequence but the first is padding."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, tokens):
-        return self.model(tokens).logits
+        return self.model(tokens, attention_mask=(~padded(tokens)).long()).logits
+
+
+class Loss(Logits):
+    """A causal language model of transformers, from tokens to its own loss."""
+
+    def forward(self, tokens):
+        labels = tokens.masked_fill(tokens == 3, -100)
+        return self.model(tokens, attention_mask=(~padded(tokens)).long(), labels=labels).loss.reshape(1)
 
 
 def llama(dtype):
@@ -356,7 +440,15 @@ def gpt2(dtype):
     return Logits(transformers.GPT2LMHeadModel(config))
 
 
-MODELS = {"llama": llama, "bert": bert, "gpt2": gpt2}
+def llama_loss(dtype):
+    return Loss(llama(dtype).model)
+
+
+def gpt2_loss(dtype):
+    return Loss(gpt2(dtype).model)
+
+
+MODELS = {"llama": llama, "bert": bert, "gpt2": gpt2, "llama loss": llama_loss, "gpt2 loss": gpt2_loss}
 
 
 def checkpoint_blocks(model, how):

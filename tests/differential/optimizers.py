@@ -24,6 +24,7 @@ def adamw(params, lr, **options):
 
 FAMILIES = {
     "adamw": Family(adamw, True, 0.03),
+    "adamw maximize": Family(lambda ps, lr, **options: adamw(ps, lr, maximize=True, **options), True, 0.03),
     "adam": Family(lambda ps, lr: torch.optim.Adam(ps, lr, eps=EPS, foreach=False), False, 0.03),
     "sgd": Family(lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, foreach=False), False, 0.05),
     "nesterov": Family(lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, nesterov=True, foreach=False), False, 0.05),
@@ -59,7 +60,7 @@ class Ours(NamedTuple):
     decays: bool = True
     in_backward: bool = False
     scales: bool = True  # runs under a GradScaler
-    bf16_values: bool = False  # only for values in bf16
+    master: str | None = None  # the dtype of the dense run's copy of the weights, where it is not that of values
 
 
 def selective(**own):
@@ -75,6 +76,10 @@ OPTIMIZERS = {
     "SelectiveAdamW": Ours("adamw", selective()),
     "SelectiveAdamW skip_nonfinite": Ours("adamw", selective(skip_nonfinite=True)),
     "SelectiveAdamW in_backward": Ours("adamw", selective(in_backward=True), in_backward=True, scales=False),
+    "SelectiveAdamW maximize": Ours("adamw maximize", selective(maximize=True)),
+    "SelectiveAdamW correction": Ours("adamw", selective(correction=True), master="fp32"),
+    "SelectiveAdamW stochastic_rounding": Ours("adamw", selective(stochastic_rounding=True)),
+    "SelectiveAdamW optim_bits=8": Ours("adamw", selective(optim_bits=8)),
     "AdamW": Ours("adamw", torchs(AdamW, eps=EPS)),
     "AdamW foreach": Ours("adamw", torchs(AdamW, eps=EPS, foreach=True)),
     "AdamW fused": Ours("adamw", torchs(AdamW, eps=EPS, fused=True)),

@@ -19,7 +19,7 @@ SCALE = 256.0  # of a GradScaler: a power of two, which rounds nothing
 def inputs_of(case, step, part, dtype):
     """The input of one forward, in the memory layout that the case names."""
     network = case.network
-    shape = (network.batch, *network.shape) if network.batch else network.shape
+    shape = (network.batch, *network.shape) if network.batch is not None else network.shape
     generator = torch.Generator().manual_seed(1 + case.seed + 100 * step + part)
     if network.data not in ("features", "sequence", "images"):
         return torch.randint(VOCABULARY, shape, generator=generator)
@@ -28,6 +28,8 @@ def inputs_of(case, step, part, dtype):
         x = x.bfloat16().double()
     if case.layout == "expanded" and network.batch:
         return x[:1].to(dtype).expand(shape)
+    if case.layout == "channels last" and x.dim() in (4, 5):
+        return x.to(dtype, memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     if case.layout == "transposed" and x.dim() > 1:
         return x.to(dtype).transpose(0, -1).contiguous().transpose(0, -1)
     if case.layout == "sliced":
@@ -66,7 +68,7 @@ class Run:
                 for event in self.events_at(step, within=False):
                     self.happen(event, step)
                 if self.case.schedule:
-                    for group in self.optimizer.param_groups:
+                    for group in [group for optimizer in self.optimizers for group in optimizer.param_groups]:
                         group["lr"] = self.lr * 0.7**step
                 self.step(step)
             self.thaw()
@@ -84,12 +86,14 @@ class Run:
 
     def forward(self, x):
         context = torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        torch.manual_seed(self.case.seed)  # of dropout
         with context:
             return self.model(x)
 
     def backward(self, step):
         """The gradients of a step, from as many parts as the case accumulates; returns the loss."""
-        self.optimizer.zero_grad(set_to_none=self.case.set_to_none)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=self.case.set_to_none)
         self.zero_grad()
         total = 0.0
         for part in range(self.case.accumulate):
@@ -152,24 +156,24 @@ class Dense(Run):
             weight = self.weights[name]
             mask = torch.ones(weight.shape, dtype=torch.bool) if what == "all" else what.mask(self.shape(name))
             self.masks[name] = mask.view(weight.shape)
-        self.make_optimizer()
+        self.make_optimizers()
 
     def shape(self, name):
         return sft.matrix_shape(self.model, name)
 
-    def make_optimizer(self):
+    def make_optimizers(self):
         family = FAMILIES[OPTIMIZERS[self.case.optimizer].family]
         self.lr, self.decoupled = family.lr, family.decoupled
         self.masters = {name: self.master(name) for name in self.plan}
         options = {name: option for name, option in self.case.options.items() if name != "weight_decay"}
-        self.optimizer = family.make(list(self.masters.values()), family.lr, **options)
+        self.optimizers = [family.make(list(self.masters.values()), family.lr, **options)]
 
     def master(self, name):
         """What the optimiser steps: the weight, or a copy of it that is as wide as values are."""
         weight = self.weights[name]
         if self.exact or self.plan[name] == "all":
             return weight
-        chosen = self.case.values_dtype
+        chosen = OPTIMIZERS[self.case.optimizer].master or self.case.values_dtype
         wide = DTYPES[chosen] if chosen else torch.promote_types(torch.float32, weight.dtype)
         return weight if wide == weight.dtype else nn.Parameter(weight.detach().to(wide))
 
@@ -186,7 +190,7 @@ class Dense(Run):
     def step(self, step):
         self.backward(step)
         found = {}
-        decay, lr = self.case.options.get("weight_decay", 0.0), self.optimizer.param_groups[0]["lr"]
+        decay, lr = self.case.options.get("weight_decay", 0.0), self.optimizers[0].param_groups[0]["lr"]
         with torch.no_grad():
             for name, weight in self.weights.items():
                 master, mask = self.masters[name], self.masks[name]
@@ -208,7 +212,11 @@ class Dense(Run):
                     master.copy_(torch.where(self.masks[name], master * (1 - lr * decay), master))
                 else:
                     master.grad.add_((decay * master).masked_fill(~self.masks[name], 0))
-        self.optimizer.step()
+        self.optimizers[0].step()
+        self.show()
+
+    def show(self):
+        """The weights show their wider copies."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 if self.masters[name] is not weight:
@@ -234,26 +242,33 @@ class Selective(Run):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE) if case.scaler else None
 
     def make(self, seed):
+        self.make_model(seed)
+        if self.case.lean in ("before", "loss"):
+            sft.lean(self.model, loss=self.case.lean == "loss")
+        self.convert()
+        if self.case.lean == "after":
+            sft.lean(self.model)
+        self.make_optimizers()
+
+    def make_model(self, seed):
         self.model = build(self.case.network, seed, self.dtype).train(self.case.training)
         checkpoint_blocks(self.model, self.case.checkpointing)
         self.classes = {name: type(module) for name, module in self.model.named_modules()}
         self.flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
-        if self.case.lean == "before":
-            sft.lean(self.model)
-        self.convert()
-        if self.case.lean == "after":
-            sft.lean(self.model)
-        self.make_optimizer()
+        self.plan = self.plan_on(self.model)
 
     def convert(self):
         chosen = self.case.values_dtype
-        self.plan = self.plan_on(self.model)
         sft.convert(self.model, self.plan, lean=self.case.lean == "with", values_dtype=DTYPES[chosen] if chosen else None)
 
-    def make_optimizer(self):
+    def make_optimizers(self):
         ours = OPTIMIZERS[self.case.optimizer]
         self.lr = FAMILIES[ours.family].lr
-        self.optimizer = ours.make(self.model.parameters(), self.lr, **self.case.options)
+        parts = [list(self.model.parameters())]
+        if self.case.split:
+            trained = [self.trained(name) for name in self.plan]
+            parts = [trained[::2], trained[1::2]]
+        self.optimizers = [ours.make(part, self.lr, **self.case.options) for part in parts]
 
     def trained(self, name):
         """The parameter that trains in the place of `name`."""
@@ -280,20 +295,20 @@ class Selective(Run):
 
     def step(self, step):
         if self.case.closure:
-            self.optimizer.step(lambda: self.prepare(step))
+            self.optimizers[0].step(lambda: self.prepare(step))
             return
         self.prepare(step)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer) if self.scaler else optimizer.step()
         if self.scaler:
-            self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:
-            self.optimizer.step()
 
     def prepare(self, step):
         """Everything before the optimiser's step; returns the loss."""
         loss = self.backward(step)
         if self.scaler and self.case.clip is not None:
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         if not OPTIMIZERS[self.case.optimizer].in_backward:
             scale = self.scale if self.scaler and self.case.clip is None else 1.0
             found = {name: self.trained(name).grad for name in self.plan}

@@ -13,6 +13,7 @@ from differential.case import Choice, draw
 from differential.compare import Refused, failure
 from differential.events import EVENTS
 from differential.minimise import minimised, program
+from differential.networks import MODELS
 from differential.optimizers import OPTIMIZERS
 
 NUMBER, FIRST = map(int, os.environ.get("SPARSE_FT_DIFFERENTIAL", "400,0").split(","))
@@ -45,7 +46,7 @@ def test_cases_are_of_every_kind():
     assert {case.optimizer for case in cases} == set(OPTIMIZERS)
     assert {event.kind for case in cases for event in case.events} == set(EVENTS)
     assert {choice.kind for case in cases for choice in case.plan.values()} == {"rows", "columns", "blocks", "entries", "all"}
-    assert {case.network.data for case in cases} == {"features", "sequence", "tokens", "images", "llama", "bert", "gpt2"}
+    assert {case.network.data for case in cases} == {"features", "sequence", "tokens", "images", *MODELS}
 
 
 def test_a_planted_fault_is_found_and_made_small(monkeypatch):
