@@ -109,6 +109,16 @@ void selected_wgrad(Address grad_output, int64_t grad_output_stride, Address inp
   cpu_ops().selected_wgrad(operands, l, pointer(values), dtype(values_dtype, "values_dtype"), accumulate, thread_count(threads));
 }
 
+void dense_product(Address input, int64_t input_stride, Address weight, int64_t weight_stride, bool weight_transposed, Address bias,
+                   int64_t tokens, int64_t inner, int64_t columns, Address output, int threads) {
+  require(tokens >= 0, "tokens", tokens, "non-negative");
+  require(inner >= 0, "inner", inner, "non-negative");
+  require(columns >= 0, "columns", columns, "non-negative");
+  const DenseOperands operands{static_cast<const float*>(pointer(input)), input_stride, static_cast<const float*>(pointer(weight)),
+                               weight_stride, weight_transposed, static_cast<const float*>(pointer(bias)), tokens, inner, columns};
+  cpu_ops().dense_product(operands, static_cast<float*>(pointer(output)), thread_count(threads));
+}
+
 AdamWStorage storage(const StorageTuple& tuple, DType values) {
   const auto [correction, seed, exp_avg_absmax, exp_avg_sq_absmax] = tuple;
   const bool by_chance = seed >= 0;
@@ -323,6 +333,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("scatter_selected_", &scatter_selected_, NoGil());
   m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());
   m.def("selected_wgrad", &selected_wgrad, NoGil());
+  m.def("dense_product", &dense_product, NoGil());
   m.def("masked_adamw_", &masked_adamw_, NoGil());
   m.def("masked_adamw_cuda_", &masked_adamw_cuda_, NoGil());
   m.def("activation", &activation, NoGil());

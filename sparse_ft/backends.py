@@ -23,7 +23,8 @@ class Backends(dict):
 
 def backends():
     """Which implementation serves each op on each device, and why; a mapping that prints as a table."""
-    return Backends({op: dict(served) for op, served in ops.SERVED.items()})
+    known = {op: served() if callable(served) else served for op, served in ops.SERVED.items()}
+    return Backends({op: dict(served) for op, served in known.items()})
 
 
 def diagnosis():

@@ -243,11 +243,12 @@ __global__ void __launch_bounds__(1024, 2) spilling(const float* x, float* y) {
     assert done.returncode and "spill" in (done.stdout + done.stderr).lower(), done.stderr
 
 
+VECTORISED = "dense_product.cpp", "selected_wgrad.cpp"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def sanitized(folder, *flags, driver="asan_ops"):
-    """A driver of tests/native with the CPU core, under the sanitizers. The flags go to the one source that uses vectors."""
+    """A driver of tests/native with the CPU core, under the sanitizers. The flags go to the sources that use vectors."""
     common = [CXX, "-std=c++17", "-O1", "-g1", "-fno-strict-aliasing", "-Wno-psabi", *SANITIZERS, "-DSFT_VARIANT=baseline"]
     if subprocess.run(
         [*common, "-x", "c++", "-", "-o", str(folder / "probe")], input="int main() {}", text=True, capture_output=True
@@ -257,7 +258,7 @@ def sanitized(folder, *flags, driver="asan_ops"):
     for source in (*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / f"{driver}.cpp"):
         if source.name == "variants.cpp":
             continue
-        special = flags if source.name == "selected_wgrad.cpp" else ()
+        special = flags if source.name in VECTORISED else ()
         objects.append(folder / f"{source.stem}{'_'.join(special)}.o")
         if not objects[-1].exists():
             subprocess.run([*common, *special, "-c", str(source), "-o", str(objects[-1])], check=True)

@@ -20,6 +20,17 @@ struct WgradOperands {
   bool compact_input;  // kind columns only
 };
 
+// output [tokens, columns] = input [tokens, inner] · weight + bias, all float32.
+struct DenseOperands {
+  const float* input;  // [tokens, inner]
+  int64_t input_stride;
+  const float* weight;  // [inner, columns], or [columns, inner] when weight_transposed
+  int64_t weight_stride;
+  bool weight_transposed;
+  const float* bias;  // [columns], or null
+  int64_t tokens, inner, columns;
+};
+
 // How values and moments are kept in fewer bits than they are computed in; null and false where nothing is particular about them.
 struct AdamWStorage {
   int16_t* correction;  // [count]: with values in bfloat16 the master; moments are float32 then
@@ -81,6 +92,7 @@ struct CpuOps {
   void (*scatter_selected_)(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
                             int threads);
   void (*selected_wgrad)(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads);
+  void (*dense_product)(const DenseOperands& operands, float* output, int threads);
   bool (*masked_adamw_)(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads);
   void (*activation)(Rows input, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads);
   void (*activation_backward)(Rows grad_output, Rows input, DType dtype, int64_t rows, int64_t columns, Activation activation,
@@ -104,6 +116,7 @@ struct CpuOps {
   void gather_selected(const void*, DType, const Layout&, void*, DType, int);                                                         \
   void scatter_selected_(void*, DType, const Layout&, void*, DType, ScatterMode, int);                                                \
   void selected_wgrad(const WgradOperands&, const Layout&, void*, DType, bool, int);                                                  \
+  void dense_product(const DenseOperands&, float*, int);                                                                              \
   bool masked_adamw_(const AdamWTensor*, int64_t, bool, double, bool, int);                                                           \
   void activation(Rows, DType, int64_t, int64_t, Activation, void*, int);                                                             \
   void activation_backward(Rows, Rows, DType, int64_t, int64_t, Activation, void*, int);                                              \

@@ -11,14 +11,39 @@ namespace {
 constexpr int64_t kPackedBytes = 4 << 20;  // of what is packed between two waits, unless one chunk of kTokens alone needs more
 constexpr int64_t kUnitPanels = 16;        // of packing work: a KiB of every source row (AVX2)
 
+// packed [tokens, Width] = one panel of a source that has its columns outermost, [columns, tokens]: a transpose of small squares.
+// rows: how many of the source lie at `columns[0]` and after it; with fewer than whole squares it goes element by element.
+template <int Width, class T>
+void pack_transposed_panel(const T* source, int64_t stride, int64_t tokens, const int64_t* columns, int64_t rows, T* packed) {
+  constexpr int lanes = kLanes<T>, squares = (Width + lanes - 1) / lanes;
+  const bool whole = rows >= squares * lanes;
+  const int64_t vector_tokens = whole ? tokens / lanes * lanes : 0;
+  const T* from = source + columns[0] * stride;
+  for (int64_t t = 0; t < vector_tokens; t += lanes)
+    for (int s = 0; s < squares; ++s) {
+      Vec<T> token[lanes];
+      load_transposed(from + s * lanes * stride + t, stride, token);
+      // A store may reach past its token, into the next one, which is written after it; past the last there may be others' panels.
+      const int room = Width - s * lanes;
+      for (int c = 0; c < lanes; ++c) {
+        T* to = packed + (t + c) * Width + s * lanes;
+        if (room >= lanes || t + c + 1 < tokens) store(to, token[c]);
+        else memcpy(to, &token[c], room * sizeof(T));
+      }
+    }
+  for (int64_t t = vector_tokens; t < tokens; ++t)
+    for (int i = 0; i < Width; ++i) packed[t * Width + i] = source[columns[i] * stride + t];
+}
+
 // Some columns of one operand, cut into panels that are Width wide.
 template <int Width, class T>
 struct PackedPanels {
-  Operand source;  // [tokens, …]
+  Operand source;  // [tokens, …]; [columns, tokens] of T when transposed_columns
   DType dtype;
   int64_t count;
   int64_t* columns;  // [count * Width] of the source
   T* packed;         // [chunk, count, tokens, Width]
+  int64_t transposed_columns = 0;  // how many columns a source has that keeps them outermost, 0 for one that does not
 
   int64_t units() const { return divide_up(count, kUnitPanels); }
   int64_t chunk_elements() const { return count * kTokens * Width; }
@@ -27,6 +52,14 @@ struct PackedPanels {
   void pack_unit(int64_t unit, int64_t chunk, int64_t first_token, int64_t tokens) const {
     const int64_t begin = unit * kUnitPanels, some = smaller(kUnitPanels, count - begin);
     T* to = packed + chunk * chunk_elements() + begin * tokens * Width;
+    if (transposed_columns) {
+      const T* from = static_cast<const T*>(source.data) + first_token;
+      for (int64_t p = 0; p < some; ++p) {
+        const int64_t* names = columns + (begin + p) * Width;
+        pack_transposed_panel<Width>(from, source.stride, tokens, names, transposed_columns - names[0], to + p * tokens * Width);
+      }
+      return;
+    }
     pack<Width>(source, dtype, first_token, tokens, columns + begin * Width, some, to);
   }
 };
@@ -46,6 +79,7 @@ struct PackedProduct {
   PackedPanels<kWidth, T> b;
   int64_t stride;   // of the rows of the result
   bool accumulate;  // onto what the result holds; it may hold anything otherwise
+  const T* bias = nullptr;  // [columns of the result] that every sum starts from, or null: 0; not with accumulate
 
   int64_t units_per_chunk() const { return a.units() + b.units(); }
   int64_t tokens_of(int64_t chunk) const { return smaller(kTokens, tokens - chunk * kTokens); }
@@ -58,7 +92,9 @@ struct PackedProduct {
 
   void add_tile(const PackedTile<T>& tile, int64_t chunk, int64_t at) const {
     const int64_t count = tokens_of(chunk);
-    const bool add = accumulate || chunk > 0;
+    if (bias && chunk == 0)
+      for (int64_t m = 0; m < tile.height; ++m) memcpy(tile.result + m * stride, bias + tile.b_panel * kWidth, tile.width * sizeof(T));
+    const bool add = accumulate || chunk > 0 || bias;
     const T *a_panels = a.panel(at, tile.a_panel, count), *b_panels = b.panel(at, tile.b_panel, count);
     for (int64_t n = 0; n < tile.width; n += kWidth)
       for (int64_t m = 0; m < tile.height; m += kTileRows) {

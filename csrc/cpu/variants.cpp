@@ -13,7 +13,8 @@ struct Variant {
 };
 
 #define SFT_OPS(variant)                                                                                        \
-  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::masked_adamw_,      \
+  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::dense_product,      \
+    variant::masked_adamw_,                                                                                     \
     variant::activation, variant::activation_backward, variant::gated_product, variant::gated_product_backward, \
     variant::rms_norm, variant::rms_norm_backward, variant::positive_bits, variant::where_bits,                 \
     variant::batch_norm_, variant::batch_norm_backward, variant::max_pool }

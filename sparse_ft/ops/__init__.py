@@ -4,6 +4,7 @@ from ._library import SERVED
 from .activation import activation, activation_backward
 from .batch_norm import batch_norm_
 from .batch_norm_backward import batch_norm_backward
+from .dense_product import dense_product
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
@@ -20,6 +21,7 @@ __all__ = [
     "activation_backward",
     "batch_norm_",
     "batch_norm_backward",
+    "dense_product",
     "gated_product",
     "gated_product_backward",
     "gather_selected",

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import _native
 
 LIBRARY = torch.library.Library("sparse_ft", "DEF")
-SERVED = {}  # op -> {device: (implementation, why)}
+SERVED = {}  # op -> {device: (implementation, why)}, or a function that finds it out when asked
 
 _ORDINARY = torch.Tensor, torch.nn.Parameter
 HAS_TRITON = importlib.util.find_spec("triton") is not None

@@ -145,6 +145,25 @@ void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
   for (int64_t k = 0; k < rows * columns; ++k) expect(std::isfinite(output.get(k)) && std::isfinite(out.get(k)), "rms_norm", Layout{}, k);
 }
 
+// Rows that lie apart, the last one ending where its buffer ends.
+void dense(int64_t tokens, int64_t inner, int64_t columns, bool transposed) {
+  const int64_t lines = transposed ? columns : inner, line = transposed ? inner : columns, input_stride = inner + 3, weight_stride = line + 5;
+  Buffer input(kFloat32, (tokens - 1) * input_stride + inner, 1), weight(kFloat32, (lines - 1) * weight_stride + line, 2);
+  Buffer bias(kFloat32, columns, 3), output(kFloat32, tokens * columns);
+  const auto floats = [](Buffer& of) { return static_cast<float*>(of.data); };
+  for (const float* added : {static_cast<const float*>(nullptr), static_cast<const float*>(floats(bias))}) {
+    const DenseOperands operands{floats(input), input_stride, floats(weight), weight_stride, transposed, added, tokens, inner, columns};
+    for (int threads : {1, 3}) baseline::dense_product(operands, floats(output), threads);
+    for (int64_t k = 0; k < tokens * columns; ++k) {
+      double want = added ? bias.get(k % columns) : 0;
+      for (int64_t i = 0; i < inner; ++i)
+        want += input.get(k / columns * input_stride + i) *
+                weight.get(transposed ? k % columns * weight_stride + i : i * weight_stride + k % columns);
+      expect(std::fabs(output.get(k) - want) <= 1e-4 * (1 + inner), "dense_product", Layout{}, k);
+    }
+  }
+}
+
 void bits(DType dtype, int64_t count) {
   Buffer input(dtype, count, 1), output(dtype, count), relu(dtype, count);
   uint8_t* packed = static_cast<uint8_t*>(malloc((count + 7) / 8));
@@ -223,6 +242,9 @@ int main(int argc, char** argv) {
   for (DType dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
     for (DType other : {kFloat32, kFloat64, kBFloat16, kFloat16})
       for (const auto& shape : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {2, 513}, {40, 1030}}) rowwise(dtype, other, shape.first, shape.second);
+  for (bool transposed : {false, true})
+    for (const auto& inner_columns : {std::pair<int64_t, int64_t>{1, 1}, {5, 7}, {16, 32}, {17, 33}, {300, 70}})
+      for (int64_t tokens : {1, 12, 29}) dense(tokens, inner_columns.first, inner_columns.second, transposed);
   puts("every op stayed inside its buffers");
   return 0;
 }

@@ -116,6 +116,16 @@ def activation_backward(grad_output, input, activation, threads=2):
     return grad_input
 
 
+def dense_product(input, weight, transposed, bias=None, threads=2):
+    """input [T, K] · weight + bias; weight is [K, N], or [N, K] when transposed. Rows may lie apart."""
+    columns = weight.size(0) if transposed else weight.size(1)
+    output = torch.full((input.size(0), columns), float("nan"))
+    added = 0 if bias is None else bias.data_ptr()
+    sizes = *input.shape, columns
+    C.dense_product(*rows(input), *rows(weight), transposed, added, *sizes, output.data_ptr(), threads)
+    return output
+
+
 def gated_product(gate, up, activation, threads=2):
     output = torch.empty(gate.shape, dtype=gate.dtype)
     code = ACTIVATIONS.index(activation)

@@ -1,0 +1,61 @@
+// output [tokens, columns] = input · weight + bias in float32: a layer's forward, or its gradient to the input. The inner dimension is
+// cut into chunks of kTokens (what the panels call tokens): each is summed in registers, then added, so that errors stay small.
+#include "packed_product.h"
+
+namespace sparse_ft {
+namespace {
+
+constexpr int64_t kDensePart = 2304;  // of the output, either way: the packed operands of a chunk are 4.5 MiB
+constexpr int64_t kDenseHeight = 192, kDenseWidth = 256;  // a tile, as in matrix_panels.h
+static_assert(kDenseHeight % kTileRows == 0 && kDenseWidth % kTileColumns<float> == 0, "a tile is made of whole panels");
+
+// The numbers first … first + count - 1, the last repeated to fill the last panel.
+template <int Width>
+int64_t* count_up(int64_t first, int64_t count, int64_t* columns) {
+  for (int64_t i = 0; i < round_up(count, Width); ++i) columns[i] = first + smaller(i, count - 1);
+  return columns;
+}
+
+// Rows [m0, m0 + m) and columns [n0, n0 + n) of the output.
+void multiply_part(const DenseOperands& o, int64_t m0, int64_t m, int64_t n0, int64_t n, int64_t* rows, int64_t* columns, float* output,
+                   int threads) {
+  constexpr int64_t width = kTileColumns<float>;
+  const PackedPanels<kTileRows, float> input{
+      {o.input, o.input_stride}, kFloat32, divide_up(m, kTileRows), count_up<kTileRows>(m0, m, rows), nullptr, o.tokens};
+  const PackedPanels<kTileColumns<float>, float> weight{{o.weight, o.weight_stride},
+                                                        kFloat32,
+                                                        divide_up(n, width),
+                                                        count_up<kTileColumns<float>>(n0, n, columns),
+                                                        nullptr,
+                                                        o.weight_transposed ? o.columns : 0};
+  PackedProduct<float> product{o.inner, input, weight, o.columns, false, o.bias ? o.bias + n0 : nullptr};
+  const int64_t across = divide_up(n, kDenseWidth);
+  multiply_packed(product, divide_up(m, kDenseHeight) * across, 1, threads, [&](int64_t i) {
+    const int64_t y = i / across * kDenseHeight, x = i % across * kDenseWidth;
+    return PackedTile<float>{y / kTileRows, x / width, smaller(kDenseHeight, m - y), smaller(kDenseWidth, n - x),
+                             output + (m0 + y) * o.columns + n0 + x};
+  });
+}
+
+}  // namespace
+
+namespace SFT_VARIANT {
+
+void dense_product(const DenseOperands& o, float* output, int threads) {
+  if (o.tokens == 0 || o.columns == 0) return;
+  if (o.inner == 0) {
+    for (int64_t m = 0; m < o.tokens; ++m)
+      for (int64_t n = 0; n < o.columns; ++n) output[m * o.columns + n] = o.bias ? o.bias[n] : 0.0f;
+    return;
+  }
+  constexpr int64_t rows_most = kDensePart + kTileRows, columns_most = kDensePart + kTileColumns<float>;
+  const Workspace workspace(Pieces::bytes<int64_t>(rows_most) + Pieces::bytes<int64_t>(columns_most));
+  Pieces from = workspace.pieces();
+  int64_t *rows = from.cut<int64_t>(rows_most), *columns = from.cut<int64_t>(columns_most);
+  for (int64_t m0 = 0; m0 < o.tokens; m0 += kDensePart)
+    for (int64_t n0 = 0; n0 < o.columns; n0 += kDensePart)
+      multiply_part(o, m0, smaller(kDensePart, o.tokens - m0), n0, smaller(kDensePart, o.columns - n0), rows, columns, output, threads);
+}
+
+}  // namespace SFT_VARIANT
+}  // namespace sparse_ft
