@@ -11,7 +11,7 @@ from .messages import did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
-from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, restore
+from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, is_conv1d, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.reading import stored
 from .nn.selected import Selected, check_weight
@@ -263,7 +263,7 @@ def _selective_class(owner, attribute, selection):
         return None  # wrapped on the instance (accelerate's hooks, patches): what it calls reads the weight in its own way
     if kind is nn.Linear:
         return SelectiveLinear
-    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+    if is_conv1d(kind):
         return SelectiveConv1D
     if kind is nn.Embedding and selection.kind == "rows":
         return SelectiveEmbedding

@@ -88,6 +88,15 @@ def selective_product(input, weight, values, bias, part, input_dim):
     return apply(input, weight, values, bias, part, input_dim)
 
 
+def lean_product(input, weight, values, bias, part, input_dim):
+    """`selective_product` up to rounding: its dense products by whoever is fastest (`ops.dense_product`)."""
+    if is_compiling() or is_transformed():
+        return selective_product(input, weight, values, bias, part, input_dim)
+    if not torch.is_grad_enabled():
+        return _dense_product(input, weight, bias, input_dim)
+    return _apply_lean_product(input, weight, values, bias, part, input_dim)
+
+
 def _product(input, weight, bias, input_dim):
     if input_dim == 1:
         if input.dim() > 2 and not input.is_contiguous():
@@ -137,37 +146,73 @@ class _SelectiveProduct(torch.autograd.Function):
     def forward(ctx, input, weight, values, bias, part, input_dim):
         plain = input_dim == 1 and (input.dim() == 2 or input.is_contiguous())
         output = F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
-        kept, features, source = (), part[0], None
-        if values.requires_grad:
-            few = features is not None and FEW * features.size(0) < input.size(-1)
-            source = None if few or input.is_leaf else source_of(input)
-            kept = None if source is None else source.tensors()
-            if kept is None:
-                kept, source = (input if features is None else _keep(input, features, output.dtype),), None
-        ctx.save_for_backward(weight if input.requires_grad else None, *kept)
-        ctx.how = part, input_dim, source  # one attribute: each takes 0.2 µs
+        _save(ctx, input, weight, values, part, input_dim, output.dtype)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        refuse_double_backward("selective_linear")
-        weight, *kept = ctx.saved_tensors
-        (features, layout), input_dim, source = ctx.how
-        grad_input = grad_values = grad_bias = None
-        flat = _flat(grad_output)  # [T, out]
-        if weight is not None:
-            by = cast(weight, flat.dtype)
-            grad_input = flat @ (by if input_dim == 1 else by.T)
-            if grad_output.dim() != 2:
-                grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(input_dim))
-        if kept:
-            input = kept[0] if source is None else source.rebuild(kept, features)
-            input = cast(_flat(input), flat.dtype)  # [T, features]
-            operands = (flat, input) if input_dim == 1 else (input, flat)
-            grad_values = ops.selected_wgrad(*operands, *layout)
-        if ctx.needs_input_grad[3]:
-            grad_bias = flat.sum(0)
-        return grad_input, None, grad_values, grad_bias, None, None
+        return _gradients(ctx, grad_output, _matmul)
+
+
+def _save(ctx, input, weight, values, part, input_dim, dtype):
+    """Keep for backward what it needs: the weight for an input that needs a gradient, of the input what values need."""
+    kept, features, source = (), part[0], None
+    if values.requires_grad:
+        few = features is not None and FEW * features.size(0) < input.size(-1)
+        source = None if few or input.is_leaf else source_of(input)
+        kept = None if source is None else source.tensors()
+        if kept is None:
+            kept, source = (input if features is None else _keep(input, features, dtype),), None
+    ctx.save_for_backward(weight if input.requires_grad else None, *kept)
+    ctx.how = part, input_dim, source  # one attribute: each takes 0.2 µs
+
+
+def _gradients(ctx, grad_output, product):
+    """Of a `_SelectiveProduct`'s arguments. product(a, b): `a @ b.T`, for the gradient towards the input."""
+    refuse_double_backward("selective_linear")
+    weight, *kept = ctx.saved_tensors
+    (features, layout), input_dim, source = ctx.how
+    grad_input = grad_values = grad_bias = None
+    flat = _flat(grad_output)  # [T, out]
+    if weight is not None:
+        by = cast(weight, flat.dtype)
+        grad_input = product(flat, by.T if input_dim == 1 else by)
+        if grad_output.dim() != 2:
+            grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(input_dim))
+    if kept:
+        input = kept[0] if source is None else source.rebuild(kept, features)
+        input = cast(_flat(input), flat.dtype)  # [T, features]
+        operands = (flat, input) if input_dim == 1 else (input, flat)
+        grad_values = ops.selected_wgrad(*operands, *layout)
+    if ctx.needs_input_grad[3]:
+        grad_bias = flat.sum(0)
+    return grad_input, None, grad_values, grad_bias, None, None
+
+
+def _matmul(a, b):
+    return a @ b.T
+
+
+class _LeanProduct(_SelectiveProduct):
+    """In a lean model, whose results are the same up to rounding: both dense products by whoever is fastest."""
+
+    @staticmethod
+    def forward(ctx, input, weight, values, bias, part, input_dim):
+        output = _dense_product(input, weight, bias, input_dim)
+        _save(ctx, input, weight, values, part, input_dim, output.dtype)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return _gradients(ctx, grad_output, ops.dense_product)
+
+
+def _dense_product(input, weight, bias, input_dim):
+    """`_product` by whoever is fastest; torch's own, bit for bit, where that is torch."""
+    as_linear = weight if input_dim == 1 else weight.T
+    if ops.serves_dense(input, as_linear, bias):
+        return ops.dense_product(input, as_linear, bias)
+    return _product(input, weight, bias, input_dim)
 
 
 class _TracedProduct(_SelectiveProduct):
@@ -186,6 +231,7 @@ class _TracedProduct(_SelectiveProduct):
 
 # `apply` readies its arguments for torch.func first, which takes 4 µs of a call's 15 and serves nothing outside of it.
 apply_product = super(torch.autograd.Function, _SelectiveProduct).apply
+_apply_lean_product = super(torch.autograd.Function, _LeanProduct).apply
 
 
 class _SelectiveEmbedding(torch.autograd.Function):

@@ -64,7 +64,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         step = max(16, CHUNK_BYTES // (4 * weight.size(0)))
         for begin in range(0, hidden.size(0), step):
             part, classes = hidden[begin : begin + step], target[begin : begin + step, None]
-            logits = F.linear(part, weight.to(part.dtype), None if bias is None else bias.to(part.dtype)).to(wide)  # [c, V]
+            added = None if bias is None else bias.to(part.dtype)
+            logits = ops.dense_product(part, weight.to(part.dtype), added).to(wide)  # [c, V]
             norm = logits.logsumexp(1, keepdim=True)
             total += (norm - logits.gather(1, classes)).sum()
             if any(needs):
@@ -101,7 +102,11 @@ class _Gradients:
             self.of_bias += grad_logits.sum(0)
         grad_logits = grad_logits.to(part.dtype)
         if self.of_hidden is not None:
-            torch.mm(grad_logits, self.weight.to(part.dtype), out=self.of_hidden[begin : begin + part.size(0)])
+            weight, place = self.weight.to(part.dtype), self.of_hidden[begin : begin + part.size(0)]
+            if ops.serves_dense(grad_logits, weight.T):
+                place.copy_(ops.dense_product(grad_logits, weight.T))
+            else:
+                torch.mm(grad_logits, weight, out=place)
         if self.of_weight is not None:
             self.of_weight += grad_logits.T @ part
         if self.of_values is not None:

@@ -3,6 +3,7 @@
 import torch
 
 from ..rebuild import remember, select, source_of
+from .linear import selective_forward
 
 
 def eight_bit_forward(module, input):
@@ -16,7 +17,7 @@ def eight_bit_forward(module, input):
     eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if eager and input.grad_fn is not None and source_of(input) is None:
         kept = keep_in_eight_bits(input)
-    output = type(module).forward(module, input)
+    output = selective_forward(module, input)
     del kept  # the layer has saved it by now
     return output
 

@@ -12,12 +12,15 @@ import textwrap
 
 from torch import nn
 
-from ..nn import Selected
+from ..nn import Selected, SelectiveConv1D, SelectiveLinear
+from ..nn.linear import is_conv1d
 from . import activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
 from .attach import ATTRIBUTES
 
 TORCH = {
     nn.Linear: linear.linear_forward,
+    SelectiveLinear: linear.linear_forward,
+    SelectiveConv1D: linear.conv1d_forward,
     nn.RMSNorm: norms.torch_rms_norm_forward,
     nn.LayerNorm: norms.layer_norm_forward,
     nn.GELU: activations.gelu_forward,
@@ -58,6 +61,8 @@ def lean_forward(module):
     kind = type(module)
     if kind in TORCH:
         return _usable(module, TORCH[kind])
+    if is_conv1d(kind):
+        return _usable(module, linear.conv1d_forward)
     if kind.__module__.startswith("transformers."):
         if fingerprint(kind, "_apply_gate") == EXPERTS_GATE and module.is_concatenated:
             return _usable(module, gated.experts_gate)

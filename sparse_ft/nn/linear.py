@@ -147,6 +147,11 @@ class SelectiveLinear(Adopted, nn.Linear):
         return product(input, weight, values, bias, state.part, 1)
 
 
+def is_conv1d(kind: type) -> bool:
+    """Whether `kind` is transformers' `Conv1D`, which this package does not import."""
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
 class SelectiveConv1D(Adopted):
     """transformers' `Conv1D`, a linear layer whose weight is stored [in, out], of which only the selected entries train."""
 

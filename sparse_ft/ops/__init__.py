@@ -4,7 +4,7 @@ from ._library import SERVED
 from .activation import activation, activation_backward
 from .batch_norm import batch_norm_
 from .batch_norm_backward import batch_norm_backward
-from .dense_product import dense_product
+from .dense_product import dense_product, serves_dense
 from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
@@ -32,6 +32,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "scatter_selected_",
+    "serves_dense",
     "selected_wgrad",
     "selected_wgrad_",
     "selected_wgrad_grouped",

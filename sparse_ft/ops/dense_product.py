@@ -62,6 +62,8 @@ def server(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     """Who serves this product: what it depends on does not change while a program runs."""
     if input.dtype is not torch.float32 or weight.dtype is not torch.float32:
         return "torch"
+    if torch.compiler.is_compiling():
+        return "torch"
     library = choice().library
     if library == "torch" or weight.dim() != 2 or input.dim() == 0:
         return "torch"
@@ -77,6 +79,13 @@ def server(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
         return "torch"
     tensors = (input, weight) if bias is None else (input, weight, bias)
     return library if plain(tensors) and not torch.is_autocast_enabled("cpu") else "torch"
+
+
+def serves_dense(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> bool:
+    """Whether `dense_product` of these is somebody else's than torch's. Shapes as there."""
+    return server(input, weight, bias) != "torch"
 
 
 def dense_product_ref(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..messages import did_you_mean
+from ..nn.linear import is_conv1d
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -131,8 +132,7 @@ def _count_holders(model: nn.Module) -> dict[int, int]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether this is a linear layer that trains selectively as a class: nn.Linear or transformers' Conv1D."""
-    kind = type(module)
-    return kind is nn.Linear or (kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils")
+    return type(module) is nn.Linear or is_conv1d(type(module))
 
 
 def _adapters(model: nn.Module) -> set[nn.Module]:
