@@ -85,8 +85,7 @@ def _why_called(head: nn.Module, forwards: tuple) -> str:
 def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     """The output head of a language model: deferred logits during a training forward with labels."""
     if not torch.compiler.is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
-        weight = module._parameters["weight"]
-        if input.dtype == weight.dtype or torch.is_autocast_enabled(input.device.type):  # torch says what is wrong
+        if input.dtype == module.weight.dtype or torch.is_autocast_enabled(input.device.type):  # torch says what is wrong
             logits = DeferredLogits.of(module, input, linear_forward)
             _deferring.heads[-1][1].append(logits)
             return logits

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import textwrap
 
+import torch
 from torch import nn
 
 from ..nn import Selected, SelectiveConv1D, SelectiveLinear
@@ -89,7 +90,9 @@ def _why_unknown(module):
         return f"its class is not nn.{replaced[0].__name__} itself"
     children, parameters = module._modules.keys(), module._parameters.keys()
     leaf = not children
-    gated_mlp = kind.__name__.endswith("MLP") or {"gate_proj", "up_proj"} <= children or "gate_up_proj" in children
+    weights = [getattr(child, "weight", None) for child in module.children()]
+    products = sum(isinstance(weight, torch.Tensor) and weight.dim() == 2 for weight in weights)
+    gated_mlp = (kind.__name__.endswith("MLP") and products > 2) or any("gate_" in name for name in children)
     experts = "gate_up_proj" in parameters
     convnet = {"convolution", "normalization"} <= children or {"conv", "norm"} <= children
     if (leaf and "Norm" in kind.__name__) or gated_mlp or experts or convnet:

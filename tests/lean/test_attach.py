@@ -152,3 +152,17 @@ def test_revert_leaves_nothing_of_it(llama):
     born, _ = build("Llama")
     for module, twin in zip(model.modules(), born.modules(), strict=True):
         assert module.__dict__.keys() == twin.__dict__.keys()
+
+
+def test_replicas_of_data_parallel_take_the_lean_loss(llama):
+    """As nn.DataParallel makes them: their parameters are plain attributes, computed from the model's."""
+    model, _ = llama
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        replica._modules.update({name: replicas[child] for name, child in module._modules.items()})
+        for name, parameter in module._parameters.items():
+            replica.__dict__[name] = None if parameter is None else 1 * parameter
+    want, got = (twin(input_ids=IDS, labels=IDS) for twin in (model, replicas[model]))
+    assert got.logits is None and torch.equal(got.loss, want.loss)
+    got.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

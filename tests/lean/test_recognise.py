@@ -76,6 +76,12 @@ def test_what_cannot_win_is_not(make):
     assert sft.lean(nn.Sequential(make())).left == []
 
 
+def test_an_mlp_of_two_products_is_as_lean_as_its_parts():
+    model, _ = build("GPT-2")
+    report = sft.lean(model)
+    assert report.left == [] and "transformer.h.0.mlp.act" in report.changed
+
+
 def test_attention_that_is_left_is_named():
     model, _ = build("Llama")
     model.set_attn_implementation("eager")
