@@ -1,6 +1,7 @@
 """load and state_dict: checkpoints that bring their plan along, and checkpoints that know nothing of this library."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,12 +26,15 @@ def state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def load(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> Report:
+def load(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], process_group: Any = None
+) -> Report:
     """Load a checkpoint and what it says of the plan it was made under: converts `model` first if it is not converted.
 
     state_dict: what `model.state_dict()` gave, through `torch.save` and `torch.load` or not; it carries the plan
     and values_dtype. One without a plan (weights alone, or a file of tensors alone) is loaded into the model as it is: values
     are gathered from weights where they do not come along.
+    process_group: as in `sft.convert`; False where this process loads alone.
     Make the optimiser afterwards: what trains are new Parameters. Returns what trains.
 
     Raises ValueError for a model that is converted with another plan, RuntimeError for missing, unexpected or
@@ -40,7 +44,7 @@ def load(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> Report:
     convert_first = carried is not None and record is None
     if convert_first:
         plan, values_dtype = carried
-        convert(model, plan, values_dtype=values_dtype)
+        convert(model, plan, values_dtype=values_dtype, process_group=process_group)
     elif carried is not None and record[0] != carried[0]:
         raise ValueError(
             "model: converted with another plan than the checkpoint's; call sft.revert(model), then sft.load, then make "

@@ -16,6 +16,7 @@ from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.reading import stored
 from .nn.selected import Selected, check_weight
 from .plan import ALL, Plan
+from .ranks import Ranks, told
 from .report import Report, Row
 
 _RECORD = "_sparse_ft"  # on the converted model: its plan, the requires_grad flags it had, values_dtype
@@ -36,7 +37,7 @@ def matrix_shape(module, name):
     return shape[:-1].numel(), shape[-1]
 
 
-def convert(model, plan, lean=False, values_dtype=None):
+def convert(model, plan, lean=False, values_dtype=None, process_group=None):
     """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`, which prints what trains.
 
     model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is frozen. Selected
@@ -47,7 +48,16 @@ def convert(model, plan, lean=False, values_dtype=None):
     16-bit values want an optimiser that rounds well: see `SelectiveAdamW`.
     Converting again with an equal plan changes nothing. All or nothing: KeyError (unknown name), IndexError, TypeError or
     ValueError leave the model as it was.
+
+    process_group: in several processes (DDP), whose plans must be equal. None: those of all processes, where
+    torch.distributed is initialised by now, which all must call this then; a ProcessGroup: those of its ranks; False: this
+    process converts by itself (rank 0 alone, a stage of a pipeline). Plans that differ, and an error on any rank, raise on all.
     """
+    with Ranks("sft.convert", process_group) as ranks:
+        return _convert(model, plan, lean, values_dtype, ranks)
+
+
+def _convert(model, plan, lean, values_dtype, ranks):
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     record = record_of(model)
     if record is not None:
@@ -60,6 +70,7 @@ def convert(model, plan, lean=False, values_dtype=None):
         lost = lost_from(model, _selected_in(plan))
         if lost:
             raise ValueError(f"model: {', '.join(lost[:3])}: {LOST}")
+        _agree(ranks, plan, values_dtype)
         return _report(model, plan, make_lean(model) if lean else None)
     if not plan:
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")
@@ -90,6 +101,7 @@ def convert(model, plan, lean=False, values_dtype=None):
         watch(model, _selected_in(plan))
         attach(model, _on_its_matrices(model, plan), values_dtype)
         model.__dict__[_RECORD] = plan, flags, values_dtype
+        _agree(ranks, plan, values_dtype)
     except BaseException:
         model.__dict__.pop(_RECORD, None)
         detach(model)
@@ -100,6 +112,12 @@ def convert(model, plan, lean=False, values_dtype=None):
         raise
     warn_of_adapters(model)
     return report
+
+
+def _agree(ranks, plan, values_dtype):
+    """Raise on every rank unless all convert alike."""
+    if ranks.size > 1:
+        ranks.agree({"values_dtype": f"{values_dtype} #", **{name: told(what) for name, what in plan.items()}})
 
 
 def revert(model):

@@ -28,15 +28,16 @@ MIDDLE, TOP = 4, {"cli": 5, "__main__": 6, "": 7}
 MAY = {
     "report": (),
     "plan": (),
+    "ranks": (),
     "nn": (),
     "backends": (),
     "lean": ("nn",),
     "carried": ("nn", "plan"),
     "checkpoint": ("carried", "convert", "nn", "report"),
-    "convert": ("carried", "lean", "nn", "plan", "report"),
+    "convert": ("carried", "lean", "nn", "plan", "ranks", "report"),
     "optim": ("nn",),
     "memory": ("convert", "lean", "nn", "optim", "plan", "salience"),
-    "salience": ("convert", "nn", "plan"),
+    "salience": ("convert", "nn", "plan", "ranks"),
 }
 
 

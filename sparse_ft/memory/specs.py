@@ -46,7 +46,7 @@ def prepare(model, plan, dry, values_dtype=None):
                 for name, what in Plan(plan).items()
             }
         )
-    convert(model, plan, values_dtype=values_dtype)
+    convert(model, plan, values_dtype=values_dtype, process_group=False)
     return model
 
 

@@ -56,10 +56,10 @@ def warn_of_lost(held: set[int]) -> None:
             for selections, what in ((lost_from(model, names), LOST), (frozen_in(model), FROZEN)):
                 if selections:
                     more = f" and {len(selections) - 3} more" if len(selections) > 3 else ""
-                    warnings.warn(f"{', '.join(selections[:3])}{more}: {what}", stacklevel=5)
+                    warnings.warn(f"{', '.join(selections[:3])}{more}: {what}", stacklevel=7)
 
 
 def warn_of_adapters(model: nn.Module) -> None:
     """Say what PEFT's own saving leaves out, where it has put its adapters into a model that is converted now."""
     if getattr(model, "peft_config", None) and hasattr(model, "save_pretrained"):
-        warnings.warn(ADAPTERS, stacklevel=3)
+        warnings.warn(ADAPTERS, stacklevel=4)

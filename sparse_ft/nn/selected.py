@@ -157,7 +157,7 @@ class Selected(nn.Module):
             warnings.warn(
                 f"{state.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
                 f"reads it take part in the forward, through its own forward()?",
-                stacklevel=6,
+                stacklevel=7,
             )
         if written:
             return

@@ -138,7 +138,7 @@ def _warn_of_orphan(values):
     warnings.warn(
         f"{owners[-1].label}: this optimiser holds values that train no weight any more (the module was replaced, resized or "
         f"reverted since); convert anew where needed, and make a new optimiser from model.parameters()",
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -187,6 +187,6 @@ def _warn_if_made_before_conversion(optimizer):
         warnings.warn(
             f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values that train; "
             f"make it after sft.convert, from model.parameters()",
-            stacklevel=5,
+            stacklevel=6,
         )
     warn_of_lost(held)

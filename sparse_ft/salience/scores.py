@@ -17,18 +17,19 @@ def magnitude_scores(weights):
         yield name, weight.detach().abs()
 
 
-def gradient_scores(model, weights, batches, loss):
+def gradient_scores(model, weights, batches, loss, ranks):
     """|E g|: the absolute mean gradient over `batches` (SMT, GPS, SIFT). Yields (name, score).
 
+    ranks: the processes whose batches count (`sparse_ft.ranks`); all have the same scores then.
     Holds one dense gradient of the targets together. The model and the random states are afterwards as they were (see
     `untouched`), and no hook of a parameter runs.
     """
-    gradients = _mean_gradients(model, weights, batches, loss)
+    gradients = _mean_gradients(model, weights, batches, loss, ranks)
     for name in list(gradients):
         yield name, gradients.pop(name).abs_()
 
 
-def _mean_gradients(model, weights, batches, loss):
+def _mean_gradients(model, weights, batches, loss, ranks):
     _check_can_differentiate(weights)
 
     def run(saved):
@@ -39,6 +40,8 @@ def _mean_gradients(model, weights, batches, loss):
         return seen, {name: weight.grad for name, weight in collecting.items()}
 
     seen, gradients = untouched(model, run)
+    gradients = {name: None if g is None else g.to_dense() if g.is_sparse else g for name, g in gradients.items()}
+    seen, gradients = _over_ranks(ranks, weights, seen, gradients)
     if not seen:
         raise ValueError("batches: expected at least one batch for score='gradient', got none")
     dead = [name for name, gradient in gradients.items() if gradient is None]
@@ -47,7 +50,22 @@ def _mean_gradients(model, weights, batches, loss):
             f"targets: no gradient reached {', '.join(map(repr, dead[:3]))}; the loss does not depend on "
             f"{'it' if len(dead) == 1 else 'them'}; name the others in targets="
         )
-    return {name: (g.to_dense() if g.is_sparse else g).div_(seen) for name, g in gradients.items()}
+    return {name: gradient.div_(seen) for name, gradient in gradients.items()}
+
+
+def _over_ranks(ranks, weights, seen, gradients):
+    """The number of batches and the sums of gradients over all ranks; None where none reached a weight on any of them."""
+    if ranks.size == 1:
+        return seen, gradients
+    ranks.agree({name: f"{tuple(weight.shape)} of {weight.dtype} #" for name, weight in weights.items()})
+    told = ranks.exchange((seen, [name for name, gradient in gradients.items() if gradient is not None]))
+    reached = {name for _, names in told for name in names}
+    sums = dict.fromkeys(weights)
+    for name in weights:
+        if name in reached:
+            mine = gradients.pop(name)
+            sums[name] = ranks.sum_(torch.zeros_like(weights[name]) if mine is None else mine.contiguous())
+    return sum(count for count, _ in told), sums
 
 
 def _check_can_differentiate(weights):

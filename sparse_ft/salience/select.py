@@ -12,6 +12,7 @@ from ..convert import matrix_shape
 from ..messages import did_you_mean
 from ..nn.selected import Selected
 from ..plan import Plan
+from ..ranks import Ranks
 from ..selection import Selection, as_block_size
 from .budget import STRUCTURES, top
 from .losses import Loss, check_batches, checked
@@ -35,6 +36,7 @@ def select(
     block_size: int | tuple[int, int] = 64,
     seed: int = 0,
     progress: bool | None = None,
+    process_group: Any = None,
 ) -> Plan:
     """Choose what trains: a `Plan` with a selection for every targeted weight. `print(plan)` says what was chosen.
 
@@ -48,9 +50,20 @@ def select(
     the convolutions where these hold more entries than the linear layers; without output heads, adapters (PEFT) and depthwise
     convolutions. `plan.left` names the matrices that the default passed over, and why.
 
+    process_group: in several processes, whose gradients count for "gradient". None: those of all, where torch.distributed is
+    initialised by now, which all must call this then (each with its own batches: the mean over all batches is ranked, and all
+    choose alike); a ProcessGroup: those of its ranks; False: this process chooses by itself.
+
     The model is left as it was. Warns where the density asks for less than one row, column or block, which trains then.
     Raises ValueError or TypeError that name the argument.
     """
+    by_gradient = score == "gradient" or (score is None and batches is not None)
+    with Ranks("sft.select", process_group if by_gradient else False) as ranks:
+        ranks.warn_if_early()
+        return _select(model, density, structure, score, scope, targets, batches, loss, block_size, seed, progress, ranks)
+
+
+def _select(model, density, structure, score, scope, targets, batches, loss, block_size, seed, progress, ranks):
     _check(density, structure, score, scope, batches)
     _check_not_converted(model)
     block_size = as_block_size(block_size)
@@ -68,7 +81,7 @@ def select(
         scores = magnitude_scores(_matrices(model, weights))
     else:
         batches = followed(batches, "gradients of batches", number_of(batches), shown)
-        scores = gradient_scores(model, weights, batches, checked(loss))
+        scores = gradient_scores(model, weights, batches, checked(loss), ranks)
     chosen = {}
     scores = itertools.chain([next(scores)], scores)  # all gradients are taken before the first score comes
     for name, values in followed(scores, "choosing in weights", len(weights), shown):
@@ -111,7 +124,7 @@ def _check_not_converted(model):
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=3)  # at the call of select
+    warnings.warn(message, UserWarning, stacklevel=4)  # at the call of select
 
 
 def _warn_of_coarse(model: nn.Module, chosen: dict[str, Selection], density: float, structure: str) -> None:
@@ -128,7 +141,7 @@ def _warn_of_coarse(model: nn.Module, chosen: dict[str, Selection], density: flo
         f"density: {density:g} is less than one {unit} of {worst!r}{others}, and one trains: {shares[worst]:.3g} of "
         f"{worst!r}, {shares[worst] / density:.3g} times what was asked{finer}"
     )
-    warnings.warn(message, UserWarning, stacklevel=3)
+    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _matrices(model, weights):

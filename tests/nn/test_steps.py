@@ -195,3 +195,12 @@ def test_a_copy_and_a_replaced_parameter_are_claimed_by_nobody():
     twin.load_state_dict({name: t.clone() for name, t in model.state_dict().items()}, assign=True)
     got = train(twin, Masters(trained(twin)), 3)
     assert got == pytest.approx(train(model, torch.optim.AdamW(trained(model), lr=0.1), 3), abs=1e-6)
+
+
+def test_a_warning_of_the_hook_points_at_the_step():
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sft.convert(model, {"0.weight": sft.Rows([1])})
+    with pytest.warns(UserWarning, match="holds the weight but not the values") as said:
+        optimizer.step()
+    assert said[0].filename == __file__
