@@ -13,7 +13,17 @@ from bench.gate import Red, require_green
 from bench.records import Must, Record, read, stamps, tally, write
 from bench.suite import module_of
 
-OPS = ("gather_selected", "scatter_selected", "selected_wgrad", "masked_adamw", "linear", "layer", "lean", "breakdown")
+OPS = (
+    "gather_selected",
+    "scatter_selected",
+    "selected_wgrad",
+    "dense_product",
+    "masked_adamw",
+    "linear",
+    "layer",
+    "lean",
+    "breakdown",
+)
 RESULTS = Path(__file__).resolve().with_name("results")
 README = RESULTS.with_name("README.md")
 INTERRUPTED = 130  # the exit status of what Ctrl-C ends

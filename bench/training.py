@@ -13,6 +13,8 @@ LLAMA_1B = dict(hidden_size=2048, intermediate_size=8192, num_attention_heads=32
 TINY_LLAMA = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
 MINILM = dict(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6)
 TINY_MINILM = dict(hidden_size=24, intermediate_size=48, num_attention_heads=2, num_hidden_layers=6)
+SMOLLM2 = dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30)
+TINY_SMOLLM2 = dict(hidden_size=24, intermediate_size=48, num_attention_heads=3, num_key_value_heads=1, num_hidden_layers=2)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "query", "key", "value", "dense"]
 
 
@@ -51,6 +53,19 @@ class MiniLM(nn.Module):
 
     def forward(self, hidden):
         return self.encoder(hidden).last_hidden_state
+
+
+class Decoder(nn.Module):
+    """The layers of a Llama-like model and its last norm, from hidden states on: [batch, tokens, hidden] in and out."""
+
+    def __init__(self, **shape):
+        from transformers import LlamaConfig, LlamaModel
+
+        super().__init__()
+        self.model = LlamaModel(LlamaConfig(**shape, vocab_size=64, attn_implementation="sdpa"))
+
+    def forward(self, hidden):
+        return self.model(inputs_embeds=hidden, use_cache=False).last_hidden_state
 
 
 def base(cls, shape, dtype):
