@@ -66,8 +66,10 @@ def run_python(site, script, cwd):
 
 SMOKE = """
 import torch, sparse_ft as sft
+from sparse_ft import kernels
 from sparse_ft.ops import gather_selected, selected_wgrad
 assert sft.__file__.startswith({site!r}), sft.__file__
+assert kernels.__path__ == [{site!r} + "/sparse_ft/kernels"], kernels.__path__
 grad_output, input, index = torch.randn(9, 5), torch.randn(9, 7), torch.tensor([1, 3])
 values = selected_wgrad(grad_output, input, "rows", index)
 torch.testing.assert_close(values, gather_selected(grad_output.T @ input, "rows", index))
