@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from . import ops
 from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
-from .rebuild import cast, source_of
+from .rebuild import cast, source_of, unviewed
 
 FEW = 64  # less than one feature in so many of an input is copied: to make it again takes longer than the bytes are worth
 # whether torch.compile reads this code, and whether torch.func runs it; a function around both takes 0.3 µs of a forward
@@ -146,6 +146,8 @@ class _SelectiveProduct(torch.autograd.Function):
     def forward(ctx, input, weight, values, bias, part, input_dim):
         plain = input_dim == 1 and (input.dim() == 2 or input.is_contiguous())
         output = F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
+        if output._base is not None:  # `unviewed`, in less time
+            output = output.data
         _save(ctx, input, weight, values, part, input_dim, output.dtype)
         return output
 
@@ -198,7 +200,7 @@ class _LeanProduct(_SelectiveProduct):
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
-        output = _dense_product(input, weight, bias, input_dim)
+        output = unviewed(_dense_product(input, weight, bias, input_dim))
         _save(ctx, input, weight, values, part, input_dim, output.dtype)
         return output
 
@@ -220,7 +222,7 @@ class _TracedProduct(_SelectiveProduct):
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
-        output, kept = _product(input, weight, bias, input_dim), ()
+        output, kept = unviewed(_product(input, weight, bias, input_dim)), ()
         if values.requires_grad:
             features = part[0]
             kept = (input if features is None else input.index_select(-1, features).to(output.dtype),)
@@ -239,7 +241,7 @@ class _SelectiveEmbedding(torch.autograd.Function):
     def forward(ctx, input, weight, values, index, padding_idx):
         ctx.save_for_backward(input)
         ctx.index, ctx.padding_idx, ctx.shape, ctx.dtype = index, padding_idx, values.shape, values.dtype
-        return F.embedding(input, weight, padding_idx)
+        return unviewed(F.embedding(input, weight, padding_idx))
 
     @staticmethod
     def backward(ctx, grad_output):
