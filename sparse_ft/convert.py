@@ -11,6 +11,7 @@ from .messages import did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
+from .nn.foreign import check_whole
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, is_conv1d, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.reading import stored
@@ -76,6 +77,7 @@ def _convert(model, plan, lean, values_dtype, ranks):
         raise ValueError("plan: it is empty, so nothing would train; see sft.select")
     if values_dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(f"values_dtype: expected None, float16, bfloat16, float32 or float64 of torch, got {values_dtype!r}")
+    check_whole(model)
     for name, module in model.named_modules():
         if isinstance(module, Selected):
             raise ValueError(f"model: {name!r} is selective already; call sft.revert on the model that was converted")
@@ -189,8 +191,21 @@ def _owner(model, name):
     except (AttributeError, KeyError):
         found = False
     if not found:
+        if attribute in _packed(model, path):
+            raise KeyError(
+                f"plan: {name!r} is no parameter of its {type(model.get_submodule(path)).__name__}, which keeps it in another "
+                f"form (quantised, or computed); load the model without, or leave it out of the plan"
+            )
         raise KeyError(f"plan: the model has no parameter {name!r}{_meant(model, name)}")
     return owner, attribute
+
+
+def _packed(model, path):
+    """Names of what the module at `path` gives as attributes or methods of its class, as torch's quantised layers do."""
+    try:
+        return set(dir(type(model.get_submodule(path)))) - set(dir(nn.Module))
+    except AttributeError:
+        return set()
 
 
 def _find(model, name):

@@ -25,3 +25,11 @@ def test_two_processes_train_as_one(how, tmp_path):
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], want, rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}")
         assert (name in masters_worker.PLAN) == (not torch.equal(first[name], born[name])), name
+
+
+@needs_deepspeed
+def test_zero_3_is_refused_by_name(tmp_path):
+    """Its parameters are released between forward and backward."""
+    ranks.start(masters_worker.__file__, tmp_path, "3")
+    for said in ranks.results(tmp_path):
+        assert "0.weight: taken over by DeepSpeed's ZeRO-3" in said and "ZeRO-1 or 2" in said

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..functional import alias
+from .foreign import refuse_tracing
 from .loading import check_loaded
 from .reading import Parameters, stored
 from .selected import Selected, check_weight
@@ -57,8 +58,10 @@ class SelectedParameter(Selected):
         found = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
         return [each for each in found if isinstance(each, SelectedParameter)]
 
-    def before_forward(self, *_):
+    def before_forward(self, module, inputs):
         """Put the alias in the parameter's place: an instance attribute is found before a registered parameter."""
+        if any(isinstance(x, torch.fx.Proxy) for x in inputs):
+            refuse_tracing(self._sparse_ft_state.label, inputs)
         self.sync()
         values = self._parameters["values"]
         if not values.requires_grad:
@@ -126,6 +129,7 @@ class SelectedParameter(Selected):
     def _before_owner_loads(self, owner, state_dict, prefix, *_):
         check_loaded(self, state_dict, f"{prefix}{self.name}_selected.")
         self.sync()  # a weight that fails to load is what values come from
+        self._sparse_ft_state.shown = self._sparse_ft_state.held = None  # the owner may swap its weight: no reference is left
         self.__dict__["_weight_comes"] = prefix + self.name in state_dict
 
     def _weight_is_in(self, state_dict, prefix):

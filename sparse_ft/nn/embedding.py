@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..functional import selective_embedding
+from .foreign import refuse_tracing
 from .linear import Adopted
 from .state import NAME
 
@@ -28,7 +29,11 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
             return type(self).forward(self, input)  # see SelectiveLinear
         self.sync()
         weight, values = parameters["weight"], parameters["values"]
-        return selective_embedding(input, weight, values, state.selection, self.padding_idx)
+        try:
+            return selective_embedding(input, weight, values, state.selection, self.padding_idx)
+        except TypeError:
+            refuse_tracing(state.label, (input,))
+            raise
 
 
 def check_embedding(label, embedding):

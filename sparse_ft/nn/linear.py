@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..functional import apply_product, is_compiling, is_transformed, selective_product
+from .foreign import refuse_tracing
 from .loading import check_loaded
 from .reading import read
 from .selected import Selected, check_weight, is_shown
@@ -137,8 +138,12 @@ class SelectiveLinear(Adopted, nn.Linear):
         p, state = own["_parameters"], own.get("_sparse_ft_state")
         if state is None:
             return type(self).forward(self, input)  # reverted since someone kept this method (accelerate's hooks)
-        if input.is_nested:  # torch's encoder in eval mode makes such
-            return F.linear(input, self.weight, self.bias)
+        try:
+            if input.is_nested:  # torch's encoder in eval mode makes such
+                return F.linear(input, self.weight, self.bias)
+        except ValueError:
+            refuse_tracing(state.label, (input,))
+            raise
         weight, values, eager = p["weight"], p["values"], not (is_compiling() or is_transformed())
         if not (eager and is_shown(state, values, weight)):
             self.sync()
@@ -162,7 +167,11 @@ class SelectiveConv1D(Adopted):
         if state is None:
             return type(self).forward(self, x)  # see SelectiveLinear
         self.sync()
-        return selective_product(x, p["weight"], p["values"], self.bias, state.part, 0)
+        try:
+            return selective_product(x, p["weight"], p["values"], self.bias, state.part, 0)
+        except ValueError:
+            refuse_tracing(state.label, (x,))
+            raise
 
     def extra_repr(self):
         return f"nf={self.nf}, nx={self.nx}, selection={self._sparse_ft_state.selection}"

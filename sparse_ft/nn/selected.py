@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import ops
 from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
+from .foreign import FLOATS, is_sharded_tensor, unswapped, why_managed, why_not
 from .state import NAME, FromState, Held, Stamp, State
 from .steps import disown, own
 
@@ -174,6 +175,10 @@ class Selected(nn.Module):
         state = self._sparse_ft_state
         if state.shown is not None:
             state.suspected, state.shown = state.shown, None
+        values = self._parameters.get("values")
+        if not state.reported and values is not None and is_sharded_tensor(values):
+            state.reported = True  # a compiled forward does not look
+            warnings.warn(f"{state.label}: {_managed('made a DTensor (fully_shard) after sft.convert')}", stacklevel=6)
 
     def sync(self, force=False):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
@@ -186,6 +191,7 @@ class Selected(nn.Module):
                 f"loss.backward(), or sft.revert(model) for layers that do"
             )
         state = self._sparse_ft_state
+        self._check_unmanaged(state)
         try:
             self._show(state, force)
         except (IndexError, KeyError, RuntimeError, ValueError):
@@ -193,6 +199,15 @@ class Selected(nn.Module):
             if why is None:
                 raise
             raise ValueError(f"{state.label}: {why}; sft.revert(model), then convert again") from None
+
+    def _check_unmanaged(self, state):
+        values, weight, held = self._parameters.get("values"), self._weight_or_none(), state.held
+        if values is None or weight is None:
+            return
+        are_known = values is state.linked or held is None or held.weight() is weight
+        why = why_managed(values, weight, are_known)
+        if why is not None:
+            raise RuntimeError(f"{state.label}: {_managed(why)}")
 
     def _show(self, state, force):
         quietly, last = False, state.shown or state.suspected
@@ -255,7 +270,8 @@ class Selected(nn.Module):
                 return _keep_precision(fn, tensor, state.chosen_dtype)
             return fn(tensor)
 
-        super()._apply(keeping_precision, recurse)
+        with unswapped():
+            super()._apply(keeping_precision, recurse)
         self._settle()
         return self
 
@@ -280,7 +296,8 @@ class Selected(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest):
         """`values` wins where it is loaded; a checkpoint with the weight alone is where values come from."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
+        with unswapped():
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
         key = prefix + "values"
         if key not in state_dict and self._weight_is_in(state_dict, prefix):
             values = self._parameters["values"]
@@ -297,16 +314,21 @@ class Selected(nn.Module):
         )
 
 
+def _managed(why):
+    return f"{why}, and selected entries would not train right; use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2"
+
+
 def check_weight(label, weight, values_dtype=None):
     """Raise for a weight that cannot have selected entries (in `values_dtype`), naming it and the way out."""
+    why = why_not(weight)
+    if why is not None:
+        raise (TypeError if weight.dtype not in FLOATS else ValueError)(f"{label}: {why}")
     if weight.is_inference() or torch.is_inference_mode_enabled():
         raise ValueError(
             f"{label}: created under inference_mode, or converted there, so nothing tells when it changes; do both outside"
         )
     if weight.device.type == "meta":
         raise ValueError(f"{label}: on the meta device, so it has no values to select from; load the model first")
-    if not weight.is_floating_point():
-        raise TypeError(f"{label}: expected a floating-point dtype, got {weight.dtype}")
     if not weight.is_leaf:
         raise ValueError(f"{label}: computed from other tensors (parametrized?), not a parameter of its own")
     if values_dtype is not None and torch.promote_types(values_dtype, weight.dtype) != values_dtype:

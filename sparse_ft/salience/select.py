@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..convert import matrix_shape
 from ..messages import did_you_mean
+from ..nn.foreign import why_not
 from ..nn.selected import Selected
 from ..plan import Plan
 from ..ranks import Ranks
@@ -68,6 +70,9 @@ def _select(model, density, structure, score, scope, targets, batches, loss, blo
     _check_not_converted(model)
     block_size = as_block_size(block_size)
     weights, left = targets_of(model, targets)
+    for name, weight in weights.items():
+        if is_lazy(weight):
+            raise ValueError(f"targets: {name!r}: {why_not(weight)}")
     if score is None:
         score = "random" if batches is None else "gradient"
         if score == "random":
