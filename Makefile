@@ -53,7 +53,7 @@ $(STAMPS)/lint: constraints.txt | $(STAMPS)
 	@touch $@
 
 demo: $(STAMPS)/demo
-	@$(BIN)/python -m bench.demo $(ARGS)
+	@$(BIN)/python -m demo $(ARGS)
 
 # Several workers share the cores: threads that spin while they wait would take them from one another.
 test: $(STAMPS)/test

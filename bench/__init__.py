@@ -1,1 +1,1 @@
-"""Benchmarks: one file an op, one harness for all, and the demo. `make bench`, `make demo`."""
+"""Benchmarks: one file an op, one harness for all. `make bench`."""

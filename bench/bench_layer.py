@@ -3,9 +3,8 @@
 import torch
 
 from bench import memory, training
-from bench.demo import measure
-from bench.demo.runner import RunFailed, run_apart
 from bench.records import Must, Record
+from bench.runner import RunFailed, run_apart
 from bench.stats import paired_ratio
 from bench.suite import OURS, Case, must, without_bf16
 
@@ -71,7 +70,7 @@ def _over_floor(samples):
 
 def bytes_of(method, size):
     """{what: bytes} of two training steps of one method, above a loaded frozen layer. Runs in a process of its own."""
-    measure.return_freed_blocks()
+    memory.return_freed_blocks()
     torch.set_num_threads(2)
     tokens, shape = (4, training.TINY_LLAMA) if size == "tiny" else (TOKENS, training.LLAMA_1B)
     held = {}
@@ -95,14 +94,14 @@ def bytes_of(method, size):
     found["allocator"], _ = memory.allocator_peak(lambda: steps(second))
     step = held["step"]
     try:
-        found["saved"] = measure.saved_bytes(step.model, lambda: step.model(step.hidden))
+        found["saved"] = memory.saved_bytes(step.model, lambda: step.model(step.hidden))
     except NotImplementedError:  # SHiRA keeps sparse tensors, which have no storage to count
         found["saved"] = None
     trained = [p for p in step.model.parameters() if p.requires_grad]
     inside = method == "full"  # its parameters are the loaded weights, counted in the level
     found["values"] = 0 if inside else sum(p.nbytes for p in trained)
     found["gradients"] = sum(p.nbytes for p in trained)
-    found["state"] = measure.optimizer_bytes(step.optimizer) if step.optimizer else 0
+    found["state"] = memory.optimizer_bytes(step.optimizer) if step.optimizer else 0
     return found
 
 

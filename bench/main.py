@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench import machine, plot, readme, suite, table
-from bench.demo.runner import RunFailed, run_apart
 from bench.gate import Red, require_green
 from bench.records import Must, Record, read, stamps, tally, write
+from bench.runner import RunFailed, run_apart
 from bench.suite import module_of
 
 OPS = (

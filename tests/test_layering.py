@@ -155,12 +155,23 @@ def test_no_file_is_longer_than_400_lines():
     assert not long
 
 
-def test_no_source_imports_the_tests_or_the_bench():
+def roots(path):
+    """The first parts of the names that a file imports by their full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_no_source_imports_the_tests_the_bench_or_the_demo():
     for path in FILES.values():
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = (
-                [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
-            )
-            assert not any(name.split(".")[0] in ("tests", "bench", "oracle", "kernels") for name in names), path
+        assert not roots(path) & {"tests", "bench", "demo", "oracle", "kernels"}, path
+
+
+def test_the_demo_imports_the_bench_which_imports_nothing_of_it():
+    for path in sources("bench", ".py"):
+        assert not roots(path) & {"demo", "tests"}, path
+    assert "bench" in set().union(*map(roots, sources("demo", ".py")))

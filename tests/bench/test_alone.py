@@ -8,14 +8,14 @@ import pytest
 pytest.importorskip("tqdm")
 
 from bench import main, suite  # noqa: E402
-from bench.demo import runner  # noqa: E402
+from bench import runner  # noqa: E402
 from bench.records import Must, Record, read  # noqa: E402
 
 
 @pytest.fixture
 def light(monkeypatch):
     """A fork server that imports no more than these tests need."""
-    monkeypatch.setattr(runner, "PRELOAD", ["bench.suite"])
+    monkeypatch.setattr(runner, "PRELOAD", [])
 
 
 def test_an_op_is_measured_in_a_child_that_tells_how_far_it_is(light):

@@ -23,7 +23,7 @@ def quickly(monkeypatch):
     for name in set(optimizers.DENSE) - {"torch fused", "torch foreach"}:
         monkeypatch.setitem(optimizers.DENSE, name, absent)
     monkeypatch.setattr(bench_layer, "run_apart", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(bench_layer.measure, "return_freed_blocks", lambda: None)
+    monkeypatch.setattr(bench_layer.memory, "return_freed_blocks", lambda: None)
 
 
 @pytest.mark.parametrize("op", main.OPS)

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from bench.demo.data import Split, collate, deduplicate, read_csv, split, training_order  # noqa: E402
+from demo.data import Split, collate, deduplicate, read_csv, split, training_order  # noqa: E402
 
 
 def test_duplicates_go_before_the_split():

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from bench.demo import assets, main  # noqa: E402
+from demo import assets, main  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

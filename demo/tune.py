@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from bench.demo.runner import run_apart
-from bench.demo.train import run
+from bench.runner import run_apart
+from demo.train import run
 
 GRID = {  # three rates a method, two or three times the one before, moved until the best was not at an edge
     "reviews": {

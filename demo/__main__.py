@@ -1,4 +1,4 @@
-from bench.demo.main import main
+from demo.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

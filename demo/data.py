@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.demo.errors import DemoError
+from demo.errors import DemoError
 
 MAX_LENGTH = 64  # tokens
 SPLIT_SEED = 0

@@ -6,22 +6,23 @@ import sys
 import time
 from pathlib import Path
 
-from bench.demo import assets, chart, report
-from bench.demo.data import read_csv, text_task
-from bench.demo.errors import DemoError
-from bench.demo.methods import KINDS, LORA_SIZE, SCORE_BATCHES, STRUCTURES, methods_of, parse_lr
-from bench.demo.model import check_folder, load_tokenizer
-from bench.demo.runner import RunFailed, run_apart
-from bench.demo.train import Settings, memory, run
-from bench.demo.tune import tune
+from bench.machine import ROOT
+from bench.runner import RunFailed, run_apart
+from demo import assets, chart, report
+from demo.data import read_csv, text_task
+from demo.errors import DemoError
+from demo.methods import KINDS, LORA_SIZE, SCORE_BATCHES, STRUCTURES, methods_of, parse_lr
+from demo.model import check_folder, load_tokenizer
+from demo.train import Settings, memory, run
+from demo.tune import tune
 
-OUT = Path(__file__).resolve().parents[1] / "out"
+OUT = ROOT / "bench" / "out"
 STEPS = 70  # a run of the default task; five runs take five minutes on two quiet cores, all nine ten
 DEFAULT_KINDS = ("full", "lora", "lean", "head")
 
 
 def parser():
-    parse = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__)
+    parse = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     add = parse.add_argument
     add("--model", metavar="FOLDER", help="a pretrained text encoder written by save_pretrained (default: MiniLM-L6)")
     add("--data", metavar="FILE.csv", help="your texts, columns text and label (default: Rotten Tomatoes reviews)")
@@ -84,7 +85,7 @@ def fallback(args, why):
     if args.model or args.data:
         raise DemoError(f"{why}; give both --model and --data, which fetches nothing, or neither")
     print(f"Note: {why}.\nRunning on scikit-learn's digits with a small transformer pre-trained here instead.\n")
-    from bench.demo.digits import digits_task
+    from demo.digits import digits_task
 
     return digits_task(args.out / "small-transformer", args.pretraining_steps)
 

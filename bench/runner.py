@@ -5,21 +5,26 @@ import os
 import signal
 import traceback
 
-from bench.demo.errors import DemoError
+PRELOAD = ["torch", "transformers.models.auto.modeling_auto", "peft", "tqdm"]
 
-PRELOAD = ["torch", "transformers.models.auto.modeling_auto", "peft", "tqdm", "bench.demo.train"]
+
+class Refused(Exception):
+    """An error whose message is meant for the user; the parent raises it as it is."""
 
 
 class RunFailed(Exception):
     """A run ended without a result; the message says why."""
 
 
-def _context():
-    """A fork server that has imported the libraries and run nothing: its children start at once and clean."""
+def _context(function):
+    """A fork server that has imported what `function` needs and run nothing.
+
+    Its children start at once and clean.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([*PRELOAD, function.__module__])
     return context
 
 
@@ -31,18 +36,18 @@ def _child(pipe, function, args, tells):
         pipe.send(("row", function(*args)))
     except KeyboardInterrupt:
         os._exit(130)
-    except DemoError as error:
-        pipe.send(("refused", str(error)))
+    except Refused as error:
+        pipe.send(("refused", error))
     except Exception:  # noqa: BLE001 - whatever it is, the parent prints it and goes on
         pipe.send(("failed", traceback.format_exc()))
 
 
 def run_apart(function, *args, hear=None):
-    """function(*args) in a child of its own; raises RunFailed or DemoError with the child's reason.
+    """function(*args) in a child of its own; raises RunFailed with the child's reason, or what it Refused.
 
     hear: where given, the child calls function(*args, tell), and hear(...) is called here with what it tells meanwhile.
     """
-    context = _context()
+    context = _context(function)
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, function, args, hear is not None), daemon=True)
     child.start()
@@ -61,7 +66,7 @@ def run_apart(function, *args, hear=None):
         child.join(timeout=10)
         ours.close()
     if kind == "refused":
-        raise DemoError(result)
+        raise result
     if kind == "failed":
         raise RunFailed(result)
     return result

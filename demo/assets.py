@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from bench.demo.errors import DemoError
+from demo.errors import DemoError
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 

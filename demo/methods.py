@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.demo.errors import DemoError
-from bench.demo.model import body_linears, head_modules, head_parameters
+from demo.errors import DemoError
+from demo.model import body_linears, head_modules, head_parameters
 
 LORA_RANK = 8
 LORA_SIZE = "lora"  # the density that trains as many entries as LoRA does
@@ -136,7 +136,7 @@ def parse_lr(text):
     return rates
 
 
-# Chosen with `python -m bench.demo --tune` (digits: `--offline --tune --steps 60`): as many rates a method, seed 0, accuracy on
+# Chosen with `python -m demo --tune` (digits: `--offline --tune --steps 60`): as many rates a method, seed 0, accuracy on
 # the validation split. {method: (chosen rate, {rate: validation accuracy})}
 LEARNING_RATES = {
     "reviews": {

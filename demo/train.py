@@ -9,10 +9,18 @@ from dataclasses import asdict, dataclass, field
 import torch
 from tqdm import tqdm
 
-from bench.demo import measure
-from bench.demo.data import collate, training_order
-from bench.demo.methods import SCORE_BATCHES, learning_rate, prepare, resolved
-from bench.demo.model import load_model
+from bench.memory import (
+    optimizer_bytes,
+    peak_resident_bytes,
+    reset_peak,
+    resident_bytes,
+    return_freed_blocks,
+    saved_bytes,
+    settle,
+)
+from demo.data import collate, training_order
+from demo.methods import SCORE_BATCHES, learning_rate, prepare, resolved
+from demo.model import load_model
 
 WARM_UP = 0.1  # share of the steps
 CLIP = 1.0  # gradient norm
@@ -86,7 +94,7 @@ def batches_of(task, settings):
 
 def memory(task, method, settings):
     """The bytes of one method, in a process that returns freed blocks at once and trains on its longest batch only."""
-    measure.return_freed_blocks()
+    return_freed_blocks()
     batches = batches_of(task, settings)
     longest = max(batches, key=lambda batch: batch["input_ids"].numel())
     model = load_model(task, settings.seed)
@@ -94,19 +102,19 @@ def memory(task, method, settings):
         parameter.data = parameter.data.clone()
     with torch.no_grad():
         model(**longest)  # what a forward brings in, libraries and their buffers, is no cost of training
-    measure.settle()
-    level = measure.resident_bytes()
+    settle()
+    level = resident_bytes()
 
-    measure.reset_peak()
+    reset_peak()
     model, optimizer = prepare(model, resolved(model, method), batches[:SCORE_BATCHES], 1e-4, settings.seed)
-    choosing_peak = measure.peak_resident_bytes() - level
-    measure.settle()
-    measure.reset_peak()
+    choosing_peak = peak_resident_bytes() - level
+    settle()
+    reset_peak()
     train(model, optimizer, [longest] * 2)
-    peak = measure.peak_resident_bytes() - level
+    peak = peak_resident_bytes() - level
     return {
-        "optimizer_bytes": measure.optimizer_bytes(optimizer),
-        "saved_bytes": measure.saved_bytes(model, lambda: model(**longest).loss),
+        "optimizer_bytes": optimizer_bytes(optimizer),
+        "saved_bytes": saved_bytes(model, lambda: model(**longest).loss),
         "peak_bytes": peak,
         "choosing_peak_bytes": choosing_peak,
     }

@@ -1,5 +1,8 @@
 """The one exception whose message is meant for the user: printed without a traceback, exit status 2."""
 
 
-class DemoError(Exception):
+from bench.runner import Refused
+
+
+class DemoError(Refused):
     pass

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.demo.errors import DemoError
+from demo.errors import DemoError
 
 
 def check_folder(folder):

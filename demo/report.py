@@ -2,6 +2,8 @@
 
 import csv
 
+from bench.table import markdown
+
 MIB = 2**20
 
 
@@ -36,15 +38,8 @@ LEGEND = """\
 
 def table(rows):
     """Aligned Markdown lines, the first column to the left and figures to the right."""
-    cells = [[heading for heading, _ in COLUMNS]] + [[cell(row) for _, cell in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-
-    def line(texts):
-        figures = [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([texts[0].ljust(widths[0]), *figures]) + " |"
-
-    rule = line(["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+    headings, cells = zip(*COLUMNS)
+    return markdown(headings, [[cell(row) for cell in cells] for row in rows])
 
 
 def legend(task, rows, score_batches):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.demo.data import Split, Task, collate, training_order
-from bench.demo.train import linear_schedule
+from demo.data import Split, Task, collate, training_order
+from demo.train import linear_schedule
 
 PIXEL_LEVELS = 17  # grey values 0..16
 PRETRAINING_LR = 2e-3
