@@ -7,7 +7,7 @@ torchvision = pytest.importorskip("torchvision")
 
 from helpers.many_architectures import MANY, build  # noqa: E402
 
-PENDING = {"DeBERTa v2", "Longformer"}
+PENDING = {"Longformer"}
 
 
 @pytest.mark.parametrize("name", [name for name in MANY if name not in PENDING])

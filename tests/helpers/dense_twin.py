@@ -93,7 +93,7 @@ def assert_trains_as_dense(model: nn.Module, inputs: object, plan: sft.Plan, tra
         assert torch.equal(backward(selective, inputs), expected), "the forward has other bits"
         want = gradients_of(dense, plan)
         got = {name: architectures.holder(selective, name).values.grad for name in plan}
-        assert_gradients(model, inputs, plan, got, want)
+        assert_gradients(dense, inputs, plan, got, want)
         torch.optim.SGD(selective.parameters(), 0.1).step()
     assert_said([str(w.message) for w in caught if str(w.message) not in known], {n for n in plan if want[n] is None})
 
@@ -106,21 +106,26 @@ def assert_trains_as_dense(model: nn.Module, inputs: object, plan: sft.Plan, tra
         assert torch.equal(bits(a), bits(b)), f"{name} has other bits after convert and revert"
 
 
-def assert_gradients(model, inputs, plan, got, want):
-    """Aliases have the bits of the dense gradient; replaced layers are at most twice as far from fp64."""
-    replaced, aliased = architectures.split(model, plan)
+def assert_gradients(dense, inputs, plan, got, want):
+    """Aliases have the bits of the dense gradient; replaced layers are at most twice as far from fp64.
+
+    How far the dense gradient is, its whole tells: the few selected entries of it may be near by chance.
+    """
+    replaced, aliased = architectures.split(dense, plan)
     for name in plan:
         assert (got[name] is None) == (want[name] is None), f"{name}: gradient {got[name]}, dense {want[name]}"
     for name in aliased:
         assert want[name] is None or torch.equal(got[name], want[name]), f"{name} has another gradient than dense"
     if not replaced:
         return
-    exact = architectures.double(dense_of(model, plan))
-    backward(exact, inputs)
-    exact = gradients_of(exact, plan)
+    exact_model = architectures.double(dense_of(dense, plan))
+    exact_model.zero_grad()
+    backward(exact_model, inputs)
+    exact = gradients_of(exact_model, plan)
     for name in replaced:
         if want[name] is not None:
-            error, theirs = (furthest(grads[name], exact[name]) for grads in (got, want))
+            error = furthest(got[name], exact[name])
+            theirs = furthest(dense.get_parameter(name).grad, exact_model.get_parameter(name).grad)
             assert error <= 2 * theirs + 1e-30, f"{name}: gradient {error:.2e} from exact, dense {theirs:.2e}"
 
 
@@ -139,7 +144,8 @@ def assert_said(messages, silent):
 def assert_reverted(model, born, plan, moved):
     """Classes, flags, hooks and names are those of `born`; weights those that were trained, selected entries alone."""
     assert [type(m) for m in model.modules()] == [type(m) for m in born.modules()]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    hooks = [hook for m in model.modules() for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+    assert not [hook for hook in hooks if hook.__module__.startswith("sparse_ft")]  # transformers has hooks of its own
     assert list(model.state_dict()) == list(born.state_dict())
     for (name, now), before in zip(model.named_parameters(), born.parameters(), strict=True):
         assert torch.equal(bits(now), bits(moved[name])), f"{name} has other bits after revert"
