@@ -1,6 +1,9 @@
-"""`python -m bench`: the benchmarks. See bench/README.md."""
+"""`python -m bench`: the benchmarks; `python -m bench plot`: their pictures. See bench/README.md."""
 
-from bench.main import main
+import sys
+
+from bench import main, plot
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    drawing = sys.argv[1:2] == ["plot"]
+    raise SystemExit(plot.main(sys.argv[2:]) if drawing else main.main())

@@ -114,7 +114,9 @@ def musts(found):
             result.append(_step_must(found, name))
             continue
         line = f"{name}: time over torch's product"
-        result.append(must(found, OP, line, found.ratio(name, OURS, TORCH), 1.02, at_least=False))
+        key = f"{_key(name)}.over_torch"
+        ratio = found.ratio(name, OURS, TORCH)
+        result.append(must(found, OP, key, line, ratio, 1.02, at_least=False))
     return result
 
 
@@ -130,4 +132,12 @@ def _step_must(found, name):
     line = f"{name}, lean: time over LoRA r=8"
     ratio = found.ratio(name, OURS, LORA)
     note = "" if ratio is None else f"measured {ratio:.2f}"
-    return must(found, OP, line, ratio, STEP_OF_LORA, at_least=False, note=note, unmeasured=why)
+    key = f"{_key(model)}-{found.cases[name].kind}.over_lora"
+    return must(
+        found, OP, key, line, ratio, STEP_OF_LORA, at_least=False, note=note, unmeasured=why
+    )
+
+
+def _key(name):
+    """What the promises of a product or model are known by: "minilm-up-forward", "smollm2"."""
+    return name.removesuffix(" to the input").replace(",", "").replace(" ", "-").lower()

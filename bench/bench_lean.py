@@ -81,10 +81,24 @@ def providers(case):
 
 
 def musts(found):
+    line = "{}: time of a lean step over one without"
     return [
-        must(found, OP, f"{name}: time of a lean step over one without", found.ratio(name, OURS, PLAIN), 1.02, at_least=False)
-        for name in found.cases
+        must(
+            found,
+            OP,
+            f"{key_of(case)}.time",
+            line.format(name),
+            found.ratio(name, OURS, PLAIN),
+            1.02,
+            at_least=False,
+        )
+        for name, case in found.cases.items()
     ]
+
+
+def key_of(case):
+    """What its promises are known by: "llama-columns"."""
+    return f"{case.name.replace(',', ' ').split()[0].lower()}-{case.kind}"
 
 
 def extra(size, threads):
@@ -98,5 +112,6 @@ def extra(size, threads):
             step = step_of(case, lean)
             held[name] = sft.memory.ledger(step.model, step.hidden).total
             records.append(Record(OP, f"{case.name}: held for backward", name, 1, unit="MiB", p50=held[name] / 2**20))
-        lines.append(Must(OP, HELD.format(case.name), 1, held[PLAIN] / held[OURS], LESS[case.name]))
+        line, ratio = HELD.format(case.name), held[PLAIN] / held[OURS]
+        lines.append(Must(OP, f"{key_of(case)}.bytes", line, 1, ratio, LESS[case.name]))
     return records, lines

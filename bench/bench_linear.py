@@ -89,17 +89,11 @@ def added_microseconds(found, case, provider=OURS, baseline="nn.Linear"):
 
 
 def musts(found):
-    return [
-        must(
-            found,
-            OP,
-            f"{FORWARD}: time of SelectiveLinear (1 % columns) over nn.Linear",
-            found.ratio(FORWARD, OURS, "nn.Linear"),
-            1.02,
-            at_least=False,
-        ),
-        *(
-            must(found, OP, f"{ADDED}, µs{of}", added_microseconds(found, CALL, provider), 12, at_least=False)
-            for provider, of in ((OURS, " (columns)"), ("ours, entries", " (entries)"))
-        ),
-    ]
+    text = f"{FORWARD}: time of SelectiveLinear (1 % columns) over nn.Linear"
+    over = found.ratio(FORWARD, OURS, "nn.Linear")
+    result = [must(found, OP, "forward.over_linear", text, over, 1.02, at_least=False)]
+    for kind, provider in (("columns", OURS), ("entries", "ours, entries")):
+        added = added_microseconds(found, CALL, provider)
+        text = f"{ADDED}, µs ({kind})"
+        result.append(must(found, OP, f"added_host_us.{kind}", text, added, 12, at_least=False))
+    return result

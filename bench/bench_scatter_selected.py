@@ -40,7 +40,10 @@ def providers(case):
 
 def musts(found):
     """Everything scattered, which no cache holds: at memory speed."""
-    names = [name for name, case in found.cases.items() if case.kind in ("rows", "blocks") and case.density == 1]
+    whole = {c.kind: name for name, c in found.cases.items() if c.density == 1}
+    text = "{}: share of same-run copy bandwidth, useful bytes"
     return [
-        must(found, OP, f"{name}: share of same-run copy bandwidth, useful bytes", found.of_bound(name), 0.75) for name in names
+        must(found, OP, f"{kind}-100.of_copy", text.format(name), found.of_bound(name), 0.75)
+        for kind, name in whole.items()
+        if kind in ("rows", "blocks")
     ]

@@ -1,5 +1,7 @@
 """selected_wgrad: the weight gradient at the selected entries, against dense products, sampled_addmm and loops of GEMMs."""
 
+import functools
+
 import torch
 
 from bench.cases import SHAPES, selection
@@ -133,26 +135,34 @@ def _of_roofline(found, name):
 
 
 def musts(found):
-    def lines(kind, targets, slow, text, dtype="float32", unmeasured=""):
-        names = [(_name(kind, density, dtype), target) for density, target in targets]
-        return [
-            must(found, OP, f"{name}: {text}", found.ratio(name, slow), target, unmeasured=unmeasured)
-            for name, target in names
-            if name in found.cases
-        ]
+    """Each with the key `<kind>-<percent>-<dtype>.<what>`."""
+    result = []
 
-    result = lines("entries", ENTRIES, "dense", "times as fast as dense fp32")
-    result += lines("entries", ENTRIES_BF16, "dense", "times as fast as dense bf16", "bfloat16", without_bf16())
-    result += lines("entries", SAMPLED, "sampled_addmm", "times as fast as sampled_addmm")
-    result += lines("blocks", BLOCKS, "dense", "(64 × 64) times as fast as dense fp32")
+    def add(kind, targets, what, text, measure, dtype="float32", unmeasured=""):
+        for density, target in targets:
+            name = _name(kind, density, dtype)
+            if name in found.cases:
+                key = f"{name.replace(' % ', '-').replace(' ', '-')}.{what}"
+                line = f"{name}: {text}"
+                row = must(found, OP, key, line, measure(name), target, unmeasured=unmeasured)
+                result.append(row)
+
+    def than(slow):
+        return lambda name: found.ratio(name, slow)
+
+    faster = "times as fast as "
+    dense, sampled = than("dense"), than("sampled_addmm")
+    add("entries", ENTRIES, "than_dense", f"{faster}dense fp32", dense)
+    half = "bfloat16", without_bf16()
+    add("entries", ENTRIES_BF16, "than_dense", f"{faster}dense bf16", dense, *half)
+    add("entries", SAMPLED, "than_sampled_addmm", f"{faster}sampled_addmm", sampled)
+    add("blocks", BLOCKS, "than_dense", f"(64 × 64) {faster}dense fp32", dense)
     for kind in ("rows", "columns"):
-        names = [(_name(kind, density, "float32"), share) for density, share in OF_ROOFLINE]
-        result += [
-            must(found, OP, f"{name}: share of its roofline", _of_roofline(found, name), share)
-            for name, share in names
-            if name in found.cases
-        ]
+        share = functools.partial(_of_roofline, found)
+        add(kind, OF_ROOFLINE, "of_roofline", "share of its roofline", share)
     slowest = {name: found.ratio(name, "ours", "dense + gather") or 0 for name in found.cases}
     name = max(slowest, key=slowest.get, default="")
     line = "at any density: time over dense fp32 + gather, at worst"
-    return [*result, must(found, OP, line, slowest.get(name) or None, 1.05, at_least=False, note=name)]
+    worst = slowest.get(name) or None
+    key = "any.over_dense_and_gather"
+    return [*result, must(found, OP, key, line, worst, 1.05, at_least=False, note=name)]

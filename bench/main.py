@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench import machine, plot, readme, suite, table
+from bench import machine, readme, suite, table
 from bench.gate import Red, require_green
 from bench.records import Must, Record, read, stamps, tally, write
 from bench.runner import RunFailed, run_apart
@@ -90,14 +90,12 @@ def measure(op, size, threads, green):
 
 
 def write_results(out, op, records, musts):
-    """Put one op's rows into the machine's files; draw its plot. Returns the Markdown of the op."""
+    """Put one op's rows into the machine's files. Returns the Markdown of the op."""
     name = machine.name()
     stamp = {"machine": machine.line()}
     write(out / f"{name}.csv", records, Record, stamp)
     if musts:
         write(out / f"{name}.promises.csv", musts, Must, stamp)
-    for threads in sorted({r.threads for r in records}):
-        plot.draw(out / f"{name}-{op}-{threads}.png", op, records, threads)
     return table.document(op, records, musts, stamp)
 
 
@@ -110,9 +108,7 @@ def write_document(out):
     for op in OPS:
         rows = [r for r in records if r.op == op]
         if rows:
-            text = table.document(op, rows, [m for m in musts if m.op == op], marks[op])
-            pictures = [p.name for p in sorted(out.glob(f"{name}-{op}-*.png"))]
-            parts.append(text + "".join(f"\n![{op}]({p})\n" for p in pictures))
+            parts.append(table.document(op, rows, [m for m in musts if m.op == op], marks[op]))
     path = out / f"{name}.md"
     path.write_text("# Results\n\n" + "\n".join(parts), encoding="utf-8")
     if out.resolve() == RESULTS:

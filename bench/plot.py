@@ -1,5 +1,13 @@
-"""One picture an op: time over density for each kind, crossovers with ours marked, the roofline drawn in."""
+"""`python -m bench plot`: pictures of a csv file of results, one an op and thread count.
 
+Time over density for each kind, crossovers with ours marked, the roofline drawn in.
+"""
+
+import argparse
+from pathlib import Path
+
+from bench import machine
+from bench.records import Record, read
 from bench.stats import crossovers
 from bench.suite import OURS
 
@@ -73,3 +81,34 @@ def _panel(axis, title, by_provider, colours):
     axis.grid(color=GRID)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def parser():
+    parse = argparse.ArgumentParser(prog="python -m bench plot", description=__doc__)
+    folder = machine.ROOT / "bench"
+    table = folder / "results" / f"{machine.name()}.csv"
+    add = parse.add_argument
+    add("csv", nargs="?", type=Path, default=table, help="results (default: this machine's)")
+    add("--op", help="comma-separated (default: all)")
+    add("--out", type=Path, default=folder / "out", help="folder (default: %(default)s)")
+    return parse
+
+
+def main(arguments=None):
+    """Draw what the arguments name; the exit status is 1 where there is nothing to draw."""
+    args = parser().parse_args(arguments)
+    records = read(args.csv, Record)
+    measured = sorted({(r.op, r.threads) for r in records})
+    wanted = args.op.split(",") if args.op else {op for op, _ in measured}
+    args.out.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for op, threads in measured:
+        if op in wanted:
+            path = args.out / f"{args.csv.stem}-{op}-{threads}.png"
+            rows = [r for r in records if r.op == op]
+            drawn.append(draw(path, op, rows, threads))
+    for path in filter(None, drawn):
+        print(f"wrote {path}")
+    if not any(drawn):
+        print(f"nothing to draw: {args.csv} has no op with a case at two densities")
+    return int(not any(drawn))

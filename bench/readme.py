@@ -35,15 +35,15 @@ def expected(musts):
     """A row a promise: target, what was expected, what one and two threads measured."""
     threads = sorted({m.threads for m in musts})
     rows = []
-    for line in dict.fromkeys(m.line for m in musts):
-        by_threads = {m.threads: m for m in musts if m.line == line}
+    for op, key in dict.fromkeys((m.op, m.key) for m in musts):
+        by_threads = {m.threads: m for m in musts if (m.op, m.key) == (op, key)}
         must = next(iter(by_threads.values()))
         measured = [_verdict(by_threads[n]) if n in by_threads else "" for n in threads]
         rows.append(
             [
-                f"{must.op}: {line}",
+                f"{op}: {must.line}",
                 f"{'≥' if must.at_least else '≤'} {must.target:g}",
-                table.number(EXPECTED.get(line)),
+                table.number(EXPECTED.get(op, {}).get(key)),
                 *measured,
             ]
         )

@@ -30,10 +30,12 @@ class Record:
 class Must:
     """One line of what the library promises. at_least: the measured ratio must reach the target, else stay under it.
 
+    key: what the promise is known by within its op, whatever `line` calls it for people.
     unmeasured: why this machine cannot judge the line, which then neither passes nor falls short.
     """
 
     op: str
+    key: str
     line: str
     threads: int
     measured: float | None

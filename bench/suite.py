@@ -140,8 +140,9 @@ def ceiling_records(op, found):
     ]
 
 
-def must(found, op, line, measured, target, at_least=True, note="", unmeasured=""):
-    return Must(op, line, found.threads, None if unmeasured else measured, target, at_least, note, unmeasured)
+def must(found, op, key, line, measured, target, at_least=True, note="", unmeasured=""):
+    measured = None if unmeasured else measured
+    return Must(op, key, line, found.threads, measured, target, at_least, note, unmeasured)
 
 
 def without_bf16():

@@ -91,7 +91,7 @@ def musts(rows):
 
 
 def document(op, records, promised, stamp):
-    """The Markdown of one op: machine line, tables of each thread count, promises, plot."""
+    """The Markdown of one op: machine line, tables of each thread count, promises."""
     parts = [f"## {op}", f"{stamp['machine']}"]
     for threads in sorted({r.threads for r in records}):
         parts += [f"### {threads} thread{'s' if threads > 1 else ''}", of_op(records, threads)]

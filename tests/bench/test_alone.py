@@ -49,7 +49,8 @@ def test_what_is_finished_is_kept(monkeypatch, tmp_path, capsys, how, status):
     def measured(function, op, size, threads, hear):
         if op == "layer":
             raise how("the reason")
-        return [Record(op, "a case", "ours", threads, p20=1.0, p50=1.0, p80=1.0)], [Must(op, "a line", threads, 2.0, 1.0)]
+        record = Record(op, "a case", "ours", threads, p20=1.0, p50=1.0, p80=1.0)
+        return [record], [Must(op, "key", "a line", threads, 2.0, 1.0)]
 
     monkeypatch.setattr(main, "module_of", lambda op: types.SimpleNamespace(OP=op, TESTS=[], cases=lambda size: []))
     monkeypatch.setattr(main, "run_apart", measured)

@@ -33,7 +33,8 @@ def test_a_new_run_of_an_op_replaces_its_rows_only(tmp_path):
 
 
 def test_promises_round_trip(tmp_path):
-    rows = [Must("adamw", "at least", 1, 2.0, 1.5), Must("adamw", "at most", 2, None, 1.05, False, "a note")]
+    least = Must("adamw", "key", "at least", 1, 2.0, 1.5)
+    rows = [least, Must("adamw", "key", "at most", 2, None, 1.05, False, "a note")]
     write(tmp_path / "m.csv", rows, Must, {"machine": "x"})
     assert read(tmp_path / "m.csv", Must) == rows
 
@@ -44,16 +45,16 @@ def test_promises_round_trip(tmp_path):
     + [(1.0, 1.05, False, True), (1.1, 1.05, False, False), (None, 1.0, True, False), (None, 1.0, False, False)],
 )
 def test_pass_or_fall_short(measured, target, at_least, met):
-    must = Must("op", "a line", 2, measured, target, at_least, "why")
+    must = Must("op", "key", "a line", 2, measured, target, at_least, "why")
     assert must.met is met
     text = str(must)
     assert text.startswith("pass " if met else "FALLS SHORT ") and "2 threads: a line" in text and "[why]" in text
 
 
 def test_what_a_machine_cannot_judge_neither_passes_nor_falls_short():
-    must = Must("op", "a line", 2, None, 1.0, unmeasured="no such instructions")
+    must = Must("op", "key", "a line", 2, None, 1.0, unmeasured="no such instructions")
     assert str(must).startswith("not measured ") and "[no such instructions]" in str(must) and not must.met
-    rows = [Must("op", "x", 1, 2.0, 1.0), Must("op", "y", 1, None, 1.0), must]
+    rows = [Must("op", "key", "x", 1, 2.0, 1.0), Must("op", "key", "y", 1, None, 1.0), must]
     assert tally(rows) == "1 of 2 pass, 1 not measured here" and tally(rows[:2]) == "1 of 2 pass"
     assert [line.split("|")[5].strip() for line in table.musts(rows).splitlines()[2:]] == [
         "pass",
@@ -80,7 +81,8 @@ def test_bf16_products_are_judged_where_the_machine_makes_them(monkeypatch, has)
 
 
 def test_the_table_of_an_op():
-    text = table.document("adamw", ROWS, [Must("adamw", "a line", 1, 2.0, 1.5)], {"machine": "the machine"})
+    musts = [Must("adamw", "key", "a line", 1, 2.0, 1.5)]
+    text = table.document("adamw", ROWS, musts, {"machine": "the machine"})
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert lines[2] == ["entries 1 %", "ours", "1", "1.25", "1.5", "", "40 %", "12", ""]
     assert lines[3] == ["entries 1 %", "theirs, with comma", "2", "2.5", "3", "2", "", "12, 3 disturbed", ""]
@@ -106,32 +108,76 @@ def test_plot_of_a_sweep(tmp_path):
     assert plot.draw(tmp_path / "q.png", "op", sweep[:2], 1) is None
 
 
+def test_pictures_are_drawn_from_the_csv_file(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from bench import main, plot
+
+    (table,) = main.RESULTS.glob("*.promises.csv")
+    results = str(table).replace(".promises", "")
+    assert plot.main([results, "--op", "gather_selected", "--out", str(tmp_path)]) == 0
+    names = [path.name for path in sorted(tmp_path.glob("*.png"))]
+    stem = table.name.removesuffix(".promises.csv")
+    assert names == [f"{stem}-gather_selected-{threads}.png" for threads in (1, 2)]
+    assert capsys.readouterr().out.count("wrote ") == 2
+    assert plot.main([results, "--op", "breakdown", "--out", str(tmp_path)]) == 1
+    assert "nothing to draw" in capsys.readouterr().out
+
+
 def test_the_readme_has_the_marks_that_are_filled():
     from bench import main, readme
 
     rows = [Record("breakdown", "layer: forward", "ours", 2, p50=3.0), Record("linear", "a call", "ours", 1, p50=1.0)]
     stamp = dict.fromkeys(("breakdown", "linear"), {"machine": "the machine"})
-    musts = [Must("adamw", "a line", 1, 2.0, 1.5), Must("adamw", "a line", 2, None, 1.5)]
+    musts = [Must("adamw", "key", "a line", 1, 2.0, 1.5), Must("adamw", "key", "a line", 2, None, 1.5)]
     text = readme.fill(main.README.read_text(), readme.sections(rows, musts, stamp))
     assert "not measured yet" not in text and text.count("the machine") >= 2
     assert "| adamw: a line |  ≥ 1.5 |          |        2 | not measured |" in text
+    renamed = [musts[0], Must("adamw", "key", "another line", 2, 3.0, 1.5)]  # matched by the key
+    assert "| adamw: a line |  ≥ 1.5 |          |        2 |         3 |" in readme.expected(renamed)
     assert readme.fill(text, readme.sections(rows, musts, stamp)) == text
     with pytest.raises(ValueError, match="marks"):
         readme.fill("", {"host": "x"})
 
 
-def test_every_promise_of_the_quick_set_was_predicted():
-    from bench import bench_layer, bench_lean, main, suite
+def promises_of_the_quick_set():
+    """[(op, key, line)], without those of `extra` and `apart`, which measure first."""
+    from bench import main, suite
     from bench.ceilings import Ceilings
-    from bench.predictions import EXPECTED
 
-    lines = {"same bits with 1 and 2 threads (1: yes)", *(bench_layer.MEMORY.format(how) for how in ("resident", "allocator"))}
-    lines |= {bench_lean.HELD.format(case.name) for case in bench_lean.cases("quick")}
+    found = []
     for op in main.OPS:
         module = main.module_of(op)
-        found = suite.Found(1, Ceilings(1e9, 1e9, {}), cases={case.name: case for case in module.cases("quick")})
-        lines |= {must.line for must in module.musts(found)}
-    assert lines == set(EXPECTED)
+        cases = {case.name: case for case in module.cases("quick")}
+        musts = module.musts(suite.Found(1, Ceilings(1e9, 1e9, {}), cases=cases))
+        found += [(op, must.key, must.line) for must in musts]
+    return found
+
+
+def test_every_promise_of_the_quick_set_was_predicted():
+    from bench import bench_lean
+    from bench.predictions import EXPECTED, UNPREDICTED
+
+    keys = {(op, key) for op, key, _ in promises_of_the_quick_set() if op not in UNPREDICTED}
+    keys |= {("masked_adamw", "same_bits"), ("layer", "peak.resident"), ("layer", "peak.allocator")}
+    keys |= {("lean", f"{bench_lean.key_of(case)}.bytes") for case in bench_lean.cases("quick")}
+    assert keys == {(op, key) for op, expected in EXPECTED.items() for key in expected}
+
+
+def test_a_promise_is_known_by_a_key_of_its_own():
+    promises = promises_of_the_quick_set()
+    assert len({(op, key) for op, key, _ in promises}) == len(promises)
+    assert all(" " not in key and key.isascii() for _, key, _ in promises)
+
+
+def test_the_committed_promises_have_the_keys_of_today():
+    from bench import main
+
+    now = {(op, key): line for op, key, line in promises_of_the_quick_set()}
+    for path in main.RESULTS.glob("*.promises.csv"):
+        rows = read(path, Must)
+        assert rows and all(now.get((m.op, m.key), m.line) == m.line for m in rows)
+        keys = {(m.op, m.key) for m in rows}
+        assert {pair for pair in now if pair[0] in {op for op, _ in keys}} <= keys
 
 
 def test_a_machine_whose_gemm_rate_changes_between_ops_is_reported():
