@@ -12,6 +12,7 @@ from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.foreign import check_whole
+from .nn.held_apart import warn_of_held_apart
 from .nn.linear import Adopted, SelectiveConv1D, SelectiveLinear, adopt, is_adopted, is_conv1d, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.reading import stored
@@ -113,6 +114,7 @@ def _convert(model, plan, lean, values_dtype, ranks):
         _undo(model, flags)
         raise
     warn_of_adapters(model)
+    warn_of_held_apart(model)
     return report
 
 
