@@ -134,8 +134,9 @@ def quantiles(seconds):
 def ceiling_records(op, found):
     rates = {"copy": (found.ceilings.copy / 1e9, "GB/s"), "triad": (found.ceilings.triad / 1e9, "GB/s")}
     rates |= {f"GEMM {name}": (rate / 1e9, "GFLOP/s") for name, rate in found.ceilings.gemm.items()}
+    whose = {f"GEMM {name}": f"by {who}" for name, who in found.ceilings.by.items()}
     return [
-        Record(op=op, case="ceilings", provider=name, threads=found.threads, unit=unit, p50=rate)
+        Record(op=op, case="ceilings", provider=name, threads=found.threads, unit=unit, p50=rate, note=whose.get(name, ""))
         for name, (rate, unit) in rates.items()
     ]
 

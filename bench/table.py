@@ -70,7 +70,8 @@ def unsteadiness(records):
 
 def ceilings(records, threads):
     """One line: the ceilings of the run."""
-    found = [f"{r.provider} {number(r.p50)} {r.unit}" for r in records if r.threads == threads and r.case == "ceilings"]
+    mine = [r for r in records if r.threads == threads and r.case == "ceilings"]
+    found = [f"{r.provider} {number(r.p50)} {r.unit}" + (f" ({r.note})" if r.note else "") for r in mine]
     return "Ceilings of this run: " + ", ".join(found)
 
 
