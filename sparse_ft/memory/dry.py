@@ -9,7 +9,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..nn.foreign import PLAIN
 from .storages import key_of
+
+PLAIN.add(FakeTensor)  # computes shapes as torch.Tensor does numbers
 
 SMALL = 1 << 20  # elements up to which integers are computed
 

@@ -14,6 +14,7 @@ FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # What a class of tensors may define and still compute as torch.Tensor does.
 HARMLESS = {"__new__", "__init__", "__repr__", "__str__", "__doc__", "__module__", "__dict__", "__weakref__", "__hash__"}
 HARMLESS |= {"__annotations__", "__deepcopy__", "__reduce_ex__"}
+PLAIN = {nn.Parameter, torch.Tensor}  # `sft.estimate` adds torch's tensors without memory
 
 
 def _class_of(module: str, name: str) -> type | tuple:
@@ -58,10 +59,8 @@ def why_not(weight: torch.Tensor) -> str | None:
 
 def is_plain(kind: type) -> bool:
     """Whether tensors of class `kind` compute as torch.Tensor does: nothing between it and nn.Parameter redefines anything."""
-    if kind in (nn.Parameter, torch.Tensor):
-        return True
     for cls in kind.__mro__:
-        if cls in (nn.Parameter, torch.Tensor):
+        if cls in PLAIN:
             return True
         if any(name not in HARMLESS and hasattr(torch.Tensor, name) for name in vars(cls)):
             return False
