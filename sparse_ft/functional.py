@@ -125,6 +125,8 @@ def _keep(input, features, dtype):
             return kept
     flat = input.view(-1, input.size(-1)) if input.dim() != 2 and input.is_contiguous() else input  # of 3-D takes 4 x as long
     kept = flat.index_select(-1, features)
+    if kept.dim() != 2:
+        kept = kept.view(-1, kept.size(-1))  # however the input lies: a checkpoint's second forward may get a contiguous copy
     if kept.dtype != dtype:
         kept = kept.to(dtype)
     features.last_copy = weakref.ref(kept), weakref.ref(input), version

@@ -113,6 +113,18 @@ def test_checkpointing(selection, use_reentrant):
     )
 
 
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_checkpoint_whose_input_comes_back_contiguous(selection, requires_grad):
+    """As offloading brings it back: what the second forward saves looks as in the first. (nn.Linear's does so sometimes.)"""
+    _, module = pair(selection)
+    x = torch.randn(3, 2, 10).transpose(0, 1).requires_grad_(requires_grad)
+    module(x).relu().sum().backward()
+    expected, module.values.grad = module.values.grad, None
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, lambda t: t):
+        checkpoint(lambda y: module(y).relu(), x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(module.values.grad, expected)
+
+
 def test_saved_tensors_hooks(selection):
     dense, module = pair(selection)
     with torch.autograd.graph.save_on_cpu():
