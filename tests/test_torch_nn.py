@@ -94,6 +94,7 @@ def test_each_parameter_alone_trains_as_dense(name, number, training):
         dense_twin.assert_trains_as_dense(module, inputs, sft.Plan({parameter: what}), training)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 def test_the_table_holds_every_class_that_has_parameters():
     for name, cls in CLASSES.items():
         if name not in MADE and name not in NOT_ALONE and not name.startswith("Lazy"):

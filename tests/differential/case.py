@@ -57,6 +57,7 @@ class Case(NamedTuple):
     plan: dict
     seed: int = 0
     dtype: str = "fp64"
+    born: str | None = None  # the dtype of the model when it is converted, if not that in which it trains
     values_dtype: str | None = None
     lean: str | None = None  # "before", "with" or "after" convert; "loss": before, with the loss
     autocast: bool = False
@@ -64,6 +65,8 @@ class Case(NamedTuple):
     accumulate: int = 1
     optimizer: str = "SGD"
     options: dict = {}
+    backward: str = "plain"  # "of two" forwards, "retained" and gone through again, "by autograd.grad"
+    context: str | None = None  # see runs.CONTEXTS
     clip: float | None = None
     scaler: bool = False
     closure: bool = False
@@ -93,6 +96,8 @@ def draw(seed):
         case = case._replace(values_dtype=rng.choice((None, None, "bf16", "fp64")))
     elif dtype == "fp32":
         case = case._replace(values_dtype=rng.choice((None, None, None, "fp32", "fp64")))
+    if dtype != "fp32" and case.values_dtype is None and network.data not in networks.MODELS:
+        case = case._replace(born=rng.choice((None, None, None, "fp32")))
     case = case._replace(
         lean=rng.choice((None, None, "before", "with", "after")),
         autocast=dtype != "fp64" and rng.random() < 0.3,
@@ -102,6 +107,8 @@ def draw(seed):
         schedule=rng.random() < 0.3,
         input_grad=network.data in ("features", "sequence", "images") and rng.random() < 0.4,
         training=rng.random() < 0.85,
+        context=rng.choice((None, None, None, "anomaly", "save_on_cpu", "copies saved")),
+        backward=rng.choice(("plain", "plain", "plain", "of two", "retained", "by autograd.grad")),
         layout=rng.choice(("contiguous", "contiguous", "transposed", "sliced", "expanded", *channels_last(network))),
     )
     if network.data.endswith(" loss") and case.lean is not None:
@@ -137,8 +144,6 @@ def draw_network(rng):
             layers = [Layer("a", "bag", bag)]
         else:
             layers = [Layer("a", "embedding", {"width": rng.randrange(2, 7), "padding_idx": rng.choice((None, 0, 3))})]
-    for kind in ("parallel", "reads", "called and read", "direct"):
-        kinds.remove(kind)
     for number in range(rng.randrange(1, 4)):
         kind = rng.choice(kinds)
         after = layers[-1].kind if layers else None
@@ -152,7 +157,8 @@ def draw_network(rng):
 def draw_activation(rng, after=None):
     """In place only where the layer before does not need its own output."""
     name = rng.choice(tuple(networks.ACTIVATIONS))
-    return {"name": name, "inplace": after == "batch norm" and name in networks.IN_PLACE and rng.random() < 0.5}
+    free = after in ("linear", "conv", "transposed", "batch norm", "norm", "over tokens", "reads", "direct")
+    return {"name": name, "inplace": free and name in networks.IN_PLACE and rng.random() < 0.5}
 
 
 def draw_attention(rng):
@@ -274,6 +280,7 @@ def names_and_shapes(network):
                 owners.setdefault(id(parameter), []).append(f"{path}.{attribute}")
     free = [name for name, p in every if len(owners[id(p)]) == 1]
     first = {id(p): name for name, p in reversed(every)}
+    free = [name for name in free if model.get_parameter(name).numel()]
     return {name: sft.matrix_shape(model, name) for name in free if first[id(model.get_parameter(name))] == name}
 
 
@@ -301,27 +308,29 @@ def draw_optimizer(rng, case):
         names.remove("SGD fused")
     if case.dtype == "fp64" or case.values_dtype == "fp64":
         names.remove("SelectiveAdamW optim_bits=8")
-    name = rng.choice(names + ["SelectiveAdamW"] * 6)
+    likely = ["SelectiveAdamW correction", "SelectiveAdamW stochastic_rounding"] if narrow else ["SelectiveAdamW"]
+    name = rng.choice(names + likely * 6)
     decay = rng.choice((0.0, 0.1, 0.1))
     options = {"weight_decay": decay} if OPTIMIZERS[name].decays else {}
     if OPTIMIZERS[name].family.startswith("adamw") and rng.random() < 0.2:
         options["betas"] = rng.choice(((0.0, 0.99), (0.5, 0.9)))
     case = case._replace(optimizer=name, options=options)
     if OPTIMIZERS[name].in_backward:
-        return case._replace(accumulate=1, set_to_none=True)
-    closure = rng.random() < 0.1
+        backward = rng.choice(("plain", "of two")) if case.checkpointing != "reentrant" else "plain"  # refused by name
+        return case._replace(accumulate=1, set_to_none=True, backward=backward)
+    way = rng.choice(("closure", "scaler", "split", *[None] * 7))  # one of them at most
+    if way == "scaler" and not OPTIMIZERS[name].scales or way == "split" and len(case.plan) < 2:
+        way = None
     return case._replace(
-        closure=closure,
-        clip=rng.choice((None, None, None, 0.1)),
-        scaler=OPTIMIZERS[name].scales and not closure and rng.random() < 0.15,
-        split=len(case.plan) > 1 and not closure and rng.random() < 0.15,
+        closure=way == "closure", clip=rng.choice((None, None, None, 0.1)), scaler=way == "scaler", split=way == "split"
     )
 
 
 def draw_events(rng, case):
     events = []
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
-        kind = rng.choice([kind for kind in EVENTS if EVENTS[kind].legal(case)])
+        kinds = [kind for kind in EVENTS if EVENTS[kind].legal(case)]
+        kind = rng.choice(kinds + ["generate"] * (5 if "generate" in kinds else 0))
         within = EVENTS[kind].within and rng.random() < 0.5
         events.append(Event(kind, rng.randrange(1, case.steps), rng.randrange(6), within))
     return tuple(sorted(events, key=lambda e: e.step))

@@ -68,6 +68,7 @@ def loaded_with_plan(run, event, forward):
     run.leave_behind()
     frozen_name = run.thaw()
     run.make_model(seed=run.case.seed + 1)
+    run.model.to(run.dtype)
     sft.load(run.model, weights)
     if run.case.lean is not None:
         sft.lean(run.model, loss=run.case.lean == "loss")
@@ -141,6 +142,14 @@ def inferred(run, event, forward):
         run.seen.append(forward().clone())
 
 
+def generated(run, event, forward):
+    """Greedy tokens of a language model."""
+    training = run.model.training
+    tokens = run.model.eval().model.generate(torch.tensor([[1, 4]]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    run.seen.append(tokens.double())
+    run.model.train(training)
+
+
 def state_read(run, event, forward):
     run.model.state_dict()
 
@@ -184,14 +193,19 @@ def always(case):
     return True
 
 
-def keeps_no_correction(case):
-    """The other half of an fp32 master is the optimiser's."""
-    return "correction" not in case.optimizer
+def keeps_no_masters(case):
+    """Where the optimiser has them, or their other halves, nobody else writes values."""
+    return case.optimizer not in ("SelectiveAdamW correction", "master copies")
 
 
-def is_of_one_dtype(case):
-    """Values and parameters that train whole fit one vector, whose dtype is theirs."""
-    return case.dtype != "bf16" and case.values_dtype in (None, case.dtype)
+def generates(case):
+    """Where rounding does not choose the tokens."""
+    return case.network.data in ("llama", "gpt2") and case.dtype != "bf16" and not case.autocast and not case.checkpointing
+
+
+def fits_a_vector(case):
+    """Values and parameters that train whole are of one dtype."""
+    return keeps_no_masters(case) and case.dtype != "bf16" and case.values_dtype in (None, case.dtype)
 
 
 def picklable(case):
@@ -206,13 +220,14 @@ EVENTS = {
     "pickle": Kind(pickled, gradients_lost, picklable),
     "save and load": Kind(saved_and_loaded, gradients_lost, always),
     "load with plan": Kind(loaded_with_plan, gradients_lost, always),
-    "load weights": Kind(weights_loaded, masters_lost, keeps_no_correction),
-    "edit": Kind(edited, edited_dense, keeps_no_correction),
-    "vector": Kind(vector_round_trip, edited_dense, is_of_one_dtype),
+    "load weights": Kind(weights_loaded, masters_lost, keeps_no_masters),
+    "edit": Kind(edited, edited_dense, keeps_no_masters),
+    "vector": Kind(vector_round_trip, edited_dense, fits_a_vector),
     "toggle": Kind(toggled, toggled, always),
     "eval": Kind(evaluated, evaluated, always, within=True),
     "no_grad": Kind(without_gradients, without_gradients, always, within=True),
     "inference_mode": Kind(inferred, inferred, always, within=True),
+    "generate": Kind(generated, generated, generates, within=True),
     "state_dict": Kind(state_read, nothing, always, within=True),
     "sync": Kind(synced, nothing, always),
     "summary": Kind(summarised, nothing, always, within=True),

@@ -14,7 +14,7 @@ def smaller(case):
         yield case._replace(events=case.events[:number] + case.events[number + 1 :])
     for field in (
         "lean", "autocast", "checkpointing", "accumulate", "optimizer", "options", "clip", "scaler", "closure", "split",
-        "schedule", "set_to_none", "layout", "input_grad", "training", "values_dtype", "dtype",
+        "schedule", "set_to_none", "layout", "input_grad", "training", "values_dtype", "born", "dtype", "backward", "context",
     ):  # fmt: skip
         if getattr(case, field) != getattr(PLAIN, field):
             yield case._replace(**{field: getattr(PLAIN, field)})

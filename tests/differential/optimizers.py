@@ -52,6 +52,41 @@ class WritesThroughData(torch.optim.Optimizer):
         return loss
 
 
+class MasterCopies:
+    """AdamW on copies of the parameters, which it writes back through `.data`, as mixed-precision trainers do."""
+
+    def __init__(self, params, lr, **options):
+        self.parameters = [p for p in params if p.requires_grad]
+        self.masters = [torch.nn.Parameter(p.detach().clone()) for p in self.parameters]
+        self.inner = torch.optim.AdamW(self.masters, lr, eps=EPS, **options)
+        self.param_groups = self.inner.param_groups
+
+    def zero_grad(self, set_to_none=True):
+        for p in self.parameters:
+            if set_to_none:
+                p.grad = None
+            elif p.grad is not None:
+                p.grad.zero_()
+
+    def step(self, closure=None):
+        loss = closure() if closure is not None else None
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            master.grad = None if p.grad is None else p.grad.clone()
+        self.inner.step()
+        for p, master in zip(self.parameters, self.masters, strict=True):
+            p.data.copy_(master.data)
+        return loss
+
+    def state_dict(self):
+        return {"inner": self.inner.state_dict(), "masters": [master.detach().clone() for master in self.masters]}
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state["inner"])
+        self.param_groups = self.inner.param_groups
+        for master, saved in zip(self.masters, state["masters"], strict=True):
+            master.data.copy_(saved)
+
+
 class Ours(NamedTuple):
     """make: (parameters, lr, **options) -> the optimiser of the selective run. decays: takes weight_decay."""
 
@@ -90,5 +125,8 @@ OPTIMIZERS = {
     "SGD nesterov": Ours("nesterov", torchs(SGD, momentum=0.9, nesterov=True)),
     "RMSprop": Ours("rmsprop", torchs(torch.optim.RMSprop, eps=EPS)),
     "Adagrad": Ours("adagrad", torchs(torch.optim.Adagrad, eps=EPS)),
+    "master copies": Ours(
+        "adamw", lambda ps, lr, **options: MasterCopies(ps, lr, **{"weight_decay": 0.0, **options}), scales=False
+    ),
     "writes through .data": Ours("plain sgd", lambda ps, lr: WritesThroughData(ps, lr), decays=False),
 }

@@ -13,6 +13,12 @@ from .networks import VOCABULARY, build, checkpoint_blocks
 from .optimizers import FAMILIES, OPTIMIZERS
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+CONTEXTS = {  # in which forward and backward run
+    None: contextlib.nullcontext,
+    "anomaly": torch.autograd.detect_anomaly,
+    "save_on_cpu": torch.autograd.graph.save_on_cpu,
+    "copies saved": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+}
 SCALE = 256.0  # of a GradScaler: a power of two, which rounds nothing
 
 
@@ -100,16 +106,30 @@ class Run:
             x = inputs_of(self.case, step, part, self.dtype)
             if self.case.input_grad:
                 x.requires_grad_()
-            loss = loss_of(self.case, self.forward(x), step, part) / self.case.accumulate
-            if part == 0:
-                for event in self.events_at(step, within=True):
-                    self.happen(event, step)
-            self.scaled(loss).backward()
+            with CONTEXTS[self.case.context]():
+                loss = loss_of(self.case, self.forward(x), step, part) / self.case.accumulate
+                if self.case.backward == "of two":
+                    other = inputs_of(self.case, step, part + 20, self.dtype)
+                    loss = loss + loss_of(self.case, self.forward(other), step, part + 20)
+                if part == 0:
+                    for event in self.events_at(step, within=True):
+                        self.happen(event, step)
+                self.differentiate(self.scaled(loss))
             total += loss.detach()
             if self.case.input_grad:
                 self.input_gradients.append(None if x.grad is None else x.grad / self.scale)
         self.losses.append(float(total))
         return total
+
+    def differentiate(self, loss):
+        if self.case.backward == "retained":
+            loss.backward(retain_graph=True)
+        if self.case.backward != "by autograd.grad":
+            return loss.backward()
+        trained = [p for p in map(self.trained, self.plan) if p.requires_grad]
+        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def freeze(self, name):
         """Let one parameter not train until `thaw`, which returns its name; None: none."""
@@ -146,7 +166,9 @@ class Dense(Run):
 
     def make(self, seed):
         case = self.case
-        self.model = build(case.network, seed, DTYPES[case.dtype]).to(self.dtype).train(case.training)
+        born = build(case.network, seed, DTYPES[case.born or case.dtype]).train(case.training)
+        self.wide = {name: parameter.detach().clone() for name, parameter in born.named_parameters()} if case.born else {}
+        self.model = born.to(DTYPES[case.dtype]).to(self.dtype)
         checkpoint_blocks(self.model, case.checkpointing)
         self.model.requires_grad_(False)
         self.plan = self.plan_on(self.model)
@@ -165,6 +187,10 @@ class Dense(Run):
         family = FAMILIES[OPTIMIZERS[self.case.optimizer].family]
         self.lr, self.decoupled = family.lr, family.decoupled
         self.masters = {name: self.master(name) for name in self.plan}
+        for name, wide in self.wide.items():
+            if name in self.masters and self.plan[name] != "all":
+                self.masters[name].data.copy_(wide)
+        self.wide = {}  # a second optimiser finds the weights as they are then
         options = {name: option for name, option in self.case.options.items() if name != "weight_decay"}
         self.optimizers = [family.make(list(self.masters.values()), family.lr, **options)]
 
@@ -248,10 +274,13 @@ class Selective(Run):
         self.convert()
         if self.case.lean == "after":
             sft.lean(self.model)
+        self.model.to(self.dtype)
         self.make_optimizers()
 
     def make_model(self, seed):
-        self.model = build(self.case.network, seed, self.dtype).train(self.case.training)
+        """The model before it is converted, in the dtype that it is born in."""
+        born = DTYPES[self.case.born] if self.case.born else self.dtype
+        self.model = build(self.case.network, seed, born).train(self.case.training)
         checkpoint_blocks(self.model, self.case.checkpointing)
         self.classes = {name: type(module) for name, module in self.model.named_modules()}
         self.flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
