@@ -1,4 +1,4 @@
-"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, and the host's share of it."""
+"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, the host's share; and a lean one's, part by part."""
 
 import functools
 import time
@@ -6,10 +6,10 @@ import time
 import torch
 
 import sparse_ft as sft
-from bench import training
+from bench import step_parts, training
 from bench.harness import order_of
 from bench.records import Record
-from bench.suite import Case, quantiles
+from bench.suite import OURS, Case, quantiles
 
 OP = "breakdown"
 WHOLE_STEPS = True
@@ -71,6 +71,33 @@ def run_case(case, found):
             )
             for phase in PHASES
         ]
+    return records + _lean_parts(case, found)
+
+
+def _lean_parts(case, found):
+    """A record a part of a lean step: its time, and what it would take at this run's ceilings."""
+    cls, shape, twin, batch, tokens = MODELS[case.name]
+    shape, tokens = (shape, tokens) if case.tokens else (twin, 2)
+    step = _step(cls, shape, dict(method="ours"), batch, tokens)
+    sft.lean(step.model)
+    records = []
+    for part in step_parts.parts_of(step, batch, tokens, found.ceilings):
+        limit = None if part.limit is None else 1e3 * part.limit
+        milliseconds = 1e3 * part.seconds
+        records.append(
+            Record(
+                OP,
+                f"{case.name}: lean step, {part.name}",
+                OURS,
+                found.threads,
+                "step",
+                case.density,
+                "float32",
+                p50=milliseconds,
+                bound=limit,
+                rounds=step_parts.STEPS,
+            )
+        )
     return records
 
 
