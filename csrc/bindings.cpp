@@ -11,6 +11,7 @@
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
 #include "cpu/variants.h"
+#include "cpu/walk.h"
 #if SFT_CUDA
 #include "cuda/gather_selected.h"
 #include "cuda/masked_adamw.h"
@@ -63,14 +64,45 @@ Layout layout(const LayoutTuple& tuple) {
   return Layout{static_cast<Kind>(kind), pointer(index), index_bits, n, block_h, block_w, rows, columns};
 }
 
+// An index in host memory. Messages name the argument as sparse_ft.ops has it: whoever edits an index calls no kernel himself.
+Layout readable_layout(const LayoutTuple& tuple) {
+  const Layout l = layout(tuple);
+  require(l.index || !l.n || l.kind == kAll, "index", 0, "a tensor whose memory is there");
+  return l;
+}
+
+[[noreturn]] void throw_outside(const Layout& l) {
+  std::ostringstream message;
+  message << "index: it names " << (l.kind == kRows ? "rows" : l.kind == kColumns ? "columns" : l.kind == kBlocks ? "blocks" : "entries")
+          << " that a matrix of shape (" << l.rows << ", " << l.columns
+          << ") does not have; was it edited after the selection was made? Make a new selection instead";
+  throw py::index_error(message.str());
+}
+
+void require_inside(const Layout& l) {
+  if (!inside(l)) throw_outside(l);
+}
+
+// Kernels that walk single entries look at those themselves.
+Layout walked_layout(const LayoutTuple& tuple) {
+  const Layout l = readable_layout(tuple);
+  if (l.kind != kEntries) require_inside(l);
+  return l;
+}
+
 int thread_count(int threads) {
   require(threads > 0, "threads", threads, "positive");
   return threads;
 }
 
-void gather_selected(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int threads) {
-  cpu_ops().gather_selected(pointer(matrix), dtype(matrix_dtype, "matrix_dtype"), layout(where), pointer(values),
-                            dtype(values_dtype, "values_dtype"), thread_count(threads));
+// first: the position that entries have for the first of the matrix, which may be a part of a larger one.
+void gather_selected(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int threads,
+                     int64_t first) {
+  Layout l = walked_layout(where);
+  l.first = first;
+  if (!cpu_ops().gather_selected(pointer(matrix), dtype(matrix_dtype, "matrix_dtype"), l, pointer(values),
+                                 dtype(values_dtype, "values_dtype"), thread_count(threads)))
+    throw_outside(l);
 }
 
 void gather_selected_cuda(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, Address stream) {
@@ -85,7 +117,9 @@ void gather_selected_cuda(Address matrix, int matrix_dtype, const LayoutTuple& w
 
 void scatter_selected_(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int mode, int threads) {
   const DType m = dtype(matrix_dtype, "matrix_dtype"), v = dtype(values_dtype, "values_dtype");
-  cpu_ops().scatter_selected_(pointer(matrix), m, layout(where), pointer(values), v, scatter_mode(mode, m, v), thread_count(threads));
+  const Layout l = walked_layout(where);
+  if (!cpu_ops().scatter_selected_(pointer(matrix), m, l, pointer(values), v, scatter_mode(mode, m, v), thread_count(threads)))
+    throw_outside(l);
 }
 
 void scatter_selected_cuda_(Address matrix, int matrix_dtype, const LayoutTuple& where, Address values, int values_dtype, int mode,
@@ -101,7 +135,8 @@ void scatter_selected_cuda_(Address matrix, int matrix_dtype, const LayoutTuple&
 
 void selected_wgrad(Address grad_output, int64_t grad_output_stride, Address input, int64_t input_stride, int operand_dtype, int64_t tokens,
                     const LayoutTuple& where, bool compact_input, Address values, int values_dtype, bool accumulate, int threads) {
-  const Layout l = layout(where);
+  const Layout l = readable_layout(where);
+  if (!compact_input) require_inside(l);  // whose index says which columns the caller has chosen already
   require(tokens >= 0, "tokens", tokens, "non-negative");
   require(!compact_input || l.kind == kColumns, "compact_input", compact_input, "false unless the layout kind is 1 (columns)");
   const WgradOperands operands{pointer(grad_output), grad_output_stride, pointer(input), input_stride,
@@ -132,7 +167,8 @@ AdamWStorage storage(const StorageTuple& tuple, DType values) {
                       static_cast<float*>(pointer(exp_avg_absmax)), static_cast<float*>(pointer(exp_avg_sq_absmax))};
 }
 
-AdamWTensor adamw_tensor(const AdamWTuple& tuple) {
+// on_host: whether the index can be looked at here.
+AdamWTensor adamw_tensor(const AdamWTuple& tuple, bool on_host) {
   const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, how, lr, beta1, beta2, eps, decay, lr_at] =
       tuple;
   require(count >= 0, "count", count, "non-negative");
@@ -142,22 +178,25 @@ AdamWTensor adamw_tensor(const AdamWTuple& tuple) {
   if (how) t.storage = storage(*how, t.dtype);
   if (!weight) return t;
   require(where.has_value(), "layout", 0, "given with a weight");
-  t.weight = pointer(weight), t.weight_dtype = dtype(weight_code, "weight_dtype"), t.layout = layout(*where);
+  t.weight = pointer(weight), t.weight_dtype = dtype(weight_code, "weight_dtype"), t.layout = on_host ? walked_layout(*where) : layout(*where);
   require(count == values_count(t.layout), "count", count, "the number of values of the layout");
   return t;
 }
 
-std::vector<AdamWTensor> adamw_tensors(const std::vector<AdamWTuple>& tuples) {
+std::vector<AdamWTensor> adamw_tensors(const std::vector<AdamWTuple>& tuples, bool on_host) {
   std::vector<AdamWTensor> tensors;
   tensors.reserve(tuples.size());
-  for (const AdamWTuple& tuple : tuples) tensors.push_back(adamw_tensor(tuple));
+  for (const AdamWTuple& tuple : tuples) tensors.push_back(adamw_tensor(tuple, on_host));
   return tensors;
 }
 
 bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
-  const std::vector<AdamWTensor> tensors = adamw_tensors(tuples);
-  return cpu_ops().masked_adamw_(tensors.data(), static_cast<int64_t>(tensors.size()), maximize, inv_scale, skip_nonfinite,
-                                 thread_count(threads));
+  const std::vector<AdamWTensor> tensors = adamw_tensors(tuples, true);
+  const StepOutcome outcome = cpu_ops().masked_adamw_(tensors.data(), static_cast<int64_t>(tensors.size()), maximize, inv_scale,
+                                                      skip_nonfinite, thread_count(threads));
+  for (const AdamWTensor& t : tensors)
+    if (outcome == kOutside && t.weight) require_inside(t.layout);
+  return outcome == kNonfinite;
 }
 
 // grad_scale, found_inf: addresses of one float each, or 0.
@@ -165,7 +204,7 @@ void masked_adamw_cuda_(const std::vector<AdamWTuple>& tuples, bool maximize, Ad
                         Address stream) {
   require(found_inf || !skip_nonfinite, "found_inf", 0, "an address with skip_nonfinite");
 #if SFT_CUDA
-  cuda::masked_adamw_(adamw_tensors(tuples), maximize, static_cast<const float*>(pointer(grad_scale)),
+  cuda::masked_adamw_(adamw_tensors(tuples, false), maximize, static_cast<const float*>(pointer(grad_scale)),
                       static_cast<float*>(pointer(found_inf)), skip_nonfinite, stream);
 #else
   (void)tuples, (void)maximize, (void)grad_scale, (void)stream;
@@ -328,7 +367,8 @@ PYBIND11_MODULE(_C, m) {
   using namespace sparse_ft;
   using NoGil = py::call_guard<py::gil_scoped_release>;
   m.doc() = "The compiled kernels of sparse_ft. Tensors are passed as addresses: use sparse_ft.ops, which checks them.";
-  m.def("gather_selected", &gather_selected, NoGil());
+  m.def("gather_selected", &gather_selected, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg("first") = 0,
+        NoGil());
   m.def("gather_selected_cuda", &gather_selected_cuda, NoGil());
   m.def("scatter_selected_", &scatter_selected_, NoGil());
   m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());

@@ -204,7 +204,8 @@ class Columns(_Lines):
 class Blocks(Selection):
     """Blocks of the matrix. index: [n, 2] of (block_row, block_col); block_size: int or (bh, bw). values: [n, bh, bw].
 
-    Blocks that reach past the edge are zero-padded in `values`; the padding never trains.
+    Blocks that reach past the edge are zero-padded in `values`; the padding never trains. Use raises ValueError where a block
+    is larger than the matrix.
     """
 
     __slots__ = ()
@@ -213,6 +214,14 @@ class Blocks(Selection):
 
     def __init__(self, index, block_size):
         super().__init__(index, as_block_size(block_size))
+
+    def _check_inside(self, shape):
+        if len(shape) == 2 and any(block > size for block, size in zip(self.block_size, shape)):
+            raise ValueError(
+                f"block_size: {self.block_size} is larger than a matrix of shape {tuple(shape)}; its values would hold more "
+                f"padding than the matrix has entries, take min(block_size, size) in each dimension"
+            )
+        super()._check_inside(shape)
 
     def _limits(self, shape):
         names = ("block_row", "block_col")
@@ -311,6 +320,8 @@ def _as_index(index, shape):
         raise ValueError(f"index: expected shape {shape}, got {tuple(index.shape)}")
     if index.device.type == "meta":
         raise ValueError("index: expected a tensor with data, got one on the meta device")
+    if index.layout is not torch.strided or index.is_quantized:
+        raise TypeError(f"index: expected a dense tensor of integers, got {index.layout}, {index.dtype}")
     return index.detach().to(torch.int64, copy=True).contiguous()
 
 

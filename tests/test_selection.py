@@ -18,7 +18,7 @@ SELECTIONS = {
     "entries": sft.Entries([0, 9, 10, 33, 69]),
     "blocks": sft.Blocks([[0, 0], [1, 1]], (3, 4)),
     "ragged blocks": sft.Blocks([[0, 0], [0, 2], [2, 1], [2, 2]], (3, 4)),
-    "blocks larger than the matrix": sft.Blocks([[0, 0]], 64),
+    "one block": sft.Blocks([[0, 0]], (7, 10)),
 }
 
 
@@ -172,6 +172,16 @@ def test_out_of_range_is_found_on_every_use(selection, shape, message):
     assert not matrix.any()
 
 
+@pytest.mark.parametrize("block_size", [(8, 10), (7, 11), (2**40, 1), (1, 2**70)], ids=str)
+def test_blocks_larger_than_the_matrix(block_size):
+    """Their values would take memory without end, and a file of a few bytes can ask for them."""
+    selection, matrix = sft.Blocks([[0, 0]], block_size), torch.zeros(7, 10)
+    uses = (selection.check, selection.values_shape, selection.nnz, selection.mask, selection.on)
+    for use in (*(lambda use=use: use((7, 10)) for use in uses), lambda: selection.gather(matrix)):
+        with pytest.raises(ValueError, match=rf"block_size: .*{block_size[0]}.*larger than a matrix of shape \(7, 10\)"):
+            use()
+
+
 def test_uses_on_what_is_no_matrix(selection):
     for shape in ((7,), (1, 7, 10), ()):
         for use in (selection.check, selection.nnz, selection.mask, lambda s: selection.gather(torch.zeros(s))):
@@ -228,8 +238,8 @@ def test_copies(selection):
     ]
     for other in copies:
         assert other == selection and other.mask(SHAPE).equal(selection.mask(SHAPE)) and repr(other) == repr(selection)
-        with pytest.raises(IndexError):
-            other.check((1, 1)) if selection.kind != "blocks" or len(selection) > 1 else other.check((0, 0))
+        with pytest.raises((IndexError, ValueError)):
+            other.check((3, 4))
     assert copies[0].index.data_ptr() != selection.index.data_ptr()
 
 

@@ -64,21 +64,23 @@ void update_piece(const AdamWTensor& tensor, const Job& job, int64_t k, int64_t 
   }
 }
 
-// What `values` holds after rounding, so that the weight shows it bit for bit.
-void write_through(const AdamWTensor& tensor, int64_t begin, int64_t end) {
+// What `values` holds after rounding, so that the weight shows it bit for bit. False as in `ops.h`.
+bool write_through(const AdamWTensor& tensor, int64_t begin, int64_t end) {
   char* values = static_cast<char*>(tensor.values) + begin * size_of(tensor.dtype);
   if (tensor.dtype == tensor.weight_dtype) return move<Store>(tensor.weight, tensor.weight_dtype, tensor.layout, begin, end, values);
   Piece piece;
   convert_any(&piece, tensor.weight_dtype, values, tensor.dtype, end - begin);
-  move<Store>(tensor.weight, tensor.weight_dtype, tensor.layout, begin, end, &piece);
+  return move<Store>(tensor.weight, tensor.weight_dtype, tensor.layout, begin, end, &piece);
 }
 
-void step_chunk(const AdamWTensor& tensor, const Job& job, int64_t chunk_begin, int64_t chunk_end) {
+bool step_chunk(const AdamWTensor& tensor, const Job& job, int64_t chunk_begin, int64_t chunk_end) {
   WideState wide;
+  bool written = true;
   for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
     update_piece(tensor, job, begin, end - begin, wide);
-    if (tensor.weight) write_through(tensor, begin, end);
+    if (tensor.weight) written &= write_through(tensor, begin, end);
   });
+  return written;
 }
 
 template <class Bits>
@@ -123,7 +125,7 @@ void for_each_step_chunk(const AdamWTensor* tensors, const Job* jobs, int64_t te
 
 namespace SFT_VARIANT {
 
-bool masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
+StepOutcome masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
   Job* jobs = new Job[tensor_count];
   int64_t chunks = 0;
   double cost = 0;
@@ -137,18 +139,20 @@ bool masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool maximi
     cost += step_cost(t);
   }
   threads = static_cast<int>(smaller(team_for(cost, threads), larger(chunks, 1)));
-  int found = 0;
+  StepOutcome outcome = kStepped;
+  const auto found = [&](StepOutcome what) { __atomic_store_n(&outcome, what, __ATOMIC_RELAXED); };
   if (skip_nonfinite)
     for_each_step_chunk(tensors, jobs, tensor_count, chunks, threads, [&](int64_t i, int64_t begin, int64_t end) {
-      if (any_nonfinite(tensors[i].grad, tensors[i].dtype, begin, end)) __atomic_store_n(&found, 1, __ATOMIC_RELAXED);
+      if (any_nonfinite(tensors[i].grad, tensors[i].dtype, begin, end)) found(kNonfinite);
     });
-  if (!found) {
-    for_each_step_chunk(tensors, jobs, tensor_count, chunks, threads,
-                        [&](int64_t i, int64_t begin, int64_t end) { step_chunk(tensors[i], jobs[i], begin, end); });
+  if (outcome != kNonfinite) {
+    for_each_step_chunk(tensors, jobs, tensor_count, chunks, threads, [&](int64_t i, int64_t begin, int64_t end) {
+      if (!step_chunk(tensors[i], jobs[i], begin, end)) found(kOutside);
+    });
     for (int64_t i = 0; i < tensor_count; ++i) *tensors[i].step += 1.0f;
   }
   delete[] jobs;
-  return found != 0;
+  return outcome;
 }
 
 }  // namespace SFT_VARIANT

@@ -10,6 +10,9 @@ namespace sparse_ft {
 
 enum ScatterMode : int { kCopy = 0, kAdd = 1, kSwap = 2 };
 
+// kNonfinite: of a gradient, and nothing changed. kOutside: an index names entries that their matrix has not; these were left out.
+enum StepOutcome : int { kStepped = 0, kNonfinite = 1, kOutside = 2 };
+
 struct WgradOperands {
   const void* grad_output;  // [tokens, rows]
   int64_t grad_output_stride;
@@ -87,13 +90,16 @@ struct PoolWindow {
   int64_t kernel[2], stride[2], padding[2], dilation[2];
 };
 
+// gather_selected and scatter_selected_: false where the index names entries that the matrix has not. These were left out. Rows, columns
+// and blocks are not looked at, nor is any index of selected_wgrad: `inside` of walk.h is for the caller.
 struct CpuOps {
-  void (*gather_selected)(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads);
-  void (*scatter_selected_)(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
+  bool (*gather_selected)(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads);
+  bool (*scatter_selected_)(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
                             int threads);
   void (*selected_wgrad)(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads);
   void (*dense_product)(const DenseOperands& operands, float* output, int threads);
-  bool (*masked_adamw_)(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads);
+  StepOutcome (*masked_adamw_)(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite,
+                               int threads);
   void (*activation)(Rows input, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads);
   void (*activation_backward)(Rows grad_output, Rows input, DType dtype, int64_t rows, int64_t columns, Activation activation,
                               void* grad_input, int threads);
@@ -113,11 +119,11 @@ struct CpuOps {
 
 #define SFT_DECLARE_VARIANT(variant)                                                                                                  \
   namespace variant {                                                                                                                 \
-  void gather_selected(const void*, DType, const Layout&, void*, DType, int);                                                         \
-  void scatter_selected_(void*, DType, const Layout&, void*, DType, ScatterMode, int);                                                \
+  bool gather_selected(const void*, DType, const Layout&, void*, DType, int);                                                         \
+  bool scatter_selected_(void*, DType, const Layout&, void*, DType, ScatterMode, int);                                                \
   void selected_wgrad(const WgradOperands&, const Layout&, void*, DType, bool, int);                                                  \
   void dense_product(const DenseOperands&, float*, int);                                                                              \
-  bool masked_adamw_(const AdamWTensor*, int64_t, bool, double, bool, int);                                                           \
+  StepOutcome masked_adamw_(const AdamWTensor*, int64_t, bool, double, bool, int);                                                    \
   void activation(Rows, DType, int64_t, int64_t, Activation, void*, int);                                                             \
   void activation_backward(Rows, Rows, DType, int64_t, int64_t, Activation, void*, int);                                              \
   void gated_product(Rows, Rows, DType, int64_t, int64_t, Activation, void*, int);                                                    \

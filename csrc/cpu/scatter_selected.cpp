@@ -10,14 +10,14 @@ struct Target {
   const Layout& layout;
 };
 
-void copy_piece(const Target& target, const void* values, DType values_dtype, int64_t begin, int64_t end) {
+bool copy_piece(const Target& target, const void* values, DType values_dtype, int64_t begin, int64_t end) {
   Piece piece;
   convert_any(&piece, target.dtype, values, values_dtype, end - begin);
-  move<Store>(target.matrix, target.dtype, target.layout, begin, end, &piece);
+  return move<Store>(target.matrix, target.dtype, target.layout, begin, end, &piece);
 }
 
 // matrix + values in float32, or float64 if either side is; rounded once.
-void add_piece(const Target& target, const void* values, DType values_dtype, int64_t begin, int64_t end) {
+bool add_piece(const Target& target, const void* values, DType values_dtype, int64_t begin, int64_t end) {
   const DType wide = target.dtype == kFloat64 || values_dtype == kFloat64 ? kFloat64 : kFloat32;
   const int64_t count = end - begin;
   Piece held, sum, addend;
@@ -30,25 +30,27 @@ void add_piece(const Target& target, const void* values, DType values_dtype, int
     else
       sum.floats[i] += addend.floats[i];
   convert_any(&held, target.dtype, &sum, wide, count);
-  move<Store>(target.matrix, target.dtype, target.layout, begin, end, &held);
+  return move<Store>(target.matrix, target.dtype, target.layout, begin, end, &held);
 }
 
 }  // namespace
 
 namespace SFT_VARIANT {
 
-void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
+bool scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
                        int threads) {
   const Target target{matrix, matrix_dtype, layout};
+  bool inside = true;
   for_each_chunk(values_count(layout), movers(layout, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
     const auto at = [&](int64_t k) { return static_cast<char*>(values) + k * size_of(values_dtype); };
-    if (mode == kSwap) return move<Exchange>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin));
+    if (mode == kSwap) return keep(inside, move<Exchange>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin)));
     if (mode == kCopy && matrix_dtype == values_dtype)
-      return move<Store>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin));
+      return keep(inside, move<Store>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin)));
     for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
-      (mode == kAdd ? add_piece : copy_piece)(target, at(begin), values_dtype, begin, end);
+      keep(inside, (mode == kAdd ? add_piece : copy_piece)(target, at(begin), values_dtype, begin, end));
     });
   });
+  return inside;
 }
 
 }  // namespace SFT_VARIANT

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..convert import convert, matrix_shape
 from ..plan import Plan
-from ..salience.budget import STRUCTURES, count_of
+from ..salience.budget import STRUCTURES, count_of, fitted
 from ..salience.targets import targets_of
 from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, as_block_size, rebuilt
 
@@ -80,7 +80,7 @@ def _random(structure, density, block_size, shape, dry):
         return _sized(
             Entries, rows * count_of(columns, density) if per_row else count_of(rows * columns, density), 1, shape, {}, dry
         )
-    size = as_block_size(block_size)
+    size = fitted(as_block_size(block_size), shape)
     grid = -(-rows // size[0]), -(-columns // size[1])
     n = count_of(grid[0] * grid[1], density)
     features = {}

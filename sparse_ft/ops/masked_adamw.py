@@ -185,7 +185,12 @@ def step_rows(rows, written, maximize, grad_scale, found_inf, skip_nonfinite):
     if found_inf is not None and found_inf.item():
         return
     inv_scale = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
-    if _native.C.masked_adamw_(rows, maximize, inv_scale, skip_nonfinite, torch.get_num_threads()):
+    try:
+        skipped = _native.C.masked_adamw_(rows, maximize, inv_scale, skip_nonfinite, torch.get_num_threads())
+    except IndexError:  # found on the way: an index was edited after it was checked
+        wrote(*written)
+        raise
+    if skipped:
         found_inf.fill_(1)
     else:
         wrote(*written)

@@ -72,6 +72,11 @@ def _strips(index, rows, columns):
     before = torch.arange(0, rows + height, height, device=index.device) * columns - 1
     before = before.clamp_(max=torch.iinfo(index.dtype).max).to(index.dtype)
     edges = torch.searchsorted(index, before, right=True).unfold(0, 2, 1).tolist()
+    if edges[0][0] != 0 or edges[-1][1] != index.size(0):
+        raise IndexError(
+            f"index: it names entries that a matrix of shape {(rows, columns)} does not have; was it edited after the "
+            f"selection was made? Make a new selection instead"
+        )
     for start, (lo, hi) in zip(range(0, rows, height), edges):
         if lo < hi:
             yield slice(start, min(start + height, rows)), slice(lo, hi)
@@ -134,12 +139,14 @@ def _native_strips(values, grad_output, input, index, accumulate):
         strip = input.new_empty(rows.stop - rows.start, columns, dtype=_accumulator(input.dtype))
         _native_wgrad(strip, grad_output[:, rows], input, "all", none, 1, 1, accumulate=False)
         taken = torch.empty_like(values[some]) if accumulate else values[some]
-        # The index counts from the first row of the matrix, which is so far in front of the strip.
-        origin = strip.data_ptr() - rows.start * columns * strip.element_size()
-        layout = _native.layout("entries", index[some], 1, 1, (grad_output.size(1), columns))
-        threads = torch.get_num_threads()
         _native.C.gather_selected(
-            origin, _native.DTYPES[strip.dtype], layout, taken.data_ptr(), _native.DTYPES[taken.dtype], threads
+            strip.data_ptr(),
+            _native.DTYPES[strip.dtype],
+            _native.layout("entries", index[some], 1, 1, strip.shape),
+            taken.data_ptr(),
+            _native.DTYPES[taken.dtype],
+            torch.get_num_threads(),
+            first=rows.start * columns,  # the index counts from the first row of the matrix
         )
         if accumulate:
             values[some] += taken

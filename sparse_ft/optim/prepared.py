@@ -46,6 +46,7 @@ class PreparedRows:
         if owner is not None:
             weight, selection = owner._weight(), owner._sparse_ft_state.selection
             holds += weight.stride(), weight.dtype, weight.data_ptr(), id(selection), owner._sparse_ft_state.tracked._version
+            holds += (selection.index.data_ptr(),)
         known = self._known.get(id(p))
         if known is None or known[0] != holds:
             through = () if owner is None else (owner._matrix(), *selection.layout)

@@ -23,13 +23,18 @@ def top(score, density, structure, block_size=None):
     if structure == "entries_per_row":
         column = score.topk(count_of(columns, density), dim=1).indices
         return Entries((column + torch.arange(rows, device=score.device)[:, None] * columns).reshape(-1).sort().values)
-    height, width = block_size
+    height, width = block_size = fitted(block_size, (rows, columns))
     padded = torch.nn.functional.pad(score, (0, -columns % width, 0, -rows % height))
     sums = (
         padded.unflatten(1, (-1, width)).unflatten(0, (-1, height)).sum((1, 3), dtype=_wide(score))
     )  # [block_rows, block_cols]
     best = _best(sums.reshape(-1), density)
     return Blocks(torch.stack((best // sums.size(1), best % sums.size(1)), 1), block_size)
+
+
+def fitted(block_size, shape):
+    """`block_size` (height, width), cut to a matrix of `shape` where it is larger."""
+    return tuple(min(block, size) for block, size in zip(block_size, shape))
 
 
 def _best(score, density):

@@ -42,11 +42,12 @@ def select(
 ) -> Plan:
     """Choose what trains: a `Plan` with a selection for every targeted weight. `print(plan)` says what was chosen.
 
-    density: share of each weight that trains, in (0, 1]. structure: "rows", "columns", "blocks" (of `block_size`, int or pair),
-    "entries" or "entries_per_row". score: "random" (seeded by `seed`), "magnitude" (|W|) or "gradient" (|mean gradient| over
-    `batches`); default: "gradient" where batches are given, else "random" with a warning. scope: "layer", each weight on its
-    own. batches: iterable of batches for "gradient"; four of them are enough to rank. loss: callable (model, batch) -> scalar;
-    default `model(**batch).loss`. progress: whether to show it on stderr; default: in a terminal or a notebook.
+    density: share of each weight that trains, in (0, 1]. structure: "rows", "columns", "blocks" (of `block_size`, int or
+    pair, cut to a weight that is smaller), "entries" or "entries_per_row". score: "random" (seeded by `seed`), "magnitude"
+    (|W|) or "gradient" (|mean gradient| over `batches`); default: "gradient" where batches are given, else "random" with a
+    warning. scope: "layer", each weight on its own. batches: iterable of batches for "gradient"; four of them are enough to
+    rank. loss: callable (model, batch) -> scalar; default `model(**batch).loss`. progress: whether to show it on stderr;
+    default: in a terminal or a notebook.
 
     targets: glob pattern(s) on parameter names, such as "*q_proj.weight". Default: the weights of all linear layers, and of
     the convolutions where these hold more entries than the linear layers; without output heads, adapters (PEFT) and depthwise

@@ -1,4 +1,4 @@
-"""untouched: a model may run here, and is afterwards as it was; its gradients are taken on parameters that stand in for its own.
+"""untouched: a model may run, and is afterwards as it was; gradients are taken on what stands in for its parameters.
 
 A hook that steps an optimiser as soon as a gradient is there (`SelectiveAdamW(in_backward=True)`, torch's own recipe) hangs on
 the parameter itself. A gradient of a stand-in, which has the parameter's memory and none of its hooks, passes it by.

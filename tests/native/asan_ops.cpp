@@ -223,8 +223,8 @@ void every_op(const Layout& layout) {
 
 int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "plant")) {
-    Selected selected(kEntries, 32, 5, 7, 1, 1);
-    selected.set(selected.layout.n - 1, 5 * 7);
+    Selected selected(kRows, 32, 5, 7, 1, 1);
+    selected.set(selected.layout.n - 1, 5);
     copies(selected.layout, kFloat32, kFloat32);
     return 0;
   }

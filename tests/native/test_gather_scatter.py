@@ -122,8 +122,8 @@ def test_conversions_of_16_bits(variant, dtype):
     ],
 )
 def test_bad_codes_are_refused_by_name(argument, changed):
-    matrix = torch.zeros(2, 2)
-    layout = core.native_layout(("rows", torch.tensor([0]), 1, 1), matrix.shape)
+    matrix, index = torch.zeros(2, 2), torch.tensor([0])
+    layout = core.native_layout(("rows", index, 1, 1), matrix.shape)
     arguments = [matrix.data_ptr(), 0, layout, matrix.data_ptr(), 0, 0, 1]
     for place, value in changed.items():
         arguments[place] = value
