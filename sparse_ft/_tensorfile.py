@@ -5,13 +5,15 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian head
 torch and numpy; the tests read these files with the safetensors package and the other way round.
 """
 
+import errno
 import json
 import math
 import os
-import tempfile
+import stat
 
-import numpy
 import torch
+
+from ._atomic import checked_path, naming_path, written_whole
 
 _NAMES = {
     torch.int32: "I32",
@@ -25,69 +27,89 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+_MOST_DIMENSIONS, _LARGEST = 64, 2**63 - 1  # as in torch
 
 
 def save(path, tensors, document):
-    """Write `tensors` {name: tensor} and the JSON-able `document`; the file appears whole or not at all."""
-    header, chunks, offset = {"__metadata__": {"sparse_ft": json.dumps(document)}}, [], 0
+    """Write `tensors` {name: tensor} and the JSON-able `document`; the file appears whole or not at all (see `written_whole`).
+
+    Raises OSError, TypeError or ValueError that name `path`.
+    """
+    header, offset = {"__metadata__": {"sparse_ft": json.dumps(document)}}, 0
     for name, tensor in tensors.items():
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        chunks.append(data)
-        offset += len(data)
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.writelines(chunks)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_whole(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+
+
+def _bytes_of(tensor):
+    """The memory of a contiguous tensor in host memory, as a buffer."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def load(path):
-    """`(tensors, document)` of a file that `save` wrote. Raises ValueError that names the file and what is wrong with it."""
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        return _parse(data)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"path: {os.fspath(path)!r} is not a whole sparse_ft file: {error}") from None
+    """`(tensors, document)` of a file that `save` wrote. Raises ValueError that names the file and what is wrong with it.
+
+    What the file claims is checked against its size before it is read: memory is taken for the header, 100 MB of text at most,
+    and for the bytes of the tensors. Raises OSError that names `path` where it cannot be read.
+    """
+    path = checked_path(path)
+    with naming_path(path), open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "expected a file, this is a device or a pipe")
+        try:
+            return _read(file, status.st_size)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+            raise ValueError(f"path: {path!r} is not a whole sparse_ft file: {error}") from None
 
 
-def _parse(data):
-    if len(data) < 8:
-        raise ValueError(f"{len(data)} bytes are too few for a header")
-    length = int.from_bytes(data[:8], "little")
-    if length > min(_HEADER_LIMIT, len(data) - 8):
-        raise ValueError(f"the header claims {length} bytes, the file has {len(data) - 8} left")
-    header = json.loads(data[8 : 8 + length].decode("utf-8"))
-    body = memoryview(data)[8 + length :]
+def _without_waiting(path, flags):
+    """An opener for which a pipe that nobody writes to is no reason to wait."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read(file, size):
+    if size < 8:
+        raise ValueError(f"{size} bytes are too few for a header")
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(_HEADER_LIMIT, size - 8):
+        raise ValueError(f"the header claims {length} bytes, the file has {size - 8} left")
+    header = json.loads(file.read(length).decode("utf-8"))
     document = json.loads(header.pop("__metadata__")["sparse_ft"])
-    tensors, end = {}, 0
+    claims = _claims(header, size - 8 - length)
+    return {name: _read_tensor(file, dtype, shape) for name, dtype, shape in claims}, document
+
+
+def _claims(header, left):
+    """[(name, dtype, shape)] in the order of the file, once they are what its `left` bytes hold."""
+    claims, end = [], 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (start, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        size = math.prod(shape) * dtype.itemsize
-        if not all(type(n) is int and n >= 0 for n in shape) or start != end or stop - start != size or stop > len(body):
-            raise ValueError(f"tensor {name!r} claims bytes {start} to {stop} of {len(body)} for shape {shape}")
-        raw = torch.from_numpy(numpy.frombuffer(body[start:stop], dtype=numpy.uint8).copy())
-        flat = raw.view(dtype) if size else torch.empty(0, dtype=dtype)
-        tensors[name], end = flat.reshape(shape), stop
-    if end != len(body):
-        raise ValueError(f"{len(body) - end} bytes after the last tensor")
-    return tensors, document
+        if type(shape) is not list or len(shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"tensor {name!r} has no shape, a list of at most {_MOST_DIMENSIONS} numbers")
+        if not all(type(n) is int and 0 <= n <= _LARGEST for n in shape):
+            raise ValueError(f"tensor {name!r} has a shape that is not made of numbers in [0, 2^63)")
+        if type(start) is not int or type(stop) is not int or not start == end <= stop <= left:
+            raise ValueError(f"tensor {name!r} does not begin at byte {end}, or end in the {left} that there are")
+        if math.prod(shape) * dtype.itemsize != stop - start:
+            raise ValueError(f"tensor {name!r} claims bytes {start} to {stop} of {left} for shape {shape}")
+        claims.append((name, dtype, shape))
+        end = stop
+    if end != left:
+        raise ValueError(f"{left - end} bytes after the last tensor")
+    return claims
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _read_tensor(file, dtype, shape):
+    tensor = torch.empty(shape, dtype=dtype)
+    memory = _bytes_of(tensor) if tensor.numel() else memoryview(b"")
+    if tensor.numel() and file.readinto(memory) != len(memory):
+        raise ValueError(f"the file ended {len(memory)} bytes early or changed while it was read")
+    return tensor

@@ -109,10 +109,24 @@ class Plan(Mapping):
                 f"version {_VERSION})"
             )
         try:
-            plan = document["plan"].items()
-            return cls({n: ALL if what == ALL else selection_of(what, tensors[what["index"]]) for n, what in plan})
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            return cls(_items(document["plan"].items(), tensors))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
             raise ValueError(f"path: {str(path)!r} holds a broken plan: {error}") from None
+
+
+def _items(plan, tensors):
+    """{name: Selection | "all"} of what a file says. Each tensor is used once: a selection copies it, so that a small file that
+    names one for every parameter would take any amount of memory."""
+    items, used = {}, set()
+    for name, what in plan:
+        if what == ALL:
+            items[name] = ALL
+            continue
+        if what["index"] in used:
+            raise ValueError(f"{name!r} has the index {what['index']!r} of another parameter")
+        used.add(what["index"])
+        items[name] = selection_of(what, tensors.pop(what["index"]))
+    return items
 
 
 def describe(selection: Selection) -> dict:

@@ -14,6 +14,7 @@ LEVELS = {
     "_C": 0,
     "_build_info": 0,
     "kernels": 0,
+    "_atomic": 0,
     "_tensorfile": 0,
     "double_backward": 0,
     "families": 0,

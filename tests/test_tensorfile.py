@@ -207,7 +207,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
     def fail(*_):
         raise KeyboardInterrupt
 
-    for name in ("replace", "chmod", "fdopen"):
+    for name in ("replace", "fchmod", "fsync", "fdopen"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
             with pytest.raises(KeyboardInterrupt):

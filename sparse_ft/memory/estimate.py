@@ -77,6 +77,9 @@ def estimate(
     """
     if isinstance(model_or_config, nn.Module) and _is_selective(model_or_config):
         raise ValueError("model_or_config: it was converted already; estimate first, or call sft.revert(model)")
+    for name, count in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
     dry = Dry()
     model = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
     with dry:
@@ -100,12 +103,34 @@ def _from_config(config, dtype):
     if not isinstance(config, base):
         raise TypeError(f"model_or_config: expected an nn.Module or a transformers config, got {type(config).__name__}")
     config, dtype = copy.deepcopy(config), dtype or config.dtype or torch.float32  # it is written to
-    cls = getattr(transformers, (config.architectures or [""])[0], None)
-    if cls is not None:
+    _keep_off_the_network(config, base)
+    architectures = getattr(config, "architectures", None) or [None]
+    cls = getattr(transformers, architectures[0], None) if isinstance(architectures[0], str) else None
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
         return cls._from_config(config, dtype=dtype)
     known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known and type(config) not in transformers.MODEL_MAPPING:
+        own = (
+            "" if not hasattr(config, "auto_map") else "; it asks to run code of its own (auto_map), which estimate does not do"
+        )
+        raise ValueError(
+            f"model_or_config: transformers has no model for a {type(config).__name__}{own}; pass the model instead"
+        )
     cls = transformers.AutoModelForCausalLM if known else transformers.AutoModel
-    return cls.from_config(config, dtype=dtype)
+    return cls.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _keep_off_the_network(config, base):
+    """Pretrained backbones are left out of a config, for their sizes do not need them; kernels of a repository are refused."""
+    for part in (config, *(value for value in vars(config).values() if isinstance(value, base))):
+        if getattr(part, "use_pretrained_backbone", False):
+            part.use_pretrained_backbone = False
+        attention = getattr(part, "_attn_implementation", None)
+        if isinstance(attention, str) and "/" in attention:
+            raise ValueError(
+                f"model_or_config: its attention is {attention!r}, kernels to load from a repository, which estimate does not "
+                f"do; set attn_implementation to 'sdpa'"
+            )
 
 
 def _optimizer(optimizer, model):

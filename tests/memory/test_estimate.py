@@ -186,6 +186,9 @@ def test_optimizers():
         (dict(plan={"density": 2.0}), "density: expected"),
         (dict(plan=3), "plan: expected"),
         (dict(optimizer="lion"), "optimizer: expected"),
+        (dict(batch_size=0), "batch_size: expected a positive integer, got 0"),
+        (dict(sequence_length=-1), "sequence_length: expected a positive integer, got -1"),
+        (dict(batch_size=1.5), "batch_size: expected a positive integer, got 1.5"),
     ],
 )
 def test_bad_arguments_are_named(settings, message):
