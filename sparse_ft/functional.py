@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from . import ops
 from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
+from .ops._library import refuse_layout
 from .rebuild import cast, source_of, unviewed
 
 FEW = 64  # less than one feature in so many of an input is copied: to make it again takes longer than the bytes are worth
@@ -124,7 +125,10 @@ def _keep(input, features, dtype):
         if kept.dtype == dtype:
             return kept
     flat = input.view(-1, input.size(-1)) if input.dim() != 2 and input.is_contiguous() else input  # of 3-D takes 4 x as long
-    kept = flat.index_select(-1, features)
+    try:
+        kept = flat.index_select(-1, features)
+    except NotImplementedError:
+        refuse_layout("input", input)
     if kept.dim() != 2:
         kept = kept.view(-1, kept.size(-1))  # however the input lies: a checkpoint's second forward may get a contiguous copy
     if kept.dtype != dtype:

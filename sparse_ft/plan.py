@@ -1,5 +1,6 @@
 """Plan: what trains in a model, as a mapping from parameter name to a Selection or "all". Saved as safetensors + JSON."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -144,6 +145,8 @@ def selection_of(what: dict, index: torch.Tensor) -> Selection:
     shape = what.get("matrix_shape")  # files of selections that were written by hand have none
     if shape is None:
         return selection
-    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
         raise ValueError(f"matrix_shape: expected two positive integers, got {shape!r}")
+    if math.prod(shape) >= 1 << 63:
+        raise ValueError(f"matrix_shape: expected less than 2^63 entries, got {shape!r}")
     return selection.on(shape)

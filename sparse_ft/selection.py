@@ -130,12 +130,12 @@ class Selection:
 
     def gather(self, matrix, dtype=None):
         """The selected entries of `matrix` [rows, columns] as compact values; dtype: default that of the matrix."""
-        self.check(matrix.shape)
+        self.check(_shape_of(matrix))
         return ops.gather_selected(matrix, *self.to(matrix.device).layout, dtype=dtype)
 
     def scatter_(self, matrix, values):
         """Write compact `values` to the selected entries of `matrix` [rows, columns], in place; returns the matrix."""
-        self.check(matrix.shape)
+        self.check(_shape_of(matrix))
         ops.scatter_selected_(matrix, values, *self.to(matrix.device).layout)
         return matrix
 
@@ -257,6 +257,8 @@ def from_mask(mask, kind="entries", block_size=None):
     kind: "entries", "rows", "columns" or "blocks" (with block_size). Raises ValueError when a row, column or block is only
     partly True, naming the first such.
     """
+    if isinstance(mask, torch.Tensor) and mask.is_nested:
+        raise TypeError("mask: expected a bool tensor [rows, columns], got a nested tensor")
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
         raise TypeError(f"mask: expected a bool tensor [rows, columns], got {got}; try weight.ne(0)")
@@ -279,6 +281,12 @@ def from_mask(mask, kind="entries", block_size=None):
             f"True; use kind='entries'"
         )
     return selection.on(mask.shape)
+
+
+def _shape_of(matrix):
+    if matrix.is_nested:
+        raise TypeError("matrix: expected a dense tensor [rows, columns], got a nested tensor")
+    return matrix.shape
 
 
 def rebuilt(cls, index, block_size, bound, matrix_shape=None):
@@ -312,6 +320,8 @@ def _as_index(index, shape):
         index = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"index: expected integers {shape}, got {index!r}") from None
+    if index.is_nested:
+        raise TypeError(f"index: expected integers {shape}, got a nested tensor")
     if index.numel() == 0:
         raise ValueError("index: an empty selection trains nothing; leave the parameter out of the plan instead")
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():

@@ -151,7 +151,8 @@ _relu = direct(_ReLU)
 def relu_forward(module, x):
     """`nn.ReLU`, in place or not: one bit an element is kept, not the output."""
     inplace = getattr(module, "inplace", False)
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    is_dense = x.layout is torch.strided and not x.is_nested
+    if not (torch.is_grad_enabled() and x.requires_grad and is_dense):
         return F.relu(x, inplace=inplace)
     return _relu(x, inplace)
 

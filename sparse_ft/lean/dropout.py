@@ -14,6 +14,7 @@ def dropout_forward(module, input):
     Kept for backward: numel / 8 bytes; nothing in eval mode and for p = 0, where the input itself comes back.
     """
     draws = module.training and 0 < module.p < 1 and input.is_floating_point() and input.device.type == "cpu"
+    draws = draws and input.layout is torch.strided and not input.is_nested
     if not draws or not (torch.is_grad_enabled() and input.requires_grad) or torch.compiler.is_compiling():
         return F.dropout(input, module.p, module.training, module.inplace)
     return _dropout(input, module.p, module.inplace)

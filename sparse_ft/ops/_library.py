@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import _native
 
 LIBRARY = torch.library.Library("sparse_ft", "DEF")
+NAMES = {}  # op -> the names of its arguments
 SERVED = {}  # op -> {device: (implementation, why)}, or a function that finds it out when asked
 
 _ORDINARY = torch.Tensor, torch.nn.Parameter
@@ -19,9 +20,9 @@ def define(schema, *, fake):
     LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
     name = schema.split("(", 1)[0]
     torch.library.register_fake(f"sparse_ft::{name}", fake, lib=LIBRARY)
-    names, written = _arguments(schema)
+    NAMES[name], written = _arguments(schema)
     if written:  # torch's own way with the negative bit is for ops that return what they wrote to
-        LIBRARY.impl(name, _resolving(name, names, written), "Negative")
+        LIBRARY.impl(name, _resolving(name, written), "Negative")
 
 
 def _arguments(schema):
@@ -31,11 +32,11 @@ def _arguments(schema):
     return list(named), [name for name, argument in named.items() if "!" in argument]
 
 
-def _resolving(op, names, written):
+def _resolving(op, written):
     """What serves `op` where a tensor has the lazy negative bit set: tensors without it are handed on, results copied back."""
 
     def call(*positional, **keywords):
-        given = {**dict(zip(names, positional)), **keywords}
+        given = {**dict(zip(NAMES[op], positional)), **keywords}
         resolved = tree_map_only(torch.Tensor, torch.resolve_neg, given)
         result = getattr(torch.ops.sparse_ft, op)(**resolved)
         for name in written:
@@ -45,6 +46,26 @@ def _resolving(op, names, written):
         return result
 
     return call
+
+
+def _of_dense(op, reference):
+    """The reference for devices that have nothing better, and for what is no dense tensor, which is refused by name."""
+
+    def call(*positional, **keywords):
+        for name, given in {**dict(zip(NAMES[op], positional)), **keywords}.items():
+            for tensor in given if isinstance(given, (list, tuple)) else (given,):
+                if isinstance(tensor, torch.Tensor) and (tensor.layout is not torch.strided or tensor.is_nested):
+                    refuse_layout(name, tensor)
+        return reference(*positional, **keywords)
+
+    return call
+
+
+def refuse_layout(name, tensor):
+    """Raise the TypeError for a tensor that is not dense."""
+    if tensor.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one; torch.nested.to_padded_tensor makes one of it")
+    raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}; {name}.to_dense() makes one of it")
 
 
 def implement(op, *, reference, cpu, triton, cuda=None):
@@ -59,7 +80,8 @@ def implement(op, *, reference, cpu, triton, cuda=None):
         on_gpu = cuda, "cuda", _native.describe_cuda()
     elif HAS_TRITON:
         on_gpu = triton, "triton", "triton is installed"
-    LIBRARY.impl(op, reference, "CompositeExplicitAutograd")
+    for key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "NestedTensorCPU", "NestedTensorCUDA"):
+        LIBRARY.impl(op, _of_dense(op, reference), key)
     LIBRARY.impl(op, on_cpu[0], "CPU")
     LIBRARY.impl(op, on_gpu[0], "CUDA")
     SERVED[op] = {"cpu": on_cpu[1:], "cuda": on_gpu[1:], "other": ("reference", "plain PyTorch serves every other device")}

@@ -3,7 +3,7 @@
 import torch
 
 from . import _native
-from ._library import define, implement
+from ._library import define, implement, refuse_layout
 from ._rows import as_rows, rows
 
 SCHEMA = (
@@ -159,6 +159,10 @@ def rms_norm(input, weight=None, eps=1e-6, offset=0.0, *, dtype=None):
     rounded. Both contiguous. Not differentiable: see `rms_norm_backward`.
     Raises ValueError or TypeError that names the argument.
     """
+    if input.is_nested:  # jagged tensors have an op of that name themselves, which takes no dtype
+        refuse_layout("input", input)
+    if weight is not None and weight.is_nested:
+        refuse_layout("weight", weight)
     return torch.ops.sparse_ft.rms_norm(input, weight, eps, offset, dtype=dtype)
 
 

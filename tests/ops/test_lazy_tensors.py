@@ -7,75 +7,11 @@ its memory holds the opposite numbers until someone resolves it.
 import oracle
 import pytest
 import torch
+from helpers.op_calls import KEYWORDS, elementwise, numbers, of_layout
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparse_ft import ops
 from sparse_ft.ops import _library
-
-SHAPE = ROWS, COLUMNS = 6, 9
-TOKENS = 5
-KINDS = [pytest.param(kind, id=kind) for kind in oracle.KINDS]
-
-
-def numbers(*shape):
-    return torch.randn(shape)
-
-
-def bits_of(tensor):
-    return ops.positive_bits(tensor)
-
-
-def of_layout(kind):
-    """The calls that take a layout: {op: arguments}."""
-    layout = oracle.layout(kind, SHAPE)
-    values_shape = oracle.values_shape(*layout, SHAPE)
-    grad_output, input = numbers(TOKENS, ROWS), numbers(TOKENS, COLUMNS)
-    listed = [grad_output], [input], [kind], [layout[1]], list(layout[2:])
-    return {
-        "gather_selected": (numbers(*SHAPE), *layout),
-        "scatter_selected_": (numbers(*SHAPE), numbers(*values_shape), *layout),
-        "swap_selected_": (numbers(*SHAPE), numbers(*values_shape), *layout),
-        "selected_wgrad": (grad_output, input, *layout),
-        "selected_wgrad_": (numbers(*values_shape), grad_output, input, *layout),
-        "selected_wgrad_grouped": listed,
-        "selected_wgrad_grouped_": ([numbers(*values_shape)], *listed),
-        "masked_adamw_": adamw(kind, layout, values_shape),
-    }
-
-
-def adamw(kind, layout, values_shape):
-    """The positional arguments of `masked_adamw_`: one value that is written through, one plain."""
-    shapes = values_shape, (7,)
-    values, grads, exp_avgs, exp_avg_sqs = ([numbers(*shape).abs() for shape in shapes] for _ in range(4))
-    steps = [torch.tensor(3.0), torch.tensor(4.0)]
-    return (values, grads, exp_avgs, exp_avg_sqs, steps, [numbers(*SHAPE)], [kind], [layout[1]], list(layout[2:]))
-
-
-def elementwise():
-    """The calls that take none."""
-    input, grad, other = (numbers(4, 3, 8, 8) for _ in range(3))
-    mean, weight, bias = (numbers(3) for _ in range(3))
-    variance = numbers(3).abs() + 0.1
-    flat = numbers(4, 8)
-    _, rstd = ops.rms_norm(flat, None)
-    return {
-        "activation": (input, "gelu"),
-        "activation_backward": (grad, input, "silu"),
-        "gated_product": (input, other, "silu"),
-        "gated_product_backward": (grad, input, other, "gelu_tanh"),
-        "rms_norm": (flat, numbers(8)),
-        "rms_norm_backward": (numbers(4, 8), flat, rstd, numbers(8)),
-        "batch_norm_": (input, mean, variance, weight, bias, 1e-5, True),
-        "batch_norm_backward": (grad, weight, variance, 1e-5, bits_of(input)),
-        "max_pool": (input, (2, 2), (2, 2), (0, 0), (1, 1)),
-        "positive_bits": (input,),
-        "relu_bits": (input, torch.empty_like(input)),
-        "where_bits": (grad, bits_of(input), 0.5),
-    }
-
-
-ADAMW = dict(lr=[1e-2] * 2, beta1=[0.9] * 2, beta2=[0.99] * 2, eps=[1e-8] * 2, weight_decay=[0.1] * 2)
-KEYWORDS = {"masked_adamw_": ADAMW}
 
 
 def negated(tensor):
@@ -117,7 +53,7 @@ def check(op, arguments, make, only_floats=False):
         assert same(run(op, given, structure), wanted), f"{op}: other numbers with tensors {some} lazy"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", oracle.KINDS)
 def test_negative_bit_in_what_takes_a_layout(kind):
     for op, arguments in of_layout(kind).items():
         check(op, arguments, negated)
@@ -132,7 +68,15 @@ def test_negative_bit_in_what_takes_none(op):
 
 
 def test_every_op_is_here():
-    assert {*of_layout("rows"), *elementwise()} == set(ops.SERVED)
+    assert {*of_layout("rows"), *elementwise(), "dense_product"} == set(ops.SERVED)
+
+
+@pytest.mark.parametrize("lazy", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_negative_bit_in_a_dense_product(lazy):
+    """Of a size that somebody else than torch may serve."""
+    tensors = numbers(64, 256), numbers(512, 256), numbers(512)
+    given = [negated(tensor) if i in lazy else tensor for i, tensor in enumerate(tensors)]
+    torch.testing.assert_close(ops.dense_product(*given), torch.nn.functional.linear(*tensors), rtol=1e-4, atol=1e-4)
 
 
 READ_ONLY = {
