@@ -1,10 +1,11 @@
 """Activations that keep their input, or one bit an element where that is enough, and can make their output again."""
 
-import functools
 import weakref
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .. import ops
 from ..double_backward import first_order
@@ -12,7 +13,9 @@ from ..ops._activations import ACTIVATIONS
 from ..ops._channels import in_order
 from ..ops._library import plain
 from ..rebuild import remember, select
-from .attach import direct
+from .attach import direct, lean_forward_of
+from .probe import Case, Child, pattern, stand_in
+from .register import lean_for, lean_if
 
 # Elements from which the op beats torch's own, forward and backward together, on one thread and on two; below it the host time
 # of a Python Function decides. fp64 stays with torch.
@@ -88,35 +91,88 @@ class _Activation(torch.autograd.Function):
 _activation = direct(_Activation)
 
 
-def gelu_forward(module, input):
+class _QuickGELU(torch.autograd.Function):
+    """x * sigmoid(1.702 x) = silu(1.702 x) / 1.702; keeps x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(1.702 * x)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad_output, 1.702 * x)
+
+
+_quick_gelu = direct(_QuickGELU)
+
+
+def activation_cases(module: nn.Module) -> list[Case] | None:
+    """Numbers of either sign and of many sizes, in three dtypes, in training and not."""
+    if module._modules or module._buffers or module._parameters:
+        return None
+    numbers = torch.linspace(-12, 12, 193, device="cpu")  # zero and eighths among them
+    numbers = torch.stack([numbers, pattern(193), pattern(193) * 0.01])
+    numbers[1:, 96] = 0.0
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for training in (True, False):
+            input = numbers.to(dtype)
+            gradients = dtype == torch.float32
+            cases.append(Case(stand_in(module, training=training), input, gradients, elementwise=True))
+    return [*cases, Case(stand_in(module), numbers[0].clone(), elementwise=True)]
+
+
+def is_wasteful(module: nn.Module) -> bool:
+    """Whether a module keeps more for backward than its output. False where it does not run on one tensor."""
+    cases = activation_cases(module)
+    if cases is None:
+        return False
+    case = cases[0]
+    x = case.input.clone().requires_grad_()
+    kept = []
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            output = type(module).forward(case.module, x * 1)
+    except Exception:
+        return False
+    if not isinstance(output, torch.Tensor) or output.shape != x.shape:
+        return False
+    large = [t for t in kept if t.numel() >= x.numel()]
+    return any(t.data_ptr() != output.data_ptr() for t in large)
+
+
+@lean_for(nn.GELU)
+def gelu_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """`nn.GELU` of either kind."""
     return _activated(input, "gelu" if module.approximate == "none" else "gelu_tanh")
 
 
-def exact_gelu_forward(module, input):
+@lean_if(activation_cases)
+def exact_gelu_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """GELU by the error function."""
     return _activated(input, "gelu")
 
 
-def tanh_gelu_forward(module, input):
+@lean_if(activation_cases)
+def tanh_gelu_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     """Also for the spellings of tanh-GELU in single operations, which keep six tensors of the input's size."""
     return _activated(input, "gelu_tanh")
 
 
-def silu_forward(module, input):
+@lean_for(nn.SiLU)
+@lean_if(activation_cases)
+def silu_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(x)."""
     return _activated(input, "silu")
 
 
-def quick_gelu_forward(module, input):
+@lean_if(activation_cases)
+def quick_gelu_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(1.702 x)."""
     return _remembered(_quick_gelu, input)
-
-
-def by_function(module):
-    """The lean forward of a module that calls `self.act(x)`, by what `act` is; None if that is not known."""
-    act = module.act
-    if act is F.gelu:
-        return exact_gelu_forward
-    if isinstance(act, functools.partial) and act.func is F.gelu and act.keywords == {"approximate": "tanh"}:
-        return tanh_gelu_forward
-    return None
 
 
 class _ReLU(torch.autograd.Function):
@@ -148,7 +204,9 @@ class _ReLU(torch.autograd.Function):
 _relu = direct(_ReLU)
 
 
-def relu_forward(module, x):
+@lean_for(nn.ReLU)
+@lean_if(activation_cases)
+def relu_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`nn.ReLU`, in place or not: one bit an element is kept, not the output."""
     inplace = getattr(module, "inplace", False)
     is_dense = x.layout is torch.strided and not x.is_nested
@@ -157,19 +215,25 @@ def relu_forward(module, x):
     return _relu(x, inplace)
 
 
-class _QuickGELU(torch.autograd.Function):
-    """x * sigmoid(1.702 x) = silu(1.702 x) / 1.702; keeps x."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * torch.sigmoid(1.702 * x)
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad_output):
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad_output, 1.702 * x)
+OP_NAMES = {
+    exact_gelu_forward: "gelu",
+    tanh_gelu_forward: "gelu_tanh",
+    silu_forward: "silu",
+    relu_forward: "relu",
+}
 
 
-_quick_gelu = direct(_QuickGELU)
+def is_hooked(module: nn.Module) -> bool:
+    """Whether someone would miss a call of `module`."""
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_hooks or module._backward_pre_hooks)
+
+
+def name_of(module: nn.Module) -> str | None:
+    """How the ops call what a module computes; None where it is no lean activation, or hooks want to see it."""
+    if not isinstance(module, (nn.Module, Child)) or is_hooked(module):
+        return None
+    forward = lean_forward_of(module)
+    if forward is gelu_forward:
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    return OP_NAMES.get(forward)

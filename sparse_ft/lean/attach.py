@@ -54,16 +54,25 @@ def _give(given: Given) -> None:
 def _function(own: Callable, name: str, forward: Callable) -> Callable:
     """`forward` with the name and signature of the class's `own`, which runs instead where `forward` does not serve."""
 
+    signature = inspect.signature(own)
+    takes_one = len(inspect.signature(forward).parameters) == 2
+    only = set(list(signature.parameters)[:2])  # the module, and its input
+
     def lean(module, *args, **kwargs):
-        """The class's own once the module is no longer lean (whoever wrapped this may call it still), and where
-        torch.func (grad, vmap, jvp) or forward-mode derivatives need more."""
+        """The class's own once the module is no longer lean (whoever wrapped this may call it still), where torch.func
+        (grad, vmap, jvp) or forward-mode derivatives need more, and for arguments that the lean forward does not take."""
         if _MARK not in module.__dict__ or (not torch.compiler.is_compiling() and _is_transformed()):
             return getattr(type(module), name)(module, *args, **kwargs)
+        if takes_one and (kwargs or len(args) != 1):
+            given = signature.bind(module, *args, **kwargs).arguments
+            if given.keys() != only:
+                return own(module, *args, **kwargs)
+            return forward(*given.values())
         return forward(module, *args, **kwargs)
 
     lean.__name__, lean.__qualname__ = own.__name__, own.__qualname__
     lean.__module__, lean.__doc__ = own.__module__, own.__doc__
-    lean.__signature__ = inspect.signature(own)  # not __wrapped__: who unwraps a model would unwrap it past this
+    lean.__signature__ = signature  # not __wrapped__: who unwraps a model would unwrap it past this
     return lean
 
 

@@ -2,10 +2,13 @@
 
 import collections
 import copy
+import dis
 import functools
 import inspect
-import re
 import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,8 @@ from torch import nn
 from torch.utils.weak import TensorWeakRef
 
 NAME = "sparse_ft_sdpa"
+OF_NO_MODEL = "torch.", "builtins", "transformers.modeling_utils", "transformers.generation."
+SETTING = "_attn_implementation"  # of a config of transformers
 
 # The last masks: (the model's, weakly, its version and the dtype asked, the additive one made of it, weakly). A model has up to
 # three in turn (encoder, decoder and across), and two models may run in turn.
@@ -122,14 +127,44 @@ def _names(config, lean=False):
 
 
 @functools.lru_cache(maxsize=1024)
-def _asks_for_its_name(module):
-    """Whether a Python module looks at the name "sdpa" itself, and would do something else for another one."""
-    if module.startswith(("torch.", "builtins")) or module == "transformers.modeling_utils":
+def _asks_for_its_name(module: str) -> bool:
+    """Whether a function of a Python module compares the setting's name with "sdpa", and may do something else for another.
+
+    Seen in what it is compiled to: the setting is named in it, and "sdpa" is compared. Where in doubt, the attention of the
+    model is left and the report says so.
+    """
+    if module.startswith(OF_NO_MODEL):
         return False
-    try:
-        return re.search(r"_attn_implementation\W.*[\"']sdpa[\"']", inspect.getsource(sys.modules[module])) is not None
-    except (OSError, TypeError, KeyError):
+    found = sys.modules.get(module)
+    return found is not None and any(map(_compares_sdpa, _code_of(vars(found), module)))
+
+
+def _code_of(namespace: Mapping[str, Any], module: str) -> Iterator[types.CodeType]:
+    """The compiled functions that a Python module, or a class of it, holds itself."""
+    for value in list(namespace.values()):
+        value = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of a property, of a class method
+        if getattr(value, "__module__", None) != module:
+            continue
+        if isinstance(value, type):
+            yield from _code_of(vars(value), module)
+        code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
+        if isinstance(code, types.CodeType):
+            yield code
+
+
+def _compares_sdpa(code: types.CodeType) -> bool:
+    inner = [value for value in code.co_consts if isinstance(value, types.CodeType)]
+    if any(map(_compares_sdpa, inner)):
+        return True
+    if SETTING not in code.co_names and SETTING not in code.co_consts:
         return False
+    steps = list(dis.get_instructions(code))
+    compared = [steps[i - 2 : i] for i, step in enumerate(steps) if step.opname in ("COMPARE_OP", "CONTAINS_OP")]
+    return any(_has_sdpa(step.argval) for operands in compared for step in operands)
+
+
+def _has_sdpa(value: Any) -> bool:
+    return value == "sdpa" or (isinstance(value, (tuple, frozenset)) and "sdpa" in value)
 
 
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):

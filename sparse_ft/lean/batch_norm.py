@@ -4,12 +4,15 @@ Kept for backward: weight and running variance, by reference; torch keeps the in
 """
 
 import torch
+from torch import nn
 
 from .. import ops
 from ..double_backward import first_order
 from .attach import direct
+from .register import lean_for
 
 
+@lean_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm_forward(module, input):
     """`nn.BatchNorm1d`, `nn.BatchNorm2d`, `nn.BatchNorm3d` in eval mode with a frozen weight; torch's own otherwise."""
     mean, var = module.running_mean, module.running_var

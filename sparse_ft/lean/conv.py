@@ -6,6 +6,7 @@ the input. Selected output channels: the whole input, as in torch, but no dense 
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..double_backward import first_order
@@ -13,6 +14,7 @@ from ..nn import stored
 from ..rebuild import unviewed
 from .attach import direct
 from .hollow import forget_input, hollow, may_forget, stand_in
+from .register import lean_for
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -20,6 +22,7 @@ TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3
 _found = WeakTensorKeyDictionary()  # index of a Columns selection -> (kernel elements, the channels it consists of or None)
 
 
+@lean_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def conv_forward(module, input):
     """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, with every padding, stride, dilation and number of groups."""
     trains = _trains(module, input)
@@ -33,6 +36,7 @@ def conv_forward(module, input):
     return _convolution(padded, stored(module, "weight"), *trains, module.bias, options)
 
 
+@lean_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def conv_transpose_forward(module, input, output_size=None):
     """`nn.ConvTranspose1d`, `nn.ConvTranspose2d`, `nn.ConvTranspose3d`."""
     trains = _trains(module, input)

@@ -11,24 +11,53 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from .. import ops
 from ..double_backward import first_order
 from ..ops._channels import CHANNELS_LAST, in_order
-from .activations import relu_forward
+from .activations import is_hooked, relu_forward
 from .attach import direct, lean_forward_of
 from .batch_norm import batch_norm_forward
+from .probe import Case, Cases, Child, Undecided, Wave, pattern, stand_in
+from .register import lean_if
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 
 
-def conv_layer_forward(module, x):
+def layer_cases(*names: str) -> Cases:
+    """For modules with such children, called one after another."""
+
+    def cases(module: nn.Module) -> list[Case] | None:
+        if any(module._modules.get(name) is None for name in names):
+            return None
+        own = [*dict.keys(module._parameters), *module._buffers]
+        if own:
+            raise Undecided(f"it has {', '.join(own)} besides its layers")
+        return [
+            Case(_waves(module, training), pattern(2, 3, 4, 5, dtype=dtype), dtype == torch.float32)
+            for dtype in (torch.float32, torch.bfloat16)
+            for training in (True, False)
+        ]
+
+    return cases
+
+
+def _waves(module: nn.Module, training: bool) -> nn.Module:
+    parts = [name for name, child in module._modules.items() if child is not None]
+    children = {name: Child(Wave(2.0 + number)) for number, name in enumerate(parts)}
+    return stand_in(module, children=children, training=training)
+
+
+@lean_if(layer_cases("convolution", "normalization", "activation"))
+def conv_layer_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """ResNet, RegNet, RT-DETR's ResNet, ..."""
     return _layer(x, module.convolution, module.normalization, module.activation)
 
 
-def shortcut_forward(module, x):
+@lean_if(layer_cases("convolution", "normalization"))
+def shortcut_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """ResNet, RegNet, RT-DETR's ResNet."""
     return _layer(x, module.convolution, module.normalization)
 
 
-def conv_norm_forward(module, x):
+@lean_if(layer_cases("conv", "norm", "activation"))
+def conv_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """RT-DETR, D-FINE, LW-DETR, ..."""
     return _layer(x, module.conv, module.norm, module.activation)
 
@@ -38,7 +67,7 @@ def _layer(x, convolution, normalization, activation=None):
     if not (isinstance(x, torch.Tensor) and _is_fixed(normalization, x.dtype) and _is_ours(x, convolution)):
         x = normalization(x)
         return x if activation is None else activation(x)
-    relu = type(activation) is nn.ReLU and lean_forward_of(activation) is relu_forward and not _is_hooked(activation)
+    relu = type(activation) is nn.ReLU and lean_forward_of(activation) is relu_forward and not is_hooked(activation)
     n = normalization
     x = _batch_norm_(x, n.running_mean, n.running_var, n.weight, n.bias, n.eps, relu)
     return x if relu or activation is None else activation(x)
@@ -46,7 +75,7 @@ def _layer(x, convolution, normalization, activation=None):
 
 def _is_fixed(n, dtype):
     """Whether this is a lean BatchNorm2d by statistics and parameters that do not change, of dtypes that torch takes."""
-    if type(n) is not nn.BatchNorm2d or n.training or lean_forward_of(n) is not batch_norm_forward or _is_hooked(n):
+    if type(n) is not nn.BatchNorm2d or n.training or lean_forward_of(n) is not batch_norm_forward or is_hooked(n):
         return False
     mean, var, weight, bias = n.running_mean, n.running_var, n.weight, n.bias
     if mean is None or var is None or any(p is not None and p.requires_grad for p in (weight, bias)):
@@ -76,11 +105,6 @@ def _is_watched():
     if not torch._C._len_torch_dispatch_stack():
         return False
     return not all(getattr(mode, "holds_nothing", False) for mode in _get_current_dispatch_mode_stack())
-
-
-def _is_hooked(module):
-    """Whether someone would miss a call of `module`."""
-    return module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -2,12 +2,15 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .. import ops
 from ..double_backward import first_order
 from .attach import direct
+from .register import lean_for
 
 
+@lean_for(nn.Dropout)
 def dropout_forward(module, input):
     """`nn.Dropout`, on the CPU with the very mask that torch draws from the same seed.
 

@@ -14,6 +14,7 @@ from ..nn import SelectiveConv1D, SelectiveLinear
 from ..nn.selected import is_shown
 from ..rebuild import unviewed
 from .attach import direct
+from .register import lean_for
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -42,6 +43,7 @@ class _FrozenLinear(torch.autograd.Function):
 _frozen_linear = direct(_FrozenLinear)
 
 
+@lean_for(nn.Linear, SelectiveLinear)
 def linear_forward(module, input):
     """`nn.Linear`. Kept for backward where the weight is frozen: nothing but a reference to the weight, also under autocast."""
     if isinstance(module, SelectiveLinear):  # converted since
@@ -58,6 +60,7 @@ def linear_forward(module, input):
     return F.linear(input, weight, bias)
 
 
+@lean_for(SelectiveConv1D)
 def conv1d_forward(module, x):
     """transformers' `Conv1D`, a linear layer whose weight is stored [in, out]."""
     if isinstance(module, SelectiveConv1D):  # converted since

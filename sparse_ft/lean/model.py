@@ -3,11 +3,12 @@
 import warnings
 
 from ..nn import SelectiveConv1D, SelectiveLinear
-from . import recognise
 from .attach import attach, attached, detach, lean_forward_of
 from .attention import attention_before, has_sdpa, restore_attention, use_lean_attention, why_no_lean_attention
 from .causal_lm import head_forward, language_model_forward, language_models
 from .eight_bit import eight_bit_forward
+from .recognise import Recogniser
+from .register import attribute_of
 from .report import LeanReport, LeanRow
 
 _RECORD = "_sparse_ft_lean"  # on the model: the attention that it had, None if that was not changed
@@ -29,28 +30,25 @@ def lean(model, loss=False, eight_bit_inputs=False):
     (`sparse_ft/lean/eight_bit.py`); only for a model that is converted already.
     """
     of_loss, left_by_loss, offers = _of_loss(model, loss)
-    rows, found = [], []
-    for name, module in model.named_modules():
-        forward, why = of_loss.get(module), f"its loss: {left_by_loss[module]}" if module in left_by_loss else ""
-        if forward is None and not why:
-            forward, why = _lean_forward(module, eight_bit_inputs)
-        if forward is not None:
-            found.append((module, forward))
-        if forward is not None or why:
-            rows.append(LeanRow(name, type(module).__name__, forward is not None, why))
+    rows, recogniser = [], Recogniser()
     before = lean_state(model)
     try:
         attention = _use_attention(model)
-        for module, forward in found:
-            if lean_forward_of(module) is not forward:
-                attach(module, recognise.attribute(forward), forward)
+        for name, module in reversed(list(model.named_modules())):  # parts first: a gated MLP needs a lean activation
+            forward, why = of_loss.get(module), f"its loss: {left_by_loss[module]}" if module in left_by_loss else ""
+            if forward is None and not why:
+                forward, why = _lean_forward(module, eight_bit_inputs, recogniser)
+            if forward is not None and lean_forward_of(module) is not forward:
+                attach(module, attribute_of(forward), forward)
+            if forward is not None or why:
+                rows.append(LeanRow(name, type(module).__name__, forward is not None, why))
     except BaseException:
         restore_lean_state(model, before)
         raise
-    return LeanReport(rows, attention is not None, offers, why_no_lean_attention(model) or _not_taken(model, attention))
+    return LeanReport(reversed(rows), attention is not None, offers, why_no_lean_attention(model) or _not_taken(model, attention))
 
 
-def _lean_forward(module, eight_bit_inputs):
+def _lean_forward(module, eight_bit_inputs, recogniser):
     """(the lean forward of one module, why there is none): None and "" where nothing can be won."""
     selective = isinstance(module, (SelectiveLinear, SelectiveConv1D))
     if eight_bit_inputs and selective and module._sparse_ft_state.part[0] is None:
@@ -58,7 +56,7 @@ def _lean_forward(module, eight_bit_inputs):
     forward = lean_forward_of(module)
     if forward is not None:
         return forward, ""
-    return recognise.lean_forward(module) or (None, "")
+    return recogniser.lean_forward(module)
 
 
 def _of_loss(model, asked):

@@ -6,11 +6,15 @@ stream); 4 bytes. transformers' RMSNorm as it is written keeps about 5 F element
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .. import ops
 from ..double_backward import first_order
+from ..nn import Selected
 from ..rebuild import cast, remember, select
 from .attach import direct
+from .probe import Case, Undecided, pattern, stand_in
+from .register import lean_for, lean_if
 
 
 def rms_norm(input, weight, eps, offset, dtype=None):
@@ -93,32 +97,119 @@ def _remake_layer_norm(shape, eps, dtype):
     return make
 
 
-def llama_forward(module, hidden_states):
+EPS = "variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon"  # what a norm may call it
+PAIRS = (  # dtypes of input and weight
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.float16, torch.float16),
+)
+ROWS = 0.0, 0.1, 0.25, 1.0, 8.0  # sizes of tokens, beside the square root of
+LARGE_EPS = 2.0**-4  # so large that bf16 shows how it is added
+
+
+def _eps_name(module: nn.Module) -> str | None:
+    own = module.__dict__
+    return next((name for name in EPS if name in own), None)
+
+
+def _eps(module: nn.Module) -> float:
+    own = module.__dict__
+    for name in EPS:
+        if name in own:
+            return own[name]
+    raise AttributeError(f"{type(module).__name__} has none of {', '.join(EPS)}")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is built as a norm of the last dimension: no parts, a weight of that size, and an eps."""
+    weight = dict.get(module._parameters, "weight")
+    return weight is not None and weight.dim() == 1 and _is_leaf_with_eps(module)
+
+
+def _is_leaf_with_eps(module: nn.Module) -> bool:
+    children = [child for child in module._modules.values() if not isinstance(child, Selected)]
+    return not children and _eps_name(module) is not None
+
+
+def rms_norm_cases(module: nn.Module) -> list[Case] | None:
+    """Tokens of many sizes, in every pair of dtypes, in training and not, with the module's own eps and a large one."""
+    if not is_norm(module):
+        return None
+    others = [name for name in dict.keys(module._parameters) if name != "weight"]
+    if others or module._buffers:
+        raise Undecided(f"it has {', '.join([*others, *module._buffers])} besides its weight")
+    features = dict.get(module._parameters, "weight").numel()
+    return _cases(module, features, pattern(features).mul(0.4).add(0.7))
+
+
+def bare_norm_cases(module: nn.Module) -> list[Case] | None:
+    """The same for a norm without a weight."""
+    if module._parameters or module._buffers or not _is_leaf_with_eps(module):
+        return None
+    return _cases(module, 16, None)
+
+
+def _cases(module: nn.Module, features: int, weight: torch.Tensor | None) -> list[Case]:
+    tokens = -(-64 // features)
+    small = pattern(len(ROWS), tokens, features) * torch.tensor(ROWS, device="cpu").view(-1, 1, 1)
+
+    def case(input, training=True, gradients=False, weight_dtype=torch.float32, **eps):
+        parameters = {} if weight is None else {"weight": weight.to(weight_dtype)}
+        twin = stand_in(module, parameters, training=training, **eps)
+        return Case(twin, input, gradients, elementwise=True)
+
+    large = {_eps_name(module): LARGE_EPS}
+    cases = [case(small * 1e-3), case(small * 1e-3, False), case(small, gradients=True, **large)]
+    for input_dtype, weight_dtype in PAIRS:
+        for training in (True, False):
+            cases.append(case(small.to(input_dtype), training, weight_dtype=weight_dtype, **large))
+    four_dimensions = small.view(1, len(ROWS), tokens, features)
+    return [*cases, case(small[3, 0], **large), case(four_dimensions, **large)]
+
+
+@lean_if(rms_norm_cases)
+def llama_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """RMSNorm of Llama, Mistral, Qwen and most others: the weight multiplies in the input's dtype."""
-    return rms_norm(hidden_states, module.weight, module.variance_epsilon, 0.0)
+    return rms_norm(hidden_states, module.weight, _eps(module), 0.0)
 
 
-def olmo_forward(module, hidden_states):
+@lean_if(rms_norm_cases)
+def olmo_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """Olmo's: the weight multiplies in fp32."""
-    return rms_norm(hidden_states, module.weight, module.variance_epsilon, 0.0, dtype=hidden_states.dtype)
+    return rms_norm(hidden_states, module.weight, _eps(module), 0.0, dtype=hidden_states.dtype)
 
 
-def t5_forward(module, hidden_states):
+@lean_if(rms_norm_cases)
+def t5_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """T5's: a 16-bit weight sets the dtype of the result."""
     half = module.weight.dtype in (torch.float16, torch.bfloat16)
-    return rms_norm(hidden_states, module.weight, module.variance_epsilon, 0.0, dtype=module.weight.dtype if half else None)
+    dtype = module.weight.dtype if half else None
+    return rms_norm(hidden_states, module.weight, _eps(module), 0.0, dtype=dtype)
 
 
-def gemma_forward(module, x):
+@lean_if(rms_norm_cases)
+def gemma_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Gemma's: the weight is stored as its distance from one."""
-    return rms_norm(x, module.weight, module.eps, 1.0, dtype=x.dtype)
+    return rms_norm(x, module.weight, _eps(module), 1.0, dtype=x.dtype)
 
 
-def torch_rms_norm_forward(module, x):
+@lean_if(bare_norm_cases)
+def bare_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm without a weight: the norms of queries, keys and values of some."""
+    return rms_norm(x, None, _eps(module), 0.0, dtype=x.dtype)
+
+
+@lean_for(nn.RMSNorm)
+def torch_rms_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`nn.RMSNorm` over the last dimension."""
-    eps = torch.finfo(torch.promote_types(torch.float32, x.dtype)).eps if module.eps is None else module.eps
+    widest = torch.promote_types(torch.float32, x.dtype)
+    eps = torch.finfo(widest).eps if module.eps is None else module.eps
     return rms_norm(x, module.weight, eps, 0.0, dtype=x.dtype)
 
 
-def layer_norm_forward(module, input):
+@lean_for(nn.LayerNorm)
+def layer_norm_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """`nn.LayerNorm`."""
     return layer_norm(input, module.normalized_shape, module.weight, module.bias, module.eps)

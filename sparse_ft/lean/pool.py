@@ -12,10 +12,12 @@ from ..ops._library import plain
 from ..ops.max_pool import MOST
 from .attach import direct
 from .hollow import hollow, stand_in
+from .register import lean_for
 
 DIMS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 
 
+@lean_for(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 def max_pool_forward(module, input):
     """`nn.MaxPool1d`, `nn.MaxPool2d`, `nn.MaxPool3d`; with `return_indices` torch's own.
 
