@@ -1,7 +1,6 @@
 """Activations that keep their input, or one bit an element where that is enough, and can make their output again."""
 
 import weakref
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from ..ops._channels import in_order
 from ..ops._library import plain
 from ..rebuild import remember, select
 from .attach import direct, lean_forward_of
-from .probe import Case, Child, pattern, stand_in
+from .probe import Case, Child, is_hooked, pattern, stand_in
 from .register import lean_for, lean_if
 
 # Elements from which the op beats torch's own, forward and backward together, on one thread and on two; below it the host time
@@ -221,12 +220,6 @@ OP_NAMES = {
     silu_forward: "silu",
     relu_forward: "relu",
 }
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether someone would miss a call of `module`."""
-    before, after = module._forward_pre_hooks, module._forward_hooks
-    return bool(before or after or module._backward_hooks or module._backward_pre_hooks)
 
 
 def name_of(module: nn.Module) -> str | None:

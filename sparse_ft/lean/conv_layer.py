@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from .. import ops
 from ..double_backward import first_order
 from ..ops._channels import CHANNELS_LAST, in_order
-from .activations import is_hooked, relu_forward
+from .activations import relu_forward
 from .attach import direct, lean_forward_of
 from .batch_norm import batch_norm_forward
-from .probe import Case, Cases, Child, Undecided, Wave, pattern, stand_in
+from .probe import Case, Cases, Child, Undecided, Wave, is_hooked, pattern, stand_in
 from .register import lean_if
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d

@@ -9,9 +9,9 @@ from .. import ops
 from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..rebuild import remember, select
-from .activations import is_hooked, name_of
+from .activations import name_of
 from .attach import attach, direct, lean_forward_of
-from .probe import Case, Cases, Child, Undecided, Wave, linear, pattern, stand_in
+from .probe import Case, Cases, Child, Undecided, Wave, is_hooked, linear, pattern, stand_in
 from .register import lean_if
 
 

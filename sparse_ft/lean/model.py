@@ -45,7 +45,8 @@ def lean(model, loss=False, eight_bit_inputs=False):
     except BaseException:
         restore_lean_state(model, before)
         raise
-    return LeanReport(reversed(rows), attention is not None, offers, why_no_lean_attention(model) or _not_taken(model, attention))
+    attention_left = why_no_lean_attention(model) or _not_taken(model, attention)
+    return LeanReport(reversed(rows), attention is not None, offers, attention_left)
 
 
 def _lean_forward(module, eight_bit_inputs, recogniser):

@@ -1,7 +1,9 @@
-"""Does a lean forward do what a module's own does? Both run on a stand-in: an object of the same class, a few numbers in it.
+"""Does a lean forward do what a module's own does?
 
-The user's weights are not read, hooks do not run, nothing is drawn from the random state, and the module stays as it was.
-Two forwards behave alike when values, dtypes, gradients, calls of children and errors are the same in every case.
+Both run on a stand-in: an object of the same class, a few numbers in it. The user's weights are not
+read, hooks do not run, nothing is drawn from the random state, and the module stays as it was. Two
+forwards behave alike when values, dtypes, gradients, calls of children and errors are the same in
+every case.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from torch import nn
 
 from .attach import attached, lean_forward_of
 
-INTERNAL = nn.Module().__dict__.keys()  # what every module has
+INTERNAL = frozenset(nn.Module().__dict__)  # what every module has
 SIMPLE = bool, int, float, str, type(None), torch.dtype, torch.device, type
 ROUNDINGS = 4  # roundings of a 16-bit dtype that may lie between two ways of writing one formula
 GRADIENT = 1e-4  # of the largest one
@@ -26,9 +28,11 @@ class Undecided(Exception):
 
 
 class Case(NamedTuple):
-    """One call. module: a stand-in. gradients: whether those of the input and of the parameters are compared, too.
+    """One call. module: a stand-in.
 
-    elementwise: a rounding error is measured by the larger of the element's input and output, not by the largest of its row.
+    gradients: whether those of the input and of the parameters are compared, too. elementwise: a
+    rounding error is measured by the larger of the element's input and output, not by the largest
+    of its row.
     """
 
     module: nn.Module
@@ -57,7 +61,7 @@ class Child:
 
 
 class Wave(nn.Module):
-    """A child that is no product and no activation (a dropout, say), or one whose kind does not matter."""
+    """A child that is no product and no activation: a dropout, or one of any kind."""
 
     def __init__(self, slope: float):
         super().__init__()
@@ -88,9 +92,10 @@ def stand_in(
     training: bool = True,
     **attributes: Any,
 ) -> nn.Module:
-    """An object of the module's class with its attributes, but with these parameters and children, and no hooks.
+    """An object of the module's class and attributes, with these parameters, children, no hooks.
 
-    attributes: put in the place of the module's own. Raises Undecided for what such an object cannot stand for.
+    attributes: put in the place of the module's own. Raises Undecided for what such an object
+    cannot stand for.
     """
     own = nn.Module()
     given = attached(module)
@@ -101,22 +106,33 @@ def stand_in(
             raise Undecided(f"it has a method {name} of its own")
         own.__dict__[name] = value.copy() if type(value) in (list, dict, set) else value
     own.__dict__.update(attributes, training=training)
-    own.__dict__["_parameters"] = {name: nn.Parameter(value) for name, value in (parameters or {}).items()}
-    own.__dict__["_modules"] = dict(children or {})
+    parameters, children = parameters or {}, children or {}
+    own.__dict__["_parameters"] = {name: nn.Parameter(value) for name, value in parameters.items()}
+    own.__dict__["_modules"] = dict(children)
     twin = object.__new__(type(module))
     twin.__dict__.update(own.__dict__)
     return twin
 
 
 def key(module: nn.Module) -> tuple:
-    """What the behaviour of a module may depend on, without its numbers. Holds good while the module lives unchanged."""
-    given = attached(module)
-    own = [(name, v) for name, v in module.__dict__.items() if name not in INTERNAL and name not in given]
+    """What the behaviour of a module may depend on, without its numbers; while it lives unchanged."""
+    stored = dict.items(module._parameters)
+    parameters = tuple((name, None if p is None else p.shape) for name, p in stored)
+    children = tuple((name, _one_key(child)) for name, child in module.named_children())
+    return _one_key(module), parameters, tuple(module._buffers), children
+
+
+def _one_key(module: nn.Module) -> tuple:
+    hidden = INTERNAL | attached(module).keys()
+    own = [(name, value) for name, value in module.__dict__.items() if name not in hidden]
     attributes = tuple((name, _token(value)) for name, value in own)
-    parameters = tuple((name, None if p is None else p.shape) for name, p in dict.items(module._parameters))
-    children = tuple((name, None if child is None else key(child)) for name, child in module._modules.items())
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
-    return type(module), lean_forward_of(module), attributes, parameters, tuple(module._buffers), children, hooked
+    return type(module), lean_forward_of(module), attributes, is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether someone would miss a call of `module`."""
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    return bool(before or after or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _token(value: Any) -> Any:
@@ -130,8 +146,9 @@ def quiet() -> Iterator[None]:
     """As on a fresh process: gradients on, no autocast, the CPU; the random state is put back."""
     before = torch.default_generator.get_state()
     with contextlib.ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False)):
-            stack.enter_context(context)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(warnings.catch_warnings())
@@ -143,7 +160,7 @@ def quiet() -> Iterator[None]:
 
 
 class Outcome(NamedTuple):
-    """Of one call: the output or the class of the error; gradients; writes to the input; calls of each child."""
+    """Of one call: output, or class of the error; gradients; writes to the input; calls of children."""
 
     output: torch.Tensor | type[Exception]
     gradients: tuple
@@ -152,7 +169,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(forward: Callable, case: Case) -> Outcome:
-    """What `forward(module, input)` does in this case. Raises Undecided where it changes the module."""
+    """What `forward(module, input)` does. Raises Undecided where it changes the module."""
     module = case.module
     before = {name: (value, _copied(value)) for name, value in module.__dict__.items()}
     children = [child for child in module._modules.values() if isinstance(child, Child)]
@@ -173,8 +190,11 @@ def outcome(forward: Callable, case: Case) -> Outcome:
         raise Undecided(f"its forward returns a {type(output).__name__}")
     gradients = ()
     if case.gradients and output.requires_grad:
-        weights = [p for owner in (module, *children) for p in owner._parameters.values() if p is not None]
-        gradients = torch.autograd.grad(output, [leaf, *weights], pattern(*output.shape), allow_unused=True)
+        owners = module, *children
+        weights = [p for owner in owners for p in owner._parameters.values() if p is not None]
+        leaves = [leaf, *weights]
+        grad_output = pattern(*output.shape)
+        gradients = torch.autograd.grad(output, leaves, grad_output, allow_unused=True)
     calls = tuple(child._calls for child in children if "forward" not in child.__dict__)
     return Outcome(output.detach(), gradients, given._version - version, calls)
 
@@ -187,14 +207,19 @@ def _unchanged(module: nn.Module, before: dict) -> bool:
     now = module.__dict__
     if now.keys() != before.keys():
         return False
-    return all(now[name] is value and (old is None or value == old) for name, (value, old) in before.items())
+    for name, (value, old) in before.items():
+        if now[name] is not value or (old is not None and value != old):
+            return False
+    return True
 
 
 def alike(want: Outcome, got: Outcome, case: Case) -> bool:
     """Whether two outcomes of one case are the same up to rounding."""
     if isinstance(want.output, type) or isinstance(got.output, type):
         return want.output is got.output
-    if (want.output.dtype, want.output.shape, want.writes, want.calls) != (got.output.dtype, got.output.shape, *got[2:]):
+    if want.output.dtype != got.output.dtype or want.output.shape != got.output.shape:
+        return False
+    if want.writes != got.writes or want.calls != got.calls:
         return False
     if not _close(want.output, got.output, case):
         return False
@@ -223,9 +248,9 @@ def _close_gradients(want: torch.Tensor | None, got: torch.Tensor | None) -> boo
 
 
 def behaves_like(own: Callable, forwards: list[Callable], cases: list[Case]) -> Callable | None:
-    """The one of `forwards` that does what `own` does in all of `cases`, the first of which must not fail; None for none.
+    """The one of `forwards` that does what `own` does in all of `cases`; None for none.
 
-    Raises Undecided.
+    Raises Undecided, also where `own` fails in the first of them.
     """
     left = list(forwards)
     for number, case in enumerate(cases):

@@ -1,7 +1,9 @@
-"""Which lean forward can stand in for a module's own: torch's classes by type, all others by what they do.
+"""Which lean forward can stand in for a module's own: torch's classes by type, all others by what
+they do.
 
-Every lean forward registers itself where it is written (`register.lean_for`, `register.lean_if`). A probe runs it beside
-the module's own on a small stand-in (`probe.py`): neither a class's name nor its text counts.
+Every lean forward registers itself where it is written (`register.lean_for`, `register.lean_if`). A
+probe runs it beside the module's own on a small stand-in (`probe.py`): neither a class's name nor
+its text counts.
 """
 
 from collections.abc import Callable
@@ -11,18 +13,23 @@ from torch import nn
 
 from ..nn import Selected
 from ..nn.linear import is_conv1d
-from . import activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool  # noqa: F401  they register
+from . import activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
 from .probe import Undecided, behaves_like, key, quiet
 from .register import BY_CLASS, BY_PROBE, attribute_of
 
-Found = tuple[Callable | None, str]  # (forward, ""), or (None, why not), or (None, "") where nothing can be won
+# Each of these registers its lean forwards when it is imported.
+ROOMS = activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
+Found = tuple[
+    Callable | None, str
+]  # (forward, ""), (None, why not), or (None, "") where nothing can be won
 UNKNOWN = "its forward is not one that is known"
 
-FRUGAL = {"Tanh", "Sigmoid", "Softmax", "Softmax2d", "LogSoftmax", "MultiheadAttention"}  # of torch's: as lean as can be
+# Of torch's: as lean as can be.
+FRUGAL = {"Tanh", "Sigmoid", "Softmax", "Softmax2d", "LogSoftmax", "MultiheadAttention"}
 
 
 class Recogniser:
-    """Recognises the modules of one model, the parts of a module before itself. Like modules are probed once."""
+    """Recognises the modules of one model, parts first. Like modules are probed once."""
 
     def __init__(self):
         self._known: dict[tuple, Found] = {}
@@ -82,7 +89,7 @@ def _probed(module: nn.Module) -> Found:
 
 
 def _why_unknown(module: nn.Module) -> str:
-    """What a module of torch's, or with selected entries, might win by a lean forward; "" for nothing."""
+    """What a module of torch's, or with selected entries, might win; "" for nothing."""
     kind = type(module)
     if kind.__module__ == "torch.nn.modules.activation":
         return "" if kind.__name__ in FRUGAL else "an activation that is not known"
@@ -97,13 +104,15 @@ def _replaced(module: nn.Module) -> str:
 
 
 def _is_built_like_one(module: nn.Module) -> bool:
-    """Whether a module looks like a norm, a gated MLP, experts or a layer of a convnet, which a lean forward would serve."""
+    """Whether a module looks like a norm, a gated MLP, experts or a layer of a convnet."""
     children = module._modules.keys()
     weights = [getattr(child, "weight", None) for child in module.children()]
     products = sum(isinstance(weight, torch.Tensor) and weight.dim() == 2 for weight in weights)
     name = type(module).__name__
     norm = not children and "Norm" in name
-    gated_mlp = (name.endswith("MLP") and products > 2) or any("gate_" in child for child in children)
+    gated_mlp = any("gate_" in child for child in children) or (
+        name.endswith("MLP") and products > 2
+    )
     experts = "gate_up_proj" in module._parameters
     convnet = {"convolution", "normalization"} <= children or {"conv", "norm"} <= children
     return norm or gated_mlp or experts or convnet

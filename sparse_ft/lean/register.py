@@ -1,4 +1,4 @@
-"""Lean forwards register themselves: for a class of torch's, or for whatever a probe finds to behave alike."""
+"""Lean forwards register themselves: for a class of torch's, or for what a probe finds alike."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +21,7 @@ BY_PROBE: list[Probed] = []
 
 
 def lean_for(*classes: type[nn.Module]) -> Callable[[Callable], Callable]:
-    """The decorated `forward(module, …)` stands in for that of these classes, themselves and not what derives from them."""
+    """The decorated `forward(module, …)` stands in for that of these classes, not of subclasses."""
 
     def register(forward: Callable) -> Callable:
         BY_CLASS.update(dict.fromkeys(classes, forward))
@@ -31,7 +31,7 @@ def lean_for(*classes: type[nn.Module]) -> Callable[[Callable], Callable]:
 
 
 def lean_if(cases: Cases, attribute: str = "forward") -> Callable[[Callable], Callable]:
-    """The decorated `forward(module, input)` stands in where it does what the module's own does in every one of `cases`.
+    """The decorated `forward(module, input)` stands in where it does what the module's own does.
 
     cases: see `probe.Cases`. attribute: the method's name in the module's class.
     """

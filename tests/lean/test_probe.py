@@ -1,4 +1,4 @@
-"""Modules are recognised by what they do: known forms under any name are lean, everything else is left and named."""
+"""Modules are recognised by what they do: known forms are lean, all others left and named."""
 
 import copy
 
@@ -17,7 +17,9 @@ import sparse_ft as sft
 from sparse_ft.lean.attach import lean_forward_of
 
 LLAMA = transformers.LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=2)
-PHI3 = transformers.Phi3Config(hidden_size=8, intermediate_size=12, num_attention_heads=2, pad_token_id=0)
+PHI3 = transformers.Phi3Config(
+    hidden_size=8, intermediate_size=12, num_attention_heads=2, pad_token_id=0
+)
 
 
 class PlainNorm(nn.Module):
@@ -34,7 +36,9 @@ class PlainNorm(nn.Module):
 class WideNorm(PlainNorm):
     def forward(self, x):
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).type_as(
+            x
+        ) * self.weight
 
 
 class TorchsNorm(PlainNorm):
@@ -56,7 +60,9 @@ class BareNorm(nn.Module):
         self.eps = 1e-6
 
     def forward(self, x):
-        return (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x)
+        return (
+            x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
+        ).type_as(x)
 
 
 class Swish(nn.Module):
@@ -114,7 +120,9 @@ def test_arguments_that_the_lean_forward_does_not_take():
     sft.lean(lean)
     x, gate = torch.randn(3, 8), torch.randn(3, 8)
     assert torch.allclose(lean(x=x), plain(x))
-    assert torch.equal(lean(x, gate), plain(x, gate)) and torch.equal(lean(x, gate=gate), plain(x, gate))
+    assert torch.equal(lean(x, gate), plain(x, gate)) and torch.equal(
+        lean(x, gate=gate), plain(x, gate)
+    )
     with pytest.raises(TypeError):
         lean()
     with pytest.raises(TypeError, match="unexpected"):
@@ -233,7 +241,9 @@ class UpFirst(Phi3MLP):
 
 class GateTwice(LlamaMLP):
     def forward(self, x):
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) + 0 * self.gate_proj(x))
+        return self.down_proj(
+            self.act_fn(self.gate_proj(x)) * self.up_proj(x) + 0 * self.gate_proj(x)
+        )
 
 
 class ReadsWeight(LlamaMLP):
@@ -284,11 +294,20 @@ def patched():
 
 
 ADVERSARIES = {
-    **{kind.__name__: kind for kind in (BiasedInHalf, EpsOutside, EpsOfItsOwn, StopsGradients, Counts, Records)},
+    **{
+        kind.__name__: kind
+        for kind in (BiasedInHalf, EpsOutside, EpsOfItsOwn, StopsGradients, Counts, Records)
+    },
     **{kind.__name__: kind for kind in (WithBuffer, Biased, OfTheLargest, ReturnsTwo, InPlace)},
-    **{kind.__name__: lambda kind=kind: kind(8) for kind in (WithDropout, DropoutWithGradients, OtherInTraining, NeedsMore)},
+    **{
+        kind.__name__: lambda kind=kind: kind(8)
+        for kind in (WithDropout, DropoutWithGradients, OtherInTraining, NeedsMore)
+    },
     **{kind.__name__: kind for kind in (SwishInTraining, SwishInPlace, HalfSwish)},
-    **{kind.__name__: lambda kind=kind: kind(LLAMA) for kind in (GateTwice, ReadsWeight, Clamped, Scaled)},
+    **{
+        kind.__name__: lambda kind=kind: kind(LLAMA)
+        for kind in (GateTwice, ReadsWeight, Clamped, Scaled)
+    },
     **{kind.__name__: lambda kind=kind: kind(8, 8) for kind in (Skips, NormFirst)},
     **{"UpFirst": lambda: UpFirst(PHI3), "swapped": swapped, "hooked": hooked, "patched": patched},
 }
@@ -301,7 +320,9 @@ def test_what_does_something_else_is_left_and_named(name):
     report = sft.lean(nn.Sequential(module))
     assert "0" in report.left, report
     assert f"1 × {type(module).__name__}: " in report.brief()
-    assert lean_forward_of(module) is None and (name == "patched" or "forward" not in module.__dict__)
+    assert lean_forward_of(module) is None and (
+        name == "patched" or "forward" not in module.__dict__
+    )
 
 
 def test_what_changes_after_lean_runs_the_class_s_own():
@@ -318,9 +339,11 @@ def test_what_changes_after_lean_runs_the_class_s_own():
 
 
 def test_a_probe_leaves_nothing_behind():
-    """No number drawn, no hook called, no weight read, no gradient, no buffer, whatever mode is on."""
+    """No number drawn, no hook called, no gradient, no attribute, whatever mode is on."""
     seen = []
-    model = nn.Sequential(WithDropout(8), WideNorm(8), Counts(8), LlamaMLP(LLAMA), UpFirst(PHI3), Skips(8, 8))
+    model = nn.Sequential(
+        WithDropout(8), WideNorm(8), Counts(8), LlamaMLP(LLAMA), UpFirst(PHI3), Skips(8, 8)
+    )
     model[1].register_forward_hook(lambda *_: seen.append(1))
     model[3].down_proj.register_forward_hook(lambda *_: seen.append(1))
     before = copy.deepcopy(model.state_dict())
@@ -332,7 +355,9 @@ def test_a_probe_leaves_nothing_behind():
     finally:
         for handle in handles:
             handle.remove()
-    assert {"1", "3"} <= set(report.changed) and not seen and torch.equal(torch.get_rng_state(), state)
+    assert (
+        {"1", "3"} <= set(report.changed) and not seen and torch.equal(torch.get_rng_state(), state)
+    )
     assert model[2].calls == 0 and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -358,7 +383,9 @@ def test_like_modules_are_tried_once(monkeypatch):
     from sparse_ft.lean import recognise
 
     tried, probe = [], recognise._probed
-    monkeypatch.setattr(recognise, "_probed", lambda module: tried.append(type(module)) or probe(module))
+    monkeypatch.setattr(
+        recognise, "_probed", lambda module: tried.append(type(module)) or probe(module)
+    )
     layers = [nn.Sequential(PlainNorm(), PlainNorm(8, 1e-5), LlamaMLP(LLAMA)) for _ in range(200)]
     report = sft.lean(nn.Sequential(*layers))
     assert len(report.changed) == 200 * 7 and not report.left
