@@ -71,8 +71,9 @@ def _status(target):
     try:
         status = os.stat(target)
     except FileNotFoundError:
-        if not os.path.isdir(os.path.dirname(target)):
-            raise FileNotFoundError(errno.ENOENT, "its folder does not exist; make it first") from None
+        folder = os.path.dirname(target)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, f"the folder {folder!r} does not exist; make it first") from None
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "expected a file, this is a folder")

@@ -191,7 +191,7 @@ def test_paths_that_are_no_file_are_named(tmp_path, monkeypatch, kind):
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="path: its folder does not exist; make it first: '.*none.plan'"):
+    with pytest.raises(FileNotFoundError, match="path: the folder '.*none' does not exist; make it first: '.*none.plan'"):
         OLD.save(tmp_path / "none" / "plan")
     for path in (tmp_path / "none" / "plan", tmp_path / "plan"):
         with pytest.raises(FileNotFoundError, match="path: No such file or directory: '.*plan'"):
