@@ -7,9 +7,11 @@ import torch
 
 import sparse_ft as sft
 from bench import step_parts, training
+from bench.cases import Case
 from bench.harness import order_of
 from bench.records import Record
-from bench.suite import OURS, Case, quantiles
+from bench.stats import Times
+from bench.suite import MILLI, OURS
 
 OP = "breakdown"
 WHOLE_STEPS = True
@@ -37,14 +39,6 @@ def cases(size):
     ]
 
 
-def bound(case, ceilings):
-    return None
-
-
-def musts(found):
-    return []
-
-
 def run_case(case, found):
     """A record a phase and way.
 
@@ -65,12 +59,9 @@ def run_case(case, found):
         phases["wgrad"] = [own - floor for own, floor in zip(taken[name]["backward"], frozen)]
         phases["step"] = [sum(parts) for parts in zip(*taken[name].values())]
         phases["host"] = [sum(parts) for parts in zip(*host[name].values())]
-        records += [
-            Record(
-                OP, f"{case.name}: {phase}", name, found.threads, "step", case.density, "float32", **quantiles(phases[phase])
-            )
-            for phase in PHASES
-        ]
+        for phase in PHASES:
+            about = f"{case.name}: {phase}", name, found.threads, "step", case.density, "float32"
+            records.append(Record(OP, *about, **Times.of(phases[phase]).fields(MILLI)))
     return records + _lean_parts(case, found)
 
 

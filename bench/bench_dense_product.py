@@ -5,8 +5,9 @@ import torch.nn.functional as F
 
 import sparse_ft as sft
 from bench import training
+from bench.cases import Case
 from bench.stats import paired_ratio
-from bench.suite import OURS, Case, Unavailable, must
+from bench.suite import OURS, Unavailable, must
 from sparse_ft import ops
 from sparse_ft.ops import _onednn
 

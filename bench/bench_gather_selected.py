@@ -2,8 +2,8 @@
 
 import torch
 
-from bench.cases import BLOCK, LARGE, SHAPES, selection
-from bench.suite import Case, must
+from bench.cases import BLOCK, LARGE, SHAPES, Case, selection
+from bench.suite import must
 from sparse_ft import ops
 
 OP = "gather_selected"
@@ -54,12 +54,12 @@ def providers(case):
     return found
 
 
-def musts(found):
-    """Everything gathered, which no cache holds: at memory speed."""
+def musts(found, op=OP):
+    """Everything moved, which no cache holds: at memory speed."""
     whole = {c.kind: name for name, c in found.cases.items() if c.density == 1}
     text = "{}: share of same-run copy bandwidth, useful bytes"
     return [
-        must(found, OP, f"{kind}-100.of_copy", text.format(name), found.of_bound(name), 0.75)
+        must(found, op, f"{kind}-100.of_copy", text.format(name), found.of_bound(name), 0.75)
         for kind, name in whole.items()
         if kind in ("rows", "blocks")
     ]

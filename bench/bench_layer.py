@@ -3,10 +3,11 @@
 import torch
 
 from bench import memory, training
+from bench.cases import Case
 from bench.records import Must, Record
 from bench.runner import RunFailed, run_apart
 from bench.stats import paired_ratio
-from bench.suite import OURS, Case, must, without_bf16
+from bench.suite import OURS, must, without_bf16
 
 OP = "layer"
 WHOLE_STEPS = True
@@ -26,10 +27,6 @@ def cases(size):
     dtypes = {"fp32": "float32"} | ({} if without_bf16() else {"bf16": "bfloat16"})
     seconds = 5.0 if size == "quick" else 20.0  # a round of all takes 20 s on one thread, 11 s on two; there are three at least
     return [Case(name, "columns", training.DENSITY, dtype, (2048, 8192), TOKENS, seconds) for name, dtype in dtypes.items()]
-
-
-def bound(case, ceilings):
-    return None
 
 
 def _shape(case):

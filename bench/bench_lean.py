@@ -5,15 +5,16 @@ from torch import nn
 
 import sparse_ft as sft
 from bench import training
+from bench.cases import Case
 from bench.records import Must, Record
-from bench.suite import OURS, Case, must
+from bench.suite import OURS, must
 
 OP = "lean"
 WHOLE_STEPS = True
 TESTS = ["tests/lean/test_model.py", "tests/lean/test_rebuild.py", "tests/lean/test_convnet.py"]
 PLAIN = "without lean modules"
 BATCH = 2
-LLAMA = dict(hidden_size=1024, intermediate_size=2816, num_attention_heads=16, num_key_value_heads=8, head_dim=64)
+LLAMA = training.llama(1024, 2816, 16, 8)
 # At least so many times fewer bytes; norms and activations of an encoder are torch's own, a convolutional net keeps little.
 LESS = {"Llama layer, columns": 1.25, "Llama layer, rows": 1.6, "Llama layer, entries": 1.6}
 LESS |= {"MiniLM, columns": 1.0, "MiniLM, entries": 1.5, "ResNet, frozen": 5}
@@ -45,10 +46,6 @@ def cases(size):
         for model, structures in kinds.items()
         for kind in structures
     ]
-
-
-def bound(case, ceilings):
-    return None
 
 
 def step_of(case, lean):

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
-from bench.cases import selection
+from bench.cases import Case, selection
 from bench.stats import median
-from bench.suite import OURS, Case, must
+from bench.suite import OURS, must
 
 OP = "linear"
 TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim/test_selective_adamw.py"]
@@ -26,10 +26,6 @@ def cases(size):
 
 def _step_name(count):
     return f"host time of an optimiser step, {count} weights"
-
-
-def bound(case, ceilings):
-    return None
 
 
 def providers(case):

@@ -3,10 +3,10 @@
 import torch
 
 from bench import optimizers
-from bench.cases import LARGE, selection
+from bench.cases import LARGE, Case, selection
 from bench.records import Must
 from bench.stats import median
-from bench.suite import OURS, Case, must
+from bench.suite import OURS, must
 from sparse_ft import nn, ops
 from sparse_ft.ops.masked_adamw import step_rows
 from sparse_ft.optim.pages import FAR_APART, use_huge_pages

@@ -1,15 +1,17 @@
 """scatter_selected_ and swap_selected_: values -> weight, against torch's own indexed writes and the bandwidth of a copy."""
 
+import functools
+
 import torch
 
 from bench import bench_gather_selected as gather
 from bench.cases import selection
-from bench.suite import must
 from sparse_ft import ops
 
 OP = "scatter_selected"
 TESTS = ["tests/ops/test_scatter_selected.py", "tests/native/test_gather_scatter.py"]
 cases, bound = gather.cases, gather.bound  # the same bytes, the other way round
+musts = functools.partial(gather.musts, op=OP)
 
 
 def providers(case):
@@ -36,14 +38,3 @@ def providers(case):
         dim = int(case.kind == "columns")
         found["index_copy_"] = lambda: lambda: view.index_copy_(dim, index, values)
     return found
-
-
-def musts(found):
-    """Everything scattered, which no cache holds: at memory speed."""
-    whole = {c.kind: name for name, c in found.cases.items() if c.density == 1}
-    text = "{}: share of same-run copy bandwidth, useful bytes"
-    return [
-        must(found, OP, f"{kind}-100.of_copy", text.format(name), found.of_bound(name), 0.75)
-        for kind, name in whole.items()
-        if kind in ("rows", "blocks")
-    ]

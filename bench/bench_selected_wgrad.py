@@ -4,9 +4,9 @@ import functools
 
 import torch
 
-from bench.cases import SHAPES, selection
+from bench.cases import SHAPES, Case, selection
 from bench.cases import TOKENS as MODEL_TOKENS
-from bench.suite import Case, Unavailable, must, without_bf16
+from bench.suite import Unavailable, must, without_bf16
 from sparse_ft import ops
 
 OP = "selected_wgrad"

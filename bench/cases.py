@@ -1,4 +1,7 @@
-"""Shapes of real models' layers, and selections of them."""
+"""What is measured: cases, shapes of real models' layers, and selections of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,7 +18,36 @@ TOKENS = {"BERT-base": 32 * 128, "ViT-B": 16 * 197, "Llama-1B": 2 * 512, "Llama-
 
 # A weight of 32 M entries, that of the optimiser's anchors: over any cache in every dtype.
 LARGE = (4096, 8192)
+GPU_LARGE = (8192, 16384)  # 1 % of it fills the chip
+SQUARE, GPU_TOKENS = (4096, 4096), 8192
+_1B = SHAPES["Llama-1B"]
+LAYER_1B = [_1B[name] for name in ("q, o", "k, v", "k, v", "q, o", "gate, up", "gate, up", "down")]
+GPU_LAYER_TOKENS = 2048
+GPU_OTHERS = {"Llama-8B gate": SHAPES["Llama-8B"]["gate, up"], "Llama-1B k": _1B["k, v"]}
 BLOCK = 64  # entries on a side of a block
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure, on a CPU or a GPU.
+
+    A benchmark file gives the variants of its cases; a GPU's case brings its own.
+    phases: of its floor, see gpu_floors.py. make: device -> gpu_cases.Work.
+    promise: ({variant: seconds}, floor, ceilings) -> (what it says, most seconds of ours).
+    tolerance: of the relative error in norm; the default is that of bf16 operands.
+    """
+
+    name: str
+    kind: str = ""  # rows, columns, blocks, entries, or what the case is about
+    density: float = 1.0
+    dtype: str = "float32"
+    shape: tuple = (0, 0)  # rows, columns of the matrix
+    tokens: int = 0
+    seconds: float = 1.0  # budget at one thread count
+    phases: Sequence = ()
+    make: Callable | None = None
+    promise: Callable | None = None
+    tolerance: float = 1e-2
 
 
 def pick(count, share, generator):

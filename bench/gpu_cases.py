@@ -2,19 +2,18 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from bench import gpu_floors as floors
-from bench.cases import selection
+from bench.cases import GPU_LARGE, GPU_LAYER_TOKENS, GPU_OTHERS, GPU_TOKENS, LAYER_1B, SQUARE, Case, selection
+from bench.optimizers import HYPER
 from sparse_ft import ops
 from sparse_ft.ops.masked_adamw import masked_adamw_ref_
 
-OTHERS = {"Llama-8B gate": (14336, 4096), "Llama-1B k": (512, 2048)}
 TINY_TOKENS, TINY = 64, (256, 128)
 KINDS = ("rows", "columns", "blocks", "entries")
-HYPER = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2)
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,9 @@ class Work:
     launches: Callable | None = None
 
 
-@dataclass(frozen=True)
-class Case:
-    """make(device) -> Work. promise({variant: seconds}, floor, ceilings) -> (what it says, most seconds of ours)."""
-
-    name: str
-    phases: list
-    make: Callable
-    promise: Callable | None = None
-    tolerance: float = field(default=1e-2)  # bf16 operands
-
-
 def cases(size):
     tiny = size == "tiny"
-    tokens, shape, large = (TINY_TOKENS, TINY, TINY) if tiny else (floors.TOKENS, floors.SQUARE, floors.LARGE)
+    tokens, shape, large = (TINY_TOKENS, TINY, TINY) if tiny else (GPU_TOKENS, SQUARE, GPU_LARGE)
     densities = (0.05,) if tiny else floors.DENSITIES
     many = () if tiny else floors.MANY
     found = [wgrad(kind, tokens, shape, d) for kind in KINDS for d in densities + (many if kind == "blocks" else ())]
@@ -52,8 +40,10 @@ def cases(size):
         wgrad("blocks", tokens, shape, 0.05, block, f", {block} x {block}") for block in ((16,) if tiny else (16, 32, 128))
     ]
     if not tiny:
-        found += [wgrad(kind, tokens, other, 0.01, what=f", {name}") for name, other in OTHERS.items() for kind in KINDS]
-    found.append(grouped(*((tokens, [TINY] * 3, 0.25) if tiny else (floors.LAYER_TOKENS, floors.LAYER, 0.01))))
+        for name, other in GPU_OTHERS.items():
+            found += [wgrad(kind, tokens, other, 0.01, what=f", {name}") for kind in KINDS]
+    layer = (tokens, [TINY] * 3, 0.25) if tiny else (GPU_LAYER_TOKENS, LAYER_1B, 0.01)
+    found.append(grouped(*layer))
     found += [adamw(kind, large, d) for kind in KINDS for d in (densities if kind == "entries" else densities[-1:])]
     found.append(adamw("columns", TINY if tiny else (1024, 1024), 0.05, 3 if tiny else 576))
     found += [moved(op, kind, large, 0.05) for op in ("gather_selected", "scatter_selected") for kind in KINDS]
@@ -93,9 +83,10 @@ def wgrad(kind, tokens, shape, density, block=64, what=""):
 
         return Work(variants, lambda: [ours()], want)
 
-    return Case(
-        floors.name("selected_wgrad", kind, density) + what, phases, make, functools.partial(_wgrad_promise, kind, density)
-    )
+    name = floors.name("selected_wgrad", kind, density) + what
+    promise = functools.partial(_wgrad_promise, kind, density)
+    about = name, kind, density, "bfloat16", shape, tokens
+    return Case(*about, phases=phases, make=make, promise=promise)
 
 
 def grouped(tokens, shapes, density, block=64):
@@ -119,7 +110,12 @@ def grouped(tokens, shapes, density, block=64):
 
     phases = floors.grouped_wgrad([(tokens, shape) for shape in shapes], density)
     name = floors.name("selected_wgrad_grouped", "blocks", density) + f", {len(shapes)} layers"
-    return Case(name, phases, make, lambda times, bound, ceilings: ("each by itself", times["one by one"]))
+
+    def promise(times, bound, ceilings):
+        return "each by itself", times["one by one"]
+
+    about = name, "blocks", density, "bfloat16", shapes[0], tokens
+    return Case(*about, phases=phases, make=make, promise=promise)
 
 
 def _wgrad_promise(kind, density, times, bound, ceilings):
@@ -174,7 +170,9 @@ def adamw(kind, shape, density, tensors=1):
         return "1.25 x (streams + scatter alone)", 1.25 * (streams + times["scatter alone"])
 
     what = f", {tensors} tensors" if tensors > 1 else ""
-    return Case(floors.name("masked_adamw_", kind, density) + what, floors.adamw(kind, nnz, density), make, promise, 1e-3)
+    about = floors.name("masked_adamw_", kind, density) + what, kind, density, "bfloat16", shape
+    phases = floors.adamw(kind, nnz, density)
+    return Case(*about, phases=phases, make=make, promise=promise, tolerance=1e-3)
 
 
 def moved(op, kind, shape, density):
@@ -212,7 +210,8 @@ def moved(op, kind, shape, density):
 
         return Work({"ours": ours}, got, lambda: [on_host.scatter_(before.cpu(), values.cpu())], again)
 
-    return Case(floors.name(op, kind, density), floors.copied(kind, nnz, density), make, tolerance=1e-6)
+    about = floors.name(op, kind, density), kind, density, "bfloat16", shape
+    return Case(*about, phases=floors.copied(kind, nnz, density), make=make, tolerance=1e-6)
 
 
 TWO = (2, 2), (2, 2), (0, 0), (1, 1)  # kernel size, stride, padding, dilation
@@ -252,7 +251,8 @@ def stream(op, count):
             {"ours": ours, **({"library": library} if library else {})}, lambda: _first(ours()), lambda: _plain(op, x, y, z)
         )
 
-    return Case(op, floors.streamed(count, floors.STREAMS[op]), make)
+    phases, shape = floors.streamed(count, floors.STREAMS[op]), (count // 1024, 1024)
+    return Case(op, "stream", dtype="bfloat16", shape=shape, phases=phases, make=make)
 
 
 def _first(result):

@@ -6,24 +6,14 @@ an index 4. An op is a list of phases: within one the largest term counts, phase
 
 from dataclasses import dataclass
 
-TOKENS, SQUARE, LARGE = 8192, (4096, 4096), (8192, 16384)  # what the tables are about; LARGE fills the chip with 1 % of it
+from bench.ceilings import Ceilings
+
 DENSITIES = (0.001, 0.01, 0.05, 0.1, 0.25)
 MANY = (0.5, 1.0)  # of blocks, beside those: there the dense product and a gather are the rival
 STREAM = 1 << 26  # elements
 WORKSPACE = 32 << 20  # bytes that a method of selected_wgrad takes beside its result
 SECTOR = 32  # bytes that device memory moves at least
-LAYER = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]  # Llama-1B's
-LAYER_TOKENS = 2048
 TILE, SPAN = 64, 4  # one program of grouped blocks: a panel of 64 against up to 4 panels of 64, the largest that does not spill
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """copy: bytes a second of device memory, reads and writes counted; l2: of its cache; gemm: bf16 flop a second."""
-
-    copy: float
-    l2: float
-    gemm: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,8 @@ class Phase:
     launches: int = 1
 
     def floor(self, ceilings):
-        return max(self.flop / ceilings.gemm, self.dram / ceilings.copy, self.l2 / ceilings.l2)
+        product = self.flop / ceilings.gemm["bfloat16"]
+        return max(product, self.dram / ceilings.copy, self.l2 / ceilings.l2)
 
 
 def floor(phases, ceilings):
@@ -197,5 +188,5 @@ def crossover(one, other, ceilings, low=1e-5, high=1.0):
 
 # Measured on an H200: 4.3 TB/s copied, 790 TFLOP/s. The A100 (80 GB, SXM) is its datasheet (2.04 TB/s, 312 TFLOP/s) times the
 # share of its own that the H200 reached. Both caches are assumptions.
-H200 = Ceilings(4.3e12, 5.5e12, 790e12)
-A100 = Ceilings(1.83e12, 3.5e12, 249e12)
+H200 = Ceilings(4.3e12, None, {"bfloat16": 790e12}, l2=5.5e12)
+A100 = Ceilings(1.83e12, None, {"bfloat16": 249e12}, l2=3.5e12)

@@ -11,17 +11,18 @@ import importlib.util
 import json
 import subprocess
 import sys
-import warnings
 from unittest import mock
 
 import torch
 from torch import nn
 
 import sparse_ft as sft
+from bench import training
 from bench.cases import selection
+from bench.device import captured, compare, peak_bytes
 from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
-from bench.gpu_timing import captured, compare, peak_bytes
 from bench.machine import ROOT
+from bench.suite import MILLI, Unavailable
 
 RANK, TINY_RANK = 32, 4
 LR = 1e-5
@@ -32,34 +33,31 @@ WAYS = (LORA, "columns", "columns lean", "columns in backward", "columns graph",
 AT_MOST_LORA = ("columns", "rows", "blocks")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-
-def _llama(hidden, ffn, layers, heads, kv_heads, vocabulary):
-    return dict(
-        hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=hidden // heads, vocab_size=vocabulary, tie_word_embeddings=True,
-    )  # fmt: skip
-
-
 WHOLE = "Llama-3.2-3B"
-# {name: (shape, batch, tokens)}; a small vocabulary leaves a layer and nothing else to speak of
+# {name: (shape, layers, vocabulary, batch, tokens)}; a small vocabulary leaves a layer
+# and nothing else to speak of
 MODELS = {
-    "tiny": (_llama(64, 128, 2, 2, 1, 32), 2, 16),
-    "Llama-1B layer": (_llama(2048, 8192, 1, 32, 8, 256), 4, 1024),
-    "Llama-3B layer": (_llama(3072, 8192, 1, 24, 8, 256), 4, 1024),
-    "Llama-8B layer": (_llama(4096, 14336, 1, 32, 8, 256), 4, 1024),
-    WHOLE: (_llama(3072, 8192, 28, 24, 8, 128256), 4, 768),
+    "tiny": (training.llama(64, 128, 2, 1), 2, 32, 2, 16),
+    "Llama-1B layer": (training.LLAMA_1B, 1, 256, 4, 1024),
+    "Llama-3B layer": (training.LLAMA_3B, 1, 256, 4, 1024),
+    "Llama-8B layer": (training.LLAMA_8B, 1, 256, 4, 1024),
+    WHOLE: (training.LLAMA_3B, 28, 128256, 4, 768),
 }
-
-
-class Missing(Exception):
-    """What a way needs is not installed; the message names it."""
 
 
 def base(name, device):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**MODELS[name][0], attn_implementation="sdpa", use_cache=False)
+    shape, layers, vocabulary, _, _ = MODELS[name]
+    config = LlamaConfig(
+        **shape,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
     with torch.device(device):
         return LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
 
@@ -97,26 +95,8 @@ def prepare(way, model):
     if way == "full":
         model.requires_grad_(True)
     else:
-        model = _adapters(way, model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return model, torch.optim.AdamW(trained, lr=LR, fused=True)
-
-
-def _adapters(way, model):
-    try:
-        import peft
-    except ImportError as why:
-        raise Missing(f"peft: {why}") from None
-    r = rank(model)
-    if way == LORA:
-        config = peft.LoraConfig(r=r, lora_alpha=r, lora_dropout=0.0, target_modules=TARGETS)
-    elif hasattr(peft, "ShiraConfig"):
-        config = peft.ShiraConfig(r=r, target_modules=TARGETS)
-    else:
-        raise Missing(f"peft {peft.__version__} has no ShiraConfig")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)  # in the weight's dtype: the faster choice
+        model = training.adapters(model, kind, rank(model), rank(model), TARGETS)
+    return model, torch.optim.AdamW(training.trained(model), lr=LR, fused=True)
 
 
 def run(name, way, device, seconds):
@@ -127,7 +107,7 @@ def run(name, way, device, seconds):
 
 
 def _run(name, way, device, seconds):
-    (_, batch, tokens), before = MODELS[name], _allocated(device)
+    (*_, batch, tokens), before = MODELS[name], _allocated(device)
     model, optimizer = prepare(way, base(name, device))
     labels = torch.randint(model.config.vocab_size, (batch, tokens), device=device)
     latest = torch.zeros((), device=device)
@@ -145,9 +125,9 @@ def _run(name, way, device, seconds):
     peak = peak_bytes(step, device) + held
     call = captured(step, device) if way.endswith("graph") else step
     times = compare({way: call}, device, seconds, warm_up=1, least=3, most=50)[way]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    figures = dict(value=1e3 * times.p50, p20=1e3 * times.p20, p80=1e3 * times.p80, rounds=times.rounds)
-    return {**figures, "gib": peak / 2**30, "loss": latest.item(), "trained": trained}
+    trained = sum(p.numel() for p in training.trained(model))
+    figures = {"gib": peak / 2**30, "loss": latest.item(), "trained": trained}
+    return times.fields(MILLI, "value") | figures
 
 
 def replayed(name, device):
@@ -157,11 +137,11 @@ def replayed(name, device):
 
 
 def _replayed(name, device):
-    ends, (_, batch, tokens) = [], MODELS[name]
+    ends, (*_, batch, tokens) = [], MODELS[name]
     for graph in (False, True):
         model, optimizer = prepare("columns graph", base(name, device))
         labels = torch.randint(model.config.vocab_size, (batch, tokens), device=device, generator=_generator(device))
-        values = [p for p in model.parameters() if p.requires_grad]
+        values = training.trained(model)
 
         def step():
             optimizer.zero_grad()  # noqa: B023
@@ -206,7 +186,7 @@ def apart(name, way, device, seconds, limit):
         raise RuntimeError((done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1][:300])
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if "missing" in found:
-        raise Missing(found["missing"])
+        raise Unavailable(found["missing"])
     return found
 
 
@@ -214,7 +194,7 @@ def measure(name, way, results, how, lora=None):
     """What `how` found, or None; a row is written in any case. lora: what LoRA took, which ours should not exceed."""
     try:
         found = how(name, way)
-    except Missing as why:
+    except Unavailable as why:
         results.add("model", name, way, SKIPPED, note=str(why))
         return None
     except Exception as problem:  # noqa: BLE001 - the other ways go on
@@ -258,7 +238,7 @@ def main(arguments=None):
     if given.one:
         try:
             print(json.dumps(run(*given.one, given.device, given.seconds)))
-        except Missing as why:
+        except Unavailable as why:
             print(json.dumps({"missing": str(why)}))
         return 0
     results, tiny = Results(device=str(given.device), torch=torch.__version__), given.size == "tiny"

@@ -8,25 +8,20 @@ import sys
 
 import torch
 
+from bench import ceilings
 from bench import gpu_floors as floors
+from bench.device import compare, count_launches
 from bench.gpu_cases import cases
 from bench.gpu_results import OK, RED, SHORT, Results
-from bench.gpu_timing import captured, compare, count_launches
 
 MICRO = 1e6
 
 
-def ceilings(device, size, seconds):
-    """Copy of arrays far over the cache, copies within half of it from one graph (gaps between them included), a large product
-    of random numbers."""
-    tiny = size == "tiny"
-    many, few, side, times = (1 << 12, 1 << 10, 64, 2) if tiny else (1 << 30, 3 << 20, 8192, 100)
-    a, b, c, d = (torch.randn(n, device=device) for n in (many, many, few, few))
-    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    inside = captured(lambda: c.copy_(d), device, times)
-    calls = {"copy": lambda: a.copy_(b), "l2": inside, "gemm": lambda: left.T @ right}
-    took = {name: compare({name: call}, device, seconds)[name].p50 for name, call in calls.items()}
-    return floors.Ceilings(2 * a.nbytes / took["copy"], times * 2 * c.nbytes / took["l2"], 2 * side**3 / took["gemm"])
+# Arrays far over the cache, copies within half of it, a large product of random numbers.
+CEILINGS = {
+    "tiny": dict(array=1 << 12, gemm=64, cached=(1 << 10, 2)),
+    "full": dict(array=1 << 30, gemm=8192, cached=(3 << 20, 100), most=200),
+}
 
 
 def error_of(got, want):
@@ -64,8 +59,8 @@ def measure(case, device, reached, seconds, results):
         own = dict(status=status, note=note) if ours else {}
         if ours and device.type == "cuda":  # elsewhere sizes are tiny, and floors those of another kind of device
             own |= dict(floor=bound * MICRO, fraction=bound / t.p50)
-        spread = dict(value=t.p50 * MICRO, p20=t.p20 * MICRO, p80=t.p80 * MICRO, rounds=t.rounds)
-        results.add("ops", case.name, name, ratio=None if ours else t.p50 / times["ours"].p50, **spread, **own)
+        ratio = None if ours else t.p50 / times["ours"].p50
+        results.add("ops", case.name, name, ratio=ratio, **t.fields(MICRO, "value"), **own)
 
 
 def main(arguments=None):
@@ -77,9 +72,12 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     torch.manual_seed(0)
     results = Results(device=str(given.device), torch=torch.__version__)
-    reached = ceilings(given.device, given.size, given.seconds)
-    for name, unit in (("copy", "TB/s"), ("l2", "TB/s"), ("gemm", "TFLOP/s")):
-        results.add("ops", f"ceiling {name}", value=getattr(reached, name) / 1e12, unit=unit)
+    settings = dict(dtypes=("bfloat16",), device=given.device, **CEILINGS[given.size])
+    reached = ceilings.measure(3 * given.seconds, **settings)
+    product = reached.gemm["bfloat16"]
+    for name, rate in (("copy", reached.copy), ("l2", reached.l2), ("gemm", product)):
+        unit = "TFLOP/s" if name == "gemm" else "TB/s"
+        results.add("ops", f"ceiling {name}", value=rate / 1e12, unit=unit)
     for case in cases(given.size):
         if given.only in case.name:
             measure(case, given.device, reached, given.seconds, results)

@@ -7,14 +7,16 @@ import csv
 import sys
 from pathlib import Path
 
+from bench import cases
 from bench import gpu_floors as floors
 from bench.gpu_floors import A100, H200
 from bench.table import markdown, number
 
 HERE = Path(__file__).resolve().parent
 PAGE, MEASURED = HERE / "ROOFLINE.md", HERE / "results" / "gpu_ops.csv"
-TOKENS, SHAPE, DENSITIES = floors.TOKENS, floors.SQUARE, floors.DENSITIES
-NNZ = floors.LARGE[0] * floors.LARGE[1]
+TOKENS, SHAPE, DENSITIES = cases.GPU_TOKENS, cases.SQUARE, floors.DENSITIES
+LAYER, LARGE = cases.LAYER_1B, cases.GPU_LARGE
+NNZ = LARGE[0] * LARGE[1]
 # Share of the floor's speed that is expected, with the reason where it is far from the usual 85 to 90 %.
 EXPECTED = {
     "rows": ("80 %", "two launches; below 184 rows the product is bound by reading the other operand"),
@@ -58,8 +60,8 @@ def wgrad_rows(found):
             phases, method = floors.selected_wgrad(kind, TOKENS, SHAPE, density, H200)
             expected = "20 %" if kind == "blocks" and density == DENSITIES[0] else EXPECTED[kind][0]
             lines.append(row(floors.name("selected_wgrad", kind, density), phases, expected, found, method))
-    name = floors.name("selected_wgrad_grouped", "blocks", 0.01) + f", {len(floors.LAYER)} layers"
-    phases = floors.grouped_wgrad([(floors.LAYER_TOKENS, shape) for shape in floors.LAYER], 0.01)
+    name = floors.name("selected_wgrad_grouped", "blocks", 0.01) + f", {len(LAYER)} layers"
+    phases = floors.grouped_wgrad([(cases.GPU_LAYER_TOKENS, shape) for shape in LAYER], 0.01)
     return [*lines, row(name, phases, EXPECTED["grouped"][0], found)]
 
 
@@ -92,7 +94,7 @@ def takeovers():
         ("blocks", "grouped panels", "dense + gather"),
         ("blocks", "one program a block", "dense + gather"),
     ]
-    sizes = (SHAPE, (14336, 4096))
+    sizes = (SHAPE, cases.SHAPES["Llama-8B"]["gate, up"])
     head = ["up to which density", *(f"{name}, {a} × {b}" for name in ("H200", "A100") for a, b in sizes)]
     lines = [
         [f"{kind}: {one} before {other}", *(at(c, kind, one, other, shape) for c in (H200, A100) for shape in sizes)]
@@ -105,14 +107,19 @@ def chips():
     lines = [
         ["copy, TB/s (reads and writes)", *(f"{c.copy / 1e12:.3g}" for c in (H200, A100))],
         ["second-level cache, TB/s (assumed)", *(f"{c.l2 / 1e12:.3g}" for c in (H200, A100))],
-        ["bf16 product, TFLOP/s", *(f"{c.gemm / 1e12:.3g}" for c in (H200, A100))],
-        ["FLOP for each byte of memory, of cache", *(f"{c.gemm / c.copy:.0f}, {c.gemm / c.l2:.0f}" for c in (H200, A100))],
+        ["bf16 product, TFLOP/s", *(f"{c.gemm['bfloat16'] / 1e12:.3g}" for c in (H200, A100))],
+        ["FLOP for each byte of memory, of cache", *map(intensity, (H200, A100))],
     ]
     return markdown(["", "H200", "A100"], lines)
 
 
+def intensity(ceilings):
+    rate = ceilings.gemm["bfloat16"]
+    return f"{rate / ceilings.copy:.0f}, {rate / ceilings.l2:.0f}"
+
+
 def document():
-    found, (rows, columns), (more, across) = measured(), SHAPE, floors.LARGE
+    found, (rows, columns), (more, across) = measured(), SHAPE, LARGE
     dense = [number(1e6 * floors.floor(floors.dense_wgrad(TOKENS, SHAPE), ceilings)) for ceilings in (H200, A100)]
     reasons = "\n".join(f"- {name}: {share}; {why}." for name, (share, why) in EXPECTED.items())
     return f"""# Roofline of the ops on a GPU
@@ -141,8 +148,8 @@ cache, a panel of 64 against four gathered ones 51, two panels against four 85.
 From there on strips of the dense product, gathered while in the cache, serve blocks as well as entries: `selected_wgrad` goes
 over at 33 % of 64 × 64 blocks (where its programs load 1/156 of rows × columns features a token) and at 0.5 % of entries. Rows
 and columns stay below the dense product at any density. These are the crossings of floors: a method that misses its floor moves
-them, and measurements decide. `selected_wgrad_grouped`: the {len(floors.LAYER)} weights of a Llama-1B layer,
-{floors.LAYER_TOKENS} tokens.
+them, and measurements decide. `selected_wgrad_grouped`: the {len(LAYER)} weights of a Llama-1B layer,
+{cases.GPU_LAYER_TOKENS} tokens.
 
 The tiles of blocks (a panel of up to 128 features, up to 256 gathered ones) are chosen by arithmetic. `bench/gpu.sh ops` times
 the candidates as "tiles"; what wins there goes into `TILES` and `PERSISTENT_FROM` of `kernels/selected_wgrad_blocks.py`.

@@ -10,10 +10,9 @@ from unittest import mock
 
 import torch
 
-from bench import gpu_floors as floors
-from bench.cases import selection
+from bench.cases import GPU_TOKENS, SQUARE, selection
+from bench.device import compare
 from bench.gpu_results import OK, RED, SHORT
-from bench.gpu_timing import compare
 from sparse_ft import ops
 
 # Blocks of so many entries a side and the share of them that gives a panel's mean of gathered features: the tile's width.
@@ -37,8 +36,8 @@ def sweep(device, size, seconds, results):
     if device.type != "cuda":
         return results.add("ops", "tiles", status="skipped", note="Triton kernels run on a GPU")
     for tile, (block, density) in BLOCKS.items() if size == "full" else ():
-        shape = floors.SQUARE
-        grad_output, input = (torch.randn(floors.TOKENS, n, device=device).bfloat16() for n in shape)
+        shape = SQUARE
+        grad_output, input = (torch.randn(GPU_TOKENS, n, device=device).bfloat16() for n in shape)
         layout = selection("blocks", shape, density, block).to(device).layout
         candidates = {name(pipeline): (pipeline, False) for pipeline in PIPELINES}
         candidates["persistent"] = (kernels._tile_of(*tile), True)
@@ -80,7 +79,7 @@ def measure(kernels, tile, candidates, call, device, seconds, results):
     default = name(kernels._tile_of(*tile))
     for what, t in times.items():
         words = [word for word, holds in (("fastest", what == best), ("default", what == default)) if holds]
-        spread = dict(value=t.p50 * MICRO, p20=t.p20 * MICRO, p80=t.p80 * MICRO, rounds=t.rounds)
+        spread = t.fields(MICRO, "value")
         results.add("ops", _case(tile), what, OK, note=", ".join(words), **spread)
 
 

@@ -1,5 +1,6 @@
 """Interleaved timing: every variant once a round, in an order that turns, so that drift of the machine hits all alike."""
 
+import functools
 import gc
 import math
 import time
@@ -33,19 +34,38 @@ def preempted():
     return getrusage(RUSAGE_SELF).ru_nivcsw if getrusage else 0
 
 
+def timed(call, repeats, clock):
+    """Seconds of `repeats` calls by the clock of the host."""
+    begin = clock()
+    for _ in range(repeats):
+        call()
+    return clock() - begin
+
+
 def interleave(
-    variants, seconds, *, warm_up=2, least=5, most=2000, clock=time.perf_counter, switches=preempted, disturbed=None
+    variants,
+    seconds,
+    *,
+    warm_up=2,
+    least=5,
+    most=2000,
+    timer=timed,
+    shortest=SHORTEST,
+    clock=time.perf_counter,
+    switches=preempted,
+    disturbed=None,
 ):
     """{name: {round: seconds of one call}} of the variants {name: callable}.
 
     seconds: the budget of all together, warm-up not counted. A variant runs until it has used its fair share of the budget,
     and in the first `least` rounds in any case (in the first FEWEST, where one call takes much of the budget): a slow
     competitor does not cost the others their samples, and every one has rounds in common with every other.
+    timer: what takes a sample, as `timed`; shortest: seconds of a sample, for which calls are repeated.
     disturbed: a dict that gets {name: samples that lost their core and stand in the result all the same}; see `_sample`,
     whose dropped samples take as long as the budget once more at most.
     """
     names = list(variants)
-    repeats = {name: _warm(variants[name], warm_up, clock) for name in names}
+    repeats = {name: _warm(variants[name], warm_up, shortest, clock) for name in names}
     samples, spent, kept = {name: {} for name in names}, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     fair, spare = seconds / max(1, len(names)), seconds
     collecting = gc.isenabled()
@@ -60,9 +80,11 @@ def interleave(
             if not active or (number >= least and len(active) < min(2, len(names))):
                 break
             for name in active:
-                taken, again, lost = _sample(variants[name], repeats[name], clock, switches, spare)
+                sample = functools.partial(timer, variants[name], repeats[name], clock)
+                begin = clock()
+                taken, again, lost = _sample(sample, switches, spare)
                 samples[name][number] = taken / repeats[name]
-                spent[name] += taken
+                spent[name] += clock() - begin - again
                 spare -= again
                 kept[name] += lost
     finally:
@@ -73,7 +95,7 @@ def interleave(
     return samples
 
 
-def _sample(call, repeats, clock, switches, spare):
+def _sample(sample, switches, spare):
     """(seconds, seconds of those that were dropped, whether it lost its core).
 
     A short sample in which a thread lost its core is the scheduler's figure, not the code's: it is dropped and taken again,
@@ -82,24 +104,17 @@ def _sample(call, repeats, clock, switches, spare):
     dropped = 0.0
     for left in range(AGAIN, -1, -1):
         before = switches()
-        taken = _timed(call, repeats, clock)
+        taken = sample()
         lost = taken < SLICES and switches() > before
         if not lost or not left or dropped + taken > spare:
             return taken, dropped, lost
         dropped += taken
 
 
-def _timed(call, repeats, clock):
-    begin = clock()
-    for _ in range(repeats):
-        call()
-    return clock() - begin
-
-
-def _warm(call, times, clock):
+def _warm(call, times, shortest, clock):
     """Run a variant `times` times, once if that takes long, and say how many calls make one sample."""
-    taken = _timed(call, 1, clock)
+    taken = timed(call, 1, clock)
     for _ in range(times - 1):
         if taken < LONG:
-            taken = min(taken, _timed(call, 1, clock))
-    return max(1, min(10_000, math.ceil(SHORTEST / max(taken, 1e-9))))
+            taken = min(taken, timed(call, 1, clock))
+    return max(1, min(10_000, math.ceil(shortest / max(taken, 1e-9))))

@@ -1,6 +1,7 @@
 """The arithmetic of the harness: quantiles, paired ratios, crossovers."""
 
 import math
+from dataclasses import dataclass
 
 
 def quantile(numbers, share):
@@ -16,6 +17,26 @@ def quantile(numbers, share):
 
 def median(numbers):
     return quantile(numbers, 0.5)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call over rounds."""
+
+    p20: float
+    p50: float
+    p80: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds):
+        seconds = list(seconds)
+        return cls(*(quantile(seconds, share) for share in (0.2, 0.5, 0.8)), len(seconds))
+
+    def fields(self, unit, median="p50"):
+        """As the fields of a row. unit: so many in a second; median: the name of p50 there."""
+        p20, p50, p80 = (unit * time for time in (self.p20, self.p50, self.p80))
+        return {"p20": p20, median: p50, "p80": p80, "rounds": self.rounds}
 
 
 def paired_ratio(numerator, denominator):

@@ -1,9 +1,11 @@
 """What one benchmark file offers, and the run of it: cases × threads × providers in, records and promises out.
 
-A file bench_<op>.py has OP, TESTS (run first), `cases(size)`, `providers(case)` -> {name: () -> callable}, one named "ours",
-`bound(case, ceilings)` (seconds at the machine's limit, or None) and `musts(found)`. Where there is more than times:
-`extra(size, threads)`, or `apart(size, threads)` for what starts processes of its own; where a case is not providers side by
-side: its own `run_case(case, found)`. WHOLE_STEPS: its cases are training steps, timed under the allocator as users have it.
+A file bench_<op>.py has OP, TESTS (run first), `cases(size)` and `providers(case)` -> {name: () ->
+callable}, one named "ours". It may have `bound(case, ceilings)` (seconds at the machine's limit, or
+None) and `musts(found)`. Where there is more than times: `extra(size, threads)`, or
+`apart(size, threads)` for what starts processes of its own; where a case is not providers side by
+side: its own `run_case(case, found)`. WHOLE_STEPS: its cases are training steps, timed under the
+allocator as users have it.
 """
 
 import gc
@@ -15,25 +17,15 @@ import torch
 from bench import ceilings, machine, memory
 from bench.harness import interleave
 from bench.records import Must, Record
-from bench.stats import paired_ratio, quantile
+from bench.stats import Times, paired_ratio, quantile
 
 OURS = "ours"
 SIZES = ("tiny", "quick", "full")
+MILLI = 1e3  # in a second
 
 
 class Unavailable(Exception):
     """A provider that cannot run here; the message says why and stands in its row."""
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    kind: str = ""  # rows, columns, blocks, entries, or what the case is about
-    density: float = 1.0
-    dtype: str = "float32"
-    shape: tuple = (0, 0)  # rows, columns of the matrix
-    tokens: int = 0
-    seconds: float = 1.0  # budget at one thread count
 
 
 @dataclass
@@ -76,8 +68,10 @@ def run_case(op, case, providers, found):
     records = []
     for name, rounds in samples.items():
         ratio = found.ratio(case.name, name) if name != OURS else None
-        figures = quantiles(rounds.values()) | dict(disturbed=disturbed[name], bound=1e3 * bound if bound else None)
-        records.append(Record(provider=name, ratio=ratio, **figures, **about))
+        figures = Times.of(rounds.values()).fields(MILLI)
+        limit = MILLI * bound if bound else None
+        row = dict(provider=name, ratio=ratio, disturbed=disturbed[name], bound=limit)
+        records.append(Record(**row, **figures, **about))
     return records + [Record(provider=name, note=why, **about) for name, why in absent.items()]
 
 
@@ -94,7 +88,7 @@ def run(module, size, threads, tick=lambda seconds, what: None):
             for case in module.cases(size):
                 tick(0, case.name)
                 found.cases[case.name] = case
-                found.bounds[case.name] = module.bound(case, found.ceilings)
+                found.bounds[case.name] = getattr(module, "bound", no_bound)(case, found.ceilings)
                 if hasattr(module, "run_case"):
                     records += module.run_case(case, found)
                 else:
@@ -106,10 +100,19 @@ def run(module, size, threads, tick=lambda seconds, what: None):
             records += ceiling_records(module.OP, found)
             more_records, more_musts = module.extra(size, number) if hasattr(module, "extra") else ([], [])
             records += more_records
-            musts += [*module.musts(found), *more_musts]
+            musts += [*musts_of(module, found), *more_musts]
     finally:
         torch.set_num_threads(before)
     return records, musts
+
+
+def no_bound(case, ceilings):
+    return None
+
+
+def musts_of(module, found):
+    """[Must] of what was found; a file without promises has none."""
+    return module.musts(found) if hasattr(module, "musts") else []
 
 
 def module_of(op):
@@ -122,13 +125,6 @@ def run_alone(op, size, threads, tick):
     if not getattr(module, "WHOLE_STEPS", False):
         memory.keep_freed_blocks()
     return run(module, size, [threads], tick)
-
-
-def quantiles(seconds):
-    """p20, p50, p80 in ms and the number of rounds, as a Record's fields."""
-    seconds = list(seconds)
-    p20, p50, p80 = (1e3 * quantile(seconds, share) for share in (0.2, 0.5, 0.8))
-    return dict(p20=p20, p50=p50, p80=p80, rounds=len(seconds))
 
 
 def ceiling_records(op, found):

@@ -6,11 +6,28 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
+from bench.suite import Unavailable
 
 METHODS = ("ours", "full", "frozen", "LoRA r=8", "SHiRA r=8")
+RANK = 8  # of the adapters
 DENSITY = 0.01
-LLAMA_1B = dict(hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8, head_dim=64)
-TINY_LLAMA = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+
+
+def llama(hidden_size, intermediate_size, num_attention_heads, num_key_value_heads):
+    """The shape of one decoder layer, as LlamaConfig's keywords."""
+    return dict(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=hidden_size // num_attention_heads,
+    )
+
+
+TINY_LLAMA = llama(32, 64, 4, 2)
+LLAMA_1B = llama(2048, 8192, 32, 8)
+LLAMA_3B = llama(3072, 8192, 24, 8)
+LLAMA_8B = llama(4096, 14336, 32, 8)
 MINILM = dict(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6)
 TINY_MINILM = dict(hidden_size=24, intermediate_size=48, num_attention_heads=2, num_hidden_layers=6)
 SMOLLM2 = dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30)
@@ -82,15 +99,17 @@ def prepare(model, method, structure="columns", fused=False):
         targets = [f"*{name}.weight" for name in _linears(model)]
         plan = sft.select(model, density=DENSITY, structure=structure, score="random", targets=targets)
         sft.convert(model, plan)
-        return model, torch.optim.AdamW(_trained(model), fused=True) if fused else sft.SelectiveAdamW(model.parameters())
+        if fused:
+            return model, torch.optim.AdamW(trained(model), fused=True)
+        return model, sft.SelectiveAdamW(model.parameters())
     if method == "full":
         model.requires_grad_(True)
     else:
-        model = _adapter(model, method)
-    return model, torch.optim.AdamW(_trained(model), fused=True)
+        model = adapters(model, method.partition(" ")[0], RANK, 2 * RANK, _linears(model))
+    return model, torch.optim.AdamW(trained(model), fused=True)
 
 
-def _trained(model):
+def trained(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -99,17 +118,26 @@ def _linears(model):
     return sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)} & set(LINEARS))
 
 
-def _adapter(model, method):
-    from peft import LoraConfig, ShiraConfig, get_peft_model
+def adapters(model, kind, rank, alpha, targets):
+    """`model` with adapters of PEFT, "LoRA" or "SHiRA"; raises Unavailable where it has none such.
 
-    config = (
-        LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=_linears(model))
-        if method.startswith("LoRA")
-        else ShiraConfig(r=8, target_modules=_linears(model))
-    )
+    They are in the weight's dtype, which is the faster choice.
+    """
+    try:
+        import peft
+    except ImportError as why:
+        raise Unavailable(f"peft: {why}") from None
+    if kind == "LoRA":
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets
+        )
+    elif hasattr(peft, "ShiraConfig"):
+        config = peft.ShiraConfig(r=rank, target_modules=targets)
+    else:
+        raise Unavailable(f"peft {peft.__version__} has no ShiraConfig")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(model, config, autocast_adapter_dtype=False)  # adapters in the weight's dtype: the faster choice
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 class Step:

@@ -1,6 +1,5 @@
 """The one exception whose message is meant for the user: printed without a traceback, exit status 2."""
 
-
 from bench.runner import Refused
 
 

@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from bench import main, suite  # noqa: E402
-from bench import runner  # noqa: E402
+from bench import main, runner, suite  # noqa: E402
 from bench.records import Must, Record, read  # noqa: E402
 
 

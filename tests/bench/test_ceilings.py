@@ -12,9 +12,9 @@ def slow_torch(monkeypatch):
     """A machine on which torch's product is not the fastest."""
     fast = {"copy": 1.0, "triad": 1.0, "float32 by torch": 2.0, "float32 by panels": 1.0}
     rounds = {name: {0: seconds} for name, seconds in fast.items()}
-    monkeypatch.setattr(ceilings, "interleave", lambda variants, *a, **k: {n: rounds[n] for n in variants})
+    monkeypatch.setattr(ceilings, "rounds", lambda calls, *a, **k: {n: rounds[n] for n in calls})
     calls = {"torch": None, "panels": None}
-    monkeypatch.setattr(ceilings, "products", lambda side, dtype: calls)
+    monkeypatch.setattr(ceilings, "products", lambda side, dtype, device: calls)
 
 
 def test_the_fastest_product_gives_the_rate(monkeypatch):

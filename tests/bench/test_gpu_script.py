@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, gpu_cases, gpu_checks, gpu_floors, gpu_ops, gpu_pybind11, gpu_results, gpu_roofline, gpu_timing
+from bench import cases, device, gpu_cases, gpu_checks, gpu_floors, gpu_ops, gpu_pybind11, gpu_results, gpu_roofline, stats
 from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,13 +137,13 @@ def test_an_error_costs_its_own_case_only(folder, monkeypatch):
 def test_tiles_are_those_that_the_blocks_get():
     """Each entry of the sweep asks for a selection whose blocks have that very tile."""
     pytest.importorskip("triton")
-    from sparse_ft.kernels import selected_wgrad_blocks
     from sparse_ft.kernels.selected_wgrad_tables import panels
 
     from bench import gpu_tiles
+    from sparse_ft.kernels import selected_wgrad_blocks
 
     for tile, (block, density) in gpu_tiles.BLOCKS.items():
-        _, index, *size = cases.selection("blocks", gpu_floors.SQUARE, density, block).layout
+        _, index, *size = cases.selection("blocks", cases.SQUARE, density, block).layout
         options = selected_wgrad_blocks._tile(block, panels(index, *size).width, 8)
         assert (options["BLOCK_P"], options["BLOCK_Q"]) == tile
 
@@ -151,9 +151,8 @@ def test_tiles_are_those_that_the_blocks_get():
 def test_a_sweep_of_tiles(folder):
     """Each candidate is in force while it runs, the table is as before afterwards, and what fails or differs is a row."""
     pytest.importorskip("triton")
-    from sparse_ft.kernels import selected_wgrad_blocks as kernels
-
     from bench import gpu_tiles
+    from sparse_ft.kernels import selected_wgrad_blocks as kernels
 
     tile, seen, default = (64, 256), [], kernels._tile_of(64, 256)
     fast, other, wrong = (64, 8, 4), (32, 8, 4), (64, 4, 3)
@@ -196,9 +195,32 @@ def test_repeats_that_differ_are_red(folder, monkeypatch, how):
 
 def test_times_are_quantiles_of_all_rounds():
     calls = []
-    times = gpu_timing.compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 0.0, least=4)
-    assert times["a"].rounds == 4 and calls.count("a") == calls.count("b") == 4 + 3
-    assert gpu_timing.quantiles([3.0, 1.0, 2.0]) == gpu_timing.Times(pytest.approx(1.4), 2.0, pytest.approx(2.6), 3)
+
+    def timer(call, repeats, clock):
+        """A device's: it takes one call a sample and says what it took."""
+        assert repeats == 1
+        call()
+        return float(len(calls))
+
+    times = device.compare({"a": lambda: calls.append("a")}, CPU, 60.0, most=3, timer=timer, shortest=0)
+    assert calls == ["a"] * (2 + 3)  # two to warm up
+    assert times == {"a": stats.Times(pytest.approx(3.4), 4.0, pytest.approx(4.6), 3)}
+    assert times["a"].fields(1e3, "value")["value"] == 4000
+
+
+def test_a_gpu_is_timed_by_its_events_one_call_a_sample(monkeypatch):
+    def events(where):
+        def sample(call, repeats, clock):
+            assert repeats == 1 and where.type == "cuda"
+            call()
+            return 2.0
+
+        return sample
+
+    calls = []
+    monkeypatch.setattr(device, "Events", events)
+    times = device.compare({"a": lambda: calls.append("a")}, torch.device("cuda"), 0.0)
+    assert times == {"a": stats.Times(2.0, 2.0, 2.0, 3)} and len(calls) == 3 + 3
 
 
 @pytest.mark.parametrize("what", ["race", "overrun"])
@@ -263,7 +285,7 @@ def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):
     from bench import gpu_model
 
     def how(name, way):
-        raise gpu_model.Missing("peft: not here") if way == "LoRA r32" else RuntimeError("cannot\ncapture")
+        raise gpu_model.Unavailable("peft: not here") if way == "LoRA r32" else RuntimeError("cannot\ncapture")
 
     results = Results()
     for way in ("LoRA r32", "columns", "columns graph"):

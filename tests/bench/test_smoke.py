@@ -82,7 +82,7 @@ def test_the_competitors_of_a_step_leave_the_same_weight(kind):
     weights = []
     for way in ("ours", "prepared", "index_copy"):
         torch.manual_seed(0)
-        setting = Setting(suite.Case("", kind, 0.2, "float32", (128, 192)))
+        setting = Setting(cases.Case("", kind, 0.2, "float32", (128, 192)))
         step = getattr(setting, way)()
         step()
         step()
@@ -98,7 +98,7 @@ def test_a_ratio_over_a_compact_step_says_what_bounds_it(notes):
     from bench.bench_masked_adamw import COMPACT, PARTS, PREPARED, musts
     from bench.ceilings import Ceilings
 
-    case = suite.Case("entries 5 %", "entries", 0.05, "bfloat16", (128, 192))
+    case = cases.Case("entries 5 %", "entries", 0.05, "bfloat16", (128, 192))
     found = suite.Found(1, Ceilings(1.0, 1.0, {}), cases={case.name: case})
     seconds = {suite.OURS: 4.0, COMPACT: 6.0} | ({PARTS[0]: 2.0, PARTS[1]: 1.0, PREPARED: 3.0} if notes else {})
     found.samples[case.name] = {name: {0: taken} for name, taken in seconds.items()}
@@ -111,7 +111,7 @@ def test_a_ratio_over_a_compact_step_says_what_bounds_it(notes):
 def test_the_competitors_of_a_weight_gradient_agree(kind):
     from bench.bench_selected_wgrad import providers
 
-    case = suite.Case("", kind, 0.2, "float32", (128, 128), 8)
+    case = cases.Case("", kind, 0.2, "float32", (128, 128), 8)
     calls = {name: make() for name, make in providers(case).items()}
     chosen, ours = cases.selection(kind, (128, 128), 0.2), calls["ours"]()
     torch.testing.assert_close(chosen.gather(calls["dense"]()), ours)
@@ -150,7 +150,7 @@ def test_whole_lines_of_a_step_are_those_of_the_index(kind):
     from bench.bench_masked_adamw import lines_bound
     from bench.ceilings import Ceilings
 
-    case = suite.Case("", kind, 0.03, "bfloat16", (40, 256))
+    case = cases.Case("", kind, 0.03, "bfloat16", (40, 256))
     chosen = cases.selection(kind, case.shape, case.density)
     rows, columns = chosen.mask(case.shape).nonzero().T.tolist()
     lines = {(row * 256 + column) // 32 for row, column in zip(rows, columns)}  # 32 bf16 a line

@@ -10,8 +10,8 @@ import pytest
 for name in ("transformers", "peft", "sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(name)
 
-from demo import main, methods, train  # noqa: E402
 from bench.runner import RunFailed  # noqa: E402
+from demo import main, methods, train  # noqa: E402
 
 FAKE = {"label": "full fine-tuning", "kind": "full", "accuracy": 0.5, "trainable": 10, "total": 20, "steps": 3}
 FAKE |= {"optimizer_bytes": 80, "saved_bytes": 40, "peak_bytes": 400, "seconds_per_step": 0.1, "choosing_seconds": 0.0}

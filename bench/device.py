@@ -1,25 +1,12 @@
 """Time and memory of calls on a device: events on a GPU, the clock of the host elsewhere, so that all of it runs on a CPU."""
 
-import statistics
-import time
-from dataclasses import dataclass
-
 import torch
 
 from bench import memory
-from bench.harness import order_of
+from bench.harness import interleave
+from bench.stats import Times
 
 FLUSH = 1 << 30  # bytes written before each sample: many times the cache, and longer than Python takes to launch what follows
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds of one call."""
-
-    p20: float
-    p50: float
-    p80: float
-    rounds: int
 
 
 def synchronise(device):
@@ -27,49 +14,34 @@ def synchronise(device):
         torch.cuda.synchronize(device)
 
 
-class _Events:
-    """One sample between two events; the cache is cold and the launch queue full when it starts."""
+class Events:
+    """A sample between two events; the cache is cold and the launch queue full when it starts."""
 
     def __init__(self, device):
         self.scratch = torch.empty(FLUSH, dtype=torch.uint8, device=device)
 
-    def __call__(self, call):
+    def __call__(self, call, repeats, clock):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.scratch.zero_()
         begin.record()
-        call()
+        for _ in range(repeats):
+            call()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
 
 
-def _wall(call):
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+def rounds(variants, device, seconds, **limits):
+    """`harness.interleave` on a device: {name: {round: seconds}}; on a GPU each sample is one call."""
+    if device.type == "cuda":
+        limits = {"warm_up": 3, "most": 200, "timer": Events(device), "shortest": 0.0} | limits
+    return interleave(variants, seconds, **limits)
 
 
-def compare(variants, device, seconds, warm_up=3, least=5, most=200):
+def compare(variants, device, seconds, **limits):
     """{name: Times} of {name: callable}, in turns, for about `seconds` in all."""
-    sample = _Events(device) if device.type == "cuda" else _wall
-    for call in variants.values():
-        for _ in range(warm_up):
-            call()
-    synchronise(device)
-    names, found, end = list(variants), {name: [] for name in variants}, time.perf_counter() + seconds
-    for number in range(most):
-        if number >= least and time.perf_counter() > end:
-            break
-        for name in order_of(names, number):
-            found[name].append(sample(variants[name]))
-    return {name: quantiles(samples) for name, samples in found.items()}
-
-
-def quantiles(samples):
-    if len(samples) < 2:
-        return Times(*samples * 3, 1)
-    cuts = statistics.quantiles(samples, n=10, method="inclusive")
-    return Times(cuts[1], statistics.median(samples), cuts[7], len(samples))
+    found = rounds(variants, device, seconds, **limits)
+    return {name: Times.of(samples.values()) for name, samples in found.items()}
 
 
 def peak_bytes(call, device):
