@@ -11,6 +11,9 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Other releases of transformers, each in a folder of its own: tests/lean/test_other_releases.py.
+OTHER := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-compile --upgrade
+OLDEST := 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23' requests urllib3 idna certifi charset-normalizer
 # What the compiled part and the installed metadata are made from.
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
@@ -41,6 +44,8 @@ $(STAMPS)/test: $(SOURCES) | $(STAMPS)
 	@echo 'installing sparse_ft and what the tests need into $(VENV) (once, minutes)'
 	$(PIP) -e '.[test,demo]'
 	$(PIP) --upgrade --no-deps --target $(VENV)/vision torchvision timm
+	-$(OTHER) --target $(VENV)/transformers-oldest $(OLDEST)
+	-$(OTHER) --target $(VENV)/transformers-newest transformers
 	@touch $@
 
 $(STAMPS)/bench: $(SOURCES) | $(STAMPS)

@@ -52,7 +52,10 @@ class DeferredLogits(torch.Tensor):
 
     @staticmethod
     def __new__(cls, origin, hidden, dtype, parent=None):
-        shape = *hidden.shape[:-1], stored(origin.head, "weight").size(0)
+        head = origin.head
+        in_its_place = "weight" in head._parameters  # a replica of nn.DataParallel has it as an attribute
+        weight = stored(head, "weight") if in_its_place else head.weight
+        shape = *hidden.shape[:-1], weight.size(0)
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=hidden.device, requires_grad=False)
 
     def __init__(self, origin, hidden, dtype, parent=None):

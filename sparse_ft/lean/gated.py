@@ -54,11 +54,14 @@ _gated_product = direct(_GatedProduct)
 
 
 class Roles(NamedTuple):
-    """The children of a gated MLP by what they do. products: gate and up, or one that gives both."""
+    """The children of a gated MLP by what they do.
+
+    products: gate and up, or one that gives both. activation: None where its forward calls F.silu.
+    """
 
     products: tuple[str, ...]
     last: str | None
-    activation: str
+    activation: str | None
 
 
 HIDDEN, FEATURES = 4, 6  # of a stand-in
@@ -73,8 +76,8 @@ DTYPES = (  # of the products, of the last one, and of the input
 
 def why_not_gated(module: nn.Module, roles: Roles) -> str | None:
     """Why a module with these children cannot be tried; "" where it can, None where it has other children."""
-    names = [*roles.products, *filter(None, [roles.last]), roles.activation]
-    if any(module._modules.get(name) is None for name in names):
+    names = [*roles.products, roles.last, roles.activation]
+    if any(module._modules.get(name) is None for name in names if name is not None):
         return None
     own = [*dict.keys(module._parameters), *module._buffers] if roles.last is not None else []
     return f"it has {', '.join(own)} besides its layers" if own else ""
@@ -113,6 +116,8 @@ def _small(module, roles, products, last, training):
         children[name] = linear(HIDDEN, features, products, first=number)
     if roles.last is not None:
         children[roles.last] = linear(FEATURES, HIDDEN, last, first=2)
+    if roles.activation is None:
+        return stand_in(module, children=children, training=training)
     activation = module._modules[roles.activation]
     if is_hooked(activation):
         raise Undecided("its activation has hooks, which would not run")
@@ -124,13 +129,38 @@ def _small(module, roles, products, last, training):
     return stand_in(module, children=children, training=training)
 
 
-@lean_if(gated_cases(Roles(("gate_proj", "up_proj"), "down_proj", "act_fn")))
+LLAMA = Roles(("gate_proj", "up_proj"), "down_proj", "act_fn")
+NUMBERED = Roles(("w1", "w3"), "w2", "act_fn")
+
+
+@lean_if(gated_cases(LLAMA))
 def llama_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """down(act(gate(x)) * up(x)): Llama, Mistral, Qwen, Gemma and most others."""
     name = name_of(module.act_fn)
     if name is None:  # it was put there since, or hooks were
         return type(module).forward(module, x)
     return module.down_proj(gated_product(module.gate_proj(x), module.up_proj(x), name))
+
+
+@lean_if(gated_cases(LLAMA._replace(activation=None)))
+def silu_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Llama's with `F.silu` in its forward."""
+    return module.down_proj(gated_product(module.gate_proj(x), module.up_proj(x), "silu"))
+
+
+@lean_if(gated_cases(NUMBERED))
+def numbered_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Llama's with other names: Mixtral's experts before transformers 5."""
+    name = name_of(module.act_fn)
+    if name is None:
+        return type(module).forward(module, x)
+    return module.w2(gated_product(module.w1(x), module.w3(x), name))
+
+
+@lean_if(gated_cases(NUMBERED._replace(activation=None)))
+def numbered_silu_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Llama's as Meta wrote it: `w2(F.silu(w1(x)) * w3(x))`."""
+    return module.w2(gated_product(module.w1(x), module.w3(x), "silu"))
 
 
 @lean_if(gated_cases(Roles(("gate_up_proj",), "down_proj", "activation_fn")))

@@ -123,10 +123,11 @@ def key(module: nn.Module) -> tuple:
 
 
 def _one_key(module: nn.Module) -> tuple:
-    hidden = INTERNAL | attached(module).keys()
+    forward = lean_forward_of(module)
+    hidden = INTERNAL if forward is None else INTERNAL | attached(module).keys()
     own = [(name, value) for name, value in module.__dict__.items() if name not in hidden]
     attributes = tuple((name, _token(value)) for name, value in own)
-    return type(module), lean_forward_of(module), attributes, is_hooked(module)
+    return type(module), forward, attributes, is_hooked(module)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -160,12 +161,16 @@ def quiet() -> Iterator[None]:
 
 
 class Outcome(NamedTuple):
-    """Of one call: output, or class of the error; gradients; writes to the input; calls of children."""
+    """Of one call: output, or class of the error; gradients; writes to the input; calls of children.
+
+    activations: calls of the children that are lean themselves, whose work a lean forward may do.
+    """
 
     output: torch.Tensor | type[Exception]
     gradients: tuple
     writes: int
     calls: tuple
+    activations: tuple = ()
 
 
 def outcome(forward: Callable, case: Case) -> Outcome:
@@ -196,7 +201,8 @@ def outcome(forward: Callable, case: Case) -> Outcome:
         grad_output = pattern(*output.shape)
         gradients = torch.autograd.grad(output, leaves, grad_output, allow_unused=True)
     calls = tuple(child._calls for child in children if "forward" not in child.__dict__)
-    return Outcome(output.detach(), gradients, given._version - version, calls)
+    activations = tuple(child._calls for child in children if "forward" in child.__dict__)
+    return Outcome(output.detach(), gradients, given._version - version, calls, activations)
 
 
 def _copied(value: Any) -> Any:
@@ -220,6 +226,8 @@ def alike(want: Outcome, got: Outcome, case: Case) -> bool:
     if want.output.dtype != got.output.dtype or want.output.shape != got.output.shape:
         return False
     if want.writes != got.writes or want.calls != got.calls:
+        return False
+    if any(number != 1 for number in want.activations):
         return False
     if not _close(want.output, got.output, case):
         return False

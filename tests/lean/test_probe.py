@@ -83,6 +83,20 @@ class OwnMLP(nn.Module):
         return self.down_proj(up * self.act_fn(self.gate_proj(hidden)))
 
 
+class MetasMLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2, self.w3 = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 12)
+
+    def forward(self, x):
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class SiluMLP(OwnMLP):
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
 KNOWN = {
     "norm": (PlainNorm, "llama_forward"),
     "norm in fp32": (WideNorm, "llama_forward"),
@@ -91,6 +105,8 @@ KNOWN = {
     "norm without a weight": (BareNorm, "bare_forward"),
     "activation": (Swish, "silu_forward"),
     "gated MLP": (OwnMLP, "llama_mlp_forward"),
+    "gated MLP of Meta's": (MetasMLP, "numbered_silu_mlp_forward"),
+    "gated MLP by F.silu": (SiluMLP, "silu_mlp_forward"),
 }
 
 
