@@ -151,14 +151,32 @@ def bare_norm_cases(module: nn.Module) -> list[Case] | None:
     return _cases(module, 16, None)
 
 
-def _cases(module: nn.Module, features: int, weight: torch.Tensor | None) -> list[Case]:
+def layer_norm_cases(module: nn.Module) -> list[Case] | None:
+    """The same for a module with the attributes of `nn.LayerNorm`: for classes made from it."""
+    weight, bias = (dict.get(module._parameters, name) for name in ("weight", "bias"))
+    if weight is None or not _is_leaf_with_eps(module) or "normalized_shape" not in module.__dict__:
+        return None
+    if module._buffers or dict.keys(module._parameters) - {"weight", "bias"} or weight.dim() != 1:
+        raise Undecided("it has more than weight and bias of one dimension")
+    features = weight.numel()
+    moved = None if bias is None else pattern(features).mul(0.2)
+    return _cases(module, features, pattern(features).mul(0.4).add(0.7), moved)
+
+
+def _cases(
+    module: nn.Module,
+    features: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+) -> list[Case]:
     tokens = -(-64 // features)
     small = pattern(len(ROWS), tokens, features) * torch.tensor(ROWS, device="cpu").view(-1, 1, 1)
+    own = {name: value for name, value in (("weight", weight), ("bias", bias)) if value is not None}
 
     def case(input, training=True, gradients=False, weight_dtype=torch.float32, **eps):
-        parameters = {} if weight is None else {"weight": weight.to(weight_dtype)}
+        parameters = {name: value.to(weight_dtype) for name, value in own.items()}
         twin = stand_in(module, parameters, training=training, **eps)
-        return Case(twin, input, gradients, elementwise=True)
+        return Case(twin, input, gradients, elementwise=bias is None)
 
     large = {_eps_name(module): LARGE_EPS}
     cases = [case(small * 1e-3), case(small * 1e-3, False), case(small, gradients=True, **large)]
@@ -210,6 +228,7 @@ def torch_rms_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @lean_for(nn.LayerNorm)
+@lean_if(layer_norm_cases)
 def layer_norm_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     """`nn.LayerNorm`."""
     return layer_norm(input, module.normalized_shape, module.weight, module.bias, module.eps)

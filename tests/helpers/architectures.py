@@ -238,8 +238,9 @@ def selection(number, shape, rows_only):
         return sft.Entries(
             torch.arange(columns % 2 if rows * columns > 1 else 0, rows * columns, 3 if rows * columns > 4 else 1)
         )
-    grid = torch.cartesian_prod(torch.arange(-(-rows // 3)), torch.arange(-(-columns // 5)))
-    return sft.Blocks(grid[(grid.sum(1) % 2 == 0) | (torch.arange(len(grid)) == len(grid) - 1)], (3, 5))
+    height, width = min(3, rows), min(5, columns)
+    grid = torch.cartesian_prod(torch.arange(-(-rows // height)), torch.arange(-(-columns // width)))
+    return sft.Blocks(grid[(grid.sum(1) % 2 == 0) | (torch.arange(len(grid)) == len(grid) - 1)], (height, width))
 
 
 def holder(model, name):

@@ -1,4 +1,4 @@
-"""Run by itself, with a folder that holds another release of transformers: what `sft.lean` does there, as JSON.
+"""What `sft.lean` does under another release of transformers, which lies in a folder, as JSON.
 
     python lean_language_models.py FOLDER
 """

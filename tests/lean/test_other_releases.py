@@ -1,7 +1,7 @@
-"""Language models of other releases of transformers are as lean, each tried in a process of its own.
+"""Language models of other releases of transformers are as lean, each in a process of its own.
 
-`make test` puts the oldest release that pyproject.toml names, and the newest that there is, into folders beside
-site-packages.
+`make test` puts the oldest release that pyproject.toml names, and the newest that there is, into
+folders beside site-packages.
 """
 
 import functools
@@ -18,7 +18,8 @@ from helpers.lean_language_models import CONFIGS  # noqa: E402
 TESTS = Path(__file__).parent.parent
 HELPER = TESTS / "helpers" / "lean_language_models.py"
 RELEASES = "oldest", "newest"
-DENSE = sorted(CONFIGS.keys() - {"mixtral"})  # whose experts were modules of their own before transformers 5
+# The experts of Mixtral were modules of their own before transformers 5.
+DENSE = sorted(CONFIGS.keys() - {"mixtral"})
 
 
 @functools.cache

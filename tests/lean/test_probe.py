@@ -52,6 +52,16 @@ class SometimesGated(WideNorm):
         return output if gate is None else output * F.silu(gate)
 
 
+class TimmsLayerNorm(nn.LayerNorm):
+    """A class of its own that does what torch's does."""
+
+    def __init__(self):
+        super().__init__(8)
+
+    def forward(self, x):
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
 class BareNorm(nn.Module):
     eps = 1e-6
 
@@ -103,6 +113,7 @@ KNOWN = {
     "norm by torch's function": (TorchsNorm, None),
     "norm with an optional argument": (SometimesGated, "llama_forward"),
     "norm without a weight": (BareNorm, "bare_forward"),
+    "LayerNorm": (TimmsLayerNorm, "layer_norm_forward"),
     "activation": (Swish, "silu_forward"),
     "gated MLP": (OwnMLP, "llama_mlp_forward"),
     "gated MLP of Meta's": (MetasMLP, "numbered_silu_mlp_forward"),
@@ -110,7 +121,7 @@ KNOWN = {
 }
 
 
-AS_LEAN = "norm by torch's function", "norm without a weight"  # keep no more in fp32
+AS_LEAN = "norm by torch's function", "norm without a weight", "LayerNorm"  # keep no more in fp32
 
 
 @pytest.mark.parametrize("name", KNOWN)
