@@ -7,6 +7,7 @@ stream); 4 bytes. transformers' RMSNorm as it is written keeps about 5 F element
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .. import ops
 from ..double_backward import first_order
@@ -125,7 +126,9 @@ def _eps(module: nn.Module) -> float:
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is built as a norm of the last dimension: no parts, a weight of that size, and an eps."""
     weight = dict.get(module._parameters, "weight")
-    return weight is not None and weight.dim() == 1 and _is_leaf_with_eps(module)
+    if weight is None or is_lazy(weight):
+        return False
+    return weight.dim() == 1 and _is_leaf_with_eps(module)
 
 
 def _is_leaf_with_eps(module: nn.Module) -> bool:
@@ -140,7 +143,7 @@ def rms_norm_cases(module: nn.Module) -> list[Case] | None:
     others = [name for name in dict.keys(module._parameters) if name != "weight"]
     if others or module._buffers:
         raise Undecided(f"it has {', '.join([*others, *module._buffers])} besides its weight")
-    features = dict.get(module._parameters, "weight").numel()
+    features = _features(dict.get(module._parameters, "weight"))
     return _cases(module, features, pattern(features).mul(0.4).add(0.7))
 
 
@@ -154,13 +157,20 @@ def bare_norm_cases(module: nn.Module) -> list[Case] | None:
 def layer_norm_cases(module: nn.Module) -> list[Case] | None:
     """The same for a module with the attributes of `nn.LayerNorm`: for classes made from it."""
     weight, bias = (dict.get(module._parameters, name) for name in ("weight", "bias"))
-    if weight is None or not _is_leaf_with_eps(module) or "normalized_shape" not in module.__dict__:
+    if weight is None or is_lazy(weight) or not _is_leaf_with_eps(module):
+        return None
+    if "normalized_shape" not in module.__dict__:
         return None
     if module._buffers or dict.keys(module._parameters) - {"weight", "bias"} or weight.dim() != 1:
         raise Undecided("it has more than weight and bias of one dimension")
-    features = weight.numel()
+    features = _features(weight)
     moved = None if bias is None else pattern(features).mul(0.2)
     return _cases(module, features, pattern(features).mul(0.4).add(0.7), moved)
+
+
+def _features(weight: torch.Tensor) -> int:
+    """Of a stand-in: as many as the weight has; DeepSpeed's ZeRO-3 leaves none between forwards."""
+    return weight.numel() or 16
 
 
 def _cases(

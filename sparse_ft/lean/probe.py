@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .attach import attached, lean_forward_of
 
@@ -117,7 +118,7 @@ def stand_in(
 def key(module: nn.Module) -> tuple:
     """What the behaviour of a module may depend on, without its numbers; while it lives unchanged."""
     stored = dict.items(module._parameters)
-    parameters = tuple((name, None if p is None else p.shape) for name, p in stored)
+    parameters = tuple((name, None if p is None or is_lazy(p) else p.shape) for name, p in stored)
     children = tuple((name, _one_key(child)) for name, child in module.named_children())
     return _one_key(module), parameters, tuple(module._buffers), children
 

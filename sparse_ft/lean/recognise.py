@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..nn import Selected
 from ..nn.linear import is_conv1d
@@ -107,7 +108,8 @@ def _is_built_like_one(module: nn.Module) -> bool:
     """Whether a module looks like a norm, a gated MLP, experts or a layer of a convnet."""
     children = module._modules.keys()
     weights = [getattr(child, "weight", None) for child in module.children()]
-    products = sum(isinstance(weight, torch.Tensor) and weight.dim() == 2 for weight in weights)
+    made = [weight for weight in weights if isinstance(weight, torch.Tensor) and not is_lazy(weight)]
+    products = sum(weight.dim() == 2 for weight in made)
     name = type(module).__name__
     norm = not children and "Norm" in name
     gated_mlp = any("gate_" in child for child in children) or (

@@ -406,6 +406,63 @@ def test_under_autocast_and_another_default_dtype():
         assert not sft.lean(model).left
 
 
+def test_a_weight_that_is_elsewhere_between_forwards():
+    """As under DeepSpeed's ZeRO-3."""
+    norm = WideNorm()
+    whole, norm.weight.data = norm.weight.data, torch.empty(0)
+    assert sft.lean(norm).changed == [""]
+    norm.weight.data = whole
+    x = torch.randn(3, 8)
+    assert torch.allclose(norm(x), type(norm).forward(norm, x), atol=1e-6)
+
+
+def test_a_weight_that_has_no_shape_yet():
+    norm = WideNorm()
+    norm.weight = nn.UninitializedParameter()
+    mlp = LlamaMLP(LLAMA)
+    mlp.gate_proj = nn.LazyLinear(12)
+    report = sft.lean(nn.Sequential(norm, mlp))
+    assert "0" in report.left and "1" in report.changed
+
+
+class Cubed(nn.Module):
+    def forward(self, x):
+        return x * x * x
+
+
+class Other(nn.Module):
+    def forward(self, x):
+        return 3 * x * x
+
+
+def test_a_lean_module_is_one_function():
+    """By class, or by what a module does: whoever adds one touches one file."""
+    from sparse_ft.lean import activations, register
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 3 * ctx.saved_tensors[0] ** 2
+
+    def cube_forward(module, x):
+        return Cube.apply(x)
+
+    known = list(register.BY_PROBE)
+    try:
+        register.lean_if(activations.activation_cases)(cube_forward)
+        register.lean_for(nn.Hardswish)(cube_forward)
+        report = sft.lean(nn.Sequential(Cubed(), Other(), nn.Hardswish()))
+    finally:
+        register.BY_PROBE[:] = known
+        del register.BY_CLASS[nn.Hardswish]
+    assert report.changed == ["0", "2"] and report.left == ["1"]
+
+
 def test_like_modules_are_tried_once(monkeypatch):
     from sparse_ft.lean import recognise
 
