@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .attach import attached, lean_forward_of
+from .attach import ATTRIBUTES, attached, lean_forward_of
 
 INTERNAL = frozenset(nn.Module().__dict__)  # what every module has
 SIMPLE = bool, int, float, str, type(None), torch.dtype, torch.device, type
@@ -101,7 +101,7 @@ def stand_in(
     own = nn.Module()
     given = attached(module)
     for name, value in module.__dict__.items():
-        if name in INTERNAL or name in given:
+        if name in INTERNAL or name in given or name in ATTRIBUTES:
             continue
         if isinstance(value, types.MethodType) and value.__self__ is module:
             raise Undecided(f"it has a method {name} of its own")
@@ -116,7 +116,7 @@ def stand_in(
 
 
 def key(module: nn.Module) -> tuple:
-    """What the behaviour of a module may depend on, without its numbers; while it lives unchanged."""
+    """What the behaviour of a module may depend on, without its numbers; while it is unchanged."""
     stored = dict.items(module._parameters)
     parameters = tuple((name, None if p is None or is_lazy(p) else p.shape) for name, p in stored)
     children = tuple((name, _one_key(child)) for name, child in module.named_children())

@@ -320,6 +320,18 @@ def patched():
     return norm
 
 
+def wrapped():
+    norm = WideNorm()
+    norm.forward = norm.forward
+    return norm
+
+
+def with_a_method():
+    norm = WideNorm()
+    norm.normed = norm.forward
+    return norm
+
+
 ADVERSARIES = {
     **{
         kind.__name__: kind
@@ -336,7 +348,7 @@ ADVERSARIES = {
         for kind in (GateTwice, ReadsWeight, Clamped, Scaled)
     },
     **{kind.__name__: lambda kind=kind: kind(8, 8) for kind in (Skips, NormFirst)},
-    **{"UpFirst": lambda: UpFirst(PHI3), "swapped": swapped, "hooked": hooked, "patched": patched},
+    **{"UpFirst": lambda: UpFirst(PHI3), "swapped": swapped, "hooked": hooked, "patched": patched, "wrapped": wrapped, "with a method": with_a_method},
 }
 
 
@@ -348,7 +360,7 @@ def test_what_does_something_else_is_left_and_named(name):
     assert "0" in report.left, report
     assert f"1 × {type(module).__name__}: " in report.brief()
     assert lean_forward_of(module) is None and (
-        name == "patched" or "forward" not in module.__dict__
+        name in ("patched", "wrapped") or "forward" not in module.__dict__
     )
 
 
