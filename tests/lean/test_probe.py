@@ -348,7 +348,12 @@ ADVERSARIES = {
         for kind in (GateTwice, ReadsWeight, Clamped, Scaled)
     },
     **{kind.__name__: lambda kind=kind: kind(8, 8) for kind in (Skips, NormFirst)},
-    **{"UpFirst": lambda: UpFirst(PHI3), "swapped": swapped, "hooked": hooked, "patched": patched, "wrapped": wrapped, "with a method": with_a_method},
+    "UpFirst": lambda: UpFirst(PHI3),
+    "swapped": swapped,
+    "hooked": hooked,
+    "patched": patched,
+    "wrapped": wrapped,
+    "with a method": with_a_method,
 }
 
 
