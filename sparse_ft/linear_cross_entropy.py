@@ -1,7 +1,6 @@
 """The loss of a language model straight from its hidden states: logits exist for a few tokens at a time and are never kept."""
 
 import torch
-import torch.nn.functional as F
 
 from . import ops
 from .double_backward import first_order

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from oracle import CASES, DEVICE, bits, gather, places, random, selected_mask, transposed, within_twice
-from sparse_ft.kernels import masked_adamw
 from sparse_ft.kernels.masked_adamw import masked_adamw_triton_
+
+from sparse_ft.kernels import masked_adamw
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HYPER = dict(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-6, weight_decay=0.1)

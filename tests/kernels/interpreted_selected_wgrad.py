@@ -1,8 +1,9 @@
 import pytest
 import torch
 from oracle import CASES, DEVICE, bits, gather, places, random, within_twice
-from sparse_ft.kernels import selected_wgrad_gemm
 from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton, selected_wgrad_triton_
+
+from sparse_ft.kernels import selected_wgrad_gemm
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KINDS = ["rows", "columns", "blocks-ragged", "entries"]

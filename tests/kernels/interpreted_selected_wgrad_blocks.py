@@ -3,11 +3,12 @@
 import pytest
 import torch
 from oracle import CASES, DEVICE, bits, gather, random, within_twice
-from sparse_ft.kernels import selected_wgrad, selected_wgrad_blocks, selected_wgrad_gemm
 from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton, selected_wgrad_triton_
 from sparse_ft.kernels.selected_wgrad_blocks import wgrad_of_blocks
 from sparse_ft.kernels.selected_wgrad_gemm import blocks_by_panel, blocks_by_strips, dense_blocks
 from sparse_ft.kernels.selected_wgrad_tables import panels
+
+from sparse_ft.kernels import selected_wgrad, selected_wgrad_blocks, selected_wgrad_gemm
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 METHODS = wgrad_of_blocks, blocks_by_panel, blocks_by_strips

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from oracle import CASES, DEVICE, bits, gather, random, within_twice
-from sparse_ft.kernels import selected_wgrad_entries
 from sparse_ft.kernels.selected_wgrad_entries import by_strips, dots, wgrad_of_entries
+
+from sparse_ft.kernels import selected_wgrad_entries
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 TOKENS = 150  # more than one run of dots

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from oracle import DEVICE, bits, gather, random, within_twice
-from sparse_ft.kernels import problems, selected_wgrad_blocks, selected_wgrad_gemm
 from sparse_ft.kernels.selected_wgrad import (
     selected_wgrad_grouped_triton,
     selected_wgrad_grouped_triton_,
     selected_wgrad_triton,
     selected_wgrad_triton_,
 )
+
+from sparse_ft.kernels import problems, selected_wgrad_blocks, selected_wgrad_gemm
 
 GRID = [[0, 0], [0, 2], [1, 1], [2, 0], [2, 2]]
 # tokens, rows, columns, block_h, block_w, blocks: three of one tile, one more of it by block columns, others

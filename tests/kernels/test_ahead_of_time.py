@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton.language as tl  # noqa: E402
 from compiled import CAPABILITIES, check_resources, compile_launch, count, specialise  # noqa: E402
+
 from sparse_ft.kernels import (  # noqa: E402
     activation,
     batch_norm,

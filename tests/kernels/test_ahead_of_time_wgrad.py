@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import compiled  # noqa: E402
 from compiled import MMA, check_resources, check_tensor_cores, check_wide_copies, compile_launch, count, specialise  # noqa: E402
+
 from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_entries, selected_wgrad_gemm  # noqa: E402
 
 ARCHITECTURES = pytest.mark.parametrize("capability", compiled.CAPABILITIES)

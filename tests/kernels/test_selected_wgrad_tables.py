@@ -9,8 +9,9 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_tables  # noqa: E402
 from sparse_ft.kernels.selected_wgrad_tables import block_strips, panels, strips  # noqa: E402
+
+from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_tables  # noqa: E402
 
 
 def index_of(rows, columns, density):

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ft import ops
 from sparse_ft.backends import backends
-from sparse_ft.ops import _native, _onednn, dense_product as public
+from sparse_ft.ops import _native, _onednn
+from sparse_ft.ops import dense_product as public
 from sparse_ft.ops._processor import processor
 
 page = sys.modules["sparse_ft.ops.dense_product"]

@@ -199,7 +199,7 @@ def test_state_of_another_selection_is_refused(name):
     file.seek(0)
     state = torch.load(file)
     before = everything(model, other)
-    with pytest.raises(ValueError, match=rf"state_dict: 0\..*values: its state is of another selection"):
+    with pytest.raises(ValueError, match=r"state_dict: 0\..*values: its state is of another selection"):
         other.load_state_dict(state)
     after = everything(model, other)
     assert all(torch.equal(before[key], after[key]) for key in before)
