@@ -6,6 +6,7 @@ import sys
 import torch
 
 from . import ops
+from ._torch import MISSING
 from .ops import _native
 
 
@@ -50,4 +51,6 @@ def diagnosis():
         lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     else:
         lines.append("GPU: none that torch can use")
+    if MISSING:
+        lines.append(f"private names of torch that are missing: {', '.join(MISSING)}; slower ways serve")
     return "\n".join([*lines, "", str(backends())])

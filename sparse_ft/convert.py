@@ -23,6 +23,15 @@ from .report import Report, Row
 
 _RECORD = "_sparse_ft"  # on the converted model: its plan, the requires_grad flags it had, values_dtype
 
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
 
 def matrix_shape(module, name):
     """Shape (rows, columns) of the matrix that a Selection of parameter `name` of `module` speaks of.
@@ -34,7 +43,7 @@ def matrix_shape(module, name):
     shape = stored(owner, attribute).shape
     if len(shape) == 0:
         raise ValueError(f"name: {name!r} is a scalar; it can train whole ('all') or not at all")
-    if isinstance(owner, nn.modules.conv._ConvNd) and attribute == "weight":
+    if isinstance(owner, CONVOLUTIONS) and attribute == "weight":
         return shape[0], shape[1:].numel()
     return shape[:-1].numel(), shape[-1]
 

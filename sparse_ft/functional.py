@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from . import ops
+from ._torch import direct_apply, fix_weakref, is_eager, is_view
 from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
 from .ops._library import refuse_layout
 from .rebuild import cast, source_of, unviewed
 
 FEW = 64  # less than one feature in so many of an input is copied: to make it again takes longer than the bytes are worth
-# whether torch.compile reads this code, and whether torch.func runs it; a function around both takes 0.3 µs of a forward
-is_compiling, is_transformed = torch.compiler.is_compiling, torch._C._are_functorch_transforms_active
 
 
 def selective_linear(input, weight, values, selection, bias=None):
@@ -85,13 +84,13 @@ def selective_product(input, weight, values, bias, part, input_dim):
     """
     if not torch.is_grad_enabled():
         return _product(input, weight, bias, input_dim)
-    apply = _TracedProduct.apply if is_compiling() or is_transformed() else apply_product
+    apply = apply_product if is_eager() else _TracedProduct.apply
     return apply(input, weight, values, bias, part, input_dim)
 
 
 def lean_product(input, weight, values, bias, part, input_dim):
     """`selective_product` up to rounding: its dense products by whoever is fastest (`ops.dense_product`)."""
-    if is_compiling() or is_transformed():
+    if not is_eager():
         return selective_product(input, weight, values, bias, part, input_dim)
     if not torch.is_grad_enabled():
         return _dense_product(input, weight, bias, input_dim)
@@ -121,7 +120,7 @@ def _keep(input, features, dtype):
         return input.index_select(-1, features).to(dtype)
     last = getattr(features, "last_copy", None)
     if last is not None and last[1]() is input and last[2] == version and (kept := last[0]()) is not None:
-        kept._fix_weakref()  # what TensorWeakRef does, in a quarter of its time
+        fix_weakref(kept)
         if kept.dtype == dtype:
             return kept
     flat = input.view(-1, input.size(-1)) if input.dim() != 2 and input.is_contiguous() else input  # of 3-D takes 4 x as long
@@ -152,7 +151,7 @@ class _SelectiveProduct(torch.autograd.Function):
     def forward(ctx, input, weight, values, bias, part, input_dim):
         plain = input_dim == 1 and (input.dim() == 2 or input.is_contiguous())
         output = F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
-        if output._base is not None:  # `unviewed`, in less time
+        if is_view(output):  # `unviewed`, in less time
             output = output.data
         _save(ctx, input, weight, values, part, input_dim, output.dtype)
         return output
@@ -238,8 +237,8 @@ class _TracedProduct(_SelectiveProduct):
 
 
 # `apply` readies its arguments for torch.func first, which takes 4 µs of a call's 15 and serves nothing outside of it.
-apply_product = super(torch.autograd.Function, _SelectiveProduct).apply
-_apply_lean_product = super(torch.autograd.Function, _LeanProduct).apply
+apply_product = direct_apply(_SelectiveProduct)
+_apply_lean_product = direct_apply(_LeanProduct)
 
 
 class _SelectiveEmbedding(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import torch
 
 from . import ops
+from ._torch import is_compiling
 from .double_backward import first_order
 
 CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
@@ -40,7 +41,7 @@ def linear_cross_entropy(
     chosen = (target != ignore_index).nonzero().squeeze(1)  # [n]
     if chosen.size(0) < target.size(0):
         flat, target = flat.index_select(0, chosen), target.index_select(0, chosen)
-    if target.device.type == "cpu" and target.numel() and not torch.compiler.is_compiling():
+    if target.device.type == "cpu" and target.numel() and not is_compiling():
         low, high = map(int, target.aminmax())
         if low < 0 or high >= weight.size(0):
             raise ValueError(f"target: expected classes in [0, {weight.size(0)}) or {ignore_index}, got {low} to {high}")

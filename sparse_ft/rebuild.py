@@ -6,15 +6,13 @@ it was. And it counts only where it was made: a checkpoint's region, which runs 
 came from outside, or from another thread, is forgotten by then.
 """
 
-import functools
 import threading
 import weakref
 from collections import deque
 
 import torch
 
-# The saved-tensor hooks in force: a checkpoint enters its own.
-hooks_in_force = functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, False)
+from ._torch import fix_weakref, hooks_in_force, is_compiling, is_view
 
 
 class _Remembered(threading.local):
@@ -46,7 +44,7 @@ class Source:
         for tensor in large:
             if tensor is None:
                 return None
-            tensor._fix_weakref()  # what TensorWeakRef does, in a quarter of its time
+            fix_weakref(tensor)
         tensors = (*large, *self._small)
         if _versions(tensors) != self._versions:
             return None
@@ -73,7 +71,7 @@ def remember(output, make, tensors, small=()):
     tensors: large ones that the maker's node keeps anyway; held weakly here. small: kept as long as that node. Does nothing for
     an output that no backward will reach.
     """
-    if torch.compiler.is_compiling() or output.grad_fn is None:
+    if is_compiling() or output.grad_fn is None:
         return
     source = Source(output, make, tensors, small)
     output.grad_fn.register_prehook(source.forget)  # the node owns the hook, and so the source
@@ -114,6 +112,6 @@ def unviewed(output: torch.Tensor) -> torch.Tensor:
     Autograd refuses to write in place over a view that a Function returns. `F.linear` with a bias gives a view for an input of
     more than two dimensions, and so does `F.conv1d`.
     """
-    if torch.compiler.is_compiling() or output._base is not None:
+    if is_compiling() or is_view(output):
         return output.detach()
     return output

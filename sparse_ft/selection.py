@@ -6,6 +6,7 @@ import weakref
 import torch
 
 from . import ops
+from ._torch import is_compiling
 from .ops.layout import coordinates, inside, values_shape
 
 INT32_MAX = 2**31 - 1
@@ -114,7 +115,7 @@ class Selection:
 
     def _check_unedited(self):
         """The compiled ops trust the index: one that was edited after it was checked could write anywhere."""
-        if torch.compiler.is_compiling() or self.index.is_inference():
+        if is_compiling() or self.index.is_inference():
             return
         if self.index._version != self._version:
             raise ValueError("index: it was changed in place after the selection was made; make a new selection instead")
@@ -163,7 +164,7 @@ class Selection:
         self._check_unedited()
         key = dim, size
         if key not in self._features:
-            if torch.compiler.is_compiling():
+            if is_compiling():
                 return self._restrict(dim, size)
             self._features[key] = self._restrict(dim, size)
         return self._features[key]
@@ -355,7 +356,7 @@ def _check_order(index):
 
 def _intern(features):
     """One tensor per set of features and device, so that layers that need the same features can be told by identity."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return features
     digest = hashlib.sha1(features.cpu().numpy().tobytes()).digest()
     return _interned.setdefault((digest, features.device), features)

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import ops
+from .._torch import direct, is_compiling, is_hooked, will_run
 from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..ops._channels import in_order
 from ..ops._library import plain
 from ..rebuild import remember, select
-from .attach import direct, lean_forward_of
-from .probe import Case, Child, is_hooked, pattern, stand_in
+from .attach import lean_forward_of
+from .probe import Case, Child, pattern, stand_in
 from .register import lean_for, lean_if
 
 # Elements from which the op beats torch's own, forward and backward together, on one thread and on two; below it the host time
@@ -55,18 +56,13 @@ def _remake(name, node):
     """
 
     def make(input, features=None):
-        if name != "gelu" or features is not None or input.dtype != torch.float32 or not _comes(node()):
+        if name != "gelu" or features is not None or input.dtype != torch.float32 or not will_run(node()):
             return ops.activation(select(input, features), name)
         one = input.new_ones(input.size(-1)).expand(input.shape)
         node().slope, output = ops.gated_product_backward(one, input, one, name)
         return output
 
     return make
-
-
-def _comes(node):
-    """Whether the backward that runs now will reach `node`."""
-    return torch._C._current_graph_task_id() != -1 and node is not None and torch._C._will_engine_execute_node(node)
 
 
 class _Activation(torch.autograd.Function):
@@ -182,7 +178,7 @@ class _ReLU(torch.autograd.Function):
         if inplace:
             ctx.mark_dirty(input)
         ctx.last, ordered = in_order(input)
-        if torch.compiler.is_compiling() or not ordered.is_contiguous():
+        if is_compiling() or not ordered.is_contiguous():
             output = input.relu_() if inplace else input.relu()
             ctx.last, bits = None, ops.positive_bits(output)
         else:

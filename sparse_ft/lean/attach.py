@@ -9,9 +9,9 @@ import inspect
 import types
 from collections.abc import Callable
 
-import torch
 from torch import nn
-from torch.autograd import forward_ad
+
+from .._torch import is_compiling, is_forward_mode, is_transformed
 
 ATTRIBUTES = ("forward", "_apply_gate")
 _MARK = "_sparse_ft_forwards"  # on a lean module: its `Given`. Without it a lean forward runs the class's own
@@ -61,7 +61,7 @@ def _function(own: Callable, name: str, forward: Callable) -> Callable:
     def lean(module, *args, **kwargs):
         """The class's own once the module is no longer lean (whoever wrapped this may call it still), where torch.func
         (grad, vmap, jvp) or forward-mode derivatives need more, and for arguments that the lean forward does not take."""
-        if _MARK not in module.__dict__ or (not torch.compiler.is_compiling() and _is_transformed()):
+        if _MARK not in module.__dict__ or (not is_compiling() and (is_transformed() or is_forward_mode())):
             return getattr(type(module), name)(module, *args, **kwargs)
         if takes_one and (kwargs or len(args) != 1):
             given = signature.bind(module, *args, **kwargs).arguments
@@ -74,10 +74,6 @@ def _function(own: Callable, name: str, forward: Callable) -> Callable:
     lean.__module__, lean.__doc__ = own.__module__, own.__doc__
     lean.__signature__ = signature  # not __wrapped__: who unwraps a model would unwrap it past this
     return lean
-
-
-def _is_transformed():
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _state(module: nn.Module):
@@ -136,15 +132,3 @@ def detach(module: nn.Module) -> None:
         if name != _MARK:
             del module.__dict__[name]
     module.__dict__.pop(_MARK, None)  # last: it tells which the others are
-
-
-def direct(function):
-    """`apply` of an autograd.Function without torch.func's preparation of its arguments: 4 µs that serve nothing here."""
-    apply = super(torch.autograd.Function, function).apply
-
-    def call(*args):
-        if torch.compiler.is_compiling():
-            return function.apply(*args)
-        return apply(*args)
-
-    return call

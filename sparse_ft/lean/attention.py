@@ -7,13 +7,15 @@ import functools
 import inspect
 import sys
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.weak import TensorWeakRef
+
+from .._torch import fix_weakref, is_compiling
 
 NAME = "sparse_ft_sdpa"
 OF_NO_MODEL = "torch.", "builtins", "transformers.modeling_utils", "transformers.generation."
@@ -194,12 +196,13 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
 
 def additive(mask, dtype):
     """A boolean mask as zeros and -inf in `dtype`: one tensor for all layers that are given the same mask."""
-    if mask.dtype != torch.bool or torch.compiler.is_compiling() or mask.is_inference():
+    if mask.dtype != torch.bool or is_compiling() or mask.is_inference():
         return mask
     state = mask._version, dtype
     for known, known_state, made in tuple(_masks):
         if known() is mask and known_state == state and (found := made()) is not None:
+            fix_weakref(found)
             return found
     made = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-    _masks.append((TensorWeakRef(mask), state, TensorWeakRef(made)))
+    _masks.append((weakref.ref(mask), state, weakref.ref(made)))
     return made

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from .. import ops
+from .._torch import direct
 from ..double_backward import first_order
-from .attach import direct
 from .register import lean_for
+
+DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 
 
 @lean_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -18,9 +20,9 @@ def batch_norm_forward(module, input):
     mean, var = module.running_mean, module.running_var
     weight, bias = module.weight, module.bias
     fixed = not module.training and mean is not None and var is not None
-    if not fixed or not torch.is_grad_enabled() or (weight is not None and weight.requires_grad):
+    fits = input.dim() in DIMENSIONS.get(type(module), ())  # otherwise torch says what is wrong
+    if not (fixed and fits) or not torch.is_grad_enabled() or (weight is not None and weight.requires_grad):
         return type(module).forward(module, input)
-    module._check_input_dim(input)
     return _batch_norm(input, weight, bias, mean, var, module.eps)
 
 

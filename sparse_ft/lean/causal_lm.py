@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .._torch import is_compiling, is_hooked, make_wrapper
 from ..nn import SelectiveLinear
 from .attach import lean_forward_of
 from .deferred import DeferredLogits
@@ -68,6 +69,8 @@ def _position_of_labels(forward: Callable) -> int | None:
 def _why_not(module: nn.Module, head: nn.Module) -> str:
     if "forward" in module.__dict__ and lean_forward_of(module) is not language_model_forward:
         return "its forward was replaced by someone else"
+    if make_wrapper is None:
+        return "this torch has no tensors that stand for logits not made yet"
     return _why_called(head, (head_forward, linear_forward))
 
 
@@ -77,14 +80,14 @@ def _why_called(head: nn.Module, forwards: tuple) -> str:
         return f"its output head is a {type(head).__module__}.{type(head).__name__}"
     if "forward" in head.__dict__ and lean_forward_of(head) not in forwards:
         return "the forward of its output head was replaced by someone else"
-    if head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks:
+    if is_hooked(head):
         return "its output head has hooks"
     return ""
 
 
 def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     """The output head of a language model: deferred logits during a training forward with labels."""
-    if not torch.compiler.is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
+    if not is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
         if input.dtype == module.weight.dtype or torch.is_autocast_enabled(input.device.type):  # torch says what is wrong
             logits = DeferredLogits.of(module, input, linear_forward)
             _deferring.heads[-1][1].append(logits)
@@ -95,7 +98,7 @@ def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
 def language_model_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The class's own forward. In training, with labels: the same loss, its logits None in the output."""
     own = type(module).forward
-    if torch.compiler.is_compiling():
+    if is_compiling():
         if kwargs.get("labels") is not None and module.training and torch.is_grad_enabled():
             _say_compiled(type(module).__name__)
         return own(module, *args, **kwargs)

@@ -7,12 +7,11 @@ the input. Selected output channels: the whole input, as in torch, but no dense 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from .._torch import WeakTensorKeyDictionary, below_autograd, direct, is_compiling, output_padding
 from ..double_backward import first_order
 from ..nn import stored
 from ..rebuild import unviewed
-from .attach import direct
 from .hollow import forget_input, hollow, may_forget, stand_in
 from .register import lean_for
 
@@ -40,13 +39,13 @@ def conv_forward(module, input):
 def conv_transpose_forward(module, input, output_size=None):
     """`nn.ConvTranspose1d`, `nn.ConvTranspose2d`, `nn.ConvTranspose3d`."""
     trains = _trains(module, input)
-    if trains is None:
+    if trains is None or output_padding is None:
         return type(module).forward(module, input, output_size)
     dims = len(module.kernel_size)
-    output_padding = module._output_padding(
-        input, output_size, module.stride, module.padding, module.kernel_size, dims, module.dilation
+    added = output_padding(
+        module, input, output_size, module.stride, module.padding, module.kernel_size, dims, module.dilation
     )
-    options = module.stride, module.padding, module.dilation, True, tuple(output_padding), module.groups
+    options = module.stride, module.padding, module.dilation, True, tuple(added), module.groups
     batched = input.unsqueeze(0) if input.dim() == dims + 1 else input
     output = _convolution(batched, stored(module, "weight"), *trains, module.bias, options)
     return output if batched is input else output.squeeze(0)
@@ -77,7 +76,7 @@ def selected_channels(module):
     selection = selected._sparse_ft_state.selection
     if selection.kind == "rows":
         return 0, selection.index
-    if selection.kind == "columns" and not torch.compiler.is_compiling():
+    if selection.kind == "columns" and not is_compiling():
         channels = _whole_channels(selection.index, stored(module, "weight")[0, 0].numel())
         return None if channels is None else (1, channels)
     return None
@@ -98,18 +97,28 @@ def _whole_channels(index, kernel):
 
 def _pad(module, input):
     """The input with the padding that the convolution itself cannot do, and the padding that it can."""
-    sides = module._reversed_padding_repeated_twice  # (left, right) of the last dimension, then of the one before it, ...
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return input, module.padding
+    sides = _sides(module)
     if module.padding_mode in PADS:
         return _padded(input, tuple(sides), module.padding_mode), (0,) * len(module.kernel_size)
     if module.padding_mode != "zeros":
         return F.pad(input, sides, mode=module.padding_mode), (0,) * len(module.kernel_size)
-    if not isinstance(module.padding, str):
-        return input, module.padding
     left, right = sides[-2::-2], sides[::-2]  # from the first dimension to the last
     if left == right:
         return input, tuple(left)
     excess = [n for before, after in zip(reversed(left), reversed(right), strict=True) for n in (0, after - before)]
     return F.pad(input, excess), tuple(left)
+
+
+def _sides(module: nn.Module) -> list[int]:
+    """Its padding as `F.pad` takes it: (left, right) of the last dimension, then of the one before it, …"""
+    if module.padding == "valid":
+        return [0] * 2 * len(module.kernel_size)
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return [padding for padding in reversed(module.padding) for _ in range(2)]
 
 
 PADS = {
@@ -179,9 +188,9 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 def _convolve(input, weight, bias, options):
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _function(input, weight, bias, *options)
-    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():  # torch chooses its kernel by whether a backward follows
+    with torch.enable_grad(), below_autograd():  # torch chooses its kernel by whether a backward follows
         return _function(input, weight, bias, *options)
 
 

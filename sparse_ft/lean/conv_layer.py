@@ -5,16 +5,15 @@ Kept for backward: one bit an element where there is a ReLU, and weight and runn
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _global_forward_hooks
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .. import ops
+from .._torch import direct, forward_hooks, is_compiling, is_hooked, is_hooked_in_backward, is_view, is_watched
 from ..double_backward import first_order
 from ..ops._channels import CHANNELS_LAST, in_order
 from .activations import relu_forward
-from .attach import direct, lean_forward_of
+from .attach import lean_forward_of
 from .batch_norm import batch_norm_forward
-from .probe import Case, Cases, Child, Undecided, Wave, is_hooked, pattern, stand_in
+from .probe import Case, Cases, Child, Undecided, Wave, pattern, stand_in
 from .register import lean_if
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
@@ -86,25 +85,15 @@ def _is_fixed(n, dtype):
 
 def _is_ours(x, convolution):
     """Whether `x`, the output of a convolution that backward will reach, is held by nobody else and may be written over."""
-    if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4) or torch.compiler.is_compiling() or _is_watched():
+    if not (torch.is_grad_enabled() and x.requires_grad and x.dim() == 4) or is_compiling() or is_watched():
         return False
-    if type(convolution) not in CONVOLUTIONS or convolution._backward_hooks or convolution._backward_pre_hooks:
+    if type(convolution) not in CONVOLUTIONS or is_hooked_in_backward(convolution):
         return False
     if "forward" in convolution.__dict__ and lean_forward_of(convolution) is None:  # it may keep what it returns
         return False
-    hooks = *convolution._forward_hooks.values(), *_global_forward_hooks.values()
-    if not all(getattr(hook, "holds_nothing", False) for hook in hooks):
+    if not all(getattr(hook, "holds_nothing", False) for hook in forward_hooks(convolution)):
         return False
-    return not x.is_leaf and x._base is None and in_order(x)[1].is_contiguous()
-
-
-def _is_watched():
-    """Whether a trace or a mode (selective checkpointing, say) sees each operation, and may keep what it returns."""
-    if torch._C._get_tracing_state() or torch._C._len_torch_function_stack():
-        return True
-    if not torch._C._len_torch_dispatch_stack():
-        return False
-    return not all(getattr(mode, "holds_nothing", False) for mode in _get_current_dispatch_mode_stack())
+    return not x.is_leaf and not is_view(x) and in_order(x)[1].is_contiguous()
 
 
 class _BatchNorm(torch.autograd.Function):

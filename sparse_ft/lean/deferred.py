@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from .._torch import make_wrapper
 from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear, stored
+from ..trees import map_leaves
 
 
 class _Origin:
@@ -56,7 +57,7 @@ class DeferredLogits(torch.Tensor):
         in_its_place = "weight" in head._parameters  # a replica of nn.DataParallel has it as an attribute
         weight = stored(head, "weight") if in_its_place else head.weight
         shape = *hidden.shape[:-1], weight.size(0)
-        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=hidden.device, requires_grad=False)
+        return make_wrapper(cls, shape, dtype=dtype, device=hidden.device, requires_grad=False)
 
     def __init__(self, origin, hidden, dtype, parent=None):
         self.origin, self.hidden, self.parent, self.made = origin, hidden, parent, None
@@ -81,14 +82,13 @@ class DeferredLogits(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in _FACTS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+            return torch.Tensor.__torch_function__(func, (), args, kwargs)
         if func in _LEAN and isinstance(args[0] if args else kwargs.get("input"), DeferredLogits):
             done = _LEAN[func](*args, **kwargs)
             if done is not None:
                 return done
         name = getattr(func, "__name__", "an operation")
-        args, kwargs = pytree.tree_map_only(DeferredLogits, lambda logits: _made_whole(logits, name), (args, kwargs))
+        args, kwargs = map_leaves(lambda leaf: _made_whole(leaf, name), (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod
@@ -102,7 +102,11 @@ class DeferredLogits(torch.Tensor):
         return f"DeferredLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
-def _made_whole(logits, name):
+def _made_whole(leaf, name):
+    """Deferred logits dense, for an operation called `name`; anything else as it is."""
+    if not isinstance(leaf, DeferredLogits):
+        return leaf
+    logits = leaf
     logits.origin.made_by = logits.origin.made_by or name
     return logits.dense()
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import ops
+from .._torch import direct, is_compiling
 from ..double_backward import first_order
-from .attach import direct
 from .register import lean_for
 
 
@@ -18,7 +18,7 @@ def dropout_forward(module, input):
     """
     draws = module.training and 0 < module.p < 1 and input.is_floating_point() and input.device.type == "cpu"
     draws = draws and input.layout is torch.strided and not input.is_nested
-    if not draws or not (torch.is_grad_enabled() and input.requires_grad) or torch.compiler.is_compiling():
+    if not draws or not (torch.is_grad_enabled() and input.requires_grad) or is_compiling():
         return F.dropout(input, module.p, module.training, module.inplace)
     return _dropout(input, module.p, module.inplace)
 

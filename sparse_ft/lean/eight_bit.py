@@ -2,6 +2,7 @@
 
 import torch
 
+from .._torch import is_compiling
 from ..rebuild import remember, select, source_of
 from .linear import selective_forward
 
@@ -14,7 +15,7 @@ def eight_bit_forward(module, input):
     its token's largest entry). An input that needs no gradient itself is kept as it is.
     """
     kept = None
-    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    eager = torch.is_grad_enabled() and not is_compiling()
     if eager and input.grad_fn is not None and source_of(input) is None:
         kept = keep_in_eight_bits(input)
     output = selective_forward(module, input)

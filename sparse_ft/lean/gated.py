@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from .. import ops
+from .._torch import direct, is_hooked
 from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..rebuild import remember, select
 from .activations import name_of
-from .attach import attach, direct, lean_forward_of
-from .probe import Case, Cases, Child, Undecided, Wave, is_hooked, linear, pattern, stand_in
+from .attach import attach, lean_forward_of
+from .probe import Case, Cases, Child, Undecided, Wave, linear, pattern, stand_in
 from .register import lean_if
 
 

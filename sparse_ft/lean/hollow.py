@@ -2,13 +2,13 @@
 
 import torch
 
+from .._torch import hooks_in_force, is_compiling, saved_input
 from ..ops._library import plain
-from ..rebuild import hooks_in_force
 
 
 def hollow(tensor):
     """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they choose a memory format."""
-    if tensor.is_contiguous() or torch.compiler.is_compiling():  # which lays out memory itself, and strides of unknown sizes
+    if tensor.is_contiguous() or is_compiling():  # which lays out memory itself, and strides of unknown sizes
         return tensor.shape, None
     return tensor.shape, torch.empty_like(tensor, device="meta").stride()
 
@@ -26,7 +26,7 @@ def may_forget(input, weight):
 
 def forget_input(output, weight):
     """`output`, whose node, torch's own, keeps a `hollow` for its input from now on: a tenth of a Function's host time."""
-    saved = getattr(output.grad_fn, "_raw_saved_input", None)  # nothing is saved where nothing needs a gradient
+    saved = saved_input(output.grad_fn)  # nothing is saved where nothing needs a gradient
     if saved is not None:
         saved.register_hooks(hollow, lambda like: stand_in(like, weight))
     return output

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import ops
+from .._torch import direct, is_compiling
 from ..double_backward import first_order
 from ..functional import lean_product
 from ..nn import SelectiveConv1D, SelectiveLinear
 from ..nn.selected import is_shown
 from ..rebuild import unviewed
-from .attach import direct
 from .register import lean_for
 
 
@@ -77,6 +77,6 @@ def selective_forward(module, input):
     """`SelectiveLinear` and `SelectiveConv1D`."""
     parameters, state = module._parameters, module._sparse_ft_state
     weight, values = parameters["weight"], parameters["values"]
-    if torch.compiler.is_compiling() or not is_shown(state, values, weight):
+    if is_compiling() or not is_shown(state, values, weight):
         module.sync()
     return lean_product(input, weight, values, module.bias, state.part, module._input_dim)

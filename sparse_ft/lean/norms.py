@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .. import ops
+from .._torch import direct, is_compiling
 from ..double_backward import first_order
 from ..nn import Selected
 from ..rebuild import cast, remember, select
-from .attach import direct
 from .probe import Case, Undecided, pattern, stand_in
 from .register import lean_for, lean_if
 
@@ -75,7 +75,7 @@ def layer_norm(input, shape, weight, bias, eps):
 
     Kept for backward: as in torch, the input and two numbers a token.
     """
-    if not input.requires_grad or torch.is_autocast_enabled(input.device.type) or torch.compiler.is_compiling():
+    if not input.requires_grad or torch.is_autocast_enabled(input.device.type) or is_compiling():
         return F.layer_norm(input, shape, weight, bias, eps)
     output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
     if len(shape) == 1:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from .. import ops
+from .._torch import direct, is_compiling
 from ..double_backward import first_order
 from ..ops._library import plain
 from ..ops.max_pool import MOST
-from .attach import direct
 from .hollow import hollow, stand_in
 from .register import lean_for
 
@@ -23,7 +23,7 @@ def max_pool_forward(module, input):
 
     Kept for backward: one byte an output element, two for windows of more than 256 elements.
     """
-    usual = torch.is_grad_enabled() and input.requires_grad and not torch.compiler.is_compiling()
+    usual = torch.is_grad_enabled() and input.requires_grad and not is_compiling()
     if not usual or module.return_indices:
         return type(module).forward(module, input)
     dims = DIMS[type(module)]

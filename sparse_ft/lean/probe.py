@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .._torch import is_hooked
 from .attach import ATTRIBUTES, attached, lean_forward_of
 
 INTERNAL = frozenset(nn.Module().__dict__)  # what every module has
@@ -129,12 +130,6 @@ def _one_key(module: nn.Module) -> tuple:
     own = [(name, value) for name, value in module.__dict__.items() if name not in hidden]
     attributes = tuple((name, _token(value)) for name, value in own)
     return type(module), forward, attributes, is_hooked(module)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether someone would miss a call of `module`."""
-    before, after = module._forward_pre_hooks, module._forward_hooks
-    return bool(before or after or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _token(value: Any) -> Any:

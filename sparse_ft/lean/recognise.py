@@ -28,6 +28,15 @@ UNKNOWN = "its forward is not one that is known"
 # Of torch's: as lean as can be.
 FRUGAL = {"Tanh", "Sigmoid", "Softmax", "Softmax2d", "LogSoftmax", "MultiheadAttention"}
 
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
 
 class Recogniser:
     """Recognises the modules of one model, parts first. Like modules are probed once."""
@@ -94,7 +103,7 @@ def _why_unknown(module: nn.Module) -> str:
     kind = type(module)
     if kind.__module__ == "torch.nn.modules.activation":
         return "" if kind.__name__ in FRUGAL else "an activation that is not known"
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, DROPOUTS):
         return "a dropout that is not known"
     return "" if isinstance(module, Selected) else _replaced(module)
 

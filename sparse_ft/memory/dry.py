@@ -4,13 +4,21 @@ import contextlib
 import copy
 
 import torch
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from .._torch import (
+    GROUPED_MM,
+    ITEM,
+    FakeCopyMode,
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    key_of,
+    unset_fake_temporarily,
+    writes,
+)
 from ..nn.foreign import PLAIN
-from .storages import key_of
+from ..trees import leaves
 
 PLAIN.add(FakeTensor)  # computes shapes as torch.Tensor does numbers
 
@@ -65,12 +73,12 @@ class _Integers(TorchDispatchMode):
             self.memo.clear()  # weak references, with which `module.to(dtype)` refuses to go
 
     def _run(self, func, args, kwargs):
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        inputs = [t for t in leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if any(isinstance(t, FakeTensor) for t in inputs):
             return _KERNELS.get(func, func)(*args, **kwargs)
-        if not func._schema.is_mutable and func is not torch.ops.aten._local_scalar_dense.default:
+        if not writes(func) and func is not ITEM:
             out = func(*args, **kwargs)
-            if not all(_is_small_integer(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+            if not all(_is_small_integer(t) for t in leaves(out) if isinstance(t, torch.Tensor)):
                 return out
         with unset_fake_temporarily():
             return func(*args, **kwargs)
@@ -88,10 +96,10 @@ def _grouped_mm(mat_a, mat_b, offs=None, bias=None, out_dtype=None):
 
 def _item(tensor):
     """A floating-point number that is read is a scale or a loss to print, and any will do; what is counted is not known."""
-    return 1.0 if tensor.is_floating_point() else torch.ops.aten._local_scalar_dense.default(tensor)
+    return 1.0 if tensor.is_floating_point() else ITEM(tensor)
 
 
-_KERNELS = {torch.ops.aten._grouped_mm.default: _grouped_mm, torch.ops.aten._local_scalar_dense.default: _item}
+_KERNELS = {GROUPED_MM: _grouped_mm, ITEM: _item}  # None, of a torch without one, is no operator
 
 
 def _is_small_integer(tensor):

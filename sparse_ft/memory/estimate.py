@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .._torch import key_of
 from ..lean import lean as make_lean
 from ..nn import Selected
 from ..optim import SelectiveAdamW
@@ -14,7 +15,7 @@ from .dry import Dry
 from .ledger import Watching, tokens_in
 from .live import Live
 from .specs import prepare
-from .storages import key_of, model_storages, storages_of
+from .storages import model_storages, storages_of
 from .table import Ledger, columns, readable
 
 LINES = {

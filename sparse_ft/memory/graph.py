@@ -2,6 +2,7 @@
 
 import torch
 
+from .._torch import saved_by
 from .storages import tensors_in
 
 _CHECKPOINT = "torch.utils.checkpoint"
@@ -29,7 +30,7 @@ def held_by(node):
     found = []
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         found += tensors_in(vars(node))
-    for saved in _saved(node):
+    for saved in saved_by(node):
         if saved.unpack_hook is not None:
             found += tensors_in(saved.data)
     for frame in _frames(node):
@@ -39,23 +40,10 @@ def held_by(node):
     return found
 
 
-def _saved(node):
-    """The `SavedTensor`s of a node. A torch whose `SavedTensor` does not show its data gives none."""
-    for name in dir(node):
-        if name.startswith("_raw_saved_"):
-            try:
-                saved = getattr(node, name)
-            except RuntimeError:  # freed by a backward
-                continue
-            for one in saved if isinstance(saved, (tuple, list)) else (saved,):
-                if hasattr(one, "unpack_hook") and hasattr(one, "data"):
-                    yield one
-
-
 def _frames(node):
     """The frames of `torch.utils.checkpoint` regions (use_reentrant=False) that a node lies in."""
     frames = {}
-    for saved in _saved(node):
+    for saved in saved_by(node):
         hook = saved.unpack_hook
         if getattr(hook, "__module__", None) == _CHECKPOINT:
             for cell in hook.__closure__ or ():

@@ -8,8 +8,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from .._torch import hooks_in_force, is_compiling, is_newest, key_of, nodes_made, number_of
 from .graph import held_by, nodes_of
-from .storages import Watched, key_of, model_storages, storages_of, tensors_in
+from .storages import Watched, model_storages, storages_of, tensors_in
 from .table import Ledger, Row
 
 
@@ -40,8 +41,7 @@ class _Packed:
         # The very tensor: others tell tensors by identity. But an alias of the saving node's own output, the newest of all:
         # it would hold the node that holds it.
         node = tensor.grad_fn
-        newest = node is not None and node._sequence_nr() == torch.autograd._get_sequence_nr() - 1
-        self.tensor = tensor.detach() if newest else tensor
+        self.tensor = tensor.detach() if node is not None and is_newest(node) else tensor
 
 
 class Watching:
@@ -58,7 +58,7 @@ class Watching:
         self._when, self._where = [0], [""]  # from this sequence number of autograd on, this module ran
 
     def __enter__(self):
-        outer = torch._C._autograd._top_saved_tensors_default_hooks(False)  # hooks do not nest: ours goes through it
+        outer = hooks_in_force()  # hooks do not nest: ours goes through it
         with contextlib.ExitStack() as stack:
             for handle in (
                 register_module_forward_pre_hook(self._before),
@@ -76,7 +76,7 @@ class Watching:
         """The `Ledger` of what is held now by the graph behind `outputs`."""
         for node in nodes_of(outputs):
             for tensor in held_by(node):
-                self._note(tensor, self._module_at(node._sequence_nr()))
+                self._note(tensor, self._module_at(number_of(node)))
         sums = {}
         for size, device, name in self._seen.alive():
             tensors, total = sums.get((name, str(device)), (0, 0))
@@ -90,7 +90,7 @@ class Watching:
             packed.tensor = None
 
     def _hooks(self, outer):
-        if outer is None:
+        if not isinstance(outer, tuple):  # none, or it is not known whose
             return self._pack, lambda packed: packed.tensor
 
         def pack(tensor):
@@ -113,11 +113,11 @@ class Watching:
                 self._seen.add(storage, tensor.device, name)
 
     def _before(self, module, _):
-        if not torch.compiler.is_compiling():  # a compiled region is one module's
+        if not is_compiling():  # a compiled region is one module's
             self._enter(self._names.get(id(module), self._stack[-1]), 1)
 
     def _after(self, *_):
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             self._enter(None, -1)
 
     _after.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
@@ -127,7 +127,7 @@ class Watching:
             self._stack.append(name)
         elif len(self._stack) > 1:
             self._stack.pop()
-        self._when.append(torch.autograd._get_sequence_nr())
+        self._when.append(nodes_made())
         self._where.append(self._stack[-1])
 
     def _module_at(self, sequence_number):

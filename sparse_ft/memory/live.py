@@ -4,10 +4,10 @@ import functools
 import weakref
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from .storages import key_of, storages_of
+from .._torch import TorchDispatchMode, key_of
+from ..trees import leaves
+from .storages import storages_of
 
 
 class Live(TorchDispatchMode):
@@ -25,7 +25,7 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
+        for tensor in (out,) if isinstance(out, torch.Tensor) else leaves(out):
             if isinstance(tensor, torch.Tensor):
                 for storage in storages_of(tensor):
                     self.follow(storage)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from .._torch import unset_fake_temporarily
 from ..convert import convert, matrix_shape
 from ..plan import Plan
 from ..salience.budget import STRUCTURES, count_of, fitted

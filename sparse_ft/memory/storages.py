@@ -1,10 +1,12 @@
 """Storages: which memory lies behind a tensor, and which tensors hang on an object."""
 
 import functools
+import weakref
 from collections.abc import Mapping
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
+
+from .._torch import key_of, sparse_indices, sparse_values
 
 _DEPTH = 12
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, type)
@@ -22,17 +24,12 @@ def storages_of(tensor):
 
 def _sparse_parts(tensor):
     if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
+        return sparse_indices(tensor), sparse_values(tensor)
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
     return ()  # mkldnn: opaque
-
-
-def key_of(storage):
-    """What tells one storage from another while both (or a `StorageWeakRef`) live; data pointers are all 0 without data."""
-    return storage._cdata
 
 
 def model_storages(model):
@@ -103,8 +100,8 @@ class Watched:
         """Note a storage under `label`; the first stays. device: its tensor's; without data the storage is on meta."""
         key = key_of(storage)
         if key not in self._seen:
-            self._seen[key] = StorageWeakRef(storage), storage.nbytes(), device, label
+            self._seen[key] = weakref.ref(storage), storage.nbytes(), device, label
 
     def alive(self):
         """[(bytes, device, label)] of what still lives, in the order it was seen."""
-        return [(size, device, label) for ref, size, device, label in self._seen.values() if not ref.expired()]
+        return [(size, device, label) for ref, size, device, label in self._seen.values() if ref() is not None]

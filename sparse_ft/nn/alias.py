@@ -9,6 +9,7 @@ it, a parent) gets such an alias too, by `reading.Parameters`.
 import torch
 from torch import nn
 
+from .._torch import flat_names, hook_tables, is_compiling, set_flat_weight
 from ..functional import alias
 from .foreign import refuse_tracing
 from .loading import check_loaded
@@ -25,6 +26,8 @@ class SelectedParameter(Selected):
 
     def __init__(self, owner, name, selection, shape, reader, label, values_dtype=None):
         super().__init__()
+        if isinstance(owner, nn.RNNBase) and flat_names(owner) is None:
+            raise RuntimeError(f"{label}: this torch keeps the weights of recurrent modules in a way that is not known")
         check_weight(label, stored(owner, name))
         self.__dict__.update(owner=owner, name=name, reader=reader, _handles=[])
         self._begin(label)
@@ -39,7 +42,7 @@ class SelectedParameter(Selected):
 
     def _is_flat(self):
         """Recurrent modules read most weights from a list of their own, which must hold what is stored."""
-        return isinstance(self.owner, nn.RNNBase) and self.name in self.owner._flat_weights_names
+        return isinstance(self.owner, nn.RNNBase) and self.name in flat_names(self.owner)
 
     def _weight(self):
         return stored(self.owner, self.name)
@@ -55,7 +58,8 @@ class SelectedParameter(Selected):
     @staticmethod
     def of_reader(module):
         """Those that hooks of `module` lead to, also where their owner was replaced and they are in no model any more."""
-        found = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
+        before, _ = hook_tables(module)
+        found = [getattr(hook, "__self__", None) for hook in before.values()]
         return [each for each in found if isinstance(each, SelectedParameter)]
 
     def before_forward(self, module, inputs):
@@ -69,7 +73,7 @@ class SelectedParameter(Selected):
         if torch.is_grad_enabled():
             state = self._sparse_ft_state
             self._put(alias(self._weight(), values, state.selection.layout, state.matrix_shape))
-        elif not torch.compiler.is_compiling():
+        elif not is_compiling():
             self._put(self._weight().detach().requires_grad_())  # torch picks kernels by it: the bits of the original forward
 
     def after_forward(self, *_):
@@ -95,7 +99,7 @@ class SelectedParameter(Selected):
 
     def _put_flat(self, tensor):
         if self._is_flat():
-            self.owner._flat_weights[self.owner._flat_weights_names.index(self.name)] = tensor
+            set_flat_weight(self.owner, self.name, tensor)
 
     def after_step(self, written, reached):
         super().after_step(written, reached)
@@ -112,7 +116,7 @@ class SelectedParameter(Selected):
         for handle in self._handles:
             handle.remove()
         self._deselect()
-        for hooks in (self.reader._forward_pre_hooks, self.reader._forward_hooks):
+        for hooks in hook_tables(self.reader):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]  # whose handle was lost: an interrupt came before it was kept
         if self.owner._modules.get(f"{self.name}_selected") is self:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._torch import FLAT_WEIGHTS
 from .alias import SelectedParameter
 from .selected import Selected
 from .state import NAME
@@ -27,7 +28,7 @@ def warn_of_held_apart(model: nn.Module) -> None:
             continue
         for attribute, thing in module.__dict__.items():
             # Recurrent modules have such a list, in which a selected weight is replaced while they run.
-            if attribute in OWN or (isinstance(module, nn.RNNBase) and attribute == "_flat_weights"):
+            if attribute in OWN or (isinstance(module, nn.RNNBase) and attribute == FLAT_WEIGHTS):
                 continue
             for tensor in _tensors(thing, DEPTH):
                 label = labels.pop(id(tensor), None)

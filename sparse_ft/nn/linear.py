@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..functional import apply_product, is_compiling, is_transformed, selective_product
+from .._torch import is_eager
+from ..functional import apply_product, selective_product
 from .foreign import refuse_tracing
 from .loading import check_loaded
 from .reading import read
@@ -144,7 +145,7 @@ class SelectiveLinear(Adopted, nn.Linear):
         except ValueError:
             refuse_tracing(state.label, (input,))
             raise
-        weight, values, eager = p["weight"], p["values"], not (is_compiling() or is_transformed())
+        weight, values, eager = p["weight"], p["values"], is_eager()
         if not (eager and is_shown(state, values, weight)):
             self.sync()
         bias = p["bias"] if "bias" in p and "bias" not in own else self.bias

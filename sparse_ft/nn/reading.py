@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..functional import alias, is_compiling
+from .._torch import as_plain_tensors, is_compiling, mark_as_parameter
+from ..functional import alias
 
 if TYPE_CHECKING:
     from .selected import Selected
@@ -43,7 +44,7 @@ class ReadWeight(torch.Tensor):
     `parameter` nor `values`: an ordinary tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is of no class of ours
+    __torch_function__ = as_plain_tensors  # what is computed from it is of no class of ours
     parameter: nn.Parameter | None = None
     values: nn.Parameter | None = None
 
@@ -52,7 +53,7 @@ class ReadWeight(torch.Tensor):
         """`handed`, an alias of `parameter` that leads to `values`."""
         read = handed.as_subclass(cls)
         read.parameter, read.values = parameter, values
-        read._is_param = True  # torch's mark of a tensor of another class that is an nn.Parameter
+        mark_as_parameter(read)
         return read
 
     def detach(self) -> torch.Tensor:

@@ -14,15 +14,13 @@ import weakref
 
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import ops
+from .._torch import is_compiling, is_transformed
 from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
 from .foreign import FLOATS, is_sharded_tensor, unswapped, why_managed, why_not
 from .state import NAME, FromState, Held, Stamp, State
 from .steps import disown, own
-
-_is_compiling, _expired = torch.compiler.is_compiling, torch.UntypedStorage._expired  # host time: every forward asks
 
 
 def is_shown(state, values, weight):
@@ -37,7 +35,7 @@ def is_shown(state, values, weight):
         and values._version == shown.values_version and weight._version == shown.weight_version
         and values.data_ptr() == shown.values_address and weight.data_ptr() == shown.weight_address
         and values.dtype is shown.values_dtype and weight.dtype is shown.weight_dtype
-        and state.tracked._version == shown.index_version and not _expired(state.held.storage.cdata)
+        and state.tracked._version == shown.index_version and state.held.storage() is not None
     )  # fmt: skip
 
 
@@ -63,7 +61,7 @@ class Selected(nn.Module):
     def _matrix(self):
         """The weight as the matrix [rows, columns] that the selection speaks of."""
         weight, state = self._weight().detach(), self._sparse_ft_state
-        if weight.numel() != state.matrix_shape[0] * state.matrix_shape[1] and not _is_compiling():
+        if weight.numel() != state.matrix_shape[0] * state.matrix_shape[1] and not is_compiling():
             self._follow(weight)
         return as_matrix(weight, state.matrix_shape, state.label)
 
@@ -144,8 +142,8 @@ class Selected(nn.Module):
     def _mark_shown(self):
         state, stamp = self._sparse_ft_state, self._stamp()
         held, addresses = state.held, (stamp.values_address, stamp.weight_address)
-        if held is None or held.addresses != addresses or held.storage.expired():
-            storage = StorageWeakRef(self._weight().untyped_storage())
+        if held is None or held.addresses != addresses or held.storage() is None:
+            storage = weakref.ref(self._weight().untyped_storage())
             state.held = Held(addresses, storage, self._parameters["values"].detach(), weakref.ref(self._weight()))
         state.shown, state.suspected = stamp, None
 
@@ -182,9 +180,9 @@ class Selected(nn.Module):
 
     def sync(self, force=False):
         """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
-        if _is_compiling():
+        if is_compiling():
             return self._write()
-        if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
+        if is_transformed() and torch.is_grad_enabled():
             raise RuntimeError(
                 f"{self._sparse_ft_state.label}: selected entries do not train under torch.func transforms "
                 f"(grad, vmap, jvp, …); use "

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .._torch import is_compiling
 from .lost import warn_of_lost
-
-_is_compiling = torch.compiler.is_compiling
 
 _owners = {}  # id of values, while they live -> the Selected modules that have held them, weakly
 _live = weakref.WeakSet()  # every Selected module
@@ -91,7 +90,7 @@ def _unclaim(module):
 
 def _after_step(optimizer, *_):
     """torch calls this after the step of every optimiser: what it holds may have changed without any other trace."""
-    if not _is_compiling() or _unclaimed or _holds_values(optimizer):
+    if not is_compiling() or _unclaimed or _holds_values(optimizer):
         _note(optimizer)
 
 

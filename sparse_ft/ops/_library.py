@@ -3,8 +3,9 @@
 import importlib.util
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .._torch import is_undisturbed
+from ..trees import leaves, map_leaves
 from . import _native
 
 LIBRARY = torch.library.Library("sparse_ft", "DEF")
@@ -37,10 +38,10 @@ def _resolving(op, written):
 
     def call(*positional, **keywords):
         given = {**dict(zip(NAMES[op], positional)), **keywords}
-        resolved = tree_map_only(torch.Tensor, torch.resolve_neg, given)
+        resolved = map_leaves(_resolved, given)
         result = getattr(torch.ops.sparse_ft, op)(**resolved)
         for name in written:
-            for lazy, tensor in zip(tree_leaves(given.get(name)), tree_leaves(resolved.get(name))):
+            for lazy, tensor in zip(leaves(given.get(name)), leaves(resolved.get(name))):
                 if lazy is not tensor:
                     lazy.copy_(tensor)
         return result
@@ -68,6 +69,10 @@ def refuse_layout(name, tensor):
     raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}; {name}.to_dense() makes one of it")
 
 
+def _resolved(argument):
+    return argument.resolve_neg() if isinstance(argument, torch.Tensor) else argument
+
+
 def implement(op, *, reference, cpu, triton, cuda=None):
     """Register exactly one implementation per device; the plain PyTorch `reference` serves whatever is left.
 
@@ -88,25 +93,15 @@ def implement(op, *, reference, cpu, triton, cuda=None):
     return on_cpu[0]
 
 
-def undisturbed():
-    """Whether nothing compiles, traces, transforms or intercepts operators, so that the dispatcher may be gone round."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state()
-    )
-
-
 def plain(tensors):
     """Whether the implementation for the CPU may be called without the dispatcher, which takes 30 µs for lists of tensors.
 
-    True in `undisturbed` times for tensors in host memory whose numbers are what lies there. The dispatcher must see to
+    True where `is_undisturbed` for tensors in host memory whose numbers are what lies there. The dispatcher must see to
     everything else first: a lazy negative bit (the memory holds the opposite numbers); zeros without memory
     (`torch._efficientzerotensor`) and functional tensors, whose address is 0; sparse and opaque tensors, which have none;
     nested ones; and subclasses.
     """
-    if not undisturbed():
+    if not is_undisturbed():
         return False
     try:
         for t in tensors:  # all(...) over a generator takes 0.5 µs more

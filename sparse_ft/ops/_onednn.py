@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from .._torch import onednn_linear
+
 Linear = Callable[..., torch.Tensor]
 
 # Of the inner dimension at a time. oneDNN adds one product after the other, and its error over
@@ -18,11 +20,9 @@ def find_linear() -> Linear | None:
 
     None, too, where a torch of another release computes something else under that name.
     """
-    try:
-        linear = torch.ops.mkldnn._linear_pointwise.default
-    except (AttributeError, RuntimeError):
+    if onednn_linear is None or not torch.backends.mkldnn.is_available():
         return None
-    return linear if torch.backends.mkldnn.is_available() and is_right(linear) else None
+    return onednn_linear if is_right(onednn_linear) else None
 
 
 def is_right(linear: Linear) -> bool:

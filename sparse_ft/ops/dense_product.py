@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .._torch import is_compiling
 from . import _native, _onednn
 from ._library import SERVED, plain
 from ._processor import is_amd_with_avx512, processor
@@ -62,7 +63,7 @@ def server(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     """Who serves this product: what it depends on does not change while a program runs."""
     if input.dtype is not torch.float32 or weight.dtype is not torch.float32:
         return "torch"
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return "torch"
     library = choice().library
     if library == "torch" or weight.dim() != 2 or input.dim() == 0:

@@ -2,9 +2,10 @@
 
 import torch
 
+from .._torch import is_undisturbed
 from ..ops import _native
 from ..ops._adamw_rows import row_of
-from ..ops._library import plain, undisturbed
+from ..ops._library import plain
 from .kept import ABSMAXES, state_of
 from .pages import use_huge_pages
 
@@ -17,7 +18,7 @@ class PreparedRows:
 
     def rows(self, entries):
         """A row for each (parameter, five numbers, state, owner, seed); None unless the native core takes them all."""
-        if _native.C is None or not undisturbed():
+        if _native.C is None or not is_undisturbed():
             return None
         rows = []
         for p, settings, state, owner, seed in entries:
