@@ -80,6 +80,10 @@ def disown(module: Any) -> None:
     """Forget a module that is selective no more. The hook stays: an optimiser may still hold its values, and is told so."""
     _live.discard(module)
     _unclaimed.pop(id(module), None)
+    state = module.__dict__["_sparse_ft_state"]
+    if state.claim is not None:  # its optimiser may live on beside others, whose steps are no business of a plain layer
+        state.claim.modules.discard(module)
+        state.claim = None
 
 
 def _unclaim(module):

@@ -204,3 +204,18 @@ def test_a_warning_of_the_hook_points_at_the_step():
     with pytest.warns(UserWarning, match="holds the weight but not the values") as said:
         optimizer.step()
     assert said[0].filename == __file__
+
+
+def test_a_reverted_model_is_no_business_of_any_optimiser():
+    """Its optimiser lives on, and others step: the layers are plain, and nobody tells them anything."""
+    model = net()
+    optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.1)
+    train(model, optimizer, 1)
+    sft.revert(model)
+    other = nn.Linear(8, 1)
+    for kind in (torch.optim.SGD, torch.optim.AdamW):
+        train(other, kind(other.parameters(), lr=0.1), 2)
+    weight = model[0].weight.detach().clone()
+    sft.convert(model, PLAN)
+    train(model, sft.SelectiveAdamW(model.parameters(), lr=0.1), 1)
+    assert not torch.equal(weight, model[0].weight) and optimizer.param_groups
