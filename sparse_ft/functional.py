@@ -99,14 +99,35 @@ def lean_product(input, weight, values, bias, part, input_dim):
 
 def _product(input, weight, bias, input_dim):
     if input_dim == 1:
-        if input.dim() > 2 and not input.is_contiguous():
-            # F.linear folds a strided input into one mm only for a weight that requires grad, as the original's did; ours
-            # would go through bmm: other bits, and more memory.
-            output = F.linear(input.contiguous(), weight)
-            return output if bias is None else output + bias.to(output.dtype)
+        if input.dim() > 2 and not _folds(input, bias):
+            input = _as_autocast_has_it(input)
+            if not _folds(input, bias):
+                # F.linear folds such an input into one mm only for a weight that requires grad, as the original's did; ours
+                # would go through bmm: other bits, and more memory. The fold is a view where the strides allow one.
+                output = F.linear(_flat(input), weight).view(*input.shape[:-1], weight.size(0))
+                return output if bias is None else output + bias.to(output.dtype)
         return F.linear(input, weight, bias)
     flat = torch.addmm(bias, _flat(input), weight)
     return flat.view(*input.shape[:-1], weight.size(1))
+
+
+def _folds(input, bias):
+    """Whether F.linear makes one matrix of `input`, of three dimensions or more, whatever the weight requires.
+
+    With a bias it asks for contiguous memory; without, for strides in order, which those of size 1 need not be.
+    """
+    if bias is not None or not input.is_contiguous() or 1 not in input.shape:
+        return input.is_contiguous()
+    sizes, strides = input.shape, input.stride()
+    return all(strides[i] == strides[i + 1] * sizes[i + 1] for i in range(input.dim() - 2))
+
+
+def _as_autocast_has_it(input):
+    """`input` as autocast hands it to F.linear: its copy may be contiguous where the input is not."""
+    kind = input.device.type
+    if torch.is_autocast_enabled(kind) and input.is_floating_point() and input.dtype != torch.float64:
+        return input.to(torch.get_autocast_dtype(kind))
+    return input
 
 
 def _keep(input, features, dtype):
@@ -149,7 +170,8 @@ class _SelectiveProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
-        plain = input_dim == 1 and (input.dim() == 2 or input.is_contiguous())
+        plain = input.dim() == 2 or (input.is_contiguous() and (bias is not None or 1 not in input.shape))
+        plain = plain and input_dim == 1
         output = F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
         if is_view(output):  # `unviewed`, in less time
             output = output.data

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 import warnings
 
@@ -172,21 +173,29 @@ def test_bf16_weights_train_through_fp32_values(name):
     assert all(p.dtype == torch.bfloat16 for p in sft.revert(selective).parameters())
 
 
-def test_strided_input_gives_the_bits_of_the_original():
-    """F.linear picks its kernel by the weight's requires_grad when a batch of matrices is strided."""
-    for bias in (True, False):
-        linear = nn.Linear(8, 24, bias=bias).double()
-        selective = sft.nn.SelectiveLinear.from_linear(copy.deepcopy(linear), sft.Rows([0, 7]))
-        for x in (
-            torch.randn(3, 4, 8),
-            torch.randn(4, 3, 8).transpose(0, 1),
-            torch.randn(2, 4, 3, 8).transpose(1, 2),
-            torch.randn(8, 5).T,
-            torch.randn(8),
-        ):
-            assert torch.equal(selective(x.double()), linear(x.double()))
-            with torch.no_grad():
-                assert torch.equal(selective(x.double()), linear(x.double()))
+def layouts_of(shape):
+    """The same shape in memory in every order of its dimensions, dense, every second feature of it, or expanded."""
+    for order in itertools.permutations(range(len(shape))):
+        x = torch.randn([shape[i] for i in order]).permute([order.index(i) for i in range(len(shape))])
+        yield x
+        yield torch.stack((x, x), -1).flatten(-2)[..., ::2]
+        yield x[:1].expand(x.shape)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (1, 3, 6), (3, 1, 6), (2, 1, 3, 6), (2, 3, 1, 6), (2, 2, 3, 6)])
+def test_strided_input_gives_the_bits_of_the_original(shape, bias, autocast):
+    """F.linear picks its kernel by strides and, for some of them, by whether the weight requires grad."""
+    linear = nn.Linear(6, 5, bias=bias)
+    selective = sft.nn.SelectiveLinear.from_linear(copy.deepcopy(linear), sft.Rows([0, 3]))
+    if not autocast:
+        linear, selective = linear.double(), selective.double()
+    for x in layouts_of(shape):
+        x = x if autocast else x.double()
+        for with_gradients in (True, False):
+            with torch.set_grad_enabled(with_gradients), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                assert torch.equal(selective(x), linear(x)), x.stride()
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "Attention" in name or "Encoder" in name])
