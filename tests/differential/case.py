@@ -29,12 +29,13 @@ class Choice(NamedTuple):
         if self.kind == "all":
             return "all"
         rows, columns = shape
-        down, across = -(-rows // self.block[0]), -(-columns // self.block[1])
+        height, width = min(self.block[0], rows), min(self.block[1], columns)
+        down, across = -(-rows // height), -(-columns // width)
         count = {"rows": rows, "columns": columns, "entries": rows * columns, "blocks": down * across}[self.kind]
         number = max(1, round(count * self.share))
         flat = torch.tensor(sorted(random.Random(self.seed).sample(range(count), number)))
         if self.kind == "blocks":
-            return sft.Blocks(torch.stack((flat // across, flat % across), 1), self.block)
+            return sft.Blocks(torch.stack((flat // across, flat % across), 1), (height, width))
         return {"rows": sft.Rows, "columns": sft.Columns, "entries": sft.Entries}[self.kind](flat)
 
 

@@ -19,17 +19,20 @@ CONTEXTS = {  # in which forward and backward run
     "save_on_cpu": torch.autograd.graph.save_on_cpu,
     "copies saved": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
 }
+EPSILON = {name: torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 SCALE = 256.0  # of a GradScaler: a power of two, which rounds nothing
 
 
-def inputs_of(case, step, part, dtype):
-    """The input of one forward, in the memory layout that the case names."""
+def inputs_of(case, step, part, dtype, jitter=0):
+    """The input of one forward, in the memory layout that the case names. jitter: other than 0, another rounding of it."""
     network = case.network
     shape = (network.batch, *network.shape) if network.batch is not None else network.shape
     generator = torch.Generator().manual_seed(1 + case.seed + 100 * step + part)
     if network.data not in ("features", "sequence", "images"):
         return torch.randint(VOCABULARY, shape, generator=generator)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if jitter:
+        x = x + x * torch.randn(shape, generator=generator.manual_seed(jitter), dtype=torch.float64) * EPSILON[case.dtype]
     if network.data == "features" and case.dtype == "bf16":
         x = x.bfloat16().double()
     if case.layout == "expanded" and network.batch:
@@ -59,7 +62,7 @@ class Run:
     def __init__(self, case):
         self.case, self.dtype, self.autocast = case, DTYPES[case.dtype], case.autocast
         self.losses, self.gradients, self.seen, self.input_gradients, self.messages = [], [], [], [], []
-        self.frozen_name = None
+        self.frozen_name, self.jitter = None, 0
 
     def plan_on(self, model):
         return {name: choice.on(sft.matrix_shape(model, name)) for name, choice in self.case.plan.items()}
@@ -88,7 +91,7 @@ class Run:
     def happen(self, event, step):
         kind = EVENTS[event.kind]
         act = kind.on_selective if self.is_selective else kind.on_dense
-        act(self, event, lambda: self.forward(inputs_of(self.case, step, 50, self.dtype)).detach())
+        act(self, event, lambda: self.forward(inputs_of(self.case, step, 50, self.dtype, self.jitter)).detach())
 
     def forward(self, x):
         context = torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
@@ -103,13 +106,13 @@ class Run:
         self.zero_grad()
         total = 0.0
         for part in range(self.case.accumulate):
-            x = inputs_of(self.case, step, part, self.dtype)
+            x = inputs_of(self.case, step, part, self.dtype, self.jitter)
             if self.case.input_grad:
                 x.requires_grad_()
             with CONTEXTS[self.case.context]():
                 loss = loss_of(self.case, self.forward(x), step, part) / self.case.accumulate
                 if self.case.backward == "of two":
-                    other = inputs_of(self.case, step, part + 20, self.dtype)
+                    other = inputs_of(self.case, step, part + 20, self.dtype, self.jitter)
                     loss = loss + loss_of(self.case, self.forward(other), step, part + 20)
                 if part == 0:
                     for event in self.events_at(step, within=True):
@@ -154,13 +157,16 @@ class Run:
 
 
 class Dense(Run):
-    """Dense training: the gradient is masked, decay acts on selected entries; values wider than a weight are copies of it."""
+    """Dense training: the gradient is masked, decay acts on selected entries; values wider than a weight are copies of it.
+
+    exact: in fp64. jitter: of the inputs, for another rounding of the same run.
+    """
 
     is_selective = False
 
-    def __init__(self, case, exact=False):
+    def __init__(self, case, exact=False, jitter=0):
         super().__init__(case)
-        self.exact = exact
+        self.exact, self.jitter = exact, jitter
         if exact:
             self.dtype, self.autocast = torch.float64, False
 
