@@ -89,8 +89,9 @@ def estimate(
         inputs = {name: dry.like(what) if isinstance(what, torch.Tensor) else what for name, what in inputs.items()}
         weights = sum(storage.nbytes() for storage in _parameters(model).values())
         model = prepare(model.train(), plan, dry, values_dtype)
-        if lean:
-            make_lean(model)
+    if lean:
+        make_lean(model)  # tries its modules out on numbers, which a dry run has none of
+    with dry:
         return _one_step(model, weights, inputs, _optimizer(optimizer, model))
 
 
