@@ -110,6 +110,16 @@ def constructed(cls):
     raise AssertionError(f"nn.{cls.__name__}: no way to construct it is known; give it a line in the table")
 
 
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith("Lazy")])
+def test_a_lazy_class_is_refused_by_name_until_it_knows_its_shapes(name):
+    arguments = (4, 3) if "Conv" in name else (4,) if name == "LazyLinear" else ()
+    options = {"affine": True} if "Instance" in name else {}
+    model = nn.Sequential(CLASSES[name](*arguments, **options))
+    with pytest.raises((ValueError, TypeError), match="0.weight"):
+        sft.convert(model, {"0.weight": sft.Rows([0])})
+    assert all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     "container",
     [nn.ParameterList([torch.ones(3, 4)]), nn.ParameterDict({"0": torch.ones(3, 4)})],

@@ -294,6 +294,8 @@ def draw_plan(rng, network):
 
 def draw_choice(rng, name, shape):
     kind = rng.choice(("rows", "columns", "blocks", "entries", "rows", "columns", "blocks", "entries", "all"))
+    if shape[0] == networks.VOCABULARY and rng.random() < 0.5:
+        kind = "rows"  # an embedding's own way
     return Choice(
         kind,
         share=rng.choice((0.0, 0.1, 0.3, 0.5, 1.0)),

@@ -28,7 +28,7 @@ def inputs_of(case, step, part, dtype, jitter=0):
     network = case.network
     shape = (network.batch, *network.shape) if network.batch is not None else network.shape
     generator = torch.Generator().manual_seed(1 + case.seed + 100 * step + part)
-    if network.data not in ("features", "sequence", "images"):
+    if not has_numbers(case):
         return torch.randint(VOCABULARY, shape, generator=generator)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     if jitter:
@@ -45,6 +45,11 @@ def inputs_of(case, step, part, dtype, jitter=0):
         wide = torch.empty(*shape[:-1], 2 * shape[-1], dtype=dtype)
         return wide[..., ::2].copy_(x)
     return x.to(dtype)
+
+
+def has_numbers(case):
+    """Whether the inputs are numbers and not tokens."""
+    return case.network.data in ("features", "sequence", "images")
 
 
 def loss_of(case, out, step, part):
@@ -159,7 +164,7 @@ class Run:
 class Dense(Run):
     """Dense training: the gradient is masked, decay acts on selected entries; values wider than a weight are copies of it.
 
-    exact: in fp64. jitter: of the inputs, for another rounding of the same run.
+    exact: in fp64. jitter: of the inputs (or, where these are tokens, of the weights), for another rounding of the same run.
     """
 
     is_selective = False
@@ -175,6 +180,8 @@ class Dense(Run):
         born = build(case.network, seed, DTYPES[case.born or case.dtype]).train(case.training)
         self.wide = {name: parameter.detach().clone() for name, parameter in born.named_parameters()} if case.born else {}
         self.model = born.to(DTYPES[case.dtype]).to(self.dtype)
+        if self.jitter and not has_numbers(case):
+            self.shake()
         checkpoint_blocks(self.model, case.checkpointing)
         self.model.requires_grad_(False)
         self.plan = self.plan_on(self.model)
@@ -185,6 +192,13 @@ class Dense(Run):
             mask = torch.ones(weight.shape, dtype=torch.bool) if what == "all" else what.mask(self.shape(name))
             self.masks[name] = mask.view(weight.shape)
         self.make_optimizers()
+
+    def shake(self):
+        """Round the weights in another way."""
+        generator = torch.Generator().manual_seed(self.jitter)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(parameter * torch.randn(parameter.shape, generator=generator) * EPSILON[self.case.dtype])
 
     def shape(self, name):
         return sft.matrix_shape(self.model, name)
