@@ -61,7 +61,7 @@ Layout layout(const LayoutTuple& tuple) {
   require(block_w > 0, "layout block_w", block_w, "positive");
   require(rows >= 0, "layout rows", rows, "non-negative");
   require(columns >= 0, "layout columns", columns, "non-negative");
-  return Layout{static_cast<Kind>(kind), pointer(index), index_bits, n, block_h, block_w, rows, columns};
+  return Layout{static_cast<Kind>(kind), pointer(index), index_bits, n, block_h, block_w, rows, columns, 0};
 }
 
 // An index in host memory. Messages name the argument as sparse_ft.ops has it: whoever edits an index calls no kernel himself.

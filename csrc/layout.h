@@ -16,7 +16,7 @@ struct Layout {
   int64_t n;          // index.size(0)
   int64_t block_h, block_w;
   int64_t rows, columns;  // the shape of the matrix
-  int64_t first = 0;      // entries: the position that the index has for the matrix's first entry, where it counts a larger matrix
+  int64_t first;          // entries: the position that the index has for the matrix's first entry, where it counts a larger matrix
 };
 
 template <class Index>

@@ -81,7 +81,8 @@ SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
   t.weight = address(table, kWeight, i);
   t.dtype = table.format.dtype;
   t.weight_dtype = static_cast<DType>(f.weight_dtype);
-  t.layout = Layout{static_cast<Kind>(f.kind), address(table, kIndex, i), f.index_bits, n, f.block_h, f.block_w, f.rows, f.columns};
+  t.layout = Layout{
+      static_cast<Kind>(f.kind), address(table, kIndex, i), f.index_bits, n, f.block_h, f.block_w, f.rows, f.columns, 0};
   t.count = t.weight ? values_count(t.layout) : n;
   t.lr_at = f.lr_is_at ? f.lr_at : nullptr;
   t.lr = f.lr_is_at ? 0.0 : f.lr, t.beta1 = f.beta1, t.beta2 = f.beta2, t.eps = f.eps, t.weight_decay = f.weight_decay;

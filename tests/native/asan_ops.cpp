@@ -53,7 +53,7 @@ struct Selected {
     }
     const int64_t n = static_cast<int64_t>(chosen.size());
     index = malloc(n * bits / 8);
-    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns};
+    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns, 0};
     for (int64_t i = 0; i < n; ++i) set(i, chosen[i]);
   }
   ~Selected() { free(index); }
@@ -150,7 +150,7 @@ void dense(int64_t tokens, int64_t inner, int64_t columns, bool transposed) {
   const int64_t lines = transposed ? columns : inner, line = transposed ? inner : columns, input_stride = inner + 3, weight_stride = line + 5;
   Buffer input(kFloat32, (tokens - 1) * input_stride + inner, 1), weight(kFloat32, (lines - 1) * weight_stride + line, 2);
   Buffer bias(kFloat32, columns, 3), output(kFloat32, tokens * columns);
-  const auto floats = [](Buffer& of) { return static_cast<float*>(of.data); };
+  const auto floats = [](Buffer& of) { return reinterpret_cast<float*>(of.data); };
   for (const float* added : {static_cast<const float*>(nullptr), static_cast<const float*>(floats(bias))}) {
     const DenseOperands operands{floats(input), input_stride, floats(weight), weight_stride, transposed, added, tokens, inner, columns};
     for (int threads : {1, 3}) baseline::dense_product(operands, floats(output), threads);

@@ -95,7 +95,7 @@ struct Selected {
     if (plant("bounds")) chosen.back() = all;
     const int64_t n = static_cast<int64_t>(chosen.size());
     index = malloc(n * bits / 8);
-    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns};
+    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns, 0};
     for (int64_t i = 0; i < n; ++i) {
       if (bits == 64) static_cast<int64_t*>(index)[i] = chosen[i];
       else static_cast<int32_t*>(index)[i] = static_cast<int32_t>(chosen[i]);
