@@ -1,5 +1,6 @@
 """load and state_dict: checkpoints that bring their plan along, and checkpoints that know nothing of this library."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,17 @@ def load(
     Raises ValueError for a model that is converted with another plan, RuntimeError for missing, unexpected or
     misshapen tensors; the model is left as it was.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict: expected a mapping of names to tensors, got {state_dict!r}; torch.load a file first"
+        )
     carried, record = carried_by(state_dict), record_of(model)
+    if carried is None and record is None:
+        warnings.warn(
+            "state_dict: there is no plan in it (sft.state_dict leaves it out, model.state_dict() has it), so the model is "
+            "not converted and trains as it did; sft.convert it for a selection to train",
+            stacklevel=2,
+        )
     convert_first = carried is not None and record is None
     if convert_first:
         plan, values_dtype = carried

@@ -26,7 +26,15 @@ class Selection:
     __slots__ = ("index", "block_size", "matrix_shape", "_bound", "_features", "_version", "__weakref__")
     kind = None
 
-    def __init__(self, index, block_size=(1, 1)):
+    def __init__(self, index, *more):
+        if more:  # two lists of rows and columns would train the flat positions that the first one names
+            raise TypeError(
+                f"index: {type(self).__name__} takes one index, of shape {self._index_shape}; single entries are flat "
+                f"positions, row * columns + column (sft.from_mask makes them from a bool matrix)"
+            )
+        self._init(index, (1, 1))
+
+    def _init(self, index, block_size):
         index = _as_index(index, self._index_shape)
         _check_order(index)
         bound = index.amax(0).tolist()
@@ -214,7 +222,7 @@ class Blocks(Selection):
     _index_shape = "[n, 2] of (block_row, block_col)"
 
     def __init__(self, index, block_size):
-        super().__init__(index, as_block_size(block_size))
+        self._init(index, as_block_size(block_size))
 
     def _check_inside(self, shape):
         if len(shape) == 2 and any(block > size for block, size in zip(self.block_size, shape)):

@@ -383,3 +383,15 @@ def test_broken_metadata_is_refused(saved):
     state._metadata[""]["sparse_ft"] = saved
     with pytest.raises(ValueError, match="state_dict: its metadata holds a broken plan"):
         sft.load(build(), state)
+
+
+def test_a_state_without_a_plan_into_a_plain_model_says_that_nothing_is_selected():
+    model = build()
+    sft.convert(model, plan())
+    with pytest.warns(UserWarning, match="state_dict: there is no plan in it"):
+        sft.load(build(), sft.state_dict(model))
+
+
+def test_a_path_is_not_a_state_dict():
+    with pytest.raises(TypeError, match="state_dict: expected a mapping .*'model.pt'; torch.load"):
+        sft.load(build(), "model.pt")

@@ -375,3 +375,10 @@ def test_digests_tell_selections_apart():
         for other in every:
             assert (one.digest == other.digest) == (one == other)
     assert sft.Rows(torch.tensor([1, 2], dtype=torch.int32)).on((4, 4)).digest == copy.deepcopy(sft.Rows([1, 2])).digest
+
+
+@pytest.mark.parametrize("cls", [sft.Rows, sft.Columns, sft.Entries])
+def test_a_second_index_is_refused(cls):
+    """Rows and columns of single entries, as two lists, would train other entries without a word."""
+    with pytest.raises(TypeError, match=r"index: .* takes one index.*row \* columns \+ column.*from_mask"):
+        cls(torch.tensor([2, 3]), torch.tensor([1, 2]))
