@@ -28,14 +28,8 @@ UNKNOWN = "its forward is not one that is known"
 # Of torch's: as lean as can be.
 FRUGAL = {"Tanh", "Sigmoid", "Softmax", "Softmax2d", "LogSoftmax", "MultiheadAttention"}
 
-DROPOUTS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
+# Those of whole features (Dropout1d, 2d, 3d) keep one number a feature.
+DROPOUTS = nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout
 
 
 class Recogniser:

@@ -76,8 +76,9 @@ def test_dropped_infinities_are_what_they_are_in_torch():
 def test_feature_dropout_keeps_little_in_torch_and_is_left_to_it():
     import sparse_ft as sft
 
-    for model in (nn.Dropout1d(0.4), nn.Dropout2d(0.4), nn.AlphaDropout(0.4)):
+    for model in (nn.Dropout1d(0.4), nn.Dropout2d(0.4), nn.Dropout3d(0.4)):
         assert not sft.lean(model).rows
+    assert "a dropout that is not known" in str(sft.lean(nn.AlphaDropout(0.4)))
 
 
 def test_gradcheck():

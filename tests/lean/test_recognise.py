@@ -40,7 +40,7 @@ class OtherExperts(nn.Module):
 LEFT = {
     "activation": (nn.Mish, "an activation that is not known"),
     "activation of transformers": (transformers.activations.ReLUSquaredActivation, "an activation that is not known"),
-    "dropout": (nn.Dropout2d, "a dropout that is not known"),
+    "dropout": (nn.AlphaDropout, "a dropout that is not known"),
     "norm": (OtherNorm, "its forward is not one that is known"),
     "subclass": (lambda: OtherLayerNorm(4), "its class is not nn.LayerNorm itself"),
     "gated MLP": (GatedOtherwise, "its forward is not one that is known"),
