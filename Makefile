@@ -11,7 +11,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-# Other releases of transformers, each in a folder of its own: tests/lean/test_other_releases.py.
+# Other releases of transformers, each in a folder of its own: tests/lean_modules/test_other_releases.py.
 OTHER := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-compile --upgrade
 OLDEST := 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23' requests urllib3 idna certifi charset-normalizer
 # What the compiled part and the installed metadata are made from.

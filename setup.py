@@ -1,13 +1,15 @@
 """Builds sparse_ft._C with CMake. Needs neither torch nor a GPU.
 
 Environment:
-  SPARSE_FT_CUDA=0|1                 forbid or demand the CUDA kernels; otherwise they are built when nvcc is found and
-                                     there is use for them: a torch with CUDA, or an NVIDIA driver where no torch is seen
+  SPARSE_FT_CUDA=0|1                 forbid or demand the CUDA kernels; otherwise they are built
+  when nvcc is found and
+                                     there is use for them: a torch with CUDA, or an NVIDIA driver
+                                     where no torch is seen
   SPARSE_FT_CUDA_ARCHITECTURES=…     compute capabilities, e.g. "80;90;100" (the default)
   SPARSE_FT_WERROR=1                 C++ warnings are errors, for developers
 
-A machine without a C++ compiler gets the package without its compiled part: slower, but right. The reason is recorded in
-sparse_ft/_build_info.py.
+A machine without a C++ compiler gets the package without its compiled part: slower, but right. The
+reason is recorded in sparse_ft/_build_info.py.
 """
 
 import ctypes.util
@@ -37,17 +39,27 @@ def version():
 
 def find_nvcc():
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
-    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in homes if home), "nvcc"]
+    candidates = [
+        os.environ.get("CUDACXX"),
+        *(f"{home}/bin/nvcc" for home in homes if home),
+        "nvcc",
+    ]
     return next(filter(None, (shutil.which(c) for c in candidates if c)), None)
 
 
 def installed_torch():
-    """Version of the torch that this is built for, None where there is none to see; it is not imported.
+    """Version of the torch that this is built for, None where there is none to see; it is not
+    imported.
 
-    A build that pip isolates sees its own packages only, but runs in the environment that it installs to, whose folders are
-    these.
+    A build that pip isolates sees its own packages only, but runs in the environment that it
+    installs to, whose folders are these.
     """
-    folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    folders = [
+        *sys.path,
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        site.getusersitepackages(),
+    ]
     found = importlib.metadata.distributions(name="torch", path=folders)
     return next((distribution.version for distribution in found), None)
 
@@ -56,7 +68,11 @@ def has_driver():
     """Whether an NVIDIA driver is installed."""
     places = "/proc/driver/nvidia", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1"
     is_placed = any(Path(place).exists() for place in places)
-    return is_placed or shutil.which("nvidia-smi") is not None or ctypes.util.find_library("cuda") is not None
+    return (
+        is_placed
+        or shutil.which("nvidia-smi") is not None
+        or ctypes.util.find_library("cuda") is not None
+    )
 
 
 def why_not_cuda():
@@ -64,7 +80,11 @@ def why_not_cuda():
     torch = installed_torch()
     way_out = "SPARSE_FT_CUDA=1 builds them all the same"
     if torch is None:
-        return "" if has_driver() else f"no torch to ask and no NVIDIA driver when this was built ({way_out})"
+        return (
+            ""
+            if has_driver()
+            else f"no torch to ask and no NVIDIA driver when this was built ({way_out})"
+        )
     build = torch.partition("+")[2]
     if build.startswith(("cpu", "rocm", "xpu")):
         return f"torch {torch}, for which this was built, has no CUDA ({way_out})"
@@ -72,7 +92,9 @@ def why_not_cuda():
 
 
 def telling(output):
-    """The part of a failed step's output that says why: CMake's message, a compiler's errors, or else the last lines."""
+    """The part of a failed step's output that says why: CMake's message, a compiler's errors, or
+    else the last lines.
+    """
     message = re.search(r"^CMake Error[^\n]*\n((?:[ \t]+[^\n]*\n|\n(?=[ \t\n]))+)", output, re.M)
     if message:
         words = " ".join(message.group(1).split())
@@ -87,7 +109,9 @@ def run(command):
     """Run a build step, showing its output; raise BuildFailed with the telling lines."""
     print("+", *command, flush=True)
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
     except OSError as error:
         raise BuildFailed(str(error)) from None
     print(done.stdout, flush=True)
@@ -123,8 +147,8 @@ class CMakeBuild(build_ext):
 
     def write_build_info(self, package):
         (package / "_build_info.py").write_text(
-            '"""Written by setup.py: why this install has no compiled part; empty when it has one."""\n\n'
-            f"REASON = {self.reason!r}\n"
+            '"""Written by setup.py: why this install has no compiled part; empty when it has'
+            f' one."""\n\nREASON = {self.reason!r}\n'
         )
 
     def build_core(self, destination):
@@ -136,7 +160,9 @@ class CMakeBuild(build_ext):
             return self.cmake(destination, cuda_reason="SPARSE_FT_CUDA=0 when this was built")
         if nvcc is None:
             if wanted == "1":
-                raise BuildFailed("nvcc not found (looked at CUDACXX, CUDA_HOME, /usr/local/cuda and PATH)")
+                raise BuildFailed(
+                    "nvcc not found (looked at CUDACXX, CUDA_HOME, /usr/local/cuda and PATH)"
+                )
             return self.cmake(destination, cuda_reason="nvcc was not found when this was built")
         if wanted == "" and (why_not := why_not_cuda()):
             print(f"CUDA kernels are left out: {why_not}", flush=True)
@@ -146,11 +172,17 @@ class CMakeBuild(build_ext):
         except BuildFailed as error:
             if wanted == "1":
                 raise
-            print(f"WARNING: the CUDA build failed, going on without: {error}", file=sys.stderr, flush=True)
+            print(
+                f"WARNING: the CUDA build failed, going on without: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
             return self.cmake(destination, cuda_reason=f"the CUDA build failed: {error}")
 
     def cmake(self, destination, nvcc=None, cuda_reason=""):
-        """Configure and build; a cache that no longer fits (another compiler, CMake or ninja) is thrown away once."""
+        """Configure and build; a cache that no longer fits (another compiler, CMake or ninja) is
+        thrown away once.
+        """
         import pybind11
 
         build = Path(self.build_temp).resolve() / ("cmake-cuda" if nvcc else "cmake")
@@ -163,14 +195,24 @@ class CMakeBuild(build_ext):
             "SPARSE_FT_WERROR": "ON" if os.environ.get("SPARSE_FT_WERROR") == "1" else "OFF",
             "SPARSE_FT_CUDA": "ON" if nvcc else "OFF",
             "SPARSE_FT_CUDA_REASON": cuda_reason.replace(";", ","),
-            "SPARSE_FT_CUDA_ARCHITECTURES": os.environ.get("SPARSE_FT_CUDA_ARCHITECTURES", "80;90;100"),
+            "SPARSE_FT_CUDA_ARCHITECTURES": os.environ.get(
+                "SPARSE_FT_CUDA_ARCHITECTURES", "80;90;100"
+            ),
         }
         if nvcc:
             options["CMAKE_CUDA_COMPILER"] = nvcc
         generator = []
         if ninja := shutil.which("ninja"):
             generator, options["CMAKE_MAKE_PROGRAM"] = ["-G", "Ninja"], ninja
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), *generator, *(f"-D{k}={v}" for k, v in options.items())]
+        configure = [
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            *generator,
+            *(f"-D{k}={v}" for k, v in options.items()),
+        ]
         fresh = not build.exists()
         try:
             run(configure)
@@ -179,12 +221,23 @@ class CMakeBuild(build_ext):
             if fresh:
                 raise
             run(configure)
-        run(["cmake", "--build", str(build), "--parallel", str(self.parallel or os.cpu_count() or 1)])
+        run(
+            [
+                "cmake",
+                "--build",
+                str(build),
+                "--parallel",
+                str(self.parallel or os.cpu_count() or 1),
+            ]
+        )
         run(["cmake", "--install", str(build)])
 
     def warn_loudly(self):
         lines = (
-            "sparse_ft is being installed WITHOUT its compiled part: every op will run its plain PyTorch reference.",
+            (
+                "sparse_ft is being installed WITHOUT its compiled part: every op will run its"
+                " plain PyTorch reference."
+            ),
             f"Reason: {self.reason}",
             "To have it: install a C++17 compiler (GCC or Clang) and install sparse_ft again.",
         )

@@ -1,4 +1,6 @@
-"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, the host's share; and a lean one's, part by part."""
+"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, the host's share; and a lean
+one's, part by part.
+"""
 
 import functools
 import time
@@ -15,7 +17,11 @@ from bench.suite import MILLI, OURS
 
 OP = "breakdown"
 WHOLE_STEPS = True
-TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim/test_selective_adamw.py"]
+TESTS = [
+    "tests/nn/test_linear.py",
+    "tests/test_functional.py",
+    "tests/optim/test_selective_adamw.py",
+]
 ONLY_MOST_THREADS = True
 WAYS = {  # name: arguments of training.prepare
     "frozen": dict(method="frozen"),
@@ -27,14 +33,26 @@ WAYS = {  # name: arguments of training.prepare
 }
 PHASES = ("forward", "dgrad", "wgrad", "optimiser", "sync", "step", "host")
 MODELS = {  # case: (class, shape, shape of its tiny twin, batch, tokens)
-    "Llama-1B layer, 2 × 512": (training.LlamaLayer, training.LLAMA_1B, training.TINY_LLAMA, 2, 512),
+    "Llama-1B layer, 2 × 512": (
+        training.LlamaLayer,
+        training.LLAMA_1B,
+        training.TINY_LLAMA,
+        2,
+        512,
+    ),
     "MiniLM, 32 × 64": (training.MiniLM, training.MINILM, training.TINY_MINILM, 32, 64),
 }
 
 
 def cases(size):
     return [
-        Case(name, "step", training.DENSITY, tokens=0 if size == "tiny" else 1, seconds=0.1 if size == "tiny" else 10.0)
+        Case(
+            name,
+            "step",
+            training.DENSITY,
+            tokens=0 if size == "tiny" else 1,
+            seconds=0.1 if size == "tiny" else 10.0,
+        )
         for name in MODELS
     ]
 
@@ -42,18 +60,26 @@ def cases(size):
 def run_case(case, found):
     """A record a phase and way.
 
-    dgrad is the all-frozen model's backward, wgrad what a way's own backward takes beyond it; host is the whole step on a
-    twin of a few features and tokens: Python, autograd and dispatch, next to no arithmetic.
+    dgrad is the all-frozen model's backward, wgrad what a way's own backward takes beyond it; host
+    is the whole step on a twin of a few features and tokens: Python, autograd and dispatch, next to
+    no arithmetic.
     """
     cls, shape, twin, batch, tokens = MODELS[case.name]
     steps = {
-        name: _step(cls, shape if case.tokens else twin, how, batch, tokens if case.tokens else 2) for name, how in WAYS.items()
+        name: _step(cls, shape if case.tokens else twin, how, batch, tokens if case.tokens else 2)
+        for name, how in WAYS.items()
     }
     taken = _rounds(steps, case.seconds)
-    host = _host({name: _step(cls, twin, how, 1, 2) for name, how in WAYS.items()}, min(2.0, case.seconds))
+    host = _host(
+        {name: _step(cls, twin, how, 1, 2) for name, how in WAYS.items()}, min(2.0, case.seconds)
+    )
     records = []
     for name in WAYS:
-        phases = {"forward": taken[name]["forward"], "optimiser": taken[name]["optimiser"], "sync": taken[name]["sync"]}
+        phases = {
+            "forward": taken[name]["forward"],
+            "optimiser": taken[name]["optimiser"],
+            "sync": taken[name]["sync"],
+        }
         frozen = taken["frozen"]["backward"]
         phases["dgrad"] = frozen
         phases["wgrad"] = [own - floor for own, floor in zip(taken[name]["backward"], frozen)]
@@ -98,10 +124,16 @@ def _step(cls, shape, how, batch, tokens):
 
 
 def _rounds(steps, seconds, least=2, most=200):
-    """{name: {phase: [seconds]}} of steps in turn, after one that is not counted; the phases of a round belong together."""
-    taken = {name: {phase: [] for phase in ("forward", "backward", "optimiser", "sync")} for name in steps}
+    """{name: {phase: [seconds]}} of steps in turn, after one that is not counted; the phases of a
+    round belong together.
+    """
+    taken = {
+        name: {phase: [] for phase in ("forward", "backward", "optimiser", "sync")}
+        for name in steps
+    }
     selective = {
-        name: [m for m in step.model.modules() if isinstance(m, sft.nn.SelectiveLinear)] for name, step in steps.items()
+        name: [m for m in step.model.modules() if isinstance(m, sft.nn.SelectiveLinear)]
+        for name, step in steps.items()
     }
     for step in steps.values():
         step()
@@ -131,7 +163,9 @@ def _sync(modules):
 
 
 def _host(steps, seconds):
-    """`_rounds` on one thread: with more the time to wake a thread for nothing would count as the host's."""
+    """`_rounds` on one thread: with more the time to wake a thread for nothing would count as the
+    host's.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,6 @@
-"""dense_product against torch's own product and oneDNN's, and the step of a whole lean model beside PEFT's LoRA."""
+"""dense_product against torch's own product and oneDNN's, and the step of a whole lean model beside
+PEFT's LoRA.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from sparse_ft.ops import _onednn
 
 OP = "dense_product"
 TESTS = ["tests/ops/test_dense_product.py", "tests/native/test_dense_product.py"]
-TESTS += ["tests/lean/test_dense_product.py"]
+TESTS += ["tests/lean_modules/test_dense_product.py"]
 TORCH, ONEDNN, LORA = "torch", "oneDNN", "LoRA r=8"
 FORWARD, TO_INPUT = "forward", "gradient to the input"
 SHAPES = {  # of a weight: (rows, columns), tokens
@@ -129,7 +131,11 @@ def _step_must(found, name):
         if product.startswith(model) and ONEDNN in samples
     ]
     gain = sum(slower) / len(slower) if slower else 1.0
-    why = "" if gain >= SLOWER else f"torch's products take {gain:.2f} of oneDNN's time here, not {SLOWER}"
+    why = (
+        ""
+        if gain >= SLOWER
+        else f"torch's products take {gain:.2f} of oneDNN's time here, not {SLOWER}"
+    )
     line = f"{name}, lean: time over LoRA r=8"
     ratio = found.ratio(name, OURS, LORA)
     note = "" if ratio is None else f"measured {ratio:.2f}"

@@ -1,4 +1,6 @@
-"""A whole training step of one Llama-1B-shaped layer, batch 2 × 512: ours against full, frozen, LoRA and SHiRA; its memory."""
+"""A whole training step of one Llama-1B-shaped layer, batch 2 × 512: ours against full, frozen,
+LoRA and SHiRA; its memory.
+"""
 
 import torch
 
@@ -16,7 +18,10 @@ TESTS += ["tests/optim/test_selective_adamw.py", "tests/optim/test_step_memory.p
 MIB = 2**20
 BATCH, TOKENS = 2, 512
 PRODUCTS = "selected GEMM alone"
-MEMORY = "{} peak of a step over saved + values + gradients + state, activation gradients as in the all-frozen step"
+MEMORY = (
+    "{} peak of a step over saved + values + gradients + state, activation gradients as in the"
+    " all-frozen step"
+)
 # (way, its name in a key, at least so many times as fast)
 SLOWER = (("LoRA r=8", "lora", 1.0), ("SHiRA r=8", "shira", 1.0), ("full", "full", 1.3))
 
@@ -25,8 +30,13 @@ def cases(size):
     if size == "tiny":
         return [Case("fp32", "columns", training.DENSITY, "float32", (0, 0), 4, 0.05)]
     dtypes = {"fp32": "float32"} | ({} if without_bf16() else {"bf16": "bfloat16"})
-    seconds = 5.0 if size == "quick" else 20.0  # a round of all takes 20 s on one thread, 11 s on two; there are three at least
-    return [Case(name, "columns", training.DENSITY, dtype, (2048, 8192), TOKENS, seconds) for name, dtype in dtypes.items()]
+    seconds = (
+        5.0 if size == "quick" else 20.0
+    )  # a round of all takes 20 s on one thread, 11 s on two; there are three at least
+    return [
+        Case(name, "columns", training.DENSITY, dtype, (2048, 8192), TOKENS, seconds)
+        for name, dtype in dtypes.items()
+    ]
 
 
 def _shape(case):
@@ -37,7 +47,9 @@ def providers(case):
     dtype, shape = getattr(torch, case.dtype), _shape(case)
 
     def step(method):
-        model, optimizer = training.prepare(training.base(training.LlamaLayer, shape, dtype), method)
+        model, optimizer = training.prepare(
+            training.base(training.LlamaLayer, shape, dtype), method
+        )
         return training.Step(model, optimizer, BATCH, case.tokens, shape["hidden_size"], dtype)
 
     found = {method: lambda method=method: step(method) for method in training.METHODS}
@@ -55,7 +67,10 @@ def musts(found):
             ratio = found.ratio(name, slow)
             key = f"step-{name}.than_{what}"
             result.append(must(found, OP, key, line, ratio, target, unmeasured=why))
-        line = f"step of a Llama-1B layer, {name}: time over the all-frozen step plus the selected GEMM"
+        line = (
+            f"step of a Llama-1B layer, {name}: time over the all-frozen step plus the selected"
+            " GEMM"
+        )
         over = _over_floor(found.samples.get(name, {}))
         key = f"step-{name}.over_frozen_and_product"
         result.append(must(found, OP, key, line, over, 1.1, at_least=False, unmeasured=why))
@@ -67,11 +82,15 @@ def _over_floor(samples):
     if not {OURS, "frozen", PRODUCTS} <= samples.keys():
         return None
     frozen, products = samples["frozen"], samples[PRODUCTS]
-    return paired_ratio(samples[OURS], {r: frozen[r] + products[r] for r in frozen.keys() & products.keys()})
+    return paired_ratio(
+        samples[OURS], {r: frozen[r] + products[r] for r in frozen.keys() & products.keys()}
+    )
 
 
 def bytes_of(method, size):
-    """{what: bytes} of two training steps of one method, above a loaded frozen layer. Runs in a process of its own."""
+    """{what: bytes} of two training steps of one method, above a loaded frozen layer. Runs in a
+    process of its own.
+    """
     memory.return_freed_blocks()
     torch.set_num_threads(2)
     tokens, shape = (4, training.TINY_LLAMA) if size == "tiny" else (TOKENS, training.LLAMA_1B)
@@ -86,10 +105,14 @@ def bytes_of(method, size):
     def loaded():
         model = training.base(training.LlamaLayer, shape, torch.float32)
         with torch.no_grad():
-            model(torch.randn(BATCH, tokens, shape["hidden_size"]))  # libraries' buffers come in here: no cost of training
+            model(
+                torch.randn(BATCH, tokens, shape["hidden_size"])
+            )  # libraries' buffers come in here: no cost of training
         return model
 
-    tiny = training.TINY_LLAMA  # its steps bring in the code that a step runs, which is resident from then on
+    tiny = (
+        training.TINY_LLAMA
+    )  # its steps bring in the code that a step runs, which is resident from then on
     steps(training.base(training.LlamaLayer, tiny, torch.float32), tiny["hidden_size"])
     first, second = loaded(), loaded()
     found = {"resident": memory.resident_peak(lambda: steps(first))}
@@ -110,11 +133,17 @@ def bytes_of(method, size):
 def apart(size, threads):
     """Peak bytes of a step; they do not depend on the number of threads."""
     found, records = {}, []
-    for method in (OURS, "frozen", "full", "LoRA r=8") if size == "full" else (OURS, "frozen"):  # 10 to 20 s each
+    for method in (
+        (OURS, "frozen", "full", "LoRA r=8") if size == "full" else (OURS, "frozen")
+    ):  # 10 to 20 s each
         try:
             found[method] = run_apart(bytes_of, method, size)
         except RunFailed as why:
-            records.append(Record(OP, f"memory, {method}", method, threads, note=str(why).strip().splitlines()[-1]))
+            records.append(
+                Record(
+                    OP, f"memory, {method}", method, threads, note=str(why).strip().splitlines()[-1]
+                )
+            )
             continue
         records += [
             Record(OP, f"memory: {what}", method, threads, unit="MiB", p50=number / MIB)
@@ -125,7 +154,9 @@ def apart(size, threads):
 
 
 def memory_musts(found, threads):
-    """Peaks against what a step must hold; the gradients of activations as the all-frozen step has them."""
+    """Peaks against what a step must hold; the gradients of activations as the all-frozen step has
+    them.
+    """
     ours, frozen = found.get(OURS), found.get("frozen")
     if not ours or not frozen:
         return []
@@ -135,7 +166,10 @@ def memory_musts(found, threads):
         if ours[how] is None or frozen[how] is None:
             continue
         passing = frozen[how] - frozen["saved"]
-        note = f"peak {ours[how] / MIB:.0f} MiB; {ours[how] / held:.3g} with no activation gradients in the bound"
+        note = (
+            f"peak {ours[how] / MIB:.0f} MiB; {ours[how] / held:.3g} with no activation gradients"
+            " in the bound"
+        )
         line = MEMORY.format(how)
         over = ours[how] / (held + passing)
         result.append(Must(OP, f"peak.{how}", line, threads, over, 1.02, False, note))

@@ -1,4 +1,6 @@
-"""SelectiveLinear against nn.Linear, SelectiveAdamW against fused AdamW: the forward, and the host time that a call adds."""
+"""SelectiveLinear against nn.Linear, SelectiveAdamW against fused AdamW: the forward, and the host
+time that a call adds.
+"""
 
 import torch
 from torch import nn
@@ -9,19 +11,32 @@ from bench.stats import median
 from bench.suite import OURS, must
 
 OP = "linear"
-TESTS = ["tests/nn/test_linear.py", "tests/test_functional.py", "tests/optim/test_selective_adamw.py"]
+TESTS = [
+    "tests/nn/test_linear.py",
+    "tests/test_functional.py",
+    "tests/optim/test_selective_adamw.py",
+]
 FORWARD, CALL = "forward, 1024² × 512 tokens", "host time of a forward"
 ADDED = "host time that SelectiveLinear adds to a forward"
-BOTH, STEPS = "host time of forward and backward", (7, 112)  # weights of one and of sixteen Llama layers
+BOTH, STEPS = (
+    "host time of forward and backward",
+    (7, 112),
+)  # weights of one and of sixteen Llama layers
 KINDS = ("columns", "entries")
 
 
 def cases(size):
     seconds = 0.02 if size == "tiny" else 1.5
     shape, tokens = ((16, 16), 4) if size == "tiny" else ((1024, 1024), 512)
-    host = [Case(name, "host", 0.25, shape=(8, 8), tokens=1, seconds=seconds) for name in (CALL, BOTH)]
+    host = [
+        Case(name, "host", 0.25, shape=(8, 8), tokens=1, seconds=seconds) for name in (CALL, BOTH)
+    ]
     steps = [Case(_step_name(n), "step", n, shape=(8, 8), seconds=seconds) for n in STEPS]
-    return [Case(FORWARD, "forward", 0.01, shape=shape, tokens=tokens, seconds=3 * seconds), *host, *steps]
+    return [
+        Case(FORWARD, "forward", 0.01, shape=shape, tokens=tokens, seconds=3 * seconds),
+        *host,
+        *steps,
+    ]
 
 
 def _step_name(count):
@@ -64,14 +79,23 @@ def _steps(case):
 
     def ours():
         chosen = selection("columns", case.shape, 0.25)
-        modules = [sft.nn.SelectiveLinear.from_linear(nn.Linear(*case.shape[::-1], bias=False), chosen) for _ in range(count)]
+        modules = [
+            sft.nn.SelectiveLinear.from_linear(nn.Linear(*case.shape[::-1], bias=False), chosen)
+            for _ in range(count)
+        ]
         optimizer = sft.SelectiveAdamW(grown([m.values for m in modules]))
         return lambda: optimizer.step() or modules
 
     def theirs(**keywords):
-        return torch.optim.AdamW(grown([nn.Parameter(torch.randn(8, 2)) for _ in range(count)]), **keywords).step
+        return torch.optim.AdamW(
+            grown([nn.Parameter(torch.randn(8, 2)) for _ in range(count)]), **keywords
+        ).step
 
-    return {OURS: ours, "AdamW fused": lambda: theirs(fused=True), "AdamW foreach": lambda: theirs(foreach=True)}
+    return {
+        OURS: ours,
+        "AdamW fused": lambda: theirs(fused=True),
+        "AdamW foreach": lambda: theirs(foreach=True),
+    }
 
 
 def added_microseconds(found, case, provider=OURS, baseline="nn.Linear"):
@@ -80,7 +104,10 @@ def added_microseconds(found, case, provider=OURS, baseline="nn.Linear"):
     if not samples:
         return None
     return 1e6 * median(
-        [samples[provider][r] - samples[baseline][r] for r in samples[provider].keys() & samples[baseline].keys()]
+        [
+            samples[provider][r] - samples[baseline][r]
+            for r in samples[provider].keys() & samples[baseline].keys()
+        ]
     )
 
 

@@ -1,4 +1,6 @@
-"""masked_adamw_: one AdamW step on the selected entries of a weight, written through, against what else makes such a step."""
+"""masked_adamw_: one AdamW step on the selected entries of a weight, written through, against what
+else makes such a step.
+"""
 
 import torch
 
@@ -13,8 +15,16 @@ from sparse_ft.optim.pages import FAR_APART, use_huge_pages
 from sparse_ft.optim.prepared import PreparedRows
 
 OP = "masked_adamw"
-TESTS = ["tests/ops/test_masked_adamw.py", "tests/native/test_masked_adamw.py", "tests/optim/test_pages.py"]
-ENTRIES = {"tiny": (0.01,), "quick": (0.001, 0.01, 0.05, 0.1), "full": (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5)}
+TESTS = [
+    "tests/ops/test_masked_adamw.py",
+    "tests/native/test_masked_adamw.py",
+    "tests/optim/test_pages.py",
+]
+ENTRIES = {
+    "tiny": (0.01,),
+    "quick": (0.001, 0.01, 0.05, 0.1),
+    "full": (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5),
+}
 STORED = "everything selected, by how values are stored"
 DENSE, FULL = "4 M fp32, ours steps 1 % of the entries and the others all", "everything selected"
 COMPACT = "compact fused + index_copy_"
@@ -22,13 +32,25 @@ COMPACT_HUGE = f"{COMPACT}, huge pages"
 PREPARED = "ours, prepared"
 PARTS = "lines of the weight alone", "update alone"
 LINE = 64  # bytes of a cache line
-MEDIUM = (2048, 2048)  # for optimisers that take seconds on 32 M entries; its fp32 state is over the cache all the same
+MEDIUM = (
+    2048,
+    2048,
+)  # for optimisers that take seconds on 32 M entries; its fp32 state is over the cache all the same
 
 
 def cases(size):
-    shape, medium, seconds = (LARGE, MEDIUM, 2.0) if size != "tiny" else ((128, 192), (64, 64), 0.02)
+    shape, medium, seconds = (
+        (LARGE, MEDIUM, 2.0) if size != "tiny" else ((128, 192), (64, 64), 0.02)
+    )
     found = [
-        Case(f"entries {100 * d:g} %", "entries", d, "bfloat16", shape, seconds=3 * seconds if d == 0.01 else seconds)
+        Case(
+            f"entries {100 * d:g} %",
+            "entries",
+            d,
+            "bfloat16",
+            shape,
+            seconds=3 * seconds if d == 0.01 else seconds,
+        )
         for d in ENTRIES[size]
     ]
     found += [
@@ -44,7 +66,9 @@ def cases(size):
 
 
 def bound(case, ceilings):
-    """Seconds to move the useful bytes at triad bandwidth: value and state in and out, gradient and index in, weight out."""
+    """Seconds to move the useful bytes at triad bandwidth: value and state in and out, gradient and
+    index in, weight out.
+    """
     kind = "entries" if case.kind == "dense" else case.kind
     weight = getattr(torch, case.dtype).itemsize
     entry = 3 * 8 + 4 + weight + (4 if kind == "entries" else 0)
@@ -52,9 +76,15 @@ def bound(case, ceilings):
 
 
 def lines_bound(case, ceilings):
-    """As `bound`, for entries or columns, where every line of the weight that holds one is read and written as a whole."""
+    """As `bound`, for entries or columns, where every line of the weight that holds one is read and
+    written as a whole.
+    """
     chosen = selection(case.kind, case.shape, case.density)
-    lines = (chosen.index.long() * getattr(torch, case.dtype).itemsize // LINE).unique_consecutive().numel()
+    lines = (
+        (chosen.index.long() * getattr(torch, case.dtype).itemsize // LINE)
+        .unique_consecutive()
+        .numel()
+    )
     if case.kind == "columns":
         lines *= case.shape[0]
     entry = 3 * 8 + 4 + (4 if case.kind == "entries" else 0)
@@ -64,7 +94,8 @@ def lines_bound(case, ceilings):
 class Setting:
     """Weight, selection, compact values with a gradient: what every provider of a case works on.
 
-    stepped: what the provider that was made last writes, the weight first; each has tensors of its own.
+    stepped: what the provider that was made last writes, the weight first; each has tensors of its
+    own.
     """
 
     def __init__(self, case):
@@ -77,33 +108,57 @@ class Setting:
         self.values.grad = torch.randn_like(self.values)
 
     def ours(self, dtype=torch.float32, moments=None, **storage):
-        """On pages as `SelectiveAdamW` leaves them after its first step. storage: the op's keywords on how values are kept."""
+        """On pages as `SelectiveAdamW` leaves them after its first step. storage: the op's keywords
+        on how values are kept.
+        """
         values, weight = self.values.detach().to(dtype, copy=True), self.weight.clone()
         grad = self.values.grad.to(dtype)
         state = [torch.zeros_like(values, dtype=moments or dtype) for _ in range(2)]
         kind, index, *block = self.selection.layout
         use_huge_pages(kind, weight, values, *state)
         self.stepped = weight, values
-        arguments = ([values], [grad], [state[0]], [state[1]], [torch.zeros(())], [weight], [kind], [index], block)
+        arguments = (
+            [values],
+            [grad],
+            [state[0]],
+            [state[1]],
+            [torch.zeros(())],
+            [weight],
+            [kind],
+            [index],
+            block,
+        )
         keywords = {name: [value] for name, value in optimizers.HYPER.items()} | storage
         return lambda: ops.masked_adamw_(*arguments, **keywords)
 
     def prepared(self):
-        """As `SelectiveAdamW` steps from its second step on: what the native core must know of the tensors is looked up."""
+        """As `SelectiveAdamW` steps from its second step on: what the native core must know of the
+        tensors is looked up.
+        """
         linear = torch.nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
         linear.weight = torch.nn.Parameter(self.weight.clone())
         owner, known = nn.SelectiveLinear.from_linear(linear, self.selection), PreparedRows()
         values, weight = owner.values, linear.weight
         self.stepped = weight.detach(), values.detach()
         values.grad = self.values.grad
-        state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(values), "exp_avg_sq": torch.zeros_like(values)}
+        state = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(values),
+            "exp_avg_sq": torch.zeros_like(values),
+        }
         entries = [(values, tuple(optimizers.HYPER.values()), state, owner, None)]
         written = [values, *state.values(), weight]
         return lambda: step_rows(known.rows(entries), written, False, None, None, False)
 
     def lines(self):
-        """What no step on a 16-bit weight does without: every line that holds a selected entry is read, changed and written."""
-        weight, values, layout = self.weight.clone(), self.values.detach().to(self.dtype), self.selection.layout
+        """What no step on a 16-bit weight does without: every line that holds a selected entry is
+        read, changed and written.
+        """
+        weight, values, layout = (
+            self.weight.clone(),
+            self.values.detach().to(self.dtype),
+            self.selection.layout,
+        )
         use_huge_pages(self.selection.kind, weight)
         return lambda: ops.scatter_selected_(weight, values, *layout)
 
@@ -117,7 +172,9 @@ class Setting:
         return lambda: ops.masked_adamw_(*arguments, **keywords)
 
     def compact_then(self, write, cast=True):
-        """torch's fused kernel on compact values of our shape, then `write(values)`, in the weight's dtype if `cast`."""
+        """torch's fused kernel on compact values of our shape, then `write(values)`, in the
+        weight's dtype if `cast`.
+        """
         twin = torch.nn.Parameter(self.values.detach().clone())
         twin.grad = self.values.grad
         step, values = optimizers.torch_fused([twin]), twin.detach()
@@ -141,10 +198,14 @@ class Setting:
             return self.compact_then(lambda values: flat.index_copy_(0, self.index, values))
         bh, bw = self.selection.block_size
         grid = weight.view(self.shape[0] // bh, bh, self.shape[1] // bw, bw).transpose(1, 2)
-        return self.compact_then(lambda values: grid.index_put_((self.index[:, 0], self.index[:, 1]), values))
+        return self.compact_then(
+            lambda values: grid.index_put_((self.index[:, 0], self.index[:, 1]), values)
+        )
 
     def dense(self, make, dtype, masked=False):
-        """A step on every entry; masked: after the gradient is multiplied by a mask, as research code does."""
+        """A step on every entry; masked: after the gradient is multiplied by a mask, as research
+        code does.
+        """
         parameter = torch.nn.Parameter(torch.randn(self.shape).to(dtype))
         parameter.grad = torch.randn(self.shape).to(dtype)
         step = make([parameter])
@@ -163,7 +224,8 @@ def providers(case):
     setting = Setting(case)
     if case.kind == "dense":
         return {OURS: setting.ours} | {
-            name: lambda make=make: setting.dense(make, torch.float32) for name, make in optimizers.DENSE.items()
+            name: lambda make=make: setting.dense(make, torch.float32)
+            for name, make in optimizers.DENSE.items()
         }
     if case.name == STORED:
         bf16, halves = torch.bfloat16, [torch.zeros_like(setting.values, dtype=torch.int16)]
@@ -171,7 +233,9 @@ def providers(case):
             OURS: setting.ours,
             "bf16 values": lambda: setting.ours(bf16),
             "bf16 values, rounded by chance": lambda: setting.ours(bf16, seeds=[0]),
-            "bf16 values and corrections": lambda: setting.ours(bf16, torch.float32, corrections=halves),
+            "bf16 values and corrections": lambda: setting.ours(
+                bf16, torch.float32, corrections=halves
+            ),
         }
     if case.name == FULL:
         return {
@@ -187,7 +251,9 @@ def providers(case):
         found |= dict(zip(PARTS, (setting.lines, setting.update)))
     if case.kind == "entries" and case.density == 0.01:
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            found[f"dense fused {name}"] = lambda dtype=dtype: setting.dense(optimizers.torch_fused, dtype)
+            found[f"dense fused {name}"] = lambda dtype=dtype: setting.dense(
+                optimizers.torch_fused, dtype
+            )
             found[f"gradient × mask, dense fused {name}"] = lambda dtype=dtype: setting.dense(
                 optimizers.torch_fused, dtype, masked=True
             )
@@ -236,7 +302,9 @@ def musts(found):
 
 
 def _of_lines_bound(found, name):
-    """Over the rounds that a dense step took part in, where there are any: they leave nothing of ours in the cache."""
+    """Over the rounds that a dense step took part in, where there are any: they leave nothing of
+    ours in the cache.
+    """
     samples = found.samples.get(name, {})
     rounds = samples.get("dense fused fp32") or samples.get(OURS)
     if not rounds:
@@ -247,15 +315,17 @@ def _of_lines_bound(found, name):
 
 
 def _note(found, name, slow):
-    """On a compact competitor: what remains where it has huge pages, too, and the ratio of a step that takes as long as its
-    parts alone, or of one on tensors that are known. On a dense one: the ratio of a step whose whole cache lines move at triad
-    bandwidth."""
+    """On a compact competitor: what remains where it has huge pages, too, and the ratio of a step
+    that takes as long as its parts alone, or of one on tensors that are known. On a dense one: the
+    ratio of a step whose whole cache lines move at triad bandwidth."""
     taken, ratio = found.median(name, slow), found.ratio(name, slow)
     if not ratio:
         return ""
     if slow != COMPACT:
         limit = taken / lines_bound(found.cases[name], found.ceilings)
-        return f"whole cache lines at triad bandwidth: {limit:.1f}, step at {ratio / limit:.2f} of it"
+        return (
+            f"whole cache lines at triad bandwidth: {limit:.1f}, step at {ratio / limit:.2f} of it"
+        )
     notes = []
     if huge := found.ratio(name, COMPACT_HUGE):
         notes.append(f"with huge pages for both: {huge:.2f}")
@@ -263,16 +333,24 @@ def _note(found, name, slow):
         notes.append(f"prepared, as SelectiveAdamW steps: {prepared:.2f}")
     parts = [found.median(name, part) for part in PARTS]
     if all(parts):
-        notes.append(f"its parts alone: {taken / sum(parts):.2f}, step at {sum(parts) / found.median(name):.2f} of them")
+        notes.append(
+            f"its parts alone: {taken / sum(parts):.2f}, step at"
+            f" {sum(parts) / found.median(name):.2f} of them"
+        )
     return "; ".join(notes)
 
 
 def _note_of_lines(found, name):
-    """On useful bytes of columns: the share that a step would reach whose whole cache lines move at triad bandwidth."""
+    """On useful bytes of columns: the share that a step would reach whose whole cache lines move at
+    triad bandwidth.
+    """
     reached = _of_lines_bound(found, name) if found.cases[name].kind == "columns" else None
     if not reached:
         return ""
-    return f"whole cache lines at triad bandwidth: {found.of_bound(name) / reached:.2f}, step at {reached:.2f} of it"
+    return (
+        f"whole cache lines at triad bandwidth: {found.of_bound(name) / reached:.2f}, step at"
+        f" {reached:.2f} of it"
+    )
 
 
 def extra(size, threads):
@@ -280,7 +358,9 @@ def extra(size, threads):
     if threads == 1:
         return [], []
     shape = (128, 192) if size == "tiny" else (1024, 2048)
-    same = all(_same_bits(kind, shape, threads) for kind in ("rows", "columns", "blocks", "entries"))
+    same = all(
+        _same_bits(kind, shape, threads) for kind in ("rows", "columns", "blocks", "entries")
+    )
     line = f"same bits with 1 and {threads} threads (1: yes)"
     return [], [Must(OP, "same_bits", line, threads, float(same), 1)]
 

@@ -1,4 +1,6 @@
-"""selected_wgrad: the weight gradient at the selected entries, against dense products, sampled_addmm and loops of GEMMs."""
+"""selected_wgrad: the weight gradient at the selected entries, against dense products,
+sampled_addmm and loops of GEMMs.
+"""
 
 import functools
 
@@ -19,7 +21,9 @@ DENSITIES = {  # fp32, quick; full adds what lies between
     "columns": (0.01, 0.05, 0.1, 0.25, 1.0),
     "blocks": (0.01, 0.05, 0.1, 0.25, 1.0),
 }
-CLOSE = 0.25  # density from which dense + gather comes near, and sampled_addmm takes most of a second
+CLOSE = (
+    0.25  # density from which dense + gather comes near, and sampled_addmm takes most of a second
+)
 HALF = (0.01, 0.05, 0.1)  # densities of entries measured with bf16 operands
 
 
@@ -35,10 +39,21 @@ def cases(size):
         for kind in DENSITIES
         for d in DENSITIES[kind]
     ]
-    found += [Case(_name("entries", d, "bfloat16"), "entries", d, "bfloat16", (SIDE, SIDE), SIDE, 1.0) for d in HALF]
+    found += [
+        Case(_name("entries", d, "bfloat16"), "entries", d, "bfloat16", (SIDE, SIDE), SIDE, 1.0)
+        for d in HALF
+    ]
     if size == "full":
         found += [
-            Case(f"{_name(kind, 0.01, 'float32')}, {model} {layer}", kind, 0.01, "float32", shape, MODEL_TOKENS[model], 4.0)
+            Case(
+                f"{_name(kind, 0.01, 'float32')}, {model} {layer}",
+                kind,
+                0.01,
+                "float32",
+                shape,
+                MODEL_TOKENS[model],
+                4.0,
+            )
             for model, layers in SHAPES.items()
             for layer, shape in layers.items()
             for kind in DENSITIES
@@ -51,21 +66,31 @@ def _name(kind, density, dtype):
 
 
 def bound(case, ceilings):
-    """The larger of the dense product's time at same-run GEMM rate × density, and the bytes to move at copy bandwidth."""
-    arithmetic = 2 * case.tokens * case.shape[0] * case.shape[1] * case.density / ceilings.gemm[case.dtype]
+    """The larger of the dense product's time at same-run GEMM rate × density, and the bytes to move
+    at copy bandwidth.
+    """
+    arithmetic = (
+        2 * case.tokens * case.shape[0] * case.shape[1] * case.density / ceilings.gemm[case.dtype]
+    )
     return max(arithmetic, moved_bytes(case) / ceilings.copy)
 
 
 def moved_bytes(case):
-    """Bytes that must be read and written at least: the used features of both operands, the fp32 result."""
+    """Bytes that must be read and written at least: the used features of both operands, the fp32
+    result.
+    """
     (rows, columns), element = case.shape, getattr(torch, case.dtype).itemsize
-    used = {"rows": (case.density * rows, columns), "columns": (rows, case.density * columns)}.get(case.kind, (rows, columns))
+    used = {"rows": (case.density * rows, columns), "columns": (rows, case.density * columns)}.get(
+        case.kind, (rows, columns)
+    )
     return case.tokens * sum(used) * element + 4 * case.density * rows * columns
 
 
 def providers(case):
     dtype = getattr(torch, case.dtype)
-    grad_output, input = (torch.randn(case.tokens, size).to(dtype) for size in case.shape)  # [T, rows], [T, columns]
+    grad_output, input = (
+        torch.randn(case.tokens, size).to(dtype) for size in case.shape
+    )  # [T, rows], [T, columns]
     chosen = selection(case.kind, case.shape, case.density)
     index = chosen.index.long()
 
@@ -74,11 +99,16 @@ def providers(case):
             raise Unavailable(without_bf16())
         return lambda: grad_output.T @ input
 
-    found = {"ours": lambda: lambda: ops.selected_wgrad(grad_output, input, *chosen.layout), "dense": dense}
+    found = {
+        "ours": lambda: lambda: ops.selected_wgrad(grad_output, input, *chosen.layout),
+        "dense": dense,
+    }
     if case.dtype == "bfloat16":
         found["dense, converted to fp32"] = lambda: lambda: grad_output.float().T @ input.float()
     if case.dtype == "float32" and case.density >= CLOSE:
-        found["dense + gather"] = lambda: lambda: ops.gather_selected(grad_output.T @ input, *chosen.layout)
+        found["dense + gather"] = lambda: (
+            lambda: ops.gather_selected(grad_output.T @ input, *chosen.layout)
+        )
     if case.kind == "entries" and case.dtype == "float32" and case.density < CLOSE:
         found["sampled_addmm"] = lambda: _sampled(grad_output, input, index)
     if case.density == 1:  # nothing to choose: what is left to compare with is dense + gather
@@ -98,7 +128,11 @@ def _sampled(grad_output, input, index):
     counts = torch.bincount(index // columns, minlength=rows)
     start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     pattern = torch.sparse_csr_tensor(
-        start, index % columns, input.new_zeros(index.size(0)), (rows, columns), check_invariants=False
+        start,
+        index % columns,
+        input.new_zeros(index.size(0)),
+        (rows, columns),
+        check_invariants=False,
     )
     return lambda: torch.sparse.sampled_addmm(pattern, grad_output.T, input, beta=0.0)
 
@@ -111,7 +145,9 @@ def _loop(grad_output, input, chosen):
     def loop():
         for out, (row, column) in zip(values, places):
             torch.mm(
-                grad_output[:, row * height : (row + 1) * height].T, input[:, column * width : (column + 1) * width], out=out
+                grad_output[:, row * height : (row + 1) * height].T,
+                input[:, column * width : (column + 1) * width],
+                out=out,
             )
         return values
 
@@ -127,7 +163,9 @@ OF_ROOFLINE = ((0.01, 0.55), (0.05, 0.7), (0.1, 0.7), (0.25, 0.7))
 
 
 def _of_roofline(found, name):
-    """Share of the larger of the dense product's own time × density, in paired rounds, and the bytes at copy bandwidth."""
+    """Share of the larger of the dense product's own time × density, in paired rounds, and the
+    bytes at copy bandwidth.
+    """
     case, arithmetic, taken = found.cases[name], found.ratio(name, "dense"), found.median(name)
     if arithmetic is None:
         return None

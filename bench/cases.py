@@ -11,10 +11,25 @@ import sparse_ft as sft
 SHAPES = {
     "BERT-base": {"attention": (768, 768), "ffn up": (3072, 768), "ffn down": (768, 3072)},
     "ViT-B": {"attention": (768, 768), "ffn up": (3072, 768), "ffn down": (768, 3072)},
-    "Llama-1B": {"q, o": (2048, 2048), "k, v": (512, 2048), "gate, up": (8192, 2048), "down": (2048, 8192)},
-    "Llama-8B": {"q, o": (4096, 4096), "k, v": (1024, 4096), "gate, up": (14336, 4096), "down": (4096, 14336)},
+    "Llama-1B": {
+        "q, o": (2048, 2048),
+        "k, v": (512, 2048),
+        "gate, up": (8192, 2048),
+        "down": (2048, 8192),
+    },
+    "Llama-8B": {
+        "q, o": (4096, 4096),
+        "k, v": (1024, 4096),
+        "gate, up": (14336, 4096),
+        "down": (4096, 14336),
+    },
 }
-TOKENS = {"BERT-base": 32 * 128, "ViT-B": 16 * 197, "Llama-1B": 2 * 512, "Llama-8B": 512}  # of one training batch
+TOKENS = {
+    "BERT-base": 32 * 128,
+    "ViT-B": 16 * 197,
+    "Llama-1B": 2 * 512,
+    "Llama-8B": 512,
+}  # of one training batch
 
 # A weight of 32 M entries, that of the optimiser's anchors: over any cache in every dtype.
 LARGE = (4096, 8192)
@@ -51,11 +66,15 @@ class Case:
 
 
 def pick(count, share, generator):
-    """A sorted random sample of range(count), int64: exactly the share of a short range, a coin for each of a long one."""
+    """A sorted random sample of range(count), int64: exactly the share of a short range, a coin for
+    each of a long one.
+    """
     if share >= 1:
         return torch.arange(count)
     if count < 1 << 20:
-        return torch.randperm(count, generator=generator)[: max(1, round(share * count))].sort().values
+        return (
+            torch.randperm(count, generator=generator)[: max(1, round(share * count))].sort().values
+        )
     return (torch.rand(count, generator=generator) < share).nonzero().squeeze(1)
 
 

@@ -1,4 +1,6 @@
-"""`pytest bench` runs from anywhere: the repository's root is importable; two options choose what is measured."""
+"""`pytest bench` runs from anywhere: the repository's root is importable; two options choose what
+is measured.
+"""
 
 import sys
 from pathlib import Path
@@ -9,5 +11,12 @@ if str(ROOT) not in sys.path:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--size", default="quick", choices=("tiny", "quick", "full"), help="which cases (default: quick)")
-    parser.addoption("--provider", default="ours", help="which provider of each case (default: ours)")
+    parser.addoption(
+        "--size",
+        default="quick",
+        choices=("tiny", "quick", "full"),
+        help="which cases (default: quick)",
+    )
+    parser.addoption(
+        "--provider", default="ours", help="which provider of each case (default: ours)"
+    )

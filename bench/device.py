@@ -1,4 +1,6 @@
-"""Time and memory of calls on a device: events on a GPU, the clock of the host elsewhere, so that all of it runs on a CPU."""
+"""Time and memory of calls on a device: events on a GPU, the clock of the host elsewhere, so that
+all of it runs on a CPU.
+"""
 
 import torch
 
@@ -6,7 +8,9 @@ from bench import memory
 from bench.harness import interleave
 from bench.stats import Times
 
-FLUSH = 1 << 30  # bytes written before each sample: many times the cache, and longer than Python takes to launch what follows
+FLUSH = (
+    1 << 30
+)  # bytes written before each sample: many times the cache, and longer than Python takes to launch what follows
 
 
 def synchronise(device):
@@ -32,7 +36,9 @@ class Events:
 
 
 def rounds(variants, device, seconds, **limits):
-    """`harness.interleave` on a device: {name: {round: seconds}}; on a GPU each sample is one call."""
+    """`harness.interleave` on a device: {name: {round: seconds}}; on a GPU each sample
+    is one call.
+    """
     if device.type == "cuda":
         limits = {"warm_up": 3, "most": 200, "timer": Events(device), "shortest": 0.0} | limits
     return interleave(variants, seconds, **limits)

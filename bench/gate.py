@@ -1,4 +1,6 @@
-"""No figure without its green test: the tests of an op run before its benchmark, in the same command."""
+"""No figure without its green test: the tests of an op run before its benchmark, in the same
+command.
+"""
 
 import os
 import subprocess
@@ -16,7 +18,9 @@ class Red(Exception):
 
 
 def require_green(op, tests, jobs=2):
-    """Run the test files of `op` (paths from the root); raises Red with the end of pytest's output unless all pass."""
+    """Run the test files of `op` (paths from the root); raises Red with the end of pytest's output
+    unless all pass.
+    """
     absent = [test for test in tests if not (ROOT / test).exists()]
     if absent:
         raise Red(f"{op}: its tests are missing ({', '.join(absent)}), so it is not measured")
@@ -26,7 +30,10 @@ def require_green(op, tests, jobs=2):
     if find_spec("xdist"):
         command += ["-n", str(jobs)]
     if find_spec("pytest_benchmark"):
-        command += ["-p", "no:benchmark"]  # it would warn that it cannot measure beside xdist, which nobody asks it to
+        command += [
+            "-p",
+            "no:benchmark",
+        ]  # it would warn that it cannot measure beside xdist, which nobody asks it to
     command += tests
     done = subprocess.run(
         command,

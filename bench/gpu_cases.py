@@ -1,4 +1,6 @@
-"""The cases of stage `ops`: what is called, what it is checked against, what it is compared with, what it should keep."""
+"""The cases of stage `ops`: what is called, what it is checked against, what it is compared with,
+what it should keep.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from bench import gpu_floors as floors
-from bench.cases import GPU_LARGE, GPU_LAYER_TOKENS, GPU_OTHERS, GPU_TOKENS, LAYER_1B, SQUARE, Case, selection
+from bench.cases import (
+    GPU_LARGE,
+    GPU_LAYER_TOKENS,
+    GPU_OTHERS,
+    GPU_TOKENS,
+    LAYER_1B,
+    SQUARE,
+    Case,
+    selection,
+)
 from bench.optimizers import HYPER
 from sparse_ft import ops
 from sparse_ft.ops.masked_adamw import masked_adamw_ref_
@@ -18,9 +29,11 @@ KINDS = ("rows", "columns", "blocks", "entries")
 
 @dataclass(frozen=True)
 class Work:
-    """Callables on tensors that exist: the variants to time, and two that return the tensors to compare.
+    """Callables on tensors that exist: the variants to time, and two that return the tensors to
+    compare.
 
-    again: what repeats are compared by, on the device; None: `got`. launches: whose launches are counted; None: "ours".
+    again: what repeats are compared by, on the device; None: `got`. launches: whose launches are
+    counted; None: "ours".
     """
 
     variants: dict
@@ -35,23 +48,38 @@ def cases(size):
     tokens, shape, large = (TINY_TOKENS, TINY, TINY) if tiny else (GPU_TOKENS, SQUARE, GPU_LARGE)
     densities = (0.05,) if tiny else floors.DENSITIES
     many = () if tiny else floors.MANY
-    found = [wgrad(kind, tokens, shape, d) for kind in KINDS for d in densities + (many if kind == "blocks" else ())]
+    found = [
+        wgrad(kind, tokens, shape, d)
+        for kind in KINDS
+        for d in densities + (many if kind == "blocks" else ())
+    ]
     found += [
-        wgrad("blocks", tokens, shape, 0.05, block, f", {block} x {block}") for block in ((16,) if tiny else (16, 32, 128))
+        wgrad("blocks", tokens, shape, 0.05, block, f", {block} x {block}")
+        for block in ((16,) if tiny else (16, 32, 128))
     ]
     if not tiny:
         for name, other in GPU_OTHERS.items():
             found += [wgrad(kind, tokens, other, 0.01, what=f", {name}") for kind in KINDS]
     layer = (tokens, [TINY] * 3, 0.25) if tiny else (GPU_LAYER_TOKENS, LAYER_1B, 0.01)
     found.append(grouped(*layer))
-    found += [adamw(kind, large, d) for kind in KINDS for d in (densities if kind == "entries" else densities[-1:])]
+    found += [
+        adamw(kind, large, d)
+        for kind in KINDS
+        for d in (densities if kind == "entries" else densities[-1:])
+    ]
     found.append(adamw("columns", TINY if tiny else (1024, 1024), 0.05, 3 if tiny else 576))
-    found += [moved(op, kind, large, 0.05) for op in ("gather_selected", "scatter_selected") for kind in KINDS]
+    found += [
+        moved(op, kind, large, 0.05)
+        for op in ("gather_selected", "scatter_selected")
+        for kind in KINDS
+    ]
     return found + [stream(op, 1 << 10 if tiny else floors.STREAM) for op in floors.STREAMS]
 
 
 def _operands(tokens, shape, device):
-    return [torch.randn(tokens, size, device=device).bfloat16() for size in shape]  # grad_output, input
+    return [
+        torch.randn(tokens, size, device=device).bfloat16() for size in shape
+    ]  # grad_output, input
 
 
 def wgrad(kind, tokens, shape, density, block=64, what=""):
@@ -63,7 +91,9 @@ def wgrad(kind, tokens, shape, density, block=64, what=""):
         grad_output, input = _operands(tokens, shape, device)
         chosen = selection(kind, shape, density, block).to(device)
         index, layout = chosen.index.long(), chosen.layout
-        given = input[:, index].contiguous() if kind == "columns" else input  # as the forward keeps it
+        given = (
+            input[:, index].contiguous() if kind == "columns" else input
+        )  # as the forward keeps it
 
         def ours():
             return ops.selected_wgrad(grad_output, given, *layout)
@@ -71,7 +101,11 @@ def wgrad(kind, tokens, shape, density, block=64, what=""):
         def dense():
             return grad_output.T @ input
 
-        variants = {"ours": ours, "dense": dense, "dense + gather": lambda: ops.gather_selected(dense(), *layout)}
+        variants = {
+            "ours": ours,
+            "dense": dense,
+            "dense + gather": lambda: ops.gather_selected(dense(), *layout),
+        }
         if kind == "rows":
             variants["library"] = lambda: grad_output.index_select(1, index).T @ input
         if kind == "columns":
@@ -96,13 +130,21 @@ def grouped(tokens, shapes, density, block=64):
         operands = [_operands(tokens, shape, device) for shape in shapes]
         layouts = [selection("blocks", shape, density, block).to(device).layout for shape in shapes]
         kinds, indices, *blocks = zip(*layouts)
-        problems = *map(list, zip(*operands)), list(kinds), list(indices), [size for pair in zip(*blocks) for size in pair]
+        problems = (
+            *map(list, zip(*operands)),
+            list(kinds),
+            list(indices),
+            [size for pair in zip(*blocks) for size in pair],
+        )
 
         def alone():
             return [ops.selected_wgrad(*pair, *layout) for pair, layout in zip(operands, layouts)]
 
         def want():
-            return [ops.gather_selected(a.float().T @ b.float(), *layout) for (a, b), layout in zip(operands, layouts)]
+            return [
+                ops.gather_selected(a.float().T @ b.float(), *layout)
+                for (a, b), layout in zip(operands, layouts)
+            ]
 
         variants = {"ours": lambda: ops.selected_wgrad_grouped(*problems), "one by one": alone}
         variants["library"] = lambda: [a.T @ b for a, b in operands]
@@ -122,7 +164,9 @@ def _wgrad_promise(kind, density, times, bound, ceilings):
     if kind in ("rows", "columns"):
         return "85 % of gather + library product", times["library"] / 0.85
     if kind == "blocks":
-        return "80 % of its floor, and dense + gather", min(bound / 0.8, times["dense + gather"])  # at any density
+        return "80 % of its floor, and dense + gather", min(
+            bound / 0.8, times["dense + gather"]
+        )  # at any density
     if density <= 0.001:
         return "half of the dense product", 0.5 * times["dense"]
     return "1.10 x the dense product", 1.10 * times["dense"]
@@ -137,9 +181,15 @@ def adamw(kind, shape, density, tensors=1):
         layouts = [layout_kind] * tensors, [index] * tensors, block * tensors
         weights = [torch.randn(shape, device=device).bfloat16() for _ in range(tensors)]
         values = [chosen.gather(weight, dtype=torch.float32) for weight in weights]
-        grads, moments = [torch.randn_like(v) for v in values], [[torch.zeros_like(v) for v in values] for _ in range(2)]
+        grads, moments = (
+            [torch.randn_like(v) for v in values],
+            [[torch.zeros_like(v) for v in values] for _ in range(2)],
+        )
         steps, fused_steps = ([torch.zeros((), device=device) for _ in values] for _ in range(2))
-        state, keywords = (values, grads, *moments, steps, weights), {name: [x] * tensors for name, x in HYPER.items()}
+        state, keywords = (
+            (values, grads, *moments, steps, weights),
+            {name: [x] * tensors for name, x in HYPER.items()},
+        )
 
         def once(function):
             copies = [[t.clone() for t in tensors] for tensors in state]
@@ -152,18 +202,27 @@ def adamw(kind, shape, density, tensors=1):
 
         def fused():
             torch._foreach_add_(fused_steps, 1)
-            torch._fused_adamw_(values, grads, *moments, [], fused_steps, amsgrad=False, maximize=False, **HYPER)
+            torch._fused_adamw_(
+                values, grads, *moments, [], fused_steps, amsgrad=False, maximize=False, **HYPER
+            )
             scatter()
 
         found_inf = torch.zeros((), device=device)
-        looks = dict(found_inf=found_inf, skip_nonfinite=True)  # as under mixed precision: the look is a launch of its own
+        looks = dict(
+            found_inf=found_inf, skip_nonfinite=True
+        )  # as under mixed precision: the look is a launch of its own
         ours = {"ours": lambda: ops.masked_adamw_(*state, *layouts, **keywords)}
         variants = {**ours, "scatter alone": scatter, "fused on values, scatter": fused}
 
         def looking():
             ops.masked_adamw_(*state, *layouts, **keywords, **looks)
 
-        return Work(variants, lambda: once(ops.masked_adamw_), lambda: once(masked_adamw_ref_), launches=looking)
+        return Work(
+            variants,
+            lambda: once(ops.masked_adamw_),
+            lambda: once(masked_adamw_ref_),
+            launches=looking,
+        )
 
     def promise(times, bound, ceilings):
         streams = nnz * (28 + floors.index_bytes(kind)) / ceilings.copy
@@ -184,7 +243,9 @@ def moved(op, kind, shape, density):
         weight = torch.randn(shape, device=device).bfloat16()
         values = torch.randn(chosen.values_shape(shape), device=device)
         if op == "gather_selected":
-            variants = {"ours": lambda: ops.gather_selected(weight, *chosen.layout, dtype=torch.float32)}
+            variants = {
+                "ours": lambda: ops.gather_selected(weight, *chosen.layout, dtype=torch.float32)
+            }
             if kind in ("rows", "columns"):
                 index, dim = chosen.index.long(), ("rows", "columns").index(kind)
                 variants["library"] = lambda: weight.index_select(dim, index).float()
@@ -193,7 +254,10 @@ def moved(op, kind, shape, density):
                 return [variants["ours"]()]
 
             return Work(
-                variants, lambda: [again()[0].cpu()], lambda: [on_host.gather(weight.cpu(), dtype=torch.float32)], again
+                variants,
+                lambda: [again()[0].cpu()],
+                lambda: [on_host.gather(weight.cpu(), dtype=torch.float32)],
+                again,
             )
         before = weight.clone()
 
@@ -208,7 +272,9 @@ def moved(op, kind, shape, density):
             ours()
             return [weight]
 
-        return Work({"ours": ours}, got, lambda: [on_host.scatter_(before.cpu(), values.cpu())], again)
+        return Work(
+            {"ours": ours}, got, lambda: [on_host.scatter_(before.cpu(), values.cpu())], again
+        )
 
     about = floors.name(op, kind, density), kind, density, "bfloat16", shape
     return Case(*about, phases=floors.copied(kind, nnz, density), make=make, tolerance=1e-6)
@@ -218,13 +284,24 @@ TWO = (2, 2), (2, 2), (0, 0), (1, 1)  # kernel size, stride, padding, dilation
 
 
 def stream(op, count):
-    """Ops that touch every element of activations once; `count` elements in rows of 1024 or fewer."""
+    """Ops that touch every element of activations once; `count` elements in rows of 1024
+    or fewer.
+    """
 
     def make(device):
         x, y, z = (torch.randn(count // 1024, 1024, device=device).bfloat16() for _ in range(3))
-        weight, pictures = torch.ones(1024, device=device, dtype=torch.bfloat16), y.view(-1, 64, 4, 4)
-        variance, zero, changed = torch.linspace(0.5, 2.0, 64, device=device), weight.new_zeros(64), z.view(-1, 64, 4, 4)
-        bits = ops.positive_bits(x) if op == "where_bits" else None  # an op that fails takes no other one with it
+        weight, pictures = (
+            torch.ones(1024, device=device, dtype=torch.bfloat16),
+            y.view(-1, 64, 4, 4),
+        )
+        variance, zero, changed = (
+            torch.linspace(0.5, 2.0, 64, device=device),
+            weight.new_zeros(64),
+            z.view(-1, 64, 4, 4),
+        )
+        bits = (
+            ops.positive_bits(x) if op == "where_bits" else None
+        )  # an op that fails takes no other one with it
         rstd = ops.rms_norm(x, weight, 1e-6, 0.0)[1] if op == "rms_norm_backward" else None
         silu, norm = torch.nn.functional.silu, torch.nn.functional.rms_norm
         ours = {
@@ -235,8 +312,12 @@ def stream(op, count):
             "positive_bits": lambda: ops.positive_bits(x),
             "relu_bits": lambda: ops.relu_bits(x, z),
             "where_bits": lambda: ops.where_bits(y, bits, 1.0),
-            "batch_norm_": lambda: ops.batch_norm_(changed, zero, zero + 1, None, None, 0.0, True),  # again: nothing changes
-            "batch_norm_backward": lambda: ops.batch_norm_backward(pictures, weight[:64], variance, 1e-5),
+            "batch_norm_": lambda: ops.batch_norm_(
+                changed, zero, zero + 1, None, None, 0.0, True
+            ),  # again: nothing changes
+            "batch_norm_backward": lambda: ops.batch_norm_backward(
+                pictures, weight[:64], variance, 1e-5
+            ),
             "max_pool": lambda: ops.max_pool(pictures, *TWO),
         }[op]
         library = {
@@ -248,7 +329,9 @@ def stream(op, count):
             "max_pool": lambda: torch.nn.functional.max_pool2d(pictures, *TWO, return_indices=True),
         }.get(op)
         return Work(
-            {"ours": ours, **({"library": library} if library else {})}, lambda: _first(ours()), lambda: _plain(op, x, y, z)
+            {"ours": ours, **({"library": library} if library else {})},
+            lambda: _first(ours()),
+            lambda: _plain(op, x, y, z),
         )
 
     phases, shape = floors.streamed(count, floors.STREAMS[op]), (count // 1024, 1024)

@@ -1,6 +1,8 @@
-"""Repeats of every op on a device: the same bits each time, whatever unwritten memory held; small ones for a memory checker.
+"""Repeats of every op on a device: the same bits each time, whatever unwritten memory held; small
+ones for a memory checker.
 
---plant race | overrun runs a kernel that is wrong on purpose: a check that stays green on it sees nothing.
+--plant race | overrun runs a kernel that is wrong on purpose: a check that stays green on it sees
+nothing.
 """
 
 import argparse
@@ -26,7 +28,9 @@ def differing(make, device, repeats):
     first, differ = None, 0
     for _ in range(repeats):
         poison(device)
-        bits = [t.detach().clone().view(torch.uint8) if t.dim() else t.detach().clone() for t in make()]
+        bits = [
+            t.detach().clone().view(torch.uint8) if t.dim() else t.detach().clone() for t in make()
+        ]
         first = bits if first is None else first
         differ += any(not torch.equal(a, b) for a, b in zip(first, bits))
     return differ
@@ -37,7 +41,9 @@ def main(arguments=None):
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--size", default="tiny", choices=("tiny", "full"))
     parser.add_argument("--repeats", default=REPEATS, type=int)
-    parser.add_argument("--stage", default="test", help="the stage in whose name results are written")
+    parser.add_argument(
+        "--stage", default="test", help="the stage in whose name results are written"
+    )
     parser.add_argument("--plant", choices=("race", "overrun"))
     given = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -51,7 +57,11 @@ def main(arguments=None):
         try:
             work = case.make(given.device)
             differ = differing(work.again or work.got, given.device, given.repeats)
-            note = f"{differ} of {given.repeats} repeats have other bits" if differ else f"{given.repeats} times the same bits"
+            note = (
+                f"{differ} of {given.repeats} repeats have other bits"
+                if differ
+                else f"{given.repeats} times the same bits"
+            )
         except Exception as problem:  # noqa: BLE001 - the other cases go on
             differ, note = 1, f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"
         results.add(given.stage, case.name, "repeats", status=RED if differ else OK, note=note)

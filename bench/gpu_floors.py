@@ -1,7 +1,9 @@
-"""Floors of each op on a GPU: operations over the matrix rate, least bytes over the rate of the memory they come from.
+"""Floors of each op on a GPU: operations over the matrix rate, least bytes over the rate of the
+memory they come from.
 
-Times in seconds, sizes in bytes. Operands and weights have 2 bytes an element, values, state and gradients of values 4, and
-an index 4. An op is a list of phases: within one the largest term counts, phases that need each other's results add up.
+Times in seconds, sizes in bytes. Operands and weights have 2 bytes an element, values, state and
+gradients of values 4, and an index 4. An op is a list of phases: within one the largest term
+counts, phases that need each other's results add up.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,10 @@ MANY = (0.5, 1.0)  # of blocks, beside those: there the dense product and a gath
 STREAM = 1 << 26  # elements
 WORKSPACE = 32 << 20  # bytes that a method of selected_wgrad takes beside its result
 SECTOR = 32  # bytes that device memory moves at least
-TILE, SPAN = 64, 4  # one program of grouped blocks: a panel of 64 against up to 4 panels of 64, the largest that does not spill
+TILE, SPAN = (
+    64,
+    4,
+)  # one program of grouped blocks: a panel of 64 against up to 4 panels of 64, the largest that does not spill
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ def sectors(density, element=2):
 
 
 def touched(kind, density, element=2):
-    """Bytes of a weight that move for one selected entry, one way: a lone entry or column takes a sector with it."""
+    """Bytes of a weight that move for one selected entry, one way: a lone entry or column takes a
+    sector with it.
+    """
     return sectors(density, element) if kind in ("entries", "columns") else element
 
 
@@ -55,7 +62,9 @@ def index_bytes(kind):
 
 
 def copied(kind, nnz, density):
-    """gather_selected or scatter_selected: values on one side, the weight's sectors on the other."""
+    """gather_selected or scatter_selected: values on one side, the weight's sectors on
+    the other.
+    """
     return [Phase(dram=nnz * (4 + index_bytes(kind) + touched(kind, density)))]
 
 
@@ -74,7 +83,10 @@ def rows_wgrad(tokens, shape, density):
     rows, columns = shape
     few = max(1, round(density * rows))
     gather = Phase(dram=tokens * few * (2 + touched("columns", density)))
-    return [gather, Phase(2 * tokens * few * columns, 2 * tokens * (few + columns) + 4 * few * columns)]
+    return [
+        gather,
+        Phase(2 * tokens * few * columns, 2 * tokens * (few + columns) + 4 * few * columns),
+    ]
 
 
 def columns_wgrad(tokens, shape, density):
@@ -85,13 +97,16 @@ def columns_wgrad(tokens, shape, density):
 
 
 def blocks_wgrad(tokens, shape, density, block=64, span=SPAN):
-    """Programs of one panel of one operand against up to `span` tiles of gathered panels of the other, out of the cache."""
+    """Programs of one panel of one operand against up to `span` tiles of gathered panels of the
+    other, out of the cache.
+    """
     (rows, columns), nnz = shape, density * shape[0] * shape[1]
     blocks, grid = nnz / block**2, (rows // block, columns // block)
     used = [size * (1 - (1 - density) ** across) for size, across in zip(grid, reversed(grid))]
     group = max(1.0, min(span * TILE / block, density * max(grid)))
     panels = blocks / group * (1 + group) * block * tokens * 2
-    # The tiles, and the sums over the splits of the tokens, of which there are some up to about 25 %.
+    # The tiles, and the sums over the splits of the tokens, of which there are some up to about 25
+    # %.
     return [Phase(2 * tokens * nnz, 2 * tokens * block * sum(used) + 4 * nnz, panels, launches=2)]
 
 
@@ -101,17 +116,27 @@ def single_blocks_wgrad(tokens, shape, density, block=64):
 
 
 def entry_dots(tokens, shape, density):
-    """Both operands transposed, then a dot an entry: its column from the cache each time, its row once for all of a row."""
+    """Both operands transposed, then a dot an entry: its column from the cache each time, its row
+    once for all of a row.
+    """
     nnz = density * shape[0] * shape[1]
     parts = -(-2 * tokens * sum(shape) // WORKSPACE)  # of the tokens
     transpose = Phase(dram=2 * 2 * tokens * sum(shape), launches=2 * parts)
-    return [transpose, Phase(dram=4 * nnz + 4 * nnz, l2=2 * tokens * (nnz + shape[0]), launches=parts)]
+    return [
+        transpose,
+        Phase(dram=4 * nnz + 4 * nnz, l2=2 * tokens * (nnz + shape[0]), launches=parts),
+    ]
 
 
 def grouped_wgrad(problems, density):
     """Blocks of several (tokens, shape) in one launch."""
     phases = [phase for tokens, shape in problems for phase in blocks_wgrad(tokens, shape, density)]
-    return [Phase(*(sum(getattr(phase, term) for phase in phases) for term in ("flop", "dram", "l2")), launches=2)]
+    return [
+        Phase(
+            *(sum(getattr(phase, term) for phase in phases) for term in ("flop", "dram", "l2")),
+            launches=2,
+        )
+    ]
 
 
 def block_strips(tokens, shape, density):
@@ -121,23 +146,34 @@ def block_strips(tokens, shape, density):
 
 
 def entry_strips(tokens, shape, density):
-    """Strips of the dense product by the library, fp32, each gathered out of the cache before the next."""
+    """Strips of the dense product by the library, fp32, each gathered out of the cache before the
+    next.
+    """
     rows, columns = shape
     nnz, strips = density * rows * columns, -(-4 * rows * columns // WORKSPACE)
-    product = Phase(2 * tokens * rows * columns, 2 * tokens * (rows + strips * columns), launches=strips)
+    product = Phase(
+        2 * tokens * rows * columns, 2 * tokens * (rows + strips * columns), launches=strips
+    )
     return [product, Phase(dram=8 * nnz, l2=8 * rows * columns, launches=strips)]
 
 
 def dense_and_gather(kind, tokens, shape, density):
     """What any user can write: the dense gradient in fp32, then its selected entries."""
     nnz = density * shape[0] * shape[1]
-    return [*dense_wgrad(tokens, shape), Phase(dram=nnz * (4 + index_bytes(kind) + touched(kind, density, 4)))]
+    return [
+        *dense_wgrad(tokens, shape),
+        Phase(dram=nnz * (4 + index_bytes(kind) + touched(kind, density, 4))),
+    ]
 
 
 METHODS = {
     "rows": {"gather, product": rows_wgrad},
     "columns": {"product": columns_wgrad},
-    "blocks": {"grouped panels": blocks_wgrad, "one program a block": single_blocks_wgrad, "strips": block_strips},
+    "blocks": {
+        "grouped panels": blocks_wgrad,
+        "one program a block": single_blocks_wgrad,
+        "strips": block_strips,
+    },
     "entries": {"dots": entry_dots, "strips": entry_strips},
 }
 
@@ -154,7 +190,9 @@ def name(op, kind, density):
 
 
 def streamed(elements, per_element):
-    """An op that touches each element once: gated_product 6 bytes an element, its backward 10, and so on."""
+    """An op that touches each element once: gated_product 6 bytes an element, its backward 10, and
+    so on.
+    """
     return [Phase(dram=elements * per_element)]
 
 
@@ -173,7 +211,9 @@ STREAMS = {  # bytes an element of the input
 
 
 def crossover(one, other, ceilings, low=1e-5, high=1.0):
-    """The density at which the floors of two methods of density meet; None where one is below the other everywhere."""
+    """The density at which the floors of two methods of density meet; None where one is below the
+    other everywhere.
+    """
 
     def gap(density):
         return floor(one(density), ceilings) - floor(other(density), ceilings)
@@ -186,7 +226,7 @@ def crossover(one, other, ceilings, low=1e-5, high=1.0):
     return low
 
 
-# Measured on an H200: 4.3 TB/s copied, 790 TFLOP/s. The A100 (80 GB, SXM) is its datasheet (2.04 TB/s, 312 TFLOP/s) times the
-# share of its own that the H200 reached. Both caches are assumptions.
+# Measured on an H200: 4.3 TB/s copied, 790 TFLOP/s. The A100 (80 GB, SXM) is its datasheet (2.04
+# TB/s, 312 TFLOP/s) times the share of its own that the H200 reached. Both caches are assumptions.
 H200 = Ceilings(4.3e12, None, {"bfloat16": 790e12}, l2=5.5e12)
 A100 = Ceilings(1.83e12, None, {"bfloat16": 249e12}, l2=3.5e12)

@@ -1,8 +1,9 @@
-"""Stage `model`: training steps of Llama-shaped layers and of a whole random-weight model, ours beside full, LoRA and SHiRA.
+"""Stage `model`: training steps of Llama-shaped layers and of a whole random-weight model, ours
+beside full, LoRA and SHiRA.
 
-Every way trains as many parameters as LoRA of rank 32 (`full` all of them), on the same input, in bf16. On the whole model each
-runs in a process of its own, so that one that fails costs its own row only. Peak memory is of a step, weights and optimiser
-state included.
+Every way trains as many parameters as LoRA of rank 32 (`full` all of them), on the same input, in
+bf16. On the whole model each runs in a process of its own, so that one that fails costs its own row
+only. Peak memory is of a step, weights and optimiser state included.
 """
 
 import argparse
@@ -29,7 +30,17 @@ LR = 1e-5
 SCHEDULE = (1e-3, 1e-4, 3e-3, 1e-5)  # of the comparison of replayed with eager steps
 OURS = ("columns", "rows", "blocks", "entries")
 LORA, OTHERS = "LoRA r32", ("SHiRA r32", "full")
-WAYS = (LORA, "columns", "columns lean", "columns in backward", "columns graph", "rows", "blocks", "entries", *OTHERS)
+WAYS = (
+    LORA,
+    "columns",
+    "columns lean",
+    "columns in backward",
+    "columns graph",
+    "rows",
+    "blocks",
+    "entries",
+    *OTHERS,
+)
 AT_MOST_LORA = ("columns", "rows", "blocks")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -63,8 +74,12 @@ def base(name, device):
 
 
 def unmasked():
-    """Batches here are not padded; to find that out transformers waits for the GPU, and in a graph builds a mask instead."""
-    return mock.patch("transformers.models.llama.modeling_llama.create_causal_mask", lambda **_: None)
+    """Batches here are not padded; to find that out transformers waits for the GPU, and in a graph
+    builds a mask instead.
+    """
+    return mock.patch(
+        "transformers.models.llama.modeling_llama.create_causal_mask", lambda **_: None
+    )
 
 
 def rank(model):
@@ -90,8 +105,12 @@ def prepare(way, model):
         sft.convert(model, plan(model, kind))
         if how == "lean":
             sft.lean(model, loss=True)
-        lr = torch.full((), LR, device=next(model.parameters()).device) if how == "graph" else LR  # that a replay reads anew
-        return model, sft.SelectiveAdamW(model.parameters(), lr=lr, in_backward=how == "in backward")
+        lr = (
+            torch.full((), LR, device=next(model.parameters()).device) if how == "graph" else LR
+        )  # that a replay reads anew
+        return model, sft.SelectiveAdamW(
+            model.parameters(), lr=lr, in_backward=how == "in backward"
+        )
     if way == "full":
         model.requires_grad_(True)
     else:
@@ -100,7 +119,9 @@ def prepare(way, model):
 
 
 def run(name, way, device, seconds):
-    """{value, p20, p80 in ms, rounds, gib, loss, trained} of a training step; the loss is that of the last one."""
+    """{value, p20, p80 in ms, rounds, gib, loss, trained} of a training step; the loss is that of
+    the last one.
+    """
     gc.collect()  # what ran here before
     with unmasked():
         return _run(name, way, device, seconds)
@@ -131,7 +152,9 @@ def _run(name, way, device, seconds):
 
 
 def replayed(name, device):
-    """The largest difference of values, relative in norm, after eager and after replayed steps with the rates of SCHEDULE."""
+    """The largest difference of values, relative in norm, after eager and after replayed steps with
+    the rates of SCHEDULE.
+    """
     with unmasked():
         return _replayed(name, device)
 
@@ -140,7 +163,9 @@ def _replayed(name, device):
     ends, (*_, batch, tokens) = [], MODELS[name]
     for graph in (False, True):
         model, optimizer = prepare("columns graph", base(name, device))
-        labels = torch.randint(model.config.vocab_size, (batch, tokens), device=device, generator=_generator(device))
+        labels = torch.randint(
+            model.config.vocab_size, (batch, tokens), device=device, generator=_generator(device)
+        )
         values = training.trained(model)
 
         def step():
@@ -183,7 +208,9 @@ def apart(name, way, device, seconds, limit):
     command = [sys.executable, "-m", "bench.gpu_model", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1][:300])
+        raise RuntimeError(
+            (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1][:300]
+        )
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if "missing" in found:
         raise Unavailable(found["missing"])
@@ -191,22 +218,38 @@ def apart(name, way, device, seconds, limit):
 
 
 def measure(name, way, results, how, lora=None):
-    """What `how` found, or None; a row is written in any case. lora: what LoRA took, which ours should not exceed."""
+    """What `how` found, or None; a row is written in any case. lora: what LoRA took, which ours
+    should not exceed.
+    """
     try:
         found = how(name, way)
     except Unavailable as why:
         results.add("model", name, way, SKIPPED, note=str(why))
         return None
     except Exception as problem:  # noqa: BLE001 - the other ways go on
-        status = SHORT if way.endswith("graph") else RED  # a step that cannot be captured trains all the same
-        results.add("model", name, way, status, note=f"{type(problem).__name__}: {problem}".splitlines()[0][:300])
+        status = (
+            SHORT if way.endswith("graph") else RED
+        )  # a step that cannot be captured trains all the same
+        results.add(
+            "model",
+            name,
+            way,
+            status,
+            note=f"{type(problem).__name__}: {problem}".splitlines()[0][:300],
+        )
         return None
     status = OK
     note = f"{found['gib']:.2f} GiB, {found['trained'] / 1e6:.2f} M train, loss {found['loss']:.4f}"
     if lora is not None:
         more_memory = found["gib"] / lora["gib"]
-        note = f"{found['value'] / lora['value']:.2f} x LoRA's time, {more_memory:.2f} x its memory; {note}"
-        if way.partition(" ")[0] in AT_MOST_LORA and max(found["value"] / lora["value"], more_memory) > 1:
+        note = (
+            f"{found['value'] / lora['value']:.2f} x LoRA's time, {more_memory:.2f} x its memory;"
+            f" {note}"
+        )
+        if (
+            way.partition(" ")[0] in AT_MOST_LORA
+            and max(found["value"] / lora["value"], more_memory) > 1
+        ):
             status = SHORT
     if not abs(found["loss"]) < float("inf"):
         status = RED
@@ -216,14 +259,28 @@ def measure(name, way, results, how, lora=None):
 
 
 def check_replay(device, results):
-    """A row: whole steps from a CUDA graph give what eager ones give, also where the learning rate changes in between."""
+    """A row: whole steps from a CUDA graph give what eager ones give, also where the learning rate
+    changes in between.
+    """
     try:
         apart, moved = replayed("tiny", device)
     except Exception as problem:  # noqa: BLE001 - the ways go on
-        return results.add("model", "tiny", "replay", RED, note=f"{type(problem).__name__}: {problem}".splitlines()[0][:300])
+        return results.add(
+            "model",
+            "tiny",
+            "replay",
+            RED,
+            note=f"{type(problem).__name__}: {problem}".splitlines()[0][:300],
+        )
     same = "the same bits" if apart == 0 else f"apart by {apart:.1e}"
     status = OK if apart <= 1e-5 and moved else RED
-    results.add("model", "tiny", "replay", status, note=f"{len(SCHEDULE)} learning rates, eager and replayed: {same}")
+    results.add(
+        "model",
+        "tiny",
+        "replay",
+        status,
+        note=f"{len(SCHEDULE)} learning rates, eager and replayed: {same}",
+    )
 
 
 def main(arguments=None):
@@ -231,9 +288,16 @@ def main(arguments=None):
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--size", default="full", choices=("tiny", "full"))
     parser.add_argument("--seconds", default=2.0, type=float, help="for each way")
-    parser.add_argument("--limit", default=90.0, type=float, help="seconds after which a way is given up")
+    parser.add_argument(
+        "--limit", default=90.0, type=float, help="seconds after which a way is given up"
+    )
     parser.add_argument("--only", default="", help="ways whose name has this in it")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help="run this one here and print its result as JSON")
+    parser.add_argument(
+        "--one",
+        nargs=2,
+        metavar=("MODEL", "WAY"),
+        help="run this one here and print its result as JSON",
+    )
     given = parser.parse_args(arguments)
     if given.one:
         try:
@@ -243,7 +307,12 @@ def main(arguments=None):
         return 0
     results, tiny = Results(device=str(given.device), torch=torch.__version__), given.size == "tiny"
     if importlib.util.find_spec("transformers") is None:
-        results.add("model", "", status=SKIPPED, note="transformers is not installed: the models are its own")
+        results.add(
+            "model",
+            "",
+            status=SKIPPED,
+            note="transformers is not installed: the models are its own",
+        )
         return 0
     if given.only in "columns graph":
         check_replay(given.device, results)

@@ -1,4 +1,5 @@
-"""Stage `ops`: what the device does at best, then every op against its floor and against the best that libraries offer.
+"""Stage `ops`: what the device does at best, then every op against its floor and against the best
+that libraries offer.
 
 A case is checked before it is timed: a wrong result is red and has no time.
 """
@@ -42,22 +43,44 @@ def measure(case, device, reached, seconds, results):
         error = error_of(work.got(), work.want())
     except Exception as problem:  # noqa: BLE001 - the other cases go on
         return results.add(
-            "ops", case.name, "ours", RED, note=f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"
+            "ops",
+            case.name,
+            "ours",
+            RED,
+            note=f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}",
         )
     if not error <= case.tolerance:
-        return results.add("ops", case.name, "ours", RED, note=f"relative error {error:.2e}, allowed {case.tolerance:.0e}")
+        return results.add(
+            "ops",
+            case.name,
+            "ours",
+            RED,
+            note=f"relative error {error:.2e}, allowed {case.tolerance:.0e}",
+        )
     times = compare(work.variants, device, seconds)
-    launches, most = count_launches(work.launches or work.variants["ours"], device), floors.launches(case.phases)
-    status, note = OK, f"error {error:.1e}" + ("" if launches is None else f", {launches} launches, {most} expected")
+    launches, most = (
+        count_launches(work.launches or work.variants["ours"], device),
+        floors.launches(case.phases),
+    )
+    status, note = (
+        OK,
+        f"error {error:.1e}"
+        + ("" if launches is None else f", {launches} launches, {most} expected"),
+    )
     if case.promise is not None and device.type == "cuda":
         line, allowed = case.promise({name: t.p50 for name, t in times.items()}, bound, reached)
-        kept, in_one = times["ours"].p50 <= allowed, not case.name.startswith("masked_adamw_") or (launches or 0) <= most
+        kept, in_one = (
+            times["ours"].p50 <= allowed,
+            not case.name.startswith("masked_adamw_") or (launches or 0) <= most,
+        )
         note = f"{note}; {line}: {'kept' if kept else f'at most {allowed * MICRO:.1f} us'}"
         status = OK if kept and in_one else SHORT
     for name, t in times.items():
         ours = name == "ours"
         own = dict(status=status, note=note) if ours else {}
-        if ours and device.type == "cuda":  # elsewhere sizes are tiny, and floors those of another kind of device
+        if (
+            ours and device.type == "cuda"
+        ):  # elsewhere sizes are tiny, and floors those of another kind of device
             own |= dict(floor=bound * MICRO, fraction=bound / t.p50)
         ratio = None if ours else t.p50 / times["ours"].p50
         results.add("ops", case.name, name, ratio=ratio, **t.fields(MICRO, "value"), **own)

@@ -1,6 +1,8 @@
-"""python -m bench.gpu_pybind11 FOLDER: a stand-in for the package pybind11, made of the headers that torch carries.
+"""python -m bench.gpu_pybind11 FOLDER: a stand-in for the package pybind11, made of the headers
+that torch carries.
 
-For a build on a machine without it: FOLDER on the PYTHONPATH gives setup.py its CMake folder, and CMake its one function.
+For a build on a machine without it: FOLDER on the PYTHONPATH gives setup.py its CMake folder, and
+CMake its one function.
 """
 
 import importlib.util
@@ -29,7 +31,9 @@ def write(folder):
     """The package in `folder`; raises FileNotFoundError where torch carries no headers."""
     headers = Path(importlib.util.find_spec("torch").origin).parent / "include"
     if not (headers / "pybind11" / "pybind11.h").exists():
-        raise FileNotFoundError(f"pybind11: not installed, and torch has no headers of it in {headers}")
+        raise FileNotFoundError(
+            f"pybind11: not installed, and torch has no headers of it in {headers}"
+        )
     package = Path(folder) / "pybind11"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(PACKAGE)

@@ -1,6 +1,8 @@
-"""Results of a run on a GPU: each row is in a CSV and a JSON-lines file as soon as it is known; a short table at the end.
+"""Results of a run on a GPU: each row is in a CSV and a JSON-lines file as soon as it is known; a
+short table at the end.
 
-python -m bench.gpu_results note STAGE STATUS TEXT...   adds a row;   ... table   prints what is there and ends with 1 on red
+python -m bench.gpu_results note STAGE STATUS TEXT...   adds a row;   ... table   prints what is
+there and ends with 1 on red
 """
 
 import csv
@@ -17,7 +19,9 @@ OK, RED, SHORT, SKIPPED = "ok", "red", "short", "skipped"
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one case. floor: in the same unit; fraction: floor over value; ratio: its value over ours."""
+    """One variant of one case. floor: in the same unit; fraction: floor over value; ratio: its
+    value over ours.
+    """
 
     stage: str
     case: str
@@ -40,7 +44,9 @@ def folder():
 
 
 class Results:
-    """Appends rows to `<folder>/results.csv` and `.jsonl`, and says each as it comes. stamp: goes into each JSON line."""
+    """Appends rows to `<folder>/results.csv` and `.jsonl`, and says each as it comes. stamp: goes
+    into each JSON line.
+    """
 
     def __init__(self, where=None, **stamp):
         self.where, self.stamp, self.red = Path(where or folder()), stamp, False
@@ -86,13 +92,24 @@ def line(row, brief=False):
 
 
 def table(where=None):
-    """Every stage: how many rows of each status, then the lines that matter: ours, models, what is red, short or skipped."""
+    """Every stage: how many rows of each status, then the lines that matter: ours, models, what is
+    red, short or skipped.
+    """
     rows, lines = this_run(where), []
     for stage in dict.fromkeys(row.stage for row in rows):
         mine = [row for row in rows if row.stage == stage]
-        counts = {status: sum(row.status == status for row in mine) for status in (OK, SHORT, SKIPPED, RED)}
-        lines.append(f"== {stage}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n))
-        shown = [row for row in mine if stage == "model" or row.variant in ("", "ours") or row.status != OK]
+        counts = {
+            status: sum(row.status == status for row in mine)
+            for status in (OK, SHORT, SKIPPED, RED)
+        }
+        lines.append(
+            f"== {stage}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+        )
+        shown = [
+            row
+            for row in mine
+            if stage == "model" or row.variant in ("", "ours") or row.status != OK
+        ]
         lines += [line(row, brief=row.variant == "ours" and row.status == OK) for row in shown]
     return "\n".join(lines or ["no results"])
 

@@ -1,4 +1,5 @@
-"""python -m bench.gpu_roofline: writes bench/ROOFLINE.md from the floors, with what was measured where there is a file of it.
+"""python -m bench.gpu_roofline: writes bench/ROOFLINE.md from the floors, with what was measured
+where there is a file of it.
 
 Measured: results/gpu_ops.csv, the results.csv of a run of `bench/gpu.sh ops`.
 """
@@ -17,22 +18,54 @@ PAGE, MEASURED = HERE / "ROOFLINE.md", HERE / "results" / "gpu_ops.csv"
 TOKENS, SHAPE, DENSITIES = cases.GPU_TOKENS, cases.SQUARE, floors.DENSITIES
 LAYER, LARGE = cases.LAYER_1B, cases.GPU_LARGE
 NNZ = LARGE[0] * LARGE[1]
-# Share of the floor's speed that is expected, with the reason where it is far from the usual 85 to 90 %.
+# Share of the floor's speed that is expected, with the reason where it is far from the usual 85 to
+# 90 %.
 EXPECTED = {
-    "rows": ("80 %", "two launches; below 184 rows the product is bound by reading the other operand"),
+    "rows": (
+        "80 %",
+        "two launches; below 184 rows the product is bound by reading the other operand",
+    ),
     "columns": ("85 %", "the library's product, thin in one dimension"),
     "blocks": (
         "80 %",
-        "of the larger of three terms; four blocks (0.1 %) are two launches of some 4 µs each, whatever they do",
+        (
+            "of the larger of three terms; four blocks (0.1 %) are two launches of some 4 µs each,"
+            " whatever they do"
+        ),
     ),
-    "grouped": ("60 %", "few tiles a layer: the last round of programs is half empty; sums over splits are a launch"),
-    "entries": ("85 %", "dots read the cache as fast as it goes; strips are the library's product plus 7 %"),
-    "masked_adamw_": ("80 %", "sectors of lone entries are read before they are written: at 1 % another 30 bytes an entry"),
+    "grouped": (
+        "60 %",
+        (
+            "few tiles a layer: the last round of programs is half empty; sums over splits are a"
+            " launch"
+        ),
+    ),
+    "entries": (
+        "85 %",
+        "dots read the cache as fast as it goes; strips are the library's product plus 7 %",
+    ),
+    "masked_adamw_": (
+        "80 %",
+        (
+            "sectors of lone entries are read before they are written: at 1 % another 30 bytes an"
+            " entry"
+        ),
+    ),
     "gather_selected": ("85 %", "whole sectors count"),
     "scatter_selected": ("70 %", "partial sectors as in masked_adamw_"),
     "streams": ("90 %", "a copy that computes"),
 }
-HEAD = ["case", "GFLOP", "MB", "MB of cache", "launches", "H200 µs", "A100 µs", "expected", "measured"]
+HEAD = [
+    "case",
+    "GFLOP",
+    "MB",
+    "MB of cache",
+    "launches",
+    "H200 µs",
+    "A100 µs",
+    "expected",
+    "measured",
+]
 
 
 def measured():
@@ -41,7 +74,9 @@ def measured():
         return {}
     with MEASURED.open(newline="", encoding="utf-8") as file:
         return {
-            row["case"]: float(row["fraction"]) for row in csv.DictReader(file) if row["variant"] == "ours" and row["fraction"]
+            row["case"]: float(row["fraction"])
+            for row in csv.DictReader(file)
+            if row["variant"] == "ours" and row["fraction"]
         }
 
 
@@ -50,7 +85,14 @@ def row(name, phases, expected, found, method=""):
     work = [number(total / 10**power) if total else "" for total, power in zip(totals, (9, 6, 6))]
     times = [number(1e6 * floors.floor(phases, ceilings)) for ceilings in (H200, A100)]
     got = f"{100 * found[name]:.0f} %" if name in found else "not measured yet"
-    return [f"{name}{f': {method}' if method else ''}", *work, floors.launches(phases), *times, expected, got]
+    return [
+        f"{name}{f': {method}' if method else ''}",
+        *work,
+        floors.launches(phases),
+        *times,
+        expected,
+        got,
+    ]
 
 
 def wgrad_rows(found):
@@ -59,7 +101,9 @@ def wgrad_rows(found):
         for density in DENSITIES + (floors.MANY if kind == "blocks" else ()):
             phases, method = floors.selected_wgrad(kind, TOKENS, SHAPE, density, H200)
             expected = "20 %" if kind == "blocks" and density == DENSITIES[0] else EXPECTED[kind][0]
-            lines.append(row(floors.name("selected_wgrad", kind, density), phases, expected, found, method))
+            lines.append(
+                row(floors.name("selected_wgrad", kind, density), phases, expected, found, method)
+            )
     name = floors.name("selected_wgrad_grouped", "blocks", 0.01) + f", {len(LAYER)} layers"
     phases = floors.grouped_wgrad([(cases.GPU_LAYER_TOKENS, shape) for shape in LAYER], 0.01)
     return [*lines, row(name, phases, EXPECTED["grouped"][0], found)]
@@ -70,12 +114,28 @@ def memory_rows(found):
     for kind in floors.METHODS:
         for density in DENSITIES if kind == "entries" else DENSITIES[-1:]:
             name = floors.name("masked_adamw_", kind, density)
-            lines.append(row(name, floors.adamw(kind, density * NNZ, density), EXPECTED["masked_adamw_"][0], found))
+            lines.append(
+                row(
+                    name,
+                    floors.adamw(kind, density * NNZ, density),
+                    EXPECTED["masked_adamw_"][0],
+                    found,
+                )
+            )
     for op in ("gather_selected", "scatter_selected"):
         for kind in floors.METHODS:
-            lines.append(row(floors.name(op, kind, 0.05), floors.copied(kind, 0.05 * NNZ, 0.05), EXPECTED[op][0], found))
+            lines.append(
+                row(
+                    floors.name(op, kind, 0.05),
+                    floors.copied(kind, 0.05 * NNZ, 0.05),
+                    EXPECTED[op][0],
+                    found,
+                )
+            )
     for op, bytes_each in floors.STREAMS.items():
-        lines.append(row(op, floors.streamed(floors.STREAM, bytes_each), EXPECTED["streams"][0], found))
+        lines.append(
+            row(op, floors.streamed(floors.STREAM, bytes_each), EXPECTED["streams"][0], found)
+        )
     return lines
 
 
@@ -83,7 +143,10 @@ def takeovers():
     """Where one method of selected_wgrad overtakes another, by their floors."""
 
     def at(ceilings, kind, one, other, shape):
-        methods = {**floors.METHODS[kind], "dense + gather": lambda *a: floors.dense_and_gather(kind, *a)}
+        methods = {
+            **floors.METHODS[kind],
+            "dense + gather": lambda *a: floors.dense_and_gather(kind, *a),
+        }
         calls = [lambda d, m=methods[name]: m(TOKENS, shape, d) for name in (one, other)]
         found = floors.crossover(*calls, ceilings)
         return "nowhere" if found is None else f"{100 * found:.2g} %"
@@ -95,9 +158,15 @@ def takeovers():
         ("blocks", "one program a block", "dense + gather"),
     ]
     sizes = (SHAPE, cases.SHAPES["Llama-8B"]["gate, up"])
-    head = ["up to which density", *(f"{name}, {a} × {b}" for name in ("H200", "A100") for a, b in sizes)]
+    head = [
+        "up to which density",
+        *(f"{name}, {a} × {b}" for name in ("H200", "A100") for a, b in sizes),
+    ]
     lines = [
-        [f"{kind}: {one} before {other}", *(at(c, kind, one, other, shape) for c in (H200, A100) for shape in sizes)]
+        [
+            f"{kind}: {one} before {other}",
+            *(at(c, kind, one, other, shape) for c in (H200, A100) for shape in sizes),
+        ]
         for kind, one, other in pairs
     ]
     return markdown(head, lines)
@@ -120,7 +189,10 @@ def intensity(ceilings):
 
 def document():
     found, (rows, columns), (more, across) = measured(), SHAPE, LARGE
-    dense = [number(1e6 * floors.floor(floors.dense_wgrad(TOKENS, SHAPE), ceilings)) for ceilings in (H200, A100)]
+    dense = [
+        number(1e6 * floors.floor(floors.dense_wgrad(TOKENS, SHAPE), ceilings))
+        for ceilings in (H200, A100)
+    ]
     reasons = "\n".join(f"- {name}: {share}; {why}." for name, (share, why) in EXPECTED.items())
     return f"""# Roofline of the ops on a GPU
 

@@ -1,7 +1,9 @@
-"""Candidates for the tiles of selected_wgrad's blocks: what the table TILES in kernels/selected_wgrad_blocks.py is chosen from.
+"""Candidates for the tiles of selected_wgrad's blocks: what the table TILES in
+kernels/selected_wgrad_blocks.py is chosen from.
 
-For each tile that blocks of some size get, the pipelines that may serve it, and programs that stay for several tiles or do not.
-The fastest is marked; where it is not the default, it belongs into TILES (or PERSISTENT_FROM).
+For each tile that blocks of some size get, the pipelines that may serve it, and programs that stay
+for several tiles or do not. The fastest is marked; where it is not the default, it belongs into
+TILES (or PERSISTENT_FROM).
 """
 
 import contextlib
@@ -15,10 +17,23 @@ from bench.device import compare
 from bench.gpu_results import OK, RED, SHORT
 from sparse_ft import ops
 
-# Blocks of so many entries a side and the share of them that gives a panel's mean of gathered features: the tile's width.
-BLOCKS = {(64, 256): (64, 0.1), (64, 128): (64, 0.015), (64, 64): (64, 0.0005), (128, 128): (128, 0.1), (32, 256): (32, 0.1)}
+# Blocks of so many entries a side and the share of them that gives a panel's mean of gathered
+# features: the tile's width.
+BLOCKS = {
+    (64, 256): (64, 0.1),
+    (64, 128): (64, 0.015),
+    (64, 64): (64, 0.0005),
+    (128, 128): (128, 0.1),
+    (32, 256): (32, 0.1),
+}
 BLOCKS |= {(16, 256): (16, 0.08)}
-PIPELINES = [(64, 8, 3), (64, 8, 4), (64, 4, 3), (32, 8, 4), (128, 8, 2)]  # tokens at a time, warps, stages
+PIPELINES = [
+    (64, 8, 3),
+    (64, 8, 4),
+    (64, 4, 3),
+    (32, 8, 4),
+    (128, 8, 2),
+]  # tokens at a time, warps, stages
 MICRO = 1e6
 
 
@@ -56,7 +71,9 @@ def _with(kernels, tile, pipeline, persistent):
 
 
 def measure(kernels, tile, candidates, call, device, seconds, results):
-    """Rows of the candidates {name: (pipeline, persistent)} for one tile, on a `call` that uses it."""
+    """Rows of the candidates {name: (pipeline, persistent)} for one tile, on a `call`
+    that uses it.
+    """
     want, runnable = call(), {}
     for what, (pipeline, persistent) in candidates.items():
         try:
@@ -66,7 +83,13 @@ def measure(kernels, tile, candidates, call, device, seconds, results):
                 raise ArithmeticError("other values than the default's")
         except Exception as problem:  # noqa: BLE001 - a pipeline too large for the device is a row, not a stop
             status = RED if isinstance(problem, ArithmeticError) else SHORT
-            results.add("ops", _case(tile), what, status, note=f"{type(problem).__name__}: {problem}".splitlines()[0][:120])
+            results.add(
+                "ops",
+                _case(tile),
+                what,
+                status,
+                note=f"{type(problem).__name__}: {problem}".splitlines()[0][:120],
+            )
             continue
 
         def run(pipeline=pipeline, persistent=persistent):
@@ -78,7 +101,11 @@ def measure(kernels, tile, candidates, call, device, seconds, results):
     best = min(times, key=lambda what: times[what].p50)
     default = name(kernels._tile_of(*tile))
     for what, t in times.items():
-        words = [word for word, holds in (("fastest", what == best), ("default", what == default)) if holds]
+        words = [
+            word
+            for word, holds in (("fastest", what == best), ("default", what == default))
+            if holds
+        ]
         spread = t.fields(MICRO, "value")
         results.add("ops", _case(tile), what, OK, note=", ".join(words), **spread)
 

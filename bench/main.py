@@ -1,4 +1,6 @@
-"""The command line: test an op, measure it, print its table and how it stands to its promises, write the results."""
+"""The command line: test an op, measure it, print its table and how it stands to its promises,
+write the results.
+"""
 
 import argparse
 import sys
@@ -40,7 +42,11 @@ def parser():
         default="quick",
         help="quick: all ops in 15 minutes on two quiet cores (default: %(default)s)",
     )
-    add("--threads", default="1,2", help="comma-separated thread counts; those over the machine's cores are left out")
+    add(
+        "--threads",
+        default="1,2",
+        help="comma-separated thread counts; those over the machine's cores are left out",
+    )
     add("--out", type=Path, default=RESULTS, help="folder of the results (default: bench/results)")
     return parse
 
@@ -52,11 +58,16 @@ def budget(module, size, threads):
 
 
 def tested_at_once(ops):
-    """The tests of all ops where they are green together, for one start of pytest; else none, and each op runs its own."""
+    """The tests of all ops where they are green together, for one start of pytest; else none, and
+    each op runs its own.
+    """
     tests = list(dict.fromkeys(test for op in ops for test in module_of(op).TESTS))
     begin = time.perf_counter()
     try:
-        print(f"{require_green(', '.join(ops), tests)}, {time.perf_counter() - begin:.0f} s", flush=True)
+        print(
+            f"{require_green(', '.join(ops), tests)}, {time.perf_counter() - begin:.0f} s",
+            flush=True,
+        )
     except Red:
         print("some tests are red: each op runs its own", flush=True)
         return set()
@@ -64,9 +75,11 @@ def tested_at_once(ops):
 
 
 def measure(op, size, threads, green):
-    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red unless its tests pass.
+    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red
+    unless its tests pass.
 
-    Each thread count has a process of its own. green: tests that passed in this very command, which are not run again.
+    Each thread count has a process of its own. green: tests that passed in this very command, which
+    are not run again.
     """
     module = module_of(op)
     if getattr(module, "ONLY_MOST_THREADS", False):
@@ -76,7 +89,13 @@ def measure(op, size, threads, green):
     green.update(module.TESTS)
     print(f"{op}: {tests}, {time.perf_counter() - begin:.0f} s", flush=True)
     quiet = 15 if not sys.stderr.isatty() else 0.2
-    with tqdm(total=round(budget(module, size, threads), 2), desc=op, unit="s", mininterval=quiet, bar_format=BAR) as bar:
+    with tqdm(
+        total=round(budget(module, size, threads), 2),
+        desc=op,
+        unit="s",
+        mininterval=quiet,
+        bar_format=BAR,
+    ) as bar:
 
         def tick(seconds, what):
             bar.set_postfix_str(what, refresh=False)
@@ -100,7 +119,9 @@ def write_results(out, op, records, musts):
 
 
 def write_document(out):
-    """<machine>.md: the tables of every op that the machine's csv files hold, in the order of OPS."""
+    """<machine>.md: the tables of every op that the machine's csv files hold, in the
+    order of OPS.
+    """
     name = machine.name()
     records, musts = read(out / f"{name}.csv", Record), read(out / f"{name}.promises.csv", Must)
     marks = stamps(out / f"{name}.csv", Record)
@@ -112,7 +133,9 @@ def write_document(out):
     path = out / f"{name}.md"
     path.write_text("# Results\n\n" + "\n".join(parts), encoding="utf-8")
     if out.resolve() == RESULTS:
-        filled = readme.fill(README.read_text(encoding="utf-8"), readme.sections(records, musts, marks))
+        filled = readme.fill(
+            README.read_text(encoding="utf-8"), readme.sections(records, musts, marks)
+        )
         README.write_text(filled, encoding="utf-8")
     return path
 
@@ -122,7 +145,8 @@ def chosen(text, known, option):
     wrong = [name for name in names if name not in known]
     if wrong or not names:
         raise SystemExit(
-            f"{option}: {'unknown ' + repr(wrong[0]) if wrong else 'nothing named'}; choose from {', '.join(known)}"
+            f"{option}: {'unknown ' + repr(wrong[0]) if wrong else 'nothing named'}; choose from"
+            f" {', '.join(known)}"
         )
     return names
 
@@ -160,12 +184,16 @@ def main(arguments=None):
         status = INTERRUPTED
     for line in table.unsteadiness(measured):
         print(line, file=sys.stderr, flush=True)
-    conclude(args.out, promised, done, [op for op in ops if op not in done], time.perf_counter() - begin)
+    conclude(
+        args.out, promised, done, [op for op in ops if op not in done], time.perf_counter() - begin
+    )
     return status
 
 
 def conclude(out, promised, done, missing, seconds):
-    """What a run ends with, an interrupted one too: its promises, its files, what is not in them."""
+    """What a run ends with, an interrupted one too: its promises, its files, what is not
+    in them.
+    """
     if promised:
         print("\nPromises (ratios inside this run)\n", *promised, f"\n{tally(promised)}", sep="\n")
     if done:

@@ -11,19 +11,25 @@ import sys
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sparse_ft.memory.ledger import Watching
+from sparse_ft.memory.watching import Watching
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
 def allocator_peak(call):
-    """(most bytes alive at once, bytes alive at the end) that torch's allocator gave out during `call()`, from its own events.
+    """(most bytes alive at once, bytes alive at the end) that torch's allocator gave out during
+    `call()`, from its own events.
 
-    Sees every tensor, also those made inside of ops; not what a library allocates behind torch's back: see `resident_peak`.
+    Sees every tensor, also those made inside of ops; not what a library allocates behind torch's
+    back: see `resident_peak`.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         call()
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"]
+    events = [
+        e
+        for e in trace.profiler.kineto_results.events()
+        if e.name() == "[memory]" and e.device_type().name == "CPU"
+    ]
     return running_peak(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
 
 
@@ -37,9 +43,11 @@ def running_peak(changes):
 
 
 def keep_freed_blocks():
-    """From here on freed memory stays with the process, as a GPU's caching allocator keeps it: for timings.
+    """From here on freed memory stays with the process, as a GPU's caching allocator keeps it: for
+    timings.
 
-    Otherwise every result over 32 MiB is mapped anew in each call, and the page faults are what is measured.
+    Otherwise every result over 32 MiB is mapped anew in each call, and the page faults are what is
+    measured.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -48,9 +56,11 @@ def keep_freed_blocks():
 
 
 def resident_peak(call):
-    """Highest resident set during `call()` above the one before it, in bytes; None where the system keeps no such mark.
+    """Highest resident set during `call()` above the one before it, in bytes; None where the system
+    keeps no such mark.
 
-    Call `return_freed_blocks()` first of all in the process, or holes in the heap hide what is alive.
+    Call `return_freed_blocks()` first of all in the process, or holes in the heap hide what is
+    alive.
     """
     settle()
     level = resident_bytes()
@@ -62,14 +72,20 @@ def resident_peak(call):
 
 def optimizer_bytes(optimizer):
     """Bytes of every tensor in the optimiser's state."""
-    return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    return sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    )
 
 
 def saved_bytes(model, loss):
-    """Bytes that one forward keeps for its backward: unique storages, parameters and buffers excluded.
+    """Bytes that one forward keeps for its backward: unique storages, parameters and buffers
+    excluded.
 
-    `loss` is a callable that runs the forward and returns the scalar. A view counts with its whole storage, because
-    that is what it keeps alive.
+    `loss` is a callable that runs the forward and returns the scalar. A view counts with its whole
+    storage, because that is what it keeps alive.
     """
     watching = Watching(model)
     try:
@@ -86,7 +102,9 @@ def _status(field):
 
 
 def settle():
-    """Free garbage and give unused heap pages back to the system, so that the next reading starts level."""
+    """Free garbage and give unused heap pages back to the system, so that the next reading starts
+    level.
+    """
     gc.collect()
     if sys.platform == "linux":
         try:
@@ -96,10 +114,12 @@ def settle():
 
 
 def return_freed_blocks():
-    """From here on give freed blocks over 1 MiB back to the system at once, instead of keeping them in the heap.
+    """From here on give freed blocks over 1 MiB back to the system at once, instead of keeping them
+    in the heap.
 
-    To be called first of all. The heap of a long run holds hundreds of MiB of holes whose size is chance; without
-    them the resident set shows what is alive. It costs time (pages are faulted in anew), so timed passes go without.
+    To be called first of all. The heap of a long run holds hundreds of MiB of holes whose size is
+    chance; without them the resident set shows what is alive. It costs time (pages are faulted in
+    anew), so timed passes go without.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)

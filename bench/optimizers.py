@@ -1,4 +1,6 @@
-"""AdamW implementations as providers: each takes parameters that have gradients and returns a call that makes one step."""
+"""AdamW implementations as providers: each takes parameters that have gradients and returns a call
+that makes one step.
+"""
 
 import importlib
 import os
@@ -17,19 +19,25 @@ def _module(name):
         return importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a competitor that does not import is a row that says so
         raise Unavailable(
-            f"{name} does not import here: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"{name} does not import here:"
+            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from None
 
 
 def torch_fused(parameters):
     """The kernel behind AdamW(fused=True), without the optimiser class around it."""
-    grads, states = [p.grad for p in parameters], [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+    grads, states = (
+        [p.grad for p in parameters],
+        [[torch.zeros_like(p) for p in parameters] for _ in range(2)],
+    )
     steps = [torch.zeros(()) for _ in parameters]
     values = [p.detach() for p in parameters]
 
     def step():
         torch._foreach_add_(steps, 1)
-        torch._fused_adamw_(values, grads, *states, [], steps, amsgrad=False, maximize=False, **HYPER)
+        torch._fused_adamw_(
+            values, grads, *states, [], steps, amsgrad=False, maximize=False, **HYPER
+        )
 
     return step
 
@@ -37,7 +45,12 @@ def torch_fused(parameters):
 def _optimizer(cls, parameters, **keywords):
     beta1, beta2 = HYPER["beta1"], HYPER["beta2"]
     made = cls(
-        parameters, lr=HYPER["lr"], betas=(beta1, beta2), eps=HYPER["eps"], weight_decay=HYPER["weight_decay"], **keywords
+        parameters,
+        lr=HYPER["lr"],
+        betas=(beta1, beta2),
+        eps=HYPER["eps"],
+        weight_decay=HYPER["weight_decay"],
+        **keywords,
     )
     return made.step
 
@@ -50,14 +63,20 @@ def deepspeed_cpu_adam(parameters):
     """Compiled by DeepSpeed at its first use; the build is kept under bench/out."""
     folder = ROOT / "bench" / "out" / "torch_extensions"
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]  # its build looks for ninja there
-    for lock in folder.glob("*/lock"):  # left by a build that was killed, and waited for without end
+    os.environ["PATH"] = (
+        os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    )  # its build looks for ninja there
+    for lock in folder.glob(
+        "*/lock"
+    ):  # left by a build that was killed, and waited for without end
         lock.unlink()
     cls = _module("deepspeed.ops.adam").DeepSpeedCPUAdam
     try:
         return _optimizer(cls, parameters, adamw_mode=True)
     except Exception as error:  # noqa: BLE001
-        raise Unavailable(f"DeepSpeed's CPU Adam does not build here: {str(error).splitlines()[0]}") from None
+        raise Unavailable(
+            f"DeepSpeed's CPU Adam does not build here: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def bitsandbytes(name):
@@ -71,7 +90,9 @@ def bitsandbytes(name):
 def torchao(name):
     def make(parameters):
         module = _module("torchao.optim")
-        torch._inductor.config.compile_threads = 1  # no pool of compilers left waiting beside the measurement
+        torch._inductor.config.compile_threads = (
+            1  # no pool of compilers left waiting beside the measurement
+        )
         step = _optimizer(getattr(module, name), parameters)
         return _must_run("torchao", step)
 
@@ -82,7 +103,9 @@ def _must_run(package, step):
     try:
         step()
     except Exception as error:  # noqa: BLE001
-        raise Unavailable(f"{package} does not run on this CPU: {str(error).splitlines()[0]}") from None
+        raise Unavailable(
+            f"{package} does not run on this CPU: {str(error).splitlines()[0]}"
+        ) from None
     return step
 
 

@@ -16,9 +16,19 @@ OTHERS = ("#6b7785", "#8f5aa8", "#3b6fb6", "#b5523b", "#7a8b3a", "#444444")
 
 
 def draw(path, op, records, threads):
-    """Write the density sweeps of `records` at one thread count to path (png); None where no kind has two densities."""
+    """Write the density sweeps of `records` at one thread count to path (png); None where no kind
+    has two densities.
+    """
     sweeps = _sweeps(
-        [r for r in records if r.threads == threads and r.p50 is not None and r.density and r.kind and r.unit == "ms"]
+        [
+            r
+            for r in records
+            if r.threads == threads
+            and r.p50 is not None
+            and r.density
+            and r.kind
+            and r.unit == "ms"
+        ]
     )
     if not sweeps:
         return None
@@ -27,15 +37,40 @@ def draw(path, op, records, threads):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    others = list(dict.fromkeys(name for by_provider in sweeps.values() for name in by_provider if name != OURS))
-    colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}  # one provider, one colour in every panel
-    figure, axes = plt.subplots(1, len(sweeps), figsize=(4.2 * len(sweeps), 4.1), sharey=True, squeeze=False)
+    others = list(
+        dict.fromkeys(
+            name for by_provider in sweeps.values() for name in by_provider if name != OURS
+        )
+    )
+    colours = {
+        name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)
+    }  # one provider, one colour in every panel
+    figure, axes = plt.subplots(
+        1, len(sweeps), figsize=(4.2 * len(sweeps), 4.1), sharey=True, squeeze=False
+    )
     for axis, (title, by_provider) in zip(axes[0], sweeps.items()):
         _panel(axis, title, by_provider, colours)
     axes[0][0].set_ylabel("ms, median", color=INK)
-    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
-    figure.suptitle(f"{op}, {threads} thread{'s' if threads > 1 else ''}", x=0.01, ha="left", fontweight="bold", color=INK)
+    handles = {
+        label: handle
+        for axis in axes[0]
+        for handle, label in zip(*axis.get_legend_handles_labels())
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="lower center",
+        ncols=min(6, len(handles)),
+        frameon=False,
+        fontsize=9,
+    )
+    figure.suptitle(
+        f"{op}, {threads} thread{'s' if threads > 1 else ''}",
+        x=0.01,
+        ha="left",
+        fontweight="bold",
+        color=INK,
+    )
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=130, facecolor="white")
     plt.close(figure)
@@ -43,12 +78,18 @@ def draw(path, op, records, threads):
 
 
 def _sweeps(records):
-    """{"kind dtype": {provider: [record by density]}} of what was measured at two densities or more."""
+    """{"kind dtype": {provider: [record by density]}} of what was measured at two densities or
+    more.
+    """
     found = {}
     for r in sorted(records, key=lambda r: r.density):
         if "," not in r.case:  # cases of real models have other shapes
             found.setdefault(f"{r.kind} {r.dtype}", {}).setdefault(r.provider, []).append(r)
-    return {title: by for title, by in found.items() if len({r.density for rs in by.values() for r in rs}) > 1}
+    return {
+        title: by
+        for title, by in found.items()
+        if len({r.density for rs in by.values() for r in rs}) > 1
+    }
 
 
 def _panel(axis, title, by_provider, colours):
@@ -57,7 +98,14 @@ def _panel(axis, title, by_provider, colours):
         colour = OUR_COLOUR if ours else colours[provider]
         densities, times = [100 * r.density for r in rows], [r.p50 for r in rows]
         axis.plot(
-            densities, times, marker="o", ms=4, lw=2.4 if ours else 1.2, color=colour, label=provider, zorder=3 if ours else 2
+            densities,
+            times,
+            marker="o",
+            ms=4,
+            lw=2.4 if ours else 1.2,
+            color=colour,
+            label=provider,
+            zorder=3 if ours else 2,
         )
         if not ours:
             for place in crossovers([r.density for r in rows], [r.ratio for r in rows]):
@@ -73,7 +121,9 @@ def _panel(axis, title, by_provider, colours):
                     color=colour,
                 )
         elif all(r.bound for r in rows):
-            axis.plot(densities, [r.bound for r in rows], color=ROOF, ls="--", lw=1.2, label="roofline")
+            axis.plot(
+                densities, [r.bound for r in rows], color=ROOF, ls="--", lw=1.2, label="roofline"
+            )
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("density, %", color=INK)

@@ -1,9 +1,12 @@
-"""What each promise was expected to measure, written down before the first measurement on a quiet machine.
+"""What each promise was expected to measure, written down before the first measurement on a quiet
+machine.
 
-For a 2-core machine with AVX2 and no bf16 instructions (Zen 3), one thread, reasoned from published figures of AVX-512
-sketches: half the vector width doubles the arithmetic of the kernels and of the dense product alike, so ratios against dense
-hold; ratios against memory-bound baselines shrink where a kernel turns arithmetic-bound. Trials of gather_selected,
-masked_adamw and linear on a busy machine had been seen by then; nothing of the others.
+For a 2-core machine with AVX2 and no bf16 instructions (Zen 3), one thread, reasoned from published
+figures of AVX-512
+sketches: half the vector width doubles the arithmetic of the kernels and of the dense product
+alike, so ratios against dense hold; ratios against memory-bound baselines shrink where a kernel
+turns arithmetic-bound. Trials of gather_selected, masked_adamw and linear on a busy machine had
+been seen by then; nothing of the others.
 """
 
 EXPECTED = {  # {op: {key of the promise: expected}}
@@ -79,7 +82,8 @@ EXPECTED = {  # {op: {key of the promise: expected}}
         "peak.allocator": 1.0,
     },
     "lean": {
-        # one pass over the norm instead of six, one over the gated product instead of three each way
+        # one pass over the norm instead of six, one over the gated product instead of three each
+        # way
         "llama-columns.time": 0.93,
         "llama-rows.time": 0.95,
         "llama-entries.time": 0.95,

@@ -1,4 +1,6 @@
-"""The generated parts of bench/README.md: between `<!-- name -->` and `<!-- end name -->`, from the machine's csv files."""
+"""The generated parts of bench/README.md: between `<!-- name -->` and `<!-- end name -->`, from the
+machine's csv files.
+"""
 
 import re
 
@@ -7,13 +9,17 @@ from bench.predictions import EXPECTED
 
 
 def fill(text, sections):
-    """`text` with what stands between the marks of each section replaced; sections: {name: Markdown}."""
+    """`text` with what stands between the marks of each section replaced; sections: {name:
+    Markdown}.
+    """
     for name, body in sections.items():
         marks = f"<!-- {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.S)
         if not pattern.search(text):
             raise ValueError(f"text: the marks of section {name!r} are missing")
-        text = pattern.sub(lambda _, body=body, marks=marks: f"{marks[0]}\n\n{body}\n\n{marks[1]}", text)
+        text = pattern.sub(
+            lambda _, body=body, marks=marks: f"{marks[0]}\n\n{body}\n\n{marks[1]}", text
+        )
     return text
 
 
@@ -25,7 +31,9 @@ def sections(records, musts, stamps):
     for name, op in (("breakdown", "breakdown"), ("host", "linear")):
         rows = [r for r in records if r.op == op]
         if rows:
-            threads = max(r.threads for r in rows) if op == "breakdown" else min(r.threads for r in rows)
+            threads = (
+                max(r.threads for r in rows) if op == "breakdown" else min(r.threads for r in rows)
+            )
             count = f"{threads} thread{'s' if threads > 1 else ''}"
             found[name] = f"{stamps[op]['machine']}; {count}\n\n{table.of_op(rows, threads)}"
     return found
@@ -47,7 +55,10 @@ def expected(musts):
                 *measured,
             ]
         )
-    return table.markdown(["promise", "target", "expected", *(f"{n} thread{'s' if n > 1 else ''}" for n in threads)], rows)
+    return table.markdown(
+        ["promise", "target", "expected", *(f"{n} thread{'s' if n > 1 else ''}" for n in threads)],
+        rows,
+    )
 
 
 def _verdict(must):

@@ -1,4 +1,6 @@
-"""What was measured, as rows; a csv file a machine, in which a new run of an op replaces its old rows."""
+"""What was measured, as rows; a csv file a machine, in which a new run of an op replaces its old
+rows.
+"""
 
 import csv
 from dataclasses import asdict, dataclass, fields
@@ -6,7 +8,9 @@ from dataclasses import asdict, dataclass, fields
 
 @dataclass(frozen=True)
 class Record:
-    """One provider in one case. ratio: its time over ours, the median over paired rounds (more than 1: ours is faster)."""
+    """One provider in one case. ratio: its time over ours, the median over paired rounds (more than
+    1: ours is faster).
+    """
 
     op: str
     case: str
@@ -28,7 +32,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Must:
-    """One line of what the library promises. at_least: the measured ratio must reach the target, else stay under it.
+    """One line of what the library promises. at_least: the measured ratio must reach the target,
+    else stay under it.
 
     key: what the promise is known by within its op, whatever `line` calls it for people.
     unmeasured: why this machine cannot judge the line, which then neither passes nor falls short.
@@ -60,7 +65,8 @@ class Must:
         why = "; ".join(filter(None, (self.unmeasured, self.note)))
         note = f"  [{why}]" if why else ""
         return (
-            f"{self.verdict:12s}  {shown:>7s} {'>=' if self.at_least else '<='} {self.target:<6g} {threads}: {self.line}{note}"
+            f"{self.verdict:12s}  {shown:>7s} {'>=' if self.at_least else '<='} {self.target:<6g}"
+            f" {threads}: {self.line}{note}"
         )
 
 
@@ -68,11 +74,15 @@ def tally(musts):
     """One line: how many promises of a run pass, and how many the machine cannot judge."""
     judged = [m for m in musts if not m.unmeasured]
     line = f"{sum(m.met for m in judged)} of {len(judged)} pass"
-    return line + (f", {len(musts) - len(judged)} not measured here" if len(judged) < len(musts) else "")
+    return line + (
+        f", {len(musts) - len(judged)} not measured here" if len(judged) < len(musts) else ""
+    )
 
 
 def write(path, rows, kind, stamp):
-    """Write rows of one dataclass; rows of the same ops in the file are replaced. stamp: {column: value} on each new row."""
+    """Write rows of one dataclass; rows of the same ops in the file are replaced. stamp: {column:
+    value} on each new row.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = {row.op for row in rows}
     kept = [(row, mark) for row, mark in _read(path, kind) if row.op not in new]

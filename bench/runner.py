@@ -1,4 +1,6 @@
-"""Each run in a fresh child process of its own, so that one method's memory never shows in another's."""
+"""Each run in a fresh child process of its own, so that one method's memory never shows in
+another's.
+"""
 
 import multiprocessing
 import os
@@ -43,13 +45,17 @@ def _child(pipe, function, args, tells):
 
 
 def run_apart(function, *args, hear=None):
-    """function(*args) in a child of its own; raises RunFailed with the child's reason, or what it Refused.
+    """function(*args) in a child of its own; raises RunFailed with the child's reason, or what it
+    Refused.
 
-    hear: where given, the child calls function(*args, tell), and hear(...) is called here with what it tells meanwhile.
+    hear: where given, the child calls function(*args, tell), and hear(...) is called here with what
+    it tells meanwhile.
     """
     context = _context(function)
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, function, args, hear is not None), daemon=True)
+    child = context.Process(
+        target=_child, args=(theirs, function, args, hear is not None), daemon=True
+    )
     child.start()
     theirs.close()
     try:
@@ -58,7 +64,9 @@ def run_apart(function, *args, hear=None):
         kind, result = message
     except EOFError:
         child.join()
-        raise RunFailed(f"the process ended with status {child.exitcode} (out of memory?)") from None
+        raise RunFailed(
+            f"the process ended with status {child.exitcode} (out of memory?)"
+        ) from None
     except BaseException:  # Ctrl-C, or whatever hear raises
         child.terminate()
         raise

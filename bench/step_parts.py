@@ -1,4 +1,6 @@
-"""Where a lean step's time goes, part by part, beside what each part would take at the machine's own limits."""
+"""Where a lean step's time goes, part by part, beside what each part would take at the machine's
+own limits.
+"""
 
 from dataclasses import dataclass
 
@@ -11,11 +13,17 @@ from bench.training import Step
 FLOAT = 4  # bytes
 STEPS = 3  # profiled, after as many that are not
 REST = "everything else"
-# What torch's profiler calls the work of a part. Backward nodes of ours hold their dense product and the selected one.
+# What torch's profiler calls the work of a part. Backward nodes of ours hold their dense product
+# and the selected one.
 EVENTS = {
     "dense and selected products": ("_LeanProduct", "aten::mm", "aten::addmm", "aten::linear"),
     "attention": ("scaled_dot_product", "_softmax", "aten::bmm", "aten::baddbmm"),
-    "activations": ("sparse_ft::activation", "sparse_ft::gated_product", "aten::gelu", "aten::silu"),
+    "activations": (
+        "sparse_ft::activation",
+        "sparse_ft::gated_product",
+        "aten::gelu",
+        "aten::silu",
+    ),
     "norms": ("native_layer_norm", "sparse_ft::rms_norm"),
     "optimiser": ("Optimizer.step",),
 }
@@ -23,7 +31,9 @@ EVENTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a step. seconds: of one step. limit: what it would take at best, or None where nothing is said."""
+    """One part of a step. seconds: of one step. limit: what it would take at best, or None where
+    nothing is said.
+    """
 
     name: str
     seconds: float
@@ -39,7 +49,9 @@ def parts_of(step: Step, batch: int, tokens: int, ceilings: Ceilings) -> list[Pa
 
 
 def limits_of(model: nn.Module, batch: int, tokens: int, ceilings: Ceilings) -> dict[str, float]:
-    """{part: seconds} at the machine's GEMM rate or triad bandwidth, whichever the part is made of."""
+    """{part: seconds} at the machine's GEMM rate or triad bandwidth, whichever the part
+    is made of.
+    """
     rows = batch * tokens
     flop = ceilings.gemm["float32"]
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
@@ -52,7 +64,8 @@ def limits_of(model: nn.Module, batch: int, tokens: int, ceilings: Ceilings) -> 
     attention = (2 + 5) * 2 * rows * tokens * config.hidden_size * config.num_hidden_layers
     activated = rows * config.intermediate_size * config.num_hidden_layers
     gated = len(widest) > 2 * config.num_hidden_layers
-    # Forward reads one tensor (gate and up: two) and writes one; backward reads one more and writes one (two).
+    # Forward reads one tensor (gate and up: two) and writes one; backward reads one more and writes
+    # one (two).
     streams = 3 + 5 if gated else 2 + 3
     return {
         "dense and selected products": products / flop,

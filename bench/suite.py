@@ -1,4 +1,5 @@
-"""What one benchmark file offers, and the run of it: cases × threads × providers in, records and promises out.
+"""What one benchmark file offers, and the run of it: cases × threads × providers in, records and
+promises out.
 
 A file bench_<op>.py has OP, TESTS (run first), `cases(size)` and `providers(case)` -> {name: () ->
 callable}, one named "ours". It may have `bound(case, ceilings)` (seconds at the machine's limit, or
@@ -41,7 +42,11 @@ class Found:
     def ratio(self, case, slow, fast=OURS):
         """Time of `slow` over time of `fast`, from paired rounds; None where either is missing."""
         samples = self.samples.get(case, {})
-        return paired_ratio(samples[slow], samples[fast]) if samples.get(slow) and samples.get(fast) else None
+        return (
+            paired_ratio(samples[slow], samples[fast])
+            if samples.get(slow) and samples.get(fast)
+            else None
+        )
 
     def median(self, case, provider=OURS):
         samples = self.samples.get(case, {}).get(provider)
@@ -63,7 +68,14 @@ def run_case(op, case, providers, found):
             absent[name] = str(why)
     disturbed = {}
     samples = found.samples[case.name] = interleave(variants, case.seconds, disturbed=disturbed)
-    about = dict(op=op, case=case.name, kind=case.kind, density=case.density, dtype=case.dtype, threads=found.threads)
+    about = dict(
+        op=op,
+        case=case.name,
+        kind=case.kind,
+        density=case.density,
+        dtype=case.dtype,
+        threads=found.threads,
+    )
     bound = found.bounds.get(case.name)
     records = []
     for name, rounds in samples.items():
@@ -76,7 +88,9 @@ def run_case(op, case, providers, found):
 
 
 def run(module, size, threads, tick=lambda seconds, what: None):
-    """([Record], [Must]) of one benchmark file at each thread count. tick(seconds, what): told after each case."""
+    """([Record], [Must]) of one benchmark file at each thread count. tick(seconds, what): told
+    after each case.
+    """
     records, musts = [], []
     before = torch.get_num_threads()
     dtypes = ("float32", "bfloat16") if getattr(module, "GEMM_BF16", False) else ("float32",)
@@ -98,7 +112,9 @@ def run(module, size, threads, tick=lambda seconds, what: None):
             if any(found.bounds.values()):
                 found.ceilings = found.ceilings.best(ceilings.measure(dtypes=dtypes, **small))
             records += ceiling_records(module.OP, found)
-            more_records, more_musts = module.extra(size, number) if hasattr(module, "extra") else ([], [])
+            more_records, more_musts = (
+                module.extra(size, number) if hasattr(module, "extra") else ([], [])
+            )
             records += more_records
             musts += [*musts_of(module, found), *more_musts]
     finally:
@@ -120,7 +136,9 @@ def module_of(op):
 
 
 def run_alone(op, size, threads, tick):
-    """`run` at one thread count, in a process of its own: nothing that another op or count leaves behind is in the figures."""
+    """`run` at one thread count, in a process of its own: nothing that another op or count leaves
+    behind is in the figures.
+    """
     module = module_of(op)
     if not getattr(module, "WHOLE_STEPS", False):
         memory.keep_freed_blocks()
@@ -128,11 +146,22 @@ def run_alone(op, size, threads, tick):
 
 
 def ceiling_records(op, found):
-    rates = {"copy": (found.ceilings.copy / 1e9, "GB/s"), "triad": (found.ceilings.triad / 1e9, "GB/s")}
+    rates = {
+        "copy": (found.ceilings.copy / 1e9, "GB/s"),
+        "triad": (found.ceilings.triad / 1e9, "GB/s"),
+    }
     rates |= {f"GEMM {name}": (rate / 1e9, "GFLOP/s") for name, rate in found.ceilings.gemm.items()}
     whose = {f"GEMM {name}": f"by {who}" for name, who in found.ceilings.by.items()}
     return [
-        Record(op=op, case="ceilings", provider=name, threads=found.threads, unit=unit, p50=rate, note=whose.get(name, ""))
+        Record(
+            op=op,
+            case="ceilings",
+            provider=name,
+            threads=found.threads,
+            unit=unit,
+            p50=rate,
+            note=whose.get(name, ""),
+        )
         for name, (rate, unit) in rates.items()
     ]
 
@@ -143,5 +172,7 @@ def must(found, op, key, line, measured, target, at_least=True, note="", unmeasu
 
 
 def without_bf16():
-    """Why a promise about bf16 products cannot be judged here, where torch makes them in a plain loop; empty elsewhere."""
+    """Why a promise about bf16 products cannot be judged here, where torch makes them in a plain
+    loop; empty elsewhere.
+    """
     return "" if machine.has_bf16() else f"no bf16 instructions here ({machine.isa()})"

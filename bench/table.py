@@ -7,7 +7,13 @@ def markdown(headings, rows):
     widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]
 
     def line(texts):
-        return "| " + " | ".join([texts[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(texts[1:], widths[1:]))]) + " |"
+        return (
+            "| "
+            + " | ".join(
+                [texts[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(texts[1:], widths[1:]))]
+            )
+            + " |"
+        )
 
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
@@ -21,7 +27,9 @@ def number(value):
 
 
 def of_op(records, threads):
-    """The tables of one op at one thread count. Cases named "about: what" stand side by side, the others one a row."""
+    """The tables of one op at one thread count. Cases named "about: what" stand side by side, the
+    others one a row.
+    """
     records = [r for r in records if r.threads == threads and r.case != "ceilings"]
     plain = [r for r in records if ": " not in r.case]
     tables = [timings(plain)] if plain else []
@@ -34,10 +42,25 @@ def timings(records):
     rows = []
     for r in records:
         figures = [number(n) for n in (r.p20, r.p50, r.p80, r.ratio)]
-        reached = f"{100 * r.bound / r.p50:.0f} %" if r.bound and r.p50 and r.provider == "ours" else ""
+        reached = (
+            f"{100 * r.bound / r.p50:.0f} %" if r.bound and r.p50 and r.provider == "ours" else ""
+        )
         rounds = f"{r.rounds}, {r.disturbed} disturbed" if r.disturbed else r.rounds or ""
         rows.append([r.case, r.provider, *figures, reached, rounds, r.note])
-    return markdown(["case", "provider", "p20 ms", "p50 ms", "p80 ms", "time / ours", "of roofline", "rounds", "note"], rows)
+    return markdown(
+        [
+            "case",
+            "provider",
+            "p20 ms",
+            "p50 ms",
+            "p80 ms",
+            "time / ours",
+            "of roofline",
+            "rounds",
+            "note",
+        ],
+        rows,
+    )
 
 
 def side_by_side(about, records):
@@ -51,19 +74,28 @@ def side_by_side(about, records):
     return markdown([f"{about}, {records[0].unit}", *columns], rows)
 
 
-STEADY = 0.9  # share of the fastest GEMM that the slowest op of a run has on a machine that nobody else slows down
+# share of the fastest GEMM that the slowest op of a run has on a machine that nobody else slows
+# down
+STEADY = 0.9
 
 
 def unsteadiness(records):
-    """A line for each thread count at which the machine's own GEMM rate changed from op to op of one run."""
+    """A line for each thread count at which the machine's own GEMM rate changed from op to op of
+    one run.
+    """
     lines = []
     for threads in sorted({r.threads for r in records}):
-        rates = [r.p50 for r in records if (r.threads, r.case, r.provider) == (threads, "ceilings", "GEMM float32")]
+        rates = [
+            r.p50
+            for r in records
+            if (r.threads, r.case, r.provider) == (threads, "ceilings", "GEMM float32")
+        ]
         if rates and min(rates) < STEADY * max(rates):
             plural = "s" if threads > 1 else ""
             lines.append(
-                f"not a quiet machine: on {threads} thread{plural} its fp32 GEMM went from {number(min(rates))} to "
-                f"{number(max(rates))} GFLOP/s between ops; repeat what falls short"
+                f"not a quiet machine: on {threads} thread{plural} its fp32 GEMM went from"
+                f" {number(min(rates))} to {number(max(rates))} GFLOP/s between ops; repeat what"
+                " falls short"
             )
     return lines
 
@@ -71,7 +103,9 @@ def unsteadiness(records):
 def ceilings(records, threads):
     """One line: the ceilings of the run."""
     mine = [r for r in records if r.threads == threads and r.case == "ceilings"]
-    found = [f"{r.provider} {number(r.p50)} {r.unit}" + (f" ({r.note})" if r.note else "") for r in mine]
+    found = [
+        f"{r.provider} {number(r.p50)} {r.unit}" + (f" ({r.note})" if r.note else "") for r in mine
+    ]
     return "Ceilings of this run: " + ", ".join(found)
 
 

@@ -1,4 +1,5 @@
-"""Every case under pytest-benchmark, for its histories and comparisons between commits; not part of `make test`.
+"""Every case under pytest-benchmark, for its histories and comparisons between commits; not part of
+`make test`.
 
 python -m pytest bench -k "masked_adamw and entries" --benchmark-autosave --benchmark-compare
 python -m pytest bench --size tiny --provider index_select
@@ -14,7 +15,12 @@ from bench.suite import Unavailable  # noqa: E402
 
 def pytest_generate_tests(metafunc):
     size = metafunc.config.getoption("--size")
-    found = [(op, case) for op in OPS if hasattr(module_of(op), "providers") for case in module_of(op).cases(size)]
+    found = [
+        (op, case)
+        for op in OPS
+        if hasattr(module_of(op), "providers")
+        for case in module_of(op).cases(size)
+    ]
     metafunc.parametrize(("op", "case"), found, ids=[f"{op}-{case.name}" for op, case in found])
 
 

@@ -1,4 +1,6 @@
-"""Whole layers and models with a way of training each: what bench_layer and bench_breakdown put side by side."""
+"""Whole layers and models with a way of training each: what bench_layer and bench_breakdown put
+side by side.
+"""
 
 import warnings
 
@@ -30,20 +32,48 @@ LLAMA_3B = llama(3072, 8192, 24, 8)
 LLAMA_8B = llama(4096, 14336, 32, 8)
 MINILM = dict(hidden_size=384, intermediate_size=1536, num_attention_heads=12, num_hidden_layers=6)
 TINY_MINILM = dict(hidden_size=24, intermediate_size=48, num_attention_heads=2, num_hidden_layers=6)
-SMOLLM2 = dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30)
-TINY_SMOLLM2 = dict(hidden_size=24, intermediate_size=48, num_attention_heads=3, num_key_value_heads=1, num_hidden_layers=2)
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "query", "key", "value", "dense"]
+SMOLLM2 = dict(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    num_hidden_layers=30,
+)
+TINY_SMOLLM2 = dict(
+    hidden_size=24,
+    intermediate_size=48,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    num_hidden_layers=2,
+)
+LINEARS = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "query",
+    "key",
+    "value",
+    "dense",
+]
 
 
 class LlamaLayer(nn.Module):
-    """One decoder layer and the rotary tables it reads: hidden [batch, tokens, hidden] in and out."""
+    """One decoder layer and the rotary tables it reads: hidden [batch, tokens, hidden]
+    in and out.
+    """
 
     def __init__(self, **shape):
         from transformers import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
         super().__init__()
-        config = LlamaConfig(**shape, num_hidden_layers=1, vocab_size=64, attn_implementation="sdpa")
+        config = LlamaConfig(
+            **shape, num_hidden_layers=1, vocab_size=64, attn_implementation="sdpa"
+        )
         self.layer, self.rotary, self.hidden_size = (
             LlamaDecoderLayer(config, 0),
             LlamaRotaryEmbedding(config),
@@ -57,14 +87,18 @@ class LlamaLayer(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """The encoder of the demo's model, from hidden states on: [batch, tokens, hidden] in and out."""
+    """The encoder of the demo's model, from hidden states on: [batch, tokens, hidden] in
+    and out.
+    """
 
     def __init__(self, **shape):
         from transformers import BertConfig
         from transformers.models.bert.modeling_bert import BertEncoder
 
         super().__init__()
-        config = BertConfig(**shape, vocab_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        config = BertConfig(
+            **shape, vocab_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        )
         config._attn_implementation = "sdpa"
         self.encoder, self.hidden_size = BertEncoder(config), config.hidden_size
 
@@ -73,7 +107,9 @@ class MiniLM(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers of a Llama-like model and its last norm, from hidden states on: [batch, tokens, hidden] in and out."""
+    """The layers of a Llama-like model and its last norm, from hidden states on: [batch, tokens,
+    hidden] in and out.
+    """
 
     def __init__(self, **shape):
         from transformers import LlamaConfig, LlamaModel
@@ -92,12 +128,16 @@ def base(cls, shape, dtype):
 
 
 def prepare(model, method, structure="columns", fused=False):
-    """(model, optimiser or None) for a frozen base. fused: ours under torch's fused AdamW instead of SelectiveAdamW."""
+    """(model, optimiser or None) for a frozen base. fused: ours under torch's fused AdamW instead
+    of SelectiveAdamW.
+    """
     if method == "frozen":
         return model, None
     if method == "ours":
         targets = [f"*{name}.weight" for name in _linears(model)]
-        plan = sft.select(model, density=DENSITY, structure=structure, score="random", targets=targets)
+        plan = sft.select(
+            model, density=DENSITY, structure=structure, score="random", targets=targets
+        )
         sft.convert(model, plan)
         if fused:
             return model, torch.optim.AdamW(trained(model), fused=True)
@@ -115,7 +155,10 @@ def trained(model):
 
 def _linears(model):
     """The last part of the name of each linear layer."""
-    return sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)} & set(LINEARS))
+    return sorted(
+        {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+        & set(LINEARS)
+    )
 
 
 def adapters(model, kind, rank, alpha, targets):
@@ -128,9 +171,7 @@ def adapters(model, kind, rank, alpha, targets):
     except ImportError as why:
         raise Unavailable(f"peft: {why}") from None
     if kind == "LoRA":
-        config = peft.LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets
-        )
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     elif hasattr(peft, "ShiraConfig"):
         config = peft.ShiraConfig(r=rank, target_modules=targets)
     else:
@@ -167,12 +208,16 @@ class Step:
 
 
 def selected_products(model, tokens, dtype, density=DENSITY):
-    """A call that makes the column-selected weight gradients of every linear layer by gather + GEMM, and nothing else."""
+    """A call that makes the column-selected weight gradients of every linear layer by gather +
+    GEMM, and nothing else.
+    """
     calls = []
     for linear in (m for m in model.modules() if isinstance(m, nn.Linear)):
         rows, columns = linear.weight.shape
         index = torch.randperm(columns)[: max(1, round(density * columns))].sort().values
-        calls.append((torch.randn(tokens, rows).to(dtype), torch.randn(tokens, columns).to(dtype), index))
+        calls.append(
+            (torch.randn(tokens, rows).to(dtype), torch.randn(tokens, columns).to(dtype), index)
+        )
 
     def call():
         for grad_output, input, index in calls:

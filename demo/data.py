@@ -36,15 +36,24 @@ class Task:
 
 
 def deduplicate(rows):
-    """First of each text, compared without case and spacing; texts that carry two labels are dropped altogether."""
+    """First of each text, compared without case and spacing; texts that carry two labels are
+    dropped altogether.
+    """
     labels = {}
     for text, label in rows:
         labels.setdefault(" ".join(text.lower().split()), {}).setdefault(label, text)
-    return [(text, label) for found in labels.values() if len(found) == 1 for label, text in found.items()]
+    return [
+        (text, label)
+        for found in labels.values()
+        if len(found) == 1
+        for label, text in found.items()
+    ]
 
 
 def split(rows):
-    """(train, validation, test) of shuffled rows: at most 1,000 each for validation and test, at most an eighth."""
+    """(train, validation, test) of shuffled rows: at most 1,000 each for validation and test, at
+    most an eighth.
+    """
     rows = list(rows)
     random.Random(SPLIT_SEED).shuffle(rows)
     held = min(1000, len(rows) // 8)
@@ -52,7 +61,9 @@ def split(rows):
 
 
 def read_csv(path, keep=lambda row: True):
-    """[(text, label)] of a csv file with a header that names at least the columns text and label."""
+    """[(text, label)] of a csv file with a header that names at least the columns text
+    and label.
+    """
     path = Path(path)
     if not path.is_file():
         raise DemoError(f"--data: there is no file {path}")
@@ -62,10 +73,15 @@ def read_csv(path, keep=lambda row: True):
             absent = [name for name in ("text", "label") if name not in (reader.fieldnames or [])]
             if absent:
                 raise DemoError(
-                    f"--data: {path} needs the columns text and label in its first line; missing: {', '.join(absent)}; "
-                    f"found: {', '.join(reader.fieldnames or []) or 'nothing'}"
+                    f"--data: {path} needs the columns text and label in its first line; missing:"
+                    f" {', '.join(absent)}; found:"
+                    f" {', '.join(reader.fieldnames or []) or 'nothing'}"
                 )
-            rows = [(row["text"], row["label"].strip()) for row in reader if row["text"] and row["label"] and keep(row)]
+            rows = [
+                (row["text"], row["label"].strip())
+                for row in reader
+                if row["text"] and row["label"] and keep(row)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DemoError(f"--data: {path} is not a csv file in UTF-8: {error}") from error
     return rows
@@ -77,28 +93,37 @@ def text_task(name, rows, checkpoint, tokenizer):
     classes = sorted({label for _, label in rows})
     if len(classes) < 2 or len(rows) < 64:
         raise DemoError(
-            f"--data: {name} holds {len(rows)} different texts in {len(classes)} classes; at least 64 in 2 are needed"
+            f"--data: {name} holds {len(rows)} different texts in {len(classes)} classes; at least"
+            " 64 in 2 are needed"
         )
     parts = []
     for part in split(rows):
-        tokens = tokenizer([text for text, _ in part], truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        tokens = tokenizer([text for text, _ in part], truncation=True, max_length=MAX_LENGTH)[
+            "input_ids"
+        ]
         parts.append(Split(tokens, [classes.index(label) for _, label in part]))
     return Task(name, str(checkpoint), classes, tokenizer.pad_token_id, *parts)
 
 
 def collate(data, positions, pad_id):
-    """dict of input_ids, attention_mask [batch, longest] and labels [batch] for the examples at these positions."""
+    """dict of input_ids, attention_mask [batch, longest] and labels [batch] for the examples at
+    these positions.
+    """
     rows = [data.tokens[p] for p in positions]
     longest = max(map(len, rows))
     return {
         "input_ids": torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+        "attention_mask": torch.tensor(
+            [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        ),
         "labels": torch.tensor([data.labels[p] for p in positions]),
     }
 
 
 def training_order(count, steps, batch_size, seed):
-    """[steps] lists of batch_size positions: reshuffled epochs, the same for every method of one seed."""
+    """[steps] lists of batch_size positions: reshuffled epochs, the same for every method of one
+    seed.
+    """
     shuffle, order = random.Random(seed), []
     while len(order) < steps * batch_size:
         epoch = list(range(count))

@@ -1,7 +1,8 @@
-"""The fallback task: scikit-learn's digits as 64 pixel tokens, a small transformer pre-trained here in seconds.
+"""The fallback task: scikit-learn's digits as 64 pixel tokens, a small transformer pre-trained here
+in seconds.
 
-It is pre-trained to name upright digits, then fine-tuned on other digits turned by a quarter, so there is something
-to transfer and something to learn.
+It is pre-trained to name upright digits, then fine-tuned on other digits turned by a quarter, so
+there is something to transfer and something to learn.
 """
 
 import random
@@ -50,7 +51,9 @@ def _small_bert():
 
 
 def _pretrain(rows, folder, steps):
-    """Train a small transformer on rows of (tokens, label) and save its body, without the head, under folder."""
+    """Train a small transformer on rows of (tokens, label) and save its body, without the head,
+    under folder.
+    """
     torch.manual_seed(0)
     model = _small_bert().train()
     data = Split([tokens for tokens, _ in rows], [label for _, label in rows])
@@ -74,4 +77,11 @@ def digits_task(folder, pretraining_steps):
         _pretrain(upright, folder, pretraining_steps)
     parts = [turned[400:], turned[200:400], turned[:200]]
     splits = [Split([tokens for tokens, _ in part], [label for _, label in part]) for part in parts]
-    return Task("digits turned by 90 degrees", str(folder), list(map(str, range(10))), PIXEL_LEVELS, *splits, "digits")
+    return Task(
+        "digits turned by 90 degrees",
+        str(folder),
+        list(map(str, range(10))),
+        PIXEL_LEVELS,
+        *splits,
+        "digits",
+    )

@@ -1,4 +1,6 @@
-"""The command line: choose the task, run each method in its own process, print and write what came out."""
+"""The command line: choose the task, run each method in its own process, print and write what came
+out.
+"""
 
 import argparse
 import signal
@@ -17,26 +19,76 @@ from demo.train import Settings, memory, run
 from demo.tune import tune
 
 OUT = ROOT / "bench" / "out"
-STEPS = 70  # a run of the default task; five runs take five minutes on two quiet cores, all nine ten
+STEPS = (
+    70  # a run of the default task; five runs take five minutes on two quiet cores, all nine ten
+)
 DEFAULT_KINDS = ("full", "lora", "lean", "head")
 
 
 def parser():
     parse = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     add = parse.add_argument
-    add("--model", metavar="FOLDER", help="a pretrained text encoder written by save_pretrained (default: MiniLM-L6)")
-    add("--data", metavar="FILE.csv", help="your texts, columns text and label (default: Rotten Tomatoes reviews)")
-    add("--methods", help=f"all, or comma-separated of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)}; to tune: all)")
-    add("--structure", default="columns,entries", help=f"of ours, comma-separated, of {', '.join(STRUCTURES)}")
-    add("--density", default=f"{LORA_SIZE},0.01", help="of ours, comma-separated shares; lora: as many as LoRA trains")
-    add("--steps", type=int, default=STEPS, help="training steps of each run (default: %(default)s)")
+    add(
+        "--model",
+        metavar="FOLDER",
+        help="a pretrained text encoder written by save_pretrained (default: MiniLM-L6)",
+    )
+    add(
+        "--data",
+        metavar="FILE.csv",
+        help="your texts, columns text and label (default: Rotten Tomatoes reviews)",
+    )
+    add(
+        "--methods",
+        help=(
+            f"all, or comma-separated of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)}; to"
+            " tune: all)"
+        ),
+    )
+    add(
+        "--structure",
+        default="columns,entries",
+        help=f"of ours, comma-separated, of {', '.join(STRUCTURES)}",
+    )
+    add(
+        "--density",
+        default=f"{LORA_SIZE},0.01",
+        help="of ours, comma-separated shares; lora: as many as LoRA trains",
+    )
+    add(
+        "--steps", type=int, default=STEPS, help="training steps of each run (default: %(default)s)"
+    )
     add("--batch-size", type=int, default=32, help="examples (default: %(default)s)")
-    add("--lr", help="one number for every method, or full=5e-5,columns=1e-3 (default: tuned, see methods.py)")
-    add("--seed", type=int, default=0, help="of the head, the order and the dropout (default: %(default)s)")
-    add("--offline", action="store_true", help="fetch nothing: scikit-learn's digits, a transformer pre-trained here")
-    add("--pretraining-steps", type=int, default=120, help="of that transformer (default: %(default)s)")
+    add(
+        "--lr",
+        help=(
+            "one number for every method, or full=5e-5,columns=1e-3 (default: tuned, see"
+            " methods.py)"
+        ),
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the head, the order and the dropout (default: %(default)s)",
+    )
+    add(
+        "--offline",
+        action="store_true",
+        help="fetch nothing: scikit-learn's digits, a transformer pre-trained here",
+    )
+    add(
+        "--pretraining-steps",
+        type=int,
+        default=120,
+        help="of that transformer (default: %(default)s)",
+    )
     add("--out", type=Path, default=OUT, help="folder of demo.md, demo.csv and demo.png")
-    add("--tune", action="store_true", help="print validation accuracy over a grid of learning rates instead")
+    add(
+        "--tune",
+        action="store_true",
+        help="print validation accuracy over a grid of learning rates instead",
+    )
     return parse
 
 
@@ -52,7 +104,9 @@ def names_of(text, known, option):
 
 
 def kinds_of(text, tune):
-    """The kinds that --methods names; without it the few of DEFAULT_KINDS, or all where their rates are to be tuned."""
+    """The kinds that --methods names; without it the few of DEFAULT_KINDS, or all where their rates
+    are to be tuned.
+    """
     if text is None:
         return KINDS if tune else DEFAULT_KINDS
     return KINDS if text == "all" else names_of(text, KINDS, "--methods")
@@ -84,7 +138,10 @@ def settings_of(args):
 def fallback(args, why):
     if args.model or args.data:
         raise DemoError(f"{why}; give both --model and --data, which fetches nothing, or neither")
-    print(f"Note: {why}.\nRunning on scikit-learn's digits with a small transformer pre-trained here instead.\n")
+    print(
+        f"Note: {why}.\nRunning on scikit-learn's digits with a small transformer pre-trained here"
+        " instead.\n"
+    )
     from demo.digits import digits_task
 
     return digits_task(args.out / "small-transformer", args.pretraining_steps)
@@ -107,7 +164,9 @@ def choose_task(args):
 
 
 def run_all(task, methods, settings):
-    """([row], interrupted) of the methods in order; a run that fails is reported and leaves the others alone."""
+    """([row], interrupted) of the methods in order; a run that fails is reported and leaves the
+    others alone.
+    """
     rows = []
     try:
         for method in methods:
@@ -123,7 +182,11 @@ def run_all(task, methods, settings):
 
 def conclude(task, rows, settings, out):
     """Print the table, write the three files and say where they are."""
-    model = "MiniLM-L6" if task.checkpoint == str(assets.encoder_folder()) else Path(task.checkpoint).name
+    model = (
+        "MiniLM-L6"
+        if task.checkpoint == str(assets.encoder_folder())
+        else Path(task.checkpoint).name
+    )
     title = f"{model} on {task.name}: {settings.steps} steps of {settings.batch_size}"
     notes = report.legend(task, rows, SCORE_BATCHES)
     print(f"\n{title}\n\n{report.table(rows)}\n\n{notes}\n")
@@ -135,13 +198,16 @@ def demo(args):
     """Exit status of one demo."""
     settings = settings_of(args)
     methods = methods_of(
-        kinds_of(args.methods, args.tune), names_of(args.structure, STRUCTURES, "--structure"), densities_of(args.density)
+        kinds_of(args.methods, args.tune),
+        names_of(args.structure, STRUCTURES, "--structure"),
+        densities_of(args.density),
     )
     begin = time.perf_counter()
     task = choose_task(args)
     print(
-        f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation, {len(task.test):,} test "
-        f"examples without duplicates; {len(methods)} runs of {settings.steps} steps",
+        f"{task.name}: {len(task.train):,} training, {len(task.validation):,} validation,"
+        f" {len(task.test):,} test examples without duplicates; {len(methods)} runs of"
+        f" {settings.steps} steps",
         flush=True,
     )
     if args.tune:
@@ -157,7 +223,9 @@ def demo(args):
 
 
 def main(argv=None):
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is like Ctrl-C: the run ends with us
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # being told to end is like Ctrl-C: the run ends with us
     try:
         return demo(parser().parse_args(argv))
     except DemoError as error:

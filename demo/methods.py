@@ -34,7 +34,11 @@ class Method:
 
     @property
     def label(self):
-        names = {"full": "full fine-tuning", "lora": f"LoRA r={LORA_RANK} (PEFT)", "head": "head only"}
+        names = {
+            "full": "full fine-tuning",
+            "lora": f"LoRA r={LORA_RANK} (PEFT)",
+            "head": "head only",
+        }
         if self.kind != "ours":
             return names[self.kind]
         size = "LoRA's size" if self.density == LORA_SIZE else f"{100 * self.density:.3g} %"
@@ -42,13 +46,21 @@ class Method:
 
 
 def methods_of(kinds, structures, densities):
-    """[Method] in the order of the table; `ours` stands once for each structure and density, `lean` for each structure."""
+    """[Method] in the order of the table; `ours` stands once for each structure and density, `lean`
+    for each structure.
+    """
     chosen = []
     for kind in kinds:
         if kind == "ours":
-            chosen += [Method("ours", structure, density) for structure in structures for density in densities]
+            chosen += [
+                Method("ours", structure, density)
+                for structure in structures
+                for density in densities
+            ]
         elif kind == "lean":
-            chosen += [Method("ours", structure, densities[-1], lean=True) for structure in structures]
+            chosen += [
+                Method("ours", structure, densities[-1], lean=True) for structure in structures
+            ]
         else:
             chosen.append(Method(kind))
     return chosen
@@ -64,7 +76,9 @@ def resolved(model, method):
 
 
 def prepare(model, method, batches, lr, seed):
-    """(model, optimiser) ready to train; `batches` are the training batches that ours may look at to choose."""
+    """(model, optimiser) ready to train; `batches` are the training batches that ours may look at
+    to choose.
+    """
     if method.kind == "ours":
         return _ours(model, method, batches, lr, seed)
     if method.kind == "lora":
@@ -88,7 +102,9 @@ def _lora(model):
         modules_to_save=head_modules(model),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a renamed attribute
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # PEFT asks transformers for a renamed attribute
         return get_peft_model(model, config)
 
 
@@ -121,12 +137,17 @@ def learning_rate(method, table):
 
 
 def parse_lr(text):
-    """{key or "": rate} of "1e-3" (every method) or "full=5e-5,columns=1e-3" (kinds or structures)."""
+    """{key or "": rate} of "1e-3" (every method) or "full=5e-5,columns=1e-3" (kinds or
+    structures).
+    """
     rates = {}
     for item in filter(None, (text or "").split(",")):
         name, _, number = item.rpartition("=")
         if name not in ("", *KINDS, *STRUCTURES):
-            raise DemoError(f"--lr: unknown method or structure {name!r}; known: {', '.join(KINDS + STRUCTURES)}")
+            raise DemoError(
+                f"--lr: unknown method or structure {name!r}; known:"
+                f" {', '.join(KINDS + STRUCTURES)}"
+            )
         try:
             rates[name] = float(number)
         except ValueError:
@@ -136,8 +157,9 @@ def parse_lr(text):
     return rates
 
 
-# Chosen with `python -m demo --tune` (digits: `--offline --tune --steps 60`): as many rates a method, seed 0, accuracy on
-# the validation split. {method: (chosen rate, {rate: validation accuracy})}
+# Chosen with `python -m demo --tune` (digits: `--offline --tune --steps 60`): as many rates a
+# method, seed 0, accuracy on the validation split. {method: (chosen rate, {rate: validation
+# accuracy})}
 LEARNING_RATES = {
     "reviews": {
         "full": (1.5e-4, {7.5e-5: 0.766, 1.5e-4: 0.789, 3e-4: 0.788}),

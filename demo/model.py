@@ -14,7 +14,10 @@ def check_folder(folder):
     if not folder.is_dir():
         raise DemoError(f"--model: there is no folder {folder}")
     if not (folder / "config.json").is_file():
-        raise DemoError(f"--model: {folder} holds no config.json; a folder written by save_pretrained is expected")
+        raise DemoError(
+            f"--model: {folder} holds no config.json; a folder written by save_pretrained is"
+            " expected"
+        )
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
         raise DemoError(f"--model: {folder} holds no weights (*.safetensors or pytorch_model*.bin)")
 
@@ -24,7 +27,9 @@ def load_tokenizer(folder):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever the tokenizer's files provoke, the user needs the folder's name
+    except (
+        Exception
+    ) as error:  # whatever the tokenizer's files provoke, the user needs the folder's name
         raise DemoError(f"--model: no tokenizer could be read from {folder}: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -32,7 +37,9 @@ def load_tokenizer(folder):
 
 
 def load_model(task, seed):
-    """The checkpoint in float32 with a head for the task's classes, in training mode; `seed` makes the head."""
+    """The checkpoint in float32 with a head for the task's classes, in training mode; `seed` makes
+    the head.
+    """
     from transformers import AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()  # "some weights are newly initialised" is the point here
@@ -47,13 +54,17 @@ def load_model(task, seed):
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise DemoError(f"--model: {task.checkpoint} could not be loaded as a text classifier: {error}") from error
+        raise DemoError(
+            f"--model: {task.checkpoint} could not be loaded as a text classifier: {error}"
+        ) from error
     model.config.pad_token_id = task.pad_id
     return model.train()
 
 
 def head_modules(model):
-    """Names of the top-level modules beside the pretrained body that hold parameters, e.g. ["classifier"]."""
+    """Names of the top-level modules beside the pretrained body that hold parameters, e.g.
+    ["classifier"].
+    """
     names = [
         name
         for name, child in model.named_children()
@@ -73,4 +84,8 @@ def head_parameters(model):
 def body_linears(model):
     """Names of the nn.Linear modules of the body."""
     heads = set(head_modules(model))
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.split(".")[0] not in heads]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[0] not in heads
+    ]

@@ -33,7 +33,9 @@ LEGEND = """\
 - peak above model: highest resident set of a process of its own during training steps on the longest batch, minus its
   resident set after loading the model and a first forward; its allocator returns freed blocks to the system at once
 - s / step: median over {steps} steps of forward, backward, clipping and optimiser step
-- choosing: time and peak above model of ranking the gradients of {batches} batches, once before training"""
+- choosing: time and peak above model of ranking the gradients of {batches} batches, once
+before training
+"""
 
 
 def table(rows):

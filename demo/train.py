@@ -1,4 +1,6 @@
-"""One run: load, choose, train, evaluate; and one short pass for its bytes. Together they fill a table row."""
+"""One run: load, choose, train, evaluate; and one short pass for its bytes. Together they fill a
+table row.
+"""
 
 import statistics
 import sys
@@ -25,7 +27,9 @@ from demo.model import load_model
 WARM_UP = 0.1  # share of the steps
 CLIP = 1.0  # gradient norm
 EVAL_BATCH = 64  # examples
-tqdm.set_lock(threading.RLock())  # one process writes a bar: no semaphore to be left behind when it is ended
+tqdm.set_lock(
+    threading.RLock()
+)  # one process writes a bar: no semaphore to be left behind when it is ended
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,15 @@ def linear_schedule(optimizer, steps):
     """Linear warm-up over the first WARM_UP of the steps, then linear decay to zero."""
     warm = max(1, round(WARM_UP * steps))
     decay = max(1, steps - warm)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / decay)))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / decay))
+    )
 
 
 def train(model, optimizer, batches, label=None):
-    """Train on the batches, with a progress bar if there is a label; returns (seconds of each step, last loss)."""
+    """Train on the batches, with a progress bar if there is a label; returns (seconds of each step,
+    last loss).
+    """
     schedule = linear_schedule(optimizer, len(batches))
     trained = [p for p in model.parameters() if p.requires_grad]
     seconds, loss = [], None
@@ -93,20 +101,28 @@ def batches_of(task, settings):
 
 
 def memory(task, method, settings):
-    """The bytes of one method, in a process that returns freed blocks at once and trains on its longest batch only."""
+    """The bytes of one method, in a process that returns freed blocks at once and trains on its
+    longest batch only.
+    """
     return_freed_blocks()
     batches = batches_of(task, settings)
     longest = max(batches, key=lambda batch: batch["input_ids"].numel())
     model = load_model(task, settings.seed)
-    for parameter in model.parameters():  # a loaded weight is a mapped file that is resident only where it was read
+    for parameter in (
+        model.parameters()
+    ):  # a loaded weight is a mapped file that is resident only where it was read
         parameter.data = parameter.data.clone()
     with torch.no_grad():
-        model(**longest)  # what a forward brings in, libraries and their buffers, is no cost of training
+        model(
+            **longest
+        )  # what a forward brings in, libraries and their buffers, is no cost of training
     settle()
     level = resident_bytes()
 
     reset_peak()
-    model, optimizer = prepare(model, resolved(model, method), batches[:SCORE_BATCHES], 1e-4, settings.seed)
+    model, optimizer = prepare(
+        model, resolved(model, method), batches[:SCORE_BATCHES], 1e-4, settings.seed
+    )
     choosing_peak = peak_resident_bytes() - level
     settle()
     reset_peak()

@@ -1,11 +1,14 @@
-"""The learning-rate grid behind methods.LEARNING_RATES: validation accuracy of each method at each rate."""
+"""The learning-rate grid behind methods.LEARNING_RATES: validation accuracy of each method at each
+rate.
+"""
 
 from dataclasses import replace
 
 from bench.runner import run_apart
 from demo.train import run
 
-GRID = {  # three rates a method, two or three times the one before, moved until the best was not at an edge
+# three rates a method, two or three times the one before, moved until the best was not at an edge
+GRID = {
     "reviews": {
         "full": (7.5e-5, 1.5e-4, 3e-4),
         "lora": (1.5e-3, 3e-3, 6e-3),
@@ -29,11 +32,15 @@ UNTRIED = (5e-4, 1.5e-3, 5e-3)  # for structures that the default demo leaves ou
 
 
 def tune(task, methods, settings):
-    """Print {method: (best rate, {rate: validation accuracy})} as it goes; the test split is never looked at."""
+    """Print {method: (best rate, {rate: validation accuracy})} as it goes; the test split is never
+    looked at.
+    """
     for method in methods:
         found = {}
         for rate in GRID[task.learning_rates].get(method.key, UNTRIED):
-            row = run_apart(run, task, method, replace(settings, lr={"": rate}, evaluate="validation"))
+            row = run_apart(
+                run, task, method, replace(settings, lr={"": rate}, evaluate="validation")
+            )
             found[rate] = round(row["accuracy"], 4)
         best = max(found, key=found.get)
         print(f'"{method.key}": ({best:g}, {found}),', flush=True)

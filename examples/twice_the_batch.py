@@ -1,8 +1,10 @@
-"""Twice the batch under one memory cap: how many sequences a step can hold, fully fine-tuned and with sparse_ft.
+"""Twice the batch under one memory cap: how many sequences a step can hold, fully fine-tuned and
+with sparse_ft.
 
     python examples/twice_the_batch.py [MiB of memory beyond the weights, default 700]
 
-Each try is a process of its own whose data segment the system limits: asking for more fails, as on a full machine. Linux.
+Each try is a process of its own whose data segment the system limits: asking for more fails, as on
+a full machine. Linux.
 """
 
 import multiprocessing
@@ -14,18 +16,36 @@ import transformers
 
 import sparse_ft as sft
 
-SHAPE = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4)
+SHAPE = dict(
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+)
 
 
 def train(ours, batch, cap):
-    """Two steps on `batch` sequences, within `cap` bytes beyond what the process holds with the weights loaded."""
+    """Two steps on `batch` sequences, within `cap` bytes beyond what the process holds with the
+    weights loaded.
+    """
     torch.set_num_threads(2)  # each thread has a stack, which counts too: the same everywhere
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=8192, use_cache=False, **SHAPE)).train()
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=8192, use_cache=False, **SHAPE)
+    ).train()
     if ours:
-        plan = sft.select(model, density=0.05, structure="columns", score="random", targets="*_proj.weight")
+        plan = sft.select(
+            model, density=0.05, structure="columns", score="random", targets="*_proj.weight"
+        )
         sft.convert(model, plan, lean=True)
-    optimizer = sft.SelectiveAdamW(model.parameters()) if ours else torch.optim.AdamW(model.parameters())
-    data = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+    optimizer = (
+        sft.SelectiveAdamW(model.parameters()) if ours else torch.optim.AdamW(model.parameters())
+    )
+    data = next(
+        int(line.split()[1]) << 10
+        for line in open("/proc/self/status")
+        if line.startswith("VmData")
+    )
     resource.setrlimit(resource.RLIMIT_DATA, (data + cap, data + cap))
     try:
         for _ in range(2):
@@ -39,16 +59,26 @@ def train(ours, batch, cap):
 
 def largest_batch(name, ours, cap):
     for batch in range(2, 1000, 2):
-        process = multiprocessing.get_context("spawn").Process(target=train, args=(ours, batch, cap))
+        process = multiprocessing.get_context("spawn").Process(
+            target=train, args=(ours, batch, cap)
+        )
         process.start()
         process.join()
-        print(f"{name}: {batch} sequences {'do not fit' if process.exitcode else 'fit'}", flush=True)
+        print(
+            f"{name}: {batch} sequences {'do not fit' if process.exitcode else 'fit'}", flush=True
+        )
         if process.exitcode:
             return batch - 2
 
 
 if __name__ == "__main__":
     cap = int(sys.argv[1] if len(sys.argv) > 1 else 700) << 20
-    full, ours = largest_batch("full fine-tuning", False, cap), largest_batch("sparse_ft", True, cap)
-    print(f"within {cap >> 20} MiB: {full} sequences of 256 tokens fully fine-tuned, {ours} with sparse_ft")
+    full, ours = (
+        largest_batch("full fine-tuning", False, cap),
+        largest_batch("sparse_ft", True, cap),
+    )
+    print(
+        f"within {cap >> 20} MiB: {full} sequences of 256 tokens fully fine-tuned, {ours} with"
+        " sparse_ft"
+    )
     sys.exit(0 if ours >= 2 * full > 0 else 1)

@@ -42,7 +42,9 @@ def activate(x, ACTIVATION: tl.constexpr):
         value, slope = x * below, below + x * (0.3989422804014327 * tl.exp(-0.5 * x * x))
     elif ACTIVATION == "gelu_tanh":  # 0.5 * (1 + tanh(u)) is the logistic function at 2 u
         value = _times_logistic(x, x * (1.5957691216057308 + 0.07135481627260025 * (x * x)))
-        b = tl.where(x < -20, -20.0, tl.where(x > 20, 20.0, x)).to(x.dtype)  # the density is 0 there, and no square overflows
+        b = tl.where(x < -20, -20.0, tl.where(x > 20, 20.0, x)).to(
+            x.dtype
+        )  # the density is 0 there, and no square overflows
         below, density = _logistic(b * (1.5957691216057308 + 0.07135481627260025 * (b * b)))
         slope = below + b * density * (1.5957691216057308 + 0.21406444881780075 * (b * b))
     else:
@@ -96,25 +98,35 @@ def _activation_backward_kernel(
     mask = (row < M) & (column < N)
     grad = load_wide(grad_output_ptr, row, column, stride_dm, stride_dn, mask)
     _, slope = activate(load_wide(input_ptr, row, column, stride_xm, stride_xn, mask), ACTIVATION)
-    tl.store(grad_input_ptr + row * N + column, round_to(grad * slope, grad_input_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        grad_input_ptr + row * N + column,
+        round_to(grad * slope, grad_input_ptr.dtype.element_ty),
+        mask=mask,
+    )
 
 
 def matrices(*tensors):
-    """The tensors as matrices of one shape: one long row where all are contiguous, else [..., F] as [rows, F]."""
+    """The tensors as matrices of one shape: one long row where all are contiguous, else [..., F] as
+    [rows, F].
+    """
     columns = tensors[0].shape[-1] if tensors[0].dim() else 1
     shape = (1, -1) if all(x.is_contiguous() for x in tensors) else (-1, columns)
     return [x.reshape(shape) for x in tensors]
 
 
 def activation_triton(input, activation):
-    """act(input), in fp32 (fp64 for fp64), rounded once. The caller has checked the dtype and the activation."""
+    """act(input), in fp32 (fp64 for fp64), rounded once. The caller has checked the dtype and the
+    activation.
+    """
     check_tensors(input=input)
     output = torch.empty(input.shape, dtype=input.dtype, device=input.device)
     if output.numel():
         (input,) = matrices(input)
         grid, options = copy_tile(1, *input.shape)
         with on_device(input):
-            _activation_kernel[grid](input, output, *input.shape, *input.stride(), ACTIVATION=activation, **options)
+            _activation_kernel[grid](
+                input, output, *input.shape, *input.stride(), ACTIVATION=activation, **options
+            )
     return output
 
 

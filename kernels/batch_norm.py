@@ -1,4 +1,6 @@
-"""batch_norm_: a product and a sum for each channel, in place, and the ReLU of it with one bit an element."""
+"""batch_norm_: a product and a sum for each channel, in place, and the ReLU of it with one bit an
+element.
+"""
 
 import triton
 import triton.language as tl
@@ -39,9 +41,11 @@ def _batch_norm_kernel(
 
 
 def batch_norm_triton_(input, scale, shift, bits, outer, channels, inner):
-    """`input * scale + shift` of each channel, in place; with bits its ReLU, and there where it is positive or NaN.
+    """`input * scale + shift` of each channel, in place; with bits its ReLU, and there where it is
+    positive or NaN.
 
-    The memory of input is [outer, channels, inner]. scale, shift: [channels], float32 or float64, the dtype of the arithmetic.
+    The memory of input is [outer, channels, inner]. scale, shift: [channels], float32 or float64,
+    the dtype of the arithmetic.
     bits: uint8 [ceil(numel / 8)] or None; bit i % 8 of byte i // 8 is that of element i.
     """
     check_tensors(input=input, scale=scale, shift=shift, **({} if bits is None else {"bits": bits}))

@@ -1,4 +1,6 @@
-"""batch_norm_backward: a gradient times two numbers of its channel, perhaps where its bit is set only."""
+"""batch_norm_backward: a gradient times two numbers of its channel, perhaps where its bit is set
+only.
+"""
 
 import triton
 import triton.language as tl
@@ -31,20 +33,36 @@ def _batch_norm_backward_kernel(
     grad *= tl.load(rstd_ptr + channel, mask=offs < count, other=0.0)
     if weight_ptr is not None:
         grad *= tl.load(weight_ptr + channel, mask=offs < count, other=0.0).to(WIDE)
-    tl.store(grad_input_ptr + offs, round_to(grad, grad_input_ptr.dtype.element_ty), mask=offs < count)
+    tl.store(
+        grad_input_ptr + offs, round_to(grad, grad_input_ptr.dtype.element_ty), mask=offs < count
+    )
 
 
-def batch_norm_backward_triton(grad_output, rstd, weight, positive, grad_input, outer, channels, inner):
+def batch_norm_backward_triton(
+    grad_output, rstd, weight, positive, grad_input, outer, channels, inner
+):
     """Fills grad_input, laid out as grad_output: `grad_output * rstd * weight` of each channel.
 
-    The memory of both is [outer, channels, inner]. rstd: [channels], float32 or float64, the dtype of the arithmetic.
+    The memory of both is [outer, channels, inner]. rstd: [channels], float32 or float64, the dtype
+    of the arithmetic.
     positive: uint8 [ceil(numel / 8)] or None; elements whose bit is not set count as 0.
     """
-    optional = {name: t for name, t in (("weight", weight), ("positive", positive)) if t is not None}
+    optional = {
+        name: t for name, t in (("weight", weight), ("positive", positive)) if t is not None
+    }
     check_tensors(grad_output=grad_output, rstd=rstd, grad_input=grad_input, **optional)
     count = outer * channels * inner
     if count:
         with on_device(grad_output):
             _batch_norm_backward_kernel[(triton.cdiv(count, BLOCK),)](
-                grad_output, rstd, weight, positive, grad_input, count, channels, inner, BLOCK=BLOCK, **OPTIONS
+                grad_output,
+                rstd,
+                weight,
+                positive,
+                grad_input,
+                count,
+                channels,
+                inner,
+                BLOCK=BLOCK,
+                **OPTIONS,
             )

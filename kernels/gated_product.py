@@ -1,4 +1,6 @@
-"""gated_product: act(gate) * up over rows that may be halves of a wider projection, and its gradients."""
+"""gated_product: act(gate) * up over rows that may be halves of a wider projection, and its
+gradients.
+"""
 
 import torch
 import triton
@@ -29,7 +31,9 @@ def _gated_product_kernel(
     gate = load_wide(gate_ptr, row, column, stride_gm, stride_gn, mask)
     up = load_wide(up_ptr, row, column, stride_um, stride_un, mask)
     value, _ = activate(gate, ACTIVATION)
-    tl.store(output_ptr + row * N + column, round_to(value * up, output_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        output_ptr + row * N + column, round_to(value * up, output_ptr.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit
@@ -59,12 +63,16 @@ def _gated_product_backward_kernel(
     up = load_wide(up_ptr, row, column, stride_um, stride_un, mask)
     value, slope = activate(gate, ACTIVATION)
     offs = row * N + column
-    tl.store(grad_gate_ptr + offs, round_to(grad * up * slope, grad_gate_ptr.dtype.element_ty), mask=mask)
+    tl.store(
+        grad_gate_ptr + offs, round_to(grad * up * slope, grad_gate_ptr.dtype.element_ty), mask=mask
+    )
     tl.store(grad_up_ptr + offs, round_to(grad * value, grad_up_ptr.dtype.element_ty), mask=mask)
 
 
 def gated_product_triton(gate, up, activation):
-    """act(gate) * up, in fp32 (fp64 for fp64), rounded once. The caller has checked shapes, dtypes and the activation."""
+    """act(gate) * up, in fp32 (fp64 for fp64), rounded once. The caller has checked shapes, dtypes
+    and the activation.
+    """
     check_tensors(gate=gate, up=up)
     output = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     if output.numel():

@@ -1,4 +1,5 @@
-"""What every kernel here shares: where the entries of a layout sit in their matrix, and the launchers' checks.
+"""What every kernel here shares: where the entries of a layout sit in their matrix, and the
+launchers' checks.
 
 A layout is (kind, index, block_h, block_w). Its values are walked as [num, M, N], contiguous:
 rows (1, R, columns); columns (1, rows, C); blocks (n, block_h, block_w); entries (1, 1, nnz).
@@ -18,13 +19,20 @@ TRITON_DTYPES = {
     torch.int32: tl.int32,
     torch.int64: tl.int64,
 }
-INTEGERS = "index", "bits", "positive", "numbers"  # names of arguments that are no floating-point numbers
+INTEGERS = (
+    "index",
+    "bits",
+    "positive",
+    "numbers",
+)  # names of arguments that are no floating-point numbers
 INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": "[nnz]"}
 
 
 @triton.jit
 def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """This program's part of values [num, M, N]: b (scalar), offs_m [BLOCK_M] and offs_n [BLOCK_N], int64."""
+    """This program's part of values [num, M, N]: b (scalar), offs_m [BLOCK_M] and offs_n [BLOCK_N],
+    int64.
+    """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
@@ -38,7 +46,9 @@ def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.constexpr):
-    """Row and column, int64, of values[b, m, n]; for entries 0 and the flat position; for "all" m and n."""
+    """Row and column, int64, of values[b, m, n]; for entries 0 and the flat position; for "all" m
+    and n.
+    """
     row = offs_m.to(tl.int64)
     column = offs_n.to(tl.int64)
     if KIND == "rows":
@@ -53,24 +63,33 @@ def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.conste
 
 
 @triton.jit
-def address(matrix_ptr, row, column, columns, stride_xm, stride_xn, KIND: tl.constexpr, FLAT: tl.constexpr):
-    """Pointers to (row, column), which broadcast; flat positions are taken apart only where strides ask for it."""
+def address(
+    matrix_ptr, row, column, columns, stride_xm, stride_xn, KIND: tl.constexpr, FLAT: tl.constexpr
+):
+    """Pointers to (row, column), which broadcast; flat positions are taken apart only where strides
+    ask for it.
+    """
     if KIND == "entries" and not FLAT:
         row = column // columns
         column = column - row * columns
     return matrix_ptr + row * stride_xm + column * stride_xn
 
 
-# Decided by the environment when triton is imported: interpreted, `locate` is a plain Python object.
+# Decided by the environment when triton is imported: interpreted, `locate` is a plain Python
+# object.
 INTERPRETED = tl.constexpr(not isinstance(locate, triton.JITFunction))
 
 
 @triton.jit
 def round_to(x, DTYPE: tl.constexpr):
-    """x in DTYPE, to nearest even; float64 goes to 16 bits by way of float32, as torch's own cast does."""
+    """x in DTYPE, to nearest even; float64 goes to 16 bits by way of float32, as torch's own cast
+    does.
+    """
     if x.dtype == tl.float64 and DTYPE != tl.float64:
         x = x.to(tl.float32)
-    if INTERPRETED and DTYPE == tl.bfloat16 and x.dtype != tl.bfloat16:  # the interpreter's own cast truncates
+    if (
+        INTERPRETED and DTYPE == tl.bfloat16 and x.dtype != tl.bfloat16
+    ):  # the interpreter's own cast truncates
         x = x.to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
@@ -79,26 +98,44 @@ def round_to(x, DTYPE: tl.constexpr):
 
 
 def check_layout(kind, index, block_h, block_w, rows, columns):
-    """Raises with the name and value of what is wrong; returns (num, M, N) and the shape of the values."""
+    """Raises with the name and value of what is wrong; returns (num, M, N) and the shape of the
+    values.
+    """
     if kind not in INDEX_SHAPES:
         raise ValueError(f"kind must be one of {', '.join(INDEX_SHAPES)}, got {kind!r}")
     if index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"index must be int32 or int64, got {index.dtype}")
     if index.dim() != (2 if kind == "blocks" else 1) or (kind == "blocks" and index.size(1) != 2):
-        raise ValueError(f"index must be {INDEX_SHAPES[kind]} for kind {kind!r}, got {list(index.shape)}")
+        raise ValueError(
+            f"index must be {INDEX_SHAPES[kind]} for kind {kind!r}, got {list(index.shape)}"
+        )
     if kind == "blocks" and (block_h < 1 or block_w < 1):
         raise ValueError(f"block_h and block_w must be positive, got {block_h} and {block_w}")
     n = index.size(0)
-    shape = {"rows": (n, columns), "columns": (rows, n), "blocks": (n, block_h, block_w), "entries": (n,)}[kind]
+    shape = {
+        "rows": (n, columns),
+        "columns": (rows, n),
+        "blocks": (n, block_h, block_w),
+        "entries": (n,),
+    }[kind]
     return (1,) * (3 - len(shape)) + shape, shape
 
 
 def check_tensors(**tensors):
-    """Floating dtype, one device, and a device that Triton runs on; the message names the argument."""
+    """Floating dtype, one device, and a device that Triton runs on; the message names
+    the argument.
+    """
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if name not in INTEGERS and tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        if name not in INTEGERS and tensor.dtype not in (
+            torch.float32,
+            torch.float64,
+            torch.bfloat16,
+            torch.float16,
+        ):
+            raise TypeError(
+                f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
+            )
         if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device} but {first_name} is on {first.device}")
     if first.device.type != "cuda" and not INTERPRETED.value:
@@ -127,7 +164,9 @@ def on_device(tensor):
 
 
 def cdiv(a, b):
-    """triton.cdiv without its 3 us: it looks for constants of a kernel among its arguments, as next_power_of_2 does."""
+    """triton.cdiv without its 3 us: it looks for constants of a kernel among its arguments, as
+    next_power_of_2 does.
+    """
     return -(-a // b)
 
 
@@ -137,7 +176,9 @@ def power_of_two(n):
 
 
 def copy_tile(num, M, N):
-    """Grid, tile and warps of a kernel that moves each value once: up to 1024 values a program, 8 a thread, N first."""
+    """Grid, tile and warps of a kernel that moves each value once: up to 1024 values a program, 8 a
+    thread, N first.
+    """
     block_n = min(power_of_two(N), 1024)
     block_m = min(power_of_two(M), 1024 // block_n)
     grid = (num * cdiv(M, block_m) * cdiv(N, block_n),)

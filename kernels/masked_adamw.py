@@ -1,7 +1,8 @@
 """masked_adamw_: one AdamW step over many compact values, written through into the dense weights.
 
-A device table holds the addresses of a group of tensors (same dtypes and kind), so the launches do not grow with the
-number of tensors: the check of the gradients, the steps with their bias corrections, then one update a group.
+A device table holds the addresses of a group of tensors (same dtypes and kind), so the launches do
+not grow with the number of tensors: the check of the gradients, the steps with their bias
+corrections, then one update a group.
 """
 
 import torch
@@ -20,10 +21,13 @@ from .layout import (
     round_to,
 )
 
-# Fields of a table row, int64 each: addresses, sizes, then the layout (zeros for a plain parameter).
+# Fields of a table row, int64 each: addresses, sizes, then the layout (zeros for a plain
+# parameter).
 VALUES, GRAD, EXP_AVG, EXP_AVG_SQ, WEIGHT, INDEX = (tl.constexpr(i) for i in range(6))
 COUNT, FIRST_CHUNK, TENSOR = (tl.constexpr(i) for i in range(6, 9))
-ROWS, COLUMNS, STRIDE_M, STRIDE_N, NUM, M, N, BLOCK_H, BLOCK_W = (tl.constexpr(i) for i in range(9, 18))
+ROWS, COLUMNS, STRIDE_M, STRIDE_N, NUM, M, N, BLOCK_H, BLOCK_W = (
+    tl.constexpr(i) for i in range(9, 18)
+)
 FIELDS = tl.constexpr(18)
 COEFFICIENTS = tl.constexpr(7)
 # 8 entries a thread in 4 warps: two 128-bit loads in flight for each of the four float32 streams.
@@ -48,7 +52,9 @@ def _unless_found(found_inf_ptr, count):
 
 @triton.jit
 def _chunk(chunk_ptr, table_ptr, found_inf_ptr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's table row, first entry (int64) and how many entries of its tensor there are to do."""
+    """This program's table row, first entry (int64) and how many entries of its tensor there are to
+    do.
+    """
     pid = tl.program_id(0)
     row_ptr = table_ptr + tl.load(chunk_ptr + pid) * FIELDS
     start = (pid - tl.load(row_ptr + FIRST_CHUNK)) * BLOCK
@@ -72,7 +78,9 @@ def _nonfinite_kernel(
     g = tl.load(_pointer(row_ptr, GRAD, VALUE, ALIGNED) + offs, mask=offs < count, other=0.0)
     g = g.to(tl.float64 if VALUE == tl.float64 else tl.float32)
     bad = (g != g) | (tl.abs(g) == float("inf"))
-    tl.store(found_inf_ptr, 1.0, mask=tl.max(bad.to(tl.int32), axis=0) > 0)  # every writer writes the same
+    tl.store(
+        found_inf_ptr, 1.0, mask=tl.max(bad.to(tl.int32), axis=0) > 0
+    )  # every writer writes the same
 
 
 @triton.jit
@@ -84,7 +92,9 @@ def _steps_kernel(
     num_tensors,
     BLOCK: tl.constexpr,
 ):
-    """step += 1, then what the update needs of it: its own launch, as every chunk of a tensor reads the same step."""
+    """step += 1, then what the update needs of it: its own launch, as every chunk of a tensor reads
+    the same step.
+    """
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < num_tensors
     lr = tl.load(hyper_ptr + offs, mask=mask, other=0.0)
@@ -111,7 +121,9 @@ def _steps_kernel(
 
 @triton.jit
 def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
-    """(b, m, n) in values [num, M, N] of BLOCK entries from `start`: one 64-bit division, 32-bit ones an entry."""
+    """(b, m, n) in values [num, M, N] of BLOCK entries from `start`: one 64-bit division, 32-bit
+    ones an entry.
+    """
     inner = tl.arange(0, BLOCK)
     if KIND == "entries":
         b, m, n = tl.zeros_like(inner), tl.zeros_like(inner), start + inner
@@ -122,7 +134,9 @@ def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
         b = (start // size).to(tl.int32) + inner // size.to(tl.int32)
         inner = inner % size.to(tl.int32)
         if KIND == "blocks":
-            b = tl.minimum(b, tl.load(row_ptr + NUM).to(tl.int32) - 1)  # locate loads the index of b unmasked
+            b = tl.minimum(
+                b, tl.load(row_ptr + NUM).to(tl.int32) - 1
+            )  # locate loads the index of b unmasked
             m, n = inner // size_n.to(tl.int32), inner % size_n.to(tl.int32)
         else:
             m, n = b, inner
@@ -133,7 +147,9 @@ def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
 def _adamw(p, g, m, v, c_ptr, MATH: tl.constexpr):
     """One step of decoupled weight decay Adam (Loshchilov and Hutter, 2019)."""
     p *= tl.load(c_ptr).to(MATH)
-    share = tl.load(c_ptr + 1).to(MATH)  # of the gradient in exp_avg; as in torch.lerp the nearer end is where it starts from
+    share = tl.load(c_ptr + 1).to(
+        MATH
+    )  # of the gradient in exp_avg; as in torch.lerp the nearer end is where it starts from
     m = tl.where(share < 0.5, m, g) + (g - m) * tl.where(share < 0.5, share, share - 1)
     v = v * tl.load(c_ptr + 2).to(MATH) + g * g * tl.load(c_ptr + 3).to(MATH)
     step_size = tl.load(c_ptr + 4).to(MATH)
@@ -188,7 +204,9 @@ def _masked_adamw_kernel(
         size_m, size_n = tl.load(row_ptr + M), tl.load(row_ptr + N)
         block_h, block_w = tl.load(row_ptr + BLOCK_H), tl.load(row_ptr + BLOCK_W)
         index_ptr = _pointer(row_ptr, INDEX, INDEX_DTYPE, False)
-        row, column = locate(index_ptr, b, values_m, values_n, size_m, size_n, block_h, block_w, KIND)
+        row, column = locate(
+            index_ptr, b, values_m, values_n, size_m, size_n, block_h, block_w, KIND
+        )
         columns = tl.load(row_ptr + COLUMNS)
         if KIND == "blocks":
             mask = mask & (row < tl.load(row_ptr + ROWS)) & (column < columns)
@@ -200,26 +218,43 @@ def _masked_adamw_kernel(
 
 def _to_device(rows, dtype, device):
     """Small host data, pinned so that the copy joins the stream without waiting for it."""
-    return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(
+        device, non_blocking=True
+    )
 
 
 def _dense(tensor):
-    """Whether its elements fill memory without gaps or overlap, in any order (channels_last, say)."""
-    order = sorted(range(tensor.dim()), key=lambda d: (tensor.stride(d), tensor.size(d)), reverse=True)
+    """Whether its elements fill memory without gaps or overlap, in any order
+    (channels_last, say).
+    """
+    order = sorted(
+        range(tensor.dim()), key=lambda d: (tensor.stride(d), tensor.size(d)), reverse=True
+    )
     return tensor.permute(order).is_contiguous()
 
 
 def _check_state(i, values, grad, exp_avg, exp_avg_sq, step):
     if not _dense(values):
-        raise ValueError(f"values[{i}] must be dense, got {list(values.shape)} with strides {values.stride()}")
-    state = {f"values[{i}]": values, f"grads[{i}]": grad, f"exp_avgs[{i}]": exp_avg, f"exp_avg_sqs[{i}]": exp_avg_sq}
+        raise ValueError(
+            f"values[{i}] must be dense, got {list(values.shape)} with strides {values.stride()}"
+        )
+    state = {
+        f"values[{i}]": values,
+        f"grads[{i}]": grad,
+        f"exp_avgs[{i}]": exp_avg,
+        f"exp_avg_sqs[{i}]": exp_avg_sq,
+    }
     for name, tensor in state.items():
         if tensor.dtype != values.dtype:
-            raise TypeError(f"{name} must have the dtype of values[{i}], {values.dtype}, got {tensor.dtype}")
-        if tensor.shape != values.shape or (tensor is not grad and tensor.stride() != values.stride()):
+            raise TypeError(
+                f"{name} must have the dtype of values[{i}], {values.dtype}, got {tensor.dtype}"
+            )
+        if tensor.shape != values.shape or (
+            tensor is not grad and tensor.stride() != values.stride()
+        ):
             raise ValueError(
-                f"{name} must have the shape and strides of values[{i}], {list(values.shape)} and {values.stride()}, "
-                f"got {list(tensor.shape)} and {tensor.stride()}"
+                f"{name} must have the shape and strides of values[{i}], {list(values.shape)} and"
+                f" {values.stride()}, got {list(tensor.shape)} and {tensor.stride()}"
             )
     if step.dtype != torch.float32 or step.numel() != 1:
         raise TypeError(f"steps[{i}] must be one float32, got {list(step.shape)} of {step.dtype}")
@@ -232,13 +267,17 @@ def _layout_fields(i, values, weight, kind, index, block_h, block_w):
     walk, shape = check_layout(kind, index, block_h, block_w, *weight.shape)
     check_values(f"values[{i}]", values, shape)
     if not values.is_contiguous():
-        raise ValueError(f"values[{i}] must be contiguous to be written through, got strides {values.stride()}")
+        raise ValueError(
+            f"values[{i}] must be contiguous to be written through, got strides {values.stride()}"
+        )
     check_tensors(**{f"values[{i}]": values, f"weights[{i}]": weight, "index": index})
     return [*weight.shape, *strides, *walk, block_h, block_w], flat
 
 
 def _group(states, steps, weights, kinds, indices, blocks):
-    """{what a launch specialises on: table rows}; a tensor without elements has a step, but no row."""
+    """{what a launch specialises on: table rows}; a tensor without elements has a step,
+    but no row.
+    """
     groups = {}
     for i, state in enumerate(states):
         _check_state(i, *state, steps[i])
@@ -246,12 +285,21 @@ def _group(states, steps, weights, kinds, indices, blocks):
         key, weight_and_index, fields = (torch.float32, torch.int32, "all", True), [0, 0], [0] * 9
         if i < len(weights):
             weight, index, kind = weights[i], indices[i], kinds[i]
-            fields, flat = _layout_fields(i, state[0], weight, kind, index, *blocks[2 * i : 2 * i + 2])
-            key, weight_and_index = (weight.dtype, index.dtype, kind, flat), [weight.data_ptr(), index.data_ptr()]
+            fields, flat = _layout_fields(
+                i, state[0], weight, kind, index, *blocks[2 * i : 2 * i + 2]
+            )
+            key, weight_and_index = (
+                (weight.dtype, index.dtype, kind, flat),
+                [weight.data_ptr(), index.data_ptr()],
+            )
         if count:
             aligned = count % 8 == 0 and all(address % 16 == 0 for address in addresses)
             rows = groups.setdefault((state[0].dtype, *key, aligned), [])
-            first = rows[-1][FIRST_CHUNK.value] + triton.cdiv(rows[-1][COUNT.value], CHUNK) if rows else 0
+            first = (
+                rows[-1][FIRST_CHUNK.value] + triton.cdiv(rows[-1][COUNT.value], CHUNK)
+                if rows
+                else 0
+            )
             rows.append([*addresses, *weight_and_index, count, first, i, *fields])
     return groups
 
@@ -269,10 +317,12 @@ def masked_adamw_triton_(
     values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks,
     *, lr, beta1, beta2, eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False, lrs=None,
 ):  # fmt: skip
-    """One AdamW step of every values[i]; the first len(weights) also go to the selected entries of weights[i].
+    """One AdamW step of every values[i]; the first len(weights) also go to the selected entries of
+    weights[i].
 
-    lr to weight_decay hold one number a tensor, steps one float32 each, as do lrs, which count instead of lr. Nothing is read
-    back to the host: grad_scale (gradients are divided by it) and found_inf (nonzero: nothing changes) stay on the device.
+    lr to weight_decay hold one number a tensor, steps one float32 each, as do lrs, which count
+    instead of lr. Nothing is read back to the host: grad_scale (gradients are divided by it) and
+    found_inf (nonzero: nothing changes) stay on the device.
     """
     if not values:
         return
@@ -280,7 +330,9 @@ def masked_adamw_triton_(
     hyper = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
     for name, given in {**state, **hyper}.items():
         if len(given) != len(values):
-            raise ValueError(f"{name} must have one item for each of {len(values)} values, got {len(given)}")
+            raise ValueError(
+                f"{name} must have one item for each of {len(values)} values, got {len(given)}"
+            )
     grads = [
         g if g.stride() == p.stride() or g.shape != p.shape else torch.empty_like(p).copy_(g)
         for p, g in zip(values, grads, strict=True)
@@ -288,7 +340,11 @@ def masked_adamw_triton_(
     indices = [index.contiguous() for index in indices]
     states = zip(values, grads, exp_avgs, exp_avg_sqs, strict=True)
     groups = _group(states, steps, weights, kinds, indices, blocks)
-    extras = {"grad_scale": grad_scale, "found_inf": found_inf, **{f"lrs[{i}]": lr for i, lr in enumerate(lrs or ())}}
+    extras = {
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        **{f"lrs[{i}]": lr for i, lr in enumerate(lrs or ())},
+    }
     check_tensors(**{"values[0]": values[0]}, **{n: x for n, x in extras.items() if x is not None})
     device = values[0].device
     if skip_nonfinite and found_inf is None:
@@ -298,9 +354,17 @@ def masked_adamw_triton_(
         if skip_nonfinite:
             for chunks, table, dtype, *_, aligned in tables:
                 _nonfinite_kernel[chunks.shape](
-                    chunks, table, found_inf, VALUE=TRITON_DTYPES[dtype], ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True
+                    chunks,
+                    table,
+                    found_inf,
+                    VALUE=TRITON_DTYPES[dtype],
+                    ALIGNED=aligned,
+                    BLOCK=CHUNK,
+                    enable_fp_fusion=True,
                 )
-        coefficients = torch.empty(len(values), COEFFICIENTS.value, dtype=torch.float64, device=device)
+        coefficients = torch.empty(
+            len(values), COEFFICIENTS.value, dtype=torch.float64, device=device
+        )
         hyper = _to_device(list(hyper.values()), torch.float64, device)
         if lrs is not None:
             hyper[0] = torch.stack([lr.view(()) for lr in lrs])

@@ -52,7 +52,9 @@ def _max_pool_kernel(
 
 
 def max_pool_triton(input, kernel_size, stride, padding, dilation, output, numbers):
-    """Fills output and numbers, uint8, both contiguous [..., out_height, out_width], from input [..., height, width]."""
+    """Fills output and numbers, uint8, both contiguous [..., out_height, out_width], from input
+    [..., height, width].
+    """
     check_tensors(input=input, output=output, numbers=numbers)
     count = output.numel()
     if count:

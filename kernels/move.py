@@ -44,7 +44,9 @@ def _move_kernel(
     if KIND == "blocks":  # past the edge of the matrix a block is padded
         mask_m, mask_n = mask_m & (row < rows), mask_n & (column < columns)
     inside = mask_m[:, None] & mask_n[None, :]
-    x_ptrs = address(matrix_ptr, row[:, None], column[None, :], columns, stride_xm, stride_xn, KIND, FLAT)
+    x_ptrs = address(
+        matrix_ptr, row[:, None], column[None, :], columns, stride_xm, stride_xn, KIND, FLAT
+    )
     v_ptrs = values_ptr + (b * M + offs_m)[:, None] * N + offs_n[None, :]
     if MODE == "gather":
         x = tl.load(x_ptrs, mask=inside, other=0.0)
@@ -63,10 +65,11 @@ def _move_kernel(
 
 
 def move(mode, matrix, kind, index, block_h, block_w, values=None, dtype=None):
-    """Gathers into values, or writes them into the selected entries of matrix: "copy", "add" or "swap". Returns values.
+    """Gathers into values, or writes them into the selected entries of matrix: "copy", "add" or
+    "swap". Returns values.
 
-    values: contiguous; None for new ones in dtype, which a gather names. Padding of ragged blocks is gathered as zeros, and
-    written nowhere.
+    values: contiguous; None for new ones in dtype, which a gather names. Padding of ragged blocks
+    is gathered as zeros, and written nowhere.
     """
     *strides, flat = matrix_strides("matrix", matrix)
     rows, columns = matrix.shape

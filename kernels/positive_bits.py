@@ -1,4 +1,6 @@
-"""positive_bits: one bit an element, where ReLU passes it, and the ReLU; where_bits: a gradient let through by its bit."""
+"""positive_bits: one bit an element, where ReLU passes it, and the ReLU; where_bits: a gradient let
+through by its bit.
+"""
 
 import triton
 import triton.language as tl
@@ -50,9 +52,11 @@ def _where_bits_kernel(
 
 
 def positive_bits_triton(input, bits, relu=None):
-    """Fills bits, uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of ~(input.flatten()[i] <= 0).
+    """Fills bits, uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of ~(input.flatten()[i]
+    <= 0).
 
-    relu: contiguous, gets input.relu(); may be input itself, as a program reads what it writes before it writes.
+    relu: contiguous, gets input.relu(); may be input itself, as a program reads what it writes
+    before it writes.
     """
     check_tensors(input=input, **({} if relu is None else {"relu": relu}))
     if bits.numel():
@@ -68,5 +72,11 @@ def where_bits_triton(grad, bits, scale, output):
     if bits.numel():
         with on_device(grad):
             _where_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
-                grad.contiguous(), bits.contiguous(), output, grad.numel(), scale=scale, BYTES=BYTES, **OPTIONS
+                grad.contiguous(),
+                bits.contiguous(),
+                output,
+                grad.numel(),
+                scale=scale,
+                BYTES=BYTES,
+                **OPTIONS,
             )

@@ -1,6 +1,8 @@
-"""Several problems of one kind in one launch: a tuple of the fields of each, from which every program picks those of its own.
+"""Several problems of one kind in one launch: a tuple of the fields of each, from which every
+program picks those of its own.
 
-The fields are arguments of the kernel, by value: no table is uploaded, and a CUDA graph holds them as it holds any argument.
+The fields are arguments of the kernel, by value: no table is uploaded, and a CUDA graph holds them
+as it holds any argument.
 """
 
 import triton
@@ -8,7 +10,8 @@ import triton.language as tl
 
 from .layout import power_of_two
 
-GROUP = 16  # problems a launch: 16 times 14 fields are 1.8 KB of the 4 KB of arguments that every driver takes
+# problems a launch: 16 times 14 fields are 1.8 KB of the 4 KB of arguments that every driver takes
+GROUP = 16
 
 
 @triton.jit
@@ -19,7 +22,9 @@ def number(coded):
 
 @triton.jit
 def pick(problems, program, FIELD: tl.constexpr):
-    """A field of the problem that a program works on; one of several is a select each, once a program."""
+    """A field of the problem that a program works on; one of several is a select each, once a
+    program.
+    """
     value = problems[0][FIELD]
     for i in tl.static_range(1, len(problems)):
         value = tl.where(program >= number(problems[i - 1][-1]), problems[i][FIELD], value)
@@ -43,15 +48,18 @@ def programs_of(problems):
 
 
 def code(*numbers):
-    """Numbers as odd ones above 1: triton compiles a kernel for each pattern of ones and multiples of 16 in a tuple."""
+    """Numbers as odd ones above 1: triton compiles a kernel for each pattern of ones and multiples
+    of 16 in a tuple.
+    """
     return [2 * n + 3 for n in numbers]
 
 
 def launches(problems):
-    """(key, tuple of fields, programs in all) of each launch for problems (key, fields, programs), alike in their key.
+    """(key, tuple of fields, programs in all) of each launch for problems (key, fields, programs),
+    alike in their key.
 
-    The last field of a problem, coded, says at which program it ends. The tuple has a power of two of problems, so that few
-    kernels are compiled; those that fill it up have no programs.
+    The last field of a problem, coded, says at which program it ends. The tuple has a power of two
+    of problems, so that few kernels are compiled; those that fill it up have no programs.
     """
     alike = {}
     for key, fields, programs in problems:

@@ -1,4 +1,6 @@
-"""rms_norm: rows divided by their root mean square, and the gradient of that. One program a row, which reads it twice."""
+"""rms_norm: rows divided by their root mean square, and the gradient of that. One program a row,
+which reads it twice.
+"""
 
 import triton
 import triton.language as tl
@@ -33,7 +35,9 @@ def _rms_norm_kernel(
     squares = tl.zeros([BLOCK], WIDE)
     for start in range(0, N, BLOCK):
         offs = start + tl.arange(0, BLOCK).to(tl.int64)
-        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(
+            WIDE
+        )
         squares += x * x
     mean = tl.sum(squares, axis=0) / N
     root = tl.sqrt(mean + tl.full((), eps, WIDE))
@@ -41,9 +45,13 @@ def _rms_norm_kernel(
     tl.store(rstd_ptr + row, rstd)
     for start in range(0, N, BLOCK):
         offs = start + tl.arange(0, BLOCK).to(tl.int64)
-        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(
+            WIDE
+        )
         y = x * rstd * _factor(weight_ptr, offs, offs < N, offset, WIDE)
-        tl.store(output_ptr + row * N + offs, round_to(y, output_ptr.dtype.element_ty), mask=offs < N)
+        tl.store(
+            output_ptr + row * N + offs, round_to(y, output_ptr.dtype.element_ty), mask=offs < N
+        )
 
 
 @triton.jit
@@ -67,17 +75,29 @@ def _rms_norm_backward_kernel(
     products = tl.zeros([BLOCK], WIDE)
     for start in range(0, N, BLOCK):
         offs = start + tl.arange(0, BLOCK).to(tl.int64)
-        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
-        g = tl.load(grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0).to(WIDE)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(
+            WIDE
+        )
+        g = tl.load(
+            grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0
+        ).to(WIDE)
         products += g * _factor(weight_ptr, offs, offs < N, offset, WIDE) * x
     mean = tl.sum(products, axis=0) * rstd / N
     for start in range(0, N, BLOCK):
         offs = start + tl.arange(0, BLOCK).to(tl.int64)
-        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(WIDE)
-        g = tl.load(grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0).to(WIDE)
+        x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(
+            WIDE
+        )
+        g = tl.load(
+            grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0
+        ).to(WIDE)
         g *= _factor(weight_ptr, offs, offs < N, offset, WIDE)
         grad_input = rstd * (g - x * rstd * mean)
-        tl.store(grad_input_ptr + row * N + offs, round_to(grad_input, grad_input_ptr.dtype.element_ty), mask=offs < N)
+        tl.store(
+            grad_input_ptr + row * N + offs,
+            round_to(grad_input, grad_input_ptr.dtype.element_ty),
+            mask=offs < N,
+        )
 
 
 def _options(columns):
@@ -86,7 +106,9 @@ def _options(columns):
 
 
 def rms_norm_triton(input, weight, eps, offset, output, rstd):
-    """Fills output [..., F], contiguous, and rstd [...], whose dtype is that of the arithmetic. The caller checks shapes."""
+    """Fills output [..., F], contiguous, and rstd [...], whose dtype is that of the arithmetic. The
+    caller checks shapes.
+    """
     weights = {} if weight is None else {"weight": weight.contiguous()}
     check_tensors(input=input, output=output, rstd=rstd, **weights)
     if input.numel() == 0:
@@ -94,7 +116,15 @@ def rms_norm_triton(input, weight, eps, offset, output, rstd):
     x = input.reshape(-1, input.shape[-1])
     with on_device(input):
         _rms_norm_kernel[(x.size(0),)](
-            x, weights.get("weight"), output, rstd, x.size(1), *x.stride(), eps=eps, offset=offset, **_options(x.size(1))
+            x,
+            weights.get("weight"),
+            output,
+            rstd,
+            x.size(1),
+            *x.stride(),
+            eps=eps,
+            offset=offset,
+            **_options(x.size(1)),
         )
 
 

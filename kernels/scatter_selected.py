@@ -1,17 +1,27 @@
-"""scatter_selected_: compact values into the selected entries of a matrix: copied, added or swapped."""
+"""scatter_selected_: compact values into the selected entries of a matrix: copied, added or
+swapped.
+"""
 
 from .move import move
 
 
 def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
-    """matrix[row(k), column(k)] = values[k], or += with `accumulate`; every other entry keeps its bits."""
-    move("add" if accumulate else "copy", matrix, kind, index, block_h, block_w, values.contiguous())
+    """matrix[row(k), column(k)] = values[k], or += with `accumulate`; every other entry keeps its
+    bits.
+    """
+    move(
+        "add" if accumulate else "copy", matrix, kind, index, block_h, block_w, values.contiguous()
+    )
 
 
 def swap_selected_triton_(matrix, values, kind, index, block_h, block_w):
-    """matrix[row(k), column(k)] and values[k] change places; twice is the identity, so both share a dtype."""
+    """matrix[row(k), column(k)] and values[k] change places; twice is the identity, so both share a
+    dtype.
+    """
     if values.dtype != matrix.dtype:
-        raise TypeError(f"values must have the matrix's dtype {matrix.dtype} to be swapped, got {values.dtype}")
+        raise TypeError(
+            f"values must have the matrix's dtype {matrix.dtype} to be swapped, got {values.dtype}"
+        )
     packed = move("swap", matrix, kind, index, block_h, block_w, values.contiguous())
     if packed is not values:
         values.copy_(packed)

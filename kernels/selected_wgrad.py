@@ -1,7 +1,9 @@
-"""selected_wgrad: the selected entries of grad_output.T @ input, with no dense product and no atomics.
+"""selected_wgrad: the selected entries of grad_output.T @ input, with no dense product and no
+atomics.
 
-Each layout by what reads the operands least: rows and columns gather and multiply, blocks share panels, single entries are dot
-products; many blocks or entries are taken from strips of the dense product.
+Each layout by what reads the operands least: rows and columns gather and multiply, blocks share
+panels, single entries are dot products; many blocks or entries are taken from strips of the dense
+product.
 """
 
 import torch
@@ -9,11 +11,19 @@ import torch
 from .layout import check_layout, check_tensors, check_values
 from .selected_wgrad_blocks import wgrad_of_blocks
 from .selected_wgrad_entries import wgrad_of_entries
-from .selected_wgrad_gemm import blocks_by_panel, blocks_by_strips, dense_blocks, wgrad_of_columns, wgrad_of_rows
+from .selected_wgrad_gemm import (
+    blocks_by_panel,
+    blocks_by_strips,
+    dense_blocks,
+    wgrad_of_columns,
+    wgrad_of_rows,
+)
 
 
 def _row_major(name, operand):
-    """[tokens, features] with last stride 1: as it is, or a copy of an operand that is transposed or expanded."""
+    """[tokens, features] with last stride 1: as it is, or a copy of an operand that is transposed
+    or expanded.
+    """
     if operand.dim() != 2:
         raise ValueError(f"{name} must be [tokens, features], got {list(operand.shape)}")
     return operand if operand.size(1) == 1 or operand.stride(1) == 1 else operand.contiguous()
@@ -23,7 +33,9 @@ def _checked(grad_output, input, kind, index, block_h, block_w, **values):
     """Row-major operands and the shape of the values."""
     grad_output, input = _row_major("grad_output", grad_output), _row_major("input", input)
     if grad_output.size(0) != input.size(0):
-        raise ValueError(f"input must have the {grad_output.size(0)} tokens of grad_output, got {input.size(0)}")
+        raise ValueError(
+            f"input must have the {grad_output.size(0)} tokens of grad_output, got {input.size(0)}"
+        )
     _, shape = check_layout(kind, index, block_h, block_w, grad_output.size(1), input.size(1))
     for name, tensor in values.items():
         check_values(name, tensor, shape)
@@ -34,7 +46,8 @@ def _checked(grad_output, input, kind, index, block_h, block_w, **values):
 def _into(calls, accumulate):
     """Blocks and entries, written to contiguous values by the program that has their sums.
 
-    calls: of (values, grad_output, input, kind, index, block_h, block_w). Blocks of 16-bit operands share launches.
+    calls: of (values, grad_output, input, kind, index, block_h, block_w). Blocks of 16-bit operands
+    share launches.
     """
     blocks = []
     for values, grad_output, input, kind, index, *block in calls:
@@ -58,9 +71,13 @@ def _product(grad_output, input, kind, index):
 
 
 def selected_wgrad_grouped_triton(grad_outputs, inputs, kinds, indices, blocks, *, dtype=None):
-    """[selected_wgrad_triton(...) of each], the same bits; blocks: block_h, block_w, block_h, block_w, ..."""
+    """[selected_wgrad_triton(...) of each], the same bits; blocks: block_h, block_w, block_h,
+    block_w, ...
+    """
     values, calls = [], []
-    for grad_output, input, *layout in zip(grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2]):
+    for grad_output, input, *layout in zip(
+        grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2]
+    ):
         grad_output, input, shape = _checked(grad_output, input, *layout)
         wide = dtype or torch.promote_types(torch.float32, grad_output.dtype)
         if layout[0] in ("rows", "columns"):
@@ -73,17 +90,22 @@ def selected_wgrad_grouped_triton(grad_outputs, inputs, kinds, indices, blocks, 
 
 
 def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
-    """values[k] = sum_t grad_output[t, row(k)] * input[t, column(k)], summed in float32 (float64 for float64).
+    """values[k] = sum_t grad_output[t, row(k)] * input[t, column(k)], summed in float32 (float64
+    for float64).
 
-    grad_output [tokens, rows], input [tokens, columns]. kind "rows" takes [tokens, R] and kind "columns" [tokens, C] too:
-    the selected features only, in index order, gathered once for several calls. `dtype` is that of the sum by default.
-    The same bits at every run.
+    grad_output [tokens, rows], input [tokens, columns]. kind "rows" takes [tokens, R] and kind
+    "columns" [tokens, C] too: the selected features only, in index order, gathered once for several
+    calls. `dtype` is that of the sum by default. The same bits at every run.
     """
-    return selected_wgrad_grouped_triton([grad_output], [input], [kind], [index], [block_h, block_w], dtype=dtype)[0]
+    return selected_wgrad_grouped_triton(
+        [grad_output], [input], [kind], [index], [block_h, block_w], dtype=dtype
+    )[0]
 
 
 def selected_wgrad_grouped_triton_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
-    """selected_wgrad_triton_(...) of each, the same bits. Nothing is written if a problem is refused."""
+    """selected_wgrad_triton_(...) of each, the same bits. Nothing is written if a problem is
+    refused.
+    """
     problems = zip(values_grads, grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2])
     checked = [(v, *_checked(*call, values_grad=v)[:2], *call[2:]) for v, *call in problems]
     calls, copies = [], []
@@ -101,4 +123,6 @@ def selected_wgrad_grouped_triton_(values_grads, grad_outputs, inputs, kinds, in
 
 def selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w):
     """values_grad += selected_wgrad(...), added before the one rounding."""
-    selected_wgrad_grouped_triton_([values_grad], [grad_output], [input], [kind], [index], [block_h, block_w])
+    selected_wgrad_grouped_triton_(
+        [values_grad], [grad_output], [input], [kind], [index], [block_h, block_w]
+    )

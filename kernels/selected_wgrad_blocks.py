@@ -1,9 +1,11 @@
-"""selected_wgrad of blocks, 16-bit operands: one program multiplies a panel by the features that its blocks gather.
+"""selected_wgrad of blocks, 16-bit operands: one program multiplies a panel by the features that
+its blocks gather.
 
-A program a block of 64 x 64 does 32 FLOP for each byte it loads; a panel of 64 against 256 gathered columns does 51, and
-wgmma reads both from shared memory as they lie in memory, token by token. Blocks whose sides, and operands whose features
-are no multiples of 16 are copied two bytes at a time. Blocks below 64 stand on the 256 side of the instruction as well:
-the gathered columns are its rows then, so that 16 and 32 fill it without padding.
+A program a block of 64 x 64 does 32 FLOP for each byte it loads; a panel of 64 against 256 gathered
+columns does 51, and wgmma reads both from shared memory as they lie in memory, token by token.
+Blocks whose sides, and operands whose features are no multiples of 16 are copied two bytes at a
+time. Blocks below 64 stand on the 256 side of the instruction as well: the gathered columns are its
+rows then, so that 16 and 32 fill it without padding.
 """
 
 import math
@@ -16,15 +18,19 @@ from .layout import INTERPRETED, cdiv, on_device, power_of_two, round_to
 from .problems import code, launches, number, pick, programs_of, within
 from .selected_wgrad_tables import PANEL, panels
 
-PROGRAMS = 264  # from which on tokens are not split: two for each of the 132 processors of an H200, on every GPU
-CHUNK = 512  # tokens that a program takes at least: below it the partial sums cost more than they spread
+# from which on tokens are not split: two for each of the 132 processors of an H200, on every GPU
+PROGRAMS = 264
+# tokens that a program takes at least: below it the partial sums cost more than they spread
+CHUNK = 512
 PROCESSORS = 132, 233472  # of an H200, and the bytes of shared memory of each
-# Tiles for each program that runs at a time from which programs stay and take several: by arithmetic, not measured yet. A new
-# program costs 1 us of a tile's 45 (64 x 256, 8192 tokens); before that the device's own order fills the last round better.
+# Tiles for each program that runs at a time from which programs stay and take several: by
+# arithmetic, not measured yet. A new program costs 1 us of a tile's 45 (64 x 256, 8192 tokens);
+# before that the device's own order fills the last round better.
 PERSISTENT_FROM = 4
-# {(panel, gathered features): (tokens at a time, warps, stages)} where a measurement chose: `bench/gpu.sh ops` times the
-# candidates as "tiles". None is measured yet; by arithmetic 64 x 256 in 8 warps is one program a processor, by its memory, and
-# two of its three stages on their way are 80 KB, where L2 at 7 TB/s and 0.8 us of latency ask for 42 KB a processor.
+# {(panel, gathered features): (tokens at a time, warps, stages)} where a measurement chose:
+# `bench/gpu.sh ops` times the candidates as "tiles". None is measured yet; by arithmetic 64 x 256
+# in 8 warps is one program a processor, by its memory, and two of its three stages on their way are
+# 80 KB, where L2 at 7 TB/s and 0.8 us of latency ask for 42 KB a processor.
 TILES = {}
 
 
@@ -46,8 +52,12 @@ def _panel(
     BLOCK_T: tl.constexpr,
 ):
     """One tile of one problem."""
-    p_ptr = pick(problems, program, 0)  # [tokens, features_p], the operand whose panel a program takes
-    q_ptr = pick(problems, program, 1)  # [tokens, features_q], the operand whose features it gathers
+    p_ptr = pick(
+        problems, program, 0
+    )  # [tokens, features_p], the operand whose panel a program takes
+    q_ptr = pick(
+        problems, program, 1
+    )  # [tokens, features_q], the operand whose features it gathers
     order_ptr = pick(problems, program, 2)  # [n]
     others_ptr = pick(problems, program, 3)  # [n]
     tiles_ptr = pick(problems, program, 4)  # [tiles, 4]
@@ -67,7 +77,12 @@ def _panel(
     stride_oq: tl.constexpr = 1 if P_FIRST else SIZE_P
 
     tile_ptr = tiles_ptr + 4 * (tile // SUBS)
-    panel, first, count, start = tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
+    panel, first, count, start = (
+        tl.load(tile_ptr),
+        tl.load(tile_ptr + 1),
+        tl.load(tile_ptr + 2),
+        tl.load(tile_ptr + 3),
+    )
     in_p = tile % SUBS * BLOCK_P + tl.arange(0, BLOCK_P)
     p = panel * SIZE_P + in_p
     at_q = start + tl.arange(0, BLOCK_Q)
@@ -77,7 +92,8 @@ def _panel(
     nth = first + tl.where(exists_q, nth, 0)
     q = tl.load(others_ptr + nth) * SIZE_Q + in_q
     inside_p, inside_q = exists_p & (p < features_p), exists_q & (q < features_q)
-    # A feature outside reads the first one instead, and its sums are dropped: masks would narrow the copies.
+    # A feature outside reads the first one instead, and its sums are dropped: masks would narrow
+    # the copies.
     p = tl.max_contiguous(tl.multiple_of(tl.where(inside_p, p, 0), VECTOR_P), VECTOR_P)
     q = tl.max_contiguous(tl.multiple_of(tl.where(inside_q, q, 0), VECTOR_Q), VECTOR_Q)
 
@@ -85,7 +101,8 @@ def _panel(
     begin = split * chunk
     end = tl.minimum(begin + chunk, tokens)
     t = (begin + offs_t).to(tl.int64)
-    # The operand on the left is loaded transposed; a tl.trans of its tile would keep sm_80 from copying it asynchronously.
+    # The operand on the left is loaded transposed; a tl.trans of its tile would keep sm_80 from
+    # copying it asynchronously.
     PANEL_LEFT: tl.constexpr = BLOCK_P >= 64
     if PANEL_LEFT:
         p_ptrs = p_ptr + (t[None, :] * stride_pt + p[:, None])
@@ -109,7 +126,8 @@ def _panel(
         p_ptrs += step * stride_pt
         q_ptrs += step * stride_qt
 
-    # Where a run of RUN columns goes is computed once for all of them: one address a column would fill the registers.
+    # Where a run of RUN columns goes is computed once for all of them: one address a column would
+    # fill the registers.
     run = start + tl.arange(0, BLOCK_Q // RUN) * RUN
     nth, in_q = run // SIZE_Q, run % SIZE_Q
     exists_q = nth < count
@@ -121,14 +139,22 @@ def _panel(
     out_ptr += split.to(tl.int64) * numel
     if PANEL_LEFT:
         acc = tl.reshape(acc, (BLOCK_P, BLOCK_Q // RUN, RUN))
-        o_ptrs = out_ptr + (offs_p[:, None, None] + offs_q[None, :, None] + lane[None, None, :] * stride_oq)
+        o_ptrs = out_ptr + (
+            offs_p[:, None, None] + offs_q[None, :, None] + lane[None, None, :] * stride_oq
+        )
         mask = exists_p[:, None, None] & exists_q[None, :, None]
-        inside = (panel * SIZE_P + in_p < features_p)[:, None, None] & (q[None, :, None] + lane[None, None, :] < features_q)
+        inside = (panel * SIZE_P + in_p < features_p)[:, None, None] & (
+            q[None, :, None] + lane[None, None, :] < features_q
+        )
     else:
         acc = tl.reshape(acc, (BLOCK_Q // RUN, RUN, BLOCK_P))
-        o_ptrs = out_ptr + (offs_q[:, None, None] + lane[None, :, None] * stride_oq + offs_p[None, None, :])
+        o_ptrs = out_ptr + (
+            offs_q[:, None, None] + lane[None, :, None] * stride_oq + offs_p[None, None, :]
+        )
         mask = exists_q[:, None, None] & exists_p[None, None, :]
-        inside = (q[:, None, None] + lane[None, :, None] < features_q) & (panel * SIZE_P + in_p < features_p)[None, None, :]
+        inside = (q[:, None, None] + lane[None, :, None] < features_q) & (
+            panel * SIZE_P + in_p < features_p
+        )[None, None, :]
     tl.store(o_ptrs, round_to(tl.where(inside, acc, 0.0), out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -137,13 +163,15 @@ def _panel_kernel(
     problems,  # of the fields that `_panel` picks
     SIZE_P: tl.constexpr,  # of a block
     SIZE_Q: tl.constexpr,
-    P_FIRST: tl.constexpr,  # the panel is one of grad_output, whose features are the rows of a block
+    # the panel is one of grad_output, whose features are the rows of a block
+    P_FIRST: tl.constexpr,
     SUBS: tl.constexpr,  # programs across a panel
     VECTOR_P: tl.constexpr,  # features that one copy may take
     VECTOR_Q: tl.constexpr,
     RUN: tl.constexpr,  # gathered features that are surely of one block
     DOT: tl.constexpr,
-    OFFSET: tl.constexpr,  # of the values: 32 bits where that is enough, for addresses fill the registers
+    # of the values: 32 bits where that is enough, for addresses fill the registers
+    OFFSET: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -160,7 +188,8 @@ def _panel_kernel(
 
 @triton.jit
 def _sum_splits_kernel(
-    problems,  # of (partial [splits, numel], values [numel], numel, splits, the block after its last)
+    # of (partial [splits, numel], values [numel], numel, splits, the block after its last)
+    problems,
     ACCUMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -180,16 +209,24 @@ def _sum_splits_kernel(
 
 
 def chunk_of_tokens(tokens, num, block_h, block_w):
-    """Tokens that one program sums: by shape and density alone, so that every GPU sums in the same order."""
+    """Tokens that one program sums: by shape and density alone, so that every GPU sums in the same
+    order.
+    """
     programs = cdiv(num * block_h * block_w, 64 * 256)
     splits = min(cdiv(PROGRAMS, programs), tokens // CHUNK)
     return cdiv(tokens, max(1, splits) * 64) * 64
 
 
 def _vector(operand, size):
-    """Features that one copy of 16 bytes takes where every block starts on such a boundary, else 1."""
+    """Features that one copy of 16 bytes takes where every block starts on such a
+    boundary, else 1.
+    """
     aligned = operand.data_ptr() % 16 == 0 and operand.stride(0) % 16 == 0
-    return 16 // operand.element_size() if aligned and operand.size(1) % 16 == 0 and size % 16 == 0 else 1
+    return (
+        16 // operand.element_size()
+        if aligned and operand.size(1) % 16 == 0 and size % 16 == 0
+        else 1
+    )
 
 
 def _tile_of(block_p, width):
@@ -200,34 +237,55 @@ def _tile_of(block_p, width):
 def _tile(size, width, vector):
     """Tile and pipeline of a panel of blocks of `size` and of `width` gathered features.
 
-    Features copied one by one have an address each, and half the tokens to leave registers for them.
+    Features copied one by one have an address each, and half the tokens to leave registers for
+    them.
     """
     block_p = min(max(power_of_two(size), 16), PANEL)
     block_t, warps, stages = _tile_of(block_p, width)
-    return dict(BLOCK_P=block_p, BLOCK_Q=width, BLOCK_T=block_t if vector > 1 else 32, num_warps=warps, num_stages=stages)
+    return dict(
+        BLOCK_P=block_p,
+        BLOCK_Q=width,
+        BLOCK_T=block_t if vector > 1 else 32,
+        num_warps=warps,
+        num_stages=stages,
+    )
 
 
 def _residents(device, tile):
-    """Programs that a device runs at a time, by the shared memory of their pipelines; what they sum does not depend on it."""
+    """Programs that a device runs at a time, by the shared memory of their pipelines; what they sum
+    does not depend on it.
+    """
     memory = tile["num_stages"] * (tile["BLOCK_P"] + tile["BLOCK_Q"]) * tile["BLOCK_T"] * 2
     processors, shared = PROCESSORS
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        processors, shared = properties.multi_processor_count, properties.shared_memory_per_multiprocessor
+        processors, shared = (
+            properties.multi_processor_count,
+            properties.shared_memory_per_multiprocessor,
+        )
     return processors * max(1, min(4, shared // memory))
 
 
 def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
-    """(what a kernel is compiled for, the fields of this problem but for the last, programs, splits)."""
+    """(what a kernel is compiled for, the fields of this problem but for the last, programs,
+    splits).
+    """
     table = panels(index, block_h, block_w)
     sides = (grad_output, block_h), (input, block_w)
     (p, size_p), (q, size_q) = sides[table.shared], sides[1 - table.shared]
-    vector_p, vector_q, tokens, numel = _vector(p, size_p), _vector(q, size_q), p.size(0), values.numel()
+    vector_p, vector_q, tokens, numel = (
+        _vector(p, size_p),
+        _vector(q, size_q),
+        p.size(0),
+        values.numel(),
+    )
     tile = _tile(size_p, table.width, min(vector_p, vector_q))
     subs = cdiv(size_p, tile["BLOCK_P"])
     chunk = chunk_of_tokens(tokens, index.size(0), block_h, block_w)
     splits = max(1, cdiv(tokens, chunk)) if chunk else 1
-    direct = splits == 1 and not accumulate  # old values beside the sums and an address for each do not fit the registers
+    direct = (
+        splits == 1 and not accumulate
+    )  # old values beside the sums and an address for each do not fit the registers
     out = values if direct else values.new_empty(splits, numel, dtype=torch.float32)
     dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(p.dtype, tl.float32)
     if INTERPRETED.value and dot == tl.bfloat16:
@@ -239,15 +297,21 @@ def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
     programs = table.tiles.size(0) * subs
     sizes = code(p.size(1), q.size(1), tokens, chunk, numel, programs)
     fields = p, q, table.order, table.others, table.tiles, out, p.stride(0), q.stride(0), *sizes
-    return (values.device, p.dtype, out.dtype, *constants.items()), fields, programs * splits, splits
+    return (
+        (values.device, p.dtype, out.dtype, *constants.items()),
+        fields,
+        programs * splits,
+        splits,
+    )
 
 
 def wgrad_of_blocks(problems, accumulate):
-    """values (+)= blocks of grad_output.T @ input for each (values, grad_output, input, index, block_h, block_w).
+    """values (+)= blocks of grad_output.T @ input for each (values, grad_output, input, index,
+    block_h, block_w).
 
-    values: [n, block_h, block_w], contiguous, not empty; grad_output, input: row-major, of one 16-bit dtype. A launch takes the
-    tiles of the problems that compile alike, and another adds up their splits over the tokens; the bits are those of each
-    problem alone.
+    values: [n, block_h, block_w], contiguous, not empty; grad_output, input: row-major, of one
+    16-bit dtype. A launch takes the tiles of the problems that compile alike, and another adds up
+    their splits over the tokens; the bits are those of each problem alone.
     """
     plans, sums = [_plan(*problem, accumulate) for problem in problems], []
     for (device, _, _, *constants), group, programs in launches(plan[:3] for plan in plans):
@@ -265,4 +329,6 @@ def wgrad_of_blocks(problems, accumulate):
             sums.append((key, (partial, values, numel, *code(splits)), cdiv(numel, 1024)))
     for _, group, programs in launches(sums):
         with on_device(group[0][0]):
-            _sum_splits_kernel[(programs,)](group, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True)
+            _sum_splits_kernel[(programs,)](
+                group, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True
+            )

@@ -1,6 +1,8 @@
-"""selected_wgrad of single entries: a dot product over the tokens for each, or strips of the dense product.
+"""selected_wgrad of single entries: a dot product over the tokens for each, or strips of the dense
+product.
 
-Dots read each feature token by token, so the operands are transposed first, as many tokens at a time as the workspace
+Dots read each feature token by token, so the operands are transposed first, as many tokens at a
+time as the workspace
 holds: the transposed part is read again from the second-level cache, not from memory.
 """
 
@@ -12,15 +14,19 @@ from .layout import TRITON_DTYPES, cdiv, on_device, round_to
 from .selected_wgrad_gemm import WORKSPACE, accumulator, product
 from .selected_wgrad_tables import strips
 
-# Share of the entries from which strips beat dots, by bytes an operand; arithmetic, not measured yet. H200, 4096 x 4096, 8192
-# tokens: strips 375 to 388 us at any share in bf16, dots 62 us (transposing) + 51 to 66 us for each 0.1 %; in float32 the GEMM
-# takes 5.5 ms, dots 125 us + 160 us for each 0.1 %; in float64 4.6 ms against 250 us + 310 us. Almost the same at other shapes.
+# Share of the entries from which strips beat dots, by bytes an operand; arithmetic, not measured
+# yet. H200, 4096 x 4096, 8192
+# tokens: strips 375 to 388 us at any share in bf16, dots 62 us (transposing) + 51 to 66 us for each
+# 0.1 %; in float32 the GEMM takes 5.5 ms, dots 125 us + 160 us for each 0.1 %; in float64 4.6 ms
+# against 250 us + 310 us. Almost the same at other shapes.
 STRIPS_FROM = {2: 0.005, 4: 0.03, 8: 0.014}
-# Entries for each row and column below which their own features are transposed, not all: 64 bytes of sectors a token for an
-# entry in bf16, against 4 bytes read and written for each feature.
+# Entries for each row and column below which their own features are transposed, not all: 64 bytes
+# of sectors a token for an entry in bf16, against 4 bytes read and written for each feature.
 COMPACT_BELOW = 1 / 16
 BLOCK_T = 128  # tokens of a run: 256 bytes of 16-bit values, an entry for half a warp
-MOST_T = 65535 // 2 * BLOCK_T  # tokens of a part: a grid, of 64 of them, ends there in its second dimension
+MOST_T = (
+    65535 // 2 * BLOCK_T
+)  # tokens of a part: a grid, of 64 of them, ends there in its second dimension
 
 
 @triton.jit
@@ -50,7 +56,9 @@ def _transpose_kernel(
     t = begin + offs_t.to(tl.int64)
     x_ptrs = x_ptr + (t[:, None] * stride_xt + feature[None, :])
     x = tl.load(x_ptrs, mask=(t < tokens)[:, None] & mask_f[None, :], other=0.0)
-    tl.store(out_ptr + (offs_f[:, None] * length + offs_t[None, :]), tl.trans(x), mask=mask_f[:, None])
+    tl.store(
+        out_ptr + (offs_f[:, None] * length + offs_t[None, :]), tl.trans(x), mask=mask_f[:, None]
+    )
 
 
 @triton.jit
@@ -118,13 +126,17 @@ def _take_kernel(
 
 
 def _part(tokens, rows, columns, *itemsizes):
-    """Tokens that are transposed at a time: as many as the workspace holds, a multiple of BLOCK_T."""
+    """Tokens that are transposed at a time: as many as the workspace holds, a multiple
+    of BLOCK_T.
+    """
     fits = WORKSPACE // (rows * itemsizes[0] + columns * itemsizes[1]) // BLOCK_T * BLOCK_T
     return min(max(fits, BLOCK_T), MOST_T, cdiv(tokens, BLOCK_T) * BLOCK_T)
 
 
 def dots(values, grad_output, input, index, accumulate):
-    """values [nnz] (+)= one dot product over the tokens for each entry; tokens are added in the same order on every GPU."""
+    """values [nnz] (+)= one dot product over the tokens for each entry; tokens are added in the
+    same order on every GPU.
+    """
     (tokens, rows), columns, nnz = grad_output.shape, input.size(1), values.numel()
     math = accumulator(grad_output, input)
     compact = nnz < COMPACT_BELOW * (rows + columns)
@@ -135,7 +147,9 @@ def dots(values, grad_output, input, index, accumulate):
     with on_device(values):
         for begin in range(0, max(tokens, 1), max(length, 1)):
             padded = min(length, cdiv(tokens - begin, BLOCK_T) * BLOCK_T)
-            for x, count, out, which in zip((grad_output, input), counts, packed, ("rows", "columns")):
+            for x, count, out, which in zip(
+                (grad_output, input), counts, packed, ("rows", "columns")
+            ):
                 _transpose_kernel[(cdiv(count, 64), padded // 64)](
                     x, index, out, begin, tokens, count, columns, x.stride(0), length, FEATURES=which if compact else "all",
                     BLOCK_F=64, BLOCK_T=64, num_warps=4,
@@ -148,7 +162,9 @@ def dots(values, grad_output, input, index, accumulate):
 
 
 def by_strips(values, grad_output, input, index, accumulate):
-    """values [nnz] (+)= entries of strips of the dense product, each dropped once its entries are taken."""
+    """values [nnz] (+)= entries of strips of the dense product, each dropped once its entries are
+    taken.
+    """
     rows, columns = grad_output.size(1), input.size(1)
     height = max(1, WORKSPACE // (columns * accumulator(grad_output, input).itemsize))
     for first_row, last_row, first, last in strips(index, rows, columns, height):
@@ -161,7 +177,9 @@ def by_strips(values, grad_output, input, index, accumulate):
 
 
 def wgrad_of_entries(values, grad_output, input, index, accumulate):
-    """values [nnz] (+)= the entries at sorted flat positions `index`, by what the density makes cheaper."""
+    """values [nnz] (+)= the entries at sorted flat positions `index`, by what the density makes
+    cheaper.
+    """
     share = values.numel() / (grad_output.size(1) * input.size(1))
     dense = share >= STRIPS_FROM[torch.promote_types(grad_output.dtype, input.dtype).itemsize]
     (by_strips if dense else dots)(values, grad_output, input, index, accumulate)

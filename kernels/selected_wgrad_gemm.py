@@ -1,8 +1,10 @@
-"""What the library's GEMM serves of selected_wgrad: rows and columns of any dtype, and blocks wider than 16 bits.
+"""What the library's GEMM serves of selected_wgrad: rows and columns of any dtype, and blocks wider
+than 16 bits.
 
-Gather, then GEMM. A kernel that gathers inside its loads cannot win here: it saves the write and the read of the gathered
-features (13 MB of 80 MB at 10 % of 4096 columns and 8192 bf16 tokens, some 3 of 35 us) and one launch, and pays with
-copies of 2 bytes in place of 16 for every panel that it reads again. By arithmetic, not measured yet.
+Gather, then GEMM. A kernel that gathers inside its loads cannot win here: it saves the write and
+the read of the gathered features (13 MB of 80 MB at 10 % of 4096 columns and 8192 bf16 tokens, some
+3 of 35 us) and one launch, and pays with copies of 2 bytes in place of 16 for every panel that it
+reads again. By arithmetic, not measured yet.
 """
 
 import torch
@@ -12,11 +14,14 @@ from .layout import cdiv
 from .selected_wgrad_tables import block_strips, panels
 
 WORKSPACE = 32 << 20  # bytes of features gathered at a time
-# From where on strips of the dense product are cheaper than blocks alone; arithmetic, not measured yet. 16-bit blocks by the
-# features that programs load for a token, over rows times columns: 80 % of 5.5 TB/s of cache against 2 FLOP an entry at 87 %
-# of 790 TFLOP/s; blocks of 64 x 64 reach it at 33 %. Wider ones by their share: each panel is a thin product by itself.
+# From where on strips of the dense product are cheaper than blocks alone; arithmetic, not measured
+# yet. 16-bit blocks by the features that programs load for a token, over rows times columns: 80 %
+# of 5.5 TB/s of cache against 2 FLOP an entry at 87 % of 790 TFLOP/s; blocks of 64 x 64 reach it at
+# 33 %. Wider ones by their share: each panel is a thin product by itself.
 DENSE_LOADS, DENSE_SHARE = 1 / 156, 0.6
-_WIDE_OUTPUT = hasattr(torch.ops.aten.mm, "dtype")  # mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
+_WIDE_OUTPUT = hasattr(
+    torch.ops.aten.mm, "dtype"
+)  # mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
 
 
 def accumulator(*operands):
@@ -28,19 +33,26 @@ def accumulator(*operands):
 
 def product(grad_output, input):
     """grad_output.T @ input, summed and returned in float32 (float64 for float64)."""
-    wide, short = accumulator(grad_output, input), grad_output.dtype == input.dtype and input.element_size() == 2
+    wide, short = (
+        accumulator(grad_output, input),
+        grad_output.dtype == input.dtype and input.element_size() == 2,
+    )
     if short and input.is_cuda and _WIDE_OUTPUT and grad_output.numel() and input.numel():
         return torch.mm(grad_output.t(), input, out_dtype=wide)
     return grad_output.to(wide).t() @ input.to(wide)
 
 
 def wgrad_of_rows(grad_output, input, index):
-    """[R, columns]. A grad_output that holds R features is taken as gathered already, to be shared between calls."""
+    """[R, columns]. A grad_output that holds R features is taken as gathered already, to be shared
+    between calls.
+    """
     return product(_features(grad_output, index), input)
 
 
 def wgrad_of_columns(grad_output, input, index):
-    """[rows, C]. An input that holds C features is taken as gathered already, to be shared between calls."""
+    """[rows, C]. An input that holds C features is taken as gathered already, to be shared between
+    calls.
+    """
     return product(grad_output, _features(input, index))
 
 
@@ -51,7 +63,9 @@ def _features(operand, index):
 
 
 def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumulate):
-    """values [n, block_h, block_w] (+)= one GEMM a panel: its features times those of its blocks, as many as fit."""
+    """values [n, block_h, block_w] (+)= one GEMM a panel: its features times those of its blocks,
+    as many as fit.
+    """
     shared, order, others, groups, *_ = panels(index, block_h, block_w)
     operands, sizes = (grad_output, input), (block_h, block_w)
     panel_of, gathered_of = operands[shared], operands[1 - shared]
@@ -63,7 +77,9 @@ def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumul
         for start in range(first, first + count, at_once):
             some = slice(start, min(start + at_once, first + count))
             gathered, inside = _blocks_of(gathered_of, others[some], width)
-            blocks = values.new_zeros(len(inside), size, width, dtype=accumulator(grad_output, input))
+            blocks = values.new_zeros(
+                len(inside), size, width, dtype=accumulator(grad_output, input)
+            )
             taken = product(features, gathered).unflatten(1, (-1, width)).transpose(0, 1)
             blocks[:, : features.size(1)] = taken.where(inside[:, None], 0)
             blocks = blocks.transpose(1, 2) if shared else blocks
@@ -72,10 +88,14 @@ def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumul
 
 
 def _blocks_of(operand, blocks, width):
-    """The features of some blocks, [tokens, len(blocks) * width], and which are inside of the matrix."""
+    """The features of some blocks, [tokens, len(blocks) * width], and which are inside of the
+    matrix.
+    """
     feature = blocks.long()[:, None] * width + torch.arange(width, device=blocks.device)
     inside = feature < operand.size(1)
-    return gather_selected_triton(operand, "columns", feature.where(inside, 0).flatten(), 1, 1), inside
+    return gather_selected_triton(
+        operand, "columns", feature.where(inside, 0).flatten(), 1, 1
+    ), inside
 
 
 def dense_blocks(grad_output, input, index, block_h, block_w):
@@ -87,12 +107,16 @@ def dense_blocks(grad_output, input, index, block_h, block_w):
 
 
 def blocks_by_strips(values, grad_output, input, index, block_h, block_w, accumulate):
-    """values [n, block_h, block_w] (+)= blocks of strips of the dense product, each dropped once its blocks are taken."""
+    """values [n, block_h, block_w] (+)= blocks of strips of the dense product, each dropped once
+    its blocks are taken.
+    """
     rows, wide = grad_output.size(1), accumulator(grad_output, input)
     height = max(1, WORKSPACE // (block_h * input.size(1) * wide.itemsize))
     for top, bottom, first, last, blocks in block_strips(index, cdiv(rows, block_h), height):
         strip = product(grad_output[:, top * block_h : bottom * block_h], input)
         into = None if accumulate else values[first:last]
-        taken = gather_selected_triton(strip, "blocks", blocks, block_h, block_w, dtype=wide, out=into)
+        taken = gather_selected_triton(
+            strip, "blocks", blocks, block_h, block_w, dtype=wide, out=into
+        )
         if accumulate:
             values[first:last] += taken

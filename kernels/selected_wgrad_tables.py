@@ -1,4 +1,6 @@
-"""What the kernels of selected_wgrad must know of an index beyond the index itself: made once, and dropped with it."""
+"""What the kernels of selected_wgrad must know of an index beyond the index itself: made once, and
+dropped with it.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +13,9 @@ _kept = WeakTensorKeyDictionary()  # index -> (version, {what: table})
 
 
 def _once_per_index(build):
-    """Tables are looked up by the identity and the version of the index; only a new one waits for the device."""
+    """Tables are looked up by the identity and the version of the index; only a new one waits for
+    the device.
+    """
 
     def look_up(index, *arguments):
         if index.is_inference():  # counts no versions
@@ -29,37 +33,57 @@ def _once_per_index(build):
 
 
 class Panels(NamedTuple):
-    """Blocks sorted by the panel that they share; a panel is the features of one block row or one block column."""
+    """Blocks sorted by the panel that they share; a panel is the features of one block row or one
+    block column.
+    """
 
     shared: int  # 0: a block row's panel of grad_output; 1: a block column's panel of input
     order: torch.Tensor  # int32 [n], the blocks panel by panel
     others: torch.Tensor  # int32 [n], coordinate of each of them along the gathered operand
     groups: list  # of (panel, position in order of its first block, number of its blocks)
     width: int
-    tiles: torch.Tensor  # int32 [tiles, 4], the work of a program: a group, and its first gathered column
+    tiles: (
+        torch.Tensor
+    )  # int32 [tiles, 4], the work of a program: a group, and its first gathered column
     loads: int  # features that all programs load for one token
 
 
 @_once_per_index
 def panels(index, block_h, block_w):
-    """The grouping that loads fewer features: by block row or by block column. Blocks of a panel keep their order."""
+    """The grouping that loads fewer features: by block row or by block column. Blocks of a panel
+    keep their order.
+    """
     groups = [_group(index[:, side].long()) for side in (0, 1)]
-    loads = [_loads(*groups[side][1:], *sizes) for side, sizes in enumerate([(block_h, block_w), (block_w, block_h)])]
+    loads = [
+        _loads(*groups[side][1:], *sizes)
+        for side, sizes in enumerate([(block_h, block_w), (block_w, block_h)])
+    ]
     shared = int(loads[1] < loads[0])
     order, panel, count = groups[shared]
     first = count.cumsum(0) - count
     gathered = (block_w, block_h)[shared]
-    # The mean decides: a wider tile would be padding for most panels, a narrower one would load them again.
+    # The mean decides: a wider tile would be padding for most panels, a narrower one would load
+    # them again.
     mean = index.size(0) * gathered / max(1, panel.numel())
     widest = _widest((block_h, block_w)[shared], gathered)
     width = min(next((width for width in WIDTHS if width >= mean), widest), widest)
     steps = (count * gathered + width - 1) // width
     group = torch.arange(panel.numel(), device=index.device).repeat_interleave(steps)
-    start = (torch.arange(group.numel(), device=index.device) - (steps.cumsum(0) - steps)[group]) * width
+    start = (
+        torch.arange(group.numel(), device=index.device) - (steps.cumsum(0) - steps)[group]
+    ) * width
     table = torch.stack([panel, first, count], 1)
     tiles = torch.cat([table[group], start[:, None]], 1).int()
     others = index[:, 1 - shared].int()[order]
-    return Panels(shared, order.int(), others, [tuple(row) for row in table.tolist()], width, tiles, loads[shared])
+    return Panels(
+        shared,
+        order.int(),
+        others,
+        [tuple(row) for row in table.tolist()],
+        width,
+        tiles,
+        loads[shared],
+    )
 
 
 def _group(coordinate):
@@ -68,14 +92,18 @@ def _group(coordinate):
 
 
 def _widest(size, gathered):
-    """What leaves registers for the addresses, by what the compiler reports: less where every feature has its own."""
+    """What leaves registers for the addresses, by what the compiler reports: less where every
+    feature has its own.
+    """
     if gathered % 16:
         return WIDTHS[0]
     return WIDTHS[-1] if size <= PANEL // 2 else WIDTHS[-2]
 
 
 def _loads(panel, count, size, gathered):
-    """Features that all programs load for one token, each program a panel and its share of the gathered ones."""
+    """Features that all programs load for one token, each program a panel and its share of the
+    gathered ones.
+    """
     widest = _widest(size, gathered)
     programs = (count * gathered + widest - 1) // widest
     return int(programs.sum()) * size + -(-size // PANEL) * int(count.sum()) * gathered
@@ -83,22 +111,38 @@ def _loads(panel, count, size, gathered):
 
 @_once_per_index
 def block_strips(index, block_rows, height):
-    """[(first block row, last + 1, first block, last + 1, blocks [n, 2] counted from there)] of strips of `height` block rows.
+    """[(first block row, last + 1, first block, last + 1, blocks [n, 2] counted from there)] of
+    strips of `height` block rows.
 
     Of a sorted index: the blocks of a strip are a slice.
     """
     edges = list(range(0, block_rows, height)) + [block_rows]
-    cuts = torch.searchsorted(index[:, 0].contiguous(), torch.tensor(edges, device=index.device, dtype=index.dtype)).tolist()
-    found = [(*row, *cut) for row, cut in zip(zip(edges, edges[1:]), zip(cuts, cuts[1:])) if cut[0] < cut[1]]
-    return [(*strip, index[strip[2] : strip[3]] - index.new_tensor([strip[0], 0])) for strip in found]
+    cuts = torch.searchsorted(
+        index[:, 0].contiguous(), torch.tensor(edges, device=index.device, dtype=index.dtype)
+    ).tolist()
+    found = [
+        (*row, *cut)
+        for row, cut in zip(zip(edges, edges[1:]), zip(cuts, cuts[1:]))
+        if cut[0] < cut[1]
+    ]
+    return [
+        (*strip, index[strip[2] : strip[3]] - index.new_tensor([strip[0], 0])) for strip in found
+    ]
 
 
 @_once_per_index
 def strips(index, rows, columns, height):
-    """[(first row, last row + 1, first entry, last entry + 1)] of the strips of `height` rows that hold any entry.
+    """[(first row, last row + 1, first entry, last entry + 1)] of the strips of `height` rows that
+    hold any entry.
 
     Sorted flat positions make each strip a slice of the entries.
     """
     edges = list(range(0, rows, height)) + [rows]
-    cuts = torch.searchsorted(index, torch.tensor(edges, device=index.device, dtype=torch.int64) * columns).tolist()
-    return [(*row, *cut) for row, cut in zip(zip(edges, edges[1:]), zip(cuts, cuts[1:])) if cut[0] < cut[1]]
+    cuts = torch.searchsorted(
+        index, torch.tensor(edges, device=index.device, dtype=torch.int64) * columns
+    ).tolist()
+    return [
+        (*row, *cut)
+        for row, cut in zip(zip(edges, edges[1:]), zip(cuts, cuts[1:]))
+        if cut[0] < cut[1]
+    ]

@@ -7,10 +7,10 @@ optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
 from . import functional, memory, nn
-from .backends import backends
+from .diagnosis import backends
 from .checkpoint import load, state_dict
-from .convert import convert, matrix_shape, revert, summary, sync
-from .lean import lean
+from .conversion import convert, matrix_shape, revert, summary, sync
+from .lean_modules import lean
 from .memory import estimate
 from .optim import SelectiveAdamW
 from .plan import Plan

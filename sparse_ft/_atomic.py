@@ -1,4 +1,6 @@
-"""Writing a file so that it appears whole or not at all, also where the process is killed or the power fails in the middle."""
+"""Writing a file so that it appears whole or not at all, also where the process is killed or the
+power fails in the middle.
+"""
 
 import contextlib
 import errno
@@ -39,9 +41,10 @@ def naming_path(path: str) -> Iterator[None]:
 def written_whole(path: str | bytes | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when this ends without an exception.
 
-    A link is followed. A file that was there gives its permissions and owner to the new one; a first one has what the umask
-    leaves. Data and folder are on the disk (fsync) when this ends. What killed processes have left beside the file, begun and
-    not finished, is removed. Raises OSError, TypeError or ValueError that name `path`; the old file is as it was then.
+    A link is followed. A file that was there gives its permissions and owner to the new one; a
+    first one has what the umask leaves. Data and folder are on the disk (fsync) when this ends.
+    What killed processes have left beside the file, begun and not finished, is removed. Raises
+    OSError, TypeError or ValueError that name `path`; the old file is as it was then.
     """
     path = checked_path(path)
     with naming_path(path):
@@ -50,7 +53,9 @@ def written_whole(path: str | bytes | os.PathLike) -> Iterator[BinaryIO]:
         folder, name = os.path.split(target)
         prefix = f".sparse_ft-{hashlib.sha1(os.fsencode(name)).hexdigest()[:12]}-"
         _remove_unfinished(folder, prefix)
-        temporary, handle = _new_file(folder, prefix, 0o666 if before is None else stat.S_IMODE(before.st_mode))
+        temporary, handle = _new_file(
+            folder, prefix, 0o666 if before is None else stat.S_IMODE(before.st_mode)
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 if before is not None:
@@ -67,13 +72,17 @@ def written_whole(path: str | bytes | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _status(target):
-    """What is known of the file that is there, or None. Raises OSError for what is no file: a folder, a device, a pipe."""
+    """What is known of the file that is there, or None. Raises OSError for what is no file: a
+    folder, a device, a pipe.
+    """
     try:
         status = os.stat(target)
     except FileNotFoundError:
         folder = os.path.dirname(target)
         if not os.path.isdir(folder):
-            raise FileNotFoundError(errno.ENOENT, f"the folder {folder!r} does not exist; make it first") from None
+            raise FileNotFoundError(
+                errno.ENOENT, f"the folder {folder!r} does not exist; make it first"
+            ) from None
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "expected a file, this is a folder")
@@ -83,10 +92,14 @@ def _status(target):
 
 
 def _new_file(folder, prefix, mode):
-    """(path, handle) of an empty file that is locked, so that nobody takes it for one that a killed process has left."""
+    """(path, handle) of an empty file that is locked, so that nobody takes it for one that a killed
+    process has left.
+    """
     while True:
         path = os.path.join(folder, f"{prefix}{secrets.token_hex(6)}.partial")
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), mode)
+        handle = os.open(
+            path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), mode
+        )
         if _lock(handle) and os.fstat(handle).st_nlink:
             return path, handle
         os.close(handle)  # it was seen, and removed, before it was locked
@@ -112,7 +125,9 @@ def _remove_if_dead(path):
 
 
 def _lock(handle):
-    """Whether no other process has the lock. Where the file system has no locks nobody can remove the file either."""
+    """Whether no other process has the lock. Where the file system has no locks nobody can remove
+    the file either.
+    """
     if fcntl is None:
         return True
     try:

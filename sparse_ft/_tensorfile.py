@@ -1,8 +1,10 @@
-"""A safetensors file with one JSON document in its metadata: what plans are saved as. Reading checks every claim of the file.
+"""A safetensors file with one JSON document in its metadata: what plans are saved as. Reading
+checks every claim of the file.
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header
-{name: {dtype, shape, data_offsets}, "__metadata__": {str: str}}, then the data. Written here because the runtime needs only
-torch and numpy; the tests read these files with the safetensors package and the other way round.
+The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON
+header {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}}, then the data. Written here
+because the runtime needs only torch and numpy; the tests read these files with the safetensors
+package and the other way round.
 """
 
 import errno
@@ -31,14 +33,19 @@ _MOST_DIMENSIONS, _LARGEST = 64, 2**63 - 1  # as in torch
 
 
 def save(path, tensors, document):
-    """Write `tensors` {name: tensor} and the JSON-able `document`; the file appears whole or not at all (see `written_whole`).
+    """Write `tensors` {name: tensor} and the JSON-able `document`; the file appears whole or not at
+    all (see `written_whole`).
 
     Raises OSError, TypeError or ValueError that name `path`.
     """
     header, offset = {"__metadata__": {"sparse_ft": json.dumps(document)}}, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -54,10 +61,12 @@ def _bytes_of(tensor):
 
 
 def load(path):
-    """`(tensors, document)` of a file that `save` wrote. Raises ValueError that names the file and what is wrong with it.
+    """`(tensors, document)` of a file that `save` wrote. Raises ValueError that names the file and
+    what is wrong with it.
 
-    What the file claims is checked against its size before it is read: memory is taken for the header, 100 MB of text at most,
-    and for the bytes of the tensors. Raises OSError that names `path` where it cannot be read.
+    What the file claims is checked against its size before it is read: memory is taken for the
+    header, 100 MB of text at most, and for the bytes of the tensors. Raises OSError that names
+    `path` where it cannot be read.
     """
     path = checked_path(path)
     with naming_path(path), open(path, "rb", opener=_without_waiting) as file:
@@ -66,7 +75,15 @@ def load(path):
             raise OSError(errno.EINVAL, "expected a file, this is a device or a pipe")
         try:
             return _read(file, status.st_size)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             raise ValueError(f"path: {path!r} is not a whole sparse_ft file: {error}") from None
 
 
@@ -93,13 +110,21 @@ def _claims(header, left):
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape, (start, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if type(shape) is not list or len(shape) > _MOST_DIMENSIONS:
-            raise ValueError(f"tensor {name!r} has no shape, a list of at most {_MOST_DIMENSIONS} numbers")
+            raise ValueError(
+                f"tensor {name!r} has no shape, a list of at most {_MOST_DIMENSIONS} numbers"
+            )
         if not all(type(n) is int and 0 <= n <= _LARGEST for n in shape):
-            raise ValueError(f"tensor {name!r} has a shape that is not made of numbers in [0, 2^63)")
+            raise ValueError(
+                f"tensor {name!r} has a shape that is not made of numbers in [0, 2^63)"
+            )
         if type(start) is not int or type(stop) is not int or not start == end <= stop <= left:
-            raise ValueError(f"tensor {name!r} does not begin at byte {end}, or end in the {left} that there are")
+            raise ValueError(
+                f"tensor {name!r} does not begin at byte {end}, or end in the {left} that there are"
+            )
         if math.prod(shape) * dtype.itemsize != stop - start:
-            raise ValueError(f"tensor {name!r} claims bytes {start} to {stop} of {left} for shape {shape}")
+            raise ValueError(
+                f"tensor {name!r} claims bytes {start} to {stop} of {left} for shape {shape}"
+            )
         claims.append((name, dtype, shape))
         end = stop
     if end != left:

@@ -1,7 +1,8 @@
-"""What a `state_dict` of a converted model carries: its plan, in the metadata that torch keeps beside the tensors.
+"""What a `state_dict` of a converted model carries: its plan, in the metadata that torch keeps
+beside the tensors.
 
-No key is added for it. `torch.save` keeps the metadata, formats of tensors alone (safetensors) do not;
-where it is there, `values` of another plan are refused by it, and everywhere else by what the
+No key is added for it. `torch.save` keeps the metadata, formats of tensors alone (safetensors) do
+not; where it is there, `values` of another plan are refused by it, and everywhere else by what the
 checkpoint itself knows: the entries of its weight that are selected are its values.
 """
 
@@ -15,12 +16,16 @@ from .nn.loading import check_loaded
 from .nn.selected import Selected
 from .plan import ALL, Plan, describe, selection_of
 
-_CARRIED = "_sparse_ft_carried"  # on the converted model: what goes into its metadata, and the hooks
+_CARRIED = (  # on the converted model: what goes into its metadata, and the hooks
+    "_sparse_ft_carried"
+)
 _KEY = "sparse_ft"  # in the metadata
 
 
 def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> None:
-    """From now on a `state_dict` of `model` carries `plan`, and one that does not fit is refused."""
+    """From now on a `state_dict` of `model` carries `plan`, and one that does not fit is
+    refused.
+    """
     handles = []
     model.__dict__[_CARRIED] = plan, values_dtype, handles
     handles.append(model.register_state_dict_post_hook(_after_save))
@@ -36,7 +41,8 @@ def detach(model: nn.Module) -> None:
 
 
 def carried_by(state_dict: dict) -> tuple[Plan, torch.dtype | None] | None:
-    """The plan and the values_dtype of the model that `state_dict` is of; None where it does not say.
+    """The plan and the values_dtype of the model that `state_dict` is of; None where it does not
+    say.
 
     Raises ValueError where what it says is no plan.
     """
@@ -60,7 +66,9 @@ def _selection(what: Any) -> Any:
 
 
 def selected_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Selected]]:
-    """(prefix of its keys in a state_dict, module) of each selective module, by each of its names."""
+    """(prefix of its keys in a state_dict, module) of each selective module, by each of
+    its names.
+    """
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Selected):
             yield f"{prefix}{name}." if name else prefix, module
@@ -71,7 +79,8 @@ def _after_save(model, state_dict, prefix, metadata):
         return
     plan, values_dtype, _ = model.__dict__[_CARRIED]
     described = {
-        name: ALL if what == ALL else {**describe(what), "index": what.index} for name, what in plan.items()
+        name: ALL if what == ALL else {**describe(what), "index": what.index}
+        for name, what in plan.items()
     }
     dtype = None if values_dtype is None else str(values_dtype).removeprefix("torch.")
     metadata[_KEY] = {"plan": described, "values_dtype": dtype}
@@ -86,8 +95,9 @@ def _before_load(model, state_dict, prefix, metadata, *_):
         state = module._sparse_ft_state
         if values in state_dict and plan.get(state.label, state.selection) != state.selection:
             raise RuntimeError(
-                f"state_dict: its {values!r} belong to another selection ({plan[state.label]!r}) than the one that trains "
-                f"here ({state.selection!r}). Convert with the plan that it was made under: sft.load(model, state_dict) "
-                f"does, for a model that is not converted. Or leave {values!r} out to load the weight alone."
+                f"state_dict: its {values!r} belong to another selection ({plan[state.label]!r})"
+                f" than the one that trains here ({state.selection!r}). Convert with the plan that"
+                " it was made under: sft.load(model, state_dict) does, for a model that is not"
+                f" converted. Or leave {values!r} out to load the weight alone."
             )
         check_loaded(module, state_dict, of_module)

@@ -1,18 +1,21 @@
-"""`python -m sparse_ft`: the diagnosis of this installation; with `estimate`: what training a model will take."""
+"""`python -m sparse_ft`: the diagnosis of this installation; with `estimate`: what training a model
+will take.
+"""
 
 import argparse
 import json
 import os
 import warnings
 
-from .backends import diagnosis
+from .diagnosis import diagnosis
 from .memory import estimate, side_by_side
 from .salience.budget import STRUCTURES
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m sparse_ft", description="Print versions, hardware, and which implementation serves each op."
+        prog="python -m sparse_ft",
+        description="Print versions, hardware, and which implementation serves each op.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
     _add_estimate(commands)
@@ -22,18 +25,44 @@ def main(argv=None):
 
 
 def _add_estimate(commands):
-    what = "bytes that a training step of a model takes: all of it, LoRA, and a selection, side by side"
-    parser = commands.add_parser("estimate", help=what, description=f"Print the {what}. Reads a config only, no weights.")
-    parser.add_argument("config", metavar="CONFIG.json", help="config of a transformers model: the file, or its folder")
+    what = (
+        "bytes that a training step of a model takes: all of it, LoRA, and a selection, side by"
+        " side"
+    )
+    parser = commands.add_parser(
+        "estimate", help=what, description=f"Print the {what}. Reads a config only, no weights."
+    )
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.json",
+        help="config of a transformers model: the file, or its folder",
+    )
     parser.add_argument("--batch", type=_count, default=1, help="rows of a batch (1)")
     parser.add_argument("--sequence", type=_count, default=512, help="tokens of a row (512)")
-    parser.add_argument("--density", type=_share, default=0.01, help="share of each linear weight that trains (0.01)")
-    parser.add_argument("--structure", choices=STRUCTURES, default="columns", help="what is selected (columns)")
-    parser.add_argument("--lora", type=_count_or_none, default=8, metavar="RANK", help="rank of LoRA, 0: leave it out (8)")
+    parser.add_argument(
+        "--density",
+        type=_share,
+        default=0.01,
+        help="share of each linear weight that trains (0.01)",
+    )
+    parser.add_argument(
+        "--structure", choices=STRUCTURES, default="columns", help="what is selected (columns)"
+    )
+    parser.add_argument(
+        "--lora",
+        type=_count_or_none,
+        default=8,
+        metavar="RANK",
+        help="rank of LoRA, 0: leave it out (8)",
+    )
     parser.add_argument("--lean", action="store_true", help="the selection also with sft.lean")
-    parser.add_argument("--padded", action="store_true", help="rows of several lengths, so with an attention mask")
+    parser.add_argument(
+        "--padded", action="store_true", help="rows of several lengths, so with an attention mask"
+    )
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (the config's)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (the config's)"
+    )
 
 
 def _count(text: str) -> int:
@@ -75,7 +104,11 @@ def _estimate(arguments, parser):
     settings["dtype"] = arguments.dtype and getattr(torch, arguments.dtype)
     ours = f"{arguments.density:.3g} {arguments.structure}"
     selection = {"structure": arguments.structure, "density": arguments.density}
-    wanted = {"full": (None, False), f"LoRA r{arguments.lora}": ({"lora": arguments.lora}, False), ours: (selection, False)}
+    wanted = {
+        "full": (None, False),
+        f"LoRA r{arguments.lora}": ({"lora": arguments.lora}, False),
+        ours: (selection, False),
+    }
     if not arguments.lora:
         del wanted["LoRA r0"]
     if arguments.lean:
@@ -85,17 +118,23 @@ def _estimate(arguments, parser):
         warnings.simplefilter("ignore")
         for label, (plan, lean) in wanted.items():
             try:
-                found[label] = estimate(config, plan, arguments.batch, arguments.sequence, lean=lean, **settings)
+                found[label] = estimate(
+                    config, plan, arguments.batch, arguments.sequence, lean=lean, **settings
+                )
             except ImportError as why:
                 notes.append(f"{label}: left out, {why}")
             except Exception as why:  # whatever a config makes its model's class say
-                parser.error(f"CONFIG.json: {arguments.config!r} gives no model to train: {_line(why)}")
+                parser.error(
+                    f"CONFIG.json: {arguments.config!r} gives no model to train: {_line(why)}"
+                )
     head = f"a training step, batch {arguments.batch} × {arguments.sequence}, {arguments.optimizer}"
     return "\n".join([head, side_by_side(found), *notes])
 
 
 def _read_config(path, parser):
-    """The transformers config at `path`. Runs no code of the config's own and asks nobody for anything."""
+    """The transformers config at `path`. Runs no code of the config's own and asks nobody for
+    anything.
+    """
     try:
         from transformers import CONFIG_MAPPING, AutoConfig
     except ImportError:
@@ -103,8 +142,14 @@ def _read_config(path, parser):
     described = _described(path, parser)
     kind = described.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        own = "; it asks to run code of its own (auto_map), which estimate does not do" if "auto_map" in described else ""
-        parser.error(f"CONFIG.json: {path!r} has a model_type that transformers does not know, {kind!r}{own}")
+        own = (
+            "; it asks to run code of its own (auto_map), which estimate does not do"
+            if "auto_map" in described
+            else ""
+        )
+        parser.error(
+            f"CONFIG.json: {path!r} has a model_type that transformers does not know, {kind!r}{own}"
+        )
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as why:  # whatever its numbers make the config's class say
@@ -122,7 +167,9 @@ def _described(path, parser):
     except (OSError, ValueError, RecursionError) as why:
         parser.error(f"CONFIG.json: {name!r} is not a JSON file: {_line(why)}")
     if not isinstance(described, dict):
-        parser.error(f"CONFIG.json: expected an object in {name!r}, got a {type(described).__name__}")
+        parser.error(
+            f"CONFIG.json: expected an object in {name!r}, got a {type(described).__name__}"
+        )
     return described
 
 

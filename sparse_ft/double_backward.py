@@ -1,7 +1,7 @@
 """Refusing what is not differentiable twice, as soon as it is asked for.
 
-torch's `once_differentiable` raises where its error node is reached; calls that name their inputs (`autograd.grad`) prune it,
-and a part of the second derivative would be missing without a word.
+torch's `once_differentiable` raises where its error node is reached; calls that name their inputs
+(`autograd.grad`) prune it, and a part of the second derivative would be missing without a word.
 """
 
 import functools
@@ -10,10 +10,13 @@ import torch
 
 
 def refuse_double_backward(name):
-    """Raise RuntimeError if the backward that runs now makes a graph of its own (create_graph=True)."""
+    """Raise RuntimeError if the backward that runs now makes a graph of its own
+    (create_graph=True).
+    """
     if torch.is_grad_enabled():
         raise RuntimeError(
-            f"{name}: double backward (create_graph=True) is not supported; sft.revert(model) gives layers that do"
+            f"{name}: double backward (create_graph=True) is not supported; sft.revert(model) gives"
+            " layers that do"
         )
 
 

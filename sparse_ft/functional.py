@@ -1,4 +1,6 @@
-"""The autograd functions: a dense forward, and a backward that makes `values.grad` directly from what was kept for it."""
+"""The autograd functions: a dense forward, and a backward that makes `values.grad` directly from
+what was kept for it.
+"""
 
 import weakref
 
@@ -12,38 +14,47 @@ from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public he
 from .ops._library import refuse_layout
 from .rebuild import cast, source_of, unviewed
 
-FEW = 64  # less than one feature in so many of an input is copied: to make it again takes longer than the bytes are worth
+# less than one feature in so many of an input is copied: to make it again takes longer than the
+# bytes are worth
+FEW = 64
 
 
 def selective_linear(input, weight, values, selection, bias=None):
-    """`F.linear(input, weight, bias)` whose gradient reaches `values`, the selected entries of `weight`, and never `weight`.
+    """`F.linear(input, weight, bias)` whose gradient reaches `values`, the selected entries of
+    `weight`, and never `weight`.
 
-    input: [..., in]. weight: [out, in], detached, and already showing `values` at the selected entries (`SelectiveLinear`
-    sees to it; `selection.scatter_(weight, values)` otherwise). values: shaped `selection.values_shape(weight.shape)`, floating
-    point. bias: [out]. Returns [..., out].
+    input: [..., in]. weight: [out, in], detached, and already showing `values` at the selected
+    entries (`SelectiveLinear` sees to it; `selection.scatter_(weight, values)` otherwise). values:
+    shaped `selection.values_shape(weight.shape)`, floating point. bias: [out]. Returns [..., out].
 
-    For backward it keeps the weight (by reference) if the input needs a gradient, and of the input nothing if values need
-    none, the selected columns (shared among calls on one input) for `Columns` and `Blocks`, all of it for `Rows` and
-    `Entries`; and nothing more where a lean module made the input and can make it again (less than one feature in 64 is
-    copied all the same). Raises ValueError for a values of the wrong shape or a weight that requires grad; double backward
-    raises RuntimeError.
+    For backward it keeps the weight (by reference) if the input needs a gradient, and of the input
+    nothing if values need none, the selected columns (shared among calls on one input) for
+    `Columns` and `Blocks`, all of it for `Rows` and `Entries`; and nothing more where a lean module
+    made the input and can make it again (less than one feature in 64 is copied all the same).
+    Raises ValueError for a values of the wrong shape or a weight that requires grad; double
+    backward raises RuntimeError.
     """
     selection = _checked(weight, values, selection)
     return selective_product(input, weight, values, bias, selection.restrict(1, weight.size(1)), 1)
 
 
 def selective_addmm(input, weight, values, selection, bias):
-    """`selective_linear` for a weight stored [in, out], as in transformers' `Conv1D`: `input @ weight + bias`."""
+    """`selective_linear` for a weight stored [in, out], as in transformers' `Conv1D`: `input @
+    weight + bias`.
+    """
     selection = _checked(weight, values, selection)
     return selective_product(input, weight, values, bias, selection.restrict(0, weight.size(0)), 0)
 
 
 def selective_embedding(input, weight, values, selection, padding_idx=None):
-    """`F.embedding(input, weight, padding_idx)` whose gradient reaches `values`, the selected rows of `weight`.
+    """`F.embedding(input, weight, padding_idx)` whose gradient reaches `values`, the selected rows
+    of `weight`.
 
-    input: integer tensor, any shape. weight: [num_embeddings, embedding_dim], already showing `values`. selection: `Rows`;
-    values: [R, embedding_dim]. Returns [*input.shape, embedding_dim]. Keeps only `input` for backward, and no gradient of the
-    table's size is made. Raises TypeError for another kind of selection.
+    input: integer tensor, any shape. weight: [num_embeddings, embedding_dim], already showing
+    `values`. selection: `Rows`;
+    values: [R, embedding_dim]. Returns [*input.shape, embedding_dim]. Keeps only `input` for
+    backward, and no gradient of the table's size is made. Raises TypeError for another kind of
+    selection.
     """
     selection = _checked(weight, values, selection)
     if selection.kind != "rows":
@@ -58,8 +69,8 @@ def selective_embedding(input, weight, values, selection, padding_idx=None):
 def alias(weight, values, layout, shape):
     """`weight` itself (no copy), whose gradient is reduced to `values` as soon as it is known.
 
-    weight: any shape, viewable as the matrix `shape` (rows, columns). For modules that read a parameter in their own way:
-    the dense gradient exists for a moment.
+    weight: any shape, viewable as the matrix `shape` (rows, columns). For modules that read a
+    parameter in their own way: the dense gradient exists for a moment.
     """
     return _Alias.apply(weight, values, layout, shape)
 
@@ -68,19 +79,24 @@ def _checked(weight, values, selection):
     """The selection, on the weight's device; or the error that names what does not fit."""
     if weight.requires_grad:
         raise ValueError(
-            "weight: expected one that does not require grad (its selected entries train through values); "
-            "call weight.requires_grad_(False)"
+            "weight: expected one that does not require grad (its selected entries train through"
+            " values); call weight.requires_grad_(False)"
         )
     want = selection.values_shape(weight.shape)
     if values.shape != want:
-        raise ValueError(f"values: expected shape {tuple(want)} for a weight {tuple(weight.shape)}, got {tuple(values.shape)}")
+        raise ValueError(
+            f"values: expected shape {tuple(want)} for a weight {tuple(weight.shape)}, got"
+            f" {tuple(values.shape)}"
+        )
     return selection.to(weight.device)
 
 
 def selective_product(input, weight, values, bias, part, input_dim):
-    """What `selective_linear` (input_dim 1) and `selective_addmm` (input_dim 0) do once their arguments are checked.
+    """What `selective_linear` (input_dim 1) and `selective_addmm` (input_dim 0) do once their
+    arguments are checked.
 
-    input_dim: the dimension of the weight that meets the input. part: what `selection.restrict` says of that dimension.
+    input_dim: the dimension of the weight that meets the input. part: what `selection.restrict`
+    says of that dimension.
     """
     if not torch.is_grad_enabled():
         return _product(input, weight, bias, input_dim)
@@ -89,7 +105,9 @@ def selective_product(input, weight, values, bias, part, input_dim):
 
 
 def lean_product(input, weight, values, bias, part, input_dim):
-    """`selective_product` up to rounding: its dense products by whoever is fastest (`ops.dense_product`)."""
+    """`selective_product` up to rounding: its dense products by whoever is fastest
+    (`ops.dense_product`).
+    """
     if not is_eager():
         return selective_product(input, weight, values, bias, part, input_dim)
     if not torch.is_grad_enabled():
@@ -102,8 +120,9 @@ def _product(input, weight, bias, input_dim):
         if input.dim() > 2 and not _folds(input, bias):
             input = _as_autocast_has_it(input)
             if not _folds(input, bias):
-                # F.linear folds such an input into one mm only for a weight that requires grad, as the original's did; ours
-                # would go through bmm: other bits, and more memory. The fold is a view where the strides allow one.
+                # F.linear folds such an input into one mm only for a weight that requires grad, as
+                # the original's did; ours would go through bmm: other bits, and more memory. The
+                # fold is a view where the strides allow one.
                 output = F.linear(_flat(input), weight).view(*input.shape[:-1], weight.size(0))
                 return output if bias is None else output + bias.to(output.dtype)
         return F.linear(input, weight, bias)
@@ -112,9 +131,11 @@ def _product(input, weight, bias, input_dim):
 
 
 def _folds(input, bias):
-    """Whether F.linear makes one matrix of `input`, of three dimensions or more, whatever the weight requires.
+    """Whether F.linear makes one matrix of `input`, of three dimensions or more, whatever the
+    weight requires.
 
-    With a bias it asks for contiguous memory; without, for strides in order, which those of size 1 need not be.
+    With a bias it asks for contiguous memory; without, for strides in order, which those of size 1
+    need not be.
     """
     if bias is not None or not input.is_contiguous() or 1 not in input.shape:
         return input.is_contiguous()
@@ -123,34 +144,51 @@ def _folds(input, bias):
 
 
 def _as_autocast_has_it(input):
-    """`input` as autocast hands it to F.linear: its copy may be contiguous where the input is not."""
+    """`input` as autocast hands it to F.linear: its copy may be contiguous where the
+    input is not.
+    """
     kind = input.device.type
-    if torch.is_autocast_enabled(kind) and input.is_floating_point() and input.dtype != torch.float64:
+    if (
+        torch.is_autocast_enabled(kind)
+        and input.is_floating_point()
+        and input.dtype != torch.float64
+    ):
         return input.to(torch.get_autocast_dtype(kind))
     return input
 
 
 def _keep(input, features, dtype):
-    """`input[..., features]`, one copy for all who ask for the same features of the same input while it is unchanged.
+    """`input[..., features]`, one copy for all who ask for the same features of the same input
+    while it is unchanged.
 
-    q, k and v ask in a row: the features know their last copy (copy, input, its version), copy and input weakly.
+    q, k and v ask in a row: the features know their last copy (copy, input, its version), copy and
+    input weakly.
     """
     try:
         version = input._version
     except RuntimeError:  # made under inference_mode; to ask first takes longer
         return input.index_select(-1, features).to(dtype)
     last = getattr(features, "last_copy", None)
-    if last is not None and last[1]() is input and last[2] == version and (kept := last[0]()) is not None:
+    if (
+        last is not None
+        and last[1]() is input
+        and last[2] == version
+        and (kept := last[0]()) is not None
+    ):
         fix_weakref(kept)
         if kept.dtype == dtype:
             return kept
-    flat = input.view(-1, input.size(-1)) if input.dim() != 2 and input.is_contiguous() else input  # of 3-D takes 4 x as long
+    flat = (
+        input.view(-1, input.size(-1)) if input.dim() != 2 and input.is_contiguous() else input
+    )  # of 3-D takes 4 x as long
     try:
         kept = flat.index_select(-1, features)
     except NotImplementedError:
         refuse_layout("input", input)
     if kept.dim() != 2:
-        kept = kept.view(-1, kept.size(-1))  # however the input lies: a checkpoint's second forward may get a contiguous copy
+        kept = kept.view(
+            -1, kept.size(-1)
+        )  # however the input lies: a checkpoint's second forward may get a contiguous copy
     if kept.dtype != dtype:
         kept = kept.to(dtype)
     features.last_copy = weakref.ref(kept), weakref.ref(input), version
@@ -159,20 +197,27 @@ def _keep(input, features, dtype):
 
 def _flat(tensor):
     """[..., features] as [T, features], also without features."""
-    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.size(-1))
+    return (
+        tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.size(-1))
+    )
 
 
 class _SelectiveProduct(torch.autograd.Function):
-    """part: what backward needs of the input, and the selection's layout on that (`Selection.restrict`).
+    """part: what backward needs of the input, and the selection's layout on that
+    (`Selection.restrict`).
 
     Backward leaves it to autograd to cast each gradient to the dtype of what it is for.
     """
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
-        plain = input.dim() == 2 or (input.is_contiguous() and (bias is not None or 1 not in input.shape))
+        plain = input.dim() == 2 or (
+            input.is_contiguous() and (bias is not None or 1 not in input.shape)
+        )
         plain = plain and input_dim == 1
-        output = F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
+        output = (
+            F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
+        )
         if is_view(output):  # `unviewed`, in less time
             output = output.data
         _save(ctx, input, weight, values, part, input_dim, output.dtype)
@@ -184,7 +229,9 @@ class _SelectiveProduct(torch.autograd.Function):
 
 
 def _save(ctx, input, weight, values, part, input_dim, dtype):
-    """Keep for backward what it needs: the weight for an input that needs a gradient, of the input what values need."""
+    """Keep for backward what it needs: the weight for an input that needs a gradient, of the input
+    what values need.
+    """
     kept, features, source = (), part[0], None
     if values.requires_grad:
         few = features is not None and FEW * features.size(0) < input.size(-1)
@@ -197,7 +244,9 @@ def _save(ctx, input, weight, values, part, input_dim, dtype):
 
 
 def _gradients(ctx, grad_output, product):
-    """Of a `_SelectiveProduct`'s arguments. product(a, b): `a @ b.T`, for the gradient towards the input."""
+    """Of a `_SelectiveProduct`'s arguments. product(a, b): `a @ b.T`, for the gradient towards the
+    input.
+    """
     refuse_double_backward("selective_linear")
     weight, *kept = ctx.saved_tensors
     (features, layout), input_dim, source = ctx.how
@@ -223,7 +272,9 @@ def _matmul(a, b):
 
 
 class _LeanProduct(_SelectiveProduct):
-    """In a lean model, whose results are the same up to rounding: both dense products by whoever is fastest."""
+    """In a lean model, whose results are the same up to rounding: both dense products by whoever is
+    fastest.
+    """
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
@@ -245,20 +296,25 @@ def _dense_product(input, weight, bias, input_dim):
 
 
 class _TracedProduct(_SelectiveProduct):
-    """In a graph of torch.compile: nothing is remembered from call to call. torch.func's transforms refuse it by name."""
+    """In a graph of torch.compile: nothing is remembered from call to call. torch.func's transforms
+    refuse it by name.
+    """
 
     @staticmethod
     def forward(ctx, input, weight, values, bias, part, input_dim):
         output, kept = unviewed(_product(input, weight, bias, input_dim)), ()
         if values.requires_grad:
             features = part[0]
-            kept = (input if features is None else input.index_select(-1, features).to(output.dtype),)
+            kept = (
+                input if features is None else input.index_select(-1, features).to(output.dtype),
+            )
         ctx.save_for_backward(weight if input.requires_grad else None, *kept)
         ctx.how = part, input_dim, None
         return output
 
 
-# `apply` readies its arguments for torch.func first, which takes 4 µs of a call's 15 and serves nothing outside of it.
+# `apply` readies its arguments for torch.func first, which takes 4 µs of a call's 15 and serves
+# nothing outside of it.
 apply_product = direct_apply(_SelectiveProduct)
 _apply_lean_product = direct_apply(_LeanProduct)
 
@@ -267,7 +323,12 @@ class _SelectiveEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, values, index, padding_idx):
         ctx.save_for_backward(input)
-        ctx.index, ctx.padding_idx, ctx.shape, ctx.dtype = index, padding_idx, values.shape, values.dtype
+        ctx.index, ctx.padding_idx, ctx.shape, ctx.dtype = (
+            index,
+            padding_idx,
+            values.shape,
+            values.dtype,
+        )
         return unviewed(F.embedding(input, weight, padding_idx))
 
     @staticmethod
@@ -275,7 +336,9 @@ class _SelectiveEmbedding(torch.autograd.Function):
         refuse_double_backward("selective_embedding")
         (input,) = ctx.saved_tensors
         tokens = input.reshape(-1)
-        slot = torch.searchsorted(ctx.index, tokens.to(ctx.index.dtype)).clamp(max=ctx.index.size(0) - 1)
+        slot = torch.searchsorted(ctx.index, tokens.to(ctx.index.dtype)).clamp(
+            max=ctx.index.size(0) - 1
+        )
         miss = ctx.index[slot] != tokens
         if ctx.padding_idx is not None:
             miss |= tokens == ctx.padding_idx

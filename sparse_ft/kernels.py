@@ -1,4 +1,5 @@
-"""`sparse_ft.kernels`: Triton kernels and launchers, one file an op; layout.py holds their index walk.
+"""`sparse_ft.kernels`: Triton kernels and launchers, one file an op; layout.py holds their index
+walk.
 
 Once installed, the files lie in the folder beside this one; in a checkout, in the top level's
 `kernels/`. No `__init__.py` is there: it would hide the public package `kernels`, which

@@ -1,4 +1,6 @@
-"""The loss of a language model straight from its hidden states: logits exist for a few tokens at a time and are never kept."""
+"""The loss of a language model straight from its hidden states: logits exist for a few tokens at a
+time and are never kept.
+"""
 
 import torch
 
@@ -10,29 +12,44 @@ CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
 
 
 def linear_cross_entropy(
-    hidden, weight, target, bias=None, *, ignore_index=-100, reduction="mean", divisor=None, values=None, selection=None
+    hidden,
+    weight,
+    target,
+    bias=None,
+    *,
+    ignore_index=-100,
+    reduction="mean",
+    divisor=None,
+    values=None,
+    selection=None,
 ):
     """`F.cross_entropy(F.linear(hidden, weight, bias).float(), target)` without its logits.
 
-    hidden: [..., H]. weight: [V, H]. target: integers [...]; tokens whose target is ignore_index cost nothing. bias: [V].
-    reduction: "mean" or "sum"; divisor: what to divide the sum by instead (gradient accumulation). values, selection: the
-    entries of a frozen weight that train, as in `selective_linear`. Returns a scalar, fp32 (fp64 for fp64). Where no token has
-    a target, the mean is NaN and all gradients are zero, as in torch.
+    hidden: [..., H]. weight: [V, H]. target: integers [...]; tokens whose target is ignore_index
+    cost nothing. bias: [V].
+    reduction: "mean" or "sum"; divisor: what to divide the sum by instead (gradient accumulation).
+    values, selection: the entries of a frozen weight that train, as in `selective_linear`. Returns
+    a scalar, fp32 (fp64 for fp64). Where no token has a target, the mean is NaN and all gradients
+    are zero, as in torch.
 
-    Kept for backward: one gradient the size of the hidden states that have a target, and the gradients of what trains of the
-    head; both are computed in the forward, as the loss is a scalar. Raises ValueError and TypeError that name the argument;
-    double backward raises RuntimeError. Source: Wijmans et al., 2024 (Cut Your Losses); Hsu et al., 2024 (Liger).
+    Kept for backward: one gradient the size of the hidden states that have a target, and the
+    gradients of what trains of the head; both are computed in the forward, as the loss is a scalar.
+    Raises ValueError and TypeError that name the argument; double backward raises RuntimeError.
+    Source: Wijmans et al., 2024 (Cut Your Losses); Hsu et al., 2024 (Liger).
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
     if target.shape != hidden.shape[:-1]:
         raise ValueError(
-            f"target: expected shape {tuple(hidden.shape[:-1])} as hidden without its last, got {tuple(target.shape)}"
+            f"target: expected shape {tuple(hidden.shape[:-1])} as hidden without its last, got"
+            f" {tuple(target.shape)}"
         )
     if target.is_floating_point():
         raise TypeError(f"target: expected integers, got {target.dtype}")
     if weight.dim() != 2 or weight.size(1) != hidden.size(-1):
-        raise ValueError(f"weight: expected shape [V, {hidden.size(-1)}], got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight: expected shape [V, {hidden.size(-1)}], got {tuple(weight.shape)}"
+        )
     if (values is None) != (selection is None):
         raise ValueError("values: give values and selection together")
     if torch.is_autocast_enabled(hidden.device.type):
@@ -44,7 +61,10 @@ def linear_cross_entropy(
     if target.device.type == "cpu" and target.numel() and not is_compiling():
         low, high = map(int, target.aminmax())
         if low < 0 or high >= weight.size(0):
-            raise ValueError(f"target: expected classes in [0, {weight.size(0)}) or {ignore_index}, got {low} to {high}")
+            raise ValueError(
+                f"target: expected classes in [0, {weight.size(0)}) or {ignore_index}, got {low} to"
+                f" {high}"
+            )
     if divisor is None:
         divisor = target.numel() if reduction == "mean" else 1
     layout = None if selection is None else selection.to(weight.device).layout
@@ -79,13 +99,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, grad_output):
-        # The mean over no token is NaN, its gradient in torch is zero, and NaN times zero would be neither.
+        # The mean over no token is NaN, its gradient in torch is zero, and NaN times zero would be
+        # neither.
         scale = grad_output if ctx.counts else 1
         return *(None if grad is None else grad * scale for grad in ctx.saved_tensors), None, None
 
 
 class _Gradients:
-    """Of the sum of losses, for whichever of hidden, weight, bias and values need one; filled chunk by chunk."""
+    """Of the sum of losses, for whichever of hidden, weight, bias and values need one; filled chunk
+    by chunk.
+    """
 
     def __init__(self, hidden, weight, bias, values, layout, needs):
         self.weight, self.layout = weight, layout

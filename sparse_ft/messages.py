@@ -1,4 +1,6 @@
-"""What error messages share: a value told by its type and shape, and the name that was probably meant."""
+"""What error messages share: a value told by its type and shape, and the name that was probably
+meant.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +13,9 @@ _LONGEST = 60  # characters of a plain value
 
 
 def described(value: Any) -> str:
-    """A few words on any value: "a Tensor [8, 3] float32", "a tuple (Tensor [8] int64, 3)"; never a whole model."""
+    """A few words on any value: "a Tensor [8, 3] float32", "a tuple (Tensor [8] int64, 3)"; never a
+    whole model.
+    """
     if isinstance(value, (str, bytes)) or not isinstance(value, (torch.Tensor, Mapping, Sequence)):
         text = repr(value)
         return text if _is_plain(value, text) else f"a {type(value).__name__}"
@@ -48,7 +52,9 @@ def _is_plain(value: Any, text: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where one of the `known` names is near `name`, else "; there are 'a', 'b', 'c', …"."""
+    """ "; did you mean 'x'?" where one of the `known` names is near `name`, else "; there are 'a',
+    'b', 'c', …".
+    """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     if near:

@@ -1,4 +1,6 @@
-"""Plan: what trains in a model, as a mapping from parameter name to a Selection or "all". Saved as safetensors + JSON."""
+"""Plan: what trains in a model, as a mapping from parameter name to a Selection or "all". Saved as
+safetensors + JSON.
+"""
 
 import math
 from collections.abc import Mapping
@@ -16,20 +18,25 @@ _VERSION = 1
 
 
 class Plan(Mapping):
-    """What trains: `{parameter name: Selection | "all"}`; parameters that are not listed are frozen. Immutable.
+    """What trains: `{parameter name: Selection | "all"}`; parameters that are not listed are
+    frozen. Immutable.
 
-    `plan | {"classifier.weight": "all"}` gives a plan with more (or other) entries. Selections that were chosen on a matrix
-    (`sft.select`, `sft.from_mask`, a converted model) know its shape, also from a file, and no other weight takes them.
-    Raises TypeError for a name that is not a string or a value that is neither.
+    `plan | {"classifier.weight": "all"}` gives a plan with more (or other) entries. Selections that
+    were chosen on a matrix (`sft.select`, `sft.from_mask`, a converted model) know its shape, also
+    from a file, and no other weight takes them. Raises TypeError for a name that is not a string or
+    a value that is neither.
 
-    left: {parameter name: why} of what `sft.select` passed over; `print(plan)` shows it, and nothing else looks at it.
+    left: {parameter name: why} of what `sft.select` passed over; `print(plan)` shows it, and
+    nothing else looks at it.
     """
 
     def __init__(self, items=(), left: Mapping[str, str] | None = None):
         try:
             self._items = dict(items)
         except (TypeError, ValueError):
-            raise TypeError(f"plan: expected a mapping {{parameter name: Selection | 'all'}}, got {items!r}") from None
+            raise TypeError(
+                f"plan: expected a mapping {{parameter name: Selection | 'all'}}, got {items!r}"
+            ) from None
         for name, what in self._items.items():
             if not isinstance(name, str):
                 raise TypeError(f"plan: expected parameter names, got {name!r}")
@@ -56,19 +63,34 @@ class Plan(Mapping):
         return "\n".join(["Plan({", *lines, "})"])
 
     def __str__(self):
-        """The plan in short: layers that differ in their number only share a line, and what was passed over has its own."""
+        """The plan in short: layers that differ in their number only share a line, and what was
+        passed over has its own.
+        """
         named = families((name, self._kind_of(name)) for name in self)
         lines = [(family.label, self._told(family)) for family in named]
-        lines += [(family.label, f"left out: {self.left[family.names[0]]}") for family in families(self.left.items())]
+        lines += [
+            (family.label, f"left out: {self.left[family.names[0]]}")
+            for family in families(self.left.items())
+        ]
         width = max((len(label) for label, _ in lines), default=0)
         return "\n".join([self._head(), *(f"  {label:{width}}  {text}" for label, text in lines)])
 
     def _head(self) -> str:
         """How many parameters, and the share of the entries of those whose shape is known."""
-        known = [s for s in self._items.values() if isinstance(s, Selection) and s.matrix_shape is not None]
+        known = [
+            s
+            for s in self._items.values()
+            if isinstance(s, Selection) and s.matrix_shape is not None
+        ]
         chosen = sum(selection.nnz(selection.matrix_shape) for selection in known)
-        entries = sum(rows * columns for rows, columns in (selection.matrix_shape for selection in known))
-        share = f"; of {len(known)} weights {chosen:,} of {entries:,} entries ({chosen / entries:.2%})" if known else ""
+        entries = sum(
+            rows * columns for rows, columns in (selection.matrix_shape for selection in known)
+        )
+        share = (
+            f"; of {len(known)} weights {chosen:,} of {entries:,} entries ({chosen / entries:.2%})"
+            if known
+            else ""
+        )
         return f"a plan for {len(self)} parameters{share}"
 
     def _kind_of(self, name: str) -> tuple:
@@ -87,10 +109,14 @@ class Plan(Mapping):
         if shape is not None:
             lines = {"rows": shape[0], "columns": shape[1], "entries": shape[0] * shape[1]}
             number += f" of {lines[kind]:,}" if kind in lines else ""
-        return f"{number} {kind}" + (f" of {block_size[0]} × {block_size[1]}" if kind == "blocks" else "")
+        return f"{number} {kind}" + (
+            f" of {block_size[0]} × {block_size[1]}" if kind == "blocks" else ""
+        )
 
     def save(self, path):
-        """Write the plan to `path`, a safetensors file with a JSON document (no pickle); it appears whole or not at all."""
+        """Write the plan to `path`, a safetensors file with a JSON document (no pickle); it appears
+        whole or not at all.
+        """
         tensors, plan = {}, {}
         for number, (name, what) in enumerate(self._items.items()):
             if isinstance(what, str):
@@ -102,22 +128,37 @@ class Plan(Mapping):
 
     @classmethod
     def load(cls, path):
-        """The plan that `save` wrote. Raises ValueError, naming file and fault, for a corrupt, truncated or foreign one."""
+        """The plan that `save` wrote. Raises ValueError, naming file and fault, for a corrupt,
+        truncated or foreign one.
+        """
         tensors, document = _tensorfile.load(path)
-        if not isinstance(document, dict) or document.get("format") != _FORMAT or document.get("version") != _VERSION:
+        if (
+            not isinstance(document, dict)
+            or document.get("format") != _FORMAT
+            or document.get("version") != _VERSION
+        ):
             raise ValueError(
-                f"path: {str(path)!r} is not a plan that this version of sparse_ft reads (format {_FORMAT!r}, "
-                f"version {_VERSION})"
+                f"path: {str(path)!r} is not a plan that this version of sparse_ft reads (format"
+                f" {_FORMAT!r}, version {_VERSION})"
             )
         try:
             return cls(_items(document["plan"].items(), tensors))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
             raise ValueError(f"path: {str(path)!r} holds a broken plan: {error}") from None
 
 
 def _items(plan, tensors):
-    """{name: Selection | "all"} of what a file says. Each tensor is used once: a selection copies it, so that a small file that
-    names one for every parameter would take any amount of memory."""
+    """{name: Selection | "all"} of what a file says. Each tensor is used once: a selection copies
+    it, so that a small file that names one for every parameter would take any amount of memory."""
     items, used = {}, set()
     for name, what in plan:
         if what == ALL:
@@ -139,13 +180,19 @@ def describe(selection: Selection) -> dict:
 
 
 def selection_of(what: dict, index: torch.Tensor) -> Selection:
-    """The selection that `describe` described. Raises ValueError and others for what describes none."""
+    """The selection that `describe` described. Raises ValueError and others for what describes
+    none.
+    """
     cls = _KINDS[what["kind"]]
     selection = cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
     shape = what.get("matrix_shape")  # files of selections that were written by hand have none
     if shape is None:
         return selection
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(type(n) is int and n > 0 for n in shape)
+    ):
         raise ValueError(f"matrix_shape: expected two positive integers, got {shape!r}")
     if math.prod(shape) >= 1 << 63:
         raise ValueError(f"matrix_shape: expected less than 2^63 entries, got {shape!r}")

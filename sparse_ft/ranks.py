@@ -1,9 +1,11 @@
-"""Several processes (torchrun, DDP) that must choose and convert alike: what each of them wants is compared, and all agree or all
-raise.
+"""Several processes (torchrun, DDP) that must choose and convert alike: what each of them wants is
+compared, and all agree or all raise.
 
-Every rank takes part in the same collectives, also one that has failed before: it tells the others, who raise too, instead of
-leaving them to wait. A rank that never calls (it is busy, it has died, or only rank 0 was meant to) cannot be told from a slow
-one: after `PATIENCE` seconds the others say what they wait for, and torch.distributed's own timeout ends the wait.
+Every rank takes part in the same collectives, also one that has failed before: it tells the others,
+who raise too, instead of leaving them to wait. A rank that never calls (it is busy, it has died, or
+only rank 0 was meant to) cannot be told from a slow
+one: after `PATIENCE` seconds the others say what they wait for, and torch.distributed's own timeout
+ends the wait.
 """
 
 import hashlib
@@ -20,20 +22,30 @@ from .selection import Selection
 
 PATIENCE = 30.0  # seconds without a word
 
-ALONE = "process_group=False lets this process act by itself (on rank 0 alone, in a stage of a pipeline)"
+ALONE = (
+    "process_group=False lets this process act by itself (on rank 0 alone, in a stage of a"
+    " pipeline)"
+)
 
 
 class Ranks:
-    """The processes that `process_group` names, for the length of one call of the public function `name`.
+    """The processes that `process_group` names, for the length of one call of the public function
+    `name`.
 
-    process_group: None for all processes of torch.distributed, where it is initialised; a ProcessGroup; False for this process
-    by itself. As a context it tells the others about an exception that comes before `agree` was called.
+    process_group: None for all processes of torch.distributed, where it is initialised; a
+    ProcessGroup; False for this process by itself. As a context it tells the others about an
+    exception that comes before `agree` was called.
     """
 
     def __init__(self, name: str, process_group: Any = None):
-        if process_group is not None and process_group is not False and not _is_group(process_group):
+        if (
+            process_group is not None
+            and process_group is not False
+            and not _is_group(process_group)
+        ):
             raise TypeError(
-                f"process_group: expected None, False or a ProcessGroup of torch.distributed, got {process_group!r}"
+                "process_group: expected None, False or a ProcessGroup of torch.distributed, got"
+                f" {process_group!r}"
             )
         self._name, self._asked = name, process_group is not False
         together = self._asked and distributed_is_initialized()
@@ -50,17 +62,25 @@ class Ranks:
             self.exchange({"error": f"{kind.__name__}: {error}"})
 
     def warn_if_early(self) -> None:
-        """Say so where the launcher started several processes, and torch.distributed does not know of them yet."""
-        if self.size == 1 and self._asked and not distributed_is_initialized() and os.environ.get("WORLD_SIZE", "1") != "1":
+        """Say so where the launcher started several processes, and torch.distributed does not know
+        of them yet.
+        """
+        if (
+            self.size == 1
+            and self._asked
+            and not distributed_is_initialized()
+            and os.environ.get("WORLD_SIZE", "1") != "1"
+        ):
             warnings.warn(
-                f"{self._name}: WORLD_SIZE={os.environ['WORLD_SIZE']} says that this process is one of several, and "
-                f"torch.distributed is not initialised, so each chooses by its own batches; call init_process_group first. "
-                f"{ALONE}",
+                f"{self._name}: WORLD_SIZE={os.environ['WORLD_SIZE']} says that this process is one"
+                " of several, and torch.distributed is not initialised, so each chooses by its own"
+                f" batches; call init_process_group first. {ALONE}",
                 stacklevel=3,
             )
 
     def agree(self, wanted: Mapping[str, str]) -> None:
-        """Raise RuntimeError on every rank unless all want the same, or where one has failed; name the first difference.
+        """Raise RuntimeError on every rank unless all want the same, or where one has failed; name
+        the first difference.
 
         wanted: {name: text that says what of it}.
         """
@@ -70,9 +90,13 @@ class Ranks:
         told = self.exchange({"call": self._name, "wanted": dict(wanted)})
         for rank, what in enumerate(told):
             if "error" in what:
-                raise RuntimeError(f"{self._name}: rank {rank} failed, so this one stops too: {what['error']}")
+                raise RuntimeError(
+                    f"{self._name}: rank {rank} failed, so this one stops too: {what['error']}"
+                )
             if what["call"] != self._name:
-                raise RuntimeError(f"{self._name}: rank {rank} is in {what['call']} meanwhile; {ALONE}")
+                raise RuntimeError(
+                    f"{self._name}: rank {rank} is in {what['call']} meanwhile; {ALONE}"
+                )
         first = told[0]["wanted"]
         for rank, what in enumerate(told):
             if what["wanted"] != first:
@@ -98,7 +122,8 @@ class Ranks:
 
     def _warn_of_waiting(self):
         warnings.warn(
-            f"{self._name}: waiting for the other {self.size - 1} processes to call it too; {ALONE}",
+            f"{self._name}: waiting for the other {self.size - 1} processes to call it too;"
+            f" {ALONE}",
             stacklevel=2,
         )
 
@@ -113,18 +138,26 @@ def _is_group(thing) -> bool:
 
 def _difference(first, other, rank) -> str:
     name = next(n for n in [*first, *other] if first.get(n) != other.get(n))
-    said = [what.get(name, "not in it").rpartition(" #")[0] or "not in it" for what in (first, other)]
+    said = [
+        what.get(name, "not in it").rpartition(" #")[0] or "not in it" for what in (first, other)
+    ]
     return (
-        f"{name!r} differs between ranks: {said[0]} on rank 0 and {said[1]} on rank {rank}, so they would train two models. "
-        f"Choose on all ranks by the same data and seed (sft.select sums gradients over the ranks once torch.distributed is "
-        f"initialised), or load one plan everywhere; {ALONE}"
+        f"{name!r} differs between ranks: {said[0]} on rank 0 and {said[1]} on rank {rank}, so they"
+        " would train two models. Choose on all ranks by the same data and seed (sft.select sums"
+        " gradients over the ranks once torch.distributed is initialised), or load one plan"
+        f" everywhere; {ALONE}"
     )
 
 
 def told(what: Selection | str) -> str:
-    """A text that two ranks share if and only if they train the same entries: what a reader is told, then a digest."""
+    """A text that two ranks share if and only if they train the same entries: what a reader is
+    told, then a digest.
+    """
     if isinstance(what, str):
         return f"{what} #"
     index = what.index.detach().cpu().contiguous()
     digest = hashlib.blake2b(index.view(torch.uint8).numpy(), digest_size=16).hexdigest()
-    return f"{what!r} #{what.kind}, {tuple(index.shape)}, {index.dtype}, {tuple(what.block_size)}, {digest}"
+    return (
+        f"{what!r} #{what.kind}, {tuple(index.shape)}, {index.dtype}, {tuple(what.block_size)},"
+        f" {digest}"
+    )

@@ -1,9 +1,11 @@
-"""What makes a tensor again in backward from other tensors that are held anyway, so that whoever reads it need not save it.
+"""What makes a tensor again in backward from other tensors that are held anyway, so that whoever
+reads it need not save it.
 
-A lean module that made `output` says so (`remember`); a layer that would save it as its input asks (`source_of`). The output is
-recognised by identity and version: a view, a copy or an in-place change is another tensor, and what it was made of must be as
-it was. And it counts only where it was made: a checkpoint's region, which runs twice, must save the same both times, and what
-came from outside, or from another thread, is forgotten by then.
+A lean module that made `output` says so (`remember`); a layer that would save it as its input asks
+(`source_of`). The output is recognised by identity and version: a view, a copy or an in-place
+change is another tensor, and what it was made of must be as it was. And it counts only where it was
+made: a checkpoint's region, which runs twice, must save the same both times, and what came from
+outside, or from another thread, is forgotten by then.
 """
 
 import threading
@@ -17,14 +19,18 @@ from ._torch import fix_weakref, hooks_in_force, is_compiling, is_view
 
 class _Remembered(threading.local):
     def __init__(self):
-        self.sources = deque(maxlen=8)  # of the last outputs, weakly: the node that made an output owns its source
+        self.sources = deque(
+            maxlen=8
+        )  # of the last outputs, weakly: the node that made an output owns its source
 
 
 _remembered = _Remembered()
 
 
 class Source:
-    """How one output is made again. Keeps no activation alive before backward: whoever uses it saves `tensors()`."""
+    """How one output is made again. Keeps no activation alive before backward: whoever uses it
+    saves `tensors()`.
+    """
 
     def __init__(self, output, make, tensors, small):
         self._output, self._version = weakref.ref(output), output._version
@@ -36,10 +42,16 @@ class Source:
 
     def made(self, tensor):
         """Whether `tensor` is the output, unchanged."""
-        return self._output() is tensor and self._version == tensor._version and self._hooks == hooks_in_force()
+        return (
+            self._output() is tensor
+            and self._version == tensor._version
+            and self._hooks == hooks_in_force()
+        )
 
     def tensors(self):
-        """What `rebuild` needs, to be saved for backward by one more reader; None where some of it is gone or was changed."""
+        """What `rebuild` needs, to be saved for backward by one more reader; None where some of it
+        is gone or was changed.
+        """
         large = [weak() for weak in self._tensors]
         for tensor in large:
             if tensor is None:
@@ -52,7 +64,9 @@ class Source:
         return tensors
 
     def rebuild(self, tensors, features=None):
-        """The output [..., F], or its `features` alone; kept for the next reader (q, k and v) until the last has had it."""
+        """The output [..., F], or its `features` alone; kept for the next reader (q, k and v) until
+        the last has had it.
+        """
         if self._made is None or self._made[0] is not features:
             self._made = features, self._make(*tensors, features=features)
         made, self._served = self._made[1], self._served + 1
@@ -66,10 +80,11 @@ class Source:
 
 
 def remember(output, make, tensors, small=()):
-    """Say that `make(*tensors, *small, features=None or index)` gives `output`, or `output[..., features]`, again.
+    """Say that `make(*tensors, *small, features=None or index)` gives `output`, or `output[...,
+    features]`, again.
 
-    tensors: large ones that the maker's node keeps anyway; held weakly here. small: kept as long as that node. Does nothing for
-    an output that no backward will reach.
+    tensors: large ones that the maker's node keeps anyway; held weakly here. small: kept as long as
+    that node. Does nothing for an output that no backward will reach.
     """
     if is_compiling() or output.grad_fn is None:
         return
@@ -79,7 +94,9 @@ def remember(output, make, tensors, small=()):
 
 
 def source_of(tensor):
-    """The Source of `tensor`, or None if nobody remembered it as it is now. Not for a graph of torch.compile."""
+    """The Source of `tensor`, or None if nobody remembered it as it is now. Not for a graph of
+    torch.compile.
+    """
     for weak in reversed(_remembered.sources):
         source = weak()
         if source is not None and source.made(tensor):
@@ -109,8 +126,8 @@ def cast(tensor, dtype):
 def unviewed(output: torch.Tensor) -> torch.Tensor:
     """`output`, made in a Function's forward, on the same memory but no view of another tensor.
 
-    Autograd refuses to write in place over a view that a Function returns. `F.linear` with a bias gives a view for an input of
-    more than two dimensions, and so does `F.conv1d`.
+    Autograd refuses to write in place over a view that a Function returns. `F.linear` with a bias
+    gives a view for an input of more than two dimensions, and so does `F.conv1d`.
     """
     if is_compiling() or is_view(output):
         return output.detach()

@@ -7,7 +7,9 @@ from .families import families
 
 
 class Row(NamedTuple):
-    """One parameter. total, trainable: entries; structure: "rows" … "entries", "all" or ""; how: what serves it, or why not."""
+    """One parameter. total, trainable: entries; structure: "rows" … "entries", "all" or ""; how:
+    what serves it, or why not.
+    """
 
     name: str
     shape: tuple
@@ -18,10 +20,12 @@ class Row(NamedTuple):
 
 
 class Report:
-    """What `convert` did and `summary` sees: `.rows`, `.trainable`, `.total`, `.transient` and `.frozen`.
+    """What `convert` did and `summary` sees: `.rows`, `.trainable`, `.total`, `.transient` and
+    `.frozen`.
 
-    Prints as a table in which layers that differ in their number only share a line; `.rows` has each parameter by itself.
-    `.lean`: the `LeanReport` of `convert(lean=True)`, else None. `.lost`: names of selections whose module was replaced since.
+    Prints as a table in which layers that differ in their number only share a line; `.rows` has
+    each parameter by itself. `.lean`: the `LeanReport` of `convert(lean=True)`, else None. `.lost`:
+    names of selections whose module was replaced since.
     """
 
     def __init__(self, rows: Iterable[Row], lean: Any = None, lost: Iterable[str] = ()):
@@ -47,32 +51,42 @@ class Report:
         return [row.name for row in self.rows if not row.trainable]
 
     def __str__(self):
-        lines = [("parameter", "shape", "trainable", "of", "share", "structure", "how"), *self._lines()]
+        lines = [
+            ("parameter", "shape", "trainable", "of", "share", "structure", "how"),
+            *self._lines(),
+        ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         numbers = (2, 3, 4)
         table = [
             "  ".join(
-                cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths))
+                cell.rjust(w) if i in numbers else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths))
             ).rstrip()
             for line in lines
         ]
         share = self.trainable / self.total if self.total else 0
         frozen = self.frozen
         end = [
-            f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); "
-            f"{len(frozen)} parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)"
+            f"trainable {self.trainable:,} of {self.total:,} ({share:.3%}); {len(frozen)}"
+            f" parameters frozen ({sum(r.total for r in self.rows if not r.trainable):,} entries)"
         ]
         for name in self.lost:
-            end.append(f"LOST: the selection of {name!r}; its module was replaced after sft.convert")
+            end.append(
+                f"LOST: the selection of {name!r}; its module was replaced after sft.convert"
+            )
         if self.lean is not None:
             end.append(self.lean.brief())
         return "\n".join([*table, *end])
 
     def _lines(self) -> list[tuple[str, ...]]:
-        """The cells of the table: a line for all layers of one shape, structure and way of training."""
+        """The cells of the table: a line for all layers of one shape, structure and way of
+        training.
+        """
         trained = {row.name: row for row in self.rows if row.trainable}
         lines = []
-        for family in families((name, (row.shape, row.structure, row.how)) for name, row in trained.items()):
+        for family in families(
+            (name, (row.shape, row.structure, row.how)) for name, row in trained.items()
+        ):
             members = [trained[name] for name in family.names]
             first = members[0]
             trainable = sum(row.trainable for row in members)

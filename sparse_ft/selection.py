@@ -1,4 +1,6 @@
-"""Selections: which entries of one weight train. Rows, columns, blocks or single entries of its matrix [rows, columns]."""
+"""Selections: which entries of one weight train. Rows, columns, blocks or single entries of its
+matrix [rows, columns].
+"""
 
 import hashlib
 import weakref
@@ -10,27 +12,42 @@ from ._torch import is_compiling
 from .ops.layout import coordinates, inside, values_shape
 
 INT32_MAX = 2**31 - 1
-_interned = weakref.WeakValueDictionary()  # (digest, device) -> index tensor: equal feature sets are one tensor
+_interned = (
+    weakref.WeakValueDictionary()
+)  # (digest, device) -> index tensor: equal feature sets are one tensor
 
 
 class Selection:
-    """The entries of one weight that train. Immutable; one of `Rows`, `Columns`, `Blocks`, `Entries`.
+    """The entries of one weight that train. Immutable; one of `Rows`, `Columns`, `Blocks`,
+    `Entries`.
 
-    index: integer tensor (or nested list), sorted ascending without duplicates, non-negative, not empty. It is copied, and
-    held as int32 where it fits. Construction and use raise TypeError, ValueError or IndexError that name the argument, the
-    value and the way out.
-    matrix_shape: (rows, columns) of the one matrix that it was chosen on, by `sft.select`, `from_mask` or `on`, and serves;
-    None for one that was written by hand, which serves every matrix that it fits. Equality does not look at it.
+    index: integer tensor (or nested list), sorted ascending without duplicates, non-negative, not
+    empty. It is copied, and held as int32 where it fits. Construction and use raise TypeError,
+    ValueError or IndexError that name the argument, the value and the way out.
+    matrix_shape: (rows, columns) of the one matrix that it was chosen on, by `sft.select`,
+    `from_mask` or `on`, and serves; None for one that was written by hand, which serves every
+    matrix that it fits. Equality does not look at it.
     """
 
-    __slots__ = ("index", "block_size", "matrix_shape", "_bound", "_features", "_version", "__weakref__")
+    __slots__ = (
+        "index",
+        "block_size",
+        "matrix_shape",
+        "_bound",
+        "_features",
+        "_version",
+        "__weakref__",
+    )
     kind = None
 
     def __init__(self, index, *more):
-        if more:  # two lists of rows and columns would train the flat positions that the first one names
+        if (
+            more
+        ):  # two lists of rows and columns would train the flat positions that the first one names
             raise TypeError(
-                f"index: {type(self).__name__} takes one index, of shape {self._index_shape}; single entries are flat "
-                f"positions, row * columns + column (sft.from_mask makes them from a bool matrix)"
+                f"index: {type(self).__name__} takes one index, of shape {self._index_shape};"
+                " single entries are flat positions, row * columns + column (sft.from_mask makes"
+                " them from a bool matrix)"
             )
         self._init(index, (1, 1))
 
@@ -53,7 +70,9 @@ class Selection:
         return rebuilt, (type(self), self.index, self.block_size, self._bound, self.matrix_shape)
 
     def __deepcopy__(self, memo):
-        return rebuilt(type(self), self.index.clone(), self.block_size, self._bound, self.matrix_shape)
+        return rebuilt(
+            type(self), self.index.clone(), self.block_size, self._bound, self.matrix_shape
+        )
 
     def __eq__(self, other):
         return self is other or (
@@ -81,10 +100,14 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits: equal for equal selections, on every device and machine, and for no others."""
+        """32 hexadecimal digits: equal for equal selections, on every device and machine, and for
+        no others.
+        """
         described = f"{self.kind} {self.block_size} {tuple(self.index.shape)} "
         index = self.index.to("cpu", torch.int64).contiguous().numpy()
-        return hashlib.sha256(described.encode() + index.astype("<i8", copy=False).tobytes()).hexdigest()[:32]
+        return hashlib.sha256(
+            described.encode() + index.astype("<i8", copy=False).tobytes()
+        ).hexdigest()[:32]
 
     def values_shape(self, shape):
         """Shape of `values` for a matrix of `shape` (rows, columns)."""
@@ -92,7 +115,9 @@ class Selection:
         return torch.Size(values_shape(*self.layout, shape))
 
     def nnz(self, shape):
-        """Number of entries of a matrix of `shape` that train (padding of edge blocks does not count)."""
+        """Number of entries of a matrix of `shape` that train (padding of edge blocks does not
+        count).
+        """
         return self.values_shape(shape).numel()
 
     def density(self, shape):
@@ -102,31 +127,41 @@ class Selection:
     def check(self, shape):
         """Raise IndexError unless every index lies inside of a matrix of `shape`.
 
-        Raise ValueError unless it is a matrix, and of the shape that this selection was chosen on, if that is known.
+        Raise ValueError unless it is a matrix, and of the shape that this selection was chosen on,
+        if that is known.
         """
         if self.matrix_shape is not None and self.matrix_shape != tuple(shape):
             raise ValueError(
-                f"matrix: its shape is {tuple(shape)}, and the selection was chosen on {self.matrix_shape}; "
-                f"choose anew on this one, or selection.on(shape) if the same {self.kind} are meant"
+                f"matrix: its shape is {tuple(shape)}, and the selection was chosen on"
+                f" {self.matrix_shape}; choose anew on this one, or selection.on(shape) if the same"
+                f" {self.kind} are meant"
             )
         self._check_inside(shape)
 
     def _check_inside(self, shape):
         if len(shape) != 2:
-            raise ValueError(f"matrix: expected 2 dimensions [rows, columns], got {tuple(shape)}; see sft.matrix_shape")
+            raise ValueError(
+                f"matrix: expected 2 dimensions [rows, columns], got {tuple(shape)}; see"
+                " sft.matrix_shape"
+            )
         for what, largest, size in self._limits(shape):
             if largest >= size:
                 raise IndexError(
-                    f"index: {what} {largest} is out of range for a matrix of shape {tuple(shape)}, which has "
-                    f"{size} of them (0 to {size - 1})"
+                    f"index: {what} {largest} is out of range for a matrix of shape {tuple(shape)},"
+                    f" which has {size} of them (0 to {size - 1})"
                 )
 
     def _check_unedited(self):
-        """The compiled ops trust the index: one that was edited after it was checked could write anywhere."""
+        """The compiled ops trust the index: one that was edited after it was checked could write
+        anywhere.
+        """
         if is_compiling() or self.index.is_inference():
             return
         if self.index._version != self._version:
-            raise ValueError("index: it was changed in place after the selection was made; make a new selection instead")
+            raise ValueError(
+                "index: it was changed in place after the selection was made; make a new selection"
+                " instead"
+            )
 
     def mask(self, shape):
         """Bool tensor [rows, columns], True where an entry trains, on the index's device."""
@@ -138,25 +173,34 @@ class Selection:
         return mask
 
     def gather(self, matrix, dtype=None):
-        """The selected entries of `matrix` [rows, columns] as compact values; dtype: default that of the matrix."""
+        """The selected entries of `matrix` [rows, columns] as compact values; dtype: default that
+        of the matrix.
+        """
         self.check(_shape_of(matrix))
         return ops.gather_selected(matrix, *self.to(matrix.device).layout, dtype=dtype)
 
     def scatter_(self, matrix, values):
-        """Write compact `values` to the selected entries of `matrix` [rows, columns], in place; returns the matrix."""
+        """Write compact `values` to the selected entries of `matrix` [rows, columns], in place;
+        returns the matrix.
+        """
         self.check(_shape_of(matrix))
         ops.scatter_selected_(matrix, values, *self.to(matrix.device).layout)
         return matrix
 
     def to(self, device):
-        """This selection with its index on `device` (itself where it is there already; a meta device keeps the index)."""
+        """This selection with its index on `device` (itself where it is there already; a meta
+        device keeps the index).
+        """
         device = torch.device(device)
         if device.type == "meta" or self.index.device == device:
             return self
-        return rebuilt(type(self), self.index.to(device), self.block_size, self._bound, self.matrix_shape)
+        return rebuilt(
+            type(self), self.index.to(device), self.block_size, self._bound, self.matrix_shape
+        )
 
     def on(self, shape):
-        """This selection for matrices of `shape` (rows, columns) alone, whatever it was chosen on: others are refused.
+        """This selection for matrices of `shape` (rows, columns) alone, whatever it was chosen on:
+        others are refused.
 
         Raises IndexError unless every index lies inside, ValueError unless it is a matrix.
         """
@@ -164,10 +208,12 @@ class Selection:
         return rebuilt(type(self), self.index, self.block_size, self._bound, tuple(shape))
 
     def restrict(self, dim, size):
-        """What a gradient needs of the `size` features along `dim` (0: rows, 1: columns) of the matrix.
+        """What a gradient needs of the `size` features along `dim` (0: rows, 1: columns) of the
+        matrix.
 
-        Returns `(features, layout)`: features, the sorted int64 features that any entry touches, or None where all must be kept
-        (equal sets are one tensor); layout, this selection's layout on a matrix that holds those features only.
+        Returns `(features, layout)`: features, the sorted int64 features that any entry touches, or
+        None where all must be kept (equal sets are one tensor); layout, this selection's layout on
+        a matrix that holds those features only.
         """
         self._check_unedited()
         key = dim, size
@@ -193,7 +239,12 @@ class _Lines(Selection):
         if dim != self.dim:
             return None, self.layout
         features = _intern(self.index.long())
-        return features, (self.kind, torch.arange(len(self), dtype=torch.int32, device=self.index.device), 1, 1)
+        return features, (
+            self.kind,
+            torch.arange(len(self), dtype=torch.int32, device=self.index.device),
+            1,
+            1,
+        )
 
 
 class Rows(_Lines):
@@ -211,10 +262,11 @@ class Columns(_Lines):
 
 
 class Blocks(Selection):
-    """Blocks of the matrix. index: [n, 2] of (block_row, block_col); block_size: int or (bh, bw). values: [n, bh, bw].
+    """Blocks of the matrix. index: [n, 2] of (block_row, block_col); block_size: int or (bh, bw).
+    values: [n, bh, bw].
 
-    Blocks that reach past the edge are zero-padded in `values`; the padding never trains. Use raises ValueError where a block
-    is larger than the matrix.
+    Blocks that reach past the edge are zero-padded in `values`; the padding never trains. Use
+    raises ValueError where a block is larger than the matrix.
     """
 
     __slots__ = ()
@@ -227,18 +279,25 @@ class Blocks(Selection):
     def _check_inside(self, shape):
         if len(shape) == 2 and any(block > size for block, size in zip(self.block_size, shape)):
             raise ValueError(
-                f"block_size: {self.block_size} is larger than a matrix of shape {tuple(shape)}; its values would hold more "
-                f"padding than the matrix has entries, take min(block_size, size) in each dimension"
+                f"block_size: {self.block_size} is larger than a matrix of shape {tuple(shape)};"
+                " its values would hold more padding than the matrix has entries, take"
+                " min(block_size, size) in each dimension"
             )
         super()._check_inside(shape)
 
     def _limits(self, shape):
         names = ("block_row", "block_col")
-        return [(name, n, -(-size // b)) for name, n, size, b in zip(names, self._bound, shape, self.block_size)]
+        return [
+            (name, n, -(-size // b))
+            for name, n, size, b in zip(names, self._bound, shape, self.block_size)
+        ]
 
     def nnz(self, shape):
         self.check(shape)
-        covered = [(size - self.index[:, d].long() * b).clamp(max=b) for d, (size, b) in enumerate(zip(shape, self.block_size))]
+        covered = [
+            (size - self.index[:, d].long() * b).clamp(max=b)
+            for d, (size, b) in enumerate(zip(shape, self.block_size))
+        ]
         return int((covered[0] * covered[1]).sum())
 
     def _restrict(self, dim, size):
@@ -263,14 +322,16 @@ class Entries(Selection):
 def from_mask(mask, kind="entries", block_size=None):
     """The selection whose mask is `mask`, a bool matrix [rows, columns].
 
-    kind: "entries", "rows", "columns" or "blocks" (with block_size). Raises ValueError when a row, column or block is only
-    partly True, naming the first such.
+    kind: "entries", "rows", "columns" or "blocks" (with block_size). Raises ValueError when a row,
+    column or block is only partly True, naming the first such.
     """
     if isinstance(mask, torch.Tensor) and mask.is_nested:
         raise TypeError("mask: expected a bool tensor [rows, columns], got a nested tensor")
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
-        raise TypeError(f"mask: expected a bool tensor [rows, columns], got {got}; try weight.ne(0)")
+        raise TypeError(
+            f"mask: expected a bool tensor [rows, columns], got {got}; try weight.ne(0)"
+        )
     if kind == "entries":
         selection = Entries(mask.reshape(-1).nonzero().squeeze(1))
     elif kind in ("rows", "columns"):
@@ -278,16 +339,20 @@ def from_mask(mask, kind="entries", block_size=None):
         selection = Rows(lines) if kind == "rows" else Columns(lines)
     elif kind == "blocks":
         height, width = as_block_size(block_size)
-        padded = torch.nn.functional.pad(mask, (0, -mask.size(1) % width, 0, -mask.size(0) % height))
-        tiles = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height))  # [block_rows, bh, block_cols, bw]
+        padded = torch.nn.functional.pad(
+            mask, (0, -mask.size(1) % width, 0, -mask.size(0) % height)
+        )
+        tiles = padded.unflatten(1, (-1, width)).unflatten(
+            0, (-1, height)
+        )  # [block_rows, bh, block_cols, bw]
         selection = Blocks(tiles.any(3).any(1).nonzero(), (height, width))
     else:
         raise ValueError(f"kind: expected 'entries', 'rows', 'columns' or 'blocks', got {kind!r}")
     partly = (selection.mask(mask.shape) != mask).nonzero()
     if len(partly):
         raise ValueError(
-            f"mask: not made of whole {kind}: entry {tuple(partly[0].tolist())} is False where its {kind[:-1]} has a "
-            f"True; use kind='entries'"
+            f"mask: not made of whole {kind}: entry {tuple(partly[0].tolist())} is False where its"
+            f" {kind[:-1]} has a True; use kind='entries'"
         )
     return selection.on(mask.shape)
 
@@ -320,7 +385,9 @@ def as_block_size(block_size):
     """`(height, width)` of an int or a pair; ValueError for anything else."""
     size = tuple(block_size) if isinstance(block_size, (tuple, list)) else (block_size, block_size)
     if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"block_size: expected a positive int or a pair of them, got {block_size!r}")
+        raise ValueError(
+            f"block_size: expected a positive int or a pair of them, got {block_size!r}"
+        )
     return size
 
 
@@ -332,15 +399,22 @@ def _as_index(index, shape):
     if index.is_nested:
         raise TypeError(f"index: expected integers {shape}, got a nested tensor")
     if index.numel() == 0:
-        raise ValueError("index: an empty selection trains nothing; leave the parameter out of the plan instead")
+        raise ValueError(
+            "index: an empty selection trains nothing; leave the parameter out of the plan instead"
+        )
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-        raise TypeError(f"index: expected integers {shape}, got {index.dtype}; a bool mask goes to sft.from_mask")
+        raise TypeError(
+            f"index: expected integers {shape}, got {index.dtype}; a bool mask goes to"
+            " sft.from_mask"
+        )
     if index.dim() != (2 if "," in shape else 1) or ("," in shape and index.size(1) != 2):
         raise ValueError(f"index: expected shape {shape}, got {tuple(index.shape)}")
     if index.device.type == "meta":
         raise ValueError("index: expected a tensor with data, got one on the meta device")
     if index.layout is not torch.strided or index.is_quantized:
-        raise TypeError(f"index: expected a dense tensor of integers, got {index.layout}, {index.dtype}")
+        raise TypeError(
+            f"index: expected a dense tensor of integers, got {index.layout}, {index.dtype}"
+        )
     return index.detach().to(torch.int64, copy=True).contiguous()
 
 
@@ -357,13 +431,15 @@ def _check_order(index):
         first, second = index[at].tolist(), index[at + 1].tolist()
         how = "duplicated" if first == second else "unsorted"
         raise ValueError(
-            f"index: expected sorted numbers without duplicates, got {first} then {second} at position {at} "
-            f"({how}); torch.unique(index, dim=0) mends both"
+            f"index: expected sorted numbers without duplicates, got {first} then {second} at"
+            f" position {at} ({how}); torch.unique(index, dim=0) mends both"
         )
 
 
 def _intern(features):
-    """One tensor per set of features and device, so that layers that need the same features can be told by identity."""
+    """One tensor per set of features and device, so that layers that need the same features can be
+    told by identity.
+    """
     if is_compiling():
         return features
     digest = hashlib.sha1(features.cpu().numpy().tobytes()).digest()

@@ -1,4 +1,6 @@
-"""A set of tensors to call masked_adamw_ with: selections of every kind, written through, and plain parameters."""
+"""A set of tensors to call masked_adamw_ with: selections of every kind, written through, and plain
+parameters.
+"""
 
 import oracle
 import pytest
@@ -32,7 +34,9 @@ def assert_refused(problem, adamw_, error, message, **keywords):
 
 
 class Problem:
-    """Tensors for one call: a value written through into a weight for each of `kinds`, then `plain` parameters."""
+    """Tensors for one call: a value written through into a weight for each of `kinds`, then `plain`
+    parameters.
+    """
 
     def __init__(
         self,
@@ -46,20 +50,31 @@ class Problem:
         stored="plain",
         **hyper,
     ):
-        """stored: "plain", "by chance" or "corrected" (values and moments, where their dtype allows), or these with moments in
-        8 bits: "8 bits", "8 bits by chance", "8 bits corrected"."""
+        """stored: "plain", "by chance" or "corrected" (values and moments, where their dtype
+        allows), or these with moments in 8 bits: "8 bits", "8 bits by chance", "8 bits
+        corrected"."""
         weight_dtype = weight_dtype or dtype
-        self.layouts = [oracle.layout(kind, SHAPE, which, block=(5, 8), device=device) for kind in kinds]
+        self.layouts = [
+            oracle.layout(kind, SHAPE, which, block=(5, 8), device=device) for kind in kinds
+        ]
         self.weights = [oracle.matrices(SHAPE, weight_dtype, device)[form] for _ in kinds]
         self.values = [
-            ops.gather_selected(w, *layout, dtype=dtype) for w, layout in zip(self.weights, self.layouts, strict=True)
+            ops.gather_selected(w, *layout, dtype=dtype)
+            for w, layout in zip(self.weights, self.layouts, strict=True)
         ]
-        self.values += [torch.randn(shape, dtype=torch.float64).to(device, dtype) for shape in plain]
+        self.values += [
+            torch.randn(shape, dtype=torch.float64).to(device, dtype) for shape in plain
+        ]
         self.steps = [torch.zeros((), device=device) for _ in self.values]
-        self.exp_avgs, self.exp_avg_sqs = ([torch.zeros_like(v) for v in self.values] for _ in range(2))
+        self.exp_avgs, self.exp_avg_sqs = (
+            [torch.zeros_like(v) for v in self.values] for _ in range(2)
+        )
         hyper = {**HYPER, **hyper}
         self.hyper = {
-            name: [hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name] for i in range(len(self.values))]
+            name: [
+                hyper[name] * (1 + i / 50) if name in ("lr", "eps") else hyper[name]
+                for i in range(len(self.values))
+            ]
             for name in HYPER
         }
         self.corrections = self.seeds = self.absmaxes = None
@@ -69,15 +84,23 @@ class Problem:
             self.corrections = [torch.zeros_like(v, dtype=torch.int16) for v in self.values]
             self.new_moments(torch.float32)
         if "8 bits" in stored:
-            self.absmaxes = [torch.zeros(num_blocks(v.numel()), device=device) for v in self.values for _ in range(2)]
+            self.absmaxes = [
+                torch.zeros(num_blocks(v.numel()), device=device)
+                for v in self.values
+                for _ in range(2)
+            ]
             self.new_moments(torch.uint8)
         self.new_grads()
 
     def new_moments(self, dtype):
-        self.exp_avgs, self.exp_avg_sqs = ([torch.zeros_like(v, dtype=dtype) for v in self.values] for _ in range(2))
+        self.exp_avgs, self.exp_avg_sqs = (
+            [torch.zeros_like(v, dtype=dtype) for v in self.values] for _ in range(2)
+        )
 
     def new_grads(self):
-        self.grads = [torch.randn(v.shape, dtype=torch.float64).to(v.device, v.dtype) for v in self.values]
+        self.grads = [
+            torch.randn(v.shape, dtype=torch.float64).to(v.device, v.dtype) for v in self.values
+        ]
         for i, layout in enumerate(self.layouts):
             grad = self.grads[i]
             grad[oracle.padding(layout, SHAPE).to(grad.device)] = 0
@@ -85,13 +108,33 @@ class Problem:
     @property
     def state(self):
         storage = *(self.corrections or ()), *(self.absmaxes or ())
-        return [*self.values, *self.exp_avgs, *self.exp_avg_sqs, *self.steps, *self.weights, *storage]
+        return [
+            *self.values,
+            *self.exp_avgs,
+            *self.exp_avg_sqs,
+            *self.steps,
+            *self.weights,
+            *storage,
+        ]
 
     @property
     def arguments(self):
-        kinds, indices = [layout[0] for layout in self.layouts], [layout[1] for layout in self.layouts]
+        kinds, indices = (
+            [layout[0] for layout in self.layouts],
+            [layout[1] for layout in self.layouts],
+        )
         blocks = [n for layout in self.layouts for n in layout[2:]]
-        return (self.values, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps, self.weights, kinds, indices, blocks)
+        return (
+            self.values,
+            self.grads,
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            self.steps,
+            self.weights,
+            kinds,
+            indices,
+            blocks,
+        )
 
     @property
     def storage(self):

@@ -1,4 +1,6 @@
-"""What every test runs under: poisoned memory, few threads, and nothing left behind by the test before it."""
+"""What every test runs under: poisoned memory, few threads, and nothing left behind by the test
+before it.
+"""
 
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ from helpers.vision import make_importable  # noqa: E402
 
 make_importable()
 
-# The tensors here are small, a second thread would only spin; tests of threads set their own number.
+# The tensors here are small, a second thread would only spin; tests of threads set their own
+# number.
 torch.set_num_threads(1)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -20,8 +23,13 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Uninitialised memory holds NaN, so a test cannot pass on what the allocator happened to leave there."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Uninitialised memory holds NaN, so a test cannot pass on what the allocator happened to leave
+    there.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,4 +1,6 @@
-"""What the ops are measured against: layouts spelled out entry by entry, dense mathematics, tolerances."""
+"""What the ops are measured against: layouts spelled out entry by entry, dense mathematics,
+tolerances.
+"""
 
 import functools
 
@@ -6,7 +8,12 @@ import torch
 
 KINDS = ("rows", "columns", "blocks", "entries")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BITS = {torch.float32: torch.int32, torch.float64: torch.int64, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+BITS = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 
 
 def name_of(dtype):
@@ -14,12 +21,17 @@ def name_of(dtype):
 
 
 def layout(kind, shape, which="some", index_dtype=torch.int32, block=(3, 4), device="cpu"):
-    """A layout `(kind, index, block_h, block_w)` on a matrix of `shape`. which: "some", "last", "all" or "empty"."""
+    """A layout `(kind, index, block_h, block_w)` on a matrix of `shape`. which: "some", "last",
+    "all" or "empty".
+    """
     height, width = block if kind == "blocks" else (1, 1)
     across = -(-shape[1] // width)
-    count = {"rows": shape[0], "columns": shape[1], "entries": shape[0] * shape[1], "blocks": -(-shape[0] // height) * across}[
-        kind
-    ]
+    count = {
+        "rows": shape[0],
+        "columns": shape[1],
+        "entries": shape[0] * shape[1],
+        "blocks": -(-shape[0] // height) * across,
+    }[kind]
     generator = torch.Generator().manual_seed(count)
     number = {"some": -(-count // 3), "last": min(count, 1), "all": count, "empty": 0}[which]
     flat = (
@@ -27,18 +39,26 @@ def layout(kind, shape, which="some", index_dtype=torch.int32, block=(3, 4), dev
         if which == "last"
         else torch.randperm(count, generator=generator)[:number].sort().values
     )
-    index = torch.stack((flat // max(across, 1), flat % max(across, 1)), 1) if kind == "blocks" else flat
+    index = (
+        torch.stack((flat // max(across, 1), flat % max(across, 1)), 1)
+        if kind == "blocks"
+        else flat
+    )
     return kind, index.to(device, index_dtype), height, width
 
 
 def places(kind, index, block_h, block_w, shape):
-    """[(k, row, column)] of every k of the flattened `values` that is not padding, straight from the table."""
+    """[(k, row, column)] of every k of the flattened `values` that is not padding, straight from
+    the table.
+    """
     rows, columns = shape
     index = index.tolist()
     if kind == "rows":
         return [(i * columns + c, row, c) for i, row in enumerate(index) for c in range(columns)]
     if kind == "columns":
-        return [(r * len(index) + i, r, column) for r in range(rows) for i, column in enumerate(index)]
+        return [
+            (r * len(index) + i, r, column) for r in range(rows) for i, column in enumerate(index)
+        ]
     if kind == "entries":
         return [(k, flat // columns, flat % columns) for k, flat in enumerate(index)]
     found = []
@@ -66,7 +86,12 @@ def _places(layout, shape):
 
 def values_shape(kind, index, block_h, block_w, shape):
     n = len(index)
-    return {"rows": (n, shape[1]), "columns": (shape[0], n), "blocks": (n, block_h, block_w), "entries": (n,)}[kind]
+    return {
+        "rows": (n, shape[1]),
+        "columns": (shape[0], n),
+        "blocks": (n, block_h, block_w),
+        "entries": (n,),
+    }[kind]
 
 
 def mask(layout, shape):
@@ -110,17 +135,28 @@ def same_bits(a, b):
 
 
 def assert_as_good_as_plain(got, want, plain, slack):
-    """`got` is at most twice as far from the fp64 `want` as plain PyTorch is, plus `slack` for a last rounding."""
+    """`got` is at most twice as far from the fp64 `want` as plain PyTorch is, plus `slack` for a
+    last rounding.
+    """
     assert got.shape == want.shape and got.isfinite().all()
-    error, allowed = ((t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0 for t in (got, plain))
-    assert error <= 2 * allowed + slack, f"error {error:.3e}, plain PyTorch's {allowed:.3e}, slack {slack:.1e}"
+    error, allowed = (
+        (t.detach().cpu().double() - want).abs().amax().item() if t.numel() else 0.0
+        for t in (got, plain)
+    )
+    assert error <= 2 * allowed + slack, (
+        f"error {error:.3e}, plain PyTorch's {allowed:.3e}, slack {slack:.1e}"
+    )
 
 
 def assert_elementwise(results, want, plain, slack=2.0**-126):
-    """Each of the results, contiguous, is as good as plain PyTorch's in its largest and in its mean error."""
+    """Each of the results, contiguous, is as good as plain PyTorch's in its largest and in its mean
+    error.
+    """
     for got, exact, theirs in zip(results, want, plain, strict=True):
         assert got.dtype == theirs.dtype and got.is_contiguous()
-        if got.dtype == torch.float64:  # then the truth itself is plain PyTorch's, whose slopes lose |input| eps to 1 - sigmoid
+        if (
+            got.dtype == torch.float64
+        ):  # then the truth itself is plain PyTorch's, whose slopes lose |input| eps to 1 - sigmoid
             slack = 200 * torch.finfo(torch.float64).eps * exact.abs().amax().item()
         assert_as_good_as_plain(got, exact, theirs, slack)
         error, bound = ((t.cpu().double() - exact).abs().mean().item() for t in (got, theirs))

@@ -1,4 +1,6 @@
-"""Conversion of many architectures: same forward, right gradients, nothing else changed, and all of it undone."""
+"""Conversion of many architectures: same forward, right gradients, nothing else changed, and all of
+it undone.
+"""
 
 import copy
 import io
@@ -23,7 +25,9 @@ def made(request):
 
 
 def frozen(model, plan):
-    """A copy of the dense model in which what the plan names requires grad: torch picks kernels by requires_grad."""
+    """A copy of the dense model in which what the plan names requires grad: torch picks kernels by
+    requires_grad.
+    """
     twin = copy.deepcopy(model)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in plan)
@@ -40,7 +44,10 @@ def dense_gradients(model, inputs, plan):
     """{name: gathered dense gradient, or None}, and {name: the dense gradient as a matrix}."""
     backward(model, inputs)
     grads = {name: model.get_parameter(name).grad for name in plan}
-    return {name: None if grad is None else grad.view(sft.matrix_shape(model, name)) for name, grad in grads.items()}
+    return {
+        name: None if grad is None else grad.view(sft.matrix_shape(model, name))
+        for name, grad in grads.items()
+    }
 
 
 def test_forward_is_equal_bit_for_bit(made):
@@ -56,8 +63,12 @@ def test_forward_is_equal_bit_for_bit(made):
 
 
 def has_fast_path(model):
-    """torch's attention has an inference kernel of its own, which it does not use where hooks are registered."""
-    return any(isinstance(m, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for m in model.modules())
+    """torch's attention has an inference kernel of its own, which it does not use where hooks are
+    registered.
+    """
+    return any(
+        isinstance(m, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for m in model.modules()
+    )
 
 
 def test_gradient_of_an_alias_is_the_gathered_dense_gradient(made):
@@ -85,7 +96,9 @@ def test_gradient_of_a_replaced_layer_is_as_exact_as_the_dense_one(made):
     selective = converted(model, plan)
     backward(selective, inputs)
     for name, what in plan.items():
-        error = (holder(selective, name).values.grad.double() - what.gather(exact[name])).abs().max()
+        error = (
+            (holder(selective, name).values.grad.double() - what.gather(exact[name])).abs().max()
+        )
         assert error <= 2 * (dense[name].double() - exact[name]).abs().max(), name
 
 
@@ -143,10 +156,15 @@ def test_revert_gives_back_bytes_classes_and_flags(made):
     selective = converted(model, plan)
     backward(selective, inputs)
     sft.revert(selective)
-    assert [(n, type(m)) for n, m in selective.named_modules()] == [(n, type(m)) for n, m in model.named_modules()]
+    assert [(n, type(m)) for n, m in selective.named_modules()] == [
+        (n, type(m)) for n, m in model.named_modules()
+    ]
     assert [n for n, _ in selective.named_parameters()] == [n for n, _ in model.named_parameters()]
     for (name, a), b in zip(selective.named_parameters(), model.parameters(), strict=True):
-        assert torch.equal(a.view(torch.int32), b.view(torch.int32)) and a.requires_grad == b.requires_grad, name
+        assert (
+            torch.equal(a.view(torch.int32), b.view(torch.int32))
+            and a.requires_grad == b.requires_grad
+        ), name
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in selective.modules())
     assert selective.state_dict().keys() == model.state_dict().keys()
     assert vars(selective).keys() == vars(model).keys()
@@ -174,9 +192,13 @@ def test_bf16_weights_train_through_fp32_values(name):
 
 
 def layouts_of(shape):
-    """The same shape in memory in every order of its dimensions, dense, every second feature of it, or expanded."""
+    """The same shape in memory in every order of its dimensions, dense, every second feature of it,
+    or expanded.
+    """
     for order in itertools.permutations(range(len(shape))):
-        x = torch.randn([shape[i] for i in order]).permute([order.index(i) for i in range(len(shape))])
+        x = torch.randn([shape[i] for i in order]).permute(
+            [order.index(i) for i in range(len(shape))]
+        )
         yield x
         yield torch.stack((x, x), -1).flatten(-2)[..., ::2]
         yield x[:1].expand(x.shape)
@@ -184,9 +206,14 @@ def layouts_of(shape):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (1, 3, 6), (3, 1, 6), (2, 1, 3, 6), (2, 3, 1, 6), (2, 2, 3, 6)])
+@pytest.mark.parametrize(
+    "shape",
+    [(6,), (3, 6), (2, 3, 6), (1, 3, 6), (3, 1, 6), (2, 1, 3, 6), (2, 3, 1, 6), (2, 2, 3, 6)],
+)
 def test_strided_input_gives_the_bits_of_the_original(shape, bias, autocast):
-    """F.linear picks its kernel by strides and, for some of them, by whether the weight requires grad."""
+    """F.linear picks its kernel by strides and, for some of them, by whether the weight requires
+    grad.
+    """
     linear = nn.Linear(6, 5, bias=bias)
     selective = sft.nn.SelectiveLinear.from_linear(copy.deepcopy(linear), sft.Rows([0, 3]))
     if not autocast:
@@ -194,13 +221,20 @@ def test_strided_input_gives_the_bits_of_the_original(shape, bias, autocast):
     for x in layouts_of(shape):
         x = x if autocast else x.double()
         for with_gradients in (True, False):
-            with torch.set_grad_enabled(with_gradients), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with (
+                torch.set_grad_enabled(with_gradients),
+                torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            ):
                 assert torch.equal(selective(x), linear(x)), x.stride()
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "Attention" in name or "Encoder" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if "Attention" in name or "Encoder" in name]
+)
 def test_inference_right_after_a_step(name):
-    """torch's attention has inference kernels of its own that read their children's weights; they see trained ones."""
+    """torch's attention has inference kernels of its own that read their children's weights; they
+    see trained ones.
+    """
     model, inputs = build(name)
     plan = architectures.full_plan(model)
     selective = converted(model, plan)
@@ -208,7 +242,11 @@ def test_inference_right_after_a_step(name):
     torch.optim.AdamW(selective.parameters(), 1e-2, fused=True).step()
     for parameter, what in plan.items():
         path, _, attribute = parameter.rpartition(".")
-        matrix = getattr(selective.get_submodule(path), attribute).detach().view(sft.matrix_shape(model, parameter))
+        matrix = (
+            getattr(selective.get_submodule(path), attribute)
+            .detach()
+            .view(sft.matrix_shape(model, parameter))
+        )
         assert torch.equal(what.gather(matrix), holder(selective, parameter).values), parameter
     dense = sft.revert(copy.deepcopy(selective)).eval()
     with torch.no_grad():
@@ -224,16 +262,25 @@ def test_tied_weights_are_refused_by_name(structure):
     for name in ("lm_head.weight", "transformer.wte.weight"):
         with pytest.raises(ValueError, match="tied") as caught:
             sft.convert(model, {"transformer.h.0.attn.c_attn.weight": structure, name: structure})
-        assert all(tied in str(caught.value) for tied in (repr(name), "lm_head.weight", "transformer.wte.weight"))
+        assert all(
+            tied in str(caught.value)
+            for tied in (repr(name), "lm_head.weight", "transformer.wte.weight")
+        )
     assert not any(isinstance(m, sft.nn.Selected) for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())
-    sft.convert(model, {"transformer.wte.weight": "all", "transformer.h.0.attn.c_attn.weight": structure})
+    sft.convert(
+        model, {"transformer.wte.weight": "all", "transformer.h.0.attn.c_attn.weight": structure}
+    )
 
 
-@pytest.mark.parametrize("make", [lambda ps: sft.SelectiveAdamW(ps), lambda ps: torch.optim.AdamW(ps, fused=True)])
+@pytest.mark.parametrize(
+    "make", [lambda ps: sft.SelectiveAdamW(ps), lambda ps: torch.optim.AdamW(ps, fused=True)]
+)
 def test_a_selected_parameter_without_a_gradient_is_reported_by_name(make):
     """Once, at the first step that finds it so; the others train."""
-    model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4), "conv": nn.Conv1d(4, 4, 1)})
+    model = nn.ModuleDict(
+        {"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4), "conv": nn.Conv1d(4, 4, 1)}
+    )
     sft.convert(model, {f"{name}.weight": sft.Rows([1]) for name in model})
     optimizer = make(model.parameters())
     model["used"](torch.ones(2, 4)).sum().backward()

@@ -1,4 +1,6 @@
-"""Saving a plan: whole or not at all, with the permissions that were there, through links, and nothing is left behind."""
+"""Saving a plan: whole or not at all, with the permissions that were there, through links, and
+nothing is left behind.
+"""
 
 import errno
 import os
@@ -32,7 +34,11 @@ def test_a_private_file_is_private_before_anything_is_written(tmp_path, monkeypa
     OLD.save(tmp_path / "plan")
     os.chmod(tmp_path / "plan", 0o600)
     seen, fsync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(stat.S_IMODE(os.fstat(handle).st_mode)), fsync(handle)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (seen.append(stat.S_IMODE(os.fstat(handle).st_mode)), fsync(handle)),
+    )
     NEW.save(tmp_path / "plan")
     assert seen[0] == 0o600
 
@@ -113,7 +119,9 @@ with written_whole(sys.argv[1]) as file:
 
 def begun(path):
     """A process in the middle of saving to `path`."""
-    run = subprocess.Popen([sys.executable, "-c", KILLED, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    run = subprocess.Popen(
+        [sys.executable, "-c", KILLED, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert run.stdout.readline() == b"begun\n"
     return run
 
@@ -129,7 +137,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
         NEW.save(tmp_path / "another plan")
         assert len(os.listdir(tmp_path)) == 4  # which is none of that one's business
         NEW.save(path)
-        assert len(os.listdir(tmp_path)) == 3 and sft.Plan.load(path) == NEW  # the living one's is there
+        assert (
+            len(os.listdir(tmp_path)) == 3 and sft.Plan.load(path) == NEW
+        )  # the living one's is there
         alive.communicate(timeout=30)
         assert alive.returncode == 0 and path.read_bytes() == b"half"
         assert sorted(os.listdir(tmp_path)) == ["another plan", "plan"]
@@ -141,9 +151,15 @@ def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
 
 def test_processes_that_save_at_once(tmp_path):
     """Each takes none of the others' files for one that was left behind; the last one wins."""
-    code = "import sys, sparse_ft as sft\nfor i in range(40): sft.Plan({'a': sft.Rows([i])}).save(sys.argv[1])"
+    code = (
+        "import sys, sparse_ft as sft\nfor i in range(40): sft.Plan({'a':"
+        " sft.Rows([i])}).save(sys.argv[1])"
+    )
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path / "plan"], stderr=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "plan"], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
     ]
     try:
         errors = [run.communicate(timeout=120)[1] for run in runs]
@@ -151,7 +167,9 @@ def test_processes_that_save_at_once(tmp_path):
         for run in runs:
             run.kill()
     assert [run.returncode for run in runs] == [0, 0, 0], errors
-    assert os.listdir(tmp_path) == ["plan"] and sft.Plan.load(tmp_path / "plan") == sft.Plan({"a": sft.Rows([39])})
+    assert os.listdir(tmp_path) == ["plan"] and sft.Plan.load(tmp_path / "plan") == sft.Plan(
+        {"a": sft.Rows([39])}
+    )
 
 
 def test_a_save_that_fails_leaves_the_old_plan_and_nothing_else(tmp_path, monkeypatch):
@@ -191,7 +209,10 @@ def test_paths_that_are_no_file_are_named(tmp_path, monkeypatch, kind):
 
 
 def test_a_missing_folder_or_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="path: the folder '.*none' does not exist; make it first: '.*none.plan'"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="path: the folder '.*none' does not exist; make it first: '.*none.plan'",
+    ):
         OLD.save(tmp_path / "none" / "plan")
     for path in (tmp_path / "none" / "plan", tmp_path / "plan"):
         with pytest.raises(FileNotFoundError, match="path: No such file or directory: '.*plan'"):
@@ -208,7 +229,11 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_bytes_and_paths_are_names_too(tmp_path):
     OLD.save(os.fsencode(tmp_path / "plan"))
-    assert sft.Plan.load(os.fsencode(tmp_path / "plan")) == OLD == sft.Plan.load(str(tmp_path / "plan"))
+    assert (
+        sft.Plan.load(os.fsencode(tmp_path / "plan"))
+        == OLD
+        == sft.Plan.load(str(tmp_path / "plan"))
+    )
 
 
 def test_a_name_as_long_as_it_may_be(tmp_path):

@@ -1,4 +1,6 @@
-"""The build as a stranger meets it: a wheel without nvcc, no compiler, a CUDA compile that fails on a spill, sanitizers."""
+"""The build as a stranger meets it: a wheel without nvcc, no compiler, a CUDA compile that fails on
+a spill, sanitizers.
+"""
 
 import os
 import runpy
@@ -14,11 +16,24 @@ import pytest
 import setuptools
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "CMakeLists.txt", "LICENSE", "README.md", "csrc", "kernels", "sparse_ft")
+SOURCES = (
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "CMakeLists.txt",
+    "LICENSE",
+    "README.md",
+    "csrc",
+    "kernels",
+    "sparse_ft",
+)
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CXX = shutil.which(os.environ.get("CXX", "c++"))
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(sys.platform != "linux", reason="builds are tested on Linux")]
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="builds are tested on Linux"),
+]
 needs_cxx = pytest.mark.skipif(CXX is None, reason="no C++ compiler")
 needs_tools = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
 
@@ -27,7 +42,9 @@ needs_tools = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake
 def sources(tmp_path_factory):
     """A copy of what is tracked, so that nothing left over from earlier builds can help."""
     copy = tmp_path_factory.mktemp("sources")
-    tracked = subprocess.run(["git", "ls-files", "-z", "--", *SOURCES], cwd=ROOT, capture_output=True, text=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--", *SOURCES], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     names = [name for name in tracked.split("\0") if name]
     if not names:
         pytest.skip("not a git checkout: no list of tracked files")
@@ -38,11 +55,24 @@ def sources(tmp_path_factory):
 
 
 def build_wheel(sources, into, **environment):
-    """Build without isolation (the tools are in this environment) and unpack; returns the folder and the build's output."""
+    """Build without isolation (the tools are in this environment) and unpack; returns the folder
+    and the build's output.
+    """
     work = into / "work"
     shutil.copytree(sources, work)
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-v", "-w", str(into / "wheels")],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            ".",
+            "--no-deps",
+            "--no-build-isolation",
+            "-v",
+            "-w",
+            str(into / "wheels"),
+        ],
         cwd=work,
         capture_output=True,
         text=True,
@@ -56,9 +86,15 @@ def build_wheel(sources, into, **environment):
 
 
 def run_python(site, script, cwd):
-    """Run a script that sees the unpacked wheel and, from another directory, nothing of this checkout."""
+    """Run a script that sees the unpacked wheel and, from another directory, nothing of this
+    checkout.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)}
+        [sys.executable, "-c", script],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -88,18 +124,23 @@ def test_wheel_without_nvcc(sources, tmp_path):
     print(f"wheel without nvcc built in {time.perf_counter() - start:.0f} s")
     names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert f"sparse_ft/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in names
-    tracked = [path for folder in ("sparse_ft", "kernels") for path in (sources / folder).rglob("*.py")]
+    tracked = [
+        path for folder in ("sparse_ft", "kernels") for path in (sources / folder).rglob("*.py")
+    ]
     packaged = {
-        str(path.relative_to(sources)).replace("kernels/", "sparse_ft/kernels/", 1)
-        if path.is_relative_to(sources / "kernels")
-        else str(path.relative_to(sources))
+        (
+            str(path.relative_to(sources)).replace("kernels/", "sparse_ft/kernels/", 1)
+            if path.is_relative_to(sources / "kernels")
+            else str(path.relative_to(sources))
+        )
         for path in tracked
     }
     assert packaged <= names, packaged - names
     run_python(site, SMOKE.format(site=str(site)), tmp_path)
     told = run_python(
         site,
-        "from sparse_ft import _C, _build_info as b; i = _C.build_info(); print(repr(b.REASON), i['cuda'], i['cuda_reason'])",
+        "from sparse_ft import _C, _build_info as b; i = _C.build_info(); print(repr(b.REASON),"
+        " i['cuda'], i['cuda_reason'])",
         tmp_path,
     )
     assert told.split(maxsplit=2) == ["''", "False", "SPARSE_FT_CUDA=0 when this was built\n"]
@@ -110,11 +151,17 @@ def test_without_a_compiler_the_python_part_installs_and_says_why(sources, tmp_p
     site, output = build_wheel(sources, tmp_path, CXX="/bin/false", SPARSE_FT_CUDA="0")
     assert "WITHOUT its compiled part" in output and "Reason: " in output
     assert not list(site.rglob("_C*"))
-    reason = run_python(site, "from sparse_ft import _build_info; print(_build_info.REASON)", tmp_path)
+    reason = run_python(
+        site, "from sparse_ft import _build_info; print(_build_info.REASON)", tmp_path
+    )
     assert "is not able to compile a simple test program." in reason, reason
     (metadata,) = site.glob("*.dist-info/METADATA")
     told = metadata.read_text()
-    assert "Description-Content-Type: text/markdown" in told and "# sparse_ft" in told and "Keywords: pytorch" in told
+    assert (
+        "Description-Content-Type: text/markdown" in told
+        and "# sparse_ft" in told
+        and "Keywords: pytorch" in told
+    )
     assert "reference" in run_python(site, SMOKE.format(site=str(site)), tmp_path)
 
 
@@ -150,7 +197,11 @@ def test_the_torch_of_the_environment_is_seen_by_an_isolated_build(build_script,
 
     assert build_script["installed_torch"]() == torch.__version__
     folder = str(Path(torch.__file__).parents[1])
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != Path(folder).resolve()])
+    monkeypatch.setattr(
+        sys,
+        "path",
+        [entry for entry in sys.path if Path(entry).resolve() != Path(folder).resolve()],
+    )
     monkeypatch.setattr(sysconfig, "get_path", lambda name: folder)
     assert build_script["installed_torch"]() == torch.__version__
 
@@ -188,19 +239,33 @@ def test_a_failed_step_is_told_by_what_it_said(build_script, output, reason):
 @needs_tools
 def test_demanded_cuda_that_cannot_be_had_fails(sources, tmp_path):
     done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")],
+        [
+            sys.executable,
+            "setup.py",
+            "build_ext",
+            "--build-lib",
+            str(tmp_path / "lib"),
+            "--build-temp",
+            str(tmp_path / "temp"),
+        ],
         cwd=sources,
         capture_output=True,
         text=True,
         env={**os.environ, "SPARSE_FT_CUDA": "1", "CUDACXX": "/bin/false", "CXX": "/bin/false"},
     )
-    assert done.returncode and "SPARSE_FT_CUDA=1, but the CUDA build failed" in done.stderr, done.stderr[-2000:]
+    assert done.returncode and "SPARSE_FT_CUDA=1, but the CUDA build failed" in done.stderr, (
+        done.stderr[-2000:]
+    )
 
 
 def cuda_flags():
     """The warning flags of CMakeLists.txt, so that the two cannot drift apart."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    flags = [word.rstrip(">)") for word in text.split() if word.startswith(("--fmad", "--Werror", "-Xptxas"))]
+    flags = [
+        word.rstrip(">)")
+        for word in text.split()
+        if word.startswith(("--fmad", "--Werror", "-Xptxas"))
+    ]
     assert len(flags) == 3, flags
     return flags
 
@@ -250,21 +315,42 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def sanitized(folder, *flags, driver="asan_ops"):
-    """A driver of tests/native with the CPU core, under the sanitizers. The flags go to the sources that use vectors."""
-    common = [CXX, "-std=c++17", "-O1", "-g1", "-fno-strict-aliasing", "-Wno-psabi", *SANITIZERS, "-DSFT_VARIANT=baseline"]
+    """A driver of tests/native with the CPU core, under the sanitizers. The flags go to the sources
+    that use vectors.
+    """
+    common = [
+        CXX,
+        "-std=c++17",
+        "-O1",
+        "-g1",
+        "-fno-strict-aliasing",
+        "-Wno-psabi",
+        *SANITIZERS,
+        "-DSFT_VARIANT=baseline",
+    ]
     if subprocess.run(
-        [*common, "-x", "c++", "-", "-o", str(folder / "probe")], input="int main() {}", text=True, capture_output=True
+        [*common, "-x", "c++", "-", "-o", str(folder / "probe")],
+        input="int main() {}",
+        text=True,
+        capture_output=True,
     ).returncode:
         pytest.skip("the compiler has no sanitizers")
     objects = []
-    for source in (*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / f"{driver}.cpp"):
+    for source in (
+        *sorted((ROOT / "csrc" / "cpu").glob("*.cpp")),
+        ROOT / "tests" / "native" / f"{driver}.cpp",
+    ):
         if source.name == "variants.cpp":
             continue
         special = flags if source.name in VECTORISED else ()
         objects.append(folder / f"{source.stem}{'_'.join(special)}.o")
         if not objects[-1].exists():
-            subprocess.run([*common, *special, "-c", str(source), "-o", str(objects[-1])], check=True)
-    subprocess.run([*common, *map(str, objects), "-o", str(folder / driver), "-ldl", "-lpthread"], check=True)
+            subprocess.run(
+                [*common, *special, "-c", str(source), "-o", str(objects[-1])], check=True
+            )
+    subprocess.run(
+        [*common, *map(str, objects), "-o", str(folder / driver), "-ldl", "-lpthread"], check=True
+    )
     return folder / driver
 
 
@@ -286,7 +372,9 @@ def test_every_op_stays_inside_its_buffers(objects, vector_bytes):
 
 @needs_cxx
 def test_every_thread_of_a_cuda_launch_writes_what_the_cpu_writes_and_nothing_else(objects):
-    """The functions that the CUDA kernels consist of, each thread on the CPU; planted faults show that it can turn red."""
+    """The functions that the CUDA kernels consist of, each thread on the CPU; planted faults show
+    that it can turn red.
+    """
     program = sanitized(objects, "-DSFT_VECTOR_BYTES=16", driver="every_thread")
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0 and "stayed inside" in done.stdout, done.stderr[-4000:]
@@ -301,12 +389,18 @@ def test_every_thread_of_a_cuda_launch_writes_what_the_cpu_writes_and_nothing_el
 
 @needs_cxx
 def test_variants_share_no_inline_code():
-    """An inline function merged across variants could hand AVX-512 code to a machine without it: none is external."""
+    """An inline function merged across variants could hand AVX-512 code to a machine without it:
+    none is external.
+    """
     nm = shutil.which("nm")
     folders = sorted((ROOT / "build").glob("**/CMakeFiles/cpu_*.dir"))
     if not nm or not folders:
         pytest.skip("needs nm and a build in this checkout")
     objects = [str(path) for folder in folders for path in folder.rglob("*.o")]
-    symbols = subprocess.run([nm, "-C", *objects], capture_output=True, text=True, check=True).stdout
-    weak = {line.split(maxsplit=2)[2] for line in symbols.splitlines() if " W " in line or " u " in line}
+    symbols = subprocess.run(
+        [nm, "-C", *objects], capture_output=True, text=True, check=True
+    ).stdout
+    weak = {
+        line.split(maxsplit=2)[2] for line in symbols.splitlines() if " W " in line or " u " in line
+    }
     assert not weak, weak

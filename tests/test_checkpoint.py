@@ -1,4 +1,6 @@
-"""Checkpoints: what was made under another selection is refused, and sft.load brings the plan along."""
+"""Checkpoints: what was made under another selection is refused, and sft.load brings the plan
+along.
+"""
 
 import copy
 import io
@@ -13,10 +15,16 @@ import sparse_ft as sft
 
 
 def build(dtype=torch.float32, seed=0):
-    """Every kind of owner: a linear layer, an embedding, an aliased convolution, a bias and a norm."""
+    """Every kind of owner: a linear layer, an embedding, an aliased convolution, a bias
+    and a norm.
+    """
     torch.manual_seed(seed)
     layers = dict(
-        table=nn.Embedding(9, 8), linear=nn.Linear(8, 8), norm=nn.LayerNorm(8), conv=nn.Conv1d(5, 4, 3), head=nn.Linear(6, 3)
+        table=nn.Embedding(9, 8),
+        linear=nn.Linear(8, 8),
+        norm=nn.LayerNorm(8),
+        conv=nn.Conv1d(5, 4, 3),
+        head=nn.Linear(6, 3),
     )
     return nn.Sequential(nn.ModuleDict(layers)).to(dtype)
 
@@ -83,7 +91,9 @@ FORMS = {"itself": lambda s: s, "torch": through_torch, "copy": copy.deepcopy, "
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("assign", [True, False])
-def test_another_selection_of_the_same_size_is_refused_and_nothing_is_loaded(form, dtype, strict, assign):
+def test_another_selection_of_the_same_size_is_refused_and_nothing_is_loaded(
+    form, dtype, strict, assign
+):
     model, _ = trained(dtype)
     other = converted(shift=1, dtype=dtype)
     before = snapshot(other)
@@ -107,7 +117,10 @@ def test_each_kind_of_parameter_is_named(name, form):
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("saved, loaded", [(d, e) for d in ("float32", "bfloat16", "float16") for e in ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    "saved, loaded",
+    [(d, e) for d in ("float32", "bfloat16", "float16") for e in ("float32", "bfloat16")],
+)
 def test_the_same_selection_loads_from_and_into_every_dtype(form, saved, loaded):
     model, _ = trained(getattr(torch, saved))
     other = converted(dtype=getattr(torch, loaded))
@@ -168,7 +181,9 @@ def test_values_alone_of_another_plan_are_refused_where_the_metadata_tells():
         del state[name]
     other = converted(shift=1)
     before = snapshot(other)
-    with pytest.raises(RuntimeError, match=r"'0\.table\.values' belong to another selection \(Rows"):
+    with pytest.raises(
+        RuntimeError, match=r"'0\.table\.values' belong to another selection \(Rows"
+    ):
         other.load_state_dict(through_torch(state), strict=False)
     assert same(snapshot(other), before)
 
@@ -178,18 +193,26 @@ def test_a_module_alone_and_one_in_a_wrapper():
     state = model.state_dict()
     other = converted(shift=1)
     before = snapshot(other)
-    part = {name.removeprefix("0.linear."): t for name, t in state.items() if name.startswith("0.linear.")}
+    part = {
+        name.removeprefix("0.linear."): t
+        for name, t in state.items()
+        if name.startswith("0.linear.")
+    }
     with pytest.raises(RuntimeError, match="state_dict: .*'values'"):
         other[0]["linear"].load_state_dict(part)
     wrapper = nn.ModuleDict({"module": other})
     with pytest.raises(RuntimeError, match="'module.0.table.values'"):
         wrapper.load_state_dict({f"module.{name}": tensor for name, tensor in state.items()})
     assert same(snapshot(other), before)
-    nn.ModuleDict({"module": converted()}).load_state_dict({f"module.{name}": tensor for name, tensor in state.items()})
+    nn.ModuleDict({"module": converted()}).load_state_dict(
+        {f"module.{name}": tensor for name, tensor in state.items()}
+    )
 
 
 def test_a_layer_made_by_hand_is_checked_too():
-    first, second = (sft.nn.SelectiveLinear.from_linear(nn.Linear(6, 4), sft.Columns([i])) for i in (1, 2))
+    first, second = (
+        sft.nn.SelectiveLinear.from_linear(nn.Linear(6, 4), sft.Columns([i])) for i in (1, 2)
+    )
     before = snapshot(second)
     with pytest.raises(RuntimeError, match="4 of 4 numbers of its 'values'"):
         second.load_state_dict(first.state_dict())
@@ -213,12 +236,16 @@ def test_files_mapped_into_memory_and_assigned(tmp_path):
         other.load_state_dict(torch.load(tmp_path / "c.pt", mmap=True), assign=assign)
         assert same(snapshot(other), snapshot(model))
         with pytest.raises(RuntimeError, match="state_dict: "):
-            converted(1, torch.bfloat16).load_state_dict(torch.load(tmp_path / "c.pt", mmap=True), assign=assign)
+            converted(1, torch.bfloat16).load_state_dict(
+                torch.load(tmp_path / "c.pt", mmap=True), assign=assign
+            )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_distributed_checkpoints(tmp_path):
-    """They write into the memory of the model itself; what does not fit is told before a forward uses it."""
+    """They write into the memory of the model itself; what does not fit is told before a forward
+    uses it.
+    """
     model, _ = trained(torch.bfloat16)
     dcp.save(model.state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
     other = converted(dtype=torch.bfloat16)
@@ -268,19 +295,30 @@ def test_a_plain_state_dict_has_the_keys_of_a_model_that_was_never_converted(dty
     wrapped = nn.ModuleDict({"module": model})
     assert sft.state_dict(wrapped).keys() == {f"module.{name}" for name in state}
     assert sft.state_dict(plain).keys() == state.keys()
-    assert not any(converted(1, dtype).load_state_dict(state)), "a plan that selects otherwise takes the weights"
+    assert not any(converted(1, dtype).load_state_dict(state)), (
+        "a plan that selects otherwise takes the weights"
+    )
 
 
 def test_save_pretrained_has_no_unexpected_keys(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=11
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        vocab_size=11,
     )
     model = transformers.BertForSequenceClassification(config)
     sft.convert(model, sft.select(model, density=0.3))
     model.save_pretrained(tmp_path, state_dict=sft.state_dict(model))
-    assert not any(name.endswith("values") for name in safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    again, info = transformers.BertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(
+        name.endswith("values")
+        for name in safetensors.torch.load_file(tmp_path / "model.safetensors")
+    )
+    again, info = transformers.BertForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert same(again.state_dict(), sft.state_dict(model))
 
@@ -366,7 +404,9 @@ def test_a_failed_load_leaves_a_lean_model_lean():
 
 def test_values_whose_plan_is_lost_say_so(tmp_path):
     model, _ = trained()
-    safetensors.torch.save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "s")
+    safetensors.torch.save_file(
+        {n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "s"
+    )
     state = safetensors.torch.load_file(tmp_path / "s")
     with pytest.raises(RuntimeError, match="Plan.load"):
         sft.load(build(), state)
@@ -376,7 +416,15 @@ def test_values_whose_plan_is_lost_say_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "saved", [3, {}, {"plan": 3}, {"plan": {"x": 3}, "values_dtype": None}, {"plan": {}, "values_dtype": "frozen"}], ids=repr
+    "saved",
+    [
+        3,
+        {},
+        {"plan": 3},
+        {"plan": {"x": 3}, "values_dtype": None},
+        {"plan": {}, "values_dtype": "frozen"},
+    ],
+    ids=repr,
 )
 def test_broken_metadata_is_refused(saved):
     state = trained()[0].state_dict()

@@ -14,9 +14,17 @@ from sparse_ft.ops import SERVED, _native
 
 
 def test_diagnosis_names_every_op_and_device():
-    run = subprocess.run([sys.executable, "-m", "sparse_ft"], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-m", "sparse_ft"], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
-    for op in ("gather_selected", "scatter_selected_", "swap_selected_", "selected_wgrad", "masked_adamw_"):
+    for op in (
+        "gather_selected",
+        "scatter_selected_",
+        "swap_selected_",
+        "selected_wgrad",
+        "masked_adamw_",
+    ):
         assert op in run.stdout
     assert f"sparse_ft {sft.__version__}" in run.stdout and "GPU" in run.stdout
 
@@ -74,14 +82,22 @@ CONFIGS = {
     "an unknown model type": ('{"model_type": "nothing"}', "model_type .*'nothing'"),
     "a model type that is no string": ('{"model_type": ["llama"]}', "model_type .*llama"),
     "code of its own": (
-        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}',
+        (
+            '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel":'
+            ' "mine.Model"}}'
+        ),
         "code of its own .auto_map., which estimate does not do",
     ),
-    "numbers that make no model": ('{"model_type": "llama", "hidden_size": "wide"}', "no config of a 'llama': .*hidden_size"),
+    "numbers that make no model": (
+        '{"model_type": "llama", "hidden_size": "wide"}',
+        "no config of a 'llama': .*hidden_size",
+    ),
     "no heads": ('{"model_type": "llama", "num_attention_heads": 0}', "no config of a 'llama'"),
     "kernels of a repository": (
-        '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "vocab_size": 8, '
-        '"attn_implementation": "someone/kernels"}',
+        (
+            '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1,'
+            ' "vocab_size": 8, "attn_implementation": "someone/kernels"}'
+        ),
         "kernels to load from a repository",
     ),
 }

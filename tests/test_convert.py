@@ -1,4 +1,6 @@
-"""convert, revert and summary: what they refuse and in which words, all or nothing, and every byte given back."""
+"""convert, revert and summary: what they refuse and in which words, all or nothing, and every byte
+given back.
+"""
 
 import copy
 import pickle
@@ -33,7 +35,14 @@ PLAN = {
     "head.bias": "all",
     "up.bias": sft.Entries([3]),
 }
-TRAINABLE = {"embed.weight": 16, "up.weight": 24, "down.weight": 3 * 5 + 2 * 2, "conv.weight": 3, "head.bias": 5, "up.bias": 1}
+TRAINABLE = {
+    "embed.weight": 16,
+    "up.weight": 24,
+    "down.weight": 3 * 5 + 2 * 2,
+    "conv.weight": 3,
+    "head.bias": 5,
+    "up.bias": 1,
+}
 
 
 @pytest.fixture
@@ -50,11 +59,16 @@ def everything(model):
             name: (t.dtype, t.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             for name, t in model.state_dict().items()
         },
-        "flags": {name: (p.requires_grad, id(p), p._version, id(p.grad)) for name, p in model.named_parameters()},
+        "flags": {
+            name: (p.requires_grad, id(p), p._version, id(p.grad))
+            for name, p in model.named_parameters()
+        },
         "types": [(name, type(module)) for name, module in model.named_modules()],
         "keys": [(name, sorted(module.__dict__)) for name, module in model.named_modules()],
         "hooks": [
-            len(module._forward_pre_hooks) + len(module._forward_hooks) + len(module._load_state_dict_pre_hooks)
+            len(module._forward_pre_hooks)
+            + len(module._forward_hooks)
+            + len(module._load_state_dict_pre_hooks)
             for module in model.modules()
         ],
     }
@@ -84,7 +98,10 @@ def test_report_and_summary(model):
         "up.bias": "entries",
     }
     assert report.replaced == ["embed.weight", "up.weight", "down.weight"]
-    assert sorted(report.transient) == ["conv.weight", "up.bias"] and "dense gradient, transient" in rows["conv.weight"].how
+    assert (
+        sorted(report.transient) == ["conv.weight", "up.bias"]
+        and "dense gradient, transient" in rows["conv.weight"].how
+    )
     assert sorted(report.frozen) == ["conv.bias", "head.weight", "norm.bias", "norm.weight"]
     assert "not in the plan" in rows["head.weight"].how and rows["conv.weight"].shape == (6, 8, 3)
     text = str(report)
@@ -101,8 +118,14 @@ def test_summary_of_a_model_that_was_not_converted(model):
 
 def test_trainable_is_what_the_optimiser_sees(model):
     sft.convert(model, PLAN)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(TRAINABLE.values()) + (2 * 15 - 19)  # padding
-    assert type(model.up) is SelectiveLinear and type(model.embed) is SelectiveEmbedding and type(model.conv) is nn.Conv1d
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(
+        TRAINABLE.values()
+    ) + (2 * 15 - 19)  # padding
+    assert (
+        type(model.up) is SelectiveLinear
+        and type(model.embed) is SelectiveEmbedding
+        and type(model.conv) is nn.Conv1d
+    )
     assert type(model) is Block and isinstance(model.conv.weight_selected, SelectedParameter)
 
 
@@ -116,13 +139,17 @@ def test_only_what_the_plan_names_changes(model):
         chosen = torch.zeros_like(moved)
         if name in PLAN:
             chosen = (
-                torch.ones_like(moved) if PLAN[name] == "all" else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
+                torch.ones_like(moved)
+                if PLAN[name] == "all"
+                else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
             )
         assert not (moved & ~chosen).any(), name
         assert moved.any() == (name in PLAN), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
 def test_revert_without_a_step_gives_every_byte_back(model, dtype):
     model.to(dtype)
     before = everything(model)
@@ -147,14 +174,19 @@ def test_revert_right_away_leaves_no_trace(model):
 def test_revert_holds_the_trained_weights_and_the_same_parameters(model):
     parameters = dict(model.named_parameters())
     sft.convert(model, PLAN)
-    for optimizer in (None, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)):
+    for optimizer in (
+        None,
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5),
+    ):
         train(model, optimizer=optimizer)
     tokens = torch.randint(11, (4, 6))
     want = model(tokens)
     values = {"up": model.up.values.detach().clone(), "embed": model.embed.values.detach().clone()}
     sft.revert(model)
     assert torch.equal(model(tokens), want)
-    assert torch.equal(model.up.weight[:, [0, 7]], values["up"]) and torch.equal(model.embed.weight[[2, 5]], values["embed"])
+    assert torch.equal(model.up.weight[:, [0, 7]], values["up"]) and torch.equal(
+        model.embed.weight[[2, 5]], values["embed"]
+    )
     assert all(p is parameters[name] for name, p in model.named_parameters())
     again = sft.convert(model, PLAN)
     assert again.trainable == sum(TRAINABLE.values()) and torch.equal(model.up.values, values["up"])
@@ -174,8 +206,14 @@ def test_convert_again_with_an_equal_plan_changes_nothing(model):
 def test_convert_with_another_plan_is_refused_and_changes_nothing(model):
     sft.convert(model, PLAN)
     before = everything(model)
-    for plan in ({**PLAN, "up.weight": sft.Columns([0])}, {"up.weight": PLAN["up.weight"]}, {**PLAN, "head.weight": "all"}):
-        with pytest.raises(ValueError, match="model: already converted with another plan; call sft.revert"):
+    for plan in (
+        {**PLAN, "up.weight": sft.Columns([0])},
+        {"up.weight": PLAN["up.weight"]},
+        {**PLAN, "head.weight": "all"},
+    ):
+        with pytest.raises(
+            ValueError, match="model: already converted with another plan; call sft.revert"
+        ):
             sft.convert(model, plan)
         assert everything(model) == before
 
@@ -201,14 +239,21 @@ def test_revert_of_what_was_not_converted(model):
 def test_only_this_instance_is_converted(model):
     twin = copy.deepcopy(model)
     sft.convert(model, PLAN)
-    assert type(twin.up) is nn.Linear and type(nn.Linear(2, 2)) is nn.Linear and twin.up.weight.requires_grad
+    assert (
+        type(twin.up) is nn.Linear
+        and type(nn.Linear(2, 2)) is nn.Linear
+        and twin.up.weight.requires_grad
+    )
 
 
 def test_a_linear_layer_itself_is_a_model():
     linear = nn.Linear(4, 3)
     report = sft.convert(linear, {"weight": sft.Rows([1]), "bias": "all"})
     assert (
-        type(linear) is SelectiveLinear and report.trainable == 7 and sft.revert(linear) is linear and type(linear) is nn.Linear
+        type(linear) is SelectiveLinear
+        and report.trainable == 7
+        and sft.revert(linear) is linear
+        and type(linear) is nn.Linear
     )
 
 
@@ -228,7 +273,9 @@ def test_a_tied_parameter_is_refused_by_name_or_trains_whole(model):
     tied(model)
     before = everything(model)
     for name, other in (("embed.weight", "up.weight"), ("up.weight", "embed.weight")):
-        with pytest.raises(ValueError, match=rf"plan: '{name}' is one parameter with {other} \(tied\)"):
+        with pytest.raises(
+            ValueError, match=rf"plan: '{name}' is one parameter with {other} \(tied\)"
+        ):
             sft.convert(model, {name: sft.Rows([1])})
         assert everything(model) == before
     for name in ("embed.weight", "up.weight"):
@@ -253,11 +300,15 @@ def test_one_module_under_two_names_is_not_tied():
 
 
 def frozen_statistics(model):
-    model.register_parameter("codes", nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False))
+    model.register_parameter(
+        "codes", nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    )
 
 
 def permuted(model):
-    model.conv.weight = nn.Parameter(model.conv.weight.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    model.conv.weight = nn.Parameter(
+        model.conv.weight.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    )
 
 
 def on_meta(model):
@@ -288,20 +339,50 @@ GOOD = {"down.weight": sft.Rows([0]), "head.bias": "all", "conv.weight": sft.Ent
         (None, {"": ROWS}, KeyError, "no parameter ''"),
         (None, {"down.bias": ROWS}, KeyError, "no parameter 'down.bias'"),
         (None, {"up.weight.data": ROWS}, KeyError, "'up.weight.data'"),
-        (None, {"up.weight": sft.Rows([12])}, IndexError, r"plan: 'up.weight': index: row 12 .*\(12, 8\)"),
+        (
+            None,
+            {"up.weight": sft.Rows([12])},
+            IndexError,
+            r"plan: 'up.weight': index: row 12 .*\(12, 8\)",
+        ),
         (None, {"up.weight": sft.Columns([8])}, IndexError, r"plan: 'up.weight': index: column 8 "),
-        (None, {"conv.weight": sft.Columns([24])}, IndexError, r"plan: 'conv.weight': index: column 24 .*\(6, 24\)"),
-        (None, {"up.bias": sft.Rows([1])}, IndexError, r"plan: 'up.bias': index: row 1 .*\(1, 12\)"),
-        (None, {"down.weight": sft.Blocks([[3, 0]], (3, 5))}, IndexError, "plan: 'down.weight': index: block_row 3"),
+        (
+            None,
+            {"conv.weight": sft.Columns([24])},
+            IndexError,
+            r"plan: 'conv.weight': index: column 24 .*\(6, 24\)",
+        ),
+        (
+            None,
+            {"up.bias": sft.Rows([1])},
+            IndexError,
+            r"plan: 'up.bias': index: row 1 .*\(1, 12\)",
+        ),
+        (
+            None,
+            {"down.weight": sft.Blocks([[3, 0]], (3, 5))},
+            IndexError,
+            "plan: 'down.weight': index: block_row 3",
+        ),
         (None, {"up.weight": "some"}, TypeError, "plan: .*'up.weight', got 'some'"),
         (None, {"up.weight": None}, TypeError, "'up.weight', got None"),
         (None, [1, 2], TypeError, r"plan: expected a mapping .*\[1, 2\]"),
         (frozen_statistics, {"codes": "all"}, TypeError, "plan: 'codes' is torch.int8"),
         (frozen_statistics, {"codes": ROWS}, TypeError, "codes: .*torch.int8"),
-        (permuted, {"conv.weight": ROWS}, ValueError, "plan: 'conv.weight': weight: expected contiguous"),
+        (
+            permuted,
+            {"conv.weight": ROWS},
+            ValueError,
+            "plan: 'conv.weight': weight: expected contiguous",
+        ),
         (on_meta, {"up.weight": ROWS}, ValueError, "up.weight: on the meta device"),
         (with_max_norm, {"embed.weight": ROWS}, ValueError, "max_norm=1.0"),
-        (under_inference, {"up.weight": ROWS}, ValueError, "up.weight: created under inference_mode"),
+        (
+            under_inference,
+            {"up.weight": ROWS},
+            ValueError,
+            "up.weight: created under inference_mode",
+        ),
     ],
 )
 def test_errors_name_the_entry_and_change_nothing(model, change, plan, error, message):
@@ -309,7 +390,11 @@ def test_errors_name_the_entry_and_change_nothing(model, change, plan, error, me
         change(model)
     whole = {**GOOD, **plan} if isinstance(plan, dict) and plan else plan
     hidden = change in (on_meta, under_inference)  # no bytes or versions to look at
-    look = (lambda model: [(n, p.requires_grad) for n, p in model.named_parameters()]) if hidden else everything
+    look = (
+        (lambda model: [(n, p.requires_grad) for n, p in model.named_parameters()])
+        if hidden
+        else everything
+    )
     before = look(model)
     with pytest.raises(error, match=message):
         sft.convert(model, whole)

@@ -1,4 +1,6 @@
-"""Models in which a selection would silently train wrongly: convert refuses them by name and changes nothing."""
+"""Models in which a selection would silently train wrongly: convert refuses them by name and
+changes nothing.
+"""
 
 import copy
 
@@ -35,20 +37,49 @@ def two_views_of_one_memory():
 @pytest.mark.parametrize(
     "make, plan, message",
     [
-        (lambda: Twice(nn.Linear(6, 6)), {"a.weight": ROWS, "b.weight": ROWS}, "'a.weight' and 'b.weight' are one parameter"),
-        (lambda: Twice(nn.Conv1d(6, 6, 1)), {"a.weight": "all", "b.weight": ROWS}, "'a.weight' and 'b.weight' are one"),
-        (two_views_of_one_memory, {"0.weight": ROWS}, r"'0.weight' is one parameter with 1.weight \(tied\)"),
-        (lambda: nn.ModuleList([Scaled()]), {"0.scale": sft.Entries([1])}, "'0.scale' belongs to a Scaled"),
-        (lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)), {"0.weight": sft.Entries([1])}, "max_norm=1.0"),
-        (lambda: nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True)), {"0.weight": ROWS}, "sparse=True"),
+        (
+            lambda: Twice(nn.Linear(6, 6)),
+            {"a.weight": ROWS, "b.weight": ROWS},
+            "'a.weight' and 'b.weight' are one parameter",
+        ),
+        (
+            lambda: Twice(nn.Conv1d(6, 6, 1)),
+            {"a.weight": "all", "b.weight": ROWS},
+            "'a.weight' and 'b.weight' are one",
+        ),
+        (
+            two_views_of_one_memory,
+            {"0.weight": ROWS},
+            r"'0.weight' is one parameter with 1.weight \(tied\)",
+        ),
+        (
+            lambda: nn.ModuleList([Scaled()]),
+            {"0.scale": sft.Entries([1])},
+            "'0.scale' belongs to a Scaled",
+        ),
+        (
+            lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=1.0)),
+            {"0.weight": sft.Entries([1])},
+            "max_norm=1.0",
+        ),
+        (
+            lambda: nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True)),
+            {"0.weight": ROWS},
+            "sparse=True",
+        ),
     ],
 )
 def test_refused_by_name(make, plan, message):
     model = make()
-    flags, classes = [p.requires_grad for p in model.parameters()], [type(m) for m in model.modules()]
+    flags, classes = (
+        [p.requires_grad for p in model.parameters()],
+        [type(m) for m in model.modules()],
+    )
     with pytest.raises(ValueError, match=message):
         sft.convert(model, plan)
-    assert [p.requires_grad for p in model.parameters()] == flags and [type(m) for m in model.modules()] == classes
+    assert [p.requires_grad for p in model.parameters()] == flags and [
+        type(m) for m in model.modules()
+    ] == classes
 
 
 def test_one_parameter_may_be_named_twice_to_train_whole():

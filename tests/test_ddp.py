@@ -1,4 +1,6 @@
-"""DistributedDataParallel over gloo, two processes: the joint batch's training, and only `values` travel."""
+"""DistributedDataParallel over gloo, two processes: the joint batch's training, and only `values`
+travel.
+"""
 
 import math
 import os
@@ -68,15 +70,21 @@ def test_every_rank_trains_the_same_selection(name, results):
         assert (what is not None) == (not torch.equal(first, born)), key
         if isinstance(what, sft.Selection):
             shape = sft.matrix_shape(model, key)
-            assert torch.equal(first.view(shape)[~what.mask(shape)], born.view(shape)[~what.mask(shape)]), key
+            assert torch.equal(
+                first.view(shape)[~what.mask(shape)], born.view(shape)[~what.mask(shape)]
+            ), key
 
 
 def test_only_values_travel(ranks):
-    """A step is one all-reduce as long as all values together, and DDP's own broadcast of the model's buffer of 5."""
+    """A step is one all-reduce as long as all values together, and DDP's own broadcast of the
+    model's buffer of 5.
+    """
     for rank in ranks:
         calls = sorted(name for name, _ in rank["collectives"] if name.startswith("c10d::"))
         assert calls == ["c10d::allreduce_", "c10d::broadcast_"]
         sent = {
-            name: sum(math.prod(shape) for shape in shapes) for name, shapes in rank["collectives"] if name.startswith("gloo:")
+            name: sum(math.prod(shape) for shape in shapes)
+            for name, shapes in rank["collectives"]
+            if name.startswith("gloo:")
         }
         assert sent == {"gloo:all_reduce": rank["values"], "gloo:broadcast": 5}

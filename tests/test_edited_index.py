@@ -1,4 +1,6 @@
-"""An index that is edited past its version counter (`.numpy()`, `.data`) leads nowhere outside the matrix."""
+"""An index that is edited past its version counter (`.numpy()`, `.data`) leads nowhere outside the
+matrix.
+"""
 
 from functools import partial
 
@@ -19,7 +21,10 @@ INDEX = {
     "blocks": torch.tensor([[0, 0], [1, 3], [2, 1], [2, 3]]),
     "entries": torch.arange(COUNT) * 2,
 }
-EDITS = [(kind, at) for kind in INDEX for at in (0, 2, -1)] + [("entries", 350), ("entries", COUNT - 20)]
+EDITS = [(kind, at) for kind in INDEX for at in (0, 2, -1)] + [
+    ("entries", 350),
+    ("entries", COUNT - 20),
+]
 KINDS = pytest.mark.parametrize("kind, at", EDITS)
 
 
@@ -57,7 +62,11 @@ def test_gather_scatter_and_swap(kind, at, number, dtype):
     refused(lambda: ops.gather_selected(guarded.matrix, *layout))
     for values in (torch.ones(shape), torch.ones(shape, dtype=torch.bfloat16)):
         for accumulate in (False, True):
-            refused(partial(ops.scatter_selected_, guarded.matrix, values, *layout, accumulate=accumulate))
+            refused(
+                partial(
+                    ops.scatter_selected_, guarded.matrix, values, *layout, accumulate=accumulate
+                )
+            )
     refused(lambda: ops.swap_selected_(guarded.matrix, torch.ones(shape), *layout))
     assert guarded.is_whole()
 
@@ -77,10 +86,17 @@ def test_weight_gradient(kind, at, number):
 def test_weight_gradient_of_so_many_entries_that_it_comes_in_strips(at, number):
     index = torch.arange(ROWS * COLUMNS, dtype=torch.int32)
     index.numpy()[at] = number
-    refused(lambda: ops.selected_wgrad(torch.randn(3, ROWS), torch.randn(3, COLUMNS), "entries", index))
+    refused(
+        lambda: ops.selected_wgrad(torch.randn(3, ROWS), torch.randn(3, COLUMNS), "entries", index)
+    )
 
 
-SELECTIONS = {"rows": sft.Rows, "columns": sft.Columns, "entries": sft.Entries, "blocks": lambda i: sft.Blocks(i, 16)}
+SELECTIONS = {
+    "rows": sft.Rows,
+    "columns": sft.Columns,
+    "entries": sft.Entries,
+    "blocks": lambda i: sft.Blocks(i, 16),
+}
 
 
 @pytest.mark.parametrize("ways", ["numpy", "data"])

@@ -1,4 +1,6 @@
-"""Training with a selection is dense training with the gradient masked and decay on the selected entries only."""
+"""Training with a selection is dense training with the gradient masked and decay on the selected
+entries only.
+"""
 
 import functools
 
@@ -16,7 +18,9 @@ DECAY = 0.1
 
 
 class WritesThroughData(torch.optim.Optimizer):
-    """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version counters unmoved."""
+    """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version
+    counters unmoved.
+    """
 
     def __init__(self, params, lr):
         super().__init__(params, dict(lr=lr))
@@ -29,7 +33,9 @@ class WritesThroughData(torch.optim.Optimizer):
 
 
 def adafactor(params):
-    return transformers.Adafactor(params, lr=3e-3, scale_parameter=False, relative_step=False, weight_decay=DECAY)
+    return transformers.Adafactor(
+        params, lr=3e-3, scale_parameter=False, relative_step=False, weight_decay=DECAY
+    )
 
 
 def dense_run(make, settings, weight_decay=0.0, decoupled=True):
@@ -38,7 +44,12 @@ def dense_run(make, settings, weight_decay=0.0, decoupled=True):
     def make_optimizer(weights):
         return make(weights, weight_decay=0, foreach=False, **settings)
 
-    return functools.partial(llama.train_dense, make_optimizer=make_optimizer, weight_decay=weight_decay, decoupled=decoupled)
+    return functools.partial(
+        llama.train_dense,
+        make_optimizer=make_optimizer,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+    )
 
 
 DENSE = {
@@ -52,12 +63,21 @@ DENSE = {
 # optimiser -> its family and its constructor on model.parameters()
 OPTIMIZERS = {
     "AdamW": ("adamw", lambda ps: torch.optim.AdamW(ps, 3e-3, weight_decay=DECAY, foreach=False)),
-    "AdamW foreach": ("adamw", lambda ps: torch.optim.AdamW(ps, 3e-3, weight_decay=DECAY, foreach=True)),
-    "AdamW fused": ("adamw", lambda ps: torch.optim.AdamW(ps, 3e-3, weight_decay=DECAY, fused=True)),
+    "AdamW foreach": (
+        "adamw",
+        lambda ps: torch.optim.AdamW(ps, 3e-3, weight_decay=DECAY, foreach=True),
+    ),
+    "AdamW fused": (
+        "adamw",
+        lambda ps: torch.optim.AdamW(ps, 3e-3, weight_decay=DECAY, fused=True),
+    ),
     "Adam": ("adam", lambda ps: torch.optim.Adam(ps, 3e-3, weight_decay=1e-3)),
     "Adam fused": ("adam", lambda ps: torch.optim.Adam(ps, 3e-3, weight_decay=1e-3, fused=True)),
     "SGD": ("sgd", lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=1e-3)),
-    "SGD fused": ("sgd", lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=1e-3, fused=True)),
+    "SGD fused": (
+        "sgd",
+        lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=1e-3, fused=True),
+    ),
     "writes through .data": ("plain sgd", lambda ps: WritesThroughData(ps, 0.3)),
     "Adafactor": ("adafactor", adafactor),
 }
@@ -69,24 +89,38 @@ def selective_adamw(params):
 
 @functools.cache
 def dense(structure, family, dtype):
-    """The dense run's weights after EARLY and after STEPS steps; one run serves every optimiser of the family."""
+    """The dense run's weights after EARLY and after STEPS steps; one run serves every optimiser of
+    the family.
+    """
     return DENSE[family](llama.plan_of(structure), dtype, STEPS, snapshots=(EARLY,))
 
 
 def selective(structure, make_optimizer, dtype):
-    """The selective run's weights at the same steps, after checks that it learnt and touched nothing else."""
+    """The selective run's weights at the same steps, after checks that it learnt and touched
+    nothing else.
+    """
     plan, model = llama.plan_of(structure), llama.tiny_llama(dtype)
     sft.convert(model, plan)
-    losses, weights = llama.train(model, make_optimizer(model.parameters()), STEPS, plan, snapshots=(EARLY, STEPS))
-    assert sum(losses[-5:]) < 0.75 * sum(losses[:5]), "the model did not learn, so the comparison shows nothing"
+    losses, weights = llama.train(
+        model, make_optimizer(model.parameters()), STEPS, plan, snapshots=(EARLY, STEPS)
+    )
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5]), (
+        "the model did not learn, so the comparison shows nothing"
+    )
     llama.assert_unselected_untouched(model, plan, dtype)
     return weights
 
 
 def check(structure, family, make_optimizer):
     exact = dense(structure, family, torch.float64)
-    assert llama.furthest(selective(structure, make_optimizer, torch.float64)[STEPS], exact[STEPS]) < 1e-9
-    dense32, selective32 = dense(structure, family, torch.float32), selective(structure, make_optimizer, torch.float32)
+    assert (
+        llama.furthest(selective(structure, make_optimizer, torch.float64)[STEPS], exact[STEPS])
+        < 1e-9
+    )
+    dense32, selective32 = (
+        dense(structure, family, torch.float32),
+        selective(structure, make_optimizer, torch.float32),
+    )
     assert llama.furthest(selective32[EARLY], dense32[EARLY]) < 1e-6
     for far in (llama.furthest, llama.distance):
         assert far(selective32[STEPS], exact[STEPS]) <= 2 * far(dense32[STEPS], exact[STEPS])
@@ -124,7 +158,9 @@ def trained(model):
 
 @pytest.mark.parametrize("edit", [edit_data, vector_round_trip])
 def test_training_goes_on_from_values_edited_without_a_trace(edit):
-    """Ten steps, an edit of what trains, ten more: as in the dense run with the same entries edited."""
+    """Ten steps, an edit of what trains, ten more: as in the dense run with the same entries
+    edited.
+    """
     plan, model = llama.plan_of("mixed"), llama.tiny_llama(torch.float64)
     dense, masks = llama.tiny_llama(torch.float64), llama.masks_of(llama.tiny_llama(), plan)
     sft.convert(model, plan)
@@ -145,7 +181,9 @@ def masked_sgd(dense, masks, steps):
         dense.zero_grad()
         llama.loss_of(dense, tokens).backward()
         for name, mask in masks.items():
-            dense.get_parameter(name).data.sub_(0.3 * dense.get_parameter(name).grad.masked_fill(~mask, 0))
+            dense.get_parameter(name).data.sub_(
+                0.3 * dense.get_parameter(name).grad.masked_fill(~mask, 0)
+            )
 
 
 def test_moving_average_swapped_in_and_out():
@@ -160,7 +198,9 @@ def test_moving_average_swapped_in_and_out():
         optimizer.step()
         averaged.update_parameters(model)
         now = llama.weights_of(model, plan)
-        by_hand = now if step == 0 else {name: 0.5 * by_hand[name] + 0.5 * now[name] for name in plan}
+        by_hand = (
+            now if step == 0 else {name: 0.5 * by_hand[name] + 0.5 * now[name] for name in plan}
+        )
     assert llama.furthest(llama.weights_of(averaged.module, plan), by_hand) < 1e-12
     own = [p.detach().clone() for p in trained(model)]
     with torch.no_grad():

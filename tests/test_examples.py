@@ -12,7 +12,12 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 @pytest.mark.skipif(sys.platform != "linux", reason="the cap is Linux's")
 def test_twice_the_batch_fits_under_the_same_cap():
     pytest.importorskip("transformers")
-    ran = subprocess.run([sys.executable, EXAMPLES / "twice_the_batch.py"], capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(
+        [sys.executable, EXAMPLES / "twice_the_batch.py"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     last = ran.stdout.splitlines()[-1].split()
     full, ours = int(last[3]), int(last[-3])
@@ -22,5 +27,10 @@ def test_twice_the_batch_fits_under_the_same_cap():
 @pytest.mark.skipif(sys.platform != "linux", reason="the cap is Linux's")
 def test_a_cap_below_one_batch_is_not_called_a_success():
     pytest.importorskip("transformers")
-    ran = subprocess.run([sys.executable, EXAMPLES / "twice_the_batch.py", "20"], capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(
+        [sys.executable, EXAMPLES / "twice_the_batch.py", "20"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert ran.returncode == 1 and "0 sequences" in ran.stdout

@@ -1,4 +1,6 @@
-"""The autograd functions: gradients against fp64 differences and plain PyTorch, and what is kept for them."""
+"""The autograd functions: gradients against fp64 differences and plain PyTorch, and what is kept
+for them.
+"""
 
 import gc
 import weakref
@@ -49,7 +51,9 @@ def shown(base, selection, values):
 def plain_linear(input, base, values, selection, bias=None):
     """The same in differentiable PyTorch: gradients of `values` through a dense weight."""
     keep = ~oracle.padding(selection.layout, base.shape)
-    flat = torch.tensor([r * base.shape[1] + c for _, r, c in oracle.places(*selection.layout, base.shape)])
+    flat = torch.tensor(
+        [r * base.shape[1] + c for _, r, c in oracle.places(*selection.layout, base.shape)]
+    )
     weight = base.reshape(-1).index_put((flat,), values[keep].to(base.dtype)).view(base.shape)
     return F.linear(input, weight, bias)
 
@@ -62,14 +66,24 @@ def gradcheck(function, *inputs):
 def test_gradcheck_linear(selection, lead):
     base, bias, input = randn(OUT, IN, grad=False), randn(OUT), randn(*lead, IN)
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b), input, values, bias)
+    assert gradcheck(
+        lambda i, v, b: selective_linear(i, shown(base, selection, v), v, selection, b),
+        input,
+        values,
+        bias,
+    )
 
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3)], ids=["2-D", "3-D"])
 def test_gradcheck_addmm(selection, lead):
     base, bias, input = randn(OUT, IN, grad=False), randn(IN), randn(*lead, OUT)
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b), input, values, bias)
+    assert gradcheck(
+        lambda i, v, b: selective_addmm(i, shown(base, selection, v), v, selection, b),
+        input,
+        values,
+        bias,
+    )
 
 
 @pytest.mark.parametrize("padding_idx", [None, 2, -5])
@@ -77,7 +91,10 @@ def test_gradcheck_embedding(padding_idx):
     selection, base = sft.Rows([1, 4, 6]), randn(OUT, 3, grad=False)
     tokens = torch.tensor([[0, 1, 1], [4, 6, 5]])
     values = selection.gather(base).requires_grad_()
-    assert gradcheck(lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx), values)
+    assert gradcheck(
+        lambda v: selective_embedding(tokens, shown(base, selection, v), v, selection, padding_idx),
+        values,
+    )
 
 
 def test_gradcheck_without_bias_or_without_input_gradient(one_of_each_kind):
@@ -127,7 +144,8 @@ REDUCTIONS = {
     "expanded": lambda out: out.sum(),
     "expanded along tokens": lambda out: (out * torch.arange(out.size(-1), dtype=out.dtype)).sum(),
     "transposed": lambda out: (
-        out.transpose(0, -1).contiguous() * torch.arange(out.numel()).view(out.transpose(0, -1).shape)
+        out.transpose(0, -1).contiguous()
+        * torch.arange(out.numel()).view(out.transpose(0, -1).shape)
     ).sum(),
     "strided": lambda out: (out[..., ::2] ** 2).sum(),
 }
@@ -139,19 +157,31 @@ def test_grad_output_in_every_memory_format(one_of_each_kind, reduce):
     tensors = randn(3, 4, IN), selection.gather(base).requires_grad_(), randn(OUT)
     ours = gradients_of(lambda i, v, b: selective_linear(i, base, v, selection, b), tensors, reduce)
     plain = gradients_of(lambda i, v, b: plain_linear(i, base, v, selection, b), tensors, reduce)
-    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True)
+    )
 
 
 def test_inputs_in_every_memory_format(one_of_each_kind):
     selection, base, bias = one_of_each_kind, randn(OUT, IN, grad=False), randn(OUT)
     values = selection.gather(base).requires_grad_()
-    for make in (lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[:1].expand(5, -1, -1)):
+    for make in (
+        lambda x: x.transpose(0, 1),
+        lambda x: x[:, ::2],
+        lambda x: x[:1].expand(5, -1, -1),
+    ):
         tensors = randn(4, 6, IN), values, bias
         ours, plain = (
-            gradients_of(lambda i, v, b: f(make(i), base, v, selection, b), tensors, lambda out: out.square().sum())  # noqa: B023
+            gradients_of(
+                lambda i, v, b: f(make(i), base, v, selection, b),
+                tensors,
+                lambda out: out.square().sum(),
+            )  # noqa: B023
             for f in (selective_linear, plain_linear)
         )
-        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True)
+        )
 
 
 def test_addmm_takes_inputs_that_are_not_contiguous():
@@ -173,7 +203,9 @@ def test_addmm_equals_linear_on_the_transposed_weight(one_of_each_kind):
     grads = torch.autograd.grad(out, (input, values, bias), grad_output)
     dense = input.detach().T @ grad_output
     assert torch.allclose(grads[1], oracle.gather(dense, one_of_each_kind.layout))
-    assert torch.allclose(grads[0], grad_output @ base.T) and torch.allclose(grads[2], grad_output.sum(0))
+    assert torch.allclose(grads[0], grad_output @ base.T) and torch.allclose(
+        grads[2], grad_output.sum(0)
+    )
 
 
 def test_embedding_equals_plain_pytorch():
@@ -182,13 +214,18 @@ def test_embedding_equals_plain_pytorch():
         for padding_idx in (None, 1, 2, -1):
             base = randn(OUT, 3)
             values = selection.gather(base.detach()).requires_grad_()
-            out = selective_embedding(tokens.to(token_dtype), base.detach(), values, selection, padding_idx)
+            out = selective_embedding(
+                tokens.to(token_dtype), base.detach(), values, selection, padding_idx
+            )
             plain = F.embedding(tokens, base, padding_idx)
             assert torch.equal(out, plain)
             grad_output = randn(5, 8, 3, grad=False)
             out.backward(grad_output)
             plain.backward(grad_output)
-            assert torch.allclose(values.grad, base.grad[[1, 4, 6]], rtol=1e-12), (token_dtype, padding_idx)
+            assert torch.allclose(values.grad, base.grad[[1, 4, 6]], rtol=1e-12), (
+                token_dtype,
+                padding_idx,
+            )
 
 
 @pytest.mark.parametrize(
@@ -213,10 +250,20 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(one_of_each_kind, dtype
     out = selective_linear(input, base, values, selection, bias)
     grad_output = randn(64, OUT, dtype=dtype, grad=False)
     out.backward(grad_output)
-    assert (out.dtype, input.grad.dtype, values.grad.dtype, bias.grad.dtype) == (dtype, dtype, values_dtype, dtype)
+    assert (out.dtype, input.grad.dtype, values.grad.dtype, bias.grad.dtype) == (
+        dtype,
+        dtype,
+        values_dtype,
+        dtype,
+    )
     want = oracle.gather(grad_output.double().T @ input.detach().double(), selection.layout)
-    plain = oracle.gather(grad_output.float().T @ input.detach().float(), selection.layout).to(values_dtype)
-    slack = 64 * torch.finfo(torch.float32).eps + torch.finfo(values_dtype).eps * want.abs().max().item()
+    plain = oracle.gather(grad_output.float().T @ input.detach().float(), selection.layout).to(
+        values_dtype
+    )
+    slack = (
+        64 * torch.finfo(torch.float32).eps
+        + torch.finfo(values_dtype).eps * want.abs().max().item()
+    )
     oracle.assert_as_good_as_plain(values.grad, want, plain, slack)
 
 
@@ -236,7 +283,9 @@ def test_autocast_gradients_and_no_copy_of_the_weight_kept(one_of_each_kind):
     assert out.dtype == torch.bfloat16
     assert all(t.grad.dtype == torch.float32 for t in (input, values, bias))
     assert [t.data_ptr() for t in saved if t.shape == base.shape] == [base.data_ptr()]
-    want = oracle.gather(torch.ones(OUT, 6) @ input.detach().bfloat16().float(), one_of_each_kind.layout)
+    want = oracle.gather(
+        torch.ones(OUT, 6) @ input.detach().bfloat16().float(), one_of_each_kind.layout
+    )
     assert torch.allclose(values.grad, want, rtol=1e-2, atol=1e-2)
 
 
@@ -253,12 +302,21 @@ def test_only_the_needed_part_of_the_input_is_kept_and_it_is_a_copy(name, featur
     values = selection.gather(base).requires_grad_()
     _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
     (part,) = saved
-    assert torch.equal(part, input[:, features]) and part.untyped_storage().nbytes() == part.numel() * 8
+    assert (
+        torch.equal(part, input[:, features])
+        and part.untyped_storage().nbytes() == part.numel() * 8
+    )
 
 
-@pytest.mark.parametrize("make", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0, 0]])
+@pytest.mark.parametrize(
+    "make", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0, 0]]
+)
 def test_of_an_input_of_any_layout_just_the_part_is_copied(make):
-    selection, base, input = SELECTIONS["columns"], randn(OUT, IN, grad=False), make(randn(4, 6, IN, grad=False))
+    selection, base, input = (
+        SELECTIONS["columns"],
+        randn(OUT, IN, grad=False),
+        make(randn(4, 6, IN, grad=False)),
+    )
     values = selection.gather(base).requires_grad_()
     _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
     (part,) = saved
@@ -275,9 +333,15 @@ def test_rows_and_entries_keep_the_input_itself(name):
 
 
 def test_addmm_keeps_the_rows_it_needs():
-    selection, base, input = SELECTIONS["rows"], randn(OUT, IN, grad=False), randn(5, OUT, grad=False)
+    selection, base, input = (
+        SELECTIONS["rows"],
+        randn(OUT, IN, grad=False),
+        randn(5, OUT, grad=False),
+    )
     values = selection.gather(base).requires_grad_()
-    _, saved = saved_by(lambda: selective_addmm(input, base, values, selection, randn(IN, grad=False)))
+    _, saved = saved_by(
+        lambda: selective_addmm(input, base, values, selection, randn(IN, grad=False))
+    )
     assert [t.shape for t in saved] == [(5, 3)]
 
 
@@ -287,7 +351,9 @@ def test_nothing_is_kept_where_nothing_needs_a_gradient():
     _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
     assert [t.data_ptr() for t in saved] == [base.data_ptr()]
     with torch.no_grad():
-        out, saved = saved_by(lambda: selective_linear(input, base, values.requires_grad_(), selection))
+        out, saved = saved_by(
+            lambda: selective_linear(input, base, values.requires_grad_(), selection)
+        )
     assert saved == [] and not out.requires_grad
     with torch.inference_mode():
         assert not selective_linear(input, base, values, selection).requires_grad
@@ -306,9 +372,14 @@ def test_one_copy_of_the_columns_serves_all_who_read_the_same_input():
 
 
 def test_inputs_that_look_alike_are_not_confused():
-    """The same features of another tensor, of the same shape, dtype and version, while the first copy lives."""
+    """The same features of another tensor, of the same shape, dtype and version, while the first
+    copy lives.
+    """
     base, selection = randn(OUT, IN, grad=False), sft.Columns([0, 3])
-    values, inputs = selection.gather(base).requires_grad_(), [randn(5, IN, grad=False) for _ in range(2)]
+    values, inputs = (
+        selection.gather(base).requires_grad_(),
+        [randn(5, IN, grad=False) for _ in range(2)],
+    )
     outs = [selective_linear(input, base, values, selection) for input in inputs]
     for input, out in zip(inputs, outs, strict=True):
         (grad,) = torch.autograd.grad(out.sum(), values)
@@ -316,7 +387,11 @@ def test_inputs_that_look_alike_are_not_confused():
 
 
 def test_a_changed_input_is_copied_again():
-    base, input, selection = randn(OUT, IN, grad=False), randn(5, IN, grad=False), sft.Columns([0, 3])
+    base, input, selection = (
+        randn(OUT, IN, grad=False),
+        randn(5, IN, grad=False),
+        sft.Columns([0, 3]),
+    )
     values, grads = selection.gather(base).requires_grad_(), []
     outs = [selective_linear(input, base, values, selection)]
     input.mul_(2)
@@ -327,7 +402,11 @@ def test_a_changed_input_is_copied_again():
 
 
 def test_kept_copies_die_with_their_graph():
-    base, input, selection = randn(OUT, IN, grad=False), randn(5, IN, grad=False), sft.Columns([0, 3])
+    base, input, selection = (
+        randn(OUT, IN, grad=False),
+        randn(5, IN, grad=False),
+        sft.Columns([0, 3]),
+    )
     values = selection.gather(base).requires_grad_()
     out, saved = saved_by(lambda: selective_linear(input, base, values, selection))
     reference = weakref.ref(saved.pop())
@@ -379,11 +458,15 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=r"weight: .*requires_grad_\(False\)"):
             call(base.clone().requires_grad_(), values, selection)
-        with pytest.raises(ValueError, match=r"values: expected shape \(2, 10\).*\(7, 10\).*got \(2, 9\)"):
+        with pytest.raises(
+            ValueError, match=r"values: expected shape \(2, 10\).*\(7, 10\).*got \(2, 9\)"
+        ):
             call(base, values[:, :9], selection)
         with pytest.raises(IndexError, match=r"index: row 9 .*\(7, 10\)"):
             call(base, values, sft.Rows([1, 9]))
         with pytest.raises(ValueError, match=r"matrix: .*\(70,\)"):
             call(base.view(-1), values, selection)
     with pytest.raises(TypeError, match="selection: .*whole rows, got 'columns'"):
-        selective_embedding(torch.tensor([1]), base, sft.Columns([0]).gather(base), sft.Columns([0]))
+        selective_embedding(
+            torch.tensor([1]), base, sft.Columns([0]).gather(base), sft.Columns([0])
+        )

@@ -4,6 +4,8 @@ Which file may import which: `test_layering.py`, which also keeps every file bel
 """
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import sparse_ft
 from sparse_ft import _torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,3 +228,20 @@ def test_the_diagnosis_names_what_is_missing():
     )
     assert done.returncode == 0, done.stderr
     assert "private names of torch that are missing: torch.Tensor._is_view, _schema" in done.stdout
+
+
+def test_no_room_shares_its_name_with_a_verb():
+    """`sft.lean` is the function, whoever imported `sparse_ft.lean_modules` before."""
+    for name, thing in public_functions():
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"{thing.__module__.rpartition('.')[0] or 'sparse_ft'}.{name}")
+
+
+def public_functions() -> list[tuple[str, object]]:
+    """What `sft` and `sft.memory` show that is called, ops aside: there one op is one page."""
+    return [
+        (name, thing)
+        for room in (sparse_ft, sparse_ft.memory)
+        for name in room.__all__
+        if inspect.isfunction(thing := getattr(room, name))
+    ]

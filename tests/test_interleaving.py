@@ -1,4 +1,6 @@
-"""Forwards and backwards in any order: several graphs, recompute, accumulation, and what raises as in nn.Linear."""
+"""Forwards and backwards in any order: several graphs, recompute, accumulation, and what raises as
+in nn.Linear.
+"""
 
 import copy
 
@@ -19,7 +21,9 @@ OPTIMIZERS = {
 
 
 class Net(nn.Module):
-    """Linear layers of every structure, a row-sparse embedding, an aliased norm and an aliased attention."""
+    """Linear layers of every structure, a row-sparse embedding, an aliased norm and an aliased
+    attention.
+    """
 
     PLAN = {
         "embed.weight": sft.Rows([0, 2, 5]),
@@ -41,7 +45,11 @@ class Net(nn.Module):
 
     def forward(self, tokens):
         x = self.embed(tokens)
-        x = x if self.checkpointed is None else checkpoint(self.body, x, use_reentrant=self.checkpointed)
+        x = (
+            x
+            if self.checkpointed is None
+            else checkpoint(self.body, x, use_reentrant=self.checkpointed)
+        )
         return self.body(x) if self.checkpointed is None else x
 
     def body(self, x):
@@ -81,13 +89,17 @@ def assert_gradients_match(dense, selective):
     for name, values in values_of(selective).items():
         weight = dense.get_parameter(name)
         want = Net.PLAN[name].gather(weight.grad.view(sft.matrix_shape(dense, name)))
-        torch.testing.assert_close(values.grad, want, rtol=0, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            values.grad, want, rtol=0, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("checkpointed", [None, True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_two_graphs_alive_after_a_step(optimizer, checkpointed):
-    """1F1B: the forwards that follow a step write the weights once, and no backward of theirs finds them changed."""
+    """1F1B: the forwards that follow a step write the weights once, and no backward of theirs finds
+    them changed.
+    """
     dense, selective = net(checkpointed)
     step = OPTIMIZERS[optimizer](selective.parameters())
     for _ in range(2):
@@ -129,7 +141,9 @@ def test_checkpointing_changes_nothing(reentrant):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_of_transformers(reentrant):
-    """`gradient_checkpointing_enable` around decoder layers whose linear layers and norms have selections."""
+    """`gradient_checkpointing_enable` around decoder layers whose linear layers and norms have
+    selections.
+    """
     plan = llama.plan_of("mixed") | {"model.layers.0.input_layernorm.weight": sft.Entries([1, 5])}
     weights = []
     for enabled in (False, True):
@@ -177,7 +191,9 @@ def test_forwards_without_a_step_never_touch_a_weight():
     loss_of(selective, 0).backward()
     optimizer.step()
     loss_of(selective, 0)
-    versions = {name: selective.get_parameter(name)._version for name in Net.PLAN if "embed" not in name}
+    versions = {
+        name: selective.get_parameter(name)._version for name in Net.PLAN if "embed" not in name
+    }
     for seed in range(3):
         loss_of(selective, seed).backward()
     with torch.no_grad():

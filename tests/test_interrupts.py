@@ -1,4 +1,6 @@
-"""Ctrl-C at any line: convert and lean leave the model as it was or done, revert can be called again, a step is whole."""
+"""Ctrl-C at any line: convert and lean leave the model as it was or done, revert can be called
+again, a step is whole.
+"""
 
 import itertools
 import sys
@@ -26,12 +28,17 @@ def build():
 
 def looks(model):
     """What a conversion changes."""
-    modules = [(type(m), [*m._parameters], [*m._modules], len(m._forward_pre_hooks)) for m in model.modules()]
+    modules = [
+        (type(m), [*m._parameters], [*m._modules], len(m._forward_pre_hooks))
+        for m in model.modules()
+    ]
     return modules, [(name, p.requires_grad, p.tolist()) for name, p in model.named_parameters()]
 
 
 def interrupted(act, line):
-    """Call `act`, interrupted before the given line of sparse_ft that it executes; whether it came that far."""
+    """Call `act`, interrupted before the given line of sparse_ft that it executes; whether it came
+    that far.
+    """
     count = itertools.count(1)
 
     def trace(frame, event, _):
@@ -54,7 +61,9 @@ def interrupted(act, line):
 
 
 def each_line(prepare, stride=1):
-    """`(model, line)` after an interrupt at each line in turn (or each `stride`th) of what `prepare` gives to do."""
+    """`(model, line)` after an interrupt at each line in turn (or each `stride`th) of what
+    `prepare` gives to do.
+    """
     for line in itertools.count(1, stride):
         model, act = prepare()
         if not interrupted(act, line):
@@ -177,7 +186,9 @@ def test_forward_that_reads_an_alias():
 
 def norms_and_activations():
     torch.manual_seed(0)
-    return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2)
+    )
 
 
 # A prime stride: the lines that a loop runs through are met in every of its turns at another place.
@@ -258,5 +269,3 @@ def test_a_lean_model_stays_lean_when_its_conversion_is_interrupted():
     for model, line in each_line(prepare, stride=7):
         before = befores.pop(model)
         assert "_sparse_ft" in model.__dict__ or lean_looks(model) == before, line
-
-

@@ -1,4 +1,6 @@
-"""The house keeps its order: imports run one way, kernels and native core stand alone, no file grows without end."""
+"""The house keeps its order: imports run one way, kernels and native core stand alone, no file
+grows without end.
+"""
 
 import ast
 from pathlib import Path
@@ -9,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sparse_ft"
 FILES = {path.relative_to(ROOT).with_suffix(""): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-# Lower imports nothing higher. What is not named (convert, nn, optim, salience, plan, report, …) is in the middle.
+# Lower imports nothing higher. What is not named (convert, nn, optim, salience, plan, report, …) is
+# in the middle.
 LEVELS = {
     "_C": 0,
     "_build_info": 0,
@@ -33,25 +36,29 @@ MAY = {
     "plan": (),
     "ranks": (),
     "nn": (),
-    "backends": (),
-    "lean": ("nn",),
+    "diagnosis": (),
+    "lean_modules": ("nn",),
     "carried": ("nn", "plan"),
-    "checkpoint": ("carried", "convert", "nn", "report"),
-    "convert": ("carried", "lean", "nn", "plan", "ranks", "report"),
+    "checkpoint": ("carried", "conversion", "nn", "report"),
+    "conversion": ("carried", "lean_modules", "nn", "plan", "ranks", "report"),
     "optim": ("nn",),
-    "memory": ("convert", "lean", "nn", "optim", "plan", "salience"),
-    "salience": ("convert", "nn", "plan", "ranks"),
+    "memory": ("conversion", "lean_modules", "nn", "optim", "plan", "salience"),
+    "salience": ("conversion", "nn", "plan", "ranks"),
 }
 
 
 def module_of(path):
-    """Dotted name below sparse_ft of a file: "ops.layout"; a package's __init__ counts as the package."""
+    """Dotted name below sparse_ft of a file: "ops.layout"; a package's __init__ counts as the
+    package.
+    """
     parts = path.parts[1:]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(text, module, is_package):
-    """Dotted names below sparse_ft that a source imports, anywhere in it; "" is the package itself."""
+    """Dotted names below sparse_ft that a source imports, anywhere in it; "" is the
+    package itself.
+    """
     home = module.split(".") if module else []
     here = home if is_package else home[:-1]
     found = set()
@@ -60,10 +67,16 @@ def imports(text, module, is_package):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1]
-            names = [".".join(["sparse_ft", *base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+            names = [
+                ".".join(["sparse_ft", *base, *filter(None, [node.module]), alias.name])
+                for alias in node.names
+            ]
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "find_spec"):
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+            "import_module",
+            "find_spec",
+        ):
             names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
         else:
             continue
@@ -72,7 +85,9 @@ def imports(text, module, is_package):
 
 
 def room(dotted):
-    """The first part of a dotted name: "ops" of "ops.layout.coordinates"; "" for an attribute of the package itself."""
+    """The first part of a dotted name: "ops" of "ops.layout.coordinates"; "" for an attribute of
+    the package itself.
+    """
     first = dotted.split(".")[0]
     return first if first in ROOMS else ""
 
@@ -93,17 +108,31 @@ def test_imports_run_one_way(name):
         other = room(dotted)
         if other == own or own == "" or dotted == "__version__":
             continue
-        assert level(other) <= level(own), f"{name} imports sparse_ft.{dotted}, which stands above it"
+        assert level(other) <= level(own), (
+            f"{name} imports sparse_ft.{dotted}, which stands above it"
+        )
         if own in MAY and level(other) == MIDDLE:
-            assert other in MAY[own], f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
+            assert other in MAY[own], (
+                f"{name} imports sparse_ft.{dotted}; of its own level, {own} may import {MAY[own]}"
+            )
 
 
 def test_the_reader_of_imports_sees_them():
     text = (
-        "import sparse_ft\nfrom . import a, b\nfrom .c import d\nfrom .. import e\nfrom ..f.g import h\n"
-        "def x():\n    from sparse_ft.i import j\n    importlib.import_module('sparse_ft.k')\nimport torch\n"
+        "import sparse_ft\nfrom . import a, b\nfrom .c import d\nfrom .. import e\nfrom ..f.g"
+        " import h\ndef x():\n    from sparse_ft.i import j\n   "
+        " importlib.import_module('sparse_ft.k')\nimport torch\n"
     )
-    assert imports(text, "room.file", False) == {"", "room.a", "room.b", "room.c.d", "e", "f.g.h", "i.j", "k"}
+    assert imports(text, "room.file", False) == {
+        "",
+        "room.a",
+        "room.b",
+        "room.c.d",
+        "e",
+        "f.g.h",
+        "i.j",
+        "k",
+    }
     assert imports("from .x import y", "ops", True) == {"ops.x.y"}
     assert imports("from .ops import y", "", True) == {"ops.y"}
 
@@ -112,11 +141,11 @@ def test_the_files_are_found():
     assert {
         "selection",
         "functional",
-        "convert",
+        "conversion",
         "plan",
         "ops.layout",
         "nn.linear",
-        "salience.select",
+        "salience.ranking",
         "optim.selective_adamw",
     } <= {module_of(path) for path in FILES}
 
@@ -139,22 +168,36 @@ def sources(folder, *suffixes):
     return [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in suffixes]
 
 
-@pytest.mark.parametrize("path", sources("csrc", ".cpp", ".h", ".cu", ".cuh"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sources("csrc", ".cpp", ".h", ".cu", ".cuh"),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_the_native_core_knows_neither_torch_nor_the_package(path):
     for line in path.read_text().splitlines():
         if line.lstrip().startswith("#"):
             included = line.partition("include")[2].strip()
-            assert not any(word in included for word in ("torch", "ATen", "c10")), f"{path.name}: {line}"
-            assert "Python.h" not in included and ("pybind11" not in included or path.name == "bindings.cpp"), (
+            assert not any(word in included for word in ("torch", "ATen", "c10")), (
                 f"{path.name}: {line}"
             )
+            assert "Python.h" not in included and (
+                "pybind11" not in included or path.name == "bindings.cpp"
+            ), f"{path.name}: {line}"
 
 
-SOURCES = [path for folder in ("sparse_ft", "kernels", "csrc") for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")]
+SOURCES = [
+    path
+    for folder in ("sparse_ft", "kernels", "csrc")
+    for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")
+]
 
 
 def test_no_file_is_longer_than_400_lines():
-    long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := path.read_text().count("\n")) > 400}
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in SOURCES
+        if (lines := path.read_text().count("\n")) > 400
+    }
     assert not long
 
 

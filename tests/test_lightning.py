@@ -29,14 +29,18 @@ class Module(lightning.LightningModule):
 def build():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4))
-    sft.convert(model, {"0.weight": sft.Columns([1, 5]), "2.weight": sft.Rows([0]), "2.bias": "all"})
+    sft.convert(
+        model, {"0.weight": sft.Columns([1, 5]), "2.weight": sft.Rows([0]), "2.bias": "all"}
+    )
     return model
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_equals_the_loop_by_hand(tmp_path, precision, algorithm):
-    batches = [torch.randn(5, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(STEPS)]
+    batches = [
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(STEPS)
+    ]
     model = build()
     by_hand = copy.deepcopy(model)
     trainer = lightning.Trainer(
@@ -46,7 +50,9 @@ def test_clipping_equals_the_loop_by_hand(tmp_path, precision, algorithm):
     )  # fmt: skip
     trainer.fit(Module(model), torch.utils.data.DataLoader(batches, batch_size=None))
     optimizer = sft.SelectiveAdamW(by_hand.named_parameters(), lr=0.05, no_decay="*.bias")
-    trained = [p for group in optimizer.param_groups for p in group["params"]]  # in Lightning's order: norms are sums
+    trained = [
+        p for group in optimizer.param_groups for p in group["params"]
+    ]  # in Lightning's order: norms are sums
     for batch in batches:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):

@@ -29,7 +29,9 @@ def problem(dtype=torch.float64, ignored=11):
 def dense(hidden, weight, bias, target, reduction="mean"):
     logits = F.linear(hidden, weight, bias)
     return F.cross_entropy(
-        logits.to(torch.promote_types(torch.float32, logits.dtype)).flatten(0, 1), target.flatten(), reduction=reduction
+        logits.to(torch.promote_types(torch.float32, logits.dtype)).flatten(0, 1),
+        target.flatten(),
+        reduction=reduction,
     )
 
 
@@ -54,14 +56,21 @@ def test_no_further_from_double_than_twice_torch(dtype):
     exact = [t.detach().double().requires_grad_() for t in inputs]
     truth = torch.autograd.grad(dense(*exact, target), exact)
     theirs = torch.autograd.grad(dense(*inputs, target), inputs)
-    ours = torch.autograd.grad(linear_cross_entropy(inputs[0], inputs[1], target, inputs[2]), inputs)
+    ours = torch.autograd.grad(
+        linear_cross_entropy(inputs[0], inputs[1], target, inputs[2]), inputs
+    )
     for a, b, c in zip(ours, theirs, truth):
         assert a.dtype == dtype
         assert error(a, c) <= 2 * error(b, c) + 2 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize(
-    "selection", [sft.Columns(torch.tensor([1, 5])), sft.Rows(torch.tensor([0, 49])), sft.Entries(torch.arange(0, 1200, 7))]
+    "selection",
+    [
+        sft.Columns(torch.tensor([1, 5])),
+        sft.Rows(torch.tensor([0, 49])),
+        sft.Entries(torch.arange(0, 1200, 7)),
+    ],
 )
 def test_selected_entries_of_the_head(selection):
     hidden, weight, _, target = problem()
@@ -75,7 +84,9 @@ def test_selected_entries_of_the_head(selection):
 def test_keeps_one_gradient_of_the_tokens_that_count():
     hidden, weight, bias, target = problem(ignored=40)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.numel()) or t, lambda t: t
+    ):
         linear_cross_entropy(hidden, weight.detach(), target, bias.detach())
     assert max(saved) <= 17 * FEATURES
 
@@ -93,24 +104,31 @@ def no_tokens():
     return hidden.detach()[:0].requires_grad_(), weight, bias, target[:0]
 
 
-@pytest.mark.parametrize("problem", [lambda: problem(ignored=57), no_tokens], ids=["all ignored", "T = 0"])
+@pytest.mark.parametrize(
+    "problem", [lambda: problem(ignored=57), no_tokens], ids=["all ignored", "T = 0"]
+)
 @pytest.mark.parametrize("divisor", [None, 3, torch.tensor(0), torch.tensor(3)], ids=str)
 def test_where_no_token_counts_gradients_are_zero_as_in_torch(problem, divisor):
     *inputs, target = problem()
     want = dense(*inputs, target) if divisor is None else dense(*inputs, target, "sum") / divisor
     got = linear_cross_entropy(inputs[0], inputs[1], target, inputs[2], divisor=divisor)
     assert torch.equal(got.isnan(), want.isnan()) and (want.isnan() or got == want)
-    for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs), strict=True
+    ):
         assert a.shape == b.shape and torch.equal(a, b) and not a.any()
 
 
 @pytest.mark.parametrize(
-    "selection", [sft.Columns([1, 5]), sft.Rows([0, 49]), sft.Entries([3, 7]), sft.Blocks([[0, 1]], (2, 3))]
+    "selection",
+    [sft.Columns([1, 5]), sft.Rows([0, 49]), sft.Entries([3, 7]), sft.Blocks([[0, 1]], (2, 3))],
 )
 def test_where_no_token_counts_selected_entries_get_zeros(selection):
     hidden, weight, _, target = problem(ignored=57)
     values = selection.gather(weight.detach()).requires_grad_()
-    linear_cross_entropy(hidden, weight.detach(), target, values=values, selection=selection).backward()
+    linear_cross_entropy(
+        hidden, weight.detach(), target, values=values, selection=selection
+    ).backward()
     assert not values.grad.any() and not hidden.grad.any()
 
 
@@ -120,20 +138,26 @@ def test_a_divisor_of_zero_where_tokens_count_is_torchs():
     got = linear_cross_entropy(inputs[0], inputs[1], target, inputs[2], divisor=torch.tensor(0))
     assert got == want == float("inf")
     a, b = (torch.autograd.grad(loss, inputs[0])[0] for loss in (got, want))
-    assert torch.equal(a[target == -100], b[target == -100]) and not a[target != -100].isfinite().any()
+    assert (
+        torch.equal(a[target == -100], b[target == -100]) and not a[target != -100].isfinite().any()
+    )
 
 
 def test_gradcheck():
     hidden, weight, bias, target = problem()
     torch.autograd.gradcheck(
-        lambda h, w, b: linear_cross_entropy(h, w, target[:, :4], b), (hidden.detach()[:, :4].requires_grad_(), weight, bias)
+        lambda h, w, b: linear_cross_entropy(h, w, target[:, :4], b),
+        (hidden.detach()[:, :4].requires_grad_(), weight, bias),
     )
 
 
 def test_under_autocast_as_the_dense_loss():
     *inputs, target = problem(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        want, got = dense(*inputs, target), linear_cross_entropy(inputs[0], inputs[1], target, inputs[2])
+        want, got = (
+            dense(*inputs, target),
+            linear_cross_entropy(inputs[0], inputs[1], target, inputs[2]),
+        )
     assert got.dtype == torch.float32 and abs(got - want) < 1e-2
     for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs)):
         assert a.dtype == torch.float32 and error(a, b) < 3e-2
@@ -153,7 +177,9 @@ def test_under_autocast_as_the_dense_loss():
 def test_refusals(change, error, says):
     hidden, weight, bias, target = problem()
     with pytest.raises(error, match=says):
-        linear_cross_entropy(**{"hidden": hidden, "weight": weight, "target": target, "bias": bias, **change})
+        linear_cross_entropy(
+            **{"hidden": hidden, "weight": weight, "target": target, "bias": bias, **change}
+        )
 
 
 def test_the_mean_is_not_rounded_to_16_bits():

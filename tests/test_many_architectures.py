@@ -1,4 +1,6 @@
-"""Many architectures of transformers and torchvision, every parameter of theirs selected, train as they do dense."""
+"""Many architectures of transformers and torchvision, every parameter of theirs selected, train as
+they do dense.
+"""
 
 import pytest
 from helpers import dense_twin

@@ -1,4 +1,6 @@
-"""Optimisers that step copies, in two processes: DeepSpeed's ZeRO-1 and 2, and the loop they are made of, against one process."""
+"""Optimisers that step copies, in two processes: DeepSpeed's ZeRO-1 and 2, and the loop they are
+made of, against one process.
+"""
 
 import importlib.util
 
@@ -9,11 +11,14 @@ from helpers import masters_worker, ranks
 import sparse_ft as sft
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"
+)
 
 
 @pytest.mark.parametrize(
-    "how", ["masters", pytest.param("1", marks=needs_deepspeed), pytest.param("2", marks=needs_deepspeed)]
+    "how",
+    ["masters", pytest.param("1", marks=needs_deepspeed), pytest.param("2", marks=needs_deepspeed)],
 )
 def test_two_processes_train_as_one(how, tmp_path):
     ranks.start(masters_worker.__file__, tmp_path, how)
@@ -23,7 +28,9 @@ def test_two_processes_train_as_one(how, tmp_path):
     born = sft.revert(masters_worker.net()).state_dict()
     for name, want in sft.revert(alone).state_dict().items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], want, rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            first[name], want, rtol=0, atol=1e-6, msg=lambda text: f"{name}: {text}"
+        )
         assert (name in masters_worker.PLAN) == (not torch.equal(first[name], born[name])), name
 
 

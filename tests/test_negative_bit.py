@@ -1,4 +1,6 @@
-"""A gradient that torch hands over with the lazy negative bit set trains a layer as the same gradient without it."""
+"""A gradient that torch hands over with the lazy negative bit set trains a layer as the same
+gradient without it.
+"""
 
 import copy
 
@@ -26,7 +28,9 @@ WIDTHS = pytest.mark.parametrize("width", [1, 3])  # one column is contiguous wh
 
 
 def gradient(model, input, name):
-    """Of the parameter; the output's own gradient, a part of a conjugate, comes with the bit set."""
+    """Of the parameter; the output's own gradient, a part of a conjugate, comes with the
+    bit set.
+    """
     torch.manual_seed(1)
     lazy = []
     output = model(input)

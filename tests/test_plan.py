@@ -24,8 +24,15 @@ PLAN = sft.Plan(
 
 
 def test_is_a_mapping():
-    assert len(PLAN) == 5 and list(PLAN)[2] == "head.bias" and PLAN["head.bias"] == "all" and "absent" not in PLAN
-    assert PLAN == dict(PLAN) == sft.Plan(PLAN) == sft.Plan(PLAN.items()) and PLAN != sft.Plan({**PLAN, "x": "all"})
+    assert (
+        len(PLAN) == 5
+        and list(PLAN)[2] == "head.bias"
+        and PLAN["head.bias"] == "all"
+        and "absent" not in PLAN
+    )
+    assert PLAN == dict(PLAN) == sft.Plan(PLAN) == sft.Plan(PLAN.items()) and PLAN != sft.Plan(
+        {**PLAN, "x": "all"}
+    )
     assert PLAN.get("absent") is None and dict(**{"a.b": PLAN["head.bias"]}) == {"a.b": "all"}
     with pytest.raises(KeyError):
         PLAN["absent"]
@@ -43,7 +50,12 @@ def test_does_not_follow_the_dict_it_was_made_from():
 
 def test_or_adds_and_overrides():
     more = PLAN | {"head.bias": sft.Rows([0]), "x": "all"}
-    assert isinstance(more, sft.Plan) and more["head.bias"] == sft.Rows([0]) and more["x"] == "all" and len(more) == 6
+    assert (
+        isinstance(more, sft.Plan)
+        and more["head.bias"] == sft.Rows([0])
+        and more["x"] == "all"
+        and len(more) == 6
+    )
     assert PLAN["head.bias"] == "all" and len(PLAN) == 5
     assert sft.Plan({"a": "all"}) | sft.Plan({"b": "all"}) == {"a": "all", "b": "all"}
     with pytest.raises(TypeError):
@@ -87,7 +99,9 @@ def test_saved_and_loaded_is_equal_in_order_and_dtype(tmp_path):
         loaded = sft.Plan.load(path)
         assert loaded == PLAN and list(loaded) == list(PLAN) and isinstance(loaded, sft.Plan)
         for name, what in PLAN.items():
-            assert what == "all" or (type(loaded[name]) is type(what) and loaded[name].index.dtype == what.index.dtype)
+            assert what == "all" or (
+                type(loaded[name]) is type(what) and loaded[name].index.dtype == what.index.dtype
+            )
     sft.Plan().save(tmp_path / "empty")
     assert sft.Plan.load(tmp_path / "empty") == {}
 
@@ -108,15 +122,27 @@ def test_safetensors_reads_a_plan(tmp_path):
     assert document["format"] == "sparse_ft.plan" and document["version"] == 1
     for name, what in PLAN.items():
         described = document["plan"][name]
-        assert described == "all" if what == "all" else torch.equal(tensors[described["index"]], what.index)
+        assert (
+            described == "all"
+            if what == "all"
+            else torch.equal(tensors[described["index"]], what.index)
+        )
 
 
 def test_a_plan_that_safetensors_wrote_is_read(tmp_path):
-    plan = {"a": "all", "b": {"kind": "blocks", "index": "i", "block_size": [2, 3]}, "c": {"kind": "rows", "index": "j"}}
+    plan = {
+        "a": "all",
+        "b": {"kind": "blocks", "index": "i", "block_size": [2, 3]},
+        "c": {"kind": "rows", "index": "j"},
+    }
     document = {"format": "sparse_ft.plan", "version": 1, "plan": plan}
     tensors = {"i": torch.tensor([[0, 1]]), "j": torch.tensor([3, 4], dtype=torch.int32)}
     safetensors.torch.save_file(tensors, tmp_path / "p", {"sparse_ft": json.dumps(document)})
-    assert sft.Plan.load(tmp_path / "p") == {"a": "all", "b": sft.Blocks([[0, 1]], (2, 3)), "c": sft.Rows([3, 4])}
+    assert sft.Plan.load(tmp_path / "p") == {
+        "a": "all",
+        "b": sft.Blocks([[0, 1]], (2, 3)),
+        "c": sft.Rows([3, 4]),
+    }
 
 
 ROWS = {"kind": "rows", "index": "i", "block_size": [1, 1]}
@@ -162,7 +188,11 @@ I = {"i": torch.tensor([1, 4])}  # noqa: E741
         ),
         *(
             (
-                {"format": "sparse_ft.plan", "version": 1, "plan": {"x": {**ROWS, "kind": "blocks", "block_size": size}}},
+                {
+                    "format": "sparse_ft.plan",
+                    "version": 1,
+                    "plan": {"x": {**ROWS, "kind": "blocks", "block_size": size}},
+                },
                 {"i": torch.tensor([[0, 1]])},
             )
             for size in (None, 4, [], [0, 1], [1.5, 2], [1, 2, 3], "ab", {})
@@ -190,13 +220,17 @@ def test_files_that_hold_no_plan_are_refused_by_name(tmp_path, document, tensors
 
 
 def test_a_foreign_version_is_named(tmp_path):
-    _tensorfile.save(tmp_path / "new.plan", {}, {"format": "sparse_ft.plan", "version": 2, "plan": {}})
+    _tensorfile.save(
+        tmp_path / "new.plan", {}, {"format": "sparse_ft.plan", "version": 2, "plan": {}}
+    )
     with pytest.raises(ValueError, match=r"new.plan.*version 1"):
         sft.Plan.load(tmp_path / "new.plan")
 
 
 def test_a_file_of_weights_is_refused_by_name(tmp_path):
-    safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(
+        {"weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(ValueError, match="path: .*model.safetensors"):
         sft.Plan.load(tmp_path / "model.safetensors")
     torch.save({"weight": torch.ones(2)}, tmp_path / "model.pt")
@@ -256,12 +290,22 @@ def test_a_plan_of_a_smaller_model_is_refused_with_both_shapes(tmp_path, structu
     small, large = linear(8, 6), linear(16, 12)
     plan = sft.select(small, density=0.3, structure=structure, block_size=2, targets="0.weight")
     plan.save(tmp_path / "p")
-    forms = [plan, sft.Plan.load(tmp_path / "p"), dict(plan), plan | {"0.bias": "all"}, copy.deepcopy(plan)]
+    forms = [
+        plan,
+        sft.Plan.load(tmp_path / "p"),
+        dict(plan),
+        plan | {"0.bias": "all"},
+        copy.deepcopy(plan),
+    ]
     before = {name: value.clone() for name, value in large.state_dict().items()}
     for other in forms:
-        with pytest.raises(ValueError, match=r"plan: '0.weight': .*\(12, 16\).* chosen on \(6, 8\)"):
+        with pytest.raises(
+            ValueError, match=r"plan: '0.weight': .*\(12, 16\).* chosen on \(6, 8\)"
+        ):
             sft.convert(large, other)
-        assert type(large[0]) is torch.nn.Linear and all(p.requires_grad for p in large.parameters())
+        assert type(large[0]) is torch.nn.Linear and all(
+            p.requires_grad for p in large.parameters()
+        )
         assert all(torch.equal(before[name], value) for name, value in large.state_dict().items())
         twin = linear(8, 6)
         sft.convert(twin, other)
@@ -280,7 +324,22 @@ def test_a_file_without_shapes_fits_whatever_holds_its_indices(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape", ["6, 8", 6, {}, [6], [6, 8, 2], [6, 8.0], [6, True], [0, 8], [-6, 8], [4, 8], [None, 8], [[6], 8]], ids=repr
+    "shape",
+    [
+        "6, 8",
+        6,
+        {},
+        [6],
+        [6, 8, 2],
+        [6, 8.0],
+        [6, True],
+        [0, 8],
+        [-6, 8],
+        [4, 8],
+        [None, 8],
+        [[6], 8],
+    ],
+    ids=repr,
 )
 def test_shapes_that_no_matrix_has_are_refused(tmp_path, shape):
     described = {"kind": "rows", "index": "i", "block_size": [1, 1], "matrix_shape": shape}

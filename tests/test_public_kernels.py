@@ -1,4 +1,6 @@
-"""Whatever runs from a checkout sees the public package `kernels`, which transformers imports, and not the folder."""
+"""Whatever runs from a checkout sees the public package `kernels`, which transformers imports, and
+not the folder.
+"""
 
 import importlib.util
 import os
@@ -18,7 +20,8 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
-# Has every name that is asked of it; what is called gives back what it is called with, as decorators do.
+# Has every name that is asked of it; what is called gives back what it is called with, as
+# decorators do.
 STAND_IN = """
 class Anything:
     INFERENCE = TRAINING = TORCH_COMPILE = 0
@@ -68,7 +71,9 @@ print(is_kernels_available())
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder of packages with a regular one named `kernels`, of a version that transformers takes."""
+    """A folder of packages with a regular one named `kernels`, of a version that transformers
+    takes.
+    """
     wanted = re.compile(r"kernels\b[^;]*[>=]=([\d.]+)")
     lowest = filter(None, map(wanted.match, metadata.requires("transformers")))
     version = next(lowest).group(1)
@@ -82,7 +87,9 @@ def site(tmp_path):
 
 
 def run_in_checkout(script, site=""):
-    """The output of a script that runs in the checkout's root, which so comes before `site` on sys.path."""
+    """The output of a script that runs in the checkout's root, which so comes before `site` on
+    sys.path.
+    """
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,

@@ -48,7 +48,10 @@ def test_a_weight_that_one_rank_does_not_reach(results):
     [
         ("no batches at all", "ValueError: batches: expected at least one batch"),
         ("other targets", "RuntimeError: sft.select: '0.weight' differs between ranks"),
-        ("one selects, one converts", "RuntimeError: sft.(select|convert): rank . is in sft.(select|convert) meanwhile"),
+        (
+            "one selects, one converts",
+            "RuntimeError: sft.(select|convert): rank . is in sft.(select|convert) meanwhile",
+        ),
     ],
 )
 def test_an_error_of_both(results, what, message):
@@ -57,20 +60,41 @@ def test_an_error_of_both(results, what, message):
 
 
 @pytest.mark.parametrize(
-    "what, own", [("loss fails on rank 1", "ZeroDivisionError"), ("density fails on rank 1", "ValueError: density")]
+    "what, own",
+    [
+        ("loss fails on rank 1", "ZeroDivisionError"),
+        ("density fails on rank 1", "ValueError: density"),
+    ],
 )
 def test_an_error_of_one_is_an_error_of_both(results, what, own):
     first, second = (result[what] for result in results)
     assert second.startswith(own)
-    assert first.startswith(f"RuntimeError: sft.select: rank 1 failed, so this one stops too: {own}")
+    assert first.startswith(
+        f"RuntimeError: sft.select: rank 1 failed, so this one stops too: {own}"
+    )
 
 
 @pytest.mark.parametrize(
     "what, message",
     [
-        ("other plan", "'0.weight' differs between ranks: Rows(2 selected, up to 5) on rank 0 and Rows(2 selected"),
-        ("other names", "'0.weight' differs between ranks: Rows(1 selected, up to 1) on rank 0 and not in it on rank 1"),
-        ("other dtype", "'values_dtype' differs between ranks: None on rank 0 and torch.float64 on rank 1"),
+        (
+            "other plan",
+            (
+                "'0.weight' differs between ranks: Rows(2 selected, up to 5) on rank 0 and Rows(2"
+                " selected"
+            ),
+        ),
+        (
+            "other names",
+            (
+                "'0.weight' differs between ranks: Rows(1 selected, up to 1) on rank 0 and not in"
+                " it on rank 1"
+            ),
+        ),
+        (
+            "other dtype",
+            "'values_dtype' differs between ranks: None on rank 0 and torch.float64 on rank 1",
+        ),
     ],
 )
 def test_plans_that_differ_are_refused_on_both_and_nothing_changes(results, what, message):
@@ -82,17 +106,24 @@ def test_plans_that_differ_are_refused_on_both_and_nothing_changes(results, what
 def test_a_convert_that_fails_on_one_rank(results):
     (first, first_whole), (second, second_whole) = (result["rank 1 fails"] for result in results)
     assert second.startswith("IndexError: plan: '0.weight'") and first_whole and second_whole
-    assert first.startswith("RuntimeError: sft.convert: rank 1 failed, so this one stops too: IndexError: plan: '0.weight'")
+    assert first.startswith(
+        "RuntimeError: sft.convert: rank 1 failed, so this one stops too: IndexError: plan:"
+        " '0.weight'"
+    )
 
 
 def test_a_process_by_itself(results):
     for result in results:
         assert [result[what] for what in ("by itself", "only rank 0", "group of one")] == [""] * 3
-    assert results[0]["no group"].startswith("TypeError: process_group: expected None, False or a ProcessGroup")
+    assert results[0]["no group"].startswith(
+        "TypeError: process_group: expected None, False or a ProcessGroup"
+    )
 
 
 def test_who_waits_says_so(results):
-    assert any("sft.convert: waiting for the other 1 processes" in said for said in results[0]["late"])
+    assert any(
+        "sft.convert: waiting for the other 1 processes" in said for said in results[0]["late"]
+    )
     assert not results[1]["late"]
 
 

@@ -1,4 +1,6 @@
-"""Architectures that read weights by attribute, or work in place on what a layer gives, train as they do dense."""
+"""Architectures that read weights by attribute, or work in place on what a layer gives, train as
+they do dense.
+"""
 
 import pytest
 from helpers import dense_twin

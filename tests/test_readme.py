@@ -16,7 +16,13 @@ def small(monkeypatch, tmp_path):
     transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 200, "intermediate_size": 400, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    sizes = {
+        "hidden_size": 200,
+        "intermediate_size": 400,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+    }
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
     batches = []
     for seed in range(6):
@@ -36,11 +42,17 @@ def test_the_examples_run(small, capsys, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     exec(compile(BLOCKS[0], "README.md, first example", "exec"), small)
     printed = capsys.readouterr().out
-    assert "bert.encoder.layer.*.attention.self.query.weight ×2" in printed and "SelectiveLinear" in printed
+    assert (
+        "bert.encoder.layer.*.attention.self.query.weight ×2" in printed
+        and "SelectiveLinear" in printed
+    )
     after = model.state_dict()
     assert after.keys() == before.keys()
     changed = {name: (after[name] != before[name]).float().mean().item() for name in before}
-    assert changed["classifier.weight"] == 1 and 0.005 < changed["bert.encoder.layer.1.output.dense.weight"] <= 0.02
+    assert (
+        changed["classifier.weight"] == 1
+        and 0.005 < changed["bert.encoder.layer.1.output.dense.weight"] <= 0.02
+    )
     assert changed["bert.embeddings.word_embeddings.weight"] == 0
     loaded = type(model).from_pretrained(tmp_path / "trained").state_dict()
     assert all(torch.equal(loaded[name], after[name]) for name in after)

@@ -1,4 +1,6 @@
-"""Parameters in a form of somebody else's: refused by name, with the way out, and everything is as it was."""
+"""Parameters in a form of somebody else's: refused by name, with the way out, and everything is as
+it was.
+"""
 
 import copy
 
@@ -25,7 +27,10 @@ PLAN = {"0.weight": sft.Rows([0]), "2.weight": sft.Columns([1]), "3.weight": sft
 
 def refused(model, plan, message, error=ValueError):
     parameters = dict(model.named_parameters())
-    flags, classes = [p.requires_grad for p in parameters.values()], [type(m) for m in model.modules()]
+    flags, classes = (
+        [p.requires_grad for p in parameters.values()],
+        [type(m) for m in model.modules()],
+    )
     with pytest.raises(error, match=message):
         sft.convert(model, plan)
     assert [p.requires_grad for p in model.parameters()] == flags
@@ -67,7 +72,11 @@ SHARDED = [fsdp2, fsdp2_layers, tensor_parallel, distributed_tensors]
 def test_sharded_before(shard, mesh):
     model = net()
     shard(model, mesh)
-    refused(model, PLAN, "0.weight: a DTensor .* use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2")
+    refused(
+        model,
+        PLAN,
+        "0.weight: a DTensor .* use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2",
+    )
 
 
 @pytest.mark.parametrize("shard", SHARDED)
@@ -75,7 +84,9 @@ def test_sharded_after(shard, mesh):
     """At the wrap or at the first forward; revert, then shard, works."""
     model = net()
     sft.convert(model, PLAN)
-    with pytest.raises(RuntimeError, match=r"(made a DTensor|taken over) .*ZeRO-1 or 2|sft.revert\(model\) first"):
+    with pytest.raises(
+        RuntimeError, match=r"(made a DTensor|taken over) .*ZeRO-1 or 2|sft.revert\(model\) first"
+    ):
         shard(model, mesh)
         model(X)
 
@@ -83,7 +94,11 @@ def test_sharded_after(shard, mesh):
 @pytest.mark.parametrize("use_orig_params", [False, True])
 def test_fsdp1(use_orig_params, mesh):
     wrap = dict(use_orig_params=use_orig_params, device_id=torch.device("cpu"))
-    refused(FullyShardedDataParallel(net(), **wrap), {"0.weight": sft.Rows([0])}, "model: it is a FullyShardedDataParallel")
+    refused(
+        FullyShardedDataParallel(net(), **wrap),
+        {"0.weight": sft.Rows([0])},
+        "model: it is a FullyShardedDataParallel",
+    )
     inside = nn.Sequential(FullyShardedDataParallel(net(), **wrap))
     refused(inside, {"0.0.weight": sft.Rows([0])}, "model: its '0' is a FullyShardedDataParallel")
     if use_orig_params:
@@ -101,7 +116,12 @@ def with_weight(make):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_codes(dtype):
-    refused(with_weight(lambda w: w.to(dtype)), PLAN, f"0.weight: {dtype}, so it is quantised .* without quantisation", TypeError)
+    refused(
+        with_weight(lambda w: w.to(dtype)),
+        PLAN,
+        f"0.weight: {dtype}, so it is quantised .* without quantisation",
+        TypeError,
+    )
 
 
 class Codes(torch.Tensor):
@@ -137,7 +157,9 @@ class Tagged(nn.Parameter):
 
 def test_classes_of_their_own():
     model = net()
-    model[0].weight = nn.Parameter(Codes((model[0].weight.detach() * 64).to(torch.int8), 1 / 64), requires_grad=False)
+    model[0].weight = nn.Parameter(
+        Codes((model[0].weight.detach() * 64).to(torch.int8), 1 / 64), requires_grad=False
+    )
     refused(model, PLAN, "0.weight: a Codes, which computes in its own way")
     model = net()
     model[0].weight = Packed(model[0].weight.detach())
@@ -150,7 +172,12 @@ def test_classes_of_their_own():
 def test_quantised_by_torch():
     with pytest.warns(Warning):
         model = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}, dtype=torch.qint8)
-    refused(model, {"0.weight": sft.Rows([0])}, "'0.weight' is no parameter of its Linear.*quantised", KeyError)
+    refused(
+        model,
+        {"0.weight": sft.Rows([0])},
+        "'0.weight' is no parameter of its Linear.*quantised",
+        KeyError,
+    )
 
 
 @pytest.mark.parametrize("kind", ["torchao", "bitsandbytes"])
@@ -167,7 +194,10 @@ def test_quantised_by_others(kind):
 def test_lazy_modules():
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
     for name in ("0.weight", "1.weight"):
-        with pytest.raises(ValueError, match="model: '0.weight': a lazy module's.* run the model on one batch first"):
+        with pytest.raises(
+            ValueError,
+            match="model: '0.weight': a lazy module's.* run the model on one batch first",
+        ):
             sft.convert(model, {name: sft.Rows([0])})
     with pytest.raises(ValueError, match="targets: '0.weight': a lazy module's"):
         sft.select(model, density=0.5, score="random", targets="*.weight")
@@ -184,7 +214,9 @@ def swapping():
 
 @pytest.mark.parametrize("name", PLAN)
 def test_swapped_parameters(name, swapping):
-    """Casts and loads under `set_swap_module_params_on_conversion(True)` keep what was trained, and train on."""
+    """Casts and loads under `set_swap_module_params_on_conversion(True)` keep what was trained, and
+    train on.
+    """
     model = net()
     sft.convert(model, {name: PLAN[name]})
     optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.1)
@@ -231,7 +263,10 @@ class Scale(nn.Module):
 def test_symbolic_tracing(make, plan):
     model = make()
     sft.convert(model, plan)
-    with pytest.raises(RuntimeError, match="0.(weight|scale): torch.fx.symbolic_trace cannot trace .* torch.compile"):
+    with pytest.raises(
+        RuntimeError,
+        match="0.(weight|scale): torch.fx.symbolic_trace cannot trace .* torch.compile",
+    ):
         torch.fx.symbolic_trace(model)
     sft.revert(model)
     torch.fx.symbolic_trace(model)
@@ -239,7 +274,9 @@ def test_symbolic_tracing(make, plan):
 
 @pytest.mark.parametrize("name", PLAN)
 def test_batched_gradients_are_right(name):
-    """`is_grads_batched` and a vmapped backward work: refused nowhere, they must equal one backward each."""
+    """`is_grads_batched` and a vmapped backward work: refused nowhere, they must equal one backward
+    each.
+    """
     model = net()
     sft.convert(model, {name: PLAN[name]})
     values = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,6 @@
-"""Report: one line for all layers that differ in their number only, and what a lean conversion left."""
+"""Report: one line for all layers that differ in their number only, and what a lean conversion
+left.
+"""
 
 import pytest
 from torch import nn
@@ -8,7 +10,9 @@ import sparse_ft as sft
 
 def model(layers: int = 6) -> nn.Module:
     parts = nn.Module()
-    parts.layers = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(8, 8), "k": nn.Linear(8, 4)}) for _ in range(layers))
+    parts.layers = nn.ModuleList(
+        nn.ModuleDict({"q": nn.Linear(8, 8), "k": nn.Linear(8, 4)}) for _ in range(layers)
+    )
     parts.head = nn.Linear(8, 3)
     return parts
 
@@ -19,11 +23,31 @@ def cells(text: str) -> list[list[str]]:
 
 def test_layers_share_a_line_and_rows_stay():
     net = model()
-    plan = {f"layers.{i}.{name}.weight": sft.Rows([0, 1]) for i in range(6) for name in "qk"} | {"head.weight": "all"}
+    plan = {f"layers.{i}.{name}.weight": sft.Rows([0, 1]) for i in range(6) for name in "qk"} | {
+        "head.weight": "all"
+    }
     report = sft.convert(net, plan)
     lines = cells(str(report))
-    assert ["layers.*.q.weight", "×6", "8×8", "96", "384", "25.00%", "rows", "SelectiveLinear"] in lines
-    assert ["layers.*.k.weight", "×6", "4×8", "96", "192", "50.00%", "rows", "SelectiveLinear"] in lines
+    assert [
+        "layers.*.q.weight",
+        "×6",
+        "8×8",
+        "96",
+        "384",
+        "25.00%",
+        "rows",
+        "SelectiveLinear",
+    ] in lines
+    assert [
+        "layers.*.k.weight",
+        "×6",
+        "4×8",
+        "96",
+        "192",
+        "50.00%",
+        "rows",
+        "SelectiveLinear",
+    ] in lines
     assert ["head.weight", "3×8", "24", "24", "100.00%", "all", "trains", "whole"] in lines
     assert len(lines) == 5 and lines[-1][:4] == ["trainable", "216", "of", f"{report.total:,}"]
     rows = {row.name: row for row in report.rows}
@@ -32,9 +56,22 @@ def test_layers_share_a_line_and_rows_stay():
 
 def test_a_layer_that_differs_has_a_line_of_its_own():
     net = model(3)
-    plan = {"layers.0.q.weight": sft.Rows([0]), "layers.1.q.weight": sft.Rows([0, 1]), "layers.2.q.weight": sft.Columns([0])}
+    plan = {
+        "layers.0.q.weight": sft.Rows([0]),
+        "layers.1.q.weight": sft.Rows([0, 1]),
+        "layers.2.q.weight": sft.Columns([0]),
+    }
     lines = cells(str(sft.convert(net, plan)))
-    assert ["layers.*.q.weight", "×2", "8×8", "24", "128", "18.75%", "rows", "SelectiveLinear"] in lines
+    assert [
+        "layers.*.q.weight",
+        "×2",
+        "8×8",
+        "24",
+        "128",
+        "18.75%",
+        "rows",
+        "SelectiveLinear",
+    ] in lines
     assert ["layers.2.q.weight", "8×8", "8", "64", "12.50%", "columns", "SelectiveLinear"] in lines
 
 
@@ -56,7 +93,13 @@ def test_an_unknown_name_in_a_plan_is_answered_with_the_nearest(name, meant):
 
 def llama():
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 20,
+    }
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
 
 

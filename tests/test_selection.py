@@ -1,4 +1,6 @@
-"""Selections: what they say of a matrix, what they refuse and in which words, and that they cannot be changed."""
+"""Selections: what they say of a matrix, what they refuse and in which words, and that they cannot
+be changed.
+"""
 
 import copy
 import io
@@ -56,15 +58,27 @@ def test_gather_and_scatter(selection):
 
 
 def test_from_mask_gives_the_selection_back(selection):
-    again = sft.from_mask(selection.mask(SHAPE), selection.kind, selection.block_size if selection.kind == "blocks" else None)
-    assert again == selection and again.kind == selection.kind and again.block_size == selection.block_size
+    again = sft.from_mask(
+        selection.mask(SHAPE),
+        selection.kind,
+        selection.block_size if selection.kind == "blocks" else None,
+    )
+    assert (
+        again == selection
+        and again.kind == selection.kind
+        and again.block_size == selection.block_size
+    )
     as_entries = sft.from_mask(selection.mask(SHAPE))
-    assert isinstance(as_entries, sft.Entries) and torch.equal(as_entries.mask(SHAPE), selection.mask(SHAPE))
+    assert isinstance(as_entries, sft.Entries) and torch.equal(
+        as_entries.mask(SHAPE), selection.mask(SHAPE)
+    )
 
 
 def test_from_mask_of_everything_and_of_an_int_block_size():
     everything = torch.ones(SHAPE, dtype=torch.bool)
-    assert sft.from_mask(everything, "blocks", 4) == sft.Blocks([[r, c] for r in range(2) for c in range(3)], (4, 4))
+    assert sft.from_mask(everything, "blocks", 4) == sft.Blocks(
+        [[r, c] for r in range(2) for c in range(3)], (4, 4)
+    )
     assert sft.from_mask(everything, "rows") == sft.Rows(list(range(7)))
     assert sft.from_mask(everything.T, "columns") == sft.Columns(list(range(7)))
 
@@ -76,14 +90,49 @@ def test_from_mask_of_everything_and_of_an_int_block_size():
         (torch.ones(3, dtype=torch.bool), {}, TypeError, r"mask: .*torch.bool \(3,\)"),
         ([[True]], {}, TypeError, r"mask: .*\[\[True\]\]"),
         (torch.zeros(3, 3, dtype=torch.bool), {}, ValueError, "index: an empty selection"),
-        (torch.zeros(3, 3, dtype=torch.bool), {"kind": "rows"}, ValueError, "index: an empty selection"),
-        (torch.ones(3, 3, dtype=torch.bool), {"kind": "diagonal"}, ValueError, "kind: .*'diagonal'"),
+        (
+            torch.zeros(3, 3, dtype=torch.bool),
+            {"kind": "rows"},
+            ValueError,
+            "index: an empty selection",
+        ),
+        (
+            torch.ones(3, 3, dtype=torch.bool),
+            {"kind": "diagonal"},
+            ValueError,
+            "kind: .*'diagonal'",
+        ),
         (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks"}, ValueError, "block_size: .*None"),
-        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": 0}, ValueError, "block_size: .*0"),
-        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": (2, -1)}, ValueError, r"block_size: .*\(2, -1\)"),
-        (torch.ones(3, 3, dtype=torch.bool), {"kind": "blocks", "block_size": "4"}, ValueError, "block_size: .*'4'"),
-        (torch.eye(3).bool(), {"kind": "rows"}, ValueError, r"mask: not made of whole rows: entry \(0, 1\)"),
-        (torch.eye(3).bool(), {"kind": "columns"}, ValueError, r"mask: not made of whole columns: entry \(0, 1\)"),
+        (
+            torch.ones(3, 3, dtype=torch.bool),
+            {"kind": "blocks", "block_size": 0},
+            ValueError,
+            "block_size: .*0",
+        ),
+        (
+            torch.ones(3, 3, dtype=torch.bool),
+            {"kind": "blocks", "block_size": (2, -1)},
+            ValueError,
+            r"block_size: .*\(2, -1\)",
+        ),
+        (
+            torch.ones(3, 3, dtype=torch.bool),
+            {"kind": "blocks", "block_size": "4"},
+            ValueError,
+            "block_size: .*'4'",
+        ),
+        (
+            torch.eye(3).bool(),
+            {"kind": "rows"},
+            ValueError,
+            r"mask: not made of whole rows: entry \(0, 1\)",
+        ),
+        (
+            torch.eye(3).bool(),
+            {"kind": "columns"},
+            ValueError,
+            r"mask: not made of whole columns: entry \(0, 1\)",
+        ),
         (
             torch.eye(3).bool(),
             {"kind": "blocks", "block_size": 2},
@@ -117,8 +166,16 @@ def blocks_of(index):
                 (torch.tensor([[0, 1]]), ValueError, r"index: .*\[n\], got \(1, 2\)"),
                 (torch.tensor(3), ValueError, r"index: .*\[n\], got \(\)"),
                 (torch.tensor([-1, 2]), IndexError, r"index: .*-1"),
-                (torch.tensor([2, 5, 5]), ValueError, r"index: .*5 then 5 at position 1 \(duplicated\)"),
-                (torch.tensor([2, 7, 5]), ValueError, r"index: .*7 then 5 at position 1 \(unsorted\)"),
+                (
+                    torch.tensor([2, 5, 5]),
+                    ValueError,
+                    r"index: .*5 then 5 at position 1 \(duplicated\)",
+                ),
+                (
+                    torch.tensor([2, 7, 5]),
+                    ValueError,
+                    r"index: .*7 then 5 at position 1 \(unsorted\)",
+                ),
                 (torch.empty(0, dtype=torch.int64), ValueError, "index: an empty selection"),
                 ([], ValueError, "index: an empty selection"),
                 (torch.empty(3, dtype=torch.int64, device="meta"), ValueError, "index: .*meta"),
@@ -130,9 +187,24 @@ def blocks_of(index):
         (blocks_of, [0, 1], ValueError, r"index: .*\[n, 2\].*\(2,\)"),
         (blocks_of, [[0, 1, 2]], ValueError, r"index: .*\[n, 2\].*\(1, 3\)"),
         (blocks_of, [[0, -2]], IndexError, r"index: .*-2"),
-        (blocks_of, [[0, 1], [0, 1]], ValueError, r"index: .*\[0, 1\] then \[0, 1\] at position 0 \(duplicated\)"),
-        (blocks_of, [[0, 1], [0, 0]], ValueError, r"index: .*\[0, 1\] then \[0, 0\] at position 0 \(unsorted\)"),
-        (blocks_of, [[1, 0], [0, 1]], ValueError, r"index: .*\[1, 0\] then \[0, 1\] at position 0 \(unsorted\)"),
+        (
+            blocks_of,
+            [[0, 1], [0, 1]],
+            ValueError,
+            r"index: .*\[0, 1\] then \[0, 1\] at position 0 \(duplicated\)",
+        ),
+        (
+            blocks_of,
+            [[0, 1], [0, 0]],
+            ValueError,
+            r"index: .*\[0, 1\] then \[0, 0\] at position 0 \(unsorted\)",
+        ),
+        (
+            blocks_of,
+            [[1, 0], [0, 1]],
+            ValueError,
+            r"index: .*\[1, 0\] then \[0, 1\] at position 0 \(unsorted\)",
+        ),
         (blocks_of, torch.empty(0, 2, dtype=torch.int64), ValueError, "index: an empty selection"),
         (blocks_of, [[0, 1], [2]], TypeError, r"index: .*\[\[0, 1\], \[2\]\]"),
     ],
@@ -142,9 +214,13 @@ def test_construction_errors(make, index, error, message):
         make(index)
 
 
-@pytest.mark.parametrize("block_size", [0, -1, (2, 0), (2,), (1, 2, 3), 1.5, (1.5, 2), "4", None], ids=str)
+@pytest.mark.parametrize(
+    "block_size", [0, -1, (2, 0), (2,), (1, 2, 3), 1.5, (1.5, 2), "4", None], ids=str
+)
 def test_block_size_errors(block_size):
-    with pytest.raises(ValueError, match="block_size: .*" + str(block_size).replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(
+        ValueError, match="block_size: .*" + str(block_size).replace("(", r"\(").replace(")", r"\)")
+    ):
         sft.Blocks([[0, 0]], block_size)
 
 
@@ -161,7 +237,13 @@ def test_block_size_errors(block_size):
 )
 def test_out_of_range_is_found_on_every_use(selection, shape, message):
     matrix = torch.zeros(shape)
-    uses = [selection.check, selection.values_shape, selection.nnz, selection.density, selection.mask]
+    uses = [
+        selection.check,
+        selection.values_shape,
+        selection.nnz,
+        selection.density,
+        selection.mask,
+    ]
     for use in [
         *(lambda u=u: u(shape) for u in uses),
         lambda: selection.gather(matrix),
@@ -178,13 +260,21 @@ def test_blocks_larger_than_the_matrix(block_size):
     selection, matrix = sft.Blocks([[0, 0]], block_size), torch.zeros(7, 10)
     uses = (selection.check, selection.values_shape, selection.nnz, selection.mask, selection.on)
     for use in (*(lambda use=use: use((7, 10)) for use in uses), lambda: selection.gather(matrix)):
-        with pytest.raises(ValueError, match=rf"block_size: .*{block_size[0]}.*larger than a matrix of shape \(7, 10\)"):
+        with pytest.raises(
+            ValueError,
+            match=rf"block_size: .*{block_size[0]}.*larger than a matrix of shape \(7, 10\)",
+        ):
             use()
 
 
 def test_uses_on_what_is_no_matrix(selection):
     for shape in ((7,), (1, 7, 10), ()):
-        for use in (selection.check, selection.nnz, selection.mask, lambda s: selection.gather(torch.zeros(s))):
+        for use in (
+            selection.check,
+            selection.nnz,
+            selection.mask,
+            lambda s: selection.gather(torch.zeros(s)),
+        ):
             with pytest.raises(ValueError, match=r"matrix: .*\[rows, columns\]"):
                 use(shape)
 
@@ -196,7 +286,9 @@ def test_scatter_of_values_that_do_not_fit(selection):
     assert not matrix.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str
+)
 def test_every_integer_dtype_is_held_as_int32(dtype):
     source = torch.tensor([1, 4], dtype=dtype)
     selection = sft.Rows(source)
@@ -216,13 +308,31 @@ def test_nothing_can_be_assigned_or_deleted(selection):
 def test_equality_and_hash(selection):
     for other in SELECTIONS.values():
         assert (selection == other) == (selection is other)
-    again = type(selection)(selection.index.clone(), *([selection.block_size] if selection.kind == "blocks" else []))
-    assert again == selection and hash(again) == hash(selection) and again is not selection and len({again, selection}) == 1
+    again = type(selection)(
+        selection.index.clone(), *([selection.block_size] if selection.kind == "blocks" else [])
+    )
+    assert (
+        again == selection
+        and hash(again) == hash(selection)
+        and again is not selection
+        and len({again, selection}) == 1
+    )
     assert selection != "all" and selection != selection.index.tolist()
 
 
 def test_equal_indices_of_other_kinds_are_not_equal():
-    assert len({sft.Rows([0, 1]), sft.Columns([0, 1]), sft.Entries([0, 1]), sft.Rows([0, 2]), sft.Rows([0])}) == 5
+    assert (
+        len(
+            {
+                sft.Rows([0, 1]),
+                sft.Columns([0, 1]),
+                sft.Entries([0, 1]),
+                sft.Rows([0, 2]),
+                sft.Rows([0]),
+            }
+        )
+        == 5
+    )
     assert sft.Blocks([[0, 0]], 4) != sft.Blocks([[0, 0]], (4, 2))
 
 
@@ -237,7 +347,11 @@ def test_copies(selection):
         torch.load(buffer, weights_only=False),
     ]
     for other in copies:
-        assert other == selection and other.mask(SHAPE).equal(selection.mask(SHAPE)) and repr(other) == repr(selection)
+        assert (
+            other == selection
+            and other.mask(SHAPE).equal(selection.mask(SHAPE))
+            and repr(other) == repr(selection)
+        )
         with pytest.raises((IndexError, ValueError)):
             other.check((3, 4))
     assert copies[0].index.data_ptr() != selection.index.data_ptr()
@@ -248,7 +362,10 @@ def test_to(selection):
     if torch.cuda.is_available():
         there = selection.to("cuda")
         assert there.index.is_cuda and there == selection and there.to("cpu") == selection
-        assert torch.equal(there.gather(torch.ones(SHAPE, device="cuda")).cpu(), selection.gather(torch.ones(SHAPE)))
+        assert torch.equal(
+            there.gather(torch.ones(SHAPE, device="cuda")).cpu(),
+            selection.gather(torch.ones(SHAPE)),
+        )
 
 
 def test_repr_says_what_and_how_many(selection):
@@ -265,7 +382,9 @@ def test_restrict_gives_the_features_and_a_layout_on_them(selection, dim):
     features, layout = selection.restrict(dim, SHAPE[dim])
     matrix = torch.randn(SHAPE)
     if features is None:
-        assert selection.kind != "blocks" and (selection.kind == "entries" or selection.kind != ("rows", "columns")[dim])
+        assert selection.kind != "blocks" and (
+            selection.kind == "entries" or selection.kind != ("rows", "columns")[dim]
+        )
         features = torch.arange(SHAPE[dim])
     else:
         assert features.dtype == torch.int64 and torch.equal(features, used(selection, dim))
@@ -283,7 +402,12 @@ def test_equal_features_are_one_tensor():
 
 def test_restrict_of_a_block_past_the_edge_depends_on_the_size():
     blocks = sft.Blocks([[0, 2]], (3, 4))
-    assert blocks.restrict(1, 10)[0].tolist() == [8, 9] and blocks.restrict(1, 12)[0].tolist() == [8, 9, 10, 11]
+    assert blocks.restrict(1, 10)[0].tolist() == [8, 9] and blocks.restrict(1, 12)[0].tolist() == [
+        8,
+        9,
+        10,
+        11,
+    ]
 
 
 HUGE = (70000, 70000)
@@ -298,7 +422,9 @@ def test_entries_past_2_to_the_31():
     with pytest.raises(IndexError, match=rf"index: flat position {last} .*\(69999, 70000\)"):
         selection.check((69999, 70000))
     row, column = coordinates(*selection.layout, HUGE)
-    assert list(zip(row.tolist(), column.tolist(), strict=True)) == [divmod(k, 70000) for k in (5, 2**31, last)]
+    assert list(zip(row.tolist(), column.tolist(), strict=True)) == [
+        divmod(k, 70000) for k in (5, 2**31, last)
+    ]
     features, layout = selection.restrict(1, 70000)
     assert features is None and torch.equal(layout[1], selection.index)
     assert pickle.loads(pickle.dumps(selection)).index.dtype == torch.int64
@@ -307,7 +433,10 @@ def test_entries_past_2_to_the_31():
 
 
 def test_the_largest_int32_is_held_as_int32():
-    assert sft.Entries([2**31 - 1]).index.dtype == torch.int32 and sft.Entries([2**31]).index.dtype == torch.int64
+    assert (
+        sft.Entries([2**31 - 1]).index.dtype == torch.int32
+        and sft.Entries([2**31]).index.dtype == torch.int64
+    )
     assert sft.Entries([2**62]).index.tolist() == [2**62]
     source = torch.tensor([5, 2**40])
     selection = sft.Entries(source)
@@ -316,21 +445,32 @@ def test_the_largest_int32_is_held_as_int32():
 
 
 def test_lines_and_blocks_of_a_matrix_past_2_to_the_31():
-    assert sft.Rows([69999]).nnz(HUGE) == 70000 and sft.Rows(list(range(70000))).nnz(HUGE) == 4_900_000_000
+    assert (
+        sft.Rows([69999]).nnz(HUGE) == 70000
+        and sft.Rows(list(range(70000))).nnz(HUGE) == 4_900_000_000
+    )
     assert sft.Columns([0, 69999]).values_shape(HUGE) == (70000, 2)
     blocks = sft.Blocks([[0, 0], [1, 1]], (65536, 65536))
     assert blocks.nnz(HUGE) == 65536**2 + 4464**2
-    row, column = coordinates("blocks", torch.tensor([[4374, 4374]], dtype=torch.int32), 16, 16, HUGE)
+    row, column = coordinates(
+        "blocks", torch.tensor([[4374, 4374]], dtype=torch.int32), 16, 16, HUGE
+    )
     assert row.max() == 69999 and (row.max() * 70000 + column.max()).item() == HUGE[0] * HUGE[1] - 1
     virtual = torch.arange(70000.0).expand(HUGE)
-    assert torch.equal(sft.Blocks([[4374, 4374]], 16).gather(virtual)[0, 15], torch.arange(69984.0, 70000))
+    assert torch.equal(
+        sft.Blocks([[4374, 4374]], 16).gather(virtual)[0, 15], torch.arange(69984.0, 70000)
+    )
 
 
 def test_an_index_edited_after_it_was_checked_is_refused():
     selection = sft.Rows([0, 1])
     module = sft.nn.SelectiveLinear.from_linear(torch.nn.Linear(4, 4), selection)
     selection.index.fill_(10**6)
-    for use in (lambda: selection.gather(torch.zeros(4, 4)), lambda: module(torch.zeros(1, 4)), lambda: selection.layout):
+    for use in (
+        lambda: selection.gather(torch.zeros(4, 4)),
+        lambda: module(torch.zeros(1, 4)),
+        lambda: selection.layout,
+    ):
         with pytest.raises(ValueError, match="index: it was changed in place"):
             use()
 
@@ -341,7 +481,12 @@ SMALL, LARGE = (6, 8), (12, 16)
 @pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
 def test_a_selection_chosen_on_a_matrix_refuses_every_other(kind):
     mask = torch.zeros(SMALL, dtype=torch.bool)
-    part = {"rows": mask[1], "columns": mask[:, 3], "blocks": mask[2:4, 2:4], "entries": mask[2, 5:7]}[kind]
+    part = {
+        "rows": mask[1],
+        "columns": mask[:, 3],
+        "blocks": mask[2:4, 2:4],
+        "entries": mask[2, 5:7],
+    }[kind]
     part.fill_(True)
     selection = sft.from_mask(mask, kind, 2 if kind == "blocks" else None)
     assert selection.matrix_shape == SMALL
@@ -374,11 +519,18 @@ def test_digests_tell_selections_apart():
         assert len(one.digest) == 32
         for other in every:
             assert (one.digest == other.digest) == (one == other)
-    assert sft.Rows(torch.tensor([1, 2], dtype=torch.int32)).on((4, 4)).digest == copy.deepcopy(sft.Rows([1, 2])).digest
+    assert (
+        sft.Rows(torch.tensor([1, 2], dtype=torch.int32)).on((4, 4)).digest
+        == copy.deepcopy(sft.Rows([1, 2])).digest
+    )
 
 
 @pytest.mark.parametrize("cls", [sft.Rows, sft.Columns, sft.Entries])
 def test_a_second_index_is_refused(cls):
-    """Rows and columns of single entries, as two lists, would train other entries without a word."""
-    with pytest.raises(TypeError, match=r"index: .* takes one index.*row \* columns \+ column.*from_mask"):
+    """Rows and columns of single entries, as two lists, would train other entries
+    without a word.
+    """
+    with pytest.raises(
+        TypeError, match=r"index: .* takes one index.*row \* columns \+ column.*from_mask"
+    ):
         cls(torch.tensor([2, 3]), torch.tensor([1, 2]))

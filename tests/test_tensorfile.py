@@ -1,4 +1,6 @@
-"""The file format: what it keeps, that the safetensors package agrees, and that damage is a ValueError."""
+"""The file format: what it keeps, that the safetensors package agrees, and that damage is a
+ValueError.
+"""
 
 import json
 import os
@@ -12,7 +14,16 @@ import torch
 
 from sparse_ft import _tensorfile
 
-DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+DTYPES = (
+    torch.int32,
+    torch.int64,
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    torch.uint8,
+)
 DOCUMENT = {"format": "test", "list": [1, 2.5, None, "ü"], "nested": {"a": True}}
 
 
@@ -28,7 +39,9 @@ def tensors():
 
 
 def same(a, b):
-    return list(a) == list(b) and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+    return list(a) == list(b) and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+    )
 
 
 def write(path, header, body=b"", length=None):
@@ -70,7 +83,9 @@ def test_safetensors_reads_what_we_write(tmp_path):
 
 def test_we_read_what_safetensors_writes(tmp_path):
     contiguous = {name: tensor.contiguous() for name, tensor in tensors().items()}
-    safetensors.torch.save_file(contiguous, tmp_path / "a", {"sparse_ft": json.dumps(DOCUMENT), "other": "x"})
+    safetensors.torch.save_file(
+        contiguous, tmp_path / "a", {"sparse_ft": json.dumps(DOCUMENT), "other": "x"}
+    )
     loaded, document = _tensorfile.load(tmp_path / "a")
     assert document == DOCUMENT and same({k: loaded[k] for k in contiguous}, contiguous)
 
@@ -138,8 +153,16 @@ HEADERS = {
     "an entry without shape": {**META, "x": {"dtype": "F32", "data_offsets": [0, 8]}},
     "overlapping": {**META, "x": ENTRY, "y": ENTRY},
     "a hole": {**META, "x": {**ENTRY, "data_offsets": [0, 4], "shape": [1]}},
-    "empty of a shape past int64": {**META, "x": ENTRY, "y": {**ENTRY, "shape": [0, 2**70], "data_offsets": [8, 8]}},
-    "empty of a shape of a boolean": {**META, "x": ENTRY, "y": {**ENTRY, "shape": [False], "data_offsets": [8, 8]}},
+    "empty of a shape past int64": {
+        **META,
+        "x": ENTRY,
+        "y": {**ENTRY, "shape": [0, 2**70], "data_offsets": [8, 8]},
+    },
+    "empty of a shape of a boolean": {
+        **META,
+        "x": ENTRY,
+        "y": {**ENTRY, "shape": [False], "data_offsets": [8, 8]},
+    },
     "mixed offsets": {**META, "x": ENTRY, "y": {**ENTRY, "data_offsets": ["0", "8"]}},
 }
 
@@ -173,7 +196,11 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 
 def small_file(tmp_path):
-    _tensorfile.save(tmp_path / "whole", {"a": torch.tensor([1, 5], dtype=torch.int32), "b": torch.tensor([1.5])}, {"k": [1]})
+    _tensorfile.save(
+        tmp_path / "whole",
+        {"a": torch.tensor([1, 5], dtype=torch.int32), "b": torch.tensor([1.5])},
+        {"k": [1]},
+    )
     return (tmp_path / "whole").read_bytes()
 
 

@@ -1,4 +1,6 @@
-"""Every class of torch.nn that has parameters trains under a selection as it does dense, or is refused by name."""
+"""Every class of torch.nn that has parameters trains under a selection as it does dense, or is
+refused by name.
+"""
 
 import inspect
 
@@ -10,10 +12,18 @@ from torch import nn
 import sparse_ft as sft
 
 VECTORS, SEQUENCES = (4, 6), (3, 5, 6)
-MADE = {  # class -> [(arguments, options, shapes of the inputs; a shape of integers is written as text)]
-    "Linear": [((6, 5), {}, [VECTORS]), ((6, 5), {"bias": False}, [SEQUENCES]), ((6, 1), {}, [(6,)])],
+# class -> [(arguments, options, shapes of the inputs; a shape of integers is written as text)]
+MADE = {
+    "Linear": [
+        ((6, 5), {}, [VECTORS]),
+        ((6, 5), {"bias": False}, [SEQUENCES]),
+        ((6, 1), {}, [(6,)]),
+    ],
     "Bilinear": [((6, 6, 3), {}, [VECTORS, VECTORS])],
-    "Conv1d": [((4, 6, 3), {}, [(2, 4, 9)]), ((4, 6, 3), {"groups": 2, "bias": False, "stride": 2}, [(2, 4, 9)])],
+    "Conv1d": [
+        ((4, 6, 3), {}, [(2, 4, 9)]),
+        ((4, 6, 3), {"groups": 2, "bias": False, "stride": 2}, [(2, 4, 9)]),
+    ],
     "Conv2d": [
         ((2, 3, 3), {"padding": 1}, [(2, 2, 5, 6)]),
         ((2, 4, 2), {"padding_mode": "circular", "padding": 1}, [(2, 5, 6)]),
@@ -35,8 +45,14 @@ MADE = {  # class -> [(arguments, options, shapes of the inputs; a shape of inte
     "PReLU": [((), {}, [SEQUENCES]), ((5,), {}, [SEQUENCES])],
     "Embedding": [((9, 4), {"padding_idx": 3}, ["3 5"])],
     "EmbeddingBag": [((9, 4), {"mode": mode}, ["3 5"]) for mode in ("mean", "sum", "max")],
-    "RNN": [((6, 4), {"num_layers": 2}, [SEQUENCES]), ((6, 4), {"nonlinearity": "relu", "bias": False}, [(5, 6)])],
-    "LSTM": [((6, 4), {"bidirectional": True}, [SEQUENCES]), ((6, 4), {"proj_size": 2, "batch_first": True}, [SEQUENCES])],
+    "RNN": [
+        ((6, 4), {"num_layers": 2}, [SEQUENCES]),
+        ((6, 4), {"nonlinearity": "relu", "bias": False}, [(5, 6)]),
+    ],
+    "LSTM": [
+        ((6, 4), {"bidirectional": True}, [SEQUENCES]),
+        ((6, 4), {"proj_size": 2, "batch_first": True}, [SEQUENCES]),
+    ],
     "GRU": [((6, 4), {"num_layers": 2, "bidirectional": True}, [SEQUENCES])],
     "RNNCell": [((6, 4), {}, [VECTORS])],
     "LSTMCell": [((6, 4), {"bias": False}, [VECTORS])],
@@ -50,17 +66,41 @@ MADE = {  # class -> [(arguments, options, shapes of the inputs; a shape of inte
         ((6, 2, 8), {"batch_first": True}, [SEQUENCES]),
         ((6, 2, 8), {"norm_first": True}, [SEQUENCES]),
     ],
-    "TransformerDecoderLayer": [((6, 2, 8), {"activation": "gelu", "bias": False}, [SEQUENCES, SEQUENCES])],
-    "TransformerEncoder": [((nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 2), {}, [SEQUENCES])],
-    "TransformerDecoder": [((nn.TransformerDecoderLayer(6, 2, 8), 2), {"norm": nn.LayerNorm(6)}, [SEQUENCES, SEQUENCES])],
+    "TransformerDecoderLayer": [
+        ((6, 2, 8), {"activation": "gelu", "bias": False}, [SEQUENCES, SEQUENCES])
+    ],
+    "TransformerEncoder": [
+        ((nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 2), {}, [SEQUENCES])
+    ],
+    "TransformerDecoder": [
+        (
+            (nn.TransformerDecoderLayer(6, 2, 8), 2),
+            {"norm": nn.LayerNorm(6)},
+            [SEQUENCES, SEQUENCES],
+        )
+    ],
     "Transformer": [((6, 2, 1, 1, 8), {"batch_first": True}, [SEQUENCES, SEQUENCES])],
     "LinearCrossEntropyLoss": [((6, 9), {"bias": True}, [VECTORS, "4"])],
-    "AdaptiveLogSoftmaxWithLoss": [((6, 9, [3, 5]), {"head_bias": True, "div_value": 1.5}, [VECTORS, "4"])],
+    "AdaptiveLogSoftmaxWithLoss": [
+        ((6, 9, [3, 5]), {"head_bias": True, "div_value": 1.5}, [VECTORS, "4"])
+    ],
 }
 CASES = [(name, number) for name in MADE for number in range(len(MADE[name]))]
-CONTAINERS = {"Module", "Container", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"}
+CONTAINERS = {
+    "Module",
+    "Container",
+    "Sequential",
+    "ModuleList",
+    "ModuleDict",
+    "ParameterList",
+    "ParameterDict",
+}
 NOT_ALONE = {*CONTAINERS, "DataParallel", "RNNBase", "RNNCellBase"}
-CLASSES = {name: cls for name, cls in vars(nn).items() if inspect.isclass(cls) and issubclass(cls, nn.Module)}
+CLASSES = {
+    name: cls
+    for name, cls in vars(nn).items()
+    if inspect.isclass(cls) and issubclass(cls, nn.Module)
+}
 
 
 def made(name, number):
@@ -68,12 +108,17 @@ def made(name, number):
     torch.manual_seed(0)
     arguments, options, shapes = MADE[name][number]
     inputs = [
-        torch.randint(9, tuple(map(int, shape.split()))) if isinstance(shape, str) else torch.randn(shape) for shape in shapes
+        torch.randint(9, tuple(map(int, shape.split())))
+        if isinstance(shape, str)
+        else torch.randn(shape)
+        for shape in shapes
     ]
     module = CLASSES[name](*arguments, **options)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # no bias and no norm is left at 0 or 1
+            parameter.add_(
+                torch.randn_like(parameter), alpha=0.1
+            )  # no bias and no norm is left at 0 or 1
     return module, inputs
 
 
@@ -82,7 +127,9 @@ def made(name, number):
 def test_a_class_trains_as_dense(name, number, training):
     module, inputs = made(name, number)
     for turn in range(4):
-        dense_twin.assert_trains_as_dense(module, inputs, dense_twin.plan_of(module, turn), training)
+        dense_twin.assert_trains_as_dense(
+            module, inputs, dense_twin.plan_of(module, turn), training
+        )
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -98,7 +145,9 @@ def test_each_parameter_alone_trains_as_dense(name, number, training):
 def test_the_table_holds_every_class_that_has_parameters():
     for name, cls in CLASSES.items():
         if name not in MADE and name not in NOT_ALONE and not name.startswith("Lazy"):
-            assert not list(constructed(cls).parameters()), f"nn.{name} has parameters and is not tested"
+            assert not list(constructed(cls).parameters()), (
+                f"nn.{name} has parameters and is not tested"
+            )
 
 
 def constructed(cls):
@@ -107,7 +156,9 @@ def constructed(cls):
             return cls(*arguments)
         except (TypeError, ValueError):
             continue
-    raise AssertionError(f"nn.{cls.__name__}: no way to construct it is known; give it a line in the table")
+    raise AssertionError(
+        f"nn.{cls.__name__}: no way to construct it is known; give it a line in the table"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith("Lazy")])
@@ -136,4 +187,6 @@ def test_a_list_of_parameters_is_refused_by_name_or_trains(container):
         def forward(self, x):
             return x @ self.held["0" if isinstance(self.held, nn.ParameterDict) else 0]
 
-    dense_twin.assert_trains_as_dense(Owner(), [torch.randn(2, 3)], sft.Plan({"held.0": sft.Rows([1])}))
+    dense_twin.assert_trains_as_dense(
+        Owner(), [torch.randn(2, 3)], sft.Plan({"held.0": sft.Rows([1])})
+    )

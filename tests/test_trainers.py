@@ -1,4 +1,6 @@
-"""transformers around a converted model: its Trainer with the default optimiser, checkpoints, and save_pretrained."""
+"""transformers around a converted model: its Trainer with the default optimiser, checkpoints, and
+save_pretrained.
+"""
 
 import pytest
 import torch
@@ -32,7 +34,9 @@ def one_step(model, optimizer):
     ids=["AdamW fused", "SGD fused", "AdamW foreach", "SelectiveAdamW"],
 )
 def test_save_pretrained_right_after_a_step(converted, make, tmp_path):
-    """No forward between the step and revert: what is saved holds the trained values all the same."""
+    """No forward between the step and revert: what is saved holds the trained values all
+    the same.
+    """
     model, plan = converted
     born = llama.weights_of(model, plan)
     one_step(model, make(model.parameters()))
@@ -79,7 +83,9 @@ def test_trainer_with_its_default_optimizer(converted, tmp_path):
     born = llama.weights_of(model, plan)
     run = trainer(model, tmp_path)
     run.train()
-    assert run.args.optim == "adamw_torch_fused" and all(group["fused"] for group in run.optimizer.param_groups)
+    assert run.args.optim == "adamw_torch_fused" and all(
+        group["fused"] for group in run.optimizer.param_groups
+    )
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert len(losses) == 5 and losses[-1] < 0.9 * losses[0]
     after = llama.weights_of(model, plan)
@@ -96,5 +102,7 @@ def test_trainer_resumes_from_its_checkpoint_bit_for_bit(converted, tmp_path):
     trainer(first, tmp_path / "parts", steps=3, save_strategy="steps", save_steps=3).train()
     second = llama.tiny_llama(seed=7)
     sft.convert(second, plan)
-    trainer(second, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+    trainer(second, tmp_path / "parts").train(
+        resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3")
+    )
     assert llama.furthest(llama.weights_of(model, plan), llama.weights_of(second, plan)) == 0

@@ -1,4 +1,6 @@
-"""Nested arguments are walked from left to right, and rebuilt with their own kinds of containers."""
+"""Nested arguments are walked from left to right, and rebuilt with their own kinds of
+containers.
+"""
 
 import torch
 

@@ -6,14 +6,18 @@ import torch
 
 
 def batch_for(model, batch_size, sequence_length, padded=False):
-    """Keyword arguments for a training forward of a transformers model, labels included where it takes them.
+    """Keyword arguments for a training forward of a transformers model, labels included where it
+    takes them.
 
     padded: with an attention mask that has zeros, as a batch of rows of several lengths has.
     """
     main = getattr(model, "main_input_name", None)
     make = {"input_ids": _text, "pixel_values": _pictures, "input_features": _sound}.get(main)
     if make is None:
-        raise ValueError(f"inputs: no batch is known for a {type(model).__name__}; pass inputs={{argument: tensor}}")
+        raise ValueError(
+            f"inputs: no batch is known for a {type(model).__name__}; pass inputs={{argument:"
+            " tensor}"
+        )
     takes = inspect.signature(model.forward).parameters
     batch = make(model.config, batch_size, sequence_length)
     tokens = torch.ones(batch_size, sequence_length, dtype=torch.long)
@@ -39,7 +43,11 @@ def _pictures(config, batch_size, _):
 
 
 def _sound(config, batch_size, _):
-    return {"input_features": torch.zeros(batch_size, config.num_mel_bins, 2 * config.max_source_positions)}
+    return {
+        "input_features": torch.zeros(
+            batch_size, config.num_mel_bins, 2 * config.max_source_positions
+        )
+    }
 
 
 def loss_of(output):

@@ -1,4 +1,6 @@
-"""A dry run: ops give tensors of the right shape and no data, except small integers, whose values decide what a model does."""
+"""A dry run: ops give tensors of the right shape and no data, except small integers, whose values
+decide what a model does.
+"""
 
 import contextlib
 import copy
@@ -26,7 +28,9 @@ SMALL = 1 << 20  # elements up to which integers are computed
 
 
 class Dry(contextlib.ExitStack):
-    """While entered, tensors that are made have no data. `copy(model)` gives a model without data to run in it."""
+    """While entered, tensors that are made have no data. `copy(model)` gives a model without data
+    to run in it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -49,16 +53,22 @@ class Dry(contextlib.ExitStack):
         return twin
 
     def like(self, tensor):
-        """A tensor without data that is like `tensor`; integers, which may decide what a model does, keep theirs."""
+        """A tensor without data that is like `tensor`; integers, which may decide what a model
+        does, keep theirs.
+        """
         return self.mode.from_tensor(tensor) if tensor.is_floating_point() else tensor
 
     def integers(self, *shape, dtype=torch.int64):
         """An index without data."""
-        return FakeTensor(self.mode, torch.empty(shape, dtype=dtype, device="meta"), torch.device("cpu"))
+        return FakeTensor(
+            self.mode, torch.empty(shape, dtype=dtype, device="meta"), torch.device("cpu")
+        )
 
 
 class _Integers(TorchDispatchMode):
-    """Integers made of integers alone have their values: positions, masks and lengths, which control flow may look at."""
+    """Integers made of integers alone have their values: positions, masks and lengths, which
+    control flow may look at.
+    """
 
     def __init__(self, mode):
         super().__init__()
@@ -95,7 +105,9 @@ def _grouped_mm(mat_a, mat_b, offs=None, bias=None, out_dtype=None):
 
 
 def _item(tensor):
-    """A floating-point number that is read is a scale or a loss to print, and any will do; what is counted is not known."""
+    """A floating-point number that is read is a scale or a loss to print, and any will do; what is
+    counted is not known.
+    """
     return 1.0 if tensor.is_floating_point() else ITEM(tensor)
 
 
@@ -111,5 +123,8 @@ class _Addresses(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
-            return key_of(args[0].untyped_storage()) + args[0].storage_offset() * args[0].element_size()
+            return (
+                key_of(args[0].untyped_storage())
+                + args[0].storage_offset() * args[0].element_size()
+            )
         return func(*args, **(kwargs or {}))

@@ -24,8 +24,9 @@ def nodes_of(outputs):
 def held_by(node):
     """Tensors on a node that no pack hook of the caller has seen.
 
-    Attributes that a Python `autograd.Function` put on its ctx; what hooks entered inside of the forward (`save_on_cpu`)
-    made of the saved tensors; the arguments that a checkpoint will run again with.
+    Attributes that a Python `autograd.Function` put on its ctx; what hooks entered inside of the
+    forward (`save_on_cpu`) made of the saved tensors; the arguments that a checkpoint will run
+    again with.
     """
     found = []
     if isinstance(node, torch.autograd.function.BackwardCFunction):

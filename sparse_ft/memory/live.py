@@ -11,9 +11,11 @@ from .storages import storages_of
 
 
 class Live(TorchDispatchMode):
-    """While entered, follows every storage that an op makes, to its end. `.bytes` alive now, `.peak` the most at once.
+    """While entered, follows every storage that an op makes, to its end. `.bytes` alive now,
+    `.peak` the most at once.
 
-    `follow(storage)` counts one that was there before. What kernels allocate and free inside of an op is not seen.
+    `follow(storage)` counts one that was there before. What kernels allocate and free inside of an
+    op is not seen.
     """
 
     holds_nothing = True  # of the outputs that it sees: a lean layer may write over them

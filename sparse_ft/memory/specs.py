@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from .._torch import unset_fake_temporarily
-from ..convert import convert, matrix_shape
+from ..conversion import convert, matrix_shape
 from ..plan import Plan
 from ..salience.budget import STRUCTURES, count_of, fitted
 from ..salience.targets import targets_of
@@ -22,9 +22,10 @@ class _DryBlocks(Blocks):
 def prepare(model, plan, dry, values_dtype=None):
     """`model` as `plan` has it train, inside of a dry run: what to call, mostly the model itself.
 
-    plan: None (all of it), a Plan or mapping, {"structure": …, "density": …, "targets": …, "block_size": …} for selections
-    drawn at random, {"lora": rank, …}, the rest going to peft's LoraConfig, or a callable of the model that gives one of these
-    or another model to train as it is.
+    plan: None (all of it), a Plan or mapping, {"structure": …, "density": …, "targets": …,
+    "block_size": …} for selections drawn at random, {"lora": rank, …}, the rest going to peft's
+    LoraConfig, or a callable of the model that gives one of these or another model to train as it
+    is.
     """
     if callable(plan):
         plan = plan(model)
@@ -42,7 +43,9 @@ def prepare(model, plan, dry, values_dtype=None):
         known = {}
         plan = Plan(
             {
-                name: what if isinstance(what, str) else _twin(what, matrix_shape(model, name), dry, known)
+                name: what
+                if isinstance(what, str)
+                else _twin(what, matrix_shape(model, name), dry, known)
                 for name, what in Plan(plan).items()
             }
         )
@@ -55,21 +58,32 @@ def _lora(model, lora, **settings):
         import peft
     except ImportError:
         raise ImportError("plan: a LoRA estimate needs peft; pip install peft") from None
-    config = peft.LoraConfig(**{"r": lora, "target_modules": "all-linear", "init_lora_weights": False, **settings})
+    config = peft.LoraConfig(
+        **{"r": lora, "target_modules": "all-linear", "init_lora_weights": False, **settings}
+    )
     return peft.get_peft_model(model, config)
 
 
 def _drawn(model, dry, structure="columns", density=0.01, targets=None, block_size=64):
     if structure not in STRUCTURES:
-        raise ValueError(f"structure: expected {' or '.join(map(repr, STRUCTURES))}, got {structure!r}")
+        raise ValueError(
+            f"structure: expected {' or '.join(map(repr, STRUCTURES))}, got {structure!r}"
+        )
     if not (isinstance(density, (int, float)) and 0 < density <= 1):
         raise ValueError(f"density: expected a share in (0, 1], got {density!r}")
     names = targets_of(model, targets).weights
-    return Plan({name: _random(structure, density, block_size, matrix_shape(model, name), dry) for name in names})
+    return Plan(
+        {
+            name: _random(structure, density, block_size, matrix_shape(model, name), dry)
+            for name in names
+        }
+    )
 
 
 def _random(structure, density, block_size, shape, dry):
-    """The selection that `sft.select(score="random")` would draw, of which all but the index is known."""
+    """The selection that `sft.select(score="random")` would draw, of which all but the index is
+    known.
+    """
     rows, columns = shape
     if structure in ("rows", "columns"):
         cls = Rows if structure == "rows" else Columns
@@ -78,7 +92,12 @@ def _random(structure, density, block_size, shape, dry):
     if structure.startswith("entries"):
         per_row = structure == "entries_per_row"
         return _sized(
-            Entries, rows * count_of(columns, density) if per_row else count_of(rows * columns, density), 1, shape, {}, dry
+            Entries,
+            rows * count_of(columns, density) if per_row else count_of(rows * columns, density),
+            1,
+            shape,
+            {},
+            dry,
         )
     size = fitted(as_block_size(block_size), shape)
     grid = -(-rows // size[0]), -(-columns // size[1])
@@ -91,7 +110,9 @@ def _random(structure, density, block_size, shape, dry):
 
 
 def _twin(selection, shape, dry, known):
-    """A real selection without its data. known: {id of features: their twin}; layers that share features go on doing so."""
+    """A real selection without its data. known: {id of features: their twin}; layers that share
+    features go on doing so.
+    """
     selection.check(shape)
     features = {}
     for dim in (0, 1):
@@ -103,7 +124,9 @@ def _twin(selection, shape, dry, known):
 
 
 def _sized(cls, n, block_size, shape, features, dry):
-    """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices} of a matrix of `shape`."""
+    """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices} of a
+    matrix of `shape`.
+    """
     dims = (n, 2) if issubclass(cls, Blocks) else (n,)
     largest = max(shape) if cls is not Entries else shape[0] * shape[1] - 1
     index = dry.integers(*dims, dtype=torch.int32 if largest <= INT32_MAX else torch.int64)

@@ -9,11 +9,25 @@ import torch
 from .._torch import key_of, sparse_indices, sparse_values
 
 _DEPTH = 12
-_LEAVES = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size, type)
+_LEAVES = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    type,
+)
 
 
 def storages_of(tensor):
-    """The untyped storages that hold a tensor's data: one, or several for sparse tensors and wrappers such as DTensor."""
+    """The untyped storages that hold a tensor's data: one, or several for sparse tensors and
+    wrappers such as DTensor.
+    """
     if tensor.layout != torch.strided:
         return [storage for part in _sparse_parts(tensor) for storage in storages_of(part)]
     if hasattr(type(tensor), "__tensor_flatten__"):
@@ -33,10 +47,16 @@ def _sparse_parts(tensor):
 
 
 def model_storages(model):
-    """{key: storage} of all that a model holds anyway: parameters, buffers, and tensors in its modules' plain attributes."""
+    """{key: storage} of all that a model holds anyway: parameters, buffers, and tensors in its
+    modules' plain attributes.
+    """
     found = {}
     for module in model.modules():
-        plain = {k: v for k, v in module.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
+        plain = {
+            k: v
+            for k, v in module.__dict__.items()
+            if k not in ("_parameters", "_buffers", "_modules")
+        }
         held = [*module._parameters.values(), *module._buffers.values(), *tensors_in(plain)]
         for tensor in held:
             if tensor is not None:
@@ -45,7 +65,8 @@ def model_storages(model):
 
 
 def tensors_in(thing):
-    """The tensors that `thing` holds: itself, in containers, in attributes of objects, in what functions close over.
+    """The tensors that `thing` holds: itself, in containers, in attributes of objects, in what
+    functions close over.
 
     Modules are not entered: what they hold is the model's.
     """
@@ -86,22 +107,34 @@ def _parts(thing):
         parts += list((getattr(thing, "__dict__", None) or {}).values())
         for cls in type(thing).__mro__:
             slots = cls.__dict__.get("__slots__", ())
-            parts += [getattr(thing, n, None) for n in ((slots,) if isinstance(slots, str) else slots) if n != "__weakref__"]
+            parts += [
+                getattr(thing, n, None)
+                for n in ((slots,) if isinstance(slots, str) else slots)
+                if n != "__weakref__"
+            ]
     return parts
 
 
 class Watched:
-    """Storages that were seen, without keeping them alive: {key: label}; a key is not given out again while it is watched."""
+    """Storages that were seen, without keeping them alive: {key: label}; a key is not given out
+    again while it is watched.
+    """
 
     def __init__(self):
         self._seen = {}
 
     def add(self, storage, device, label):
-        """Note a storage under `label`; the first stays. device: its tensor's; without data the storage is on meta."""
+        """Note a storage under `label`; the first stays. device: its tensor's; without data the
+        storage is on meta.
+        """
         key = key_of(storage)
         if key not in self._seen:
             self._seen[key] = weakref.ref(storage), storage.nbytes(), device, label
 
     def alive(self):
         """[(bytes, device, label)] of what still lives, in the order it was seen."""
-        return [(size, device, label) for ref, size, device, label in self._seen.values() if ref() is not None]
+        return [
+            (size, device, label)
+            for ref, size, device, label in self._seen.values()
+            if ref() is not None
+        ]

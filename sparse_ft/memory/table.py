@@ -15,7 +15,9 @@ class Row(NamedTuple):
 
 
 class Ledger:
-    """What `ledger` saw: `.rows`, `.total` (bytes), `.tokens` (None if unknown), `.devices` {device: bytes}; prints."""
+    """What `ledger` saw: `.rows`, `.total` (bytes), `.tokens` (None if unknown), `.devices`
+    {device: bytes}; prints.
+    """
 
     def __init__(self, rows, tokens=None):
         self.rows, self.tokens = tuple(rows), tokens
@@ -26,7 +28,9 @@ class Ledger:
 
     @property
     def groups(self):
-        """Rows of modules that differ in their first number only, summed: "layers.*.mlp". [(Row, number of modules)]."""
+        """Rows of modules that differ in their first number only, summed: "layers.*.mlp". [(Row,
+        number of modules)].
+        """
         sums = {}
         for row in self.rows:
             pattern = re.sub(r"(?<![^.])\d+(?=\.)", "*", row.module, count=1)
@@ -41,11 +45,24 @@ class Ledger:
         for row, number in self.groups:
             share = f"{row.bytes / self.total:.1%}" if self.total else ""
             lines.append(
-                (row.module or "(model)", row.kind, f"{number}", f"{row.tensors}", readable(row.bytes), share, row.device)
+                (
+                    row.module or "(model)",
+                    row.kind,
+                    f"{number}",
+                    f"{row.tensors}",
+                    readable(row.bytes),
+                    share,
+                    row.device,
+                )
             )
         per_token = f", {self.total / self.tokens:,.0f} bytes a token" if self.tokens else ""
         where = ", ".join(f"{readable(size)} on {device}" for device, size in self.devices.items())
-        return "\n".join([*columns(lines, numbers=(2, 3, 4, 5)), f"held for backward: {where or '0 B'}{per_token}"])
+        return "\n".join(
+            [
+                *columns(lines, numbers=(2, 3, 4, 5)),
+                f"held for backward: {where or '0 B'}{per_token}",
+            ]
+        )
 
     __repr__ = __str__
 
@@ -58,7 +75,9 @@ class Ledger:
         rows = sorted(self.groups, key=lambda group: group[0].bytes)
         figure = Figure(figsize=(8, 1 + 0.28 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
-        axes.barh([_label(row, number) for row, number in rows], [row.bytes / 2**20 for row, _ in rows])
+        axes.barh(
+            [_label(row, number) for row, number in rows], [row.bytes / 2**20 for row, _ in rows]
+        )
         axes.set_xlabel("MiB held for backward")
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path)
@@ -81,6 +100,8 @@ def columns(lines, numbers=()):
     """Lines of cells as aligned text; the columns in `numbers` to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
-        "  ".join(c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        "  ".join(
+            c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))
+        ).rstrip()
         for line in lines
     ]

@@ -6,4 +6,11 @@ from .linear import SelectiveConv1D, SelectiveLinear
 from .reading import stored
 from .selected import Selected
 
-__all__ = ["Selected", "SelectedParameter", "SelectiveConv1D", "SelectiveEmbedding", "SelectiveLinear", "stored"]
+__all__ = [
+    "Selected",
+    "SelectedParameter",
+    "SelectiveConv1D",
+    "SelectiveEmbedding",
+    "SelectiveLinear",
+    "stored",
+]

@@ -1,9 +1,11 @@
-"""SelectedParameter: selected entries of a parameter that some module reads in its own way (convolutions, MHA, LSTM, norms).
+"""SelectedParameter: selected entries of a parameter that some module reads in its own way
+(convolutions, MHA, LSTM, norms).
 
-The reading module keeps its class, its state_dict keys and its pickle. While its forward runs, the parameter's
-name leads to an alias of the weight whose backward reduces the dense gradient to `values` at once: dense gradient,
-transient. Who reads the parameter at another time (`module.forward(x)`, a pre-hook that computes the weight from
-it, a parent) gets such an alias too, by `reading.Parameters`.
+The reading module keeps its class, its state_dict keys and its pickle. While its forward runs, the
+parameter's name leads to an alias of the weight whose backward reduces the dense gradient to
+`values` at once: dense gradient, transient. Who reads the parameter at another time
+(`module.forward(x)`, a pre-hook that computes the weight from it, a parent) gets such an alias too,
+by `reading.Parameters`.
 """
 
 import torch
@@ -18,16 +20,21 @@ from .selected import Selected, check_weight
 
 
 class SelectedParameter(Selected):
-    """The `values` of one parameter `name` of `owner`; a child of the owner under `<name>_selected`.
+    """The `values` of one parameter `name` of `owner`; a child of the owner under
+    `<name>_selected`.
 
-    reader: the module whose forward reads the parameter, mostly the owner. Its `state_dict` has one more key,
-    `<name>_selected.values`, only where the weight cannot hold the values (fp32 values over a 16-bit weight).
+    reader: the module whose forward reads the parameter, mostly the owner. Its `state_dict` has one
+    more key, `<name>_selected.values`, only where the weight cannot hold the values (fp32 values
+    over a 16-bit weight).
     """
 
     def __init__(self, owner, name, selection, shape, reader, label, values_dtype=None):
         super().__init__()
         if isinstance(owner, nn.RNNBase) and flat_names(owner) is None:
-            raise RuntimeError(f"{label}: this torch keeps the weights of recurrent modules in a way that is not known")
+            raise RuntimeError(
+                f"{label}: this torch keeps the weights of recurrent modules in a way that is not"
+                " known"
+            )
         check_weight(label, stored(owner, name))
         self.__dict__.update(owner=owner, name=name, reader=reader, _handles=[])
         self._begin(label)
@@ -41,7 +48,9 @@ class SelectedParameter(Selected):
             parameters.selected[name] = self
 
     def _is_flat(self):
-        """Recurrent modules read most weights from a list of their own, which must hold what is stored."""
+        """Recurrent modules read most weights from a list of their own, which must hold what is
+        stored.
+        """
         return isinstance(self.owner, nn.RNNBase) and self.name in flat_names(self.owner)
 
     def _weight(self):
@@ -49,7 +58,10 @@ class SelectedParameter(Selected):
 
     def __delattr__(self, name):
         if name == "values":
-            raise RuntimeError(f"{self._sparse_ft_state.label}: its values train in its place; sft.revert(model) first")
+            raise RuntimeError(
+                f"{self._sparse_ft_state.label}: its values train in its place; sft.revert(model)"
+                " first"
+            )
         super().__delattr__(name)
 
     def _weight_or_none(self):
@@ -57,13 +69,17 @@ class SelectedParameter(Selected):
 
     @staticmethod
     def of_reader(module):
-        """Those that hooks of `module` lead to, also where their owner was replaced and they are in no model any more."""
+        """Those that hooks of `module` lead to, also where their owner was replaced and they are in
+        no model any more.
+        """
         before, _ = hook_tables(module)
         found = [getattr(hook, "__self__", None) for hook in before.values()]
         return [each for each in found if isinstance(each, SelectedParameter)]
 
     def before_forward(self, module, inputs):
-        """Put the alias in the parameter's place: an instance attribute is found before a registered parameter."""
+        """Put the alias in the parameter's place: an instance attribute is found before a
+        registered parameter.
+        """
         if any(isinstance(x, torch.fx.Proxy) for x in inputs):
             refuse_tracing(self._sparse_ft_state.label, inputs)
         self.sync()
@@ -74,23 +90,36 @@ class SelectedParameter(Selected):
             state = self._sparse_ft_state
             self._put(alias(self._weight(), values, state.selection.layout, state.matrix_shape))
         elif not is_compiling():
-            self._put(self._weight().detach().requires_grad_())  # torch picks kernels by it: the bits of the original forward
+            self._put(
+                self._weight().detach().requires_grad_()
+            )  # torch picks kernels by it: the bits of the original forward
 
     def after_forward(self, *_):
-        if self._take_away() is None and torch.is_grad_enabled() and self._parameters["values"].requires_grad:
+        if (
+            self._take_away() is None
+            and torch.is_grad_enabled()
+            and self._parameters["values"].requires_grad
+        ):
             raise RuntimeError(
-                f"{self._sparse_ft_state.label}: its reader calls itself or runs in several threads; a selection then "
-                f"gets part of its gradient only; train it whole ('all') or leave it out"
+                f"{self._sparse_ft_state.label}: its reader calls itself or runs in several"
+                " threads; a selection then gets part of its gradient only; train it whole ('all')"
+                " or leave it out"
             )
 
-    after_forward.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
+    after_forward.holds_nothing = (
+        True  # of the outputs that it sees: a lean layer may write over them
+    )
 
     def _take_away(self):
         weight = self._weight_or_none()
-        taken = self.owner.__dict__.get(self.name) if weight is not None else None  # a pruned one is someone else's
+        taken = (
+            self.owner.__dict__.get(self.name) if weight is not None else None
+        )  # a pruned one is someone else's
         if taken is not None:
             self._put_flat(weight)
-            self.owner.__dict__.pop(self.name, None)  # last: who is interrupted before finds it again
+            self.owner.__dict__.pop(
+                self.name, None
+            )  # last: who is interrupted before finds it again
         return taken
 
     def _put(self, tensor):
@@ -109,7 +138,8 @@ class SelectedParameter(Selected):
     def remove(self):
         """Undo the constructor, but for requires_grad; the weight stays as it is.
 
-        Called again after an interrupt, it does the rest: the place in the model, by which it is found, goes last.
+        Called again after an interrupt, it does the rest: the place in the model, by which it is
+        found, goes last.
         """
         self._take_away()  # there still after an interrupted forward
         Parameters.remove(self.owner, self.name)
@@ -117,7 +147,9 @@ class SelectedParameter(Selected):
             handle.remove()
         self._deselect()
         for hooks in hook_tables(self.reader):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+            for key in [
+                key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self
+            ]:
                 del hooks[key]  # whose handle was lost: an interrupt came before it was kept
         if self.owner._modules.get(f"{self.name}_selected") is self:
             del self.owner._modules[f"{self.name}_selected"]
@@ -133,7 +165,9 @@ class SelectedParameter(Selected):
     def _before_owner_loads(self, owner, state_dict, prefix, *_):
         check_loaded(self, state_dict, f"{prefix}{self.name}_selected.")
         self.sync()  # a weight that fails to load is what values come from
-        self._sparse_ft_state.shown = self._sparse_ft_state.held = None  # the owner may swap its weight: no reference is left
+        self._sparse_ft_state.shown = self._sparse_ft_state.held = (
+            None  # the owner may swap its weight: no reference is left
+        )
         self.__dict__["_weight_comes"] = prefix + self.name in state_dict
 
     def _weight_is_in(self, state_dict, prefix):

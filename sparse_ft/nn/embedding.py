@@ -1,4 +1,6 @@
-"""SelectiveEmbedding: an embedding of which only the selected rows train; the other rows are never touched."""
+"""SelectiveEmbedding: an embedding of which only the selected rows train; the other rows are never
+touched.
+"""
 
 from torch import nn
 
@@ -11,8 +13,10 @@ from .state import NAME
 class SelectiveEmbedding(Adopted, nn.Embedding):
     """`nn.Embedding` of which only the selected rows train.
 
-    weight: [num_embeddings, embedding_dim]; reading it synchronises, and leads the reader's gradient to values.
-    values: [R, embedding_dim]. No tensor of the table's size is made in forward, backward or step. max_norm, sparse and scale_grad_by_freq are refused by `from_embedding`.
+    weight: [num_embeddings, embedding_dim]; reading it synchronises, and leads the reader's
+    gradient to values.
+    values: [R, embedding_dim]. No tensor of the table's size is made in forward, backward or step.
+    max_norm, sparse and scale_grad_by_freq are refused by `from_embedding`.
     """
 
     @classmethod
@@ -37,10 +41,12 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
 
 
 def check_embedding(label, embedding):
-    """Raise ValueError for an option whose effect on unselected rows or on the gradient cannot be kept."""
+    """Raise ValueError for an option whose effect on unselected rows or on the gradient cannot be
+    kept.
+    """
     for option in ("max_norm", "sparse", "scale_grad_by_freq"):
         if getattr(embedding, option):
             raise ValueError(
-                f"{label}: {option}={getattr(embedding, option)} is not supported with selected entries; "
-                f"make the embedding without it"
+                f"{label}: {option}={getattr(embedding, option)} is not supported with selected"
+                " entries; make the embedding without it"
             )

@@ -1,6 +1,8 @@
-"""Parameters that somebody else keeps in a form of their own (shards, codes, nothing yet), and callers that bring no tensors.
+"""Parameters that somebody else keeps in a form of their own (shards, codes, nothing yet), and
+callers that bring no tensors.
 
-A selection of such a parameter would train something else, or nothing. Each is refused by name, with the way out.
+A selection of such a parameter would train something else, or nothing. Each is refused by name,
+with the way out.
 """
 
 import contextlib
@@ -12,13 +14,25 @@ from torch.nn.parameter import is_lazy
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # What a class of tensors may define and still compute as torch.Tensor does.
-HARMLESS = {"__new__", "__init__", "__repr__", "__str__", "__doc__", "__module__", "__dict__", "__weakref__", "__hash__"}
+HARMLESS = {
+    "__new__",
+    "__init__",
+    "__repr__",
+    "__str__",
+    "__doc__",
+    "__module__",
+    "__dict__",
+    "__weakref__",
+    "__hash__",
+}
 HARMLESS |= {"__annotations__", "__deepcopy__", "__reduce_ex__"}
 PLAIN = {nn.Parameter, torch.Tensor}  # `sft.estimate` adds torch's tensors without memory
 
 
 def _class_of(module: str, name: str) -> type | tuple:
-    """A public class of torch that nobody has met unless its module is imported; else what no object is an instance of."""
+    """A public class of torch that nobody has met unless its module is imported; else what no
+    object is an instance of.
+    """
     return getattr(sys.modules.get(module), name, ())
 
 
@@ -33,32 +47,44 @@ def is_partitioned(tensor: torch.Tensor) -> bool:
 
 
 def why_not(weight: torch.Tensor) -> str | None:
-    """Why selected entries of `weight` cannot train, and what to do instead; None where nothing speaks against it."""
+    """Why selected entries of `weight` cannot train, and what to do instead; None where nothing
+    speaks against it.
+    """
     kind = type(weight)
     if is_lazy(weight):
-        return "a lazy module's, without shape or numbers before its first forward; run the model on one batch first"
+        return (
+            "a lazy module's, without shape or numbers before its first forward; run the model on"
+            " one batch first"
+        )
     if is_sharded_tensor(weight):
         return (
-            "a DTensor (FSDP2's fully_shard, tensor parallel), whose selections are not supported; use "
-            "DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2"
+            "a DTensor (FSDP2's fully_shard, tensor parallel), whose selections are not supported;"
+            " use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2"
         )
     if is_partitioned(weight):
-        return "kept in parts by DeepSpeed's ZeRO-3, which selections do not support; use ZeRO stage 1 or 2"
+        return (
+            "kept in parts by DeepSpeed's ZeRO-3, which selections do not support; use ZeRO stage 1"
+            " or 2"
+        )
     if weight.dtype not in FLOATS:
         return (
-            f"{weight.dtype}, so it is quantised or holds no weights; selected entries train in float16, bfloat16, float32 or "
-            f"float64: load the model without quantisation, or leave this parameter out of the plan"
+            f"{weight.dtype}, so it is quantised or holds no weights; selected entries train in"
+            " float16, bfloat16, float32 or float64: load the model without quantisation, or leave"
+            " this parameter out of the plan"
         )
     if not is_plain(kind):
         return (
-            f"a {kind.__name__}, which computes in its own way (quantised?); load the model without it, replace it by "
-            f"nn.Parameter of a plain tensor, or leave this parameter out of the plan"
+            f"a {kind.__name__}, which computes in its own way (quantised?); load the model without"
+            " it, replace it by nn.Parameter of a plain tensor, or leave this parameter out of the"
+            " plan"
         )
     return None
 
 
 def is_plain(kind: type) -> bool:
-    """Whether tensors of class `kind` compute as torch.Tensor does: nothing between it and nn.Parameter redefines anything."""
+    """Whether tensors of class `kind` compute as torch.Tensor does: nothing between it and
+    nn.Parameter redefines anything.
+    """
     for cls in kind.__mro__:
         if cls in PLAIN:
             return True
@@ -68,24 +94,35 @@ def is_plain(kind: type) -> bool:
 
 
 def why_managed(values: torch.Tensor, weight: torch.Tensor, are_known: bool) -> str | None:
-    """Why a converted module cannot run, whose parameters somebody has taken over since; None where nobody has.
+    """Why a converted module cannot run, whose parameters somebody has taken over since; None where
+    nobody has.
 
-    are_known: whether values or weight are the objects that the module was given. FSDP2 shows a forward ordinary parameters,
-    gathered into fresh memory; their like exists where a process group does.
+    are_known: whether values or weight are the objects that the module was given. FSDP2 shows a
+    forward ordinary parameters, gathered into fresh memory; their like exists where a process group
+    does.
     """
     for tensor in (values, weight):
         if is_sharded_tensor(tensor):
             return "made a DTensor (fully_shard, tensor parallel) after sft.convert"
         if is_partitioned(tensor):
-            return "taken over by DeepSpeed's ZeRO-3, which releases it between forward and backward"
+            return (
+                "taken over by DeepSpeed's ZeRO-3, which releases it between forward and backward"
+            )
     sharding = _class_of("torch.distributed.fsdp", "FSDPModule")
-    if not are_known and sharding and torch.distributed.is_initialized() and isinstance(values, nn.Parameter):
+    if (
+        not are_known
+        and sharding
+        and torch.distributed.is_initialized()
+        and isinstance(values, nn.Parameter)
+    ):
         return "taken over after sft.convert, as FSDP2 (fully_shard) does"
     return None
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise ValueError where FSDP1 wraps `model` or a part of it, or a lazy module has not seen its input yet."""
+    """Raise ValueError where FSDP1 wraps `model` or a part of it, or a lazy module has not seen its
+    input yet.
+    """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"model: {name!r}: {why_not(parameter)}")
@@ -94,15 +131,16 @@ def check_whole(model: nn.Module) -> None:
         if isinstance(module, wrapper):
             where = f"its {name!r}" if name else "it"
             raise ValueError(
-                f"model: {where} is a FullyShardedDataParallel (FSDP1), whose shards selections do not support; use "
-                f"DistributedDataParallel (convert first, then wrap), or DeepSpeed's ZeRO-1 or 2"
+                f"model: {where} is a FullyShardedDataParallel (FSDP1), whose shards selections do"
+                " not support; use DistributedDataParallel (convert first, then wrap), or"
+                " DeepSpeed's ZeRO-1 or 2"
             )
 
 
 @contextlib.contextmanager
 def unswapped():
-    """Casts and loads in here change parameters in the way of old: torch.__future__ may ask to swap tensors, which those that
-    are referred to weakly refuse, after others were swapped."""
+    """Casts and loads in here change parameters in the way of old: torch.__future__ may ask to swap
+    tensors, which those that are referred to weakly refuse, after others were swapped."""
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(False)
     try:
@@ -112,9 +150,11 @@ def unswapped():
 
 
 def refuse_tracing(label: str, inputs: tuple) -> None:
-    """Raise RuntimeError where torch.fx traces, which brings no tensors; called where something has failed already."""
+    """Raise RuntimeError where torch.fx traces, which brings no tensors; called where something has
+    failed already.
+    """
     if any(isinstance(x, torch.fx.Proxy) for x in inputs):
         raise RuntimeError(
-            f"{label}: torch.fx.symbolic_trace cannot trace a module with selected entries; use torch.compile or "
-            f"torch.export, or sft.revert(model) first"
+            f"{label}: torch.fx.symbolic_trace cannot trace a module with selected entries; use"
+            " torch.compile or torch.export, or sft.revert(model) first"
         ) from None

@@ -1,4 +1,6 @@
-"""Weights that a model holds outside of its parameters too: who reads them there sends no gradient, so that is said."""
+"""Weights that a model holds outside of its parameters too: who reads them there sends no gradient,
+so that is said.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,9 @@ OWN = {NAME, "_parameters", "_buffers", "_modules"}
 
 
 def warn_of_held_apart(model: nn.Module) -> None:
-    """Name each selected weight of a converted model that a list or another attribute of a module holds as well."""
+    """Name each selected weight of a converted model that a list or another attribute of a module
+    holds as well.
+    """
     labels = {
         id(module._weight()): module._sparse_ft_state.label
         for module in model.modules()
@@ -27,15 +31,17 @@ def warn_of_held_apart(model: nn.Module) -> None:
         if isinstance(module, SelectedParameter):
             continue
         for attribute, thing in module.__dict__.items():
-            # Recurrent modules have such a list, in which a selected weight is replaced while they run.
+            # Recurrent modules have such a list, in which a selected weight is replaced while they
+            # run.
             if attribute in OWN or (isinstance(module, nn.RNNBase) and attribute == FLAT_WEIGHTS):
                 continue
             for tensor in _tensors(thing, DEPTH):
                 label = labels.pop(id(tensor), None)
                 if label is not None:
                     warnings.warn(
-                        f"{label}: `{f'{prefix}.{attribute}'.lstrip('.')}` holds it too, and who reads it there sends no "
-                        f"gradient to its selected entries; read it from its module",
+                        f"{label}: `{f'{prefix}.{attribute}'.lstrip('.')}` holds it too, and who"
+                        " reads it there sends no gradient to its selected entries; read it from"
+                        " its module",
                         stacklevel=4,
                     )
 

@@ -1,4 +1,6 @@
-"""SelectiveLinear and SelectiveConv1D: dense forward, gradient and optimiser state for the selected entries only."""
+"""SelectiveLinear and SelectiveConv1D: dense forward, gradient and optimiser state for the selected
+entries only.
+"""
 
 import copy
 
@@ -16,7 +18,9 @@ from .state import NAME
 
 
 def fresh_weight(self):
-    """The dense weight, showing `values`; with gradients on, whoever reads it sends its gradient to them."""
+    """The dense weight, showing `values`; with gradients on, whoever reads it sends its gradient to
+    them.
+    """
     if "weight" not in self._parameters:
         raise AttributeError(f"{type(self).__name__} has no weight (it was deleted)")
     return read(self)
@@ -38,9 +42,11 @@ def is_adopted(module):
 
 
 def restore(module):
-    """Undo `adopt`: the original class, holding the weight as it is. Its requires_grad is the caller's to put back.
+    """Undo `adopt`: the original class, holding the weight as it is. Its requires_grad is the
+    caller's to put back.
 
-    Nothing here can fail. Called again after an interrupt, it does the rest: what tells of the adoption goes last.
+    Nothing here can fail. Called again after an interrupt, it does the rest: what tells of the
+    adoption goes last.
     """
     Selected._deselect(module)
     module.__class__ = _class_without_selection(type(module), module.__dict__[NAME].original)
@@ -48,24 +54,32 @@ def restore(module):
 
 
 def _class_without_selection(cls, original):
-    """`original` in the place of the selective class, also below a class that someone put on top (a parametrised bias)."""
+    """`original` in the place of the selective class, also below a class that someone put on top (a
+    parametrised bias).
+    """
     if not issubclass(cls, Adopted):
         return cls
     below = [base for base in cls.__bases__ if Adopted in base.__bases__]
     if not below:
         return original
     bases = tuple(original if base in below else base for base in cls.__bases__)
-    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    own = {
+        name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")
+    }
     return type(cls.__name__.replace(below[0].__name__, original.__name__), bases, own)
 
 
 class Adopted(Selected):
-    """A module that was turned into a selective one in place (`adopt`) and can be turned back (`restore`)."""
+    """A module that was turned into a selective one in place (`adopt`) and can be turned back
+    (`restore`).
+    """
 
     weight = property(fresh_weight, lambda self, value: self._refuse())
 
     def register_parameter(self, name, param):
-        """torch's; refuses the new forms that weight_norm, spectral_norm and prune give to a weight, and leaves it in its place."""
+        """torch's; refuses the new forms that weight_norm, spectral_norm and prune give to a
+        weight, and leaves it in its place.
+        """
         weight = self._parameters.get("weight")
         if name not in ("weight", "values"):
             held = self._sparse_ft_state.held
@@ -73,8 +87,12 @@ class Adopted(Selected):
             if taken is not None:
                 others = dict(self._parameters)
                 self._parameters.clear()
-                self._parameters.update(weight=taken, **others)  # first, as it was: optimisers and checkpoints count
-            if taken is not None or (weight is not None and param is not None and param.data_ptr() == weight.data_ptr()):
+                self._parameters.update(
+                    weight=taken, **others
+                )  # first, as it was: optimisers and checkpoints count
+            if taken is not None or (
+                weight is not None and param is not None and param.data_ptr() == weight.data_ptr()
+            ):
                 self._refuse()
         super().register_parameter(name, param)
 
@@ -85,18 +103,22 @@ class Adopted(Selected):
 
     def _refuse(self):
         raise RuntimeError(
-            f"{self._sparse_ft_state.label}: it has selected entries, so it cannot be deleted, pruned, normalised, parametrised "
-            f"or set to a plain tensor; sft.revert(model) first"
+            f"{self._sparse_ft_state.label}: it has selected entries, so it cannot be deleted,"
+            " pruned, normalised, parametrised or set to a plain tensor; sft.revert(model) first"
         )
 
     @classmethod
     def _from(cls, module, selection):
-        """A new module on the weight and bias of `module`; their storage is shared, `weight` stops requiring grad."""
+        """A new module on the weight and bias of `module`; their storage is shared, `weight` stops
+        requiring grad.
+        """
         weight = module._parameters["weight"]
         required_grad = weight is not None and weight.requires_grad
         try:
             twin = copy.copy(module)
-            twin.__dict__.update({k: v.copy() for k, v in module.__dict__.items() if isinstance(v, dict)})
+            twin.__dict__.update(
+                {k: v.copy() for k, v in module.__dict__.items() if isinstance(v, dict)}
+            )
             adopt(cls, twin, selection, f"{type(module).__name__}.weight")
             return twin
         except BaseException:
@@ -105,7 +127,9 @@ class Adopted(Selected):
             raise
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
-        check_loaded(self, state_dict, prefix)  # first: what is loaded may be this module's own memory, filled from a file
+        check_loaded(
+            self, state_dict, prefix
+        )  # first: what is loaded may be this module's own memory, filled from a file
         self.sync()  # a weight that fails to load is what values come from
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -116,9 +140,9 @@ class Adopted(Selected):
 class SelectiveLinear(Adopted, nn.Linear):
     """`nn.Linear` of which only the selected entries train.
 
-    weight: [out_features, in_features]; reading it synchronises, and leads the reader's gradient to values. values: Parameter of
-    `selection.values_shape(weight.shape)`, fp32 over 16-bit weights unless `sft.convert` was told
-    otherwise. bias: [out_features] or None, trainable as it was.
+    weight: [out_features, in_features]; reading it synchronises, and leads the reader's gradient to
+    values. values: Parameter of `selection.values_shape(weight.shape)`, fp32 over 16-bit weights
+    unless `sft.convert` was told otherwise. bias: [out_features] or None, trainable as it was.
     Kept for backward: see `sparse_ft.functional.selective_linear`.
     """
 
@@ -126,19 +150,26 @@ class SelectiveLinear(Adopted, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear, selection):
-        """A selective module on `linear`'s own weight and bias (not copied; the weight stops requiring grad).
+        """A selective module on `linear`'s own weight and bias (not copied; the weight stops
+        requiring grad).
 
-        Raises TypeError unless `linear` is exactly an `nn.Linear`, IndexError for a selection that does not fit.
+        Raises TypeError unless `linear` is exactly an `nn.Linear`, IndexError for a selection that
+        does not fit.
         """
         if type(linear) is not nn.Linear:
-            raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}; sft.convert handles other modules")
+            raise TypeError(
+                f"linear: expected an nn.Linear, got {type(linear).__name__}; sft.convert handles"
+                " other modules"
+            )
         return cls._from(linear, selection)
 
     def forward(self, input):
         own = self.__dict__  # host time: see `is_shown`
         p, state = own["_parameters"], own.get("_sparse_ft_state")
         if state is None:
-            return type(self).forward(self, input)  # reverted since someone kept this method (accelerate's hooks)
+            return type(self).forward(
+                self, input
+            )  # reverted since someone kept this method (accelerate's hooks)
         try:
             if input.is_nested:  # torch's encoder in eval mode makes such
                 return F.linear(input, self.weight, self.bias)
@@ -159,7 +190,9 @@ def is_conv1d(kind: type) -> bool:
 
 
 class SelectiveConv1D(Adopted):
-    """transformers' `Conv1D`, a linear layer whose weight is stored [in, out], of which only the selected entries train."""
+    """transformers' `Conv1D`, a linear layer whose weight is stored [in, out], of which only the
+    selected entries train.
+    """
 
     _input_dim = 0
 

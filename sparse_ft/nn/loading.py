@@ -12,9 +12,9 @@ def check_loaded(module: Any, state_dict: dict, prefix: str) -> None:
     """Raise RuntimeError where a state_dict holds values of another selection than the module's.
 
     module: a `Selected`. prefix: of the module's own keys.
-    The weight that comes with them tells: its selected entries are the values, rounded to its dtype. Two
-    units in the last place are let pass, which averages of several checkpoints may be off by. Where one of
-    both is missing or does not fit, this has nothing to say.
+    The weight that comes with them tells: its selected entries are the values, rounded to its
+    dtype. Two units in the last place are let pass, which averages of several checkpoints may be
+    off by. Where one of both is missing or does not fit, this has nothing to say.
     """
     state, own = module._sparse_ft_state, module._weight_or_none()
     if own is None or own.numel() != state.matrix_shape[0] * state.matrix_shape[1]:
@@ -36,8 +36,9 @@ def check_loaded(module: Any, state_dict: dict, prefix: str) -> None:
             return
         off = int((~torch.isclose(there, wanted, **slack, equal_nan=True)).sum())
     raise RuntimeError(
-        f"state_dict: {off} of {values.numel()} numbers of its {keys[1]!r} are not what its {keys[0]!r} holds at the "
-        f"entries that are selected here ({state.selection!r}): it was made under another selection, or one of the two was "
-        f"edited. Convert with the plan that it was made under (sft.load, Plan.load), or leave {keys[1]!r} out to load "
-        f"the weight alone."
+        f"state_dict: {off} of {values.numel()} numbers of its {keys[1]!r} are not what its"
+        f" {keys[0]!r} holds at the entries that are selected here ({state.selection!r}): it was"
+        " made under another selection, or one of the two was edited. Convert with the plan that"
+        f" it was made under (sft.load, Plan.load), or leave {keys[1]!r} out to load the weight"
+        " alone."
     )

@@ -9,17 +9,18 @@ from torch import nn
 from .state import NAME
 
 LOST = (
-    "its selection is lost, for its module was replaced after sft.convert (resized?): it trains whole "
-    "or not at all; sft.revert(model), convert again, and make a new optimiser"
+    "its selection is lost, for its module was replaced after sft.convert (resized?): it trains"
+    " whole or not at all; sft.revert(model), convert again, and make a new optimiser"
 )
 FROZEN = (
-    "selected, but frozen since sft.convert (peft.get_peft_model freezes what is not its own), so no selection of this model "
-    "trains; call requires_grad_(True) on their values, then make the optimiser. PEFT's save_pretrained saves adapters only: "
-    "torch.save(model.state_dict(), path) saves the selection, and sft.load takes it"
+    "selected, but frozen since sft.convert (peft.get_peft_model freezes what is not its own), so"
+    " no selection of this model trains; call requires_grad_(True) on their values, then make the"
+    " optimiser. PEFT's save_pretrained saves adapters only: torch.save(model.state_dict(), path)"
+    " saves the selection, and sft.load takes it"
 )
 ADAPTERS = (
-    "model: it has adapters of PEFT, whose save_pretrained saves the adapters and not the selected entries; "
-    "torch.save(model.state_dict(), path) saves both, and sft.load takes it"
+    "model: it has adapters of PEFT, whose save_pretrained saves the adapters and not the selected"
+    " entries; torch.save(model.state_dict(), path) saves both, and sft.load takes it"
 )
 _watched = weakref.WeakKeyDictionary()  # converted model -> the names of its selections
 
@@ -42,15 +43,23 @@ def lost_from(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def frozen_in(model: nn.Module) -> list[str]:
-    """The selections of `model`, if none of them can train: somebody froze its parameters. Some frozen on purpose are no news."""
-    found = [module for module in model.modules() if module.__dict__.get(NAME) is not None and "values" in module._parameters]
+    """The selections of `model`, if none of them can train: somebody froze its parameters. Some
+    frozen on purpose are no news.
+    """
+    found = [
+        module
+        for module in model.modules()
+        if module.__dict__.get(NAME) is not None and "values" in module._parameters
+    ]
     if any(module._parameters["values"].requires_grad for module in found):
         return []
     return [module.__dict__[NAME].label for module in found]
 
 
 def warn_of_lost(held: set[int]) -> None:
-    """Say which selections were lost from the models that an optimiser trains, or frozen. held: ids of its parameters."""
+    """Say which selections were lost from the models that an optimiser trains, or frozen. held: ids
+    of its parameters.
+    """
     for model, names in list(_watched.items()):
         if any(id(parameter) in held for parameter in model.parameters()):
             for selections, what in ((lost_from(model, names), LOST), (frozen_in(model), FROZEN)):
@@ -60,6 +69,8 @@ def warn_of_lost(held: set[int]) -> None:
 
 
 def warn_of_adapters(model: nn.Module) -> None:
-    """Say what PEFT's own saving leaves out, where it has put its adapters into a model that is converted now."""
+    """Say what PEFT's own saving leaves out, where it has put its adapters into a model that is
+    converted now.
+    """
     if getattr(model, "peft_config", None) and hasattr(model, "save_pretrained"):
         warnings.warn(ADAPTERS, stacklevel=4)

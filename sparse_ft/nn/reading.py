@@ -1,8 +1,8 @@
 """Reading a weight with selected entries: with gradients on, every reader trains its `values`.
 
-A layer's own forward takes the stored parameter and makes `values.grad` itself. Whoever else reads the weight
-(`F.linear(x, layer.weight)`, a tied head, a hook) gets a `ReadWeight`: the same memory, whose dense gradient exists
-for a moment.
+A layer's own forward takes the stored parameter and makes `values.grad` itself. Whoever else reads
+the weight (`F.linear(x, layer.weight)`, a tied head, a hook) gets a `ReadWeight`: the same memory,
+whose dense gradient exists for a moment.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,30 +18,39 @@ if TYPE_CHECKING:
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """The parameter `name` of `module` itself, whatever a reader gets; KeyError where there is none."""
+    """The parameter `name` of `module` itself, whatever a reader gets; KeyError where there is
+    none.
+    """
     parameters = module._parameters
-    return dict.__getitem__(parameters, name) if type(parameters) is Parameters else parameters[name]
+    return (
+        dict.__getitem__(parameters, name) if type(parameters) is Parameters else parameters[name]
+    )
 
 
 def read(selected: "Selected") -> torch.Tensor:
-    """The weight of `selected`, showing its values; with gradients on, the reader's gradient goes to them."""
+    """The weight of `selected`, showing its values; with gradients on, the reader's gradient goes
+    to them.
+    """
     selected.sync()
     weight, values = selected._weight(), selected._parameters["values"]
     if not (torch.is_grad_enabled() and values.requires_grad):
         return weight
     state = selected._sparse_ft_state
     handed = alias(weight, values, state.selection.layout, state.matrix_shape)
-    if is_compiling() or type(handed) is not torch.Tensor:  # traced, or without memory: their classes stay
+    if (
+        is_compiling() or type(handed) is not torch.Tensor
+    ):  # traced, or without memory: their classes stay
         return handed
     return ReadWeight.of(handed, weight, values)
 
 
 class ReadWeight(torch.Tensor):
-    """What a reader of a weight gets: not a leaf, and otherwise the stored parameter, of which it is an instance.
+    """What a reader of a weight gets: not a leaf, and otherwise the stored parameter, of which it
+    is an instance.
 
-    `.data` is that of the parameter, also where it is assigned. `.requires_grad_(False)` freezes the selected
-    entries. What `detach()` gives is of this class too, for `nn.Parameter(weight)` asks for that, and has neither
-    `parameter` nor `values`: an ordinary tensor.
+    `.data` is that of the parameter, also where it is assigned. `.requires_grad_(False)` freezes
+    the selected entries. What `detach()` gives is of this class too, for `nn.Parameter(weight)`
+    asks for that, and has neither `parameter` nor `values`: an ordinary tensor.
     """
 
     __torch_function__ = as_plain_tensors  # what is computed from it is of no class of ours
@@ -49,7 +58,9 @@ class ReadWeight(torch.Tensor):
     values: nn.Parameter | None = None
 
     @classmethod
-    def of(cls, handed: torch.Tensor, parameter: nn.Parameter, values: nn.Parameter) -> "ReadWeight":
+    def of(
+        cls, handed: torch.Tensor, parameter: nn.Parameter, values: nn.Parameter
+    ) -> "ReadWeight":
         """`handed`, an alias of `parameter` that leads to `values`."""
         read = handed.as_subclass(cls)
         read.parameter, read.values = parameter, values
@@ -72,7 +83,9 @@ class ReadWeight(torch.Tensor):
 
     @property
     def grad(self) -> torch.Tensor | None:
-        """None, as the stored parameter's: `values` have it. The dense one for who called `retain_grad`."""
+        """None, as the stored parameter's: `values` have it. The dense one for who called
+        `retain_grad`.
+        """
         own = self.parameter is None or self.retains_grad
         return torch.Tensor.grad.__get__(self) if own else self.parameter.grad
 
@@ -100,19 +113,28 @@ class ReadWeight(torch.Tensor):
     def _plain(self, data: torch.Tensor) -> torch.Tensor:
         """`data` as what this stands for: an ordinary parameter, or an ordinary tensor."""
         is_parameter = isinstance(self, nn.Parameter)
-        return nn.Parameter(data, self.requires_grad) if is_parameter else data.requires_grad_(self.requires_grad)
+        return (
+            nn.Parameter(data, self.requires_grad)
+            if is_parameter
+            else data.requires_grad_(self.requires_grad)
+        )
 
     def __deepcopy__(self, memo: dict) -> torch.Tensor:
-        copied = self._plain(self.detach().as_subclass(torch.Tensor).clone(memory_format=torch.preserve_format))
+        copied = self._plain(
+            self.detach().as_subclass(torch.Tensor).clone(memory_format=torch.preserve_format)
+        )
         memo[id(self)] = copied
         return copied
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return self._plain(torch.Tensor.detach(self).as_subclass(torch.Tensor)).__reduce_ex__(protocol)
+        return self._plain(torch.Tensor.detach(self).as_subclass(torch.Tensor)).__reduce_ex__(
+            protocol
+        )
 
 
 class Parameters(dict):
-    """A module's parameters, in the place of its `_parameters`: who reads a selected one gets a `ReadWeight`.
+    """A module's parameters, in the place of its `_parameters`: who reads a selected one gets a
+    `ReadWeight`.
 
     Whoever goes through all of them (named_parameters, state_dict, `_apply`) gets what is stored.
     """
@@ -130,7 +152,9 @@ class Parameters(dict):
 
     @classmethod
     def remove(cls, module: nn.Module, name: str) -> None:
-        """Hand out what is stored under `name` again; the last one leaves an ordinary dict behind."""
+        """Hand out what is stored under `name` again; the last one leaves an ordinary
+        dict behind.
+        """
         parameters = module.__dict__["_parameters"]
         if type(parameters) is cls:
             parameters.selected.pop(name, None)
@@ -149,11 +173,13 @@ class Parameters(dict):
         super().__setitem__(name, value if stored_one is None else stored_one)
 
     def __delitem__(self, name: str) -> None:
-        """Refuse what weight_norm and spectral_norm begin with: they would go on from a copy that nobody trains."""
+        """Refuse what weight_norm and spectral_norm begin with: they would go on from a copy that
+        nobody trains.
+        """
         selected = self.selected.get(name)
         if selected is not None and dict.get(self, name) is not None:
             raise RuntimeError(
-                f"{selected._sparse_ft_state.label}: it has selected entries, so it cannot be deleted, normalised or "
-                f"parametrised; sft.revert(model) first"
+                f"{selected._sparse_ft_state.label}: it has selected entries, so it cannot be"
+                " deleted, normalised or parametrised; sft.revert(model) first"
             )
         super().__delitem__(name)

@@ -1,12 +1,16 @@
-"""Who owns the truth about a weight with selected entries: `values` is the authority, the weight shows a copy of it.
+"""Who owns the truth about a weight with selected entries: `values` is the authority, the weight
+shows a copy of it.
 
 What can make the copy stale, and what tells:
 
-- an optimiser stepped: torch's own post-step hook, which fires for fused and third-party optimisers too (`steps`);
-- `values` was written in place, moved or replaced: its version, data pointer and dtype (`state.Stamp`);
+- an optimiser stepped: torch's own post-step hook, which fires for fused and third-party optimisers
+  too (`steps`);
+- `values` was written in place, moved or replaced: its version, data pointer and dtype
+  (`state.Stamp`);
 - the weight was replaced or written by someone else: its data pointer and version.
 
-Bare writes through `.data` leave no trace; `sft.sync` is for those that no optimiser's step goes before.
+Bare writes through `.data` leave no trace; `sft.sync` is for those that no optimiser's step goes
+before.
 """
 
 import warnings
@@ -24,10 +28,11 @@ from .steps import disown, own
 
 
 def is_shown(state, values, weight):
-    """Whether nothing has touched values, weight or selection of a module since one showed the other: `Selected._stamp`, term
-    by term.
+    """Whether nothing has touched values, weight or selection of a module since one showed the
+    other: `Selected._stamp`, term by term.
 
-    state: the module's `State`. Every forward asks, and a module takes 0.2 µs for each attribute that is read from itself.
+    state: the module's `State`. Every forward asks, and a module takes 0.2 µs for each attribute
+    that is read from itself.
     """
     shown = state.shown
     return (
@@ -40,13 +45,16 @@ def is_shown(state, values, weight):
 
 
 class Selected(nn.Module):
-    """Mixin: a `State` with the `selection`, `values` (the Parameter that trains) and a weight that shows it.
+    """Mixin: a `State` with the `selection`, `values` (the Parameter that trains) and a weight that
+    shows it.
 
     A subclass says where the weight is: `_weight()`.
     """
 
     label, selection, matrix_shape = FromState(), FromState(), FromState()
-    _input_dim = None  # the dimension of the matrix that meets the input, for modules that keep only the features they need
+    # the dimension of the matrix that meets the input, for modules that keep only the features they
+    # need
+    _input_dim = None
 
     def _begin(self, label, original=None):
         """The first step of becoming selective; `_deselect` undoes it."""
@@ -66,20 +74,27 @@ class Selected(nn.Module):
         return as_matrix(weight, state.matrix_shape, state.label)
 
     def _follow(self, weight):
-        """Go on with a weight that was given more or fewer rows (a vocabulary), if the selected entries are the same ones there."""
+        """Go on with a weight that was given more or fewer rows (a vocabulary), if the selected
+        entries are the same ones there.
+        """
         state, values = self._sparse_ft_state, self._parameters["values"]
         selection = same_entries_on(state, weight)
         if selection is None or selection.values_shape(selection.matrix_shape) != values.shape:
             return
-        state.selection, state.matrix_shape, state.shown, state.resized = selection, selection.matrix_shape, None, True
+        state.selection, state.matrix_shape, state.shown, state.resized = (
+            selection,
+            selection.matrix_shape,
+            None,
+            True,
+        )
         self._link(values)
         warn_of_resize(state)
 
     def requires_grad_(self, requires_grad=True):
         """torch's, for all but the weight, which stays frozen.
 
-        Who resizes a weight gives its module the flag that the weight had (transformers does): the first
-        False after that is no wish to freeze `values`.
+        Who resizes a weight gives its module the flag that the weight had (transformers does): the
+        first False after that is no wish to freeze `values`.
         """
         state, weight = self._sparse_ft_state, self._weight_or_none()
         keeps_values = state.resized and not requires_grad
@@ -90,7 +105,9 @@ class Selected(nn.Module):
         return self
 
     def _select(self, selection, shape, values_dtype=None):
-        """Become the owner of `selection` on a weight whose matrix has `shape`. values_dtype: None for fp32 or wider."""
+        """Become the owner of `selection` on a weight whose matrix has `shape`. values_dtype: None
+        for fp32 or wider.
+        """
         weight = self._weight()
         as_matrix(weight.detach(), shape)
         selection.check(shape)
@@ -98,14 +115,22 @@ class Selected(nn.Module):
         dtype = values_dtype or torch.promote_types(torch.float32, weight.dtype)
         values = nn.Parameter(selection.gather(as_matrix(weight.detach(), shape), dtype=dtype))
         state = self._sparse_ft_state
-        state.selection, state.matrix_shape, state.chosen_dtype = selection, tuple(shape), values_dtype
+        state.selection, state.matrix_shape, state.chosen_dtype = (
+            selection,
+            tuple(shape),
+            values_dtype,
+        )
         self.register_parameter("values", values)
         self._mark_shown()
         weight.requires_grad_(False)  # last: who fails before has changed nothing of the weight
 
     def _deselect(self):
-        """Undo `_select`, as far as it got. The `State` stays, for who is interrupted and calls again."""
-        self.__dict__[NAME].selection = None  # first: it tells that the values are written back already
+        """Undo `_select`, as far as it got. The `State` stays, for who is interrupted and calls
+        again.
+        """
+        self.__dict__[
+            NAME
+        ].selection = None  # first: it tells that the values are written back already
         disown(self)
         self._parameters.pop("values", None)
 
@@ -115,7 +140,9 @@ class Selected(nn.Module):
         super().register_parameter(name, param)
 
     def _link(self, values):
-        """Let the optimiser find this module through its values; called whenever they become another object."""
+        """Let the optimiser find this module through its values; called whenever they become
+        another object.
+        """
         state, dim = self._sparse_ft_state, type(self)._input_dim
         index = state.selection.index
         state.tracked = values if index.is_inference() else index  # that has no version
@@ -133,7 +160,11 @@ class Selected(nn.Module):
             self._link(self._parameters["values"])
 
     def _stamp(self):
-        values, weight, index = self._parameters["values"], self._weight(), self._sparse_ft_state.tracked
+        values, weight, index = (
+            self._parameters["values"],
+            self._weight(),
+            self._sparse_ft_state.tracked,
+        )
         return Stamp(
             values._version, values.data_ptr(), values.dtype,
             weight._version, weight.data_ptr(), weight.dtype, index._version,
@@ -144,18 +175,23 @@ class Selected(nn.Module):
         held, addresses = state.held, (stamp.values_address, stamp.weight_address)
         if held is None or held.addresses != addresses or held.storage() is None:
             storage = weakref.ref(self._weight().untyped_storage())
-            state.held = Held(addresses, storage, self._parameters["values"].detach(), weakref.ref(self._weight()))
+            state.held = Held(
+                addresses, storage, self._parameters["values"].detach(), weakref.ref(self._weight())
+            )
         state.shown, state.suspected = stamp, None
 
     def after_step(self, written, reached):
-        """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight is stale now."""
+        """An optimiser that holds `values` has stepped; unless it wrote the weight too, the weight
+        is stale now.
+        """
         values, state = self._parameters["values"], self._sparse_ft_state
         state.resized = False
         if not reached and values.requires_grad and not state.reported:
             state.reported = True
             warnings.warn(
-                f"{state.label}: selected, but no gradient reached it before the optimiser's step; did the module that "
-                f"reads it take part in the forward, through its own forward()?",
+                f"{state.label}: selected, but no gradient reached it before the optimiser's step;"
+                " did the module that reads it take part in the forward, through its own"
+                " forward()?",
                 stacklevel=7,
             )
         if written:
@@ -163,12 +199,16 @@ class Selected(nn.Module):
         state.shown = state.suspected = None
         weight = self._weight_or_none()
         if weight is not None:
-            torch.autograd.graph.increment_version(weight)  # graphs that saved it are out of date, as in nn.Linear
+            torch.autograd.graph.increment_version(
+                weight
+            )  # graphs that saved it are out of date, as in nn.Linear
 
     def after_foreign_step(self):
-        """An optimiser that does not hold `values` has stepped, perhaps a copy of them that is written back soon.
+        """An optimiser that does not hold `values` has stepped, perhaps a copy of them that is
+        written back soon.
 
-        Nothing is written and no version moves now: the step may come between forward and backward of this module.
+        Nothing is written and no version moves now: the step may come between forward and backward
+        of this module.
         """
         state = self._sparse_ft_state
         if state.shown is not None:
@@ -176,17 +216,22 @@ class Selected(nn.Module):
         values = self._parameters.get("values")
         if not state.reported and values is not None and is_sharded_tensor(values):
             state.reported = True  # a compiled forward does not look
-            warnings.warn(f"{state.label}: {_managed('made a DTensor (fully_shard) after sft.convert')}", stacklevel=6)
+            warnings.warn(
+                f"{state.label}: {_managed('made a DTensor (fully_shard) after sft.convert')}",
+                stacklevel=6,
+            )
 
     def sync(self, force=False):
-        """Make the weight show `values` if they may differ (force: in any case). Writes the selected entries only."""
+        """Make the weight show `values` if they may differ (force: in any case). Writes the
+        selected entries only.
+        """
         if is_compiling():
             return self._write()
         if is_transformed() and torch.is_grad_enabled():
             raise RuntimeError(
-                f"{self._sparse_ft_state.label}: selected entries do not train under torch.func transforms "
-                f"(grad, vmap, jvp, …); use "
-                f"loss.backward(), or sft.revert(model) for layers that do"
+                f"{self._sparse_ft_state.label}: selected entries do not train under torch.func"
+                " transforms (grad, vmap, jvp, …); use loss.backward(), or sft.revert(model) for"
+                " layers that do"
             )
         state = self._sparse_ft_state
         self._check_unmanaged(state)
@@ -196,7 +241,9 @@ class Selected(nn.Module):
             why = why_apart(state, self._parameters.get("values"), self._weight_or_none())
             if why is None:
                 raise
-            raise ValueError(f"{state.label}: {why}; sft.revert(model), then convert again") from None
+            raise ValueError(
+                f"{state.label}: {why}; sft.revert(model), then convert again"
+            ) from None
 
     def _check_unmanaged(self, state):
         values, weight, held = self._parameters.get("values"), self._weight_or_none(), state.held
@@ -222,15 +269,23 @@ class Selected(nn.Module):
         self._mark_shown()
 
     def _write(self, quietly=False):
-        """quietly: no version moves, as none did when somebody wrote the values, if so: a backward may be pending."""
+        """quietly: no version moves, as none did when somebody wrote the values, if so: a backward
+        may be pending.
+        """
         values, state = self._parameters["values"], self._sparse_ft_state
         matrix = as_matrix(self._weight().data, state.matrix_shape) if quietly else self._matrix()
         with torch.no_grad():
             ops.scatter_selected_(matrix, values.detach(), *state.selection.layout)
 
     def write_back(self):
-        """The last `sync`, before the values go. Whatever somebody did to the module: what has no place is lost with a warning."""
-        state, values, weight = self._sparse_ft_state, self._parameters.get("values"), self._weight_or_none()
+        """The last `sync`, before the values go. Whatever somebody did to the module: what has no
+        place is lost with a warning.
+        """
+        state, values, weight = (
+            self._sparse_ft_state,
+            self._parameters.get("values"),
+            self._weight_or_none(),
+        )
         if state.selection is None:
             return  # a revert that was interrupted has been here
         why = why_apart(state, values, weight)
@@ -244,21 +299,34 @@ class Selected(nn.Module):
         warn_of_loss(state.label, why)
 
     def _warn_if_overwritten(self):
-        """The weight was written or replaced, and by nothing that we know of: say so if selected entries differ."""
-        values, matrix, state = self._parameters["values"].detach(), self._matrix(), self._sparse_ft_state
+        """The weight was written or replaced, and by nothing that we know of: say so if selected
+        entries differ.
+        """
+        values, matrix, state = (
+            self._parameters["values"].detach(),
+            self._matrix(),
+            self._sparse_ft_state,
+        )
         selection = state.selection
         wanted = ops.gather_selected(selection.scatter_(matrix.clone(), values), *selection.layout)
-        if not torch.allclose(ops.gather_selected(matrix, *selection.layout), wanted, rtol=0, atol=0, equal_nan=True):
+        if not torch.allclose(
+            ops.gather_selected(matrix, *selection.layout), wanted, rtol=0, atol=0, equal_nan=True
+        ):
             warnings.warn(
-                f"{state.label}: selected entries were changed behind the module's back; `values` is the authority "
-                f"and overwrites them. Edit `values`, or load a state_dict that has no values.",
+                f"{state.label}: selected entries were changed behind the module's back; `values`"
+                " is the authority and overwrites them. Edit `values`, or load a state_dict that"
+                " has no values.",
                 stacklevel=3,
             )
 
     def _apply(self, fn, recurse=True):
-        """torch's, which goes from tensor to tensor and may fail between two. `values` go with the others, none is taken out."""
+        """torch's, which goes from tensor to tensor and may fail between two. `values` go with the
+        others, none is taken out.
+        """
         values, state = self._parameters.get("values"), self._sparse_ft_state
-        state.shown = state.suspected = state.held = None  # first: who looks after a failure finds nothing that counts as shown
+        state.shown = state.suspected = state.held = (
+            None  # first: who looks after a failure finds nothing that counts as shown
+        )
         if values is None:
             return super()._apply(fn, recurse)
         kept = values, values.grad
@@ -274,7 +342,9 @@ class Selected(nn.Module):
         return self
 
     def _settle(self):
-        """Bring the selection to the device of `values`, and link them if they are another object. Does no harm again."""
+        """Bring the selection to the device of `values`, and link them if they are another object.
+        Does no harm again.
+        """
         values, state = self._parameters["values"], self._sparse_ft_state
         selection = state.selection.to(values.device)
         if selection is not state.selection or state.linked is not values:
@@ -286,14 +356,18 @@ class Selected(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _keys(self, prefix: str) -> tuple[str, str]:
-        """Where a state_dict holds the weight and the values, if its keys for this module begin with `prefix`."""
+        """Where a state_dict holds the weight and the values, if its keys for this module begin
+        with `prefix`.
+        """
         return prefix + "weight", prefix + "values"
 
     def _weight_is_in(self, state_dict, prefix):
         return self._keys(prefix)[0] in state_dict
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest):
-        """`values` wins where it is loaded; a checkpoint with the weight alone is where values come from."""
+        """`values` wins where it is loaded; a checkpoint with the weight alone is where values come
+        from.
+        """
         with unswapped():
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
         key = prefix + "values"
@@ -307,36 +381,49 @@ class Selected(nn.Module):
 
     def _replicate_for_data_parallel(self):
         raise RuntimeError(
-            f"{self._sparse_ft_state.label}: a module with selected entries does not run under nn.DataParallel (its replicas are "
-            f"copies that cannot be kept in step); use DistributedDataParallel"
+            f"{self._sparse_ft_state.label}: a module with selected entries does not run under"
+            " nn.DataParallel (its replicas are copies that cannot be kept in step); use"
+            " DistributedDataParallel"
         )
 
 
 def _managed(why):
-    return f"{why}, and selected entries would not train right; use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2"
+    return (
+        f"{why}, and selected entries would not train right; use DistributedDataParallel, or"
+        " DeepSpeed's ZeRO-1 or 2"
+    )
 
 
 def check_weight(label, weight, values_dtype=None):
-    """Raise for a weight that cannot have selected entries (in `values_dtype`), naming it and the way out."""
+    """Raise for a weight that cannot have selected entries (in `values_dtype`), naming it and the
+    way out.
+    """
     why = why_not(weight)
     if why is not None:
         raise (TypeError if weight.dtype not in FLOATS else ValueError)(f"{label}: {why}")
     if weight.is_inference() or torch.is_inference_mode_enabled():
         raise ValueError(
-            f"{label}: created under inference_mode, or converted there, so nothing tells when it changes; do both outside"
+            f"{label}: created under inference_mode, or converted there, so nothing tells when it"
+            " changes; do both outside"
         )
     if weight.device.type == "meta":
-        raise ValueError(f"{label}: on the meta device, so it has no values to select from; load the model first")
+        raise ValueError(
+            f"{label}: on the meta device, so it has no values to select from; load the model first"
+        )
     if not weight.is_leaf:
-        raise ValueError(f"{label}: computed from other tensors (parametrized?), not a parameter of its own")
+        raise ValueError(
+            f"{label}: computed from other tensors (parametrized?), not a parameter of its own"
+        )
     if values_dtype is not None and torch.promote_types(values_dtype, weight.dtype) != values_dtype:
         raise TypeError(
-            f"values_dtype: {values_dtype} does not hold every number of {label}, which is {weight.dtype}; take a wider one"
+            f"values_dtype: {values_dtype} does not hold every number of {label}, which is"
+            f" {weight.dtype}; take a wider one"
         )
 
 
 def _keep_precision(fn, tensor, chosen):
-    """`fn` moves or casts a module's tensors; values follow to the device, and to fp64, but never below fp32.
+    """`fn` moves or casts a module's tensors; values follow to the device, and to fp64, but never
+    below fp32.
 
     chosen: a dtype that was asked for stays; None where none was.
     """
@@ -344,4 +431,8 @@ def _keep_precision(fn, tensor, chosen):
     if not out.is_floating_point() or out.dtype == tensor.dtype:
         return out
     dtype = chosen or torch.promote_types(torch.float32, out.dtype)
-    return torch.empty_like(out, dtype=dtype) if out.device.type == "meta" else tensor.to(out.device, dtype)
+    return (
+        torch.empty_like(out, dtype=dtype)
+        if out.device.type == "meta"
+        else tensor.to(out.device, dtype)
+    )

@@ -1,7 +1,7 @@
 """What a module with selected entries knows beside its parameters: one object, one private name.
 
-A user's own attributes called `label`, `selection`, … stay as they were, and come back untouched from
-`sft.revert`.
+A user's own attributes called `label`, `selection`, … stay as they were, and come back untouched
+from `sft.revert`.
 """
 
 import dataclasses
@@ -50,7 +50,9 @@ class Held:
 
 @dataclasses.dataclass(slots=True)
 class State:
-    """label: the module's name in messages. selection: of the matrix `matrix_shape` (rows, columns)."""
+    """label: the module's name in messages. selection: of the matrix `matrix_shape` (rows,
+    columns).
+    """
 
     label: str
     original: type | None = None  # the class that `restore` gives back to an adopted module
@@ -59,20 +61,31 @@ class State:
     # of values, as asked for; None: fp32 or wider, whatever the weight becomes
     chosen_dtype: torch.dtype | None = None
     reported: bool = False  # whether a missing gradient was warned of
-    resized: bool = False  # whether the weight was given more or fewer rows, and no optimiser has stepped since
+    resized: bool = (
+        False  # whether the weight was given more or fewer rows, and no optimiser has stepped since
+    )
     # What follows belongs to the objects that live now: a copy of the module finds its own.
     tracked: torch.Tensor | None = None  # its version tells that the selection's index was edited
     part: tuple | None = None  # what backward needs of the input: `selection.restrict`
     linked: torch.Tensor | None = None  # the values through which optimisers find the module
     shown: Stamp | None = None  # None: the weight may not show the values
-    suspected: Stamp | None = None  # `shown` until an optimiser stepped that may step a copy of the values
+    suspected: Stamp | None = (
+        None  # `shown` until an optimiser stepped that may step a copy of the values
+    )
     claim: Any = None  # the `steps.Stepper` that steps the values; None: nobody has yet
     held: Held | None = None
 
     def for_copy(self) -> "State":
         """What a copy or a pickle of the module takes along."""
         return dataclasses.replace(
-            self, tracked=None, part=None, linked=None, shown=None, suspected=None, claim=None, held=None
+            self,
+            tracked=None,
+            part=None,
+            linked=None,
+            shown=None,
+            suspected=None,
+            claim=None,
+            held=None,
         )
 
 

@@ -1,12 +1,15 @@
-"""Whose step changes which values: torch's post-step hook, the same for every optimiser of the process.
+"""Whose step changes which values: torch's post-step hook, the same for every optimiser of the
+process.
 
-- An optimiser that holds `values` has stepped: its module is told (`Selected.after_step`), and is from now on *claimed* by
-  this optimiser.
-- Any other optimiser may step a copy of the values that is written back later and leaves no trace (fp32 masters, the
-  partitions of DeepSpeed's ZeRO, hand-written loops with `p.data.copy_`). A module that nobody has claimed is told after
-  each step (`Selected.after_foreign_step`): its weight shows the values anew in the next forward.
-- A claim ends with its optimiser. One that lives on without stepping (a warm-up's) must not hide what follows it: it counts
-  against another optimiser once it has stepped after a step of that one, as the two of a GAN do in turns.
+- An optimiser that holds `values` has stepped: its module is told (`Selected.after_step`), and is
+  from now on *claimed* by this optimiser.
+- Any other optimiser may step a copy of the values that is written back later and leaves no trace
+  (fp32 masters, the partitions of DeepSpeed's ZeRO, hand-written loops with `p.data.copy_`). A
+  module that nobody has claimed is told after each step (`Selected.after_foreign_step`): its weight
+  shows the values anew in the next forward.
+- A claim ends with its optimiser. One that lives on without stepping (a warm-up's) must not hide
+  what follows it: it counts against another optimiser once it has stepped after a step of that one,
+  as the two of a GAN do in turns.
 """
 
 import warnings
@@ -29,8 +32,9 @@ _step_hook = None
 class Stepper:
     """One optimiser that has stepped.
 
-    modules: the Selected modules that it claims. strangers: the steppers whose claims do not count against it, since they have
-    not stepped after one of its own steps. waiting: those whose stranger this one is until its next step.
+    modules: the Selected modules that it claims. strangers: the steppers whose claims do not count
+    against it, since they have not stepped after one of its own steps. waiting: those whose
+    stranger this one is until its next step.
     """
 
     def __init__(self):
@@ -40,7 +44,9 @@ class Stepper:
 
 
 def owner_of(values: torch.Tensor) -> Any:
-    """The one `Selected` module whose `values` this tensor is; None where there is none or more than one."""
+    """The one `Selected` module whose `values` this tensor is; None where there is none or more
+    than one.
+    """
     owners = _owners_of(values)
     return owners[0] if len(owners) == 1 else None
 
@@ -50,23 +56,33 @@ def _owners_of(values):
 
 
 def _holders(owners, values):
-    return [module for of in owners if (module := of()) is not None and module._parameters.get("values") is values]
+    return [
+        module
+        for of in owners
+        if (module := of()) is not None and module._parameters.get("values") is values
+    ]
 
 
 class _Owner(weakref.ref):
-    """A module that has held some values, and how it is called, which stays known when it is gone."""
+    """A module that has held some values, and how it is called, which stays known when
+    it is gone.
+    """
 
     __slots__ = ("label",)
 
 
 def own(module: Any, values: torch.Tensor) -> None:
-    """Remember that the Selected `module` has held `values`, until one of them is gone; nobody has stepped these yet."""
+    """Remember that the Selected `module` has held `values`, until one of them is gone; nobody has
+    stepped these yet.
+    """
     global _step_hook
     if _step_hook is None:
         _step_hook = register_optimizer_step_post_hook(_after_step)
     if id(values) not in _owners:
         weakref.finalize(values, _owners.pop, id(values), None).atexit = False
-    others = [reference for reference in _owners.get(id(values), ()) if reference() not in (None, module)]
+    others = [
+        reference for reference in _owners.get(id(values), ()) if reference() not in (None, module)
+    ]
     owner = _Owner(module)
     owner.label = module._sparse_ft_state.label
     _owners[id(values)] = *others, owner
@@ -77,11 +93,15 @@ def own(module: Any, values: torch.Tensor) -> None:
 
 
 def disown(module: Any) -> None:
-    """Forget a module that is selective no more. The hook stays: an optimiser may still hold its values, and is told so."""
+    """Forget a module that is selective no more. The hook stays: an optimiser may still hold its
+    values, and is told so.
+    """
     _live.discard(module)
     _unclaimed.pop(id(module), None)
     state = module.__dict__["_sparse_ft_state"]
-    if state.claim is not None:  # its optimiser may live on beside others, whose steps are no business of a plain layer
+    if (
+        state.claim is not None
+    ):  # its optimiser may live on beside others, whose steps are no business of a plain layer
         state.claim.modules.discard(module)
         state.claim = None
 
@@ -93,16 +113,24 @@ def _unclaim(module):
 
 
 def _after_step(optimizer, *_):
-    """torch calls this after the step of every optimiser: what it holds may have changed without any other trace."""
+    """torch calls this after the step of every optimiser: what it holds may have changed without
+    any other trace.
+    """
     if not is_compiling() or _unclaimed or _holds_values(optimizer):
         _note(optimizer)
 
 
 def _holds_values(optimizer):
-    return any(id(parameter) in _owners for group in optimizer.param_groups for parameter in group["params"])
+    return any(
+        id(parameter) in _owners
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
 
 
-@torch.compiler.disable(reason="sparse_ft notes the step of an optimiser that holds, or may hold, selected values")
+@torch.compiler.disable(
+    reason="sparse_ft notes the step of an optimiser that holds, or may hold, selected values"
+)
 def _note(optimizer):
     stepper = _steppers.get(optimizer)
     if stepper is None:
@@ -112,7 +140,9 @@ def _note(optimizer):
         other.strangers.discard(stepper)
     stepper.waiting.clear()
     written = getattr(optimizer, "writes_through", False)
-    reached = getattr(optimizer, "got_gradient", _has_gradient)  # an optimiser may have used it and freed it
+    reached = getattr(
+        optimizer, "got_gradient", _has_gradient
+    )  # an optimiser may have used it and freed it
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             owners = _owners.get(id(parameter))
@@ -136,11 +166,14 @@ def _note(optimizer):
 
 
 def _warn_of_orphan(values):
-    """An optimiser steps on values that train no weight any more: their module was replaced, or has other values."""
+    """An optimiser steps on values that train no weight any more: their module was replaced, or has
+    other values.
+    """
     owners = _owners.pop(id(values))  # told once
     warnings.warn(
-        f"{owners[-1].label}: this optimiser holds values that train no weight any more (the module was replaced, resized or "
-        f"reverted since); convert anew where needed, and make a new optimiser from model.parameters()",
+        f"{owners[-1].label}: this optimiser holds values that train no weight any more (the module"
+        " was replaced, resized or reverted since); convert anew where needed, and make a new"
+        " optimiser from model.parameters()",
         stacklevel=6,
     )
 
@@ -179,7 +212,9 @@ def _end(stepper):
 
 
 def _warn_if_made_before_conversion(optimizer):
-    """An optimiser that holds a weight but not the values that train in its place does nothing, silently."""
+    """An optimiser that holds a weight but not the values that train in its place does nothing,
+    silently.
+    """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     lost = [
         module._sparse_ft_state.label
@@ -188,8 +223,8 @@ def _warn_if_made_before_conversion(optimizer):
     ]
     if lost:
         warnings.warn(
-            f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values that train; "
-            f"make it after sft.convert, from model.parameters()",
+            f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values"
+            " that train; make it after sft.convert, from model.parameters()",
             stacklevel=6,
         )
     warn_of_lost(held)

@@ -1,4 +1,6 @@
-"""The activations that `activation` and `gated_product` know, in plain PyTorch, and the checks that both make."""
+"""The activations that `activation` and `gated_product` know, in plain PyTorch, and the checks that
+both make.
+"""
 
 import functools
 
@@ -18,7 +20,9 @@ CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as csrc/activat
 
 
 def check(activation, known=ACTIVATIONS, **tensors):
-    """The activation is among the `known`; the tensors have one shape and floating-point dtype, that of the first."""
+    """The activation is among the `known`; the tensors have one shape and floating-point dtype,
+    that of the first.
+    """
     if activation not in known:
         raise ValueError(f"activation: expected one of {', '.join(known)}, got {activation!r}")
     (first, given), *others = tensors.items()
@@ -26,9 +30,14 @@ def check(activation, known=ACTIVATIONS, **tensors):
         raise TypeError(f"{first}: expected a floating-point dtype, got {given.dtype}")
     for name, other in others:
         if other.shape != given.shape:
-            raise ValueError(f"{name}: expected the shape of {first}, {tuple(given.shape)}, got {tuple(other.shape)}")
+            raise ValueError(
+                f"{name}: expected the shape of {first}, {tuple(given.shape)}, got"
+                f" {tuple(other.shape)}"
+            )
         if other.dtype != given.dtype:
-            raise TypeError(f"{name}: expected the dtype of {first}, {given.dtype}, got {other.dtype}")
+            raise TypeError(
+                f"{name}: expected the dtype of {first}, {given.dtype}, got {other.dtype}"
+            )
 
 
 def widened(*tensors):

@@ -8,14 +8,18 @@ from .layout import check_layout, values_shape
 
 
 def row_of(state, step, weight=None, *layout):
-    """(what stands before the gradient in the row, what stands between that and the settings); None as in `rows_of`."""
+    """(what stands before the gradient in the row, what stands between that and the settings); None
+    as in `rows_of`.
+    """
     through = (0, 0, None) if weight is None else _written_through(state.value, weight, *layout)
     row = _row(state, state.value, step, through, ())
     return row and (row[0], row[2:])
 
 
 def rows_of(c):
-    """How the native core knows each tensor of a `Call`; None for one that it does not take as it is, or that does not fit."""
+    """How the native core knows each tensor of a `Call`; None for one that it does not take as it
+    is, or that does not fit.
+    """
     linked = zip(c.values, c.weights, c.kinds, c.indices, c.blocks[::2], c.blocks[1::2])
     through = [_written_through(*each) for each in linked]
     through += [(0, 0, None)] * (len(c.values) - len(through))
@@ -32,7 +36,13 @@ def _row(state, grad, step, through, hyper):
     plain = state.plain
     if not (_native.alike(value, grad, exp_avg, exp_avg_sq) if plain else _fits(state, grad)):
         return None
-    addresses = value.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), step.data_ptr()
+    addresses = (
+        value.data_ptr(),
+        grad.data_ptr(),
+        exp_avg.data_ptr(),
+        exp_avg_sq.data_ptr(),
+        step.data_ptr(),
+    )
     return *addresses, value.numel(), dtype, *through, None if plain else _storage(state), *hyper
 
 
@@ -40,14 +50,19 @@ def _fits(state, grad):
     """As `_native.alike`, for state that is stored in dtypes of its own."""
     check_state(state)
     beside = [t for t in (state.exp_avg, state.exp_avg_sq, state.correction) if t is not None]
-    in_order = all(t.stride() == state.value.stride() for t in beside) and all(t.is_contiguous() for t in state.absmaxes)
+    in_order = all(t.stride() == state.value.stride() for t in beside) and all(
+        t.is_contiguous() for t in state.absmaxes
+    )
     return in_order and _native.alike(state.value, grad)
 
 
 def _storage(state):
-    """How the native core knows what else there is to a state: the correction, the seed, two absmaxes."""
+    """How the native core knows what else there is to a state: the correction, the seed, two
+    absmaxes.
+    """
     correction, *absmaxes = (
-        0 if t is None else t.data_ptr() for t in (state.correction, state.exp_avg_absmax, state.exp_avg_sq_absmax)
+        0 if t is None else t.data_ptr()
+        for t in (state.correction, state.exp_avg_absmax, state.exp_avg_sq_absmax)
     )
     return correction, -1 if state.seed is None else state.seed, *absmaxes
 

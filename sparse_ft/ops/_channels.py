@@ -1,4 +1,6 @@
-"""Tensors [N, C, ...] whose memory is walked in order, with numbers for each channel: what the ops of BatchNorm share."""
+"""Tensors [N, C, ...] whose memory is walked in order, with numbers for each channel: what the ops
+of BatchNorm share.
+"""
 
 import torch
 
@@ -23,15 +25,23 @@ def check(name, tensor, **of_channels):
 
 
 def in_order(tensor):
-    """((there, back), a view that is contiguous) of a tensor that is channels last; (None, the tensor) of any other."""
+    """((there, back), a view that is contiguous) of a tensor that is channels last; (None, the
+    tensor) of any other.
+    """
     axes = _LAST.get(tensor.dim())
-    if axes is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim()]):
+    if (
+        axes is None
+        or tensor.is_contiguous()
+        or not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
+    ):
         return None, tensor
     return axes, tensor.permute(axes[0])
 
 
 def extents(tensor):
-    """(outer, channels, inner) of the memory of [N, C, ...] that is contiguous, or channels last."""
+    """(outer, channels, inner) of the memory of [N, C, ...] that is contiguous, or
+    channels last.
+    """
     if tensor.is_contiguous():
         return tensor.size(0), tensor.size(1), tensor.shape[2:].numel()
     return tensor.numel() // tensor.size(1), tensor.size(1), 1

@@ -1,4 +1,6 @@
-"""The operator namespace `sparse_ft` of torch.library: one place that defines ops and says which backend serves each."""
+"""The operator namespace `sparse_ft` of torch.library: one place that defines ops and says which
+backend serves each.
+"""
 
 import importlib.util
 
@@ -27,14 +29,22 @@ def define(schema, *, fake):
 
 
 def _arguments(schema):
-    """The names of an op's arguments, and of those among them that it writes to, from its schema string."""
+    """The names of an op's arguments, and of those among them that it writes to, from its schema
+    string.
+    """
     listed = schema.split("(", 1)[1].rsplit(" -> ", 1)[0].removesuffix(")").split(", ")
-    named = {argument.partition("=")[0].split(" ")[-1]: argument for argument in listed if argument != "*"}
+    named = {
+        argument.partition("=")[0].split(" ")[-1]: argument
+        for argument in listed
+        if argument != "*"
+    }
     return list(named), [name for name, argument in named.items() if "!" in argument]
 
 
 def _resolving(op, written):
-    """What serves `op` where a tensor has the lazy negative bit set: tensors without it are handed on, results copied back."""
+    """What serves `op` where a tensor has the lazy negative bit set: tensors without it are handed
+    on, results copied back.
+    """
 
     def call(*positional, **keywords):
         given = {**dict(zip(NAMES[op], positional)), **keywords}
@@ -50,12 +60,16 @@ def _resolving(op, written):
 
 
 def _of_dense(op, reference):
-    """The reference for devices that have nothing better, and for what is no dense tensor, which is refused by name."""
+    """The reference for devices that have nothing better, and for what is no dense tensor, which is
+    refused by name.
+    """
 
     def call(*positional, **keywords):
         for name, given in {**dict(zip(NAMES[op], positional)), **keywords}.items():
             for tensor in given if isinstance(given, (list, tuple)) else (given,):
-                if isinstance(tensor, torch.Tensor) and (tensor.layout is not torch.strided or tensor.is_nested):
+                if isinstance(tensor, torch.Tensor) and (
+                    tensor.layout is not torch.strided or tensor.is_nested
+                ):
                     refuse_layout(name, tensor)
         return reference(*positional, **keywords)
 
@@ -65,8 +79,14 @@ def _of_dense(op, reference):
 def refuse_layout(name, tensor):
     """Raise the TypeError for a tensor that is not dense."""
     if tensor.is_nested:
-        raise TypeError(f"{name}: expected a dense tensor, got a nested one; torch.nested.to_padded_tensor makes one of it")
-    raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}; {name}.to_dense() makes one of it")
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; torch.nested.to_padded_tensor"
+            " makes one of it"
+        )
+    raise TypeError(
+        f"{name}: expected a dense tensor, got one of layout {tensor.layout}; {name}.to_dense()"
+        " makes one of it"
+    )
 
 
 def _resolved(argument):
@@ -74,32 +94,48 @@ def _resolved(argument):
 
 
 def implement(op, *, reference, cpu, triton, cuda=None):
-    """Register exactly one implementation per device; the plain PyTorch `reference` serves whatever is left.
+    """Register exactly one implementation per device; the plain PyTorch `reference` serves whatever
+    is left.
 
-    `cpu` and `cuda` run the compiled part, `triton` launches a Triton kernel; each is used only where its toolchain is
-    present, and on a GPU `cuda` comes before `triton`. Returns the one of the CPU, for `plain`.
+    `cpu` and `cuda` run the compiled part, `triton` launches a Triton kernel; each is used only
+    where its toolchain is present, and on a GPU `cuda` comes before `triton`. Returns the one of
+    the CPU, for `plain`.
     """
-    on_cpu = (cpu, "native", _native.describe()) if _native.C is not None else (reference, "reference", _native.WHY_NOT)
+    on_cpu = (
+        (cpu, "native", _native.describe())
+        if _native.C is not None
+        else (reference, "reference", _native.WHY_NOT)
+    )
     on_gpu = (reference, "reference", "triton is not installed")
     if cuda is not None and _native.CUDA:
         on_gpu = cuda, "cuda", _native.describe_cuda()
     elif HAS_TRITON:
         on_gpu = triton, "triton", "triton is installed"
-    for key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "NestedTensorCPU", "NestedTensorCUDA"):
+    for key in (
+        "CompositeExplicitAutograd",
+        "AutogradNestedTensor",
+        "NestedTensorCPU",
+        "NestedTensorCUDA",
+    ):
         LIBRARY.impl(op, _of_dense(op, reference), key)
     LIBRARY.impl(op, on_cpu[0], "CPU")
     LIBRARY.impl(op, on_gpu[0], "CUDA")
-    SERVED[op] = {"cpu": on_cpu[1:], "cuda": on_gpu[1:], "other": ("reference", "plain PyTorch serves every other device")}
+    SERVED[op] = {
+        "cpu": on_cpu[1:],
+        "cuda": on_gpu[1:],
+        "other": ("reference", "plain PyTorch serves every other device"),
+    }
     return on_cpu[0]
 
 
 def plain(tensors):
-    """Whether the implementation for the CPU may be called without the dispatcher, which takes 30 µs for lists of tensors.
+    """Whether the implementation for the CPU may be called without the dispatcher, which takes 30
+    µs for lists of tensors.
 
-    True where `is_undisturbed` for tensors in host memory whose numbers are what lies there. The dispatcher must see to
-    everything else first: a lazy negative bit (the memory holds the opposite numbers); zeros without memory
-    (`torch._efficientzerotensor`) and functional tensors, whose address is 0; sparse and opaque tensors, which have none;
-    nested ones; and subclasses.
+    True where `is_undisturbed` for tensors in host memory whose numbers are what lies there. The
+    dispatcher must see to everything else first: a lazy negative bit (the memory holds the opposite
+    numbers); zeros without memory (`torch._efficientzerotensor`) and functional tensors, whose
+    address is 0; sparse and opaque tensors, which have none; nested ones; and subclasses.
     """
     if not is_undisturbed():
         return False
@@ -115,5 +151,7 @@ def plain(tensors):
 
 
 def wrote(*tensors):
-    """Tell autograd that `tensors` changed in place: a kernel that writes through a pointer leaves no other trace."""
+    """Tell autograd that `tensors` changed in place: a kernel that writes through a pointer leaves
+    no other trace.
+    """
     torch.autograd.graph.increment_version(tensors)

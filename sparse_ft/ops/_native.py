@@ -1,4 +1,6 @@
-"""The compiled part, `sparse_ft._C`: whether it is there, and how tensors are handed to it (as plain pointers)."""
+"""The compiled part, `sparse_ft._C`: whether it is there, and how tensors are handed to it (as
+plain pointers).
+"""
 
 import contextlib
 import importlib
@@ -10,12 +12,15 @@ C, WHY_NOT = None, ""
 try:
     C = importlib.import_module("sparse_ft._C")
 except ImportError as error:
-    WHY_NOT = f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip install -e .`"
+    WHY_NOT = (
+        f"the compiled part is missing ({error}); reinstall with a C++ compiler, or run `pip"
+        " install -e .`"
+    )
     with contextlib.suppress(ImportError):
         WHY_NOT = importlib.import_module("sparse_ft._build_info").REASON or WHY_NOT
     warnings.warn(
-        f"sparse_ft has no compiled part: every op runs in plain PyTorch, which is slower. Reason: {WHY_NOT}\n"
-        "`python -m sparse_ft` shows what serves each op.",
+        "sparse_ft has no compiled part: every op runs in plain PyTorch, which is slower. Reason:"
+        f" {WHY_NOT}\n`python -m sparse_ft` shows what serves each op.",
         RuntimeWarning,
         stacklevel=1,
     )
@@ -23,7 +28,10 @@ except ImportError as error:
 CUDA = C is not None and C.build_info()["cuda"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_DENSE = {4: [torch.channels_last], 5: [torch.channels_last_3d]}  # dimensions: memory formats besides the contiguous one
+_DENSE = {
+    4: [torch.channels_last],
+    5: [torch.channels_last_3d],
+}  # dimensions: memory formats besides the contiguous one
 KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3, "all": 4}
 
 
@@ -39,18 +47,32 @@ def describe_cuda():
 
 def layout(kind, index, block_h, block_w, shape):
     """The eight integers by which the native core knows a layout; `index` must outlive the call."""
-    return (KINDS[kind], index.data_ptr(), index.element_size() * 8, index.shape[0], block_h, block_w, *shape)
+    return (
+        KINDS[kind],
+        index.data_ptr(),
+        index.element_size() * 8,
+        index.shape[0],
+        block_h,
+        block_w,
+        *shape,
+    )
 
 
 def served(*tensors):
-    """Whether the native core takes these tensors as they are: contiguous, of a dtype that it knows."""
+    """Whether the native core takes these tensors as they are: contiguous, of a dtype that it
+    knows.
+    """
     return all(t.is_contiguous() and t.dtype in DTYPES for t in tensors)
 
 
 def alike(first, *others):
-    """Whether elementwise work on these may walk their memory in order: one shape, dtype and dense layout."""
+    """Whether elementwise work on these may walk their memory in order: one shape, dtype and dense
+    layout.
+    """
     shape, dtype, stride = first.shape, first.dtype, first.stride()
     for other in others:
         if other.shape != shape or other.dtype is not dtype or other.stride() != stride:
             return False
-    return first.is_contiguous() or any(first.is_contiguous(memory_format=f) for f in _DENSE.get(len(shape), ()))
+    return first.is_contiguous() or any(
+        first.is_contiguous(memory_format=f) for f in _DENSE.get(len(shape), ())
+    )

@@ -11,10 +11,12 @@ _WORD = 0xFFFFFFFF
 
 
 def random_words(seed, step, count, stream, device=None):
-    """int64 [count] in [0, 2^32): one word for each entry of a tensor, from seed, step, entry and stream alone.
+    """int64 [count] in [0, 2^32): one word for each entry of a tensor, from seed, step, entry and
+    stream alone.
 
-    seed: in [0, 2^48). stream: 0 values, 1 exp_avg, 2 exp_avg_sq. Twice lowbias32 (C. Wellons, Hash Prospector), with a key
-    mixed by splitmix64's finaliser (Steele, Lea & Flood, Fast Splittable Pseudorandom Number Generators, 2014).
+    seed: in [0, 2^48). stream: 0 values, 1 exp_avg, 2 exp_avg_sq. Twice lowbias32 (C. Wellons, Hash
+    Prospector), with a key mixed by splitmix64's finaliser (Steele, Lea & Flood, Fast Splittable
+    Pseudorandom Number Generators, 2014).
     """
     key = _mix64(_mix64(seed + 0x9E3779B97F4A7C15) + int(step))
     entry = torch.arange(count, dtype=torch.int64, device=device)
@@ -24,7 +26,9 @@ def random_words(seed, step, count, stream, device=None):
 
 @functools.lru_cache(None)
 def seed_of(seed, number):
-    """A seed in [0, 2^48) for tensor number `number` of those that one seed (an integer modulo 2^64) is for."""
+    """A seed in [0, 2^48) for tensor number `number` of those that one seed (an integer modulo
+    2^64) is for.
+    """
     return _mix64(_mix64(seed) + number) >> 16
 
 
@@ -36,16 +40,19 @@ def _mix64(x):
 
 
 def _mix32(x):
-    x = (x ^ x >> 16) * 0x7FEB352D & _WORD  # the low half of a product is right even where it overflows
+    x = (
+        x ^ x >> 16
+    ) * 0x7FEB352D & _WORD  # the low half of a product is right even where it overflows
     x = (x ^ x >> 15) * 0x846CA68B & _WORD
     return x ^ x >> 16
 
 
 def round_by_chance(x, words, dtype):
-    """fp32 `x` in bfloat16 or float16, up or down with the probability of what is dropped: right in expectation.
+    """fp32 `x` in bfloat16 or float16, up or down with the probability of what is dropped: right in
+    expectation.
 
-    words: int64, shaped as x, uniform in [0, 2^32). Numbers that dtype holds stay; those beyond its largest, inf and NaN go to
-    the nearest. float16 below 2^-14: chances are multiples of 2^-24.
+    words: int64, shaped as x, uniform in [0, 2^32). Numbers that dtype holds stay; those beyond its
+    largest, inf and NaN go to the nearest. float16 below 2^-14: chances are multiples of 2^-24.
     """
     magnitude, info = x.abs(), torch.finfo(dtype)
     if dtype == torch.bfloat16:
@@ -56,19 +63,27 @@ def round_by_chance(x, words, dtype):
         normal = _float((bits + (words >> 19)) & ~0x1FFF)
         units = magnitude.clamp(max=2.0**-14) * 2.0**24
         up = ((words ^ _WORD) >> 8) + 1 <= (units - units.floor()) * 2.0**24
-        rounded = torch.where(magnitude < 2.0**-14, (units.floor() + up) * 2.0**-24, normal).copysign(x).to(dtype)
+        rounded = (
+            torch.where(magnitude < 2.0**-14, (units.floor() + up) * 2.0**-24, normal)
+            .copysign(x)
+            .to(dtype)
+        )
     return torch.where(magnitude < info.max, rounded, x.to(dtype))
 
 
 def split(x):
-    """fp32 as (bfloat16, int16): the nearest bfloat16, halves away from zero, and what is left of the bits.
+    """fp32 as (bfloat16, int16): the nearest bfloat16, halves away from zero, and what is left of
+    the bits.
 
-    `join` gives back every bit of finite numbers and inf; NaN stays NaN. The bfloat16 part is inf beyond its largest number.
+    `join` gives back every bit of finite numbers and inf; NaN stays NaN. The bfloat16 part is inf
+    beyond its largest number.
     """
     bits = x.view(torch.int32).to(torch.int64)
     high = (bits + 0x8000) >> 16
     low = torch.where(x.isnan(), 0, bits - (high << 16))
-    return torch.where(x.isnan(), x.to(torch.bfloat16), _float((high << 16) & _WORD).to(torch.bfloat16)), low.to(torch.int16)
+    return torch.where(
+        x.isnan(), x.to(torch.bfloat16), _float((high << 16) & _WORD).to(torch.bfloat16)
+    ), low.to(torch.int16)
 
 
 def join(high, low):

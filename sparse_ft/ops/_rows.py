@@ -2,7 +2,8 @@
 
 
 def as_rows(*tensors, flat=True):
-    """((rows, columns), matrices): tensors [..., columns] of one shape, copied only where the strides of one demand it.
+    """((rows, columns), matrices): tensors [..., columns] of one shape, copied only where the
+    strides of one demand it.
 
     flat: the work is elementwise, so that contiguous tensors may be one long row.
     """
@@ -12,7 +13,9 @@ def as_rows(*tensors, flat=True):
     columns = first.shape[-1]
     count = first.shape[:-1].numel()
     matrices = [t.reshape(count, columns) for t in tensors]
-    return (count, columns), [m if columns < 2 or m.stride(1) == 1 else m.contiguous() for m in matrices]
+    return (count, columns), [
+        m if columns < 2 or m.stride(1) == 1 else m.contiguous() for m in matrices
+    ]
 
 
 def rows(matrix):

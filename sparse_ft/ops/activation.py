@@ -42,7 +42,9 @@ def activation_cpu(input, activation):
     if input.dtype not in _native.DTYPES:
         return activation_ref(input, activation)
     dtype, (shape, (input,)) = _native.DTYPES[input.dtype], as_rows(input)
-    _native.C.activation(*rows(input), dtype, *shape, CODES[activation], output.data_ptr(), torch.get_num_threads())
+    _native.C.activation(
+        *rows(input), dtype, *shape, CODES[activation], output.data_ptr(), torch.get_num_threads()
+    )
     return output
 
 
@@ -52,7 +54,13 @@ def activation_backward_cpu(grad_output, input, activation):
         return activation_backward_ref(grad_output, input, activation)
     dtype, (shape, (grad_output, input)) = _native.DTYPES[input.dtype], as_rows(grad_output, input)
     _native.C.activation_backward(
-        *rows(grad_output), *rows(input), dtype, *shape, CODES[activation], grad_input.data_ptr(), torch.get_num_threads()
+        *rows(grad_output),
+        *rows(input),
+        dtype,
+        *shape,
+        CODES[activation],
+        grad_input.data_ptr(),
+        torch.get_num_threads(),
     )
     return grad_input
 
@@ -75,16 +83,20 @@ define(SCHEMA, fake=_fake)
 implement("activation", reference=activation_ref, cpu=activation_cpu, triton=activation_triton)
 define(BACKWARD_SCHEMA, fake=_backward_fake)
 implement(
-    "activation_backward", reference=activation_backward_ref, cpu=activation_backward_cpu, triton=activation_backward_triton
+    "activation_backward",
+    reference=activation_backward_ref,
+    cpu=activation_backward_cpu,
+    triton=activation_backward_triton,
 )
 
 
 def activation(input, activation):
-    """`F.silu(input)`, or `F.gelu`, computed in fp32 (fp64 for fp64) and rounded once. Not differentiable: see
-    `activation_backward`.
+    """`F.silu(input)`, or `F.gelu`, computed in fp32 (fp64 for fp64) and rounded once. Not
+    differentiable: see `activation_backward`.
 
-    input: [..., F] of a floating-point dtype. activation: "silu", "gelu" or "gelu_tanh". Returns a contiguous tensor of that
-    shape and dtype. Raises ValueError or TypeError that names the argument.
+    input: [..., F] of a floating-point dtype. activation: "silu", "gelu" or "gelu_tanh". Returns a
+    contiguous tensor of that shape and dtype. Raises ValueError or TypeError that names the
+    argument.
     """
     return torch.ops.sparse_ft.activation(input, activation)
 

@@ -9,7 +9,8 @@ from ._rows import as_rows, rows
 
 SCHEMA = "gated_product(Tensor gate, Tensor up, str activation) -> Tensor"
 BACKWARD_SCHEMA = (
-    "gated_product_backward(Tensor grad_output, Tensor gate, Tensor up, str activation) -> (Tensor grad_gate, Tensor grad_up)"
+    "gated_product_backward(Tensor grad_output, Tensor gate, Tensor up, str activation) -> (Tensor"
+    " grad_gate, Tensor grad_up)"
 )
 
 
@@ -92,7 +93,9 @@ def gated_product_backward_triton(grad_output, gate, up, activation):
 
 
 define(SCHEMA, fake=_fake)
-implement("gated_product", reference=gated_product_ref, cpu=gated_product_cpu, triton=gated_product_triton)
+implement(
+    "gated_product", reference=gated_product_ref, cpu=gated_product_cpu, triton=gated_product_triton
+)
 define(BACKWARD_SCHEMA, fake=_backward_fake)
 implement(
     "gated_product_backward",
@@ -103,18 +106,22 @@ implement(
 
 
 def gated_product(gate, up, activation="silu"):
-    """`act(gate) * up`, computed in fp32 (fp64 for fp64) and rounded once. Not differentiable: see `gated_product_backward`.
+    """`act(gate) * up`, computed in fp32 (fp64 for fp64) and rounded once. Not differentiable: see
+    `gated_product_backward`.
 
-    gate, up: [..., F] of one floating-point dtype; the two halves of one [..., 2F] projection are read where they lie.
-    activation: "silu", "gelu", "gelu_tanh" or "relu". Returns a contiguous tensor of that shape and dtype.
-    Raises ValueError or TypeError that names the argument.
+    gate, up: [..., F] of one floating-point dtype; the two halves of one [..., 2F] projection are
+    read where they lie.
+    activation: "silu", "gelu", "gelu_tanh" or "relu". Returns a contiguous tensor of that shape and
+    dtype. Raises ValueError or TypeError that names the argument.
     """
     return torch.ops.sparse_ft.gated_product(gate, up, activation)
 
 
 def gated_product_backward(grad_output, gate, up, activation="silu"):
-    """(grad_gate, grad_up) of `gated_product`: `grad_output * up * act'(gate)` and `grad_output * act(gate)`.
+    """(grad_gate, grad_up) of `gated_product`: `grad_output * up * act'(gate)` and `grad_output *
+    act(gate)`.
 
-    grad_output: shape and dtype of gate and up. Raises ValueError or TypeError that names the argument.
+    grad_output: shape and dtype of gate and up. Raises ValueError or TypeError that names the
+    argument.
     """
     return torch.ops.sparse_ft.gated_product_backward(grad_output, gate, up, activation)

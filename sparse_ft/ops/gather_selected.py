@@ -1,4 +1,6 @@
-"""gather_selected: weight -> values. Copies the selected entries of a matrix into the compact layout."""
+"""gather_selected: weight -> values. Copies the selected entries of a matrix into the compact
+layout.
+"""
 
 import torch
 
@@ -6,7 +8,10 @@ from . import _native
 from ._library import HAS_TRITON, define, implement
 from .layout import check_layout, check_matrix, coordinates, explain_layout, inside, values_shape
 
-SCHEMA = "gather_selected(Tensor matrix, str kind, Tensor index, int block_h, int block_w, *, ScalarType? dtype=None) -> Tensor"
+SCHEMA = (
+    "gather_selected(Tensor matrix, str kind, Tensor index, int block_h, int block_w, *,"
+    " ScalarType? dtype=None) -> Tensor"
+)
 
 
 def gather_selected_ref(matrix, kind, index, block_h, block_w, *, dtype=None):
@@ -24,7 +29,9 @@ def gather_selected_ref(matrix, kind, index, block_h, block_w, *, dtype=None):
 def _fake(matrix, kind, index, block_h, block_w, *, dtype=None):
     check_matrix(matrix)
     check_layout(kind, index, block_h, block_w)
-    return matrix.new_empty(values_shape(kind, index, block_h, block_w, matrix.shape), dtype=dtype or matrix.dtype)
+    return matrix.new_empty(
+        values_shape(kind, index, block_h, block_w, matrix.shape), dtype=dtype or matrix.dtype
+    )
 
 
 def gather_selected_cpu(matrix, kind, index, block_h, block_w, *, dtype=None):
@@ -53,7 +60,9 @@ def gather_selected_cuda(matrix, kind, index, block_h, block_w, *, dtype=None):
     values = _fake(matrix, kind, index, block_h, block_w, dtype=dtype)
     index = index.contiguous()
     if index.device != matrix.device:
-        raise ValueError(f"index: expected a tensor on {matrix.device} as the matrix, got {index.device}")
+        raise ValueError(
+            f"index: expected a tensor on {matrix.device} as the matrix, got {index.device}"
+        )
     if not _native.served(matrix, values):  # strided
         otherwise = gather_selected_triton if HAS_TRITON else gather_selected_ref
         return otherwise(matrix, kind, index, block_h, block_w, dtype=dtype)
@@ -82,10 +91,11 @@ implement(
 def gather_selected(matrix, kind, index=None, block_h=1, block_w=1, *, dtype=None):
     """The selected entries of `matrix` as a compact tensor; for rows, `matrix[index]`.
 
-    matrix: [rows, columns], floating point. kind, index, block_h, block_w: see `sparse_ft.ops.layout`.
-    dtype: of the result, default that of the matrix. Returns the values, zero where a block is padding.
-    Raises ValueError or TypeError that names the argument. An index out of range is the caller's to exclude
-    (`Selection` does): the compiled backends do not look.
+    matrix: [rows, columns], floating point. kind, index, block_h, block_w: see
+    `sparse_ft.ops.layout`.
+    dtype: of the result, default that of the matrix. Returns the values, zero where a block is
+    padding. Raises ValueError or TypeError that names the argument. An index out of range is the
+    caller's to exclude (`Selection` does): the compiled backends do not look.
     """
     if type(kind) is not str or index is None:
         explain_layout(kind, index)

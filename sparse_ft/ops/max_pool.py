@@ -1,4 +1,6 @@
-"""max_pool: max pooling of planes, and which element of its window each maximum was, in one byte."""
+"""max_pool: max pooling of planes, and which element of its window each maximum was, in
+one byte.
+"""
 
 import torch
 
@@ -6,8 +8,8 @@ from . import _native
 from ._library import define, implement, plain
 
 SCHEMA = (
-    "max_pool(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode) "
-    "-> (Tensor, Tensor)"
+    "max_pool(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation,"
+    " bool ceil_mode) -> (Tensor, Tensor)"
 )
 MOST = 256  # elements of a window that a byte can tell apart
 
@@ -16,24 +18,37 @@ def _check(input, kernel_size, stride, padding, dilation):
     if not input.is_floating_point():
         raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
     if input.dim() not in (3, 4):
-        raise ValueError(f"input: expected [C, H, W] or [N, C, H, W], got shape {tuple(input.shape)}")
+        raise ValueError(
+            f"input: expected [C, H, W] or [N, C, H, W], got shape {tuple(input.shape)}"
+        )
     sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
     for name, size in sizes.items():
         if len(size) != 2 or min(size) < (name != "padding"):
-            raise ValueError(f"{name}: expected two {'non-negative' if name == 'padding' else 'positive'} numbers, got {size}")
+            raise ValueError(
+                f"{name}: expected two {'non-negative' if name == 'padding' else 'positive'}"
+                f" numbers, got {size}"
+            )
     if kernel_size[0] * kernel_size[1] > MOST:
         raise ValueError(f"kernel_size: expected at most {MOST} elements, got {tuple(kernel_size)}")
     if any(2 * p > k for p, k in zip(padding, kernel_size, strict=True)):
-        raise ValueError(f"padding: expected at most half of kernel_size {tuple(kernel_size)}, got {tuple(padding)}")
+        raise ValueError(
+            f"padding: expected at most half of kernel_size {tuple(kernel_size)}, got"
+            f" {tuple(padding)}"
+        )
 
 
 def _out_size(input, kernel_size, stride, padding, dilation, ceil_mode):
     sizes = []
-    for size, k, s, p, d in zip(input.shape[-2:], kernel_size, stride, padding, dilation, strict=True):
+    for size, k, s, p, d in zip(
+        input.shape[-2:], kernel_size, stride, padding, dilation, strict=True
+    ):
         out = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
         out -= ceil_mode and (out - 1) * s >= size + p  # no window begins in the padding behind
         if size < 1 or out < 1:
-            raise ValueError(f"input: expected planes that hold a window of {tuple(kernel_size)}, got {tuple(input.shape)}")
+            raise ValueError(
+                f"input: expected planes that hold a window of {tuple(kernel_size)}, got"
+                f" {tuple(input.shape)}"
+            )
         sizes.append(out)
     return sizes
 
@@ -51,7 +66,9 @@ def max_pool_ref(input, kernel_size, stride, padding, dilation, ceil_mode):
 
 def _fake(input, kernel_size, stride, padding, dilation, ceil_mode):
     _check(input, kernel_size, stride, padding, dilation)
-    output = input.new_empty(*input.shape[:-2], *_out_size(input, kernel_size, stride, padding, dilation, ceil_mode))
+    output = input.new_empty(
+        *input.shape[:-2], *_out_size(input, kernel_size, stride, padding, dilation, ceil_mode)
+    )
     return output, torch.empty_like(output, dtype=torch.uint8)
 
 
@@ -81,7 +98,9 @@ def max_pool_triton(input, kernel_size, stride, padding, dilation, ceil_mode):
     from sparse_ft.kernels import max_pool as kernels
 
     output, numbers = _fake(input, kernel_size, stride, padding, dilation, ceil_mode)
-    kernels.max_pool_triton(input.contiguous(), kernel_size, stride, padding, dilation, output, numbers)
+    kernels.max_pool_triton(
+        input.contiguous(), kernel_size, stride, padding, dilation, output, numbers
+    )
     return output, numbers
 
 
@@ -90,11 +109,13 @@ _max_pool = implement("max_pool", reference=max_pool_ref, cpu=max_pool_cpu, trit
 
 
 def max_pool(input, kernel_size, stride, padding, dilation, ceil_mode=False):
-    """`F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)`, exactly, and the numbers of the maxima.
+    """`F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)`, exactly, and the
+    numbers of the maxima.
 
-    input: [C, H, W] or [N, C, H, W], floating point. kernel_size (256 elements at most), stride, padding, dilation: two
-    numbers each. Returns the output, contiguous, and uint8 of its shape: row * kernel_size[1] + column, in the window, of the
-    first of the largest elements, or of the last NaN. Raises ValueError or TypeError that names the argument.
+    input: [C, H, W] or [N, C, H, W], floating point. kernel_size (256 elements at most), stride,
+    padding, dilation: two numbers each. Returns the output, contiguous, and uint8 of its shape: row
+    * kernel_size[1] + column, in the window, of the first of the largest elements, or of the last
+    NaN. Raises ValueError or TypeError that names the argument.
     """
     if plain((input,)):
         return _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)

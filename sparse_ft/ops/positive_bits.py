@@ -1,4 +1,6 @@
-"""positive_bits: where ReLU lets a gradient through, one bit each; relu_bits: with its output; where_bits: its backward."""
+"""positive_bits: where ReLU lets a gradient through, one bit each; relu_bits: with its output;
+where_bits: its backward.
+"""
 
 import torch
 
@@ -19,7 +21,10 @@ def _check_relu(input, output):
     _check(input)
     if output.shape != input.shape or output.dtype != input.dtype or not output.is_contiguous():
         expected = f"contiguous, {tuple(input.shape)} and {input.dtype} as input"
-        raise ValueError(f"output: expected {expected}, got {tuple(output.shape)}, strides {output.stride()}, {output.dtype}")
+        raise ValueError(
+            f"output: expected {expected}, got {tuple(output.shape)}, strides {output.stride()},"
+            f" {output.dtype}"
+        )
 
 
 def _check_where(grad, bits):
@@ -28,7 +33,10 @@ def _check_where(grad, bits):
     if bits.dtype != torch.uint8:
         raise TypeError(f"bits: expected torch.uint8, got {bits.dtype}")
     if bits.shape != (_bytes(grad),):
-        raise ValueError(f"bits: expected shape {(_bytes(grad),)}, one bit an element of grad, got {tuple(bits.shape)}")
+        raise ValueError(
+            f"bits: expected shape {(_bytes(grad),)}, one bit an element of grad, got"
+            f" {tuple(bits.shape)}"
+        )
 
 
 def _bytes(tensor):
@@ -39,7 +47,9 @@ def positive_bits_ref(input):
     _check(input)
     flags = input.new_zeros(8 * _bytes(input), dtype=torch.uint8)
     flags[: input.numel()] = ~(input.flatten() <= 0)
-    return (flags.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=input.device)).sum(1, dtype=torch.uint8)
+    return (flags.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=input.device)).sum(
+        1, dtype=torch.uint8
+    )
 
 
 def relu_bits_ref(input, output):
@@ -90,7 +100,9 @@ def _bits(input, relu=0):
     bits = torch.empty(_bytes(input), dtype=torch.uint8)
     input = input.contiguous()
     dtype = _native.DTYPES[input.dtype]
-    _native.C.positive_bits(input.data_ptr(), dtype, input.numel(), bits.data_ptr(), relu, torch.get_num_threads())
+    _native.C.positive_bits(
+        input.data_ptr(), dtype, input.numel(), bits.data_ptr(), relu, torch.get_num_threads()
+    )
     return bits
 
 
@@ -137,18 +149,25 @@ def where_bits_triton(grad, bits, scale):
 
 
 define(SCHEMA, fake=_fake)
-_positive_bits = implement("positive_bits", reference=positive_bits_ref, cpu=positive_bits_cpu, triton=positive_bits_triton)
+_positive_bits = implement(
+    "positive_bits", reference=positive_bits_ref, cpu=positive_bits_cpu, triton=positive_bits_triton
+)
 define(RELU_SCHEMA, fake=_relu_fake)
-_relu_bits = implement("relu_bits", reference=relu_bits_ref, cpu=relu_bits_cpu, triton=relu_bits_triton)
+_relu_bits = implement(
+    "relu_bits", reference=relu_bits_ref, cpu=relu_bits_cpu, triton=relu_bits_triton
+)
 define(WHERE_SCHEMA, fake=_where_fake)
-_where_bits = implement("where_bits", reference=where_bits_ref, cpu=where_bits_cpu, triton=where_bits_triton)
+_where_bits = implement(
+    "where_bits", reference=where_bits_ref, cpu=where_bits_cpu, triton=where_bits_triton
+)
 
 
 def positive_bits(input):
-    """`~(input <= 0)` as uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of `input.flatten()[i]`; past the end 0.
+    """`~(input <= 0)` as uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of
+    `input.flatten()[i]`; past the end 0.
 
-    input: floating point, any shape; the bit of NaN is set, as ReLU lets its gradient through. Raises TypeError that names
-    the argument.
+    input: floating point, any shape; the bit of NaN is set, as ReLU lets its gradient through.
+    Raises TypeError that names the argument.
     """
     if plain((input,)):
         return _positive_bits(input)
@@ -158,8 +177,8 @@ def positive_bits(input):
 def relu_bits(input, output):
     """`output.copy_(input.relu())` and `positive_bits(input)`, which it returns, in one pass.
 
-    input: floating point, any shape. output: contiguous, shape and dtype of input, perhaps input itself. Raises TypeError or
-    ValueError that names the argument.
+    input: floating point, any shape. output: contiguous, shape and dtype of input, perhaps input
+    itself. Raises TypeError or ValueError that names the argument.
     """
     if plain((input, output)):
         return _relu_bits(input, output)
@@ -167,11 +186,13 @@ def relu_bits(input, output):
 
 
 def where_bits(grad, bits, scale=1.0):
-    """`torch.where(flags, grad * scale, 0)`, flags as `positive_bits` packs them: the backward of ReLU and of dropout.
+    """`torch.where(flags, grad * scale, 0)`, flags as `positive_bits` packs them: the backward of
+    ReLU and of dropout.
 
-    grad: floating point, any shape; multiplied in fp32 (fp64 for fp64) and rounded once. bits: uint8 [ceil(numel / 8)].
-    Returns a contiguous tensor of the shape and dtype of grad; what is dropped is 0 even where grad is not finite.
-    Raises ValueError or TypeError that names the argument.
+    grad: floating point, any shape; multiplied in fp32 (fp64 for fp64) and rounded once. bits:
+    uint8 [ceil(numel / 8)]. Returns a contiguous tensor of the shape and dtype of grad; what is
+    dropped is 0 even where grad is not finite. Raises ValueError or TypeError that names the
+    argument.
     """
     if plain((grad, bits)):
         return _where_bits(grad, bits, scale)

@@ -1,4 +1,6 @@
-"""rms_norm: every row of the input divided by its root mean square (Zhang & Sennrich, 2019), and the gradient of the input."""
+"""rms_norm: every row of the input divided by its root mean square (Zhang & Sennrich, 2019), and
+the gradient of the input.
+"""
 
 import torch
 
@@ -7,16 +9,20 @@ from ._library import define, implement, refuse_layout
 from ._rows import as_rows, rows
 
 SCHEMA = (
-    "rms_norm(Tensor input, Tensor? weight, float eps, float offset, *, ScalarType? dtype=None) -> (Tensor output, Tensor rstd)"
+    "rms_norm(Tensor input, Tensor? weight, float eps, float offset, *, ScalarType? dtype=None) ->"
+    " (Tensor output, Tensor rstd)"
 )
 BACKWARD_SCHEMA = (
-    "rms_norm_backward(Tensor grad_output, Tensor input, Tensor rstd, Tensor? weight, float offset) -> Tensor grad_input"
+    "rms_norm_backward(Tensor grad_output, Tensor input, Tensor rstd, Tensor? weight, float offset)"
+    " -> Tensor grad_input"
 )
 
 
 def _wide(input, weight):
     """The dtype of the arithmetic and of rstd."""
-    return torch.promote_types(torch.float32, input.dtype if weight is None else torch.result_type(input, weight))
+    return torch.promote_types(
+        torch.float32, input.dtype if weight is None else torch.result_type(input, weight)
+    )
 
 
 def _check(input, weight):
@@ -27,7 +33,9 @@ def _check(input, weight):
     if weight is None:
         return
     if weight.shape != input.shape[-1:]:
-        raise ValueError(f"weight: expected shape {tuple(input.shape[-1:])}, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight: expected shape {tuple(input.shape[-1:])}, got {tuple(weight.shape)}"
+        )
     if not weight.is_floating_point():
         raise TypeError(f"weight: expected a floating-point dtype, got {weight.dtype}")
 
@@ -35,7 +43,10 @@ def _check(input, weight):
 def _check_backward(grad_output, input, rstd, weight):
     _check(input, weight)
     if grad_output.shape != input.shape:
-        raise ValueError(f"grad_output: expected the shape of input, {tuple(input.shape)}, got {tuple(grad_output.shape)}")
+        raise ValueError(
+            f"grad_output: expected the shape of input, {tuple(input.shape)}, got"
+            f" {tuple(grad_output.shape)}"
+        )
     if not grad_output.is_floating_point():
         raise TypeError(f"grad_output: expected a floating-point dtype, got {grad_output.dtype}")
     if rstd.shape != input.shape[:-1]:
@@ -52,7 +63,10 @@ def rms_norm_ref(input, weight, eps, offset, *, dtype=None):
     output, _ = _fake(input, weight, eps, offset, dtype=dtype)
     x = input.to(_wide(input, weight))
     rstd = (x.square().mean(-1) + eps).rsqrt()
-    return _scaled(x * rstd[..., None], weight, offset).to(output.dtype).contiguous(), rstd.contiguous()
+    return (
+        _scaled(x * rstd[..., None], weight, offset).to(output.dtype).contiguous(),
+        rstd.contiguous(),
+    )
 
 
 def rms_norm_backward_ref(grad_output, input, rstd, weight, offset):
@@ -68,7 +82,9 @@ def _fake(input, weight, eps, offset, *, dtype=None):
     dtype = dtype or (input.dtype if weight is None else torch.result_type(input, weight))
     if not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
-    return input.new_empty(input.shape, dtype=dtype), input.new_empty(input.shape[:-1], dtype=_wide(input, weight))
+    return input.new_empty(input.shape, dtype=dtype), input.new_empty(
+        input.shape[:-1], dtype=_wide(input, weight)
+    )
 
 
 def _backward_fake(grad_output, input, rstd, weight, offset):
@@ -148,16 +164,22 @@ def rms_norm_backward_triton(grad_output, input, rstd, weight, offset):
 define(SCHEMA, fake=_fake)
 implement("rms_norm", reference=rms_norm_ref, cpu=rms_norm_cpu, triton=rms_norm_triton)
 define(BACKWARD_SCHEMA, fake=_backward_fake)
-implement("rms_norm_backward", reference=rms_norm_backward_ref, cpu=rms_norm_backward_cpu, triton=rms_norm_backward_triton)
+implement(
+    "rms_norm_backward",
+    reference=rms_norm_backward_ref,
+    cpu=rms_norm_backward_cpu,
+    triton=rms_norm_backward_triton,
+)
 
 
 def rms_norm(input, weight=None, eps=1e-6, offset=0.0, *, dtype=None):
-    """(`input * rstd * (offset + weight)`, rstd), rstd = `1 / sqrt(mean(input²) + eps)` over the last dimension.
+    """(`input * rstd * (offset + weight)`, rstd), rstd = `1 / sqrt(mean(input²) + eps)` over the
+    last dimension.
 
-    input: [..., F], floating point. weight: [F] or None, which leaves the factor (and offset) out; Gemma's offset is 1.
-    All in fp32 (fp64 where either is), rounded once to `dtype` (default: `torch.result_type(input, weight)`); rstd [...] is not
-    rounded. Both contiguous. Not differentiable: see `rms_norm_backward`.
-    Raises ValueError or TypeError that names the argument.
+    input: [..., F], floating point. weight: [F] or None, which leaves the factor (and offset) out;
+    Gemma's offset is 1. All in fp32 (fp64 where either is), rounded once to `dtype` (default:
+    `torch.result_type(input, weight)`); rstd [...] is not rounded. Both contiguous. Not
+    differentiable: see `rms_norm_backward`. Raises ValueError or TypeError that names the argument.
     """
     if input.is_nested:  # jagged tensors have an op of that name themselves, which takes no dtype
         refuse_layout("input", input)
@@ -167,9 +189,10 @@ def rms_norm(input, weight=None, eps=1e-6, offset=0.0, *, dtype=None):
 
 
 def rms_norm_backward(grad_output, input, rstd, weight=None, offset=0.0):
-    """grad_input of `rms_norm`, in the dtype of input: with g = `grad_output * (offset + weight)` and n = `input * rstd`,
-    `rstd * (g - n * mean(g * n))`.
+    """grad_input of `rms_norm`, in the dtype of input: with g = `grad_output * (offset + weight)`
+    and n = `input * rstd`, `rstd * (g - n * mean(g * n))`.
 
-    grad_output: [..., F]. rstd: [...], as `rms_norm` gave it. Raises ValueError or TypeError that names the argument.
+    grad_output: [..., F]. rstd: [...], as `rms_norm` gave it. Raises ValueError or TypeError that
+    names the argument.
     """
     return torch.ops.sparse_ft.rms_norm_backward(grad_output, input, rstd, weight, offset)

@@ -1,4 +1,6 @@
-"""scatter_selected_ and swap_selected_: values -> weight. Copy, add, or exchange the selected entries in place."""
+"""scatter_selected_ and swap_selected_: values -> weight. Copy, add, or exchange the selected
+entries in place.
+"""
 
 import torch
 
@@ -7,10 +9,13 @@ from ._library import define, implement, wrote
 from .layout import check_layout, check_matrix, check_values, coordinates, explain_layout, inside
 
 SCATTER = (
-    "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int block_w, *, "
-    "bool accumulate=False) -> ()"
+    "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int"
+    " block_w, *, bool accumulate=False) -> ()"
 )
-SWAP = "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int block_w) -> ()"
+SWAP = (
+    "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int"
+    " block_w) -> ()"
+)
 COPY, ADD, EXCHANGE = 0, 1, 2  # the native core's modes
 
 
@@ -48,7 +53,10 @@ def _check(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
 def _check_swap(matrix, values, kind, index, block_h, block_w):
     _check(matrix, values, kind, index, block_h, block_w)
     if matrix.dtype != values.dtype:
-        raise TypeError(f"values: a swap is exact only between equal dtypes, got {values.dtype} for a {matrix.dtype} matrix")
+        raise TypeError(
+            f"values: a swap is exact only between equal dtypes, got {values.dtype} for a"
+            f" {matrix.dtype} matrix"
+        )
 
 
 def _write(matrix, values, kind, index, block_h, block_w, mode):
@@ -68,7 +76,9 @@ def scatter_selected_native_(matrix, values, kind, index, block_h, block_w, *, a
     _check(matrix, values, kind, index, block_h, block_w)
     index, values = index.contiguous(), values.contiguous()
     if not _native.served(matrix, values):
-        return scatter_selected_ref_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
+        return scatter_selected_ref_(
+            matrix, values, kind, index, block_h, block_w, accumulate=accumulate
+        )
     _write(matrix, values, kind, index, block_h, block_w, ADD if accumulate else COPY)
     wrote(matrix)
 
@@ -86,7 +96,9 @@ def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, a
     from sparse_ft.kernels import scatter_selected as kernels
 
     _check(matrix, values, kind, index, block_h, block_w)
-    kernels.scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
+    kernels.scatter_selected_triton_(
+        matrix, values, kind, index, block_h, block_w, accumulate=accumulate
+    )
     wrote(matrix)
 
 
@@ -117,19 +129,24 @@ implement(
 
 
 def scatter_selected_(matrix, values, kind, index=None, block_h=1, block_w=1, *, accumulate=False):
-    """Write `values` to the selected entries of `matrix`, in place; for rows, `matrix[index] = values`.
+    """Write `values` to the selected entries of `matrix`, in place; for rows, `matrix[index] =
+    values`.
 
-    matrix: [rows, columns], any strides. values: shaped by the layout (`sparse_ft.ops.layout`), any floating dtype, rounded
-    to nearest even. accumulate: add instead, in fp32 (fp64 for an fp64 matrix), rounded once. Padding of blocks is
-    ignored. Raises ValueError or TypeError that names the argument, before anything is written.
+    matrix: [rows, columns], any strides. values: shaped by the layout (`sparse_ft.ops.layout`), any
+    floating dtype, rounded to nearest even. accumulate: add instead, in fp32 (fp64 for an fp64
+    matrix), rounded once. Padding of blocks is ignored. Raises ValueError or TypeError that names
+    the argument, before anything is written.
     """
     if type(kind) is not str or index is None:
         explain_layout(kind, index)
-    torch.ops.sparse_ft.scatter_selected_(matrix, values, kind, index, block_h, block_w, accumulate=accumulate)
+    torch.ops.sparse_ft.scatter_selected_(
+        matrix, values, kind, index, block_h, block_w, accumulate=accumulate
+    )
 
 
 def swap_selected_(matrix, values, kind, index=None, block_h=1, block_w=1):
-    """Exchange `values` with the selected entries of `matrix`, both in place; a second call restores every bit.
+    """Exchange `values` with the selected entries of `matrix`, both in place; a second call
+    restores every bit.
 
     Shapes as in `scatter_selected_`; both of one dtype, else TypeError.
     """

@@ -6,7 +6,12 @@ from ._library import define, implement, wrote
 from .layout import explain_layout
 from .selected_wgrad import _fake as _fake_one
 from .selected_wgrad import _fake_ as _fake_one_
-from .selected_wgrad import selected_wgrad_cpu, selected_wgrad_cpu_, selected_wgrad_ref, selected_wgrad_ref_
+from .selected_wgrad import (
+    selected_wgrad_cpu,
+    selected_wgrad_cpu_,
+    selected_wgrad_ref,
+    selected_wgrad_ref_,
+)
 
 ARGUMENTS = "Tensor[] grad_outputs, Tensor[] inputs, str[] kinds, Tensor[] indices, int[] blocks"
 SCHEMA = f"selected_wgrad_grouped({ARGUMENTS}, *, ScalarType? dtype=None) -> Tensor[]"
@@ -18,10 +23,18 @@ def _problems(grad_outputs, inputs, kinds, indices, blocks, **first):
     lists = {**first, "inputs": inputs, "kinds": kinds, "indices": indices}
     for name, items in lists.items():
         if len(items) != len(grad_outputs):
-            raise ValueError(f"{name}: expected {len(grad_outputs)} items, one a tensor of grad_outputs, got {len(items)}")
+            raise ValueError(
+                f"{name}: expected {len(grad_outputs)} items, one a tensor of grad_outputs, got"
+                f" {len(items)}"
+            )
     if len(blocks) != 2 * len(grad_outputs):
-        raise ValueError(f"blocks: expected block_h and block_w of {len(grad_outputs)} problems, got {len(blocks)} numbers")
-    return list(zip(*first.values(), grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2]))
+        raise ValueError(
+            f"blocks: expected block_h and block_w of {len(grad_outputs)} problems, got"
+            f" {len(blocks)} numbers"
+        )
+    return list(
+        zip(*first.values(), grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2])
+    )
 
 
 def _each(function):
@@ -42,8 +55,14 @@ def _each_(function):
     return grouped_
 
 
-selected_wgrad_grouped_ref, selected_wgrad_grouped_ref_ = _each(selected_wgrad_ref), _each_(selected_wgrad_ref_)
-selected_wgrad_grouped_cpu, selected_wgrad_grouped_cpu_ = _each(selected_wgrad_cpu), _each_(selected_wgrad_cpu_)
+selected_wgrad_grouped_ref, selected_wgrad_grouped_ref_ = (
+    _each(selected_wgrad_ref),
+    _each_(selected_wgrad_ref_),
+)
+selected_wgrad_grouped_cpu, selected_wgrad_grouped_cpu_ = (
+    _each(selected_wgrad_cpu),
+    _each_(selected_wgrad_cpu_),
+)
 _fake, _fake_ = _each(_fake_one), _each_(_fake_one_)
 
 
@@ -79,25 +98,33 @@ implement(
 
 
 def selected_wgrad_grouped(grad_outputs, inputs, kinds, indices, blocks, *, dtype=None):
-    """`[selected_wgrad(...) for each problem]`, the same bits, for a caller that holds several gradients at one time.
+    """`[selected_wgrad(...) for each problem]`, the same bits, for a caller that holds several
+    gradients at one time.
 
-    grad_outputs: [T, rows] each. inputs: [T, columns] each; T, shapes, kinds and dtypes may differ from problem to problem.
-    kinds, indices: one a problem. blocks: block_h, block_w, block_h, block_w, …. dtype: of the results, default that of each
-    accumulator. On a GPU, blocks of 16-bit operands share launches, 16 problems each, where they have one tile; every other
-    problem is a call of its own, as all are on the CPU. Raises ValueError or TypeError that names the argument.
+    grad_outputs: [T, rows] each. inputs: [T, columns] each; T, shapes, kinds and dtypes may differ
+    from problem to problem. kinds, indices: one a problem. blocks: block_h, block_w, block_h,
+    block_w, …. dtype: of the results, default that of each accumulator. On a GPU, blocks of 16-bit
+    operands share launches, 16 problems each, where they have one tile; every other problem is a
+    call of its own, as all are on the CPU. Raises ValueError or TypeError that names the argument.
 
-    Nothing in the library calls it: autograd brings the gradients of layers one after another, and experts whose weights are
-    one parameter train through their dense gradient.
+    Nothing in the library calls it: autograd brings the gradients of layers one after another, and
+    experts whose weights are one parameter train through their dense gradient.
     """
     for kind in kinds:
         if type(kind) is not str:
             explain_layout(kind)
-    return torch.ops.sparse_ft.selected_wgrad_grouped(grad_outputs, inputs, kinds, indices, blocks, dtype=dtype)
+    return torch.ops.sparse_ft.selected_wgrad_grouped(
+        grad_outputs, inputs, kinds, indices, blocks, dtype=dtype
+    )
 
 
 def selected_wgrad_grouped_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
-    """`values_grads[i] += selected_wgrad_grouped(…)[i]` in place; nothing is written if any problem is refused."""
+    """`values_grads[i] += selected_wgrad_grouped(…)[i]` in place; nothing is written if any problem
+    is refused.
+    """
     for kind in kinds:
         if type(kind) is not str:
             explain_layout(kind)
-    torch.ops.sparse_ft.selected_wgrad_grouped_(values_grads, grad_outputs, inputs, kinds, indices, blocks)
+    torch.ops.sparse_ft.selected_wgrad_grouped_(
+        values_grads, grad_outputs, inputs, kinds, indices, blocks
+    )

@@ -11,12 +11,13 @@ from ..nn.steps import owner_of
 
 
 def groups_of(params: Any, no_decay: str | Iterable[str]) -> list:
-    """`params` without what does not train, as torch takes them; with patterns, as groups that decay and groups that do not.
+    """`params` without what does not train, as torch takes them; with patterns, as groups that
+    decay and groups that do not.
 
-    params: tensors, (name, tensor) pairs, or groups of either. no_decay: glob patterns on names; a selected parameter
-    goes by its own name ("0.bias") and by the one under which its values are listed
-    ("0.bias_selected.values"). Warns of a pattern that matches nothing, frozen parameters included. Raises TypeError or
-    ValueError that names the argument.
+    params: tensors, (name, tensor) pairs, or groups of either. no_decay: glob patterns on names; a
+    selected parameter goes by its own name ("0.bias") and by the one under which its values are
+    listed ("0.bias_selected.values"). Warns of a pattern that matches nothing, frozen parameters
+    included. Raises TypeError or ValueError that names the argument.
     """
     params = _listed(params)
     patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
@@ -24,14 +25,19 @@ def groups_of(params: Any, no_decay: str | Iterable[str]) -> list:
         _check_patterns(params, patterns)
     trainable = _trainable(params)
     if not trainable:
-        raise ValueError("params: nothing requires grad; was the model converted (sft.convert) before the optimiser was made?")
+        raise ValueError(
+            "params: nothing requires grad; was the model converted (sft.convert) before the"
+            " optimiser was made?"
+        )
     return _split(trainable, patterns) if patterns else trainable
 
 
 def _listed(params):
     """`params` as a list of tensors, of pairs, or of groups whose "params" are lists."""
     if isinstance(params, torch.nn.Module):
-        raise TypeError(f"params: expected parameters, got a {type(params).__name__}; pass model.parameters()")
+        raise TypeError(
+            f"params: expected parameters, got a {type(params).__name__}; pass model.parameters()"
+        )
     params = [params] if isinstance(params, torch.Tensor) else list(params)
     if not params or not isinstance(params[0], dict):
         return params
@@ -47,7 +53,10 @@ def _items(params):
 
 def _trainable(params):
     if params and isinstance(params[0], dict):
-        groups = [{**group, "params": [item for item in group["params"] if _requires_grad(item)]} for group in params]
+        groups = [
+            {**group, "params": [item for item in group["params"] if _requires_grad(item)]}
+            for group in params
+        ]
         return [group for group in groups if group["params"]]
     return [item for item in params if _requires_grad(item)]
 
@@ -55,26 +64,35 @@ def _trainable(params):
 def _requires_grad(item):
     parameter = item[1] if isinstance(item, tuple) else item
     if not isinstance(parameter, torch.Tensor):
-        raise TypeError(f"params: expected tensors, (name, tensor) pairs or groups of them, got {parameter!r}")
+        raise TypeError(
+            f"params: expected tensors, (name, tensor) pairs or groups of them, got {parameter!r}"
+        )
     return parameter.requires_grad
 
 
 def _check_patterns(params, patterns):
     items = _items(params)
     if not all(isinstance(item, tuple) for item in items):
-        raise ValueError(f"no_decay: {patterns} are matched against names; pass model.named_parameters()")
+        raise ValueError(
+            f"no_decay: {patterns} are matched against names; pass model.named_parameters()"
+        )
     idle = [pattern for pattern in patterns if not any(_matches(item, [pattern]) for item in items)]
     if idle:
-        names = [_names(item)[-1] for item in items if item[1].requires_grad] or [name for name, _ in items]
+        names = [_names(item)[-1] for item in items if item[1].requires_grad] or [
+            name for name, _ in items
+        ]
         warnings.warn(
-            f"no_decay: {', '.join(map(repr, idle))} {'matches' if len(idle) == 1 else 'match'} no parameter, so nothing "
-            f"is exempt by {'it' if len(idle) == 1 else 'them'}; names look like {', '.join(map(repr, names[:3]))}",
+            f"no_decay: {', '.join(map(repr, idle))} {'matches' if len(idle) == 1 else 'match'} no"
+            f" parameter, so nothing is exempt by {'it' if len(idle) == 1 else 'them'}; names look"
+            f" like {', '.join(map(repr, names[:3]))}",
             stacklevel=4,
         )
 
 
 def _names(item):
-    """The name that a parameter is listed under; for values also the one of the parameter that they are selected of."""
+    """The name that a parameter is listed under; for values also the one of the parameter that they
+    are selected of.
+    """
     name, parameter = item
     owner = owner_of(parameter)
     if owner is None or not name.endswith("values"):

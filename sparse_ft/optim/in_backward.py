@@ -1,4 +1,6 @@
-"""InBackward: each parameter steps inside the backward that makes its gradient, which is gone before the next one comes."""
+"""InBackward: each parameter steps inside the backward that makes its gradient, which is gone
+before the next one comes.
+"""
 
 import warnings
 import weakref
@@ -12,16 +14,23 @@ from ..nn.steps import owner_of
 class InBackward:
     """The hooks of one optimiser on its parameters, and who has stepped since its last `step()`.
 
-    A hook runs once a backward, when every use of the parameter has been differentiated: those that saved its weight are
-    among them, so that the weight may be written. A use that the parameter's gradient does not pass through (of a weight
-    from `named_parameters()`) has saved an older version, and autograd says so.
+    A hook runs once a backward, when every use of the parameter has been differentiated: those that
+    saved its weight are among them, so that the weight may be written. A use that the parameter's
+    gradient does not pass through (of a weight from `named_parameters()`) has saved an older
+    version, and autograd says so.
     """
 
     def __init__(self, optimizer):
-        self._optimizer = weakref.ref(optimizer)  # parameters hold the hooks, the optimiser the parameters
-        self._group = {}  # id of a parameter -> number of its group, whose settings are read at each step
+        self._optimizer = weakref.ref(
+            optimizer
+        )  # parameters hold the hooks, the optimiser the parameters
+        # id of a parameter -> number of its group, whose settings are read at each step
+        self._group = {}
         self._hooks = {}  # id of a parameter -> handle of its hook
-        self._stepped, self.reached = set(), set()  # ids: since the last step(), and between the two before
+        self._stepped, self.reached = (
+            set(),
+            set(),
+        )  # ids: since the last step(), and between the two before
         self._left = set()  # ids: those that stepped in backwards which step() did not follow
         self._warned = False
         weakref.finalize(optimizer, _remove, self._hooks).atexit = False
@@ -42,51 +51,68 @@ class InBackward:
             return
         if p.grad is None:
             raise RuntimeError(
-                f"{self._name(optimizer, p)}: another optimiser with in_backward=True has taken its gradient; keep one of them"
+                f"{self._name(optimizer, p)}: another optimiser with in_backward=True has taken its"
+                " gradient; keep one of them"
             )
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if (
+            distributed.is_available()
+            and distributed.is_initialized()
+            and distributed.get_world_size() > 1
+        ):
             raise RuntimeError(
-                "in_backward: each process would step on its own gradient, before it is averaged with those of the others; "
-                "use in_backward=False"
+                "in_backward: each process would step on its own gradient, before it is averaged"
+                " with those of the others; use in_backward=False"
             )
         if id(p) in self._stepped:
             p.grad = None
             raise RuntimeError(
-                f"{self._name(optimizer, p)}: a second gradient before optimizer.step(), and it has stepped on the first one. "
-                f"With in_backward=True gradients do not accumulate: one backward, then one optimizer.step(); a layer that is "
-                f"used in several reentrant checkpoints gets one gradient in each (use_reentrant=False gives one in all). After a "
-                f"backward that failed, optimizer.zero_grad() lets the next one begin"
+                f"{self._name(optimizer, p)}: a second gradient before optimizer.step(), and it has"
+                " stepped on the first one. With in_backward=True gradients do not accumulate: one"
+                " backward, then one optimizer.step(); a layer that is used in several reentrant"
+                " checkpoints gets one gradient in each (use_reentrant=False gives one in all)."
+                " After a backward that failed, optimizer.zero_grad() lets the next one begin"
             )
         self._stepped.add(id(p))
         optimizer._step_one(p, optimizer.param_groups[self._group[id(p)]])
         p.grad = None
 
     def finish(self):
-        """What is left for `step()`: the backward is over. Raises RuntimeError where its steps were not what was meant."""
+        """What is left for `step()`: the backward is over. Raises RuntimeError where its steps were
+        not what was meant.
+        """
         optimizer, self.reached = self._optimizer(), self._stepped | self._left
         self._stepped, self._left = set(), set()
-        scaled = [optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")]
+        scaled = [
+            optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")
+        ]
         if any(scaled):
             raise RuntimeError(
-                "grad_scale: with in_backward=True parameters have stepped on the scaled gradients already, and a GradScaler "
-                "decides when all of them are known; use in_backward=False, or bfloat16 without a scaler"
+                "grad_scale: with in_backward=True parameters have stepped on the scaled gradients"
+                " already, and a GradScaler decides when all of them are known; use"
+                " in_backward=False, or bfloat16 without a scaler"
             )
-        left = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        left = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         if left:
             raise RuntimeError(
-                f"{self._name(optimizer, left[0])}: it has a gradient that no backward gave it since it is known here (set by "
-                f"hand, or frozen when the optimiser was made); with in_backward=True step() does not look at gradients"
+                f"{self._name(optimizer, left[0])}: it has a gradient that no backward gave it"
+                " since it is known here (set by hand, or frozen when the optimiser was made);"
+                " with in_backward=True step() does not look at gradients"
             )
 
     def leave_behind(self):
-        """Begin anew after a backward that `step()` did not follow. Warns once: what has stepped in it cannot be undone."""
+        """Begin anew after a backward that `step()` did not follow. Warns once: what has stepped in
+        it cannot be undone.
+        """
         stepped, self._stepped = self._stepped, set()
         self._left |= stepped
         if stepped and not self._warned:
             self._warned = True
             warnings.warn(
-                f"in_backward: {len(stepped)} parameters have stepped in a backward that optimizer.step() did not follow (it "
-                f"failed, or its gradients were to be dropped); they keep that step, and training goes on from here",
+                f"in_backward: {len(stepped)} parameters have stepped in a backward that"
+                " optimizer.step() did not follow (it failed, or its gradients were to be"
+                " dropped); they keep that step, and training goes on from here",
                 stacklevel=3,
             )
 
@@ -99,7 +125,15 @@ def name_of(group, i):
     """How to call parameter number i of a parameter group in a message."""
     p, names = group["params"][i], group.get("param_names")
     owner = owner_of(p)
-    return names[i] if names else owner._sparse_ft_state.label if owner is not None else f"parameter of shape {tuple(p.shape)}"
+    return (
+        names[i]
+        if names
+        else (
+            owner._sparse_ft_state.label
+            if owner is not None
+            else f"parameter of shape {tuple(p.shape)}"
+        )
+    )
 
 
 def _remove(hooks):

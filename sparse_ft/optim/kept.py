@@ -1,4 +1,6 @@
-"""Kept: what a SelectiveAdamW keeps of each parameter beside its step, in which dtypes, and made new."""
+"""Kept: what a SelectiveAdamW keeps of each parameter beside its step, in which dtypes, and made
+new.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +10,9 @@ from ..nn.steps import owner_of
 from ..ops._adamw_state import SIXTEEN_BITS, State
 from ..ops._eight_bit import num_blocks
 
-EIGHT_BIT_LEAST = 4096  # entries, as in bitsandbytes: smaller tensors would save nothing that counts
+EIGHT_BIT_LEAST = (
+    4096  # entries, as in bitsandbytes: smaller tensors would save nothing that counts
+)
 ABSMAXES = "exp_avg_absmax", "exp_avg_sq_absmax"
 
 
@@ -22,33 +26,42 @@ class Kept(NamedTuple):
     def check(self):
         """Raise ValueError for settings that do not go together."""
         if self.stochastic_rounding and self.correction:
-            raise ValueError("correction: with it nothing is rounded, so it does not go with stochastic_rounding=True")
+            raise ValueError(
+                "correction: with it nothing is rounded, so it does not go with"
+                " stochastic_rounding=True"
+            )
         if isinstance(self.optim_bits, bool) or self.optim_bits not in (8, 32):
             raise ValueError(f"optim_bits: expected 32 or 8, got {self.optim_bits!r}")
 
     def check_parameter(self, p, name):
-        """Raise ValueError for a parameter that this way of storing state is not for. name: for the message."""
+        """Raise ValueError for a parameter that this way of storing state is not for. name: for the
+        message.
+        """
         is_values = owner_of(p) is not None
         if self.stochastic_rounding and is_values and p.dtype not in SIXTEEN_BITS:
             raise ValueError(
-                f"stochastic_rounding: {name} is {p.dtype}, and only 16-bit values are rounded by chance; "
-                f"sft.convert(..., values_dtype=torch.bfloat16) makes them so"
+                f"stochastic_rounding: {name} is {p.dtype}, and only 16-bit values are rounded by"
+                " chance; sft.convert(..., values_dtype=torch.bfloat16) makes them so"
             )
         if self.correction and p.dtype != torch.bfloat16 and (is_values or p.dtype in SIXTEEN_BITS):
             raise ValueError(
                 f"correction: {name} is {p.dtype}, and a correction goes with bfloat16; "
-                f"sft.convert(..., values_dtype=torch.bfloat16) makes values so"
+                "sft.convert(..., values_dtype=torch.bfloat16) makes values so"
             )
 
         if self.optim_bits == 8 and p.dtype == torch.float64:
-            raise ValueError(f"optim_bits: {name} is {p.dtype}, and moments in 8 bits go with at most 32 bits")
+            raise ValueError(
+                f"optim_bits: {name} is {p.dtype}, and moments in 8 bits go with at most 32 bits"
+            )
 
     def rounds(self, p):
         """Whether what is stored of p in 16 bits is rounded by chance."""
         return self.stochastic_rounding and p.dtype in SIXTEEN_BITS
 
     def dtypes(self, p):
-        """{name: dtype} of the tensors that are kept of p: each in its shape, but an absmax has one number a block."""
+        """{name: dtype} of the tensors that are kept of p: each in its shape, but an absmax has one
+        number a block.
+        """
         corrected = self.correction and p.dtype == torch.bfloat16 and p.numel()
         eight_bit = self.optim_bits == 8 and p.numel() >= EIGHT_BIT_LEAST
         moment = torch.uint8 if eight_bit else torch.float32 if corrected else p.dtype
@@ -62,15 +75,26 @@ class Kept(NamedTuple):
     def new(self, p):
         """The state of p before its first step."""
         step = torch.zeros((), dtype=torch.float32, device=p.device)
-        return {"step": step, **{name: _zeros(name, p, dtype) for name, dtype in self.dtypes(p).items()}}
+        return {
+            "step": step,
+            **{name: _zeros(name, p, dtype) for name, dtype in self.dtypes(p).items()},
+        }
 
     def described(self) -> str:
         """For messages."""
-        return "SelectiveAdamW(" + ", ".join(f"{name}={setting}" for name, setting in self._asdict().items()) + ")"
+        return (
+            "SelectiveAdamW("
+            + ", ".join(f"{name}={setting}" for name, setting in self._asdict().items())
+            + ")"
+        )
 
 
 def _zeros(name, p, dtype):
-    return p.new_zeros(num_blocks(p.numel()), dtype=dtype) if name in ABSMAXES else torch.zeros_like(p, dtype=dtype)
+    return (
+        p.new_zeros(num_blocks(p.numel()), dtype=dtype)
+        if name in ABSMAXES
+        else torch.zeros_like(p, dtype=dtype)
+    )
 
 
 def state_of(p, state, seed):

@@ -1,4 +1,6 @@
-"""What a SelectiveAdamW takes of a state_dict: all of it is looked at before any of it is loaded."""
+"""What a SelectiveAdamW takes of a state_dict: all of it is looked at before any of it
+is loaded.
+"""
 
 import math
 from typing import Any
@@ -11,11 +13,18 @@ from .in_backward import name_of
 from .kept import ABSMAXES, Kept
 
 SELECTIONS = "selections"  # in the groups of a state_dict
-SETTINGS = "lr", "betas", "eps", "weight_decay"  # of a parameter group, without which there is no step
+SETTINGS = (
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+)  # of a parameter group, without which there is no step
 
 
 class Exactly:
-    """A loaded tensor on its way through `Optimizer.load_state_dict`, which casts bare ones to the dtype of their parameter."""
+    """A loaded tensor on its way through `Optimizer.load_state_dict`, which casts bare ones to the
+    dtype of their parameter.
+    """
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor
@@ -30,26 +39,33 @@ def unboxed(state: dict) -> None:
 
 
 def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, kept: Kept) -> dict:
-    """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are kept.
+    """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are
+    kept.
 
-    kept: how `optimizer` stores state. Raises ValueError or TypeError that names the parameter and what is wrong with its
-    state, or the setting that a group lacks; nothing is loaded then.
+    kept: how `optimizer` stores state. Raises ValueError or TypeError that names the parameter and
+    what is wrong with its state, or the setting that a group lacks; nothing is loaded then.
     """
     saved, own = state_dict["param_groups"], optimizer.param_groups
     counts = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
     if counts[0] != counts[1]:
         raise ValueError(
-            f"state_dict: its groups have {counts[0]} parameters, and this optimiser's {counts[1]}; it is of another model, "
-            f"plan or no_decay"
+            f"state_dict: its groups have {counts[0]} parameters, and this optimiser's {counts[1]};"
+            " it is of another model, plan or no_decay"
         )
     for pair in zip(saved, own):
         _check_selections(*pair)
-    groups = [_group(number, *pair, optimizer.defaults) for number, pair in enumerate(zip(saved, own))]
+    groups = [
+        _group(number, *pair, optimizer.defaults) for number, pair in enumerate(zip(saved, own))
+    ]
     state = dict(state_dict["state"])
-    places = {number: (group, i) for group, of in zip(own, saved) for i, number in enumerate(of["params"])}
+    places = {
+        number: (group, i) for group, of in zip(own, saved) for i, number in enumerate(of["params"])
+    }
     for number in state:
         if number not in places:
-            raise ValueError(f"state_dict: it holds state of parameter {number!r}, which none of its groups has")
+            raise ValueError(
+                f"state_dict: it holds state of parameter {number!r}, which none of its groups has"
+            )
     for number, (group, i) in places.items():
         if state.get(number):
             state[number] = _boxed(state[number], group["params"][i], name_of(group, i), kept)
@@ -70,17 +86,23 @@ def _check_selections(saved, own):
     for i, (theirs, ours) in enumerate(zip(there, selections_of(own))):
         if theirs is not None and ours is not None and theirs != ours:
             raise ValueError(
-                f"state_dict: {name_of(own, i)}: its state is of another selection than the one that trains here; convert with "
-                f"the plan that it was made under (sft.load, Plan.load)"
+                f"state_dict: {name_of(own, i)}: its state is of another selection than the one"
+                " that trains here; convert with the plan that it was made under (sft.load,"
+                " Plan.load)"
             )
 
 
 def _group(number, saved, own, defaults):
     for name in SETTINGS:
         if name not in saved:
-            raise ValueError(f"state_dict: its group {number} has no {name!r}; was it saved by another kind of optimiser?")
+            raise ValueError(
+                f"state_dict: its group {number} has no {name!r}; was it saved by another kind of"
+                " optimiser?"
+            )
     if saved.get("amsgrad"):
-        raise ValueError(f"state_dict: its group {number} has amsgrad=True, which SelectiveAdamW does not do")
+        raise ValueError(
+            f"state_dict: its group {number} has amsgrad=True, which SelectiveAdamW does not do"
+        )
     settings = {name: own.get(name, default) for name, default in defaults.items()} | saved
     settings.pop(SELECTIONS, None)
     return settings
@@ -89,11 +111,15 @@ def _group(number, saved, own, defaults):
 def _boxed(loaded, p, name, kept):
     dtypes = kept.dtypes(p)
     for what in loaded.keys() - dtypes.keys() - {"step"}:
-        raise ValueError(f"state_dict: {name}: it holds {what!r}, which {kept.described()} does not keep")
+        raise ValueError(
+            f"state_dict: {name}: it holds {what!r}, which {kept.described()} does not keep"
+        )
     boxed = {"step": Exactly(_step(loaded.get("step"), p, name))}
     for what, dtype in dtypes.items():
         if what == "correction" and what not in loaded:
-            boxed[what] = Exactly(torch.zeros_like(p, dtype=dtype))  # of a run without: its values are all there is
+            boxed[what] = Exactly(
+                torch.zeros_like(p, dtype=dtype)
+            )  # of a run without: its values are all there is
             continue
         boxed[what] = Exactly(_tensor(loaded, what, dtype, p, name, kept))
     return boxed
@@ -107,7 +133,9 @@ def _step(step: Any, p, name):
         raise ValueError(f"state_dict: {name}: its step is {_kind(step)}, expected one number")
     count = float(step)
     if not math.isfinite(count) or count < 0:
-        raise ValueError(f"state_dict: {name}: its step is {count}, expected a number of at least 0")
+        raise ValueError(
+            f"state_dict: {name}: its step is {count}, expected a number of at least 0"
+        )
     return step.to(p.device, torch.float32).reshape(())
 
 
@@ -115,18 +143,30 @@ def _tensor(loaded, what, dtype, p, name, kept):
     tensor = loaded.get(what)
     shape = (num_blocks(p.numel()),) if what in ABSMAXES else tuple(p.shape)
     if tensor is None:
-        raise ValueError(f"state_dict: {name}: its {what} is missing; {kept.described()} keeps one of shape {shape}")
+        raise ValueError(
+            f"state_dict: {name}: its {what} is missing; {kept.described()} keeps one of shape"
+            f" {shape}"
+        )
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        raise TypeError(f"state_dict: {name}: its {what} is {_kind(tensor)}, expected a dense tensor")
+        raise TypeError(
+            f"state_dict: {name}: its {what} is {_kind(tensor)}, expected a dense tensor"
+        )
     is_like = tensor.is_floating_point() if dtype.is_floating_point else tensor.dtype == dtype
     if not is_like:
-        raise ValueError(f"state_dict: {name}: its {what} is {tensor.dtype}, and {kept.described()} keeps {dtype}")
+        raise ValueError(
+            f"state_dict: {name}: its {what} is {tensor.dtype}, and {kept.described()} keeps"
+            f" {dtype}"
+        )
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"state_dict: {name}: its {what} has shape {tuple(tensor.shape)}, expected {shape}")
+        raise ValueError(
+            f"state_dict: {name}: its {what} has shape {tuple(tensor.shape)}, expected {shape}"
+        )
     tensor = tensor.to(p.device, dtype)
     if what in ABSMAXES or tensor.stride() == p.stride():
         return tensor
-    return torch.empty_like(p, dtype=dtype).copy_(tensor)  # in the order in which the parameter lies in memory
+    return torch.empty_like(p, dtype=dtype).copy_(
+        tensor
+    )  # in the order in which the parameter lies in memory
 
 
 def _kind(what):

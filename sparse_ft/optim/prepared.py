@@ -1,4 +1,6 @@
-"""PreparedRows: what the native core needs to know of parameters that step again and again, checked once."""
+"""PreparedRows: what the native core needs to know of parameters that step again and again, checked
+once.
+"""
 
 import torch
 
@@ -11,13 +13,18 @@ from .pages import use_huge_pages
 
 
 class PreparedRows:
-    """Rows for `ops.masked_adamw.step_rows`, kept from step to step while the tensors that they tell of stay in place."""
+    """Rows for `ops.masked_adamw.step_rows`, kept from step to step while the tensors that they
+    tell of stay in place.
+    """
 
     def __init__(self):
-        self._known = {}  # id of a parameter -> (what tells that its row holds, the row, who must live for that)
+        # id of a parameter -> (what tells that its row holds, the row, who must live for that)
+        self._known = {}
 
     def rows(self, entries):
-        """A row for each (parameter, five numbers, state, owner, seed); None unless the native core takes them all."""
+        """A row for each (parameter, five numbers, state, owner, seed); None unless the native core
+        takes them all.
+        """
         if _native.C is None or not is_undisturbed():
             return None
         rows = []
@@ -46,7 +53,13 @@ class PreparedRows:
         selection = None
         if owner is not None:
             weight, selection = owner._weight(), owner._sparse_ft_state.selection
-            holds += weight.stride(), weight.dtype, weight.data_ptr(), id(selection), owner._sparse_ft_state.tracked._version
+            holds += (
+                weight.stride(),
+                weight.dtype,
+                weight.data_ptr(),
+                id(selection),
+                owner._sparse_ft_state.tracked._version,
+            )
             holds += (selection.index.data_ptr(),)
         known = self._known.get(id(p))
         if known is None or known[0] != holds:

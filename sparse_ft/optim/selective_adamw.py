@@ -1,4 +1,6 @@
-"""SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device, written through."""
+"""SelectiveAdamW: AdamW with state for the selected entries only, one fused call per device,
+written through.
+"""
 
 import itertools
 
@@ -17,46 +19,60 @@ from .skipping import SkippedSteps, any_nonfinite
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter, 2019) over whatever trains: `values` of selective modules and plain parameters alike.
+    """AdamW (Loshchilov & Hutter, 2019) over whatever trains: `values` of selective modules and
+    plain parameters alike.
 
-    params: `model.parameters()`, `model.named_parameters()` or parameter groups; frozen parameters are left out.
-    lr: float or one-element tensor. betas, eps, weight_decay, maximize: as in `torch.optim.AdamW`. no_decay: glob patterns
-    on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs named parameters; a selected parameter goes by the name
-    that it has in the plan, too, and a pattern that matches nothing is warned of. skip_nonfinite: look for inf and
-    NaN in the gradients first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts it.
+    params: `model.parameters()`, `model.named_parameters()` or parameter groups; frozen parameters
+    are left out.
+    lr: float or one-element tensor. betas, eps, weight_decay, maximize: as in `torch.optim.AdamW`.
+    no_decay: glob patterns on parameter names ("*.bias", "*norm*") whose weight_decay is 0; needs
+    named parameters; a selected parameter goes by the name that it has in the plan, too, and a
+    pattern that matches nothing is warned of. skip_nonfinite: look for inf and NaN in the gradients
+    first; if there is one the whole step is skipped, nothing is written, and `skipped_steps` counts
+    it.
 
-    On a GPU `step()` reads nothing back to the host, so that `torch.cuda.graph` can capture a whole training step. Take one
-    step before the capture (it makes the state), and give lr as a float32 tensor on the device: a replay reads it anew, so
-    schedulers work, and counts `skipped_steps`. What is a number, or a tensor in host memory, is captured as it is then.
+    On a GPU `step()` reads nothing back to the host, so that `torch.cuda.graph` can capture a whole
+    training step. Take one step before the capture (it makes the state), and give lr as a float32
+    tensor on the device: a replay reads it anew, so schedulers work, and counts `skipped_steps`.
+    What is a number, or a tensor in host memory, is captured as it is then.
 
-    in_backward: each parameter steps inside the backward, as soon as its gradient is there, and the gradient is freed: those
-    of all layers never exist together. The same bits as without. `step()` then only closes the iteration: call it once after
-    each backward. What needs all gradients first does not go with it: clipping (`clip_grad_norm_` finds no gradient and
-    returns 0: nothing can tell it), accumulation (a second backward before `step()` raises), GradScaler (`step()` raises),
+    in_backward: each parameter steps inside the backward, as soon as its gradient is there, and the
+    gradient is freed: those of all layers never exist together. The same bits as without. `step()`
+    then only closes the iteration: call it once after each backward. What needs all gradients first
+    does not go with it: clipping (`clip_grad_norm_` finds no gradient and returns 0: nothing can
+    tell it), accumulation (a second backward before `step()` raises), GradScaler (`step()` raises),
     skip_nonfinite (refused), several processes (the backward raises).
 
-    unscale_in_step: True: under a GradScaler the step itself divides by the scale, in its one pass and without a look from the
-    host, so that a CUDA graph can hold it. False: the scaler does, before the step, so that gradients may be clipped between;
-    trainers that ask (Lightning) clip no others. float16 gradients, which a scaler does not divide, are always divided in the step.
+    unscale_in_step: True: under a GradScaler the step itself divides by the scale, in its one pass
+    and without a look from the host, so that a CUDA graph can hold it. False: the scaler does,
+    before the step, so that gradients may be clipped between; trainers that ask (Lightning) clip no
+    others. float16 gradients, which a scaler does not divide, are always divided in the step.
 
-    On a CPU its first step moves weights of 4 MiB or more with selected entries or columns into huge pages, where Linux gives
+    On a CPU its first step moves weights of 4 MiB or more with selected entries or columns into
+    huge pages, where Linux gives
     them: no memory, 0.3 ms a MiB once (see `sparse_ft.optim.pages`).
 
-    Values in 16 bits without an fp32 master (`sft.convert(..., values_dtype=torch.bfloat16)`) lose updates below half a unit in
-    the last place. Two ways keep them; plain parameters in full precision are left as they are:
-    stochastic_rounding: values and moments in 16 bits are rounded up or down by chance, right in expectation (Gupta et al.,
-    Deep Learning with Limited Numerical Precision, 2015). seed: what decides, with a parameter's place among the others, the
-    step and the entry; neither threads nor the backend do, and a run resumed from `state_dict` goes on with the same bits.
-    correction: state has an int16 that with the bfloat16 value is the fp32 master, bit for bit; moments are fp32 then. As many
-    bytes as fp32 values take, but for a gradient of 2 an entry instead of 4.
+    Values in 16 bits without an fp32 master (`sft.convert(..., values_dtype=torch.bfloat16)`) lose
+    updates below half a unit in the last place. Two ways keep them; plain parameters in full
+    precision are left as they are:
+    stochastic_rounding: values and moments in 16 bits are rounded up or down by chance, right in
+    expectation (Gupta et al., Deep Learning with Limited Numerical Precision, 2015). seed: what
+    decides, with a parameter's place among the others, the step and the entry; neither threads nor
+    the backend do, and a run resumed from `state_dict` goes on with the same bits.
+    correction: state has an int16 that with the bfloat16 value is the fp32 master, bit for bit;
+    moments are fp32 then. As many bytes as fp32 values take, but for a gradient of 2 an entry
+    instead of 4.
 
-    optim_bits: 8 keeps exp_avg and exp_avg_sq in 8 bits (uint8, and one float32 absmax a block of 128 entries, as they lie in
-    memory), with the dynamic codes of Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022: 2.06 bytes an entry
-    instead of 8. The step itself is fp32, and values are stored as without it. Parameters of fewer than 4096 entries keep full
-    moments, as in bitsandbytes; float64 is refused. An inf or NaN in a gradient reaches all 128 entries of its block.
+    optim_bits: 8 keeps exp_avg and exp_avg_sq in 8 bits (uint8, and one float32 absmax a block of
+    128 entries, as they lie in memory), with the dynamic codes of Dettmers et al., 8-bit Optimizers
+    via Block-wise Quantization, 2022: 2.06 bytes an entry instead of 8. The step itself is fp32,
+    and values are stored as without it. Parameters of fewer than 4096 entries keep full moments, as
+    in bitsandbytes; float64 is refused. An inf or NaN in a gradient reaches all 128 entries of its
+    block.
 
-    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and, but for the options above, in
-    its dtype. Weight decay acts on selected entries only. Raises ValueError that names the argument.
+    State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and,
+    but for the options above, in its dtype. Weight decay acts on selected entries only. Raises
+    ValueError that names the argument.
     """
 
     writes_through = True  # tells `sparse_ft.nn.steps` that the weights show the new values already
@@ -83,7 +99,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         _check_hyperparameters(lr, betas, eps, weight_decay)
         if in_backward and skip_nonfinite:
             raise ValueError(
-                "skip_nonfinite: it looks at all gradients before any step, and in_backward=True never has them all"
+                "skip_nonfinite: it looks at all gradients before any step, and in_backward=True"
+                " never has them all"
             )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"seed: expected an integer, got {seed!r}")
@@ -135,7 +152,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._backward.attach(len(self.param_groups) - 1)
 
     def state_dict(self):
-        """As torch's; its groups also hold digests of what is selected, by which `load_state_dict` tells another selection."""
+        """As torch's; its groups also hold digests of what is selected, by which `load_state_dict`
+        tells another selection.
+        """
         state = super().state_dict()
         for group, saved in zip(self.param_groups, state["param_groups"]):
             selections = selections_of(group)
@@ -146,8 +165,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         """As torch's, but state keeps its own dtypes where torch casts it to the parameter's.
 
-        Raises ValueError or TypeError, naming the parameter, where something is missing, has another shape or kind of dtype,
-        or has no place in this optimiser; nothing is loaded then.
+        Raises ValueError or TypeError, naming the parameter, where something is missing, has
+        another shape or kind of dtype, or has no place in this optimiser; nothing is loaded then.
         """
 
         def checked(_, state_dict):
@@ -163,7 +182,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
             last.remove()
 
     def zero_grad(self, set_to_none=True):
-        """As torch's. With in_backward it also leaves a backward behind that `step()` did not follow: one that failed."""
+        """As torch's. With in_backward it also leaves a backward behind that `step()` did not
+        follow: one that failed.
+        """
         super().zero_grad(set_to_none)
         if self._backward:
             self._backward.leave_behind()
@@ -175,7 +196,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self):
-        """GradScaler asks whether it hands over grad_scale and found_inf instead of dividing the gradients first.
+        """GradScaler asks whether it hands over grad_scale and found_inf instead of dividing the
+        gradients first.
 
         in_backward: it must, to be told that the parameters have stepped on scaled gradients.
         """
@@ -190,14 +212,22 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def got_gradient(self, parameter):
         """Whether the last step had a gradient of it, for who wants to warn."""
-        return id(parameter) in self._backward.reached if self._backward else parameter.grad is not None
+        return (
+            id(parameter) in self._backward.reached
+            if self._backward
+            else parameter.grad is not None
+        )
 
-    @torch.compiler.disable(reason="the step of SelectiveAdamW is one compiled call a device already")
+    @torch.compiler.disable(
+        reason="the step of SelectiveAdamW is one compiled call a device already"
+    )
     @torch.no_grad()
     def step(self, closure=None):
-        """One step on every parameter that has a gradient. closure: re-evaluates the model, its loss is returned.
+        """One step on every parameter that has a gradient. closure: re-evaluates the model, its
+        loss is returned.
 
-        With in_backward the parameters have stepped already, and this tells that the next gradients are of another step.
+        With in_backward the parameters have stepped already, and this tells that the next gradients
+        are of another step.
         """
         loss = None
         if closure is not None:
@@ -209,13 +239,17 @@ class SelectiveAdamW(torch.optim.Optimizer):
         batches = self._gather()
         found_inf = self._found_inf(batches)
         for (device, maximize, _), entries in batches.items():
-            self._step_on(device, maximize, entries, found_inf, look=self.skip_nonfinite and len(batches) == 1)
+            self._step_on(
+                device, maximize, entries, found_inf, look=self.skip_nonfinite and len(batches) == 1
+            )
         if self.skip_nonfinite and batches:
             self._skipped.add(found_inf)
         return loss
 
     def _found_inf(self, batches):
-        """What tells the step whether to skip, or will tell once it has looked; None: nothing does."""
+        """What tells the step whether to skip, or will tell once it has looked; None:
+        nothing does.
+        """
         found_inf = getattr(self, "found_inf", None)  # a GradScaler's
         if not self.skip_nonfinite or not batches:
             return found_inf
@@ -223,10 +257,16 @@ class SelectiveAdamW(torch.optim.Optimizer):
             found = any_nonfinite(batches.values())
             return found if found_inf is None else torch.maximum(found, found_inf.to(found.device))
         ((device, *_),) = batches
-        return torch.zeros((), dtype=torch.float32, device=device) if found_inf is None else found_inf.to(device)
+        return (
+            torch.zeros((), dtype=torch.float32, device=device)
+            if found_inf is None
+            else found_inf.to(device)
+        )
 
     def _gather(self):
-        """(parameter, settings, state, owner, seed) of each gradient, by what a call has in common; with an owner first."""
+        """(parameter, settings, state, owner, seed) of each gradient, by what a call has in common;
+        with an owner first.
+        """
         batches = {}
         for group in self.param_groups:
             device = None
@@ -241,13 +281,18 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def _entry(self, p, group, settings):
         if p.grad.is_sparse:
-            raise RuntimeError(f"grad: SelectiveAdamW takes dense gradients, got a sparse one of shape {tuple(p.shape)}")
+            raise RuntimeError(
+                "grad: SelectiveAdamW takes dense gradients, got a sparse one of shape"
+                f" {tuple(p.shape)}"
+            )
         seed = seed_of(group.get("seed", 0), self._number[id(p)]) if self._kept.rounds(p) else None
         return p, settings, self._state_of(p), _linked(p), seed
 
     def _step_one(self, p, group):
         """The step of one parameter that has its gradient."""
-        self._step_on(p.device, group["maximize"], [self._entry(p, group, _settings(group, p.device))])
+        self._step_on(
+            p.device, group["maximize"], [self._entry(p, group, _settings(group, p.device))]
+        )
 
     def _state_of(self, p):
         state = self.state[p]
@@ -261,7 +306,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """look: at the gradients first, and set found_inf if one is not finite."""
         params, settings, states, owners, seeds = zip(*entries)
         owners = [owner for owner in owners if owner is not None]
-        scale, found_inf = (x if x is None else x.to(device) for x in (getattr(self, "grad_scale", None), found_inf))
+        scale, found_inf = (
+            x if x is None else x.to(device) for x in (getattr(self, "grad_scale", None), found_inf)
+        )
         if found_inf is not None:
             for owner in owners:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
@@ -277,7 +324,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
 
 def _settings(group, device):
-    """lr, beta1, beta2, eps, weight_decay: numbers, except an lr that need not be read on the host."""
+    """lr, beta1, beta2, eps, weight_decay: numbers, except an lr that need not be read
+    on the host.
+    """
     lr = group["lr"]
     lr = lr.detach().to(device, torch.float32) if _stays(lr) and device.type != "cpu" else float(lr)
     return lr, *(float(x) for x in (*group["betas"], group["eps"], group["weight_decay"]))
@@ -311,16 +360,22 @@ def _storage(states, seeds):
     """What the op must know of state that is not stored plainly."""
     storage = {}
     if any("correction" in state for state in states):
-        storage["corrections"] = [state.get("correction", state["step"].new_empty(0)) for state in states]
+        storage["corrections"] = [
+            state.get("correction", state["step"].new_empty(0)) for state in states
+        ]
     if any("exp_avg_absmax" in state for state in states):
-        storage["absmaxes"] = [state.get(name, state["step"].new_empty(0)) for state in states for name in ABSMAXES]
+        storage["absmaxes"] = [
+            state.get(name, state["step"].new_empty(0)) for state in states for name in ABSMAXES
+        ]
     if any(seed is not None for seed in seeds):
         storage["seeds"] = [-1 if seed is None else seed for seed in seeds]
     return storage
 
 
 def _linked(p):
-    """The owner whose weight this step can write through into, or None (its module then scatters before its next forward)."""
+    """The owner whose weight this step can write through into, or None (its module then scatters
+    before its next forward).
+    """
     owner = owner_of(p)
     if owner is None:
         return None
@@ -332,9 +387,13 @@ def _linked(p):
 
 def _check_hyperparameters(lr, betas, eps, weight_decay):
     if isinstance(lr, torch.Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr: expected a float or a tensor of one element, got shape {tuple(lr.shape)}")
+        raise ValueError(
+            f"lr: expected a float or a tensor of one element, got shape {tuple(lr.shape)}"
+        )
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not _stays(value) and (isinstance(value, str) or not float(value) >= 0):  # on a device it is not looked at
+        if not _stays(value) and (
+            isinstance(value, str) or not float(value) >= 0
+        ):  # on a device it is not looked at
             raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas: expected two numbers, got {betas}")

@@ -1,4 +1,6 @@
-"""What decides that a step is skipped, and how many were, without a look from the host at what lies on a device."""
+"""What decides that a step is skipped, and how many were, without a look from the host at what lies
+on a device.
+"""
 
 from functools import reduce
 
@@ -6,16 +8,23 @@ import torch
 
 
 def any_nonfinite(batches):
-    """1.0 where a gradient of the batches holds inf or NaN, 0.0 otherwise: float32, one element, on the device of the first.
+    """1.0 where a gradient of the batches holds inf or NaN, 0.0 otherwise: float32, one element, on
+    the device of the first.
 
-    batches: lists of (parameter, …), each list on one device. A kernel sees only the gradients of its own launch.
+    batches: lists of (parameter, …), each list on one device. A kernel sees only the gradients of
+    its own launch.
     """
-    finite = [reduce(torch.logical_and, (p.grad.isfinite().all() for p, *_ in entries)) for entries in batches]
+    finite = [
+        reduce(torch.logical_and, (p.grad.isfinite().all() for p, *_ in entries))
+        for entries in batches
+    ]
     return 1.0 - reduce(torch.logical_and, (each.to(finite[0].device) for each in finite)).float()
 
 
 class SkippedSteps:
-    """A count that advances where the reason to skip is known: on its device, or here for one in host memory."""
+    """A count that advances where the reason to skip is known: on its device, or here for one in
+    host memory.
+    """
 
     def __init__(self, count=0):
         self._here, self._on = count, {}  # device -> int64, one element

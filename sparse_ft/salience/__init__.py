@@ -1,5 +1,5 @@
 """Choosing what trains: scores, budgets, and `select`, which puts them together into a Plan."""
 
-from .select import select
+from .ranking import select
 
 __all__ = ["select"]

@@ -1,4 +1,6 @@
-"""Budgets: from a score [rows, columns] and a density to the selection of the best rows, columns, blocks or entries."""
+"""Budgets: from a score [rows, columns] and a density to the selection of the best rows, columns,
+blocks or entries.
+"""
 
 import torch
 
@@ -8,10 +10,12 @@ STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 
 
 def top(score, density, structure, block_size=None):
-    """The selection with the highest `score` [rows, columns] (larger is better) that covers about `density` of the matrix.
+    """The selection with the highest `score` [rows, columns] (larger is better) that covers about
+    `density` of the matrix.
 
-    Rows, columns and blocks are judged by their sum (a ragged block by the entries it has). At least one is taken.
-    "entries_per_row" takes the same number in each row. density: share in (0, 1].
+    Rows, columns and blocks are judged by their sum (a ragged block by the entries it has). At
+    least one is taken. "entries_per_row" takes the same number in each row. density: share in (0,
+    1].
     """
     rows, columns = score.shape
     if structure == "rows":
@@ -22,7 +26,12 @@ def top(score, density, structure, block_size=None):
         return Entries(_best(score.reshape(-1), density))
     if structure == "entries_per_row":
         column = score.topk(count_of(columns, density), dim=1).indices
-        return Entries((column + torch.arange(rows, device=score.device)[:, None] * columns).reshape(-1).sort().values)
+        return Entries(
+            (column + torch.arange(rows, device=score.device)[:, None] * columns)
+            .reshape(-1)
+            .sort()
+            .values
+        )
     height, width = block_size = fitted(block_size, (rows, columns))
     padded = torch.nn.functional.pad(score, (0, -columns % width, 0, -rows % height))
     sums = (

@@ -1,4 +1,6 @@
-"""A progress bar while `select` runs the model: tqdm's where it is installed, else lines on stderr."""
+"""A progress bar while `select` runs the model: tqdm's where it is installed, else lines
+on stderr.
+"""
 
 import sys
 import time
@@ -17,7 +19,9 @@ def is_shown(progress: bool | None) -> bool:
 
 
 def number_of(items: Iterable) -> int | None:
-    """How many items there are, None where that is not known: a generator, a DataLoader over a stream."""
+    """How many items there are, None where that is not known: a generator, a DataLoader over a
+    stream.
+    """
     try:
         return len(items)
     except TypeError:

@@ -1,4 +1,6 @@
-"""Which weights `select` chooses from: those that patterns name, or a default that leaves heads and adapters alone."""
+"""Which weights `select` chooses from: those that patterns name, or a default that leaves heads and
+adapters alone.
+"""
 
 import fnmatch
 from collections.abc import Iterable, Iterator
@@ -9,12 +11,21 @@ from torch import nn
 from ..messages import did_you_mean
 from ..nn.linear import is_conv1d
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Targets(NamedTuple):
-    """weights: {name: parameter} to choose from. left: {name: why} of the matrices that the default passed over."""
+    """weights: {name: parameter} to choose from. left: {name: why} of the matrices that the default
+    passed over.
+    """
 
     weights: dict[str, nn.Parameter]
     left: dict[str, str]
@@ -23,9 +34,10 @@ class Targets(NamedTuple):
 def targets_of(model: nn.Module, patterns: str | Iterable[str] | None) -> Targets:
     """The parameters that glob `patterns` name, or with None the default.
 
-    The default: the weights of all linear layers, and of the convolutions where these hold more than the linear layers do.
-    Output heads, adapters (PEFT) and depthwise convolutions are left out. Raises ValueError for a pattern that matches
-    nothing and for a model of which nothing is left.
+    The default: the weights of all linear layers, and of the convolutions where these hold more
+    than the linear layers do. Output heads, adapters (PEFT) and depthwise convolutions are left
+    out. Raises ValueError for a pattern that matches nothing and for a model of which nothing is
+    left.
     """
     if patterns is None:
         return _default(model)
@@ -33,8 +45,14 @@ def targets_of(model: nn.Module, patterns: str | Iterable[str] | None) -> Target
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         if not fnmatch.filter(parameters, pattern):
-            raise ValueError(f"targets: {pattern!r} matches no parameter{_meant(pattern, list(parameters))}")
-    matched = {n: p for n, p in parameters.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+            raise ValueError(
+                f"targets: {pattern!r} matches no parameter{_meant(pattern, list(parameters))}"
+            )
+    matched = {
+        n: p
+        for n, p in parameters.items()
+        if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)
+    }
     return Targets(matched, {})
 
 
@@ -43,11 +61,18 @@ def _meant(pattern: str, names: list[str]) -> str:
     wider = f"*{pattern.strip('*')}*"
     matches = fnmatch.filter(names, wider)
     if matches:
-        return f"; a pattern is compared with whole names: {wider!r} matches {len(matches)}, such as {matches[0]!r}"
+        return (
+            f"; a pattern is compared with whole names: {wider!r} matches {len(matches)}, such as"
+            f" {matches[0]!r}"
+        )
     # A typo is looked for in whole names, and in their ends for a pattern that begins with a star.
     ends = {end: None for name in names for end in _ends(name)}
-    near = did_you_mean(pattern.strip("*").lstrip("."), [*names, *ends] if "*" in pattern else names)
-    return near if near.startswith("; did") else f"; names look like {', '.join(map(repr, names[:3]))}"
+    near = did_you_mean(
+        pattern.strip("*").lstrip("."), [*names, *ends] if "*" in pattern else names
+    )
+    return (
+        near if near.startswith("; did") else f"; names look like {', '.join(map(repr, names[:3]))}"
+    )
 
 
 def _ends(name: str) -> Iterator[str]:
@@ -64,7 +89,11 @@ def _default(model: nn.Module) -> Targets:
             if parameter is not None:
                 name = f"{path}.{attribute}".lstrip(".")
                 owners[name], parameters[name] = module, parameter
-    layers = [module for module in model.modules() if is_linear(module) or isinstance(module, _CONVOLUTIONS)]
+    layers = [
+        module
+        for module in model.modules()
+        if is_linear(module) or isinstance(module, _CONVOLUTIONS)
+    ]
     heads, adapters = _heads(model, layers), _adapters(model)
     holders = _count_holders(model)
 
@@ -91,13 +120,15 @@ def _default(model: nn.Module) -> Targets:
     # A convnet's few linear layers are not what it consists of.
     chosen = linear
     if _entries(convolutions) > _entries(linear):
-        chosen = {name: parameters[name] for name in parameters if name in linear or name in convolutions}
+        chosen = {
+            name: parameters[name] for name in parameters if name in linear or name in convolutions
+        }
     else:
         left |= {name: f"of {_a(owners[name])}" for name in convolutions}
     if not chosen:
         raise ValueError(
-            "targets: the model has no linear layer and no convolution besides heads and adapters; name the parameters, "
-            f"e.g. targets='*.weight'{_example(left)}"
+            "targets: the model has no linear layer and no convolution besides heads and adapters;"
+            f" name the parameters, e.g. targets='*.weight'{_example(left)}"
         )
     return Targets(chosen, left)
 
@@ -118,7 +149,11 @@ def _a(module: nn.Module) -> str:
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups == module.in_channels
+    return (
+        isinstance(module, _CONVOLUTIONS)
+        and module.groups > 1
+        and module.groups == module.in_channels
+    )
 
 
 def _count_holders(model: nn.Module) -> dict[int, int]:
@@ -131,12 +166,16 @@ def _count_holders(model: nn.Module) -> dict[int, int]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether this is a linear layer that trains selectively as a class: nn.Linear or transformers' Conv1D."""
+    """Whether this is a linear layer that trains selectively as a class: nn.Linear or transformers'
+    Conv1D.
+    """
     return type(module) is nn.Linear or is_conv1d(type(module))
 
 
 def _adapters(model: nn.Module) -> set[nn.Module]:
-    """Modules of low-rank and other adapters: what a layer of PEFT holds beside the layer that it wraps."""
+    """Modules of low-rank and other adapters: what a layer of PEFT holds beside the layer that it
+    wraps.
+    """
     found = set()
     for module in model.modules():
         base_of = getattr(module, "get_base_layer", None)
@@ -167,7 +206,11 @@ def _named_heads(module: nn.Module) -> Iterator[nn.Module]:
             continue
         try:
             head = call()
-        except (AttributeError, NotImplementedError, TypeError):  # declared for a family, not for this model
+        except (
+            AttributeError,
+            NotImplementedError,
+            TypeError,
+        ):  # declared for a family, not for this model
             continue
         for part in head if isinstance(head, (tuple, list)) else (head,):
             if isinstance(part, nn.Module):
@@ -175,7 +218,9 @@ def _named_heads(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _outside(module: nn.Module, body: nn.Module | None, layers: list[nn.Module]) -> set[nn.Module]:
-    """What a transformers model has around its pretrained body: a classifier, a pooler of its own, a prediction head."""
+    """What a transformers model has around its pretrained body: a classifier, a pooler of its own,
+    a prediction head.
+    """
     if body is None:
         return set()
     inside, every = set(body.modules()), set(module.modules())
@@ -189,12 +234,16 @@ def _size(layers: Iterable[nn.Module]) -> int:
 
 
 def _last_layer(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
-    """The last layer of a model of several parts, if no other layer could take in what it gives: a classifier.
+    """The last layer of a model of several parts, if no other layer could take in what it gives: a
+    classifier.
 
     A chain (nn.Sequential) does not say what its last layer is for.
     """
     root = model
-    while len(parts := [part for part in root.children() if any(True for _ in part.parameters())]) == 1:
+    while (
+        len(parts := [part for part in root.children() if any(True for _ in part.parameters())])
+        == 1
+    ):
         (root,) = parts
     if not parts or isinstance(root, _CONTAINERS):
         return []

@@ -1,7 +1,9 @@
-"""untouched: a model may run, and is afterwards as it was; gradients are taken on what stands in for its parameters.
+"""untouched: a model may run, and is afterwards as it was; gradients are taken on what stands in
+for its parameters.
 
-A hook that steps an optimiser as soon as a gradient is there (`SelectiveAdamW(in_backward=True)`, torch's own recipe) hangs on
-the parameter itself. A gradient of a stand-in, which has the parameter's memory and none of its hooks, passes it by.
+A hook that steps an optimiser as soon as a gradient is there (`SelectiveAdamW(in_backward=True)`,
+torch's own recipe) hangs on the parameter itself. A gradient of a stand-in, which has the
+parameter's memory and none of its hooks, passes it by.
 """
 
 import functools
@@ -19,14 +21,19 @@ CONTAINERS = dict, OrderedDict, list, set
 
 
 def untouched(model: nn.Module, act: Callable[["Untouched"], T]) -> T:
-    """What `act(saved)` returns, with gradients on; all that running `model` may change is put back, after an exception too.
+    """What `act(saved)` returns, with gradients on; all that running `model` may change is put
+    back, after an exception too.
 
-    That is: its parameters (flags, gradients, and which tensors they are), buffers and other tensors, attributes of its
-    modules with the contents of their dicts, lists and sets, modes, and the random states of Python, numpy and torch.
-    Memory: a copy of what is no parameter. Raises RuntimeError, at the end, where a parameter was written to.
+    That is: its parameters (flags, gradients, and which tensors they are), buffers and other
+    tensors, attributes of its modules with the contents of their dicts, lists and sets, modes, and
+    the random states of Python, numpy and torch.
+    Memory: a copy of what is no parameter. Raises RuntimeError, at the end, where a parameter was
+    written to.
     """
     saved = Untouched(model)
-    try:  # twice: Ctrl-C may come where the first `finally` begins, which a context manager has no answer to
+    # twice: Ctrl-C may come where the first `finally` begins, which a context manager has no answer
+    # to
+    try:
         try:
             with torch.enable_grad():
                 result = act(saved)
@@ -56,10 +63,12 @@ class Untouched:
         self._stand_ins = {}  # name -> (parameter, what stands in for it)
 
     def stand_ins(self, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """{name: what collects the gradient of that weight}; no other parameter of the model needs one from now on.
+        """{name: what collects the gradient of that weight}; no other parameter of the model needs
+        one from now on.
 
-        weights: {name: parameter of the model}. A stand-in takes the place of the weight in all attributes, dicts and lists
-        of modules, and has its memory. A weight that no module lets be replaced (TorchScript's) collects its own gradient.
+        weights: {name: parameter of the model}. A stand-in takes the place of the weight in all
+        attributes, dicts and lists of modules, and has its memory. A weight that no module lets be
+        replaced (TorchScript's) collects its own gradient.
         """
         made = {id(p): _twin(p) for p in weights.values()}
         placed = set()
@@ -78,13 +87,16 @@ class Untouched:
         return collecting
 
     def _refusal(self, name):
-        """A hook against gradients that come to the weight itself, from a reference that someone has taken of it before."""
+        """A hook against gradients that come to the weight itself, from a reference that someone
+        has taken of it before.
+        """
 
         def refuse(grad):
             if not self._ended:
                 raise ValueError(
-                    f"targets: the loss has {name!r} from somewhere else than its module's attribute, and hooks of it would "
-                    f"see the gradient; read it from the model in the loss, or leave it out of targets="
+                    f"targets: the loss has {name!r} from somewhere else than its module's"
+                    " attribute, and hooks of it would see the gradient; read it from the model in"
+                    " the loss, or leave it out of targets="
                 )
 
         return refuse
@@ -100,17 +112,26 @@ class Untouched:
         self.is_restored = True
 
     def check_parameters(self) -> None:
-        """Raise RuntimeError that names a parameter whose memory was written to, of which there is no copy."""
-        written = [p.name for p in self._parameters if p.written() and id(p.parameter) not in self._rewritten]
+        """Raise RuntimeError that names a parameter whose memory was written to, of which there is
+        no copy.
+        """
+        written = [
+            p.name
+            for p in self._parameters
+            if p.written() and id(p.parameter) not in self._rewritten
+        ]
         written += [
             name
             for name, (parameter, twin) in self._stand_ins.items()
-            if twin._version and twin.data_ptr() == parameter.data_ptr() and id(parameter) not in self._rewritten
+            if twin._version
+            and twin.data_ptr() == parameter.data_ptr()
+            and id(parameter) not in self._rewritten
         ]
         if written:
             raise RuntimeError(
-                f"loss: running the model wrote to its parameter {written[0]!r}, and no copy of it was kept to put back; "
-                f"score='gradient' needs a model and loss that leave parameters alone (model.eval() may do)"
+                f"loss: running the model wrote to its parameter {written[0]!r}, and no copy of it"
+                " was kept to put back; score='gradient' needs a model and loss that leave"
+                " parameters alone (model.eval() may do)"
             )
 
 
@@ -120,7 +141,9 @@ class _Module:
     def __init__(self, module):
         self._module, self._training = module, module.training
         self._attributes = dict(vars(module))
-        self._contents = {name: value.copy() for name, value in vars(module).items() if type(value) in CONTAINERS}
+        self._contents = {
+            name: value.copy() for name, value in vars(module).items() if type(value) in CONTAINERS
+        }
 
     def replace(self, made):
         """Put made[id of a tensor] in the place of that tensor; returns the ids that were found."""
@@ -146,7 +169,11 @@ class _Module:
             container = attributes[name]
             if _members(container) != _members(content):
                 container.clear()
-                container.extend(content) if isinstance(container, list) else container.update(content)
+                (
+                    container.extend(content)
+                    if isinstance(container, list)
+                    else container.update(content)
+                )
         if self._module.training != self._training:  # TorchScript keeps it elsewhere
             self._module.training = self._training
 
@@ -174,7 +201,10 @@ class _Parameter:
             self.parameter.grad = self._grad
 
     def written(self):
-        return _version(self.parameter) != self._version and self.parameter.data_ptr() == self._memory.data_ptr()
+        return (
+            _version(self.parameter) != self._version
+            and self.parameter.data_ptr() == self._memory.data_ptr()
+        )
 
 
 class _Copy:
@@ -201,27 +231,38 @@ def _version(tensor):
 
 
 def _twin(parameter):
-    """A leaf in the same memory, with the attributes that someone may have given the parameter, and no hook of its own."""
+    """A leaf in the same memory, with the attributes that someone may have given the parameter, and
+    no hook of its own.
+    """
     twin = nn.Parameter(parameter.data)
     vars(twin).update(vars(parameter))
     return twin
 
 
 def _tensors_of(module):
-    """Buffers, and tensors that are plain attributes. What was made in inference mode cannot be written to outside of it."""
+    """Buffers, and tensors that are plain attributes. What was made in inference mode cannot be
+    written to outside of it.
+    """
     held = (*module.buffers(recurse=False), *vars(module).values())
     tensors = [t for t in held if isinstance(t, torch.Tensor) and not isinstance(t, nn.Parameter)]
     return [t for t in tensors if not t.requires_grad and not t.is_inference()]
 
 
 def _rewritten_by(module):
-    """Parameters that the module's own forward writes to: the rows of an embedding that are longer than max_norm."""
+    """Parameters that the module's own forward writes to: the rows of an embedding that are longer
+    than max_norm.
+    """
     return module.parameters(recurse=False) if getattr(module, "max_norm", None) is not None else ()
 
 
 def _random_states(model):
-    """[(function that puts a random state back, the state)]: of Python, numpy, torch, and generators that modules hold."""
-    states = [(random.setstate, random.getstate()), (numpy.random.set_state, numpy.random.get_state())]
+    """[(function that puts a random state back, the state)]: of Python, numpy, torch, and
+    generators that modules hold.
+    """
+    states = [
+        (random.setstate, random.getstate()),
+        (numpy.random.set_state, numpy.random.get_state()),
+    ]
     states.append((torch.set_rng_state, torch.get_rng_state()))
     for kind in _accelerators(model):
         devices = torch.get_device_module(kind)

@@ -1,4 +1,6 @@
-"""Each op is measured in a process of its own; an interrupted command ends it, and keeps what is finished."""
+"""Each op is measured in a process of its own; an interrupted command ends it, and keeps what is
+finished.
+"""
 
 import time
 import types
@@ -20,10 +22,16 @@ def light(monkeypatch):
 def test_an_op_is_measured_in_a_child_that_tells_how_far_it_is(light):
     told = []
     records, musts = runner.run_apart(
-        suite.run_alone, "gather_selected", "tiny", 1, hear=lambda seconds, what: told.append((seconds, what))
+        suite.run_alone,
+        "gather_selected",
+        "tiny",
+        1,
+        hear=lambda seconds, what: told.append((seconds, what)),
     )
     names = [case.name for case in suite.module_of("gather_selected").cases("tiny")]
-    assert [what for seconds, what in told if seconds] == names and {r.threads for r in records} == {1}
+    assert [what for seconds, what in told if seconds] == names and {
+        r.threads for r in records
+    } == {1}
     assert not musts and {r.case for r in records} == {*names, "ceilings"}
 
 
@@ -51,7 +59,9 @@ def test_what_is_finished_is_kept(monkeypatch, tmp_path, capsys, how, status):
         record = Record(op, "a case", "ours", threads, p20=1.0, p50=1.0, p80=1.0)
         return [record], [Must(op, "key", "a line", threads, 2.0, 1.0)]
 
-    monkeypatch.setattr(main, "module_of", lambda op: types.SimpleNamespace(OP=op, TESTS=[], cases=lambda size: []))
+    monkeypatch.setattr(
+        main, "module_of", lambda op: types.SimpleNamespace(OP=op, TESTS=[], cases=lambda size: [])
+    )
     monkeypatch.setattr(main, "run_apart", measured)
     assert main.main(["--op", "linear,layer", "--threads", "1", "--out", str(tmp_path)]) == status
     shown, name = capsys.readouterr(), main.machine.name()

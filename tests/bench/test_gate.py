@@ -27,7 +27,9 @@ def test_red_is_refused_with_the_reason(root):
 
 
 def test_what_proves_no_figure_is_left_out(root):
-    (root / "green.py").write_text("def test_it():\n    pass\n\ndef test_opcheck():\n    assert 0\n")
+    (root / "green.py").write_text(
+        "def test_it():\n    pass\n\ndef test_opcheck():\n    assert 0\n"
+    )
     assert "1 passed" in gate.require_green("op", ["green.py"], jobs=1)
 
 
@@ -46,7 +48,9 @@ def test_a_red_op_is_not_measured_and_the_others_are(root, monkeypatch, capsys, 
     monkeypatch.setattr(main, "run_apart", lambda *arguments, hear: ([], []))
     assert main.main(["--op", "masked_adamw,linear", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert "its tests are red, so it is not measured" in shown.err and "linear: measured" in shown.out
+    assert (
+        "its tests are red, so it is not measured" in shown.err and "linear: measured" in shown.out
+    )
     assert "\nnot measured: masked_adamw\n" in shown.err
 
 
@@ -63,11 +67,16 @@ def test_green_tests_are_not_run_twice_in_one_command(root, monkeypatch, tmp_pat
 def test_every_op_names_tests_that_exist():
     for op in main.OPS:
         module = main.module_of(op)
-        assert module.OP == op and module.TESTS and all((main.machine.ROOT / test).exists() for test in module.TESTS)
+        assert (
+            module.OP == op
+            and module.TESTS
+            and all((main.machine.ROOT / test).exists() for test in module.TESTS)
+        )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"), [(["--op", "nonsense"], "nonsense"), (["--op", ","], "nothing"), (["--threads", "0"], "0")]
+    ("arguments", "why"),
+    [(["--op", "nonsense"], "nonsense"), (["--op", ","], "nothing"), (["--threads", "0"], "0")],
 )
 def test_bad_arguments_are_named(arguments, why):
     with pytest.raises(SystemExit, match=why):

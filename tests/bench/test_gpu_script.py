@@ -1,4 +1,6 @@
-"""bench/gpu.sh and its parts where there is no GPU: it says what it leaves out, and the Python runs at tiny sizes."""
+"""bench/gpu.sh and its parts where there is no GPU: it says what it leaves out, and the Python runs
+at tiny sizes.
+"""
 
 import csv
 import json
@@ -10,7 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cases, device, gpu_cases, gpu_checks, gpu_floors, gpu_ops, gpu_pybind11, gpu_results, gpu_roofline, stats
+from bench import (
+    cases,
+    device,
+    gpu_cases,
+    gpu_checks,
+    gpu_floors,
+    gpu_ops,
+    gpu_pybind11,
+    gpu_results,
+    gpu_roofline,
+    stats,
+)
 from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +52,9 @@ def script(folder, *stages, **environment):
         **environment,
     }
     words = ["bash", str(ROOT / "bench" / "gpu.sh"), *stages]
-    done = subprocess.run(words, env={**os.environ, **given}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        words, env={**os.environ, **given}, capture_output=True, text=True, timeout=120
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -71,7 +86,9 @@ def test_an_unknown_stage_is_refused(folder):
 
 
 def test_a_missing_checker_is_a_line_and_not_a_stop(folder):
-    status, said = script(folder, "sanitize", DEVICE="cpu", PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    status, said = script(
+        folder, "sanitize", DEVICE="cpu", PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    )
     assert status == 0 and "compute-sanitizer is not installed" in said and "1 skipped" in said
 
 
@@ -87,7 +104,9 @@ def test_rows_are_on_disk_as_soon_as_they_are_known(folder, capsys):
     results = Results(device="cpu")
     results.add("ops", "a case", "ours", value=12.5, floor=10.0, fraction=0.8)
     with (folder / "results.csv").open() as file:
-        assert [(row["case"], row["value"], row["run"]) for row in csv.DictReader(file)] == [("a case", "12.5", "this")]
+        assert [(row["case"], row["value"], row["run"]) for row in csv.DictReader(file)] == [
+            ("a case", "12.5", "this")
+        ]
     assert json.loads((folder / "results.jsonl").read_text())["device"] == "cpu"
     assert "12.5 us  80 % of its roofline" in capsys.readouterr().out
 
@@ -112,15 +131,27 @@ def test_only_red_fails_and_only_of_this_run(folder, monkeypatch, status, code, 
 def test_ops_at_tiny_sizes(folder):
     assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001"]) == 0
     rows = found(folder, "ops")
-    assert {row.case for row in rows if row.variant == "ours"} == {case.name for case in gpu_cases.cases("tiny")}
-    assert {row.case for row in rows if not row.variant} == {"ceiling copy", "ceiling l2", "ceiling gemm", "tiles"}
+    assert {row.case for row in rows if row.variant == "ours"} == {
+        case.name for case in gpu_cases.cases("tiny")
+    }
+    assert {row.case for row in rows if not row.variant} == {
+        "ceiling copy",
+        "ceiling l2",
+        "ceiling gemm",
+        "tiles",
+    }
     assert all(row.value > 0 for row in rows if row.case != "tiles")
 
 
 def test_a_wrong_result_is_red_and_has_no_time(folder, monkeypatch):
     real = gpu_cases.ops.selected_wgrad
     monkeypatch.setattr(gpu_cases.ops, "selected_wgrad", lambda *a, **k: real(*a, **k) * 1.1)
-    assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "wgrad rows"]) == 1
+    assert (
+        gpu_ops.main(
+            ["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "wgrad rows"]
+        )
+        == 1
+    )
     (row,) = (row for row in found(folder, "ops") if row.variant)
     assert row.status == RED and row.value is None and "relative error 1.0" in row.note
 
@@ -130,7 +161,12 @@ def test_an_error_costs_its_own_case_only(folder, monkeypatch):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(gpu_cases.ops, "gather_selected", broken)
-    assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "selected rows"]) == 1
+    assert (
+        gpu_ops.main(
+            ["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "selected rows"]
+        )
+        == 1
+    )
     assert [row.status for row in found(folder, "ops") if row.variant == "ours"] == [RED, OK]
 
 
@@ -149,7 +185,9 @@ def test_tiles_are_those_that_the_blocks_get():
 
 
 def test_a_sweep_of_tiles(folder):
-    """Each candidate is in force while it runs, the table is as before afterwards, and what fails or differs is a row."""
+    """Each candidate is in force while it runs, the table is as before afterwards, and what fails
+    or differs is a row.
+    """
     pytest.importorskip("triton")
     from bench import gpu_tiles
     from sparse_ft.kernels import selected_wgrad_blocks as kernels
@@ -163,14 +201,23 @@ def test_a_sweep_of_tiles(folder):
             raise RuntimeError("out of shared memory")
         return torch.full((3,), 2.0 if kernels._tile_of(*tile) == wrong else 1.0)
 
-    candidates = {gpu_tiles.name(p): (p, False) for p in (default, fast, other, wrong)} | {"persistent": (default, True)}
+    candidates = {gpu_tiles.name(p): (p, False) for p in (default, fast, other, wrong)} | {
+        "persistent": (default, True)
+    }
     results = Results()
     gpu_tiles.measure(kernels, tile, candidates, call, CPU, 0.0, results)
     rows = {row.variant: row for row in found(folder, "ops")}
     assert set(rows) == set(candidates) and results.red
     assert (rows[gpu_tiles.name(other)].status, rows[gpu_tiles.name(wrong)].status) == (SHORT, RED)
-    assert "default" in rows[gpu_tiles.name(default)].note and sum("fastest" in row.note for row in rows.values()) == 1
-    assert {(fast, 1e9), (default, 1e9), (default, 0)} <= set(seen) and kernels.TILES == {} and kernels.PERSISTENT_FROM == 4
+    assert (
+        "default" in rows[gpu_tiles.name(default)].note
+        and sum("fastest" in row.note for row in rows.values()) == 1
+    )
+    assert (
+        {(fast, 1e9), (default, 1e9), (default, 0)} <= set(seen)
+        and kernels.TILES == {}
+        and kernels.PERSISTENT_FROM == 4
+    )
 
 
 def test_repeats_are_alike(folder):
@@ -180,17 +227,41 @@ def test_repeats_are_alike(folder):
 
 @pytest.mark.parametrize("how", ["differs", "unwritten"])
 def test_repeats_that_differ_are_red(folder, monkeypatch, how):
-    """What a race does, and what is left in memory that was not written: NaN, whose payload would hide from ==."""
+    """What a race does, and what is left in memory that was not written: NaN, whose payload would
+    hide from ==.
+    """
     results = iter(torch.arange(100.0))
 
     def racing(*_, **__):
-        return next(results).expand(4).clone() if how == "differs" else torch.full((4,), float("nan")) + next(results)
+        return (
+            next(results).expand(4).clone()
+            if how == "differs"
+            else torch.full((4,), float("nan")) + next(results)
+        )
 
     monkeypatch.setattr(gpu_cases.ops, "rms_norm_backward", racing)
-    monkeypatch.setattr(gpu_checks, "cases", lambda size: [c for c in gpu_cases.cases(size) if c.name == "rms_norm_backward"])
+    monkeypatch.setattr(
+        gpu_checks,
+        "cases",
+        lambda size: [c for c in gpu_cases.cases(size) if c.name == "rms_norm_backward"],
+    )
     assert gpu_checks.main(["--device", "cpu", "--repeats", "3"]) == (1 if how == "differs" else 0)
     if how == "unwritten":  # the same NaN each time: the comparison with the reference sees it
-        assert gpu_ops.main(["--device", "cpu", "--size", "tiny", "--seconds", "0.001", "--only", "rms_norm_backward"]) == 1
+        assert (
+            gpu_ops.main(
+                [
+                    "--device",
+                    "cpu",
+                    "--size",
+                    "tiny",
+                    "--seconds",
+                    "0.001",
+                    "--only",
+                    "rms_norm_backward",
+                ]
+            )
+            == 1
+        )
 
 
 def test_times_are_quantiles_of_all_rounds():
@@ -202,7 +273,9 @@ def test_times_are_quantiles_of_all_rounds():
         call()
         return float(len(calls))
 
-    times = device.compare({"a": lambda: calls.append("a")}, CPU, 60.0, most=3, timer=timer, shortest=0)
+    times = device.compare(
+        {"a": lambda: calls.append("a")}, CPU, 60.0, most=3, timer=timer, shortest=0
+    )
     assert calls == ["a"] * (2 + 3)  # two to warm up
     assert times == {"a": stats.Times(pytest.approx(3.4), 4.0, pytest.approx(4.6), 3)}
     assert times["a"].fields(1e3, "value")["value"] == 4000
@@ -252,13 +325,17 @@ def test_ways_to_train_at_a_tiny_size(folder, monkeypatch):
     rows = {row.variant: row for row in found(folder, "model")}
     assert set(rows) == {"replay", *gpu_model.WAYS}
     assert all(row.status in (OK, SKIPPED) for row in rows.values())
-    trained = [float(row.note.split(" M train")[0].split()[-1]) for row in rows.values() if row.value]
+    trained = [
+        float(row.note.split(" M train")[0].split()[-1]) for row in rows.values() if row.value
+    ]
     assert max(trained) <= 1.3 * min(trained)
 
 
 @pytest.mark.parametrize("wrong", [None, "lr", "nothing"])
 def test_replayed_steps_are_compared_with_eager_ones(folder, monkeypatch, wrong):
-    """Red where a replay keeps the learning rate of the capture, or where there is no step at all to compare."""
+    """Red where a replay keeps the learning rate of the capture, or where there is no step at all
+    to compare.
+    """
     pytest.importorskip("transformers")
     from bench import gpu_model
 
@@ -285,7 +362,11 @@ def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):
     from bench import gpu_model
 
     def how(name, way):
-        raise gpu_model.Unavailable("peft: not here") if way == "LoRA r32" else RuntimeError("cannot\ncapture")
+        raise (
+            gpu_model.Unavailable("peft: not here")
+            if way == "LoRA r32"
+            else RuntimeError("cannot\ncapture")
+        )
 
     results = Results()
     for way in ("LoRA r32", "columns", "columns graph"):
@@ -303,16 +384,22 @@ def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):
 def test_floors_of_the_notes():
     """Bytes an entry of a step at random densities, and the dense product, worked out by hand."""
     for density, bytes_each in {0.01: 61.7, 0.05: 54.4, 0.1: 48.3, 0.25: 39.9}.items():
-        assert gpu_floors.adamw("entries", 1, density)[0].dram == pytest.approx(bytes_each, abs=0.05)
+        assert gpu_floors.adamw("entries", 1, density)[0].dram == pytest.approx(
+            bytes_each, abs=0.05
+        )
     dense = gpu_floors.dense_wgrad(8192, (4096, 4096))
     assert gpu_floors.floor(dense, gpu_floors.H200) == pytest.approx(348e-6, rel=0.01)
     (alone,) = gpu_floors.single_blocks_wgrad(8192, (4096, 4096), 0.25)
     (grouped,) = gpu_floors.blocks_wgrad(8192, (4096, 4096), 0.25)
-    assert alone.flop / alone.l2 == pytest.approx(32) and grouped.flop / grouped.l2 == pytest.approx(51.2)
+    assert alone.flop / alone.l2 == pytest.approx(
+        32
+    ) and grouped.flop / grouped.l2 == pytest.approx(51.2)
 
 
 def test_the_page_is_what_the_floors_say():
-    assert gpu_roofline.PAGE.read_text() == gpu_roofline.document(), "python -m bench.gpu_roofline writes it anew"
+    assert gpu_roofline.PAGE.read_text() == gpu_roofline.document(), (
+        "python -m bench.gpu_roofline writes it anew"
+    )
 
 
 def test_measurements_come_into_the_page(tmp_path, monkeypatch):
@@ -336,11 +423,14 @@ def test_a_crossover_is_where_floors_meet():
 def test_pybind11_from_the_headers_of_torch(tmp_path):
     """What setup.py asks of pybind11, and what CMakeLists.txt does: a module that imports."""
     package = gpu_pybind11.write(tmp_path)
-    (tmp_path / "m.cpp").write_text('#include <pybind11/pybind11.h>\nPYBIND11_MODULE(m, m) { m.attr("one") = 1; }\n')
+    (tmp_path / "m.cpp").write_text(
+        '#include <pybind11/pybind11.h>\nPYBIND11_MODULE(m, m) { m.attr("one") = 1; }\n'
+    )
     (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.20)\nproject(m LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD 17)\n"
-        "find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)\nfind_package(pybind11 CONFIG REQUIRED)\n"
-        "pybind11_add_module(m MODULE NO_EXTRAS m.cpp)\n"
+        "cmake_minimum_required(VERSION 3.20)\nproject(m LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD"
+        " 17)\nfind_package(Python REQUIRED COMPONENTS Interpreter"
+        " Development.Module)\nfind_package(pybind11 CONFIG REQUIRED)\npybind11_add_module(m MODULE"
+        " NO_EXTRAS m.cpp)\n"
     )
     asked = [sys.executable, "-c", "import pybind11; print(pybind11.get_cmake_dir())"]
     where = subprocess.run(
@@ -349,8 +439,13 @@ def test_pybind11_from_the_headers_of_torch(tmp_path):
     assert where == str(package)
     build = tmp_path / "build"
     options = [f"-Dpybind11_DIR={where}", f"-DPython_EXECUTABLE={sys.executable}"]
-    for command in (["cmake", "-S", str(tmp_path), "-B", str(build), *options], ["cmake", "--build", str(build)]):
+    for command in (
+        ["cmake", "-S", str(tmp_path), "-B", str(build), *options],
+        ["cmake", "--build", str(build)],
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run([sys.executable, "-c", "import m; print(m.one)"], cwd=build, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import m; print(m.one)"], cwd=build, capture_output=True, text=True
+    )
     assert done.stdout == "1\n"

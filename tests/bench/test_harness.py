@@ -29,8 +29,14 @@ def clock():
 
 def test_the_order_turns_and_is_reversed_every_second_round():
     names = ["a", "b", "c"]
-    assert [harness.order_of(names, n) for n in range(3)] == [["a", "b", "c"], ["a", "c", "b"], ["c", "a", "b"]]
-    before = {(o[i - 1], o[i]) for o in (harness.order_of(names, n) for n in range(6)) for i in (1, 2)}
+    assert [harness.order_of(names, n) for n in range(3)] == [
+        ["a", "b", "c"],
+        ["a", "c", "b"],
+        ["c", "a", "b"],
+    ]
+    before = {
+        (o[i - 1], o[i]) for o in (harness.order_of(names, n) for n in range(6)) for i in (1, 2)
+    }
     assert len(before) == 6  # everyone follows everyone at some time
 
 
@@ -39,7 +45,9 @@ def test_two_take_turns_at_being_the_first():
 
 
 def test_each_variant_is_timed_once_a_round(clock):
-    samples = harness.interleave({"a": clock.variant("a", 0.01), "b": clock.variant("b", 0.02)}, 0.2, clock=clock)
+    samples = harness.interleave(
+        {"a": clock.variant("a", 0.01), "b": clock.variant("b", 0.02)}, 0.2, clock=clock
+    )
     assert all(t == pytest.approx(0.01) for t in samples["a"].values())
     assert all(t == pytest.approx(0.02) for t in samples["b"].values())
     assert set(samples["b"]) <= set(samples["a"]) and list(samples["a"]) == sorted(samples["a"])
@@ -47,7 +55,9 @@ def test_each_variant_is_timed_once_a_round(clock):
 
 def test_the_budget_holds_and_a_slow_variant_costs_the_others_nothing(clock):
     fast = {name: clock.variant(name, 0.001) for name in "abc"}
-    samples = harness.interleave({**fast, "slow": clock.variant("slow", 1.0)}, 2.0, least=5, clock=clock)
+    samples = harness.interleave(
+        {**fast, "slow": clock.variant("slow", 1.0)}, 2.0, least=5, clock=clock
+    )
     assert len(samples["slow"]) == harness.FEWEST
     assert clock.calls.count("slow") == harness.FEWEST + 1  # warm after one call
     assert all(len(samples[name]) >= 400 for name in fast)
@@ -61,12 +71,16 @@ def test_short_calls_are_repeated_within_a_sample(clock):
 
 
 def test_the_number_of_rounds_is_bounded(clock):
-    samples = harness.interleave({"a": clock.variant("a", 0.001), "b": clock.variant("b", 0.001)}, 1e9, most=7, clock=clock)
+    samples = harness.interleave(
+        {"a": clock.variant("a", 0.001), "b": clock.variant("b", 0.001)}, 1e9, most=7, clock=clock
+    )
     assert len(samples["a"]) == len(samples["b"]) == 7
 
 
 def losing(clock, seconds, times):
-    """A variant that loses its core, and takes 4 ms more, in its first `times` calls after the warm-up."""
+    """A variant that loses its core, and takes 4 ms more, in its first `times` calls after the
+    warm-up.
+    """
     quiet, calls = clock.variant("a", seconds), iter(range(1 << 20))
 
     def call():
@@ -80,12 +94,20 @@ def losing(clock, seconds, times):
 
 @pytest.mark.parametrize(
     ("seconds", "times", "first", "disturbed"),
-    [(0.001, 0, 0.001, 0), (0.001, 1, 0.001, 0), (0.001, 3, 0.001, 0), (0.001, 4, 0.005, 1), (0.09, 1, 0.094, 0)],
+    [
+        (0.001, 0, 0.001, 0),
+        (0.001, 1, 0.001, 0),
+        (0.001, 3, 0.001, 0),
+        (0.001, 4, 0.005, 1),
+        (0.09, 1, 0.094, 0),
+    ],
 )
 def test_a_short_sample_that_lost_its_core_is_taken_again(clock, seconds, times, first, disturbed):
     found = {}
     variants = {"a": losing(clock, seconds, times), "b": clock.variant("b", seconds)}
-    samples = harness.interleave(variants, 1.0, clock=clock, switches=lambda: clock.lost, disturbed=found)
+    samples = harness.interleave(
+        variants, 1.0, clock=clock, switches=lambda: clock.lost, disturbed=found
+    )
     assert samples["a"][0] == pytest.approx(first) and found == {"a": disturbed, "b": 0}
     assert all(taken == pytest.approx(seconds) for taken in list(samples["a"].values())[1:])
 
@@ -93,7 +115,9 @@ def test_a_short_sample_that_lost_its_core_is_taken_again(clock, seconds, times,
 def test_a_core_that_is_always_lost_doubles_the_budget_at_most(clock):
     found = {}
     variants = {name: losing(clock, 0.001, 1 << 20) for name in "ab"}
-    samples = harness.interleave(variants, 0.5, clock=clock, switches=lambda: clock.lost, disturbed=found)
+    samples = harness.interleave(
+        variants, 0.5, clock=clock, switches=lambda: clock.lost, disturbed=found
+    )
     assert clock.now == pytest.approx(1.0, rel=0.05)
     assert found == {name: len(samples[name]) for name in "ab"}
 

@@ -6,9 +6,37 @@ from bench import table
 from bench.records import Must, Record, read, stamps, tally, write
 
 ROWS = [
-    Record("adamw", "entries 1 %", "ours", 1, "entries", 0.01, "bfloat16", "ms", 1.0, 1.25, 1.5, 12, None, 0.5),
     Record(
-        "adamw", "entries 1 %", "theirs, with comma", 1, "entries", 0.01, "bfloat16", "ms", 2.0, 2.5, 3.0, 12, 2.0, disturbed=3
+        "adamw",
+        "entries 1 %",
+        "ours",
+        1,
+        "entries",
+        0.01,
+        "bfloat16",
+        "ms",
+        1.0,
+        1.25,
+        1.5,
+        12,
+        None,
+        0.5,
+    ),
+    Record(
+        "adamw",
+        "entries 1 %",
+        "theirs, with comma",
+        1,
+        "entries",
+        0.01,
+        "bfloat16",
+        "ms",
+        2.0,
+        2.5,
+        3.0,
+        12,
+        2.0,
+        disturbed=3,
     ),
     Record("adamw", "entries 1 %", "absent", 1, note="it does not build here"),
     Record("adamw", "ceilings", "copy", 1, unit="GB/s", p50=20.0),
@@ -42,18 +70,31 @@ def test_promises_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("measured", "target", "at_least", "met"),
     [(2.0, 1.5, True, True), (1.5, 1.5, True, True), (1.4, 1.5, True, False)]
-    + [(1.0, 1.05, False, True), (1.1, 1.05, False, False), (None, 1.0, True, False), (None, 1.0, False, False)],
+    + [
+        (1.0, 1.05, False, True),
+        (1.1, 1.05, False, False),
+        (None, 1.0, True, False),
+        (None, 1.0, False, False),
+    ],
 )
 def test_pass_or_fall_short(measured, target, at_least, met):
     must = Must("op", "key", "a line", 2, measured, target, at_least, "why")
     assert must.met is met
     text = str(must)
-    assert text.startswith("pass " if met else "FALLS SHORT ") and "2 threads: a line" in text and "[why]" in text
+    assert (
+        text.startswith("pass " if met else "FALLS SHORT ")
+        and "2 threads: a line" in text
+        and "[why]" in text
+    )
 
 
 def test_what_a_machine_cannot_judge_neither_passes_nor_falls_short():
     must = Must("op", "key", "a line", 2, None, 1.0, unmeasured="no such instructions")
-    assert str(must).startswith("not measured ") and "[no such instructions]" in str(must) and not must.met
+    assert (
+        str(must).startswith("not measured ")
+        and "[no such instructions]" in str(must)
+        and not must.met
+    )
     rows = [Must("op", "key", "x", 1, 2.0, 1.0), Must("op", "key", "y", 1, None, 1.0), must]
     assert tally(rows) == "1 of 2 pass, 1 not measured here" and tally(rows[:2]) == "1 of 2 pass"
     assert [line.split("|")[5].strip() for line in table.musts(rows).splitlines()[2:]] == [
@@ -83,16 +124,36 @@ def test_bf16_products_are_judged_where_the_machine_makes_them(monkeypatch, has)
 def test_the_table_of_an_op():
     musts = [Must("adamw", "key", "a line", 1, 2.0, 1.5)]
     text = table.document("adamw", ROWS, musts, {"machine": "the machine"})
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     assert lines[2] == ["entries 1 %", "ours", "1", "1.25", "1.5", "", "40 %", "12", ""]
-    assert lines[3] == ["entries 1 %", "theirs, with comma", "2", "2.5", "3", "2", "", "12, 3 disturbed", ""]
+    assert lines[3] == [
+        "entries 1 %",
+        "theirs, with comma",
+        "2",
+        "2.5",
+        "3",
+        "2",
+        "",
+        "12, 3 disturbed",
+        "",
+    ]
     assert lines[4] == ["entries 1 %", "absent", "", "", "", "", "", "", "it does not build here"]
-    assert "copy 20 GB/s" in text and "the machine" in text and lines[-1] == ["a line", "1", "2", "≥ 1.5", "pass", ""]
+    assert (
+        "copy 20 GB/s" in text
+        and "the machine" in text
+        and lines[-1] == ["a line", "1", "2", "≥ 1.5", "pass", ""]
+    )
 
 
 def test_cases_of_one_thing_stand_side_by_side():
     rows = [
-        Record("b", f"layer: {phase}", way, 2, p50=p) for way, p in (("x", 1.0), ("y", 2.0)) for phase in ("forward", "wgrad")
+        Record("b", f"layer: {phase}", way, 2, p50=p)
+        for way, p in (("x", 1.0), ("y", 2.0))
+        for phase in ("forward", "wgrad")
     ]
     lines = [line.replace(" ", "") for line in table.of_op(rows, 2).splitlines()]
     assert lines[0] == "|layer,ms|forward|wgrad|" and lines[2:] == ["|x|1|1|", "|y|2|2|"]
@@ -126,14 +187,22 @@ def test_pictures_are_drawn_from_the_csv_file(tmp_path, capsys):
 def test_the_readme_has_the_marks_that_are_filled():
     from bench import main, readme
 
-    rows = [Record("breakdown", "layer: forward", "ours", 2, p50=3.0), Record("linear", "a call", "ours", 1, p50=1.0)]
+    rows = [
+        Record("breakdown", "layer: forward", "ours", 2, p50=3.0),
+        Record("linear", "a call", "ours", 1, p50=1.0),
+    ]
     stamp = dict.fromkeys(("breakdown", "linear"), {"machine": "the machine"})
-    musts = [Must("adamw", "key", "a line", 1, 2.0, 1.5), Must("adamw", "key", "a line", 2, None, 1.5)]
+    musts = [
+        Must("adamw", "key", "a line", 1, 2.0, 1.5),
+        Must("adamw", "key", "a line", 2, None, 1.5),
+    ]
     text = readme.fill(main.README.read_text(), readme.sections(rows, musts, stamp))
     assert "not measured yet" not in text and text.count("the machine") >= 2
     assert "| adamw: a line |  ≥ 1.5 |          |        2 | not measured |" in text
     renamed = [musts[0], Must("adamw", "key", "another line", 2, 3.0, 1.5)]  # matched by the key
-    assert "| adamw: a line |  ≥ 1.5 |          |        2 |         3 |" in readme.expected(renamed)
+    assert "| adamw: a line |  ≥ 1.5 |          |        2 |         3 |" in readme.expected(
+        renamed
+    )
     assert readme.fill(text, readme.sections(rows, musts, stamp)) == text
     with pytest.raises(ValueError, match="marks"):
         readme.fill("", {"host": "x"})
@@ -182,7 +251,10 @@ def test_the_committed_promises_have_the_keys_of_today():
 
 def test_a_machine_whose_gemm_rate_changes_between_ops_is_reported():
     def rates(*pairs):
-        return [Record(f"op {i}", "ceilings", "GEMM float32", n, unit="GFLOP/s", p50=rate) for i, (n, rate) in enumerate(pairs)]
+        return [
+            Record(f"op {i}", "ceilings", "GEMM float32", n, unit="GFLOP/s", p50=rate)
+            for i, (n, rate) in enumerate(pairs)
+        ]
 
     assert table.unsteadiness(rates((1, 90.0), (1, 85.0), (2, 180.0), (2, 170.0))) == []
     (line,) = table.unsteadiness(rates((1, 90.0), (1, 85.0), (2, 180.0), (2, 120.0)))

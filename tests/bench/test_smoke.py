@@ -35,10 +35,16 @@ def test_every_benchmark_runs(op, quickly):
         more_records, more_musts = module.apart("tiny", THREADS[-1])
         assert more_records and more_musts
         records, musts = records + more_records, musts + more_musts
-    assert {r.case.partition(": ")[0] for r in records} >= {case.name for case in module.cases("tiny")} <= set(ticks)
+    assert (
+        {r.case.partition(": ")[0] for r in records}
+        >= {case.name for case in module.cases("tiny")}
+        <= set(ticks)
+    )
     timed = [r for r in records if r.p50 is not None]
     assert all(r.p20 is None or r.p20 <= r.p50 <= r.p80 for r in timed) and timed
-    assert all(r.p50 >= 0 for r in timed if not r.case.endswith(": wgrad"))  # a difference: noise may make it negative
+    assert all(
+        r.p50 >= 0 for r in timed if not r.case.endswith(": wgrad")
+    )  # a difference: noise may make it negative
     assert all(r.note for r in records if r.p50 is None)
     assert all(m.measured is None or m.measured > 0 for m in musts) and (
         musts or op in ("breakdown", "gather_selected", "scatter_selected")
@@ -47,8 +53,10 @@ def test_every_benchmark_runs(op, quickly):
 
 
 def test_the_quick_set_keeps_its_time(monkeypatch):
-    """What the bar counts, all ops at two thread counts: a third of 15 minutes, for tests, models, warm-up and calls that
-    outlast their budget take the rest. With bf16 instructions: that is where the quick set is the longest."""
+    """What the bar counts, all ops at two thread counts: a third of 15 minutes, for tests, models,
+    warm-up and calls that outlast their budget take the rest. With bf16 instructions: that is where
+    the quick set is the longest.
+    """
     monkeypatch.setattr(suite.machine, "has_bf16", lambda flags=None: True)
     total = sum(main.budget(main.module_of(op), "quick", [1, 2]) for op in main.OPS)
     assert 200 < total <= 300
@@ -57,7 +65,11 @@ def test_the_quick_set_keeps_its_time(monkeypatch):
 @pytest.mark.parametrize("op", main.OPS)
 def test_every_case_has_a_name_of_its_own_and_seconds(op):
     module = main.module_of(op)
-    assert len({case.name for case in module.cases("full")}) == len(module.cases("full")) >= len(module.cases("quick"))
+    assert (
+        len({case.name for case in module.cases("full")})
+        == len(module.cases("full"))
+        >= len(module.cases("quick"))
+    )
     assert all(case.seconds > 0 for size in suite.SIZES for case in module.cases(size))
 
 
@@ -71,7 +83,9 @@ def test_the_competitors_of_a_gather_get_the_same_values(kind):
 
 @pytest.mark.parametrize("kind", ["rows", "columns", "blocks", "entries"])
 def test_selections_have_the_density_asked_for(kind):
-    assert cases.selection(kind, (1024, 2048), 0.1).density((1024, 2048)) == pytest.approx(0.1, rel=0.05)
+    assert cases.selection(kind, (1024, 2048), 0.1).density((1024, 2048)) == pytest.approx(
+        0.1, rel=0.05
+    )
     assert cases.selection(kind, (128, 128), 1.0).density((128, 128)) == 1
 
 
@@ -100,10 +114,16 @@ def test_a_ratio_over_a_compact_step_says_what_bounds_it(notes):
 
     case = cases.Case("entries 5 %", "entries", 0.05, "bfloat16", (128, 192))
     found = suite.Found(1, Ceilings(1.0, 1.0, {}), cases={case.name: case})
-    seconds = {suite.OURS: 4.0, COMPACT: 6.0} | ({PARTS[0]: 2.0, PARTS[1]: 1.0, PREPARED: 3.0} if notes else {})
+    seconds = {suite.OURS: 4.0, COMPACT: 6.0} | (
+        {PARTS[0]: 2.0, PARTS[1]: 1.0, PREPARED: 3.0} if notes else {}
+    )
     found.samples[case.name] = {name: {0: taken} for name, taken in seconds.items()}
     (line,) = [must for must in musts(found) if COMPACT in must.line]
-    want = "prepared, as SelectiveAdamW steps: 2.00; its parts alone: 2.00, step at 0.75 of them" if notes else ""
+    want = (
+        "prepared, as SelectiveAdamW steps: 2.00; its parts alone: 2.00, step at 0.75 of them"
+        if notes
+        else ""
+    )
     assert line.measured == 1.5 and line.note == want
 
 
@@ -117,7 +137,9 @@ def test_the_competitors_of_a_weight_gradient_agree(kind):
     torch.testing.assert_close(chosen.gather(calls["dense"]()), ours)
     for name in set(calls) - {"ours", "dense"}:
         found = calls[name]()
-        torch.testing.assert_close(found.values() if found.layout is torch.sparse_csr else found, ours)
+        torch.testing.assert_close(
+            found.values() if found.layout is torch.sparse_csr else found, ours
+        )
 
 
 def test_running_peak():

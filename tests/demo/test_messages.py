@@ -1,4 +1,6 @@
-"""Every wrong argument ends with one line that names the option and the trouble, never with a traceback."""
+"""Every wrong argument ends with one line that names the option and the trouble, never with a
+traceback.
+"""
 
 import pytest
 
@@ -9,7 +11,9 @@ from demo import assets, main  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def nothing_fetched(monkeypatch):
-    monkeypatch.setattr(assets, "fetch", lambda: pytest.fail("fetched before the arguments were checked"))
+    monkeypatch.setattr(
+        assets, "fetch", lambda: pytest.fail("fetched before the arguments were checked")
+    )
 
 
 def refused(capsys, *argv):

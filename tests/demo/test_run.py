@@ -1,4 +1,6 @@
-"""The whole command on the fallback task, with a few steps; and what happens when runs are broken off."""
+"""The whole command on the fallback task, with a few steps; and what happens when runs are broken
+off.
+"""
 
 import csv
 import os
@@ -13,8 +15,21 @@ for name in ("transformers", "peft", "sklearn", "matplotlib", "tqdm"):
 from bench.runner import RunFailed  # noqa: E402
 from demo import main, methods, train  # noqa: E402
 
-FAKE = {"label": "full fine-tuning", "kind": "full", "accuracy": 0.5, "trainable": 10, "total": 20, "steps": 3}
-FAKE |= {"optimizer_bytes": 80, "saved_bytes": 40, "peak_bytes": 400, "seconds_per_step": 0.1, "choosing_seconds": 0.0}
+FAKE = {
+    "label": "full fine-tuning",
+    "kind": "full",
+    "accuracy": 0.5,
+    "trainable": 10,
+    "total": 20,
+    "steps": 3,
+}
+FAKE |= {
+    "optimizer_bytes": 80,
+    "saved_bytes": 40,
+    "peak_bytes": 400,
+    "seconds_per_step": 0.1,
+    "choosing_seconds": 0.0,
+}
 FAKE |= {"choosing_peak_bytes": 0}
 
 
@@ -22,7 +37,9 @@ def test_offline_demo_writes_table_and_chart(root, tmp_path):
     argv = "--offline --methods all --pretraining-steps 2 --steps 2 --density 0.05 --out".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "demo", *argv, str(tmp_path)]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     for name in ("demo.md", "demo.csv", "demo.png"):
         assert (tmp_path / name).stat().st_size > 0
@@ -86,12 +103,21 @@ def test_without_a_registry_the_fallback_says_why(monkeypatch, capsys, tmp_path)
 
 
 def test_the_default_runs_are_few_and_tuning_covers_all():
-    assert len(methods.methods_of(main.kinds_of(None, tune=False), ["columns", "entries"], [methods.LORA_SIZE, 0.01])) == 5
+    assert (
+        len(
+            methods.methods_of(
+                main.kinds_of(None, tune=False), ["columns", "entries"], [methods.LORA_SIZE, 0.01]
+            )
+        )
+        == 5
+    )
     assert main.kinds_of(None, tune=True) == main.kinds_of("all", tune=False) == methods.KINDS
 
 
 def test_each_method_has_a_tuned_rate_from_the_same_number_of_tries():
     for table in methods.LEARNING_RATES.values():
         assert len({len(found) for _, found in table.values()}) == 1
-    for method in methods.methods_of(methods.KINDS, methods.STRUCTURES, [methods.LORA_SIZE, 0.01, 0.3]):
+    for method in methods.methods_of(
+        methods.KINDS, methods.STRUCTURES, [methods.LORA_SIZE, 0.01, 0.3]
+    ):
         assert methods.learning_rate(method, "reviews") > 0

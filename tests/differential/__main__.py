@@ -1,4 +1,6 @@
-"""python -m differential [N] [SEED]: run the cases SEED to SEED + N - 1 (tests/ on PYTHONPATH); each failure is made small."""
+"""python -m differential [N] [SEED]: run the cases SEED to SEED + N - 1 (tests/ on PYTHONPATH);
+each failure is made small.
+"""
 
 import sys
 import time
@@ -15,7 +17,9 @@ if __name__ == "__main__":
     make_importable()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    number, first = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 400), (2, 0)))
+    number, first = (
+        int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 400), (2, 0))
+    )
     begin, refused, failed = time.monotonic(), 0, []
     for seed in range(first, first + number):
         try:
@@ -32,4 +36,7 @@ if __name__ == "__main__":
             if "-m" in sys.argv:
                 case, found = minimised(draw(seed), 20)
                 print(program(case), "\n#", found[-700:], flush=True)
-    print(f"{number} cases from {first}, {refused} refused by torch, {time.monotonic() - begin:.0f} s; failed: {failed}")
+    print(
+        f"{number} cases from {first}, {refused} refused by torch, {time.monotonic() - begin:.0f}"
+        f" s; failed: {failed}"
+    )

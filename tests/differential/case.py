@@ -1,4 +1,6 @@
-"""A case of the differential test: everything about one training run that a line of text can say, and how one is drawn."""
+"""A case of the differential test: everything about one training run that a line of text can say,
+and how one is drawn.
+"""
 
 import random
 from typing import NamedTuple
@@ -16,7 +18,8 @@ from .optimizers import OPTIMIZERS
 class Choice(NamedTuple):
     """A selection on a matrix of any shape.
 
-    kind: "rows", "columns", "blocks", "entries" or "all". share: 0 to 1, at least one row (column, …). block: its size.
+    kind: "rows", "columns", "blocks", "entries" or "all". share: 0 to 1, at least one row (column,
+    …). block: its size.
     """
 
     kind: str
@@ -31,7 +34,12 @@ class Choice(NamedTuple):
         rows, columns = shape
         height, width = min(self.block[0], rows), min(self.block[1], columns)
         down, across = -(-rows // height), -(-columns // width)
-        count = {"rows": rows, "columns": columns, "entries": rows * columns, "blocks": down * across}[self.kind]
+        count = {
+            "rows": rows,
+            "columns": columns,
+            "entries": rows * columns,
+            "blocks": down * across,
+        }[self.kind]
         number = max(1, round(count * self.share))
         flat = torch.tensor(sorted(random.Random(self.seed).sample(range(count), number)))
         if self.kind == "blocks":
@@ -40,7 +48,8 @@ class Choice(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What happens besides training, before a step or (within) between its forward and its backward.
+    """What happens besides training, before a step or (within) between its forward and its
+    backward.
 
     number: of a parameter or a way, where there are several.
     """
@@ -52,13 +61,17 @@ class Event(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One run. plan: {parameter name: Choice}; the rest says how it is trained; every default is the plainest."""
+    """One run. plan: {parameter name: Choice}; the rest says how it is trained; every default is
+    the plainest.
+    """
 
     network: Network
     plan: dict
     seed: int = 0
     dtype: str = "fp64"
-    born: str | None = None  # the dtype of the model when it is converted, if not that in which it trains
+    born: str | None = (
+        None  # the dtype of the model when it is converted, if not that in which it trains
+    )
     values_dtype: str | None = None
     lean: str | None = None  # "before", "with" or "after" convert; "loss": before, with the loss
     autocast: bool = False
@@ -66,7 +79,9 @@ class Case(NamedTuple):
     accumulate: int = 1
     optimizer: str = "SGD"
     options: dict = {}
-    backward: str = "plain"  # "of two" forwards, "retained" and gone through again, "by autograd.grad"
+    backward: str = (
+        "plain"  # "of two" forwards, "retained" and gone through again, "by autograd.grad"
+    )
     context: str | None = None  # see runs.CONTEXTS
     clip: float | None = None
     scaler: bool = False
@@ -110,7 +125,16 @@ def draw(seed):
         training=rng.random() < 0.85,
         context=rng.choice((None, None, None, "anomaly", "save_on_cpu", "copies saved")),
         backward=rng.choice(("plain", "plain", "plain", "of two", "retained", "by autograd.grad")),
-        layout=rng.choice(("contiguous", "contiguous", "transposed", "sliced", "expanded", *channels_last(network))),
+        layout=rng.choice(
+            (
+                "contiguous",
+                "contiguous",
+                "transposed",
+                "sliced",
+                "expanded",
+                *channels_last(network),
+            )
+        ),
     )
     if network.data.endswith(" loss") and case.lean is not None:
         case = case._replace(lean="loss")
@@ -119,21 +143,39 @@ def draw(seed):
 
 
 def channels_last(network):
-    """Not with a GroupNorm: torch 2.13 crashes in its backward where the bias trains and the weight does not."""
+    """Not with a GroupNorm: torch 2.13 crashes in its backward where the bias trains and the weight
+    does not.
+    """
     return () if any(layer.kind == "group norm" for layer in network.layers) else ("channels last",)
 
 
 def draw_network(rng):
-    data = rng.choice(("features", "features", "sequence", "sequence", "sequence", "tokens", "images", "images", "model"))
+    data = rng.choice(
+        (
+            "features",
+            "features",
+            "sequence",
+            "sequence",
+            "sequence",
+            "tokens",
+            "images",
+            "images",
+            "model",
+        )
+    )
     if data == "model":
-        return Network(rng.choice(tuple(networks.MODELS)), rng.choice((1, 2)), (rng.choice((1, 4, 5)),))
+        return Network(
+            rng.choice(tuple(networks.MODELS)), rng.choice((1, 2)), (rng.choice((1, 4, 5)),)
+        )
     batch = rng.choice((1, 2, 3))
     if data == "images":
         return draw_convolutions(rng, batch)
     kinds, layers = list(FEATURES), []
     if data == "features":
         shape = (rng.randrange(2, 8),)
-        kinds = [kind for kind in kinds if kind not in ("over tokens", "encoder", "decoder", "recurrent")]
+        kinds = [
+            kind for kind in kinds if kind not in ("over tokens", "encoder", "decoder", "recurrent")
+        ]
         batch = rng.choice((None, 0, 1, 2, 5, 9))  # None: one vector without a batch
     elif data == "sequence":
         shape = rng.choice(((4,), (5,), (2, 3)))[-rng.choice((1, 1, 2)) :] + (rng.randrange(2, 8),)
@@ -141,10 +183,20 @@ def draw_network(rng):
         shape = (rng.randrange(1, 6),)
         if rng.random() < 0.3:
             mode = rng.choice(("sum", "mean", "max"))
-            bag = {"embedding_dim": rng.randrange(2, 7), "mode": mode, "padding_idx": rng.choice((None, 0, 3))}
+            bag = {
+                "embedding_dim": rng.randrange(2, 7),
+                "mode": mode,
+                "padding_idx": rng.choice((None, 0, 3)),
+            }
             layers = [Layer("a", "bag", bag)]
         else:
-            layers = [Layer("a", "embedding", {"width": rng.randrange(2, 7), "padding_idx": rng.choice((None, 0, 3))})]
+            layers = [
+                Layer(
+                    "a",
+                    "embedding",
+                    {"width": rng.randrange(2, 7), "padding_idx": rng.choice((None, 0, 3))},
+                )
+            ]
     for number in range(rng.randrange(1, 4)):
         kind = rng.choice(kinds)
         after = layers[-1].kind if layers else None
@@ -158,7 +210,16 @@ def draw_network(rng):
 def draw_activation(rng, after=None):
     """In place only where the layer before does not need its own output."""
     name = rng.choice(tuple(networks.ACTIVATIONS))
-    free = after in ("linear", "conv", "transposed", "batch norm", "norm", "over tokens", "reads", "direct")
+    free = after in (
+        "linear",
+        "conv",
+        "transposed",
+        "batch norm",
+        "norm",
+        "over tokens",
+        "reads",
+        "direct",
+    )
     return {"name": name, "inplace": free and name in networks.IN_PLACE and rng.random() < 0.5}
 
 
@@ -217,14 +278,21 @@ FEATURES = {
     },
     "attention": draw_attention,
     "cross attention": lambda rng: {"bias": rng.random() < 0.7, "add_bias_kv": rng.random() < 0.2},
-    "encoder": lambda rng: {**draw_block(rng), "mask": rng.choice((None, None, "causal", "padded"))},
+    "encoder": lambda rng: {
+        **draw_block(rng),
+        "mask": rng.choice((None, None, "causal", "padded")),
+    },
     "decoder": draw_block,
     "recurrent": draw_recurrent,
     "twice": lambda rng: {"bias": rng.random() < 0.7},
     "parallel": draw_linear,
     "idle": lambda rng: {},
     "bilinear": lambda rng: {"out": rng.randrange(1, 4), "bias": rng.random() < 0.7},
-    "over tokens": lambda rng: {"out": rng.randrange(1, 6), "kernel_size": rng.choice((1, 3)), "padding": "same"},
+    "over tokens": lambda rng: {
+        "out": rng.randrange(1, 6),
+        "kernel_size": rng.choice((1, 3)),
+        "padding": "same",
+    },
     "prelu": lambda rng: {},
     "dropout": lambda rng: {"p": rng.choice((0.3, 0.5))},
     "reads": draw_linear,
@@ -242,7 +310,11 @@ def draw_convolutions(rng, batch):
         out = rng.choice((2, 4))
         if rng.random() < 0.15:
             layers.append(
-                Layer(f"b{number}", "transposed", {"out_channels": out, "kernel_size": 2, "bias": rng.random() < 0.7})
+                Layer(
+                    f"b{number}",
+                    "transposed",
+                    {"out_channels": out, "kernel_size": 2, "bias": rng.random() < 0.7},
+                )
             )
         else:
             options = {
@@ -271,7 +343,9 @@ def draw_convolutions(rng, batch):
 
 
 def names_and_shapes(network):
-    """{name: matrix shape} of every parameter that may be selected: of those that are tied, none."""
+    """{name: matrix shape} of every parameter that may be selected: of those that are
+    tied, none.
+    """
     model = networks.build(network, 0, torch.float32)
     every = list(model.named_parameters(remove_duplicate=False))
     owners = {}
@@ -282,7 +356,11 @@ def names_and_shapes(network):
     free = [name for name, p in every if len(owners[id(p)]) == 1]
     first = {id(p): name for name, p in reversed(every)}
     free = [name for name in free if model.get_parameter(name).numel()]
-    return {name: sft.matrix_shape(model, name) for name in free if first[id(model.get_parameter(name))] == name}
+    return {
+        name: sft.matrix_shape(model, name)
+        for name in free
+        if first[id(model.get_parameter(name))] == name
+    }
 
 
 def draw_plan(rng, network):
@@ -293,7 +371,9 @@ def draw_plan(rng, network):
 
 
 def draw_choice(rng, name, shape):
-    kind = rng.choice(("rows", "columns", "blocks", "entries", "rows", "columns", "blocks", "entries", "all"))
+    kind = rng.choice(
+        ("rows", "columns", "blocks", "entries", "rows", "columns", "blocks", "entries", "all")
+    )
     if shape[0] == networks.VOCABULARY and rng.random() < 0.5:
         kind = "rows"  # an embedding's own way
     return Choice(
@@ -306,12 +386,20 @@ def draw_choice(rng, name, shape):
 
 def draw_optimizer(rng, case):
     narrow = case.values_dtype == "bf16"  # what keeps more than bf16 holds
-    names = [name for name in OPTIMIZERS if narrow or not name.endswith(("correction", "stochastic_rounding"))]
+    names = [
+        name
+        for name in OPTIMIZERS
+        if narrow or not name.endswith(("correction", "stochastic_rounding"))
+    ]
     if case.dtype == "bf16":  # torch 2.13's leaves whole vectors of bf16 parameters as they are
         names.remove("SGD fused")
     if case.dtype == "fp64" or case.values_dtype == "fp64":
         names.remove("SelectiveAdamW optim_bits=8")
-    likely = ["SelectiveAdamW correction", "SelectiveAdamW stochastic_rounding"] if narrow else ["SelectiveAdamW"]
+    likely = (
+        ["SelectiveAdamW correction", "SelectiveAdamW stochastic_rounding"]
+        if narrow
+        else ["SelectiveAdamW"]
+    )
     name = rng.choice(names + likely * 6)
     decay = rng.choice((0.0, 0.1, 0.1))
     options = {"weight_decay": decay} if OPTIMIZERS[name].decays else {}
@@ -319,13 +407,18 @@ def draw_optimizer(rng, case):
         options["betas"] = rng.choice(((0.0, 0.99), (0.5, 0.9)))
     case = case._replace(optimizer=name, options=options)
     if OPTIMIZERS[name].in_backward:
-        backward = rng.choice(("plain", "of two")) if case.checkpointing != "reentrant" else "plain"  # refused by name
+        backward = (
+            rng.choice(("plain", "of two")) if case.checkpointing != "reentrant" else "plain"
+        )  # refused by name
         return case._replace(accumulate=1, set_to_none=True, backward=backward)
     way = rng.choice(("closure", "scaler", "split", *[None] * 7))  # one of them at most
     if way == "scaler" and not OPTIMIZERS[name].scales or way == "split" and len(case.plan) < 2:
         way = None
     return case._replace(
-        closure=way == "closure", clip=rng.choice((None, None, None, 0.1)), scaler=way == "scaler", split=way == "split"
+        closure=way == "closure",
+        clip=rng.choice((None, None, None, 0.1)),
+        scaler=way == "scaler",
+        split=way == "split",
     )
 
 

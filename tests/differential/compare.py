@@ -74,7 +74,9 @@ def unselected(case, selective, dense):
 
 
 def reverted(case, selective, dense):
-    """revert gives back classes, flags, hooks and attributes, and the trained weights bit for bit."""
+    """revert gives back classes, flags, hooks and attributes, and the trained weights
+    bit for bit.
+    """
     model = selective.after_revert
     for name, parameter in model.named_parameters():
         if not torch.equal(bits(parameter), bits(selective.final[name])):
@@ -85,10 +87,13 @@ def reverted(case, selective, dense):
         return "the classes are others after revert"
     for (name, module), twin in zip(model.named_modules(), dense.model.modules(), strict=True):
         if vars(module).keys() != vars(twin).keys():
-            return f"{name} has other attributes after revert: {sorted(vars(module).keys() ^ vars(twin).keys())}"
-        if len(module._forward_hooks) + len(module._forward_pre_hooks) != len(twin._forward_hooks) + len(
-            twin._forward_pre_hooks
-        ):
+            return (
+                f"{name} has other attributes after revert:"
+                f" {sorted(vars(module).keys() ^ vars(twin).keys())}"
+            )
+        if len(module._forward_hooks) + len(module._forward_pre_hooks) != len(
+            twin._forward_hooks
+        ) + len(twin._forward_pre_hooks):
             return f"{name} has hooks after revert"
 
 
@@ -105,7 +110,9 @@ def spoken(case, selective, dense):
     """Every selected parameter got a gradient or a warning names it; nothing else is warned of."""
     missing = "no gradient reached"
     named = [message for message in selective.messages if missing in message]
-    for name in selective.silent if case.optimizer != "master copies" else ():  # nobody tells who stepped there
+    for name in (
+        selective.silent if case.optimizer != "master copies" else ()
+    ):  # nobody tells who stepped there
         if selective.plan[name] != "all" and not any(name in message for message in named):
             return f"{name} had no gradient, and no warning names it"
     never = {name for name in selective.plan if all(step[name] is None for step in dense.gradients)}
@@ -139,7 +146,10 @@ def gradients(case, selective, dense, exact):
     for step, (got, want, *plain) in enumerate(beside(selective, dense, exact, "gradients")):
         for name in got:
             if (got[name] is None) != (plain[0][name] is None):
-                return f"step {step}: {name} has {'no' if got[name] is None else 'a'} gradient, dense has the contrary"
+                return (
+                    f"step {step}: {name} has {'no' if got[name] is None else 'a'} gradient, dense"
+                    " has the contrary"
+                )
         found = further(case, got, plain, want, step)
         if found:
             return f"step {step}: gradient of {found}"
@@ -166,19 +176,25 @@ def entries(case, selective, dense, exact):
 
 
 def beside(selective, dense, exact, name):
-    """One tuple for each thing that the runs noted under `name`: the selective run's, the exact run's, each dense run's."""
+    """One tuple for each thing that the runs noted under `name`: the selective run's, the exact
+    run's, each dense run's.
+    """
     return zip(*(getattr(run, name) for run in (selective, exact, *dense)), strict=True)
 
 
 def slack(case):
-    """What rounding may do to numbers near 1 in one step, beside twice what it does to the dense run."""
+    """What rounding may do to numbers near 1 in one step, beside twice what it does to the dense
+    run.
+    """
     if case.dtype == "fp64":
         return 1e-10
     return 2e-2 if case.dtype == "bf16" or case.autocast else 2e-6
 
 
 def further(case, got, plain, want, step):
-    """Where `got` is further from the exact numbers than twice the plain runs' furthest and a slack."""
+    """Where `got` is further from the exact numbers than twice the plain runs' furthest and a
+    slack.
+    """
     names = [name for name in want if want[name] is not None and got[name] is not None]
     for name in names:
         if got[name].shape != want[name].shape:
@@ -191,7 +207,9 @@ def further(case, got, plain, want, step):
     for name in names:
         far = distance(got[name], want[name])
         if far > 2 * noise + allowance:
-            return f"{name} is {far:.3e} from exact, dense at most {noise:.3e}, slack {allowance:.1e}"
+            return (
+                f"{name} is {far:.3e} from exact, dense at most {noise:.3e}, slack {allowance:.1e}"
+            )
 
 
 def distance(a, b):

@@ -1,4 +1,6 @@
-"""What may happen to a model and its optimiser between two steps, or between a forward and its backward."""
+"""What may happen to a model and its optimiser between two steps, or between a forward and its
+backward.
+"""
 
 import copy
 import io
@@ -15,7 +17,9 @@ from .networks import MODELS
 
 
 class Kind(NamedTuple):
-    """on_selective, on_dense: (run, event, what runs the model forward once) -> None; legal: (case) -> bool."""
+    """on_selective, on_dense: (run, event, what runs the model forward once) -> None; legal: (case)
+    -> bool.
+    """
 
     on_selective: Callable
     on_dense: Callable
@@ -46,7 +50,9 @@ def pickled(run, event, forward):
 def saved(run):
     """(model's state, [optimiser's state]) through a file."""
     file = io.BytesIO()
-    torch.save((run.model.state_dict(), [optimizer.state_dict() for optimizer in run.optimizers]), file)
+    torch.save(
+        (run.model.state_dict(), [optimizer.state_dict() for optimizer in run.optimizers]), file
+    )
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -145,7 +151,9 @@ def inferred(run, event, forward):
 def generated(run, event, forward):
     """Greedy tokens of a language model."""
     training = run.model.training
-    tokens = run.model.eval().model.generate(torch.tensor([[1, 4]]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    tokens = run.model.eval().model.generate(
+        torch.tensor([[1, 4]]), max_new_tokens=3, do_sample=False, pad_token_id=0
+    )
     run.seen.append(tokens.double())
     run.model.train(training)
 
@@ -200,16 +208,25 @@ def keeps_no_masters(case):
 
 def generates(case):
     """Where rounding does not choose the tokens."""
-    return case.network.data in ("llama", "gpt2") and case.dtype != "bf16" and not case.autocast and not case.checkpointing
+    return (
+        case.network.data in ("llama", "gpt2")
+        and case.dtype != "bf16"
+        and not case.autocast
+        and not case.checkpointing
+    )
 
 
 def fits_a_vector(case):
     """Values and parameters that train whole are of one dtype."""
-    return keeps_no_masters(case) and case.dtype != "bf16" and case.values_dtype in (None, case.dtype)
+    return (
+        keeps_no_masters(case) and case.dtype != "bf16" and case.values_dtype in (None, case.dtype)
+    )
 
 
 def picklable(case):
-    """transformers' checkpointing registers a local function; torch refuses modules with parametrizations."""
+    """transformers' checkpointing registers a local function; torch refuses modules with
+    parametrizations.
+    """
     if any(layer.kind == "weight norm" for layer in case.network.layers):
         return False
     return case.checkpointing is None or case.network.data not in MODELS

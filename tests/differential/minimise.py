@@ -24,7 +24,9 @@ def smaller(case):
         for name in case.plan:
             yield case._replace(plan={name: case.plan[name]})
         for name in case.plan:
-            yield case._replace(plan={other: choice for other, choice in case.plan.items() if other != name})
+            yield case._replace(
+                plan={other: choice for other, choice in case.plan.items() if other != name}
+            )
     layers = case.network.layers
     for number in range(len(layers)):
         rest = layers[:number] + layers[number + 1 :]
@@ -43,7 +45,9 @@ def smaller(case):
         yield case._replace(steps=case.steps - 1)
     for event in case.events:
         if event.step > 1:
-            yield case._replace(events=tuple(e._replace(step=e.step - 1) if e is event else e for e in case.events))
+            yield case._replace(
+                events=tuple(e._replace(step=e.step - 1) if e is event else e for e in case.events)
+            )
     if case.network.batch not in (None, 1):
         yield case._replace(network=case.network._replace(batch=1))
 
@@ -71,7 +75,9 @@ def program(case):
     """A program that shows how a case fails: run it with tests/ on PYTHONPATH."""
     plain = {field: default for field, default in zip(Case._fields[2:], PLAIN[2:])}
     lines = [
-        f"    {field}={getattr(case, field)!r}," for field in Case._fields if getattr(case, field) != plain.get(field, ...)
+        f"    {field}={getattr(case, field)!r},"
+        for field in Case._fields
+        if getattr(case, field) != plain.get(field, ...)
     ]
     return "\n".join(
         [

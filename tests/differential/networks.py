@@ -1,4 +1,6 @@
-"""Small networks made of layers that a line of text names: any layer may be left out and the rest still fits together."""
+"""Small networks made of layers that a line of text names: any layer may be left out and the rest
+still fits together.
+"""
 
 from typing import NamedTuple
 
@@ -10,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Layer(NamedTuple):
-    """One layer of a network. name: what its parameters begin with, whatever other layers there are."""
+    """One layer of a network. name: what its parameters begin with, whatever other layers there
+    are.
+    """
 
     name: str
     kind: str
@@ -18,7 +22,9 @@ class Layer(NamedTuple):
 
 
 class Network(NamedTuple):
-    """shape: of one input, without its batch. data: "features", "tokens", "sequence", "images" or a model of transformers."""
+    """shape: of one input, without its batch. data: "features", "tokens", "sequence", "images" or a
+    model of transformers.
+    """
 
     data: str
     batch: int
@@ -49,13 +55,19 @@ RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 class Chain(nn.ModuleDict):
-    """Its layers one after the other, each under `checkpointing` if that is "reentrant" or "plain"."""
+    """Its layers one after the other, each under `checkpointing` if that is "reentrant"
+    or "plain".
+    """
 
     checkpointing = None
 
     def forward(self, x):
         for layer in self.values():
-            if self.checkpointing is None or not torch.is_grad_enabled() or not x.is_floating_point():
+            if (
+                self.checkpointing is None
+                or not torch.is_grad_enabled()
+                or not x.is_floating_point()
+            ):
                 x = layer(x)
                 continue
             if self.checkpointing == "reentrant" and not x.requires_grad:
@@ -111,7 +123,9 @@ class SelfAttention(OnSequences):
 
 
 class CrossAttention(OnSequences):
-    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of in_proj_weight."""
+    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of
+    in_proj_weight.
+    """
 
     def __init__(self, width, **options):
         super().__init__()
@@ -143,7 +157,9 @@ class Encoder(OnSequences):
 class Decoder(OnSequences):
     def __init__(self, width, dropout=0.0, **options):
         super().__init__()
-        self.layer = nn.TransformerDecoderLayer(width, heads_of(width), width + 1, dropout=dropout, **options)
+        self.layer = nn.TransformerDecoderLayer(
+            width, heads_of(width), width + 1, dropout=dropout, **options
+        )
 
     def on_sequence(self, x):
         return self.layer(x, x.flip(1))
@@ -272,7 +288,11 @@ class OverTokens(nn.Module):
     def forward(self, x):
         sequence = as_sequences(x)
         out = self.conv(sequence.transpose(1, 2)).transpose(1, 2)
-        return out.reshape(*x.shape[:-1], out.shape[-1]) if out.shape[:2] == sequence.shape[:2] else out
+        return (
+            out.reshape(*x.shape[:-1], out.shape[-1])
+            if out.shape[:2] == sequence.shape[:2]
+            else out
+        )
 
 
 class Pooled(nn.Module):
@@ -292,7 +312,10 @@ def norm_of(kind, width):
 
 FEATURE_LAYERS = {  # kind -> (width, options) -> (module, its output's width)
     "linear": lambda d, o: (nn.Linear(d, o["out"], o["bias"]), o["out"]),
-    "activation": lambda d, o: (ACTIVATIONS[o["name"]](**({"inplace": True} if o["inplace"] else {})), d),
+    "activation": lambda d, o: (
+        ACTIVATIONS[o["name"]](**({"inplace": True} if o["inplace"] else {})),
+        d,
+    ),
     "norm": lambda d, o: (norm_of(o["name"], d), d),
     "gated": lambda d, o: (Gated(d, o["hidden"], o["bias"], o["activation"]), d),
     "residual": lambda d, o: (Residual(d, **o), d),
@@ -311,7 +334,10 @@ FEATURE_LAYERS = {  # kind -> (width, options) -> (module, its output's width)
     "reads": lambda d, o: (Reads(d, o["out"], o["bias"]), o["out"]),
     "called and read": lambda d, o: (CalledAndRead(d, o["bias"]), d),
     "direct": lambda d, o: (Direct(d, o["out"], o["bias"]), o["out"]),
-    "weight norm": lambda d, o: (nn.utils.parametrizations.weight_norm(nn.Linear(d, o["out"], o["bias"])), o["out"]),
+    "weight norm": lambda d, o: (
+        nn.utils.parametrizations.weight_norm(nn.Linear(d, o["out"], o["bias"])),
+        o["out"],
+    ),
 }
 
 
@@ -330,7 +356,9 @@ def image_layer(kind, dims, channels, options):
     if kind == "group norm":
         return nn.GroupNorm(1, channels), channels
     if kind == "instance norm":
-        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1](channels, affine=True), channels
+        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1](
+            channels, affine=True
+        ), channels
     if kind == "max pool":
         return MAX_POOLS[dims](2), channels
     if kind == "average pool":
@@ -347,7 +375,10 @@ def build(network, seed, dtype):
         model = MODELS[network.data](dtype)
         return model.to(dtype).train()
     chain = Chain()
-    width, pooled = network.shape[0] if network.data == "images" else network.shape[-1], network.data != "images"
+    width, pooled = (
+        network.shape[0] if network.data == "images" else network.shape[-1],
+        network.data != "images",
+    )
     for name, kind, options in network.layers:
         if kind == "embedding":
             chain[name], width = (
@@ -366,7 +397,9 @@ def build(network, seed, dtype):
 
 
 class Logits(nn.Module):
-    """A model of transformers, from tokens to logits; the last token of every sequence but the first is padding."""
+    """A model of transformers, from tokens to logits; the last token of every sequence but the
+    first is padding.
+    """
 
     def __init__(self, model):
         super().__init__()
@@ -381,7 +414,9 @@ class Loss(Logits):
 
     def forward(self, tokens):
         labels = tokens.masked_fill(tokens == 3, -100)
-        return self.model(tokens, attention_mask=(~padded(tokens)).long(), labels=labels).loss.reshape(1)
+        return self.model(
+            tokens, attention_mask=(~padded(tokens)).long(), labels=labels
+        ).loss.reshape(1)
 
 
 def llama(dtype):
@@ -448,7 +483,13 @@ def gpt2_loss(dtype):
     return Loss(gpt2(dtype).model)
 
 
-MODELS = {"llama": llama, "bert": bert, "gpt2": gpt2, "llama loss": llama_loss, "gpt2 loss": gpt2_loss}
+MODELS = {
+    "llama": llama,
+    "bert": bert,
+    "gpt2": gpt2,
+    "llama loss": llama_loss,
+    "gpt2 loss": gpt2_loss,
+}
 
 
 def checkpoint_blocks(model, how):

@@ -1,4 +1,6 @@
-"""The optimisers of the differential test: what a selective run uses, and what the dense run beside it uses in its place."""
+"""The optimisers of the differential test: what a selective run uses, and what the dense run beside
+it uses in its place.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +13,9 @@ EPS = 1e-2  # no gradient is so small that its rounding decides where an entry g
 
 
 class Family(NamedTuple):
-    """make: the dense optimiser on parameters, which never decays by itself. decoupled: weight decay as in AdamW."""
+    """make: the dense optimiser on parameters, which never decays by itself. decoupled: weight
+    decay as in AdamW.
+    """
 
     make: Callable
     decoupled: bool
@@ -24,18 +28,30 @@ def adamw(params, lr, **options):
 
 FAMILIES = {
     "adamw": Family(adamw, True, 0.03),
-    "adamw maximize": Family(lambda ps, lr, **options: adamw(ps, lr, maximize=True, **options), True, 0.03),
+    "adamw maximize": Family(
+        lambda ps, lr, **options: adamw(ps, lr, maximize=True, **options), True, 0.03
+    ),
     "adam": Family(lambda ps, lr: torch.optim.Adam(ps, lr, eps=EPS, foreach=False), False, 0.03),
     "sgd": Family(lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, foreach=False), False, 0.05),
-    "nesterov": Family(lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, nesterov=True, foreach=False), False, 0.05),
-    "rmsprop": Family(lambda ps, lr: torch.optim.RMSprop(ps, lr, eps=EPS, foreach=False), False, 0.01),
-    "adagrad": Family(lambda ps, lr: torch.optim.Adagrad(ps, lr, eps=EPS, foreach=False), False, 0.05),
+    "nesterov": Family(
+        lambda ps, lr: torch.optim.SGD(ps, lr, momentum=0.9, nesterov=True, foreach=False),
+        False,
+        0.05,
+    ),
+    "rmsprop": Family(
+        lambda ps, lr: torch.optim.RMSprop(ps, lr, eps=EPS, foreach=False), False, 0.01
+    ),
+    "adagrad": Family(
+        lambda ps, lr: torch.optim.Adagrad(ps, lr, eps=EPS, foreach=False), False, 0.05
+    ),
     "plain sgd": Family(lambda ps, lr: torch.optim.SGD(ps, lr, foreach=False), False, 0.1),
 }
 
 
 class WritesThroughData(torch.optim.Optimizer):
-    """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version counters unmoved."""
+    """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version
+    counters unmoved.
+    """
 
     def __init__(self, params, lr):
         super().__init__(params, dict(lr=lr))
@@ -53,7 +69,9 @@ class WritesThroughData(torch.optim.Optimizer):
 
 
 class MasterCopies:
-    """AdamW on copies of the parameters, which it writes back through `.data`, as mixed-precision trainers do."""
+    """AdamW on copies of the parameters, which it writes back through `.data`, as mixed-precision
+    trainers do.
+    """
 
     def __init__(self, params, lr, **options):
         self.parameters = [p for p in params if p.requires_grad]
@@ -78,7 +96,10 @@ class MasterCopies:
         return loss
 
     def state_dict(self):
-        return {"inner": self.inner.state_dict(), "masters": [master.detach().clone() for master in self.masters]}
+        return {
+            "inner": self.inner.state_dict(),
+            "masters": [master.detach().clone() for master in self.masters],
+        }
 
     def load_state_dict(self, state):
         self.inner.load_state_dict(state["inner"])
@@ -88,18 +109,24 @@ class MasterCopies:
 
 
 class Ours(NamedTuple):
-    """make: (parameters, lr, **options) -> the optimiser of the selective run. decays: takes weight_decay."""
+    """make: (parameters, lr, **options) -> the optimiser of the selective run. decays: takes
+    weight_decay.
+    """
 
     family: str
     make: Callable
     decays: bool = True
     in_backward: bool = False
     scales: bool = True  # runs under a GradScaler
-    master: str | None = None  # the dtype of the dense run's copy of the weights, where it is not that of values
+    master: str | None = (
+        None  # the dtype of the dense run's copy of the weights, where it is not that of values
+    )
 
 
 def selective(**own):
-    return lambda ps, lr, **options: sft.SelectiveAdamW(ps, lr, eps=EPS, **own, **{"weight_decay": 0.0, **options})
+    return lambda ps, lr, **options: sft.SelectiveAdamW(
+        ps, lr, eps=EPS, **own, **{"weight_decay": 0.0, **options}
+    )
 
 
 def torchs(cls, **own):
@@ -110,7 +137,9 @@ AdamW, Adam, SGD = torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD
 OPTIMIZERS = {
     "SelectiveAdamW": Ours("adamw", selective()),
     "SelectiveAdamW skip_nonfinite": Ours("adamw", selective(skip_nonfinite=True)),
-    "SelectiveAdamW in_backward": Ours("adamw", selective(in_backward=True), in_backward=True, scales=False),
+    "SelectiveAdamW in_backward": Ours(
+        "adamw", selective(in_backward=True), in_backward=True, scales=False
+    ),
     "SelectiveAdamW maximize": Ours("adamw maximize", selective(maximize=True)),
     "SelectiveAdamW correction": Ours("adamw", selective(correction=True), master="fp32"),
     "SelectiveAdamW stochastic_rounding": Ours("adamw", selective(stochastic_rounding=True)),
@@ -126,7 +155,11 @@ OPTIMIZERS = {
     "RMSprop": Ours("rmsprop", torchs(torch.optim.RMSprop, eps=EPS)),
     "Adagrad": Ours("adagrad", torchs(torch.optim.Adagrad, eps=EPS)),
     "master copies": Ours(
-        "adamw", lambda ps, lr, **options: MasterCopies(ps, lr, **{"weight_decay": 0.0, **options}), scales=False
+        "adamw",
+        lambda ps, lr, **options: MasterCopies(ps, lr, **{"weight_decay": 0.0, **options}),
+        scales=False,
     ),
-    "writes through .data": Ours("plain sgd", lambda ps, lr: WritesThroughData(ps, lr), decays=False),
+    "writes through .data": Ours(
+        "plain sgd", lambda ps, lr: WritesThroughData(ps, lr), decays=False
+    ),
 }

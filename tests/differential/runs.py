@@ -1,4 +1,6 @@
-"""The same training twice: of the selected entries by the library, and dense with the gradient masked."""
+"""The same training twice: of the selected entries by the library, and dense with the gradient
+masked.
+"""
 
 import contextlib
 import warnings
@@ -24,7 +26,9 @@ SCALE = 256.0  # of a GradScaler: a power of two, which rounds nothing
 
 
 def inputs_of(case, step, part, dtype, jitter=0):
-    """The input of one forward, in the memory layout that the case names. jitter: other than 0, another rounding of it."""
+    """The input of one forward, in the memory layout that the case names. jitter: other than 0,
+    another rounding of it.
+    """
     network = case.network
     shape = (network.batch, *network.shape) if network.batch is not None else network.shape
     generator = torch.Generator().manual_seed(1 + case.seed + 100 * step + part)
@@ -32,13 +36,20 @@ def inputs_of(case, step, part, dtype, jitter=0):
         return torch.randint(VOCABULARY, shape, generator=generator)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     if jitter:
-        x = x + x * torch.randn(shape, generator=generator.manual_seed(jitter), dtype=torch.float64) * EPSILON[case.dtype]
+        x = (
+            x
+            + x
+            * torch.randn(shape, generator=generator.manual_seed(jitter), dtype=torch.float64)
+            * EPSILON[case.dtype]
+        )
     if network.data == "features" and case.dtype == "bf16":
         x = x.bfloat16().double()
     if case.layout == "expanded" and network.batch:
         return x[:1].to(dtype).expand(shape)
     if case.layout == "channels last" and x.dim() in (4, 5):
-        return x.to(dtype, memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        return x.to(
+            dtype, memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        )
     if case.layout == "transposed" and x.dim() > 1:
         return x.to(dtype).transpose(0, -1).contiguous().transpose(0, -1)
     if case.layout == "sliced":
@@ -53,7 +64,9 @@ def has_numbers(case):
 
 
 def loss_of(case, out, step, part):
-    """Mean squared distance to a random target; of a few outputs, for a mean over many has tiny gradients."""
+    """Mean squared distance to a random target; of a few outputs, for a mean over many has tiny
+    gradients.
+    """
     generator = torch.Generator().manual_seed(7 + case.seed + 100 * step + part)
     target = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     wide = out if out.dtype == torch.float64 else out.float()
@@ -61,16 +74,28 @@ def loss_of(case, out, step, part):
 
 
 class Run:
-    """What both runs have in common. losses: a number a step; gradients: {name: selected entries} a step;
-    seen: outputs of forwards that nothing followed; input_gradients: one a forward, where the case wants them."""
+    """What both runs have in common. losses: a number a step; gradients: {name: selected entries} a
+    step;
+    seen: outputs of forwards that nothing followed; input_gradients: one a forward, where the case
+    wants them.
+    """
 
     def __init__(self, case):
         self.case, self.dtype, self.autocast = case, DTYPES[case.dtype], case.autocast
-        self.losses, self.gradients, self.seen, self.input_gradients, self.messages = [], [], [], [], []
+        self.losses, self.gradients, self.seen, self.input_gradients, self.messages = (
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
         self.frozen_name, self.jitter = None, 0
 
     def plan_on(self, model):
-        return {name: choice.on(sft.matrix_shape(model, name)) for name, choice in self.case.plan.items()}
+        return {
+            name: choice.on(sft.matrix_shape(model, name))
+            for name, choice in self.case.plan.items()
+        }
 
     def train(self):
         """The whole run; returns itself."""
@@ -82,7 +107,9 @@ class Run:
                 for event in self.events_at(step, within=False):
                     self.happen(event, step)
                 if self.case.schedule:
-                    for group in [group for optimizer in self.optimizers for group in optimizer.param_groups]:
+                    for group in [
+                        group for optimizer in self.optimizers for group in optimizer.param_groups
+                    ]:
                         group["lr"] = self.lr * 0.7**step
                 self.step(step)
             self.thaw()
@@ -96,10 +123,16 @@ class Run:
     def happen(self, event, step):
         kind = EVENTS[event.kind]
         act = kind.on_selective if self.is_selective else kind.on_dense
-        act(self, event, lambda: self.forward(inputs_of(self.case, step, 50, self.dtype, self.jitter)).detach())
+        act(
+            self,
+            event,
+            lambda: self.forward(inputs_of(self.case, step, 50, self.dtype, self.jitter)).detach(),
+        )
 
     def forward(self, x):
-        context = torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        context = (
+            torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        )
         torch.manual_seed(self.case.seed)  # of dropout
         with context:
             return self.model(x)
@@ -135,7 +168,9 @@ class Run:
         if self.case.backward != "by autograd.grad":
             return loss.backward()
         trained = [p for p in map(self.trained, self.plan) if p.requires_grad]
-        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+        for parameter, gradient in zip(
+            trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True
+        ):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
@@ -162,9 +197,11 @@ class Run:
 
 
 class Dense(Run):
-    """Dense training: the gradient is masked, decay acts on selected entries; values wider than a weight are copies of it.
+    """Dense training: the gradient is masked, decay acts on selected entries; values wider than a
+    weight are copies of it.
 
-    exact: in fp64. jitter: of the inputs (or, where these are tokens, of the weights), for another rounding of the same run.
+    exact: in fp64. jitter: of the inputs (or, where these are tokens, of the weights), for another
+    rounding of the same run.
     """
 
     is_selective = False
@@ -178,7 +215,11 @@ class Dense(Run):
     def make(self, seed):
         case = self.case
         born = build(case.network, seed, DTYPES[case.born or case.dtype]).train(case.training)
-        self.wide = {name: parameter.detach().clone() for name, parameter in born.named_parameters()} if case.born else {}
+        self.wide = (
+            {name: parameter.detach().clone() for name, parameter in born.named_parameters()}
+            if case.born
+            else {}
+        )
         self.model = born.to(DTYPES[case.dtype]).to(self.dtype)
         if self.jitter and not has_numbers(case):
             self.shake()
@@ -189,7 +230,11 @@ class Dense(Run):
         self.masks = {}
         for name, what in self.plan.items():
             weight = self.weights[name]
-            mask = torch.ones(weight.shape, dtype=torch.bool) if what == "all" else what.mask(self.shape(name))
+            mask = (
+                torch.ones(weight.shape, dtype=torch.bool)
+                if what == "all"
+                else what.mask(self.shape(name))
+            )
             self.masks[name] = mask.view(weight.shape)
         self.make_optimizers()
 
@@ -198,7 +243,11 @@ class Dense(Run):
         generator = torch.Generator().manual_seed(self.jitter)
         with torch.no_grad():
             for parameter in self.model.parameters():
-                parameter.add_(parameter * torch.randn(parameter.shape, generator=generator) * EPSILON[self.case.dtype])
+                parameter.add_(
+                    parameter
+                    * torch.randn(parameter.shape, generator=generator)
+                    * EPSILON[self.case.dtype]
+                )
 
     def shape(self, name):
         return sft.matrix_shape(self.model, name)
@@ -211,7 +260,9 @@ class Dense(Run):
             if name in self.masters and self.plan[name] != "all":
                 self.masters[name].data.copy_(wide)
         self.wide = {}  # a second optimiser finds the weights as they are then
-        options = {name: option for name, option in self.case.options.items() if name != "weight_decay"}
+        options = {
+            name: option for name, option in self.case.options.items() if name != "weight_decay"
+        }
         self.optimizers = [family.make(list(self.masters.values()), family.lr, **options)]
 
     def master(self, name):
@@ -236,11 +287,18 @@ class Dense(Run):
     def step(self, step):
         self.backward(step)
         found = {}
-        decay, lr = self.case.options.get("weight_decay", 0.0), self.optimizers[0].param_groups[0]["lr"]
+        decay, lr = (
+            self.case.options.get("weight_decay", 0.0),
+            self.optimizers[0].param_groups[0]["lr"],
+        )
         with torch.no_grad():
             for name, weight in self.weights.items():
                 master, mask = self.masters[name], self.masks[name]
-                gradient = None if weight.grad is None else weight.grad.masked_fill(~mask, 0).to(master.dtype)
+                gradient = (
+                    None
+                    if weight.grad is None
+                    else weight.grad.masked_fill(~mask, 0).to(master.dtype)
+                )
                 if master is weight:
                     weight.grad = gradient
                 else:
@@ -266,18 +324,23 @@ class Dense(Run):
         with torch.no_grad():
             for name, weight in self.weights.items():
                 if self.masters[name] is not weight:
-                    weight.copy_(torch.where(self.masks[name], self.masters[name].to(weight.dtype), weight))
+                    weight.copy_(
+                        torch.where(self.masks[name], self.masters[name].to(weight.dtype), weight)
+                    )
 
     def gathered(self, name, tensor):
         what = self.plan[name]
         return tensor.clone() if what == "all" else what.gather(tensor.reshape(self.shape(name)))
 
     def finish(self):
-        self.final = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        self.final = {
+            name: parameter.detach().clone() for name, parameter in self.model.named_parameters()
+        }
 
 
 class Selective(Run):
-    """The library's run. left: (model, its weights) of each model that was copied and must not move any more;
+    """The library's run. left: (model, its weights) of each model that was copied and must not move
+    any more;
     silent: names of selected parameters that had no gradient at some step, though they train."""
 
     is_selective = True
@@ -308,7 +371,12 @@ class Selective(Run):
 
     def convert(self):
         chosen = self.case.values_dtype
-        sft.convert(self.model, self.plan, lean=self.case.lean == "with", values_dtype=DTYPES[chosen] if chosen else None)
+        sft.convert(
+            self.model,
+            self.plan,
+            lean=self.case.lean == "with",
+            values_dtype=DTYPES[chosen] if chosen else None,
+        )
 
     def make_optimizers(self):
         ours = OPTIMIZERS[self.case.optimizer]
@@ -361,8 +429,15 @@ class Selective(Run):
         if not OPTIMIZERS[self.case.optimizer].in_backward:
             scale = self.scale if self.scaler and self.case.clip is None else 1.0
             found = {name: self.trained(name).grad for name in self.plan}
-            self.gradients.append({name: None if grad is None else grad.clone() / scale for name, grad in found.items()})
-            self.silent |= {name for name in found if found[name] is None and name != self.frozen_name}
+            self.gradients.append(
+                {
+                    name: None if grad is None else grad.clone() / scale
+                    for name, grad in found.items()
+                }
+            )
+            self.silent |= {
+                name for name in found if found[name] is None and name != self.frozen_name
+            }
         if self.case.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.case.clip)
         return loss
@@ -370,4 +445,6 @@ class Selective(Run):
     def finish(self):
         self.final = self.weights()
         self.after_revert = sft.revert(self.model)
-        torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1).step()  # of something else, while the old optimisers live
+        torch.optim.SGD(
+            [nn.Parameter(torch.ones(1))], 0.1
+        ).step()  # of something else, while the old optimisers live

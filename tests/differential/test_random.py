@@ -1,4 +1,5 @@
-"""Random training runs, each beside dense masked training: architecture, plan, lean, dtype, optimiser, events and all.
+"""Random training runs, each beside dense masked training: architecture, plan, lean, dtype,
+optimiser, events and all.
 
 SPARSE_FT_DIFFERENTIAL=N,SEED runs the cases SEED to SEED + N - 1 instead of the first 400.
 """
@@ -45,8 +46,20 @@ def test_cases_are_of_every_kind():
     cases = [draw(seed) for seed in range(400)]
     assert {case.optimizer for case in cases} == set(OPTIMIZERS)
     assert {event.kind for case in cases for event in case.events} == set(EVENTS)
-    assert {choice.kind for case in cases for choice in case.plan.values()} == {"rows", "columns", "blocks", "entries", "all"}
-    assert {case.network.data for case in cases} == {"features", "sequence", "tokens", "images", *MODELS}
+    assert {choice.kind for case in cases for choice in case.plan.values()} == {
+        "rows",
+        "columns",
+        "blocks",
+        "entries",
+        "all",
+    }
+    assert {case.network.data for case in cases} == {
+        "features",
+        "sequence",
+        "tokens",
+        "images",
+        *MODELS,
+    }
 
 
 def test_a_planted_fault_is_found_and_made_small(monkeypatch):
@@ -56,7 +69,12 @@ def test_a_planted_fault_is_found_and_made_small(monkeypatch):
     failing = next(case for case in cases if fails(case))
     small, found = minimised(failing, seconds=20)
     assert found and len(small.plan) <= 2 and len(small.network.layers) <= 2
-    assert small.lean is None and not small.autocast and small.accumulate == 1 and small.dtype == "fp64"
+    assert (
+        small.lean is None
+        and not small.autocast
+        and small.accumulate == 1
+        and small.dtype == "fp64"
+    )
     monkeypatch.undo()
     assert failure(small) is None
 
@@ -78,4 +96,6 @@ def test_a_choice_fits_any_matrix():
         for shape in ((1, 1), (1, 7), (5, 4)):
             for share in (0.0, 0.5, 1.0):
                 mask = Choice(kind, share).on(shape).mask(shape)
-                assert mask.shape == torch.Size(shape) and mask.any() and (share < 1.0 or mask.all())
+                assert (
+                    mask.shape == torch.Size(shape) and mask.any() and (share < 1.0 or mask.all())
+                )

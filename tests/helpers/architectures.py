@@ -1,4 +1,6 @@
-"""Small models of many architectures, with random weights and inputs, and a selection for every parameter of theirs."""
+"""Small models of many architectures, with random weights and inputs, and a selection for every
+parameter of theirs.
+"""
 
 import torch
 import transformers
@@ -6,7 +8,12 @@ from torch import nn
 
 import sparse_ft as sft
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+}
 SMALL_LM = {
     **SMALL,
     "vocab_size": 20,
@@ -24,7 +31,11 @@ SEQUENCE = torch.linspace(-9, 9, 2 * 5 * 8).sin().view(2, 5, 8)  # [batch, token
 
 def bert():
     config = transformers.BertConfig(
-        vocab_size=20, max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SMALL
+        vocab_size=20,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **SMALL,
     )
     return transformers.BertForSequenceClassification(config), TOKENS
 
@@ -56,19 +67,29 @@ def mixtral():
 
 def qwen2_moe():
     config = transformers.Qwen2MoeConfig(
-        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=12, **SMALL_LM
+        num_experts=3,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=12,
+        **SMALL_LM,
     )
     return transformers.Qwen2MoeForCausalLM(config), TOKENS
 
 
 def qwen3_moe():
-    config = transformers.Qwen3MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM)
+    config = transformers.Qwen3MoeConfig(
+        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM
+    )
     return transformers.Qwen3MoeForCausalLM(config), TOKENS
 
 
 def vit():
     config = transformers.ViTConfig(
-        image_size=8, patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SMALL
+        image_size=8,
+        patch_size=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **SMALL,
     )
     return transformers.ViTForImageClassification(config), {"pixel_values": PICTURE}
 
@@ -85,7 +106,10 @@ def t5():
         dropout_rate=0.0,
         decoder_start_token_id=0,
     )
-    return transformers.T5ForConditionalGeneration(config), {**TOKENS, "decoder_input_ids": TOKENS["input_ids"].flip(1)}
+    return transformers.T5ForConditionalGeneration(config), {
+        **TOKENS,
+        "decoder_input_ids": TOKENS["input_ids"].flip(1),
+    }
 
 
 def whisper():
@@ -119,7 +143,9 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class CrossAttention(nn.MultiheadAttention):
-    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of in_proj_weight."""
+    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of
+    in_proj_weight.
+    """
 
     def forward(self, x):
         return super().forward(x, x[..., :6], x[..., :6])[0]
@@ -151,7 +177,9 @@ def convolutions():
 
 
 def embeddings():
-    model = nn.Sequential(nn.Embedding(20, 8, padding_idx=3), nn.Linear(8, 20), nn.ReLU(), nn.LayerNorm(20))
+    model = nn.Sequential(
+        nn.Embedding(20, 8, padding_idx=3), nn.Linear(8, 20), nn.ReLU(), nn.LayerNorm(20)
+    )
     return model, TOKENS["input_ids"]
 
 
@@ -169,8 +197,14 @@ ARCHITECTURES = {
     "embeddings": embeddings,
     "MultiheadAttention": lambda: (SelfAttention(8, 2), SEQUENCE),
     "MultiheadAttention batch_first": lambda: (SelfAttention(8, 2, batch_first=True), SEQUENCE),
-    "MultiheadAttention kdim": lambda: (CrossAttention(8, 2, kdim=6, vdim=6, add_bias_kv=True), SEQUENCE),
-    "TransformerEncoderLayer": lambda: (nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0), SEQUENCE),
+    "MultiheadAttention kdim": lambda: (
+        CrossAttention(8, 2, kdim=6, vdim=6, add_bias_kv=True),
+        SEQUENCE,
+    ),
+    "TransformerEncoderLayer": lambda: (
+        nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0),
+        SEQUENCE,
+    ),
     "TransformerEncoderLayer batch_first": lambda: (
         nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True),
         SEQUENCE,
@@ -201,7 +235,11 @@ def outputs(model, inputs):
     def cast(x):
         return x.to(dtype) if x.is_floating_point() else x
 
-    out = model(**{k: cast(v) for k, v in inputs.items()}) if isinstance(inputs, dict) else model(cast(inputs))
+    out = (
+        model(**{k: cast(v) for k, v in inputs.items()})
+        if isinstance(inputs, dict)
+        else model(cast(inputs))
+    )
     return getattr(out, "logits", out)
 
 
@@ -218,7 +256,10 @@ def full_plan(model):
     every = list(model.named_parameters(remove_duplicate=False))
     free = [name for name, p in every if sum(q is p for _, q in every) == 1]
     return sft.Plan(
-        {name: selection(i, sft.matrix_shape(model, name), is_embedding(model, name)) for i, name in enumerate(free)}
+        {
+            name: selection(i, sft.matrix_shape(model, name), is_embedding(model, name))
+            for i, name in enumerate(free)
+        }
     )
 
 
@@ -228,7 +269,9 @@ def is_embedding(model, name):
 
 def selection(number, shape, rows_only):
     rows, columns = shape
-    kinds = ["rows"] if rows_only else ["columns", "blocks", "entries", "rows"][: 3 if rows == 1 else 4]
+    kinds = (
+        ["rows"] if rows_only else ["columns", "blocks", "entries", "rows"][: 3 if rows == 1 else 4]
+    )
     kind = kinds[number % len(kinds)]
     if kind == "rows":
         return sft.Rows(torch.arange(rows - 1, -1, -2).flip(0))
@@ -236,11 +279,19 @@ def selection(number, shape, rows_only):
         return sft.Columns(torch.arange(columns - 1, -1, -3).flip(0))
     if kind == "entries":
         return sft.Entries(
-            torch.arange(columns % 2 if rows * columns > 1 else 0, rows * columns, 3 if rows * columns > 4 else 1)
+            torch.arange(
+                columns % 2 if rows * columns > 1 else 0,
+                rows * columns,
+                3 if rows * columns > 4 else 1,
+            )
         )
     height, width = min(3, rows), min(5, columns)
-    grid = torch.cartesian_prod(torch.arange(-(-rows // height)), torch.arange(-(-columns // width)))
-    return sft.Blocks(grid[(grid.sum(1) % 2 == 0) | (torch.arange(len(grid)) == len(grid) - 1)], (height, width))
+    grid = torch.cartesian_prod(
+        torch.arange(-(-rows // height)), torch.arange(-(-columns // width))
+    )
+    return sft.Blocks(
+        grid[(grid.sum(1) % 2 == 0) | (torch.arange(len(grid)) == len(grid) - 1)], (height, width)
+    )
 
 
 def holder(model, name):
@@ -251,9 +302,16 @@ def holder(model, name):
 
 
 def split(model, plan):
-    """(plan of the parameters whose module is replaced, plan of those that are aliased); model: not converted."""
-    replaced = {name for name in plan if name.rpartition(".")[2] == "weight" and replaces(model, name)}
-    return tuple(sft.Plan({n: s for n, s in plan.items() if (n in replaced) == which}) for which in (True, False))
+    """(plan of the parameters whose module is replaced, plan of those that are aliased); model: not
+    converted.
+    """
+    replaced = {
+        name for name in plan if name.rpartition(".")[2] == "weight" and replaces(model, name)
+    }
+    return tuple(
+        sft.Plan({n: s for n, s in plan.items() if (n in replaced) == which})
+        for which in (True, False)
+    )
 
 
 def replaces(model, name):

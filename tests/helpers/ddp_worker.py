@@ -1,4 +1,6 @@
-"""One process of a data-parallel run: `python ddp_worker.py RANK WORLD FOLDER`; leaves FOLDER/RANK.pt behind."""
+"""One process of a data-parallel run: `python ddp_worker.py RANK WORLD FOLDER`; leaves
+FOLDER/RANK.pt behind.
+"""
 
 import sys
 from pathlib import Path
@@ -25,7 +27,9 @@ OPTIMIZERS = {
     "by chance, 16 bit": lambda ps: sft.SelectiveAdamW(ps, 1e-2, stochastic_rounding=True),
     "corrected, 16 bit": lambda ps: sft.SelectiveAdamW(ps, 1e-2, correction=True),
 }
-EXACT = [name for name in OPTIMIZERS if "16 bit" not in name]  # in fp64, where the joint batch gives the same weights
+EXACT = [
+    name for name in OPTIMIZERS if "16 bit" not in name
+]  # in fp64, where the joint batch gives the same weights
 
 
 class Net(nn.Module):
@@ -33,7 +37,9 @@ class Net(nn.Module):
         super().__init__()
         self.embed, self.first, self.second = nn.Embedding(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
         self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
-        self.register_buffer("offset", torch.ones(5))  # DDP broadcasts buffers at every forward: this one, and no other
+        self.register_buffer(
+            "offset", torch.ones(5)
+        )  # DDP broadcasts buffers at every forward: this one, and no other
 
     def forward(self, tokens):
         x = torch.tanh(self.first(self.embed(tokens))) + self.offset.mean()
@@ -53,15 +59,21 @@ def train(model, optimizer, rank=0, world=1):
     """STEPS steps on this rank's share of each batch; returns the collectives of the last one."""
     for step in range(STEPS):
         tokens = torch.randint(6, (BATCH, 5), generator=torch.Generator().manual_seed(step))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
+        ) as profile:
             optimizer.zero_grad()
             model(tokens.chunk(world)[rank]).square().mean().backward()
             optimizer.step()
-    return [(e.name, e.input_shapes) for e in profile.events() if e.name.startswith(("c10d::", "gloo:"))]
+    return [
+        (e.name, e.input_shapes) for e in profile.events() if e.name.startswith(("c10d::", "gloo:"))
+    ]
 
 
 def run(name, rank, world):
-    """Train with optimiser `name`; (weights, collectives of a step, number of entries that train)."""
+    """Train with optimiser `name`; (weights, collectives of a step, number of entries
+    that train).
+    """
     model = net(name, seed=rank)  # DDP gives every rank the weights and values of rank 0
     parallel = DistributedDataParallel(model)
     collectives = train(parallel, OPTIMIZERS[name](parallel.parameters()), rank, world)
@@ -71,7 +83,9 @@ def run(name, rank, world):
 
 def main(rank, world, folder):
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     torch.save({name: run(name, rank, world) for name in OPTIMIZERS}, Path(folder, f"{rank}.pt"))
     distributed.destroy_process_group()
 

@@ -1,4 +1,6 @@
-"""One step of a converted model beside one of its dense twin: forward, gradients, what is said, and what revert gives back."""
+"""One step of a converted model beside one of its dense twin: forward, gradients, what is said, and
+what revert gives back.
+"""
 
 import copy
 import warnings
@@ -14,7 +16,9 @@ NO_GRADIENT = "no gradient reached"
 
 
 def plan_of(model: nn.Module, turn: int = 0) -> sft.Plan:
-    """A selection for every parameter that is not tied and no scalar; with `turn` 0 to 3 each gets each structure once."""
+    """A selection for every parameter that is not tied and no scalar; with `turn` 0 to 3 each gets
+    each structure once.
+    """
     every = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.dim()]
     free = [name for name, p in every if sum(q is p for _, q in every) == 1]
     plan = {}
@@ -50,7 +54,11 @@ def tensors_of(tree: object) -> list:
         return [tree] if tree.is_floating_point() else []
     if isinstance(tree, dict):
         tree = list(tree.values())
-    return [tensor for branch in tree for tensor in tensors_of(branch)] if isinstance(tree, (tuple, list)) else []
+    return (
+        [tensor for branch in tree for tensor in tensors_of(branch)]
+        if isinstance(tree, (tuple, list))
+        else []
+    )
 
 
 def backward(model: nn.Module, inputs: object) -> torch.Tensor:
@@ -74,11 +82,15 @@ def gradients_of(dense: nn.Module, plan: sft.Plan) -> dict:
     found = {}
     for name, what in plan.items():
         grad = dense.get_parameter(name).grad
-        found[name] = None if grad is None else what.gather(grad.reshape(sft.matrix_shape(dense, name)))
+        found[name] = (
+            None if grad is None else what.gather(grad.reshape(sft.matrix_shape(dense, name)))
+        )
     return found
 
 
-def assert_trains_as_dense(model: nn.Module, inputs: object, plan: sft.Plan, training: bool = True) -> None:
+def assert_trains_as_dense(
+    model: nn.Module, inputs: object, plan: sft.Plan, training: bool = True
+) -> None:
     """Everything that a converted model promises in one step, on copies of `model`."""
     model.train(training)
     dense, selective = dense_of(model, plan), copy.deepcopy(model)
@@ -95,7 +107,10 @@ def assert_trains_as_dense(model: nn.Module, inputs: object, plan: sft.Plan, tra
         got = {name: architectures.holder(selective, name).values.grad for name in plan}
         assert_gradients(dense, inputs, plan, got, want)
         torch.optim.SGD(selective.parameters(), 0.1).step()
-    assert_said([str(w.message) for w in caught if str(w.message) not in known], {n for n in plan if want[n] is None})
+    assert_said(
+        [str(w.message) for w in caught if str(w.message) not in known],
+        {n for n in plan if want[n] is None},
+    )
 
     moved = {name: tensor.clone() for name, tensor in selective.state_dict().items()}
     assert_reverted(sft.revert(selective), model, plan, moved)
@@ -107,12 +122,20 @@ def assert_trains_as_dense(model: nn.Module, inputs: object, plan: sft.Plan, tra
 
 
 def assert_lean_is_as_exact(model: nn.Module, inputs: object, plan: sft.Plan) -> None:
-    """Lean and converted: outputs and gradients are at most twice as far from fp64 as the dense model's furthest ones."""
+    """Lean and converted: outputs and gradients are at most twice as far from fp64 as the dense
+    model's furthest ones.
+    """
     model.train()
-    dense, exact, lean = dense_of(model, plan), architectures.double(dense_of(model, plan)), copy.deepcopy(model)
+    dense, exact, lean = (
+        dense_of(model, plan),
+        architectures.double(dense_of(model, plan)),
+        copy.deepcopy(model),
+    )
     sft.convert(lean, plan, lean=True)
     plain, want, got = (backward(m, inputs) for m in (dense, exact, lean))
-    assert furthest(got, want) <= 2 * furthest(plain, want) + 1e-6 * want.abs().max().item(), "outputs"
+    assert furthest(got, want) <= 2 * furthest(plain, want) + 1e-6 * want.abs().max().item(), (
+        "outputs"
+    )
     plain, want = gradients_of(dense, plan), gradients_of(exact, plan)
     got = {name: architectures.holder(lean, name).values.grad for name in plan}
     trained = [name for name in plan if want[name] is not None]
@@ -121,21 +144,29 @@ def assert_lean_is_as_exact(model: nn.Module, inputs: object, plan: sft.Plan) ->
     largest = max(want[name].abs().max().item() for name in trained)
     for name in trained:
         error = furthest(got[name], want[name])
-        assert error <= 2 * noise + 1e-6 * largest, f"{name}: gradient {error:.2e} from exact, dense {noise:.2e}"
+        assert error <= 2 * noise + 1e-6 * largest, (
+            f"{name}: gradient {error:.2e} from exact, dense {noise:.2e}"
+        )
 
 
 def assert_gradients(model, inputs, plan, got, want):
-    """Aliases have the bits of the dense gradient; replaced layers' weights and biases are at most twice as far from fp64.
+    """Aliases have the bits of the dense gradient; replaced layers' weights and biases are at most
+    twice as far from fp64.
 
-    How far the dense gradient is, its whole tells: the few selected entries of it may be near by chance.
+    How far the dense gradient is, its whole tells: the few selected entries of it may be near by
+    chance.
     """
     replaced, _ = architectures.split(model, plan)
     owners = {name.rpartition(".")[0] for name in replaced}
     close = [name for name in plan if name.rpartition(".")[0] in owners and want[name] is not None]
     for name in plan:
-        assert (got[name] is None) == (want[name] is None), f"{name}: gradient {got[name]}, dense {want[name]}"
+        assert (got[name] is None) == (want[name] is None), (
+            f"{name}: gradient {got[name]}, dense {want[name]}"
+        )
         if name not in close:
-            assert want[name] is None or torch.equal(got[name], want[name]), f"{name} has another gradient than dense"
+            assert want[name] is None or torch.equal(got[name], want[name]), (
+                f"{name} has another gradient than dense"
+            )
     if not close:
         return
     exact_model = architectures.double(dense_of(model, plan))
@@ -144,8 +175,14 @@ def assert_gradients(model, inputs, plan, got, want):
     for name in close:
         error = furthest(got[name], exact[name])
         theirs = furthest(model.get_parameter(name).grad, exact_model.get_parameter(name).grad)
-        slack = 0 if name in replaced else 1e-7 * max(furthest(exact[other], exact[other] * 0) for other in close)
-        assert error <= 2 * theirs + slack + 1e-30, f"{name}: gradient {error:.2e} from exact, dense {theirs:.2e}"
+        slack = (
+            0
+            if name in replaced
+            else 1e-7 * max(furthest(exact[other], exact[other] * 0) for other in close)
+        )
+        assert error <= 2 * theirs + slack + 1e-30, (
+            f"{name}: gradient {error:.2e} from exact, dense {theirs:.2e}"
+        )
 
 
 def furthest(a, b):
@@ -155,16 +192,28 @@ def furthest(a, b):
 def assert_said(messages, silent):
     """A warning names each parameter without a gradient, and there is no other."""
     for name in silent:
-        assert any(name in message and NO_GRADIENT in message for message in messages), f"nothing says that {name} is idle"
+        assert any(name in message and NO_GRADIENT in message for message in messages), (
+            f"nothing says that {name} is idle"
+        )
     for message in messages:
-        assert NO_GRADIENT in message and any(name in message for name in silent), f"unexpected: {message}"
+        assert NO_GRADIENT in message and any(name in message for name in silent), (
+            f"unexpected: {message}"
+        )
 
 
 def assert_reverted(model, born, plan, moved):
-    """Classes, flags, hooks and names are those of `born`; weights those that were trained, selected entries alone."""
+    """Classes, flags, hooks and names are those of `born`; weights those that were trained,
+    selected entries alone.
+    """
     assert [type(m) for m in model.modules()] == [type(m) for m in born.modules()]
-    hooks = [hook for m in model.modules() for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
-    assert not [hook for hook in hooks if hook.__module__.startswith("sparse_ft")]  # transformers has hooks of its own
+    hooks = [
+        hook
+        for m in model.modules()
+        for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())
+    ]
+    assert not [
+        hook for hook in hooks if hook.__module__.startswith("sparse_ft")
+    ]  # transformers has hooks of its own
     assert list(model.state_dict()) == list(born.state_dict())
     for (name, now), before in zip(model.named_parameters(), born.parameters(), strict=True):
         assert torch.equal(bits(now), bits(moved[name])), f"{name} has other bits after revert"
@@ -177,4 +226,8 @@ def assert_reverted(model, born, plan, moved):
 
 
 def bits(tensor):
-    return tensor.detach().contiguous().view({8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()])
+    return (
+        tensor.detach()
+        .contiguous()
+        .view({8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()])
+    )

@@ -1,6 +1,6 @@
 """What `sft.lean` does under another release of transformers, which lies in a folder, as JSON.
 
-    python lean_language_models.py FOLDER
+python lean_language_models.py FOLDER
 """
 
 import json

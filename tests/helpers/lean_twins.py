@@ -18,22 +18,32 @@ def twins(model):
 
 
 def run(model, input, seed=1, **kwargs):
-    """Output, gradient of the input, and gradients of what trains, by name; the output's gradient is random but fixed."""
+    """Output, gradient of the input, and gradients of what trains, by name; the output's gradient
+    is random but fixed.
+    """
     model.zero_grad()
     x = input.detach().requires_grad_()
     torch.manual_seed(seed)
     output = model(x * 1, **kwargs)
     torch.manual_seed(seed + 1)
     output.backward(torch.randn_like(output))
-    return output.detach(), x.grad, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return (
+        output.detach(),
+        x.grad,
+        {name: p.grad for name, p in model.named_parameters() if p.requires_grad},
+    )
 
 
 def assert_same_bits(plain, lean, input, **kwargs):
-    """Outputs and input gradients are equal; gradients of parameters within the rounding of a sum."""
+    """Outputs and input gradients are equal; gradients of parameters within the rounding
+    of a sum.
+    """
     wanted, got = run(plain, input, **kwargs), run(lean, input, **kwargs)
     for name, a, b in (("output", wanted[0], got[0]), ("gradient of the input", wanted[1], got[1])):
         assert a.dtype == b.dtype and a.stride() == b.stride(), name
-        assert torch.equal(a.nan_to_num(), b.nan_to_num()), f"{name}: differs by {(a - b).abs().max()}"
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()), (
+            f"{name}: differs by {(a - b).abs().max()}"
+        )
     assert wanted[2].keys() == got[2].keys()
     for name, a in wanted[2].items():
         torch.testing.assert_close(got[2][name], a, msg=lambda text, name=name: f"{name}: {text}")
@@ -74,4 +84,6 @@ def assert_same_every_way(plain, lean, input):
             output.backward(torch.randn_like(output))
             results.append((output.detach(), x.grad))
         for a, b in zip(*results, strict=True):
-            assert a.dtype == b.dtype and torch.equal(a, b), f"{name}: differs by {(a - b).abs().max()}"
+            assert a.dtype == b.dtype and torch.equal(a, b), (
+                f"{name}: differs by {(a - b).abs().max()}"
+            )

@@ -1,4 +1,6 @@
-"""A tiny Llama-shaped model on a task that it learns; training with selections, and dense with the gradient masked."""
+"""A tiny Llama-shaped model on a task that it learns; training with selections, and dense with the
+gradient masked.
+"""
 
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 
 
 def tiny_llama(dtype=torch.float32, layers=1, seed=0):
-    """Llama with grouped-query attention. Its norms are torch's: transformers' round to fp32 inside, always."""
+    """Llama with grouped-query attention. Its norms are torch's: transformers' round to fp32
+    inside, always.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -36,7 +40,9 @@ def tiny_llama(dtype=torch.float32, layers=1, seed=0):
 
 
 def batches(steps, seed=1):
-    """Walks along one fixed permutation of the vocabulary, from random starts: [BATCH, LENGTH] tokens a step."""
+    """Walks along one fixed permutation of the vocabulary, from random starts: [BATCH, LENGTH]
+    tokens a step.
+    """
     generator = torch.Generator().manual_seed(seed)
     following = torch.randperm(VOCABULARY, generator=generator)
     for _ in range(steps):
@@ -53,11 +59,17 @@ def loss_of(model, tokens):
 
 
 def plan_of(structure, density=0.3):
-    """A plan on every linear layer of `tiny_llama`; "mixed": every structure at once, embedding rows and a norm too."""
+    """A plan on every linear layer of `tiny_llama`; "mixed": every structure at once, embedding
+    rows and a norm too.
+    """
     model = tiny_llama()
-    names = sorted(n for n, _ in model.named_parameters() if n.endswith(("proj.weight", "lm_head.weight")))
+    names = sorted(
+        n for n, _ in model.named_parameters() if n.endswith(("proj.weight", "lm_head.weight"))
+    )
     if structure != "mixed":
-        return sft.select(model, density=density, structure=structure, targets=names, block_size=(10, 7))
+        return sft.select(
+            model, density=density, structure=structure, targets=names, block_size=(10, 7)
+        )
     plan = {}
     for i, name in enumerate(names):
         kind = STRUCTURES[i % len(STRUCTURES)]
@@ -68,7 +80,9 @@ def plan_of(structure, density=0.3):
 
 
 def weights_of(model, plan):
-    """{name: a copy of the weight as it stands}; reading a selective module's weight synchronises it."""
+    """{name: a copy of the weight as it stands}; reading a selective module's weight synchronises
+    it.
+    """
     found = {}
     for name in plan:
         path, _, attribute = name.rpartition(".")
@@ -78,11 +92,16 @@ def weights_of(model, plan):
 
 def masks_of(model, plan):
     """{name: bool mask in the weight's own shape}."""
-    return {name: what.mask(sft.matrix_shape(model, name)).view(model.get_parameter(name).shape) for name, what in plan.items()}
+    return {
+        name: what.mask(sft.matrix_shape(model, name)).view(model.get_parameter(name).shape)
+        for name, what in plan.items()
+    }
 
 
 def train(model, optimizer, steps, plan=None, snapshots=()):
-    """Plain training, one batch a step. Returns the losses and {step: weights of `plan`} at each of `snapshots`."""
+    """Plain training, one batch a step. Returns the losses and {step: weights of `plan`} at each of
+    `snapshots`.
+    """
     losses, taken = [], {}
     for step, tokens in enumerate(batches(steps), 1):
         loss = loss_of(model, tokens)
@@ -98,8 +117,9 @@ def train(model, optimizer, steps, plan=None, snapshots=()):
 def train_dense(plan, dtype, steps, make_optimizer, weight_decay=0.0, decoupled=True, snapshots=()):
     """Dense training with the gradient masked and decay applied to the selected entries only.
 
-    make_optimizer: called on the weights; must not decay on its own. decoupled: decay as in AdamW (by the optimiser's
-    "lr"), else as an L2 term in the gradient. Returns {step: weights} for each step of `snapshots` and the last.
+    make_optimizer: called on the weights; must not decay on its own. decoupled: decay as in AdamW
+    (by the optimiser's "lr"), else as an L2 term in the gradient. Returns {step: weights} for each
+    step of `snapshots` and the last.
     """
     model = tiny_llama(dtype)
     masks, taken = masks_of(model, plan), {}
@@ -127,14 +147,19 @@ def train_dense(plan, dtype, steps, make_optimizer, weight_decay=0.0, decoupled=
 
 
 def train_compact(plan, dtype, steps, make_optimizer, snapshots=()):
-    """As `train_dense`, with the optimiser on compact copies of the selected entries and hand-made gradients for them.
+    """As `train_dense`, with the optimiser on compact copies of the selected entries and hand-made
+    gradients for them.
 
-    For optimisers whose step depends on the parameter's shape. make_optimizer: called on the compact parameters.
+    For optimisers whose step depends on the parameter's shape. make_optimizer: called on the
+    compact parameters.
     """
     model, taken = tiny_llama(dtype), {}
     model.requires_grad_(False)
     weights = {name: model.get_parameter(name).requires_grad_(True) for name in plan}
-    matrices = {name: weight.detach().view(sft.matrix_shape(model, name)) for name, weight in weights.items()}
+    matrices = {
+        name: weight.detach().view(sft.matrix_shape(model, name))
+        for name, weight in weights.items()
+    }
     compact = {name: nn.Parameter(what.gather(matrices[name])) for name, what in plan.items()}
     optimizer = make_optimizer(list(compact.values()))
     for step, tokens in enumerate(batches(steps), 1):
@@ -157,7 +182,10 @@ def assert_unselected_untouched(model, plan, dtype):
     now = weights_of(model, plan)
     for name, parameter in born.named_parameters():
         if name not in plan:
-            now[name], masks[name] = model.get_parameter(name).detach(), torch.zeros_like(parameter, dtype=torch.bool)
+            now[name], masks[name] = (
+                model.get_parameter(name).detach(),
+                torch.zeros_like(parameter, dtype=torch.bool),
+            )
         bits = torch.int64 if dtype == torch.float64 else torch.int32
         changed = (now[name].view(bits) != parameter.detach().view(bits)) & ~masks[name]
         assert not changed.any(), f"{name}: {int(changed.sum())} unselected entries changed"

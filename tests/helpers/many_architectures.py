@@ -1,6 +1,8 @@
-"""Small models of many architectures of transformers and torchvision, beside those of `helpers.architectures`.
+"""Small models of many architectures of transformers and torchvision, beside those of
+`helpers.architectures`.
 
-Each is a function that returns (model, inputs): random weights, everything there is, one or two layers of it.
+Each is a function that returns (model, inputs): random weights, everything there is, one or two
+layers of it.
 """
 
 import torch
@@ -43,7 +45,9 @@ def of_transformers(config: str, model: str, inputs: dict, **settings) -> callab
 
     def make():
         options = {**SMALL, **settings}
-        made = getattr(transformers, config)(**{name: value for name, value in options.items() if value is not None})
+        made = getattr(transformers, config)(
+            **{name: value for name, value in options.items() if value is not None}
+        )
         return getattr(transformers, model)(made), inputs
 
     return make
@@ -61,9 +65,15 @@ def two_towers(family: str) -> callable:
     """A text and a picture model that meet in their last products."""
 
     def make():
-        small = {name: value for name, value in SMALL.items() if name not in ("head_dim", "num_key_value_heads")}
+        small = {
+            name: value
+            for name, value in SMALL.items()
+            if name not in ("head_dim", "num_key_value_heads")
+        }
         picture = {**small, "image_size": 8, "patch_size": 4}
-        config = getattr(transformers, f"{family}Config")(text_config=small, vision_config=picture, projection_dim=WIDTH)
+        config = getattr(transformers, f"{family}Config")(
+            text_config=small, vision_config=picture, projection_dim=WIDTH
+        )
         return getattr(transformers, f"{family}Model")(config), {**TOKENS, "pixel_values": PICTURE}
 
     return make
@@ -71,12 +81,22 @@ def two_towers(family: str) -> callable:
 
 def sequence_to_sequence(family: str, **settings) -> callable:
     inputs = {**TOKENS, "decoder_input_ids": TOKENS["input_ids"].flip(1)}
-    return of_transformers(f"{family}Config", f"{family}ForConditionalGeneration", inputs, **ENCODER_DECODER, **settings)
+    return of_transformers(
+        f"{family}Config",
+        f"{family}ForConditionalGeneration",
+        inputs,
+        **ENCODER_DECODER,
+        **settings,
+    )
 
 
-def of_pictures(family: str, task: str = "ForImageClassification", size: int = 8, **settings) -> callable:
+def of_pictures(
+    family: str, task: str = "ForImageClassification", size: int = 8, **settings
+) -> callable:
     picture = {"pixel_values": PICTURE if size == 8 else IMAGES}
-    return of_transformers(f"{family}Config", f"{family}{task}", picture, image_size=size, patch_size=4, **settings)
+    return of_transformers(
+        f"{family}Config", f"{family}{task}", picture, image_size=size, patch_size=4, **settings
+    )
 
 
 def of_torchvision(make: callable, inputs: torch.Tensor = IMAGES) -> callable:
@@ -85,7 +105,10 @@ def of_torchvision(make: callable, inputs: torch.Tensor = IMAGES) -> callable:
 
 def vgg() -> nn.Module:
     model = vision.vgg.VGG(vision.vgg.make_layers([8, "M", 8, "M"], batch_norm=True), num_classes=5)
-    model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(2), nn.Sequential(nn.Linear(32, 12), nn.ReLU(True), nn.Linear(12, 5))
+    model.avgpool, model.classifier = (
+        nn.AdaptiveAvgPool2d(2),
+        nn.Sequential(nn.Linear(32, 12), nn.ReLU(True), nn.Linear(12, 5)),
+    )
     return model
 
 
@@ -102,12 +125,16 @@ def efficientnet() -> nn.Module:
         vision.efficientnet.FusedMBConvConfig(2, 3, 2, 8, 8, 1),
         vision.efficientnet.MBConvConfig(2, 3, 2, 8, 16, 1, 1.0, 1.0),
     ]
-    return vision.efficientnet.EfficientNet(settings, dropout=0.0, stochastic_depth_prob=0.2, num_classes=5, last_channel=24)
+    return vision.efficientnet.EfficientNet(
+        settings, dropout=0.0, stochastic_depth_prob=0.2, num_classes=5, last_channel=24
+    )
 
 
 def convnext() -> nn.Module:
     block = vision.convnext.CNBlockConfig
-    return vision.convnext.ConvNeXt([block(8, 16, 1), block(16, None, 1)], stochastic_depth_prob=0.1, num_classes=5)
+    return vision.convnext.ConvNeXt(
+        [block(8, 16, 1), block(16, None, 1)], stochastic_depth_prob=0.1, num_classes=5
+    )
 
 
 def regnet() -> nn.Module:
@@ -116,7 +143,9 @@ def regnet() -> nn.Module:
 
 
 def maxvit() -> nn.Module:
-    return vision.maxvit.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], head_dim=4, stochastic_depth_prob=0.0, num_classes=5)
+    return vision.maxvit.MaxVit(
+        (32, 32), 8, 4, [8, 16], [1, 1], head_dim=4, stochastic_depth_prob=0.0, num_classes=5
+    )
 
 
 def fully_convolutional() -> nn.Module:
@@ -187,21 +216,31 @@ TRANSFORMERS = {
     ),
 }  # fmt: skip
 TORCHVISION = {
-    "ResNet": of_torchvision(lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=5, width_per_group=64)),
-    "ResNeXt": of_torchvision(lambda: resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], 5, groups=2, width_per_group=4)),
+    "ResNet": of_torchvision(
+        lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=5, width_per_group=64)
+    ),
+    "ResNeXt": of_torchvision(
+        lambda: resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], 5, groups=2, width_per_group=4)
+    ),
     "VGG": of_torchvision(vgg),
     "DenseNet": of_torchvision(lambda: densenet.DenseNet(4, (2, 2), 8, num_classes=5)),
     "MobileNet v2": of_torchvision(
-        lambda: vision.MobileNetV2(5, inverted_residual_setting=[[1, 8, 1, 1], [2, 16, 2, 2]], dropout=0.0, width_mult=0.25)
+        lambda: vision.MobileNetV2(
+            5, inverted_residual_setting=[[1, 8, 1, 1], [2, 16, 2, 2]], dropout=0.0, width_mult=0.25
+        )
     ),
     "MobileNet v3": of_torchvision(mobilenet_v3),
     "EfficientNet": of_torchvision(efficientnet),
     "ConvNeXt": of_torchvision(convnext),
     "RegNet": of_torchvision(regnet),
-    "ShuffleNet v2": of_torchvision(lambda: vision.ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 24], num_classes=5)),
+    "ShuffleNet v2": of_torchvision(
+        lambda: vision.ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 24], num_classes=5)
+    ),
     "MNASNet": of_torchvision(lambda: vision.MNASNet(0.1, num_classes=5, dropout=0.0)),
     "SqueezeNet": of_torchvision(lambda: vision.SqueezeNet("1_1", num_classes=5, dropout=0.0)),
-    "ViT of torchvision": of_torchvision(lambda: vision.VisionTransformer(32, 16, 2, 2, WIDTH, 20, num_classes=5)),
+    "ViT of torchvision": of_torchvision(
+        lambda: vision.VisionTransformer(32, 16, 2, 2, WIDTH, 20, num_classes=5)
+    ),
     "MaxViT": of_torchvision(maxvit),
     "FCN": of_torchvision(fully_convolutional, IMAGES[..., :16, :16]),
 }

@@ -1,7 +1,8 @@
-"""One process that trains with master copies: `python masters_worker.py RANK WORLD FOLDER masters|1|2`; leaves FOLDER/RANK.pt.
+"""One process that trains with master copies: `python masters_worker.py RANK WORLD FOLDER
+masters|1|2`; leaves FOLDER/RANK.pt.
 
-masters: a hand-written loop in which each rank steps its share of the flat fp32 copies, as ZeRO-1 and Megatron do. 1, 2: that
-stage of DeepSpeed's ZeRO.
+masters: a hand-written loop in which each rank steps its share of the flat fp32 copies, as ZeRO-1
+and Megatron do. 1, 2: that stage of DeepSpeed's ZeRO.
 """
 
 import os
@@ -26,7 +27,9 @@ PLAN = {
 
 def net():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 1))
+    model = nn.Sequential(
+        nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 1)
+    )
     sft.convert(model, PLAN)
     return model
 
@@ -81,7 +84,9 @@ def with_masters(model, rank, world):
 
 
 def with_deepspeed(model, rank, world, stage):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu")
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu"
+    )
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     import deepspeed
 
@@ -103,7 +108,9 @@ def main(rank, world, folder, how):
     ranks.join(rank, world, folder)
     model = net()
     try:
-        with_masters(model, rank, world) if how == "masters" else with_deepspeed(model, rank, world, int(how))
+        with_masters(model, rank, world) if how == "masters" else with_deepspeed(
+            model, rank, world, int(how)
+        )
         result = sft.revert(model).state_dict()
     except RuntimeError as error:
         result = str(error)

@@ -1,4 +1,6 @@
-"""A call of every op on small tensors, for tests that put another kind of tensor into each argument."""
+"""A call of every op on small tensors, for tests that put another kind of tensor into each
+argument.
+"""
 
 import oracle
 import torch
@@ -38,9 +40,21 @@ def of_layout(kind):
 def adamw(kind, layout, values_shape):
     """The positional arguments of `masked_adamw_`: one value that is written through, one plain."""
     shapes = values_shape, (7,)
-    values, grads, exp_avgs, exp_avg_sqs = ([numbers(*shape).abs() for shape in shapes] for _ in range(4))
+    values, grads, exp_avgs, exp_avg_sqs = (
+        [numbers(*shape).abs() for shape in shapes] for _ in range(4)
+    )
     steps = [torch.tensor(3.0), torch.tensor(4.0)]
-    return (values, grads, exp_avgs, exp_avg_sqs, steps, [numbers(*SHAPE)], [kind], [layout[1]], list(layout[2:]))
+    return (
+        values,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        steps,
+        [numbers(*SHAPE)],
+        [kind],
+        [layout[1]],
+        list(layout[2:]),
+    )
 
 
 def elementwise():
@@ -66,5 +80,7 @@ def elementwise():
     }
 
 
-ADAMW = dict(lr=[1e-2] * 2, beta1=[0.9] * 2, beta2=[0.99] * 2, eps=[1e-8] * 2, weight_decay=[0.1] * 2)
+ADAMW = dict(
+    lr=[1e-2] * 2, beta1=[0.9] * 2, beta2=[0.99] * 2, eps=[1e-8] * 2, weight_decay=[0.1] * 2
+)
 KEYWORDS = {"masked_adamw_": ADAMW}

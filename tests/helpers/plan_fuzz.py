@@ -1,7 +1,9 @@
-"""Loads plan files that were damaged at random, each from a seed of its own: `plan_fuzz.py FIRST COUNT` prints what came.
+"""Loads plan files that were damaged at random, each from a seed of its own: `plan_fuzz.py FIRST
+COUNT` prints what came.
 
-A file loads, or is refused with a ValueError that names it; a plan that loaded can be used, or its use is refused. Nothing else
-may happen: no other exception, and no memory that the file does not justify.
+A file loads, or is refused with a ValueError that names it; a plan that loaded can be used, or its
+use is refused. Nothing else may happen: no other exception, and no memory that the file does not
+justify.
 """
 
 import copy
@@ -18,7 +20,9 @@ import torch
 import sparse_ft as sft
 
 ALLOWED = 64 << 20  # bytes, beside what the largest file here justifies: a few KB
-LIMIT = 2 << 30  # bytes beyond those at the start, where the system refuses them: a bomb must not take the machine
+LIMIT = (
+    2 << 30
+)  # bytes beyond those at the start, where the system refuses them: a bomb must not take the machine
 SHAPE = (12, 16)
 PLANS = (
     sft.Plan({"a": sft.Rows([1, 3]), "b": "all"}),
@@ -65,7 +69,20 @@ HOSTILE = (
         "BOOL",
         "sparse_ft.plan",
     ),
-    *([], {}, [1], [0, 4], [4, 4], [[0, 1]], ["a", 2], [2**62, 4], {"kind": "rows"}, [[[[[]]]]], [0] * 70, [2**63 - 1] * 64),
+    *(
+        [],
+        {},
+        [1],
+        [0, 4],
+        [4, 4],
+        [[0, 1]],
+        ["a", 2],
+        [2**62, 4],
+        {"kind": "rows"},
+        [[[[[]]]]],
+        [0] * 70,
+        [2**63 - 1] * 64,
+    ),
 )
 
 
@@ -89,7 +106,13 @@ def joined(header, body):
 
 def places(node):
     """Every (container, key) below a JSON value."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in list(items):
         yield node, key
         yield from places(value)
@@ -106,7 +129,9 @@ def with_other_values(content, draw):
         elif what < 0.8:
             container.pop(key, None) if isinstance(container, dict) else container.pop(key)
         elif isinstance(container, dict):
-            container[draw.choice(("x", "index.9", "__metadata__", "b"))] = copy.deepcopy(container.get(key))
+            container[draw.choice(("x", "index.9", "__metadata__", "b"))] = copy.deepcopy(
+                container.get(key)
+            )
         else:
             container.append(copy.deepcopy(container[key]))
     return joined(header, body)
@@ -125,7 +150,18 @@ def truncated(content, draw):
 
 def with_other_length(content, draw):
     length = draw.choice(
-        (0, 1, 8, len(content), len(content) - 8, 10**8, 2**31, 2**63, 2**64 - 1, draw.randrange(2 * len(content)))
+        (
+            0,
+            1,
+            8,
+            len(content),
+            len(content) - 8,
+            10**8,
+            2**31,
+            2**63,
+            2**64 - 1,
+            draw.randrange(2 * len(content)),
+        )
     )
     return length.to_bytes(8, "little") + content[8:]
 
@@ -133,7 +169,11 @@ def with_other_length(content, draw):
 def with_a_piece_elsewhere(content, draw):
     start, stop = sorted(draw.randrange(len(content) + 1) for _ in range(2))
     at = draw.randrange(len(content) + 1)
-    return content[:at] + content[start:stop] * draw.choice((1, 1, 3)) + content[at if draw.random() < 0.5 else stop :]
+    return (
+        content[:at]
+        + content[start:stop] * draw.choice((1, 1, 3))
+        + content[at if draw.random() < 0.5 else stop :]
+    )
 
 
 def with_other_numbers(content, draw):
@@ -143,7 +183,9 @@ def with_other_numbers(content, draw):
     for _ in range(draw.choice((1, 3))):
         if numbers:
             at = 4 * draw.randrange(len(numbers) // 4)
-            numbers[at : at + 4] = draw.choice((0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1)).to_bytes(4, "little")
+            numbers[at : at + 4] = draw.choice((0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1)).to_bytes(
+                4, "little"
+            )
     return joined(header, bytes(numbers))
 
 
@@ -158,7 +200,11 @@ DAMAGES = (with_other_values,) * 4 + (
 
 def bombs():
     """Small files whose claims would take memory, or time, without end."""
-    plan = {"format": "sparse_ft.plan", "version": 1, "plan": {"a": {"kind": "rows", "index": "i", "block_size": [1, 1]}}}
+    plan = {
+        "format": "sparse_ft.plan",
+        "version": 1,
+        "plan": {"a": {"kind": "rows", "index": "i", "block_size": [1, 1]}},
+    }
     for shape in (
         [1_500_000_000, "a"],
         ["a", 1_500_000_000],
@@ -171,7 +217,10 @@ def bombs():
         yield joined({"i": entry, "__metadata__": {"sparse_ft": plan}}, bytes(4))
     numbers = torch.arange(1 << 17, dtype=torch.int32).numpy().tobytes()
     entry = {"dtype": "I32", "shape": [1 << 17], "data_offsets": [0, len(numbers)]}
-    shared = {**plan, "plan": {str(i): {"kind": "rows", "index": "i", "block_size": [1, 1]} for i in range(1000)}}
+    shared = {
+        **plan,
+        "plan": {str(i): {"kind": "rows", "index": "i", "block_size": [1, 1]} for i in range(1000)},
+    }
     yield joined({"i": entry, "__metadata__": {"sparse_ft": shared}}, numbers)
 
 
@@ -206,7 +255,9 @@ def loads(path, content, seed):
     except ValueError as error:
         assert "damaged.plan" in str(error), f"seed {seed}: {error}"
         cause = error.__context__
-        assert not isinstance(cause, MemoryError) and "allocate" not in str(cause), f"seed {seed}: it asked for memory: {cause}"
+        assert not isinstance(cause, MemoryError) and "allocate" not in str(cause), (
+            f"seed {seed}: it asked for memory: {cause}"
+        )
         return False
     except BaseException as error:
         raise AssertionError(f"seed {seed}: {error!r}") from error

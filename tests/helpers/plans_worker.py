@@ -1,4 +1,6 @@
-"""One process of a run whose ranks choose by their own data: `python plans_worker.py RANK WORLD FOLDER`; leaves FOLDER/RANK.pt."""
+"""One process of a run whose ranks choose by their own data: `python plans_worker.py RANK WORLD
+FOLDER`; leaves FOLDER/RANK.pt.
+"""
 
 import sys
 import time
@@ -29,7 +31,14 @@ def loss(model, batch):
 
 
 def choose(rank, **keywords):
-    settings = dict(density=0.2, structure="entries", score="gradient", targets="*.weight", loss=loss, batches=share(rank))
+    settings = dict(
+        density=0.2,
+        structure="entries",
+        score="gradient",
+        targets="*.weight",
+        loss=loss,
+        batches=share(rank),
+    )
     return sft.select(net(), **{**settings, **keywords})
 
 
@@ -44,7 +53,9 @@ def error_of(act):
 
 def parts(model):
     """What tells whether a model is as it was."""
-    return [type(m).__name__ for m in model.modules()], [(n, p.requires_grad) for n, p in model.named_parameters()]
+    return [type(m).__name__ for m in model.modules()], [
+        (n, p.requires_grad) for n, p in model.named_parameters()
+    ]
 
 
 def indices(plan):
@@ -64,7 +75,9 @@ def train(rank):
 
 
 def refused(rank, plan, **keywords):
-    """(error, whether the model is as it was) of a convert that one rank or the ranks together do not agree to."""
+    """(error, whether the model is as it was) of a convert that one rank or the ranks together do
+    not agree to.
+    """
     model = net()
     before = parts(model)
     error = error_of(lambda: sft.convert(model, plan, **keywords))
@@ -100,18 +113,30 @@ def run(rank, world):
         "experts": experts_that_one_rank_does_not_reach(rank),
         "no batches on rank 0": indices(choose(rank, batches=share(rank)[:rank])),
         "no batches at all": error_of(lambda: choose(rank, batches=[])),
-        "loss fails on rank 1": error_of(lambda: choose(rank, **({"loss": lambda m, b: 1 / 0} if rank else {}))),
-        "density fails on rank 1": error_of(lambda: choose(rank, **({"density": 20} if rank else {}))),
+        "loss fails on rank 1": error_of(
+            lambda: choose(rank, **({"loss": lambda m, b: 1 / 0} if rank else {}))
+        ),
+        "density fails on rank 1": error_of(
+            lambda: choose(rank, **({"density": 20} if rank else {}))
+        ),
         "other targets": error_of(lambda: choose(rank, targets=f"{2 * rank}.weight")),
-        "one selects, one converts": error_of(lambda: sft.convert(net(), {"0.weight": mine}) if rank else choose(rank)),
+        "one selects, one converts": error_of(
+            lambda: sft.convert(net(), {"0.weight": mine}) if rank else choose(rank)
+        ),
         "other plan": refused(rank, {"2.weight": sft.Rows([1]), "0.weight": mine}),
         "other names": refused(rank, {f"{2 * rank}.weight": sft.Rows([1])}),
-        "other dtype": refused(rank, {"0.weight": sft.Rows([1])}, values_dtype=torch.float64 if rank else None),
+        "other dtype": refused(
+            rank, {"0.weight": sft.Rows([1])}, values_dtype=torch.float64 if rank else None
+        ),
         "rank 1 fails": refused(rank, {"0.weight": sft.Rows([99 if rank else 1])}),
         "by itself": refused(rank, {"0.weight": mine}, process_group=False)[0],
         "only rank 0": "" if rank else refused(rank, {"0.weight": mine}, process_group=False)[0],
-        "group of one": refused(rank, {"0.weight": mine}, process_group=group)[0] if rank == 0 else "",
-        "no group": error_of(lambda: sft.convert(net(), {"0.weight": mine}, process_group=3)) if rank == 0 else "",
+        "group of one": refused(rank, {"0.weight": mine}, process_group=group)[0]
+        if rank == 0
+        else "",
+        "no group": error_of(lambda: sft.convert(net(), {"0.weight": mine}, process_group=3))
+        if rank == 0
+        else "",
         "late": late(rank),
     }
 

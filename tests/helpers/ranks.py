@@ -1,4 +1,6 @@
-"""Runs a worker script in several processes over gloo on loopback: `python WORKER RANK WORLD FOLDER [argument …]`."""
+"""Runs a worker script in several processes over gloo on loopback: `python WORKER RANK WORLD FOLDER
+[argument …]`.
+"""
 
 import os
 import subprocess
@@ -8,7 +10,9 @@ import torch
 
 
 def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float = 120) -> list[str]:
-    """What each rank printed; raises AssertionError with it where one failed or took longer than `seconds`."""
+    """What each rank printed; raises AssertionError with it where one failed or took longer than
+    `seconds`.
+    """
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
@@ -33,7 +37,9 @@ def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float =
 def join(rank: int, world: int, folder) -> None:
     """Become one of the ranks. The store is a file: no port is needed."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
 
 
 def results(folder, world: int = 2) -> list:

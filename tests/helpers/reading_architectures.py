@@ -1,7 +1,8 @@
-"""Small models whose modules read the weights of others: `F.linear(x, self.qkv.weight)`, `emb(i) @ emb.weight.T`, and
-models that work in place on the output of a layer.
+"""Small models whose modules read the weights of others: `F.linear(x, self.qkv.weight)`, `emb(i) @
+emb.weight.T`, and models that work in place on the output of a layer.
 
-Each is a function that returns (model, inputs): random weights, no dropout, one or two layers of everything.
+Each is a function that returns (model, inputs): random weights, no dropout, one or two layers of
+everything.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,12 @@ NO_DROPOUT = {
         "pooler_dropout",
     )
 }
-ENCODER = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+ENCODER = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+}
 
 
 def swin_of_torchvision(version: int) -> Callable:
@@ -123,7 +129,9 @@ def speech(family: str) -> Callable:
             **ENCODER,
             **NO_DROPOUT,
         )
-        return getattr(transformers, f"{family}ForSequenceClassification")(config), {"input_values": SOUND}
+        return getattr(transformers, f"{family}ForSequenceClassification")(config), {
+            "input_values": SOUND
+        }
 
     return make
 
@@ -157,7 +165,10 @@ def perceiver():
         attention_probs_dropout_prob=0.0,
     )
     tokens = TOKENS["input_ids"]
-    return transformers.PerceiverForMaskedLM(config), {"inputs": tokens, "attention_mask": torch.ones_like(tokens)}
+    return transformers.PerceiverForMaskedLM(config), {
+        "inputs": tokens,
+        "attention_mask": torch.ones_like(tokens),
+    }
 
 
 def prophetnet():
@@ -175,7 +186,10 @@ def prophetnet():
         relative_max_distance=16,
         decoder_start_token_id=1,
         use_cache=False,
-        **{name: NO_DROPOUT[name] for name in ("attention_dropout", "activation_dropout", "dropout")},
+        **{
+            name: NO_DROPOUT[name]
+            for name in ("attention_dropout", "activation_dropout", "dropout")
+        },
     )
     model = transformers.ProphetNetForConditionalGeneration(config)
     return model, {**TOKENS, "decoder_input_ids": TOKENS["input_ids"].flip(1)}

@@ -1,4 +1,6 @@
-"""A small model with every kind of selective module in it, and what the optimiser's tests do with it."""
+"""A small model with every kind of selective module in it, and what the optimiser's tests do with
+it.
+"""
 
 import torch
 from torch import nn
@@ -65,13 +67,19 @@ def weights(model):
 def everything(model, optimizer):
     """All tensors of the model and of the optimiser's state, by name."""
     names = {p: name for name, p in model.named_parameters()}
-    states = {f"{names[p]} {key}": t.clone() for p, state in optimizer.state.items() for key, t in state.items()}
+    states = {
+        f"{names[p]} {key}": t.clone()
+        for p, state in optimizer.state.items()
+        for key, t in state.items()
+    }
     return {**weights(model), **states}
 
 
 def assert_same_bits(a, b):
     assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name]) or a[name].dtype != b[name].dtype]
+    different = [
+        name for name in a if not torch.equal(a[name], b[name]) or a[name].dtype != b[name].dtype
+    ]
     assert not different, different
 
 
@@ -79,7 +87,9 @@ def assert_weights_show_values(model):
     for module in model.modules():
         if isinstance(module, sft.nn.Selected):
             shown = module.selection.gather(module._matrix())
-            assert torch.equal(shown, module._parameters["values"].detach().to(shown.dtype)), module.label
+            assert torch.equal(shown, module._parameters["values"].detach().to(shown.dtype)), (
+                module.label
+            )
 
 
 def trained_parameters(model):

@@ -1,8 +1,9 @@
 """Lets `import torchvision` and `import timm` work beside a torch that has no CUDA.
 
-The registry's wheel of torchvision is linked against CUDA's libraries. Without them its compiled operators are missing,
-importing it stops at the first of them, and so does transformers, which imports it where it finds it. `make test` puts both
-packages into a folder of their own beside site-packages, where only the tests look.
+The registry's wheel of torchvision is linked against CUDA's libraries. Without them its compiled
+operators are missing, importing it stops at the first of them, and so does transformers, which
+imports it where it finds it. `make test` puts both packages into a folder of their own beside
+site-packages, where only the tests look.
 """
 
 import importlib.util
@@ -18,7 +19,8 @@ _declared = []  # a torch.library.Library takes its operators back when it goes
 
 
 def make_importable() -> None:
-    """Put the folder at the end of the path, and declare (without a body) the operators that torchvision's import asks for.
+    """Put the folder at the end of the path, and declare (without a body) the operators that
+    torchvision's import asks for.
 
     No model of torchvision needs them. Does nothing where torchvision is not installed, or whole.
     """

@@ -20,8 +20,16 @@ def _t5():
 
 
 def _whisper():
-    sizes = dict(encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4)
-    sizes |= dict(d_model=192, encoder_ffn_dim=512, decoder_ffn_dim=512, num_mel_bins=40, max_source_positions=64)
+    sizes = dict(
+        encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4
+    )
+    sizes |= dict(
+        d_model=192,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        num_mel_bins=40,
+        max_source_positions=64,
+    )
     config = tf.WhisperConfig(max_target_positions=128, decoder_start_token_id=1, **sizes, **TEXT)
     return tf.WhisperForConditionalGeneration(config)
 
@@ -29,7 +37,9 @@ def _whisper():
 MODELS = {
     "Llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**DECODER)),
     "Mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(sliding_window=32, **DECODER)),
-    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **DECODER)),
+    "Mixtral": lambda: tf.MixtralForCausalLM(
+        tf.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **DECODER)
+    ),
     "BERT": lambda: tf.BertForSequenceClassification(tf.BertConfig(vocab_size=384, **BODY)),
     "GPT-2": _gpt2,
     "ViT": lambda: tf.ViTForImageClassification(tf.ViTConfig(image_size=64, patch_size=8, **BODY)),
@@ -49,7 +59,10 @@ class ConvNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        layers = [(nn.Conv2d(n, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)) for n in (3, 32)]
+        layers = [
+            (nn.Conv2d(n, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2))
+            for n in (3, 32)
+        ]
         self.body, self.head = nn.Sequential(*layers[0], *layers[1]), nn.Linear(32 * 64, 10)
 
     def forward(self, x):

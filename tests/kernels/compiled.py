@@ -1,4 +1,6 @@
-"""Compiles what a launcher would launch, without a GPU, and reads the registers and instructions that come out."""
+"""Compiles what a launcher would launch, without a GPU, and reads the registers and instructions
+that come out.
+"""
 
 import collections
 import pathlib
@@ -27,20 +29,32 @@ class Recorder:
 
 
 def specialise(kernel, args, kwargs, capability=90):
-    """Signature, constants, attributes and options, as triton's own launcher derives them from the arguments."""
+    """Signature, constants, attributes and options, as triton's own launcher derives them from the
+    arguments.
+    """
     backend = make_backend(GPUTarget("cuda", capability, 32))
-    bound, specialisation, options = create_function_from_signature(kernel.signature, kernel.params, backend)(*args, **kwargs)
-    options, *source = kernel._pack_args(backend, {"debug": False, **kwargs}, bound, specialisation, options)
+    bound, specialisation, options = create_function_from_signature(
+        kernel.signature, kernel.params, backend
+    )(*args, **kwargs)
+    options, *source = kernel._pack_args(
+        backend, {"debug": False, **kwargs}, bound, specialisation, options
+    )
     return dict(zip(("signature", "constexprs", "attrs"), source), fn=kernel), vars(options)
 
 
 def compile_launch(launch, capability, folder):
     source, options = specialise(*launch, capability)
-    compiled = triton.compile(ASTSource(**source), target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = triton.compile(
+        ASTSource(**source), target=GPUTarget("cuda", capability, 32), options=options
+    )
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    dump = subprocess.run([CUOBJDUMP, "-res-usage", "-sass", cubin], check=True, capture_output=True, text=True).stdout
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump).groups())
+    dump = subprocess.run(
+        [CUOBJDUMP, "-res-usage", "-sass", cubin], check=True, capture_output=True, text=True
+    ).stdout
+    registers, stack, local = map(
+        int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump).groups()
+    )
     found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", dump)
     resources = dict(registers=registers, stack=stack, local=local, shared=compiled.metadata.shared)
     return {**resources, "ops": collections.Counter(found), "sass": dump}
@@ -53,7 +67,9 @@ def count(result, *prefixes):
 def check_resources(result, capability):
     spilled = result["stack"], result["local"], count(result, "STL", "LDL")
     assert spilled == (0, 0, 0), f"stack, local memory and local instructions: {spilled}"
-    assert result["shared"] <= SHARED_LIMIT[capability], f"{result['shared']} bytes of shared memory"
+    assert result["shared"] <= SHARED_LIMIT[capability], (
+        f"{result['shared']} bytes of shared memory"
+    )
 
 
 def check_tensor_cores(result, instruction):
@@ -63,4 +79,6 @@ def check_tensor_cores(result, instruction):
 def check_wide_copies(result):
     copies = [op for op in result["ops"].elements() if op.startswith("LDGSTS")]
     narrow = sum(not op.endswith(".128") for op in copies)
-    assert copies and not narrow, f"{narrow} of {len(copies)} copies to shared memory below 16 bytes"
+    assert copies and not narrow, (
+        f"{narrow} of {len(copies)} copies to shared memory below 16 bytes"
+    )

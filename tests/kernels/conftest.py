@@ -1,4 +1,6 @@
-"""Poisoned memory for every kernel test, recorded launches, and a summary line for tests in a process of their own."""
+"""Poisoned memory for every kernel test, recorded launches, and a summary line for tests in a
+process of their own.
+"""
 
 import sys
 from pathlib import Path
@@ -6,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))  # `import compiled`, which importlib mode would not find
+sys.path.append(
+    str(Path(__file__).parent)
+)  # `import compiled`, which importlib mode would not find
 
 
 @pytest.fixture(autouse=True)

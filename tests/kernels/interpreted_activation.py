@@ -11,7 +11,9 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def tensors(shape, dtype):
-    grad, input = (torch.randn(shape, dtype=torch.float64, device=DEVICE).to(dtype) for _ in range(2))
+    grad, input = (
+        torch.randn(shape, dtype=torch.float64, device=DEVICE).to(dtype) for _ in range(2)
+    )
     return grad, input * 3
 
 
@@ -37,7 +39,10 @@ def test_as_exact_as_plain(activation, dtype, shape):
 def test_strides():
     grad, input = tensors((6, 33), torch.float32)
     want = kernel(grad, input, "silu")
-    views = (grad, torch.cat((input, grad), 1)[:, :33]), (grad.t().contiguous().t(), input.repeat_interleave(2, 1)[:, ::2])
+    views = (
+        (grad, torch.cat((input, grad), 1)[:, :33]),
+        (grad.t().contiguous().t(), input.repeat_interleave(2, 1)[:, ::2]),
+    )
     for view in views:
         assert all(torch.equal(bits(a), bits(b)) for a, b in zip(kernel(*view, "silu"), want))
 

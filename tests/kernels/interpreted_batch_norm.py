@@ -14,10 +14,18 @@ def test_a_product_a_sum_and_one_rounding(dtype, extents):
     want = (input.to(wide) * scale[:, None] + shift[:, None]).to(dtype)
     output = input.clone()
     batch_norm_triton_(output, scale, shift, None, *extents)
-    assert torch.equal(bits(output.nan_to_num()), bits(want.nan_to_num())) and output.view(-1)[-1].isnan()
+    assert (
+        torch.equal(bits(output.nan_to_num()), bits(want.nan_to_num()))
+        and output.view(-1)[-1].isnan()
+    )
     packed = torch.empty((input.numel() + 7) // 8, dtype=torch.uint8, device=DEVICE)
     batch_norm_triton_(input, scale, shift, packed, *extents)
-    assert torch.equal(bits(input.nan_to_num()), bits(want.relu().nan_to_num())) and input.view(-1)[-1].isnan()
+    assert (
+        torch.equal(bits(input.nan_to_num()), bits(want.relu().nan_to_num()))
+        and input.view(-1)[-1].isnan()
+    )
     flags = torch.zeros(8 * packed.numel(), dtype=torch.bool, device=DEVICE)
     flags[: want.numel()] = ~(want.flatten() <= 0)
-    assert torch.equal(packed, (flags.view(-1, 8).int() << torch.arange(8, device=DEVICE)).sum(1).to(torch.uint8))
+    assert torch.equal(
+        packed, (flags.view(-1, 8).int() << torch.arange(8, device=DEVICE)).sum(1).to(torch.uint8)
+    )

@@ -9,7 +9,9 @@ from sparse_ft.kernels.batch_norm_backward import batch_norm_backward_triton
 def test_two_products_and_one_rounding(dtype, extents):
     wide = torch.promote_types(torch.float32, dtype)
     grad = torch.randn(extents, dtype=torch.float64, device=DEVICE).to(dtype)
-    rstd, weight = (torch.rand(extents[1], dtype=torch.float64, device=DEVICE) + 0.1 for _ in range(2))
+    rstd, weight = (
+        torch.rand(extents[1], dtype=torch.float64, device=DEVICE) + 0.1 for _ in range(2)
+    )
     rstd, weight = rstd.to(wide), weight.to(dtype)
     for w in (weight, None):
         want = grad.to(wide) * rstd[:, None]
@@ -18,6 +20,8 @@ def test_two_products_and_one_rounding(dtype, extents):
         batch_norm_backward_triton(grad, rstd, w, None, output, *extents)
         assert torch.equal(bits(output), bits(want))
         positive = torch.randint(256, ((grad.numel() + 7) // 8,), dtype=torch.uint8, device=DEVICE)
-        flags = (positive[:, None] >> torch.arange(8, device=DEVICE)).flatten()[: grad.numel()].view(extents) & 1
+        flags = (positive[:, None] >> torch.arange(8, device=DEVICE)).flatten()[
+            : grad.numel()
+        ].view(extents) & 1
         batch_norm_backward_triton(grad, rstd, w, positive, output, *extents)
         assert torch.equal(output, want.masked_fill(flags == 0, 0))

@@ -32,7 +32,9 @@ def test_every_mix_of_dtypes_rounds_as_torch_does(name, source, target):
 
 
 def test_positions_past_two_to_the_31():
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pages that nobody touches cost nothing
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # pages that nobody touches cost nothing
+    )
     try:
         matrix = torch.empty(3, 2**30 + 7, dtype=torch.float16, device=DEVICE)
     finally:
@@ -56,11 +58,19 @@ def test_positions_past_two_to_the_31():
         ({"matrix": torch.zeros(3)}, ValueError, r"matrix.*\[3\]"),
         ({"matrix": torch.zeros(3, 3, dtype=torch.int32)}, TypeError, "matrix.*int32"),
         ({"dtype": torch.int32}, TypeError, "dtype.*int32"),
-        ({"kind": "blocks", "index": torch.zeros(1, 2, dtype=torch.long), "block_w": 0}, ValueError, "block_w.*0"),
+        (
+            {"kind": "blocks", "index": torch.zeros(1, 2, dtype=torch.long), "block_w": 0},
+            ValueError,
+            "block_w.*0",
+        ),
     ],
 )
 def test_bad_input_is_named(change, error, message):
-    call = dict(matrix=torch.zeros(3, 3), kind="rows", index=torch.tensor([1]), block_h=1, block_w=1)
-    call = {name: x.to(DEVICE) if torch.is_tensor(x) else x for name, x in {**call, **change}.items()}
+    call = dict(
+        matrix=torch.zeros(3, 3), kind="rows", index=torch.tensor([1]), block_h=1, block_w=1
+    )
+    call = {
+        name: x.to(DEVICE) if torch.is_tensor(x) else x for name, x in {**call, **change}.items()
+    }
     with pytest.raises(error, match=message):
         gather_selected_triton(**call)

@@ -1,6 +1,16 @@
 import pytest
 import torch
-from oracle import CASES, DEVICE, bits, gather, places, random, selected_mask, transposed, within_twice
+from oracle import (
+    CASES,
+    DEVICE,
+    bits,
+    gather,
+    places,
+    random,
+    selected_mask,
+    transposed,
+    within_twice,
+)
 from sparse_ft.kernels.masked_adamw import masked_adamw_triton_
 
 from sparse_ft.kernels import masked_adamw
@@ -10,7 +20,9 @@ HYPER = dict(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-6, weight_decay=0.1)
 
 
 class Problem:
-    """Values with their state, the first of them selected from weights, and the step that plain PyTorch would take."""
+    """Values with their state, the first of them selected from weights, and the step that plain
+    PyTorch would take.
+    """
 
     def __init__(self, names, plain=(), dtype=torch.float32, weight_dtype=torch.bfloat16):
         cases = [CASES[name] for name in names]
@@ -18,10 +30,14 @@ class Problem:
         self.cases, self.kinds, self.indices = cases, [c[2] for c in cases], [c[3] for c in cases]
         self.blocks = [size for case in cases for size in case[4:]]
         self.weights = [random(*case[:2], dtype=weight_dtype) for case in cases]
-        self.values, self.grads, self.exp_avgs = ([random(*s, dtype=dtype) for s in shapes] for _ in range(3))
+        self.values, self.grads, self.exp_avgs = (
+            [random(*s, dtype=dtype) for s in shapes] for _ in range(3)
+        )
         self.exp_avg_sqs = [random(*s, dtype=dtype).square() for s in shapes]
         self.steps = [torch.tensor(float(i), device=DEVICE) for i in range(len(shapes))]
-        self.hyper = {name: [x * (1 - i / 100) for i in range(len(shapes))] for name, x in HYPER.items()}
+        self.hyper = {
+            name: [x * (1 - i / 100) for i in range(len(shapes))] for name, x in HYPER.items()
+        }
 
     def step(self, **options):
         masked_adamw_triton_(
@@ -37,7 +53,9 @@ class Problem:
         return [self._expected(i, math, grad_scale, maximize) for i in range(len(self.values))]
 
     def _expected(self, i, math, grad_scale, maximize):
-        p, g, m, v = (x[i].to(math) for x in (self.values, self.grads, self.exp_avgs, self.exp_avg_sqs))
+        p, g, m, v = (
+            x[i].to(math) for x in (self.values, self.grads, self.exp_avgs, self.exp_avg_sqs)
+        )
         lr, beta1, beta2, eps, weight_decay = (self.hyper[name][i] for name in HYPER)
         step = self.steps[i].item() + 1
         g = g / (-grad_scale if maximize else grad_scale)
@@ -57,13 +75,21 @@ class Problem:
         scale = None if grad_scale == 1 else torch.tensor([grad_scale], device=DEVICE)
         self.step(grad_scale=scale, maximize=maximize, **options)
         for i, (a, b) in enumerate(zip(plain, exact, strict=True)):
-            for x, y, z in zip((self.values[i], self.exp_avgs[i], self.exp_avg_sqs[i]), a, b, strict=True):
+            for x, y, z in zip(
+                (self.values[i], self.exp_avgs[i], self.exp_avg_sqs[i]), a, b, strict=True
+            ):
                 within_twice(x, y.to(dtype), z)
         assert [step.item() for step in self.steps] == [step + 1 for step in steps]
-        for before, weight, values, case in zip(weights, self.weights, self.values, self.cases, strict=False):
+        for before, weight, values, case in zip(
+            weights, self.weights, self.values, self.cases, strict=False
+        ):
             _, _, inside = places(*case)
-            assert torch.equal(bits(gather(weight, case))[inside], bits(values.to(weight.dtype))[inside])
-            assert torch.equal(bits(weight)[~selected_mask(case)], bits(before)[~selected_mask(case)])
+            assert torch.equal(
+                bits(gather(weight, case))[inside], bits(values.to(weight.dtype))[inside]
+            )
+            assert torch.equal(
+                bits(weight)[~selected_mask(case)], bits(before)[~selected_mask(case)]
+            )
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "blocks-tiled"])
@@ -74,19 +100,31 @@ def test_every_layout(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 def test_every_mix_of_dtypes(dtype, weight_dtype):
-    Problem(["rows", "columns", "blocks-ragged", "entries"], [(5,)], dtype, weight_dtype).check_step()
+    Problem(
+        ["rows", "columns", "blocks-ragged", "entries"], [(5,)], dtype, weight_dtype
+    ).check_step()
 
 
 def test_many_tensors_of_every_kind_in_one_call():
     """Several chunks, tensors without entries, a scalar, and two tensors that share a group."""
-    names = ["rows-wide", "rows", "rows-empty", "columns", "blocks-ragged", "blocks-odd", "entries-many"]
+    names = [
+        "rows-wide",
+        "rows",
+        "rows-empty",
+        "columns",
+        "blocks-ragged",
+        "blocks-odd",
+        "entries-many",
+    ]
     problem = Problem([*names, "entries-empty"], [(2500,), (), (0, 3), (40, 8)])
     problem.weights[0] = problem.weights[0].float()
     for _ in range(2):
         problem.check_step()
 
 
-@pytest.mark.parametrize("options", [{"maximize": True}, {"grad_scale": 1024.0}, {"grad_scale": 3.0, "maximize": True}])
+@pytest.mark.parametrize(
+    "options", [{"maximize": True}, {"grad_scale": 1024.0}, {"grad_scale": 3.0, "maximize": True}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_scaled_and_maximised(options, dtype):
     problem = Problem(["rows", "blocks-ragged"], [(5,)], dtype)
@@ -98,7 +136,9 @@ def test_scaled_and_maximised(options, dtype):
 @pytest.mark.parametrize("beta1", [0.5, 0.3, 0.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_small_beta1(dtype, beta1):
-    """exp_avg starts from its nearer end, as torch.lerp does: with beta1 = 0 it is the gradient, however large it was."""
+    """exp_avg starts from its nearer end, as torch.lerp does: with beta1 = 0 it is the gradient,
+    however large it was.
+    """
     problem = Problem(["rows", "entries"], [(1030,)], dtype)
     problem.hyper["beta1"] = [beta1] * 2 + [0.9]
     for exp_avg in problem.exp_avgs:
@@ -110,7 +150,9 @@ def test_small_beta1(dtype, beta1):
 
 def test_lr_is_read_from_tensors():
     problem, want = Problem(["rows", "entries"], [(5,)]), Problem(["rows", "entries"], [(5,)])
-    for a, b in zip((*problem.tensors(), *problem.grads), (*want.tensors(), *want.grads), strict=True):
+    for a, b in zip(
+        (*problem.tensors(), *problem.grads), (*want.tensors(), *want.grads), strict=True
+    ):
         a.copy_(b)
     lrs = [torch.full((1,) * (i % 2), 0.5 + i, device=DEVICE) for i in range(3)]
     problem.hyper["lr"], want.hyper["lr"] = [1e3] * 3, [0.5, 1.5, 2.5]
@@ -120,7 +162,9 @@ def test_lr_is_read_from_tensors():
 
 
 def test_agrees_with_torch_adamw():
-    problem = Problem(["rows", "columns", "blocks", "entries"], [(7, 3)], torch.float64, torch.float64)
+    problem = Problem(
+        ["rows", "columns", "blocks", "entries"], [(7, 3)], torch.float64, torch.float64
+    )
     for state in (problem.exp_avgs, problem.exp_avg_sqs, problem.steps):
         for tensor in state:
             tensor.zero_()
@@ -147,7 +191,10 @@ def test_non_finite_gradient_changes_nothing(bad, dtype):
     problem.step(skip_nonfinite=True, found_inf=found_inf)
     problem.step(skip_nonfinite=True)
     assert found_inf.item() == 1
-    assert all(torch.equal(bits(tensor), old) for tensor, old in zip(problem.tensors(), before, strict=True))
+    assert all(
+        torch.equal(bits(tensor), old)
+        for tensor, old in zip(problem.tensors(), before, strict=True)
+    )
 
 
 def test_found_inf_on_entry_changes_nothing():
@@ -155,7 +202,10 @@ def test_found_inf_on_entry_changes_nothing():
     before = [bits(tensor).clone() for tensor in problem.tensors()]
     problem.step(found_inf=torch.ones((), device=DEVICE))
     problem.step(found_inf=torch.ones((), device=DEVICE), skip_nonfinite=True)
-    assert all(torch.equal(bits(tensor), old) for tensor, old in zip(problem.tensors(), before, strict=True))
+    assert all(
+        torch.equal(bits(tensor), old)
+        for tensor, old in zip(problem.tensors(), before, strict=True)
+    )
 
 
 def test_finite_gradients_take_the_step():
@@ -165,11 +215,15 @@ def test_finite_gradients_take_the_step():
     problem.exp_avg_sqs[0].zero_()
     steps = [step.item() for step in problem.steps]
     problem.step(skip_nonfinite=True, found_inf=found_inf)
-    assert found_inf.item() == 0 and [step.item() for step in problem.steps] == [step + 1 for step in steps]
+    assert found_inf.item() == 0 and [step.item() for step in problem.steps] == [
+        step + 1 for step in steps
+    ]
 
 
 def test_strided_and_unaligned_tensors():
-    problem = Problem(["rows", "columns", "blocks-ragged", "entries", "entries-many"], [(8, 3, 4, 2), (16,)])
+    problem = Problem(
+        ["rows", "columns", "blocks-ragged", "entries", "entries-many"], [(8, 3, 4, 2), (16,)]
+    )
     problem.weights = [transposed(weight) for weight in problem.weights]
     problem.values[-1] = random(17)[1:]
     problem.grads = [torch.stack([grad, grad], -1)[..., 0] for grad in problem.grads]
@@ -179,15 +233,24 @@ def test_strided_and_unaligned_tensors():
 
 
 def test_weight_offsets_past_two_to_the_31():
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pages that nobody touches cost nothing
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # pages that nobody touches cost nothing
+    )
     try:
         weight = torch.empty(3, 2**30 + 7, dtype=torch.float16, device=DEVICE)
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = True
     problem = Problem(["entries", "columns-one-column"])
     columns = weight.size(1)
-    problem.weights, problem.kinds, problem.blocks = [weight, weight], ["entries", "blocks"], [1, 1, 2, 3]
-    problem.indices = [torch.tensor([3 * columns - 1, 2 * columns + 5]), torch.tensor([[0, columns // 3]])]
+    problem.weights, problem.kinds, problem.blocks = (
+        [weight, weight],
+        ["entries", "blocks"],
+        [1, 1, 2, 3],
+    )
+    problem.indices = [
+        torch.tensor([3 * columns - 1, 2 * columns + 5]),
+        torch.tensor([[0, columns // 3]]),
+    ]
     problem.indices = [index.to(DEVICE) for index in problem.indices]
     for state in (problem.values, problem.grads, problem.exp_avgs, problem.exp_avg_sqs):
         state[:] = [random(2).square(), random(1, 2, 3).square()]
@@ -201,12 +264,16 @@ def test_launches_do_not_grow_with_the_number_of_tensors(monkeypatch):
     launches = []
     for name in ("_nonfinite_kernel", "_steps_kernel", "_masked_adamw_kernel"):
         kernel = getattr(masked_adamw, name)
-        counted = type("Counted", (), {"__getitem__": lambda _, grid, k=kernel: launches.append(k) or k[grid]})()
+        counted = type(
+            "Counted", (), {"__getitem__": lambda _, grid, k=kernel: launches.append(k) or k[grid]}
+        )()
         monkeypatch.setattr(masked_adamw, name, counted)
     for count in (1, 12):
         launches.clear()
         Problem(["rows"] * count, [(16,)] * count).step(skip_nonfinite=True)
-        assert len(launches) == 5  # for rows and for plain parameters: check and update; and the steps
+        assert (
+            len(launches) == 5
+        )  # for rows and for plain parameters: check and update; and the steps
 
 
 def test_bad_input_is_named():
@@ -219,7 +286,11 @@ def test_bad_input_is_named():
 
     fails(ValueError, "grads must have one item for each of 2 values, got 1", grads=lambda x: x[:1])
     fails(ValueError, r"exp_avgs\[1\] must have the shape", exp_avgs=lambda x: [x[0], x[1][:1]])
-    fails(TypeError, r"exp_avg_sqs\[0\] must have the dtype.*bfloat16", exp_avg_sqs=lambda x: [x[0].bfloat16(), x[1]])
+    fails(
+        TypeError,
+        r"exp_avg_sqs\[0\] must have the dtype.*bfloat16",
+        exp_avg_sqs=lambda x: [x[0].bfloat16(), x[1]],
+    )
     fails(TypeError, r"steps\[1\] must be one float32.*int64", steps=lambda x: [x[0], x[1].long()])
     fails(ValueError, r"values\[0\] must be \[3, 14\]", weights=lambda x: [random(7, 14)])
     fails(ValueError, r"weights\[0\] must be a \[rows, columns\]", weights=lambda x: [random(7)])

@@ -8,8 +8,14 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def tensors(shape, dtype):
-    grad, input = (torch.randn(shape, dtype=torch.float64, device=DEVICE).to(dtype) for _ in range(2))
-    return grad, input, (1 + 0.2 * torch.randn(shape[-1], dtype=torch.float64, device=DEVICE)).to(dtype)
+    grad, input = (
+        torch.randn(shape, dtype=torch.float64, device=DEVICE).to(dtype) for _ in range(2)
+    )
+    return (
+        grad,
+        input,
+        (1 + 0.2 * torch.randn(shape[-1], dtype=torch.float64, device=DEVICE)).to(dtype),
+    )
 
 
 def plain(grad, input, weight, offset):
@@ -37,7 +43,9 @@ def kernel(grad, input, weight, offset=0.0, dtype=None):
 def test_as_exact_as_plain(dtype, shape, weighted, offset):
     grad, input, weight = tensors(shape, dtype)
     weight = weight if weighted else None
-    exact = plain(grad.double(), input.double(), None if weight is None else weight.double(), offset)
+    exact = plain(
+        grad.double(), input.double(), None if weight is None else weight.double(), offset
+    )
     *got, rstd = kernel(grad, input, weight, offset)
     for ours, theirs, want in zip(got, plain(grad, input, weight, offset), exact):
         if dtype == torch.float64:  # the truth itself is plain PyTorch's

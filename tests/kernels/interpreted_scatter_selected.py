@@ -81,7 +81,9 @@ def test_bad_input_is_named():
     matrix, index = torch.zeros(3, 3, device=DEVICE), torch.tensor([1], device=DEVICE)
     with pytest.raises(ValueError, match=r"values must be \[1, 3\], got \[1, 2\]"):
         scatter_selected_triton_(matrix, matrix[:1, :2], "rows", index, 1, 1)
-    with pytest.raises(TypeError, match="values must have the matrix's dtype torch.float32.*bfloat16"):
+    with pytest.raises(
+        TypeError, match="values must have the matrix's dtype torch.float32.*bfloat16"
+    ):
         swap_selected_triton_(matrix, matrix[:1].bfloat16(), "rows", index, 1, 1)
     with pytest.raises(TypeError, match="values must be float32.*int64"):
         scatter_selected_triton_(matrix, matrix[:1].long(), "rows", index, 1, 1)

@@ -31,7 +31,11 @@ def test_every_layout(name, tokens):
     case = CASES[name]
     grad_output, input = operands(case, tokens)
     values = selected_wgrad_triton(grad_output, input, *case[2:])
-    within_twice(values, dense(grad_output, input, case, torch.float32), dense(grad_output, input, case, torch.float64))
+    within_twice(
+        values,
+        dense(grad_output, input, case, torch.float32),
+        dense(grad_output, input, case, torch.float64),
+    )
     _, _, inside = places(*case)
     assert (values[~inside] == 0).all()
 
@@ -70,7 +74,8 @@ def test_strided_operands_and_what_lies_beside_them(name):
     assert torch.equal(selected_wgrad_triton(*other, *case[2:]), values)
     expanded = torch.ones(1, 1, device=DEVICE).expand(9, case[0])
     assert torch.equal(
-        selected_wgrad_triton(expanded, views[1], *case[2:]), selected_wgrad_triton(expanded.contiguous(), views[1], *case[2:])
+        selected_wgrad_triton(expanded, views[1], *case[2:]),
+        selected_wgrad_triton(expanded.contiguous(), views[1], *case[2:]),
     )
 
 
@@ -80,8 +85,12 @@ def test_only_the_selected_part_is_used(name):
     case = CASES[name]
     grad_output, input = operands(case, 6)
     row, column, inside = places(*case)
-    unused_rows = torch.ones(case[0], dtype=torch.bool, device=DEVICE).index_fill(0, row[inside], False)
-    unused_columns = torch.ones(case[1], dtype=torch.bool, device=DEVICE).index_fill(0, column[inside], False)
+    unused_rows = torch.ones(case[0], dtype=torch.bool, device=DEVICE).index_fill(
+        0, row[inside], False
+    )
+    unused_columns = torch.ones(case[1], dtype=torch.bool, device=DEVICE).index_fill(
+        0, column[inside], False
+    )
     expected = selected_wgrad_triton(grad_output, input, *case[2:])
     grad_output[:, unused_rows], input[:, unused_columns] = float("nan"), float("nan")
     assert torch.equal(selected_wgrad_triton(grad_output, input, *case[2:]), expected)
@@ -93,7 +102,8 @@ def test_compact_input_gives_the_same_bits(name):
     grad_output, input = operands(case, 33)
     compact = input[:, case[3].long()]
     assert torch.equal(
-        selected_wgrad_triton(grad_output, compact, *case[2:]), selected_wgrad_triton(grad_output, input, *case[2:])
+        selected_wgrad_triton(grad_output, compact, *case[2:]),
+        selected_wgrad_triton(grad_output, input, *case[2:]),
     )
 
 
@@ -136,17 +146,26 @@ def test_repeats_give_the_same_bits(name):
 
 
 def test_token_offsets_past_two_to_the_31():
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pages that nobody touches cost nothing
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # pages that nobody touches cost nothing
+    )
     try:
         grad_output = torch.empty(3, 2**30 + 7, dtype=torch.float16, device=DEVICE)[:, :4]
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = True
     grad_output.copy_(random(3, 4))
     input = random(3, 5, dtype=torch.float16)
-    for kind, index in (("rows", [1, 3]), ("columns", [0, 4]), ("blocks", [[1, 1]]), ("entries", [4, 19])):
+    for kind, index in (
+        ("rows", [1, 3]),
+        ("columns", [0, 4]),
+        ("blocks", [[1, 1]]),
+        ("entries", [4, 19]),
+    ):
         index = torch.tensor(index, device=DEVICE)
         values = selected_wgrad_triton(grad_output, input, kind, index, 2, 2)
-        assert torch.equal(values, selected_wgrad_triton(grad_output.contiguous(), input, kind, index, 2, 2))
+        assert torch.equal(
+            values, selected_wgrad_triton(grad_output.contiguous(), input, kind, index, 2, 2)
+        )
 
 
 def test_entries_past_two_to_the_31():

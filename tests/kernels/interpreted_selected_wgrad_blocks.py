@@ -1,4 +1,6 @@
-"""The Triton kernels of blocks in every dtype they may see: either grouping, every width of tile, split and accumulated."""
+"""The Triton kernels of blocks in every dtype they may see: either grouping, every width of tile,
+split and accumulated.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,14 @@ METHODS = wgrad_of_blocks, blocks_by_panel, blocks_by_strips
 
 
 def grid(rows, columns, block_h, block_w, blocks):
-    return rows, columns, "blocks", torch.tensor(blocks, device=DEVICE).reshape(-1, 2), block_h, block_w
+    return (
+        rows,
+        columns,
+        "blocks",
+        torch.tensor(blocks, device=DEVICE).reshape(-1, 2),
+        block_h,
+        block_w,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +35,14 @@ def panels_however_many(monkeypatch):
 
 NAMED = {name: case for name, case in CASES.items() if case[2] == "blocks" and case[3].numel()}
 NAMED |= {
-    "one-block-row": grid(40, 330, 16, 16, [[1, i] for i in range(21)]),  # more than one tile of 256, and a ragged last one
+    "one-block-row": grid(
+        40, 330, 16, 16, [[1, i] for i in range(21)]
+    ),  # more than one tile of 256, and a ragged last one
     "one-block-column": grid(330, 40, 16, 16, [[i, 2] for i in range(21)]),
     "columns-of-32": grid(100, 70, 32, 32, [[0, 1], [1, 1], [2, 0], [2, 1], [3, 1], [3, 2]]),
-    "panel-of-64": grid(64, 256, 64, 48, [[0, 0], [0, 2], [0, 3], [0, 4], [0, 5]]),  # a tile of 256 cuts a block
+    "panel-of-64": grid(
+        64, 256, 64, 48, [[0, 0], [0, 2], [0, 3], [0, 4], [0, 5]]
+    ),  # a tile of 256 cuts a block
     "panel-of-two-tiles": grid(150, 32, 150, 16, [[0, 0], [0, 1]]),
     "every-block": grid(48, 80, 16, 16, [[i, j] for i in range(3) for j in range(5)]),
 }
@@ -37,7 +50,11 @@ NAMED |= {
 
 def compute(method, case, grad_output, input, values=None, dtype=torch.float32):
     _, _, _, index, block_h, block_w = case
-    into = torch.empty(index.size(0), block_h, block_w, dtype=dtype, device=DEVICE) if values is None else values.clone()
+    into = (
+        torch.empty(index.size(0), block_h, block_w, dtype=dtype, device=DEVICE)
+        if values is None
+        else values.clone()
+    )
     if method is wgrad_of_blocks:
         method([(into, grad_output, input, index, block_h, block_w)], values is not None)
     else:
@@ -54,7 +71,10 @@ def expected(case, grad_output, input, dtype):
 def test_every_case(name, dtype):
     case = NAMED[name]
     operands = random(21, case[0], dtype=dtype), random(21, case[1], dtype=dtype)
-    plain, exact = expected(case, *operands, torch.float32), expected(case, *operands, torch.float64)
+    plain, exact = (
+        expected(case, *operands, torch.float32),
+        expected(case, *operands, torch.float64),
+    )
     for method in METHODS:
         within_twice(compute(method, case, *operands), plain, exact)
 
@@ -62,7 +82,9 @@ def test_every_case(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["blocks-ragged", "one-block-row", "columns-of-32"])
 def test_splits_over_tokens(name, dtype, monkeypatch):
-    """150 tokens in three parts; the operands' tokens are whole numbers, so that the order of the sum cannot show."""
+    """150 tokens in three parts; the operands' tokens are whole numbers, so that the order of the
+    sum cannot show.
+    """
     case = NAMED[name]
     operands = [torch.randint(-8, 9, (150, size), device=DEVICE).to(dtype) for size in case[:2]]
     whole = compute(wgrad_of_blocks, case, *operands)
@@ -99,13 +121,24 @@ VIEWS = {  # of 21 tokens of 48 features
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("name", VIEWS)
 def test_views(name, accumulate):
-    """The bits of contiguous operands, and no more than an element a copy where 16 bytes would not be aligned."""
+    """The bits of contiguous operands, and no more than an element a copy where 16 bytes would not
+    be aligned.
+    """
     case, view = grid(48, 48, 16, 16, [[0, 0], [1, 2], [2, 2]]), VIEWS[name]()
     wide = view.stride(1) == 1 and view.data_ptr() % 16 == 0 and view.stride(0) % 16 == 0
     if view.stride(1) == 1:
         assert selected_wgrad_blocks._vector(view, 16) == (8 if wide else 1)
     assert selected_wgrad_blocks._vector(view.contiguous(), 16) == (1 if name == "odd-start" else 8)
-    assert wide == (name not in ("transposed", "one-number-for-all", "every-other-feature", "off-by-one", "odd-start"))
+    assert wide == (
+        name
+        not in (
+            "transposed",
+            "one-number-for-all",
+            "every-other-feature",
+            "off-by-one",
+            "odd-start",
+        )
+    )
     other = random(21, 48, dtype=torch.float16)
     for operands in ((view, other), (other, view)):
         into, want = (torch.ones(3, 16, 16, device=DEVICE) for _ in range(2))
@@ -122,7 +155,9 @@ def test_views(name, accumulate):
 
 def test_a_stride_that_is_not_kept_is_seen(monkeypatch):
     """What the comparison of views is for: tokens that are read as if they followed one another."""
-    monkeypatch.setattr(selected_wgrad, "_row_major", lambda _, operand: operand.as_strided(operand.shape, (48, 1)))
+    monkeypatch.setattr(
+        selected_wgrad, "_row_major", lambda _, operand: operand.as_strided(operand.shape, (48, 1))
+    )
     with pytest.raises(AssertionError):
         test_views("every-third-token", False)
 
@@ -139,10 +174,18 @@ def test_repeats_give_the_same_bits(monkeypatch):
 def test_gathers_no_more_than_the_workspace(monkeypatch):
     case = NAMED["one-block-row"]
     operands = random(21, case[0]), random(21, case[1])
-    whole, gathered, product = compute(blocks_by_panel, case, *operands), [], selected_wgrad_gemm.product
-    monkeypatch.setattr(selected_wgrad_gemm, "product", lambda p, q: gathered.append(q.numel() * 4) or product(p, q))
+    whole, gathered, product = (
+        compute(blocks_by_panel, case, *operands),
+        [],
+        selected_wgrad_gemm.product,
+    )
+    monkeypatch.setattr(
+        selected_wgrad_gemm, "product", lambda p, q: gathered.append(q.numel() * 4) or product(p, q)
+    )
     monkeypatch.setattr(selected_wgrad_gemm, "WORKSPACE", 21 * 16 * 4 * 5)
-    within_twice(compute(blocks_by_panel, case, *operands), whole, expected(case, *operands, torch.float64))
+    within_twice(
+        compute(blocks_by_panel, case, *operands), whole, expected(case, *operands, torch.float64)
+    )
     assert len(gathered) == 5 and max(gathered) <= selected_wgrad_gemm.WORKSPACE
 
 
@@ -158,9 +201,13 @@ def test_strips_of_any_height(name, monkeypatch):
         assert torch.equal(compute(blocks_by_strips, case, *operands, values=exact), 2 * exact)
 
 
-@pytest.mark.parametrize("dtype, least, most", [(torch.bfloat16, 0.25, 0.4), (torch.float32, 0.5, 0.7)])
+@pytest.mark.parametrize(
+    "dtype, least, most", [(torch.bfloat16, 0.25, 0.4), (torch.float32, 0.5, 0.7)]
+)
 def test_many_blocks_are_strips(dtype, least, most, monkeypatch):
-    """64 x 64 blocks of a large matrix: from a third of it on, wherever they lie; each call does what the choice says."""
+    """64 x 64 blocks of a large matrix: from a third of it on, wherever they lie; each call does
+    what the choice says.
+    """
     monkeypatch.undo()
     x = torch.empty(1, 4096, dtype=dtype, device=DEVICE)
     order = torch.randperm(64 * 64, device=DEVICE)
@@ -173,9 +220,14 @@ def test_many_blocks_are_strips(dtype, least, most, monkeypatch):
         monkeypatch.setattr(selected_wgrad, name, lambda *_, name=name: called.append(name))
     selected_wgrad_triton(x, x, "blocks", index, 64, 64)
     selected_wgrad_triton(x, x, "blocks", index[:9], 64, 64)
-    assert called == ["blocks_by_strips", "wgrad_of_blocks" if dtype == torch.bfloat16 else "blocks_by_panel"]
+    assert called == [
+        "blocks_by_strips",
+        "wgrad_of_blocks" if dtype == torch.bfloat16 else "blocks_by_panel",
+    ]
 
 
 def test_either_side_is_shared():
-    shared = [panels(NAMED[name][3], 16, 16).shared for name in ("one-block-row", "one-block-column")]
+    shared = [
+        panels(NAMED[name][3], 16, 16).shared for name in ("one-block-row", "one-block-column")
+    ]
     assert shared == [0, 1]

@@ -1,4 +1,6 @@
-"""Each method of single entries on its own, whatever the density would choose, in several parts and strips."""
+"""Each method of single entries on its own, whatever the density would choose, in several parts and
+strips.
+"""
 
 import pytest
 import torch
@@ -59,7 +61,9 @@ def test_a_small_workspace_gives_the_same_values(method, name, monkeypatch):
     """Whole numbers: neither the parts of the tokens nor the rows of a strip can show."""
     case = CASES[name]
     pair = [torch.randint(-8, 9, (TOKENS, size), device=DEVICE).half() for size in case[:2]]
-    monkeypatch.setattr(selected_wgrad_entries, "WORKSPACE", 4 * case[1] * 4)  # four rows of a strip; 128 tokens
+    monkeypatch.setattr(
+        selected_wgrad_entries, "WORKSPACE", 4 * case[1] * 4
+    )  # four rows of a strip; 128 tokens
     for accumulate in (False, True):
         values = torch.full((len(case[3]),), 3.0, device=DEVICE)
         method(values, *pair, case[3], accumulate)
@@ -69,7 +73,10 @@ def test_a_small_workspace_gives_the_same_values(method, name, monkeypatch):
 @METHODS
 def test_repeats_give_the_same_bits(method):
     case = CASES["entries-many"]
-    pair, values = operands(case, torch.bfloat16), [torch.empty(len(case[3]), device=DEVICE) for _ in range(3)]
+    pair, values = (
+        operands(case, torch.bfloat16),
+        [torch.empty(len(case[3]), device=DEVICE) for _ in range(3)],
+    )
     for into in values * (7 if DEVICE == "cuda" else 1):
         into.fill_(float("nan"))
         method(into, *pair, case[3], False)
@@ -84,12 +91,16 @@ def test_density_chooses(dtype, monkeypatch):
     edge = int(selected_wgrad_entries.STRIPS_FROM[dtype.itemsize] * 1000 * 1000)
     x = torch.empty(1, 1000, dtype=dtype, device=DEVICE)
     for nnz in (edge - 1, edge + 1):
-        wgrad_of_entries(torch.empty(nnz, device=DEVICE), x, x, torch.arange(nnz, device=DEVICE), False)
+        wgrad_of_entries(
+            torch.empty(nnz, device=DEVICE), x, x, torch.arange(nnz, device=DEVICE), False
+        )
     assert chosen == ["dots", "by_strips"]
 
 
 def test_a_part_fits_the_grid():
-    """A program for each 64 tokens in the grid's second dimension, which ends at 65535, however little the features take."""
+    """A program for each 64 tokens in the grid's second dimension, which ends at 65535, however
+    little the features take.
+    """
     for tokens, sizes in ((10**7, (1, 1, 2, 2)), (10**5, (4096, 4096, 2, 2)), (1, (1, 1, 8, 8))):
         part = selected_wgrad_entries._part(tokens, *sizes)
         assert 0 < part // 64 <= 65535 and part % selected_wgrad_entries.BLOCK_T == 0

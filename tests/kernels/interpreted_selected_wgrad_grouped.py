@@ -1,4 +1,6 @@
-"""Blocks of several problems in shared launches: the bits of each alone, for any mix of shapes, tokens and layouts."""
+"""Blocks of several problems in shared launches: the bits of each alone, for any mix of shapes,
+tokens and layouts.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from sparse_ft.kernels.selected_wgrad import (
 from sparse_ft.kernels import problems, selected_wgrad_blocks, selected_wgrad_gemm
 
 GRID = [[0, 0], [0, 2], [1, 1], [2, 0], [2, 2]]
-# tokens, rows, columns, block_h, block_w, blocks: three of one tile, one more of it by block columns, others
+# tokens, rows, columns, block_h, block_w, blocks: three of one tile, one more of it by block
+# columns, others
 SHAPES = [
     (21, 48, 48, 16, 16, GRID),
     (70, 64, 80, 16, 16, GRID + [[3, 4]]),
@@ -28,16 +31,24 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Splits over few tokens, a launch for each two problems, and panels on matrices so small that strips would be chosen."""
+    """Splits over few tokens, a launch for each two problems, and panels on matrices so small that
+    strips would be chosen.
+    """
     monkeypatch.setattr(selected_wgrad_gemm, "DENSE_LOADS", float("inf"))
     monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
     monkeypatch.setattr(problems, "GROUP", 2)
 
 
 def mixture(dtype=torch.float16):
-    """(grad_outputs, inputs, kinds, indices, blocks) of SHAPES, and of a layout of every other kind."""
+    """(grad_outputs, inputs, kinds, indices, blocks) of SHAPES, and of a layout of every other
+    kind.
+    """
     lists = [], [], [], [], []
-    entries = [(9, 7, 13, "rows", [0, 6]), (9, 7, 13, "columns", [1, 12]), (9, 7, 13, "entries", [3, 90])]
+    entries = [
+        (9, 7, 13, "rows", [0, 6]),
+        (9, 7, 13, "columns", [1, 12]),
+        (9, 7, 13, "entries", [3, 90]),
+    ]
     blocks = [(t, r, c, "blocks", i, h, w) for t, r, c, h, w, i in SHAPES]
     for tokens, rows, columns, kind, index, *block in blocks[:4] + entries + blocks[4:]:
         index = torch.tensor(index, device=DEVICE, dtype=torch.int32)
@@ -72,7 +83,9 @@ def same(found, want):
     return all(torch.equal(bits(a), bits(b)) for a, b in zip(found, want, strict=True))
 
 
-@pytest.mark.parametrize("group, dtype", [(3, torch.float16), (16, torch.float16), (16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "group, dtype", [(3, torch.float16), (16, torch.float16), (16, torch.bfloat16)]
+)
 def test_the_bits_of_each_alone(group, dtype, monkeypatch):
     lists = mixture(dtype)
     want = [selected_wgrad_triton(*problem) for problem in one_by_one(lists)]
@@ -84,9 +97,14 @@ def test_the_bits_of_each_alone(group, dtype, monkeypatch):
     for values_grad, problem in zip(alone, one_by_one(lists)):
         selected_wgrad_triton_(values_grad, *problem)
     assert same(found, alone)
-    for values, (grad_output, input, *layout) in zip(want, one_by_one(lists)):  # nor are those bits wrong together
+    for values, (grad_output, input, *layout) in zip(
+        want, one_by_one(lists)
+    ):  # nor are those bits wrong together
         case = grad_output.size(1), input.size(1), *layout
-        plain, exact = (gather(grad_output.to(wide).T @ input.to(wide), case) for wide in (torch.float32, torch.float64))
+        plain, exact = (
+            gather(grad_output.to(wide).T @ input.to(wide), case)
+            for wide in (torch.float32, torch.float64)
+        )
         within_twice(values, plain, exact)
 
 
@@ -101,7 +119,10 @@ def test_launches_are_shared(monkeypatch):
     index = [torch.tensor(i, device=DEVICE) for *_, i in layers]
     grids = count_launches(monkeypatch)
     selected_wgrad_grouped_triton(*lists, ["blocks"] * 5, index, [16] * 10)
-    assert grids == {"_panel_kernel": [(15,)], "_sum_splits_kernel": []}  # three panels of a layer, five layers
+    assert grids == {
+        "_panel_kernel": [(15,)],
+        "_sum_splits_kernel": [],
+    }  # three panels of a layer, five layers
     into = [torch.zeros(5, 16, 16, device=DEVICE) for _ in layers]
     selected_wgrad_grouped_triton_(into, *lists, ["blocks"] * 5, index, [16] * 10)
     assert [len(grid) for grid in grids.values()] == [2, 1]
@@ -122,14 +143,24 @@ def test_persistent_programs_give_the_same_bits(residents, monkeypatch):
 
 @pytest.mark.parametrize("what", ["ends", "splits"])
 def test_a_wrong_table_is_seen(what, monkeypatch):
-    """The comparison with each alone can fail: where a problem ends a program early, and where tokens are left out."""
+    """The comparison with each alone can fail: where a problem ends a program early, and where
+    tokens are left out.
+    """
     lists = mixture()
     want = selected_wgrad_grouped_triton(*lists)
     honest = selected_wgrad_blocks.launches, selected_wgrad_blocks.code
     if what == "ends":
-        early = [lambda items: honest[0]((key, fields, max(1, n - 1)) for key, fields, n in items), honest[1]]
+        early = [
+            lambda items: honest[0]((key, fields, max(1, n - 1)) for key, fields, n in items),
+            honest[1],
+        ]
     else:
-        early = [honest[0], lambda *sizes: honest[1](*(max(0, n - 1) if i == 2 else n for i, n in enumerate(sizes)))]
+        early = [
+            honest[0],
+            lambda *sizes: honest[1](
+                *(max(0, n - 1) if i == 2 else n for i, n in enumerate(sizes))
+            ),
+        ]
     for name, dishonest in zip(("launches", "code"), early):
         monkeypatch.setattr(selected_wgrad_blocks, name, dishonest)
     assert not same(selected_wgrad_grouped_triton(*lists), want)

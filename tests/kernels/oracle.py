@@ -1,6 +1,8 @@
-"""Layouts over small odd shapes, where their values sit by plain PyTorch, and the bound on a kernel's error.
+"""Layouts over small odd shapes, where their values sit by plain PyTorch, and the bound on a
+kernel's error.
 
-Imported by the interpreted_*.py files only, which test_interpreted.py runs with this folder on the path.
+Imported by the interpreted_*.py files only, which test_interpreted.py runs with this folder on the
+path.
 """
 
 import os
@@ -12,7 +14,14 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 def _case(rows, columns, kind, index, block_h=1, block_w=1, dtype=torch.int64):
     index = torch.tensor(index, dtype=dtype, device=DEVICE)
-    return rows, columns, kind, index.reshape(-1, 2) if kind == "blocks" else index, block_h, block_w
+    return (
+        rows,
+        columns,
+        kind,
+        index.reshape(-1, 2) if kind == "blocks" else index,
+        block_h,
+        block_w,
+    )
 
 
 CASES = {
@@ -25,7 +34,9 @@ CASES = {
     "columns-all": _case(5, 4, "columns", [0, 1, 2, 3]),
     "columns-empty": _case(4, 5, "columns", []),
     "blocks": _case(32, 48, "blocks", [[0, 2], [1, 0], [1, 1]], 16, 16),
-    "blocks-ragged": _case(11, 13, "blocks", [[0, 0], [1, 3], [2, 1], [2, 3]], 4, 4, dtype=torch.int32),
+    "blocks-ragged": _case(
+        11, 13, "blocks", [[0, 0], [1, 3], [2, 1], [2, 3]], 4, 4, dtype=torch.int32
+    ),
     "blocks-odd": _case(10, 9, "blocks", [[0, 1], [3, 0], [3, 1]], 3, 5),
     "blocks-one-entry": _case(3, 3, "blocks", [[0, 0], [2, 1]], 1, 1),
     "blocks-beyond": _case(5, 6, "blocks", [[0, 0]], 8, 8),
@@ -39,7 +50,11 @@ CASES = {
 
 def places(rows, columns, kind, index, block_h, block_w):
     """Row, column and whether inside the matrix, each of the values' shape."""
-    index, m, n = index.long(), torch.arange(rows, device=DEVICE), torch.arange(columns, device=DEVICE)
+    index, m, n = (
+        index.long(),
+        torch.arange(rows, device=DEVICE),
+        torch.arange(columns, device=DEVICE),
+    )
     if kind == "rows":
         row, column = index[:, None], n
     elif kind == "columns":
@@ -67,7 +82,9 @@ def selected_mask(case):
 
 
 def bits(tensor):
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return tensor.contiguous().view(
+        {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    )
 
 
 def random(*shape, dtype=torch.float32):
@@ -80,15 +97,23 @@ def transposed(matrix):
 
 
 def within_twice(actual, plain, exact):
-    """The kernel's largest error is at most twice that of plain PyTorch in the same dtype; `exact` is in float64.
+    """The kernel's largest error is at most twice that of plain PyTorch in the same dtype; `exact`
+    is in float64.
 
-    The last rounding alone may cost half a unit in the last place, where plain PyTorch happens to be exact.
+    The last rounding alone may cost half a unit in the last place, where plain PyTorch happens to
+    be exact.
     """
-    assert actual.shape == plain.shape == exact.shape and actual.dtype == plain.dtype and exact.dtype == torch.float64
+    assert (
+        actual.shape == plain.shape == exact.shape
+        and actual.dtype == plain.dtype
+        and exact.dtype == torch.float64
+    )
     if exact.numel():
         error, allowed = ((x.double() - exact).abs().max().item() for x in (actual, plain))
         unit = torch.finfo(actual.dtype).eps * exact.abs().max().item()
-        assert error <= 2 * max(allowed, unit / 2), f"error {error:.3e}, plain PyTorch {allowed:.3e}"
+        assert error <= 2 * max(allowed, unit / 2), (
+            f"error {error:.3e}, plain PyTorch {allowed:.3e}"
+        )
 
 
 def assert_as_exact(results, plain, exact):

@@ -1,6 +1,8 @@
-"""What the compiler makes of every kernel, without a GPU: registers, stack, shared memory and instructions.
+"""What the compiler makes of every kernel, without a GPU: registers, stack, shared memory and
+instructions.
 
-A launcher is called with its kernel replaced by a recorder, so that what is compiled is what it would launch.
+A launcher is called with its kernel replaced by a recorder, so that what is compiled is what it
+would launch.
 """
 
 import os
@@ -46,7 +48,9 @@ FOUR = pytest.mark.parametrize("layout", ["rows", "columns", "blocks", "entries"
 @ARCHITECTURES
 def test_gather(layout, dtype, capability, record, tmp_path):
     launches = record(move, "_move_kernel")
-    gather_selected.gather_selected_triton(torch.empty(SIDE, SIDE, dtype=dtype), *LAYOUTS[layout], dtype=torch.float32)
+    gather_selected.gather_selected_triton(
+        torch.empty(SIDE, SIDE, dtype=dtype), *LAYOUTS[layout], dtype=torch.float32
+    )
     check_resources(compile_launch(launches[0], capability, tmp_path), capability)
 
 
@@ -56,7 +60,11 @@ def test_gather(layout, dtype, capability, record, tmp_path):
 def test_scatter(layout, dtype, capability, record, tmp_path):
     launches = record(move, "_move_kernel")
     matrix = torch.empty(SIDE, SIDE, dtype=dtype)
-    values = torch.empty({"rows": (64, SIDE), "columns": (SIDE, 64), "blocks": (3, 16, 16), "entries": (1000,)}[layout])
+    values = torch.empty(
+        {"rows": (64, SIDE), "columns": (SIDE, 64), "blocks": (3, 16, 16), "entries": (1000,)}[
+            layout
+        ]
+    )
     scatter_selected.scatter_selected_triton_(matrix, values, *LAYOUTS[layout])
     if layout == "rows" and dtype == torch.bfloat16:
         scatter_selected.scatter_selected_triton_(matrix, values, *LAYOUTS[layout], accumulate=True)
@@ -66,12 +74,26 @@ def test_scatter(layout, dtype, capability, record, tmp_path):
 
 
 def adamw_launches(record, layout, dtype, count=8, offset=0):
-    launches = [record(masked_adamw, f"_{name}_kernel") for name in ("nonfinite", "steps", "masked_adamw")]
-    shape = {"rows": (64, SIDE), "columns": (SIDE, 64), "blocks": (3, 16, 16), "entries": (1000,)}.get(layout, (64,))
+    launches = [
+        record(masked_adamw, f"_{name}_kernel") for name in ("nonfinite", "steps", "masked_adamw")
+    ]
+    shape = {
+        "rows": (64, SIDE),
+        "columns": (SIDE, 64),
+        "blocks": (3, 16, 16),
+        "entries": (1000,),
+    }.get(layout, (64,))
     numel = torch.Size(shape).numel()
-    state = [[torch.empty(numel + offset, dtype=dtype)[offset:].view(shape)] * count for _ in range(4)]
+    state = [
+        [torch.empty(numel + offset, dtype=dtype)[offset:].view(shape)] * count for _ in range(4)
+    ]
     kind, index, *block = LAYOUTS.get(layout, (None, None))
-    linked = ([torch.empty(SIDE, SIDE, dtype=torch.bfloat16)] * count, [kind] * count, [index] * count, block * count)
+    linked = (
+        [torch.empty(SIDE, SIDE, dtype=torch.bfloat16)] * count,
+        [kind] * count,
+        [index] * count,
+        block * count,
+    )
     hyper = {name: [0.5] * count for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
     masked_adamw.masked_adamw_triton_(
         *state, [torch.zeros(())] * count, *(linked if kind else ([], [], [], [])), **hyper,
@@ -87,20 +109,27 @@ def test_adamw(layout, dtype, capability, record, tmp_path):
     nonfinite, _, update = adamw_launches(record, layout, dtype)
     result = compile_launch(update, capability, tmp_path)
     check_resources(result, capability)
-    streams = 4 * (1 if dtype == torch.bfloat16 else 2)  # values, grads and two moments, 8 entries a thread
+    streams = 4 * (
+        1 if dtype == torch.bfloat16 else 2
+    )  # values, grads and two moments, 8 entries a thread
     assert count(result, "LDG.E.128") >= streams, "narrow loads"
     if layout == "plain":
         check_resources(compile_launch(nonfinite, capability, tmp_path), capability)
 
 
 def test_adamw_claims_alignment_only_where_there_is_some(record):
-    aligned, unaligned = (adamw_launches(record, "plain", torch.float32, offset=i)[2][2]["ALIGNED"] for i in (0, 1))
+    aligned, unaligned = (
+        adamw_launches(record, "plain", torch.float32, offset=i)[2][2]["ALIGNED"] for i in (0, 1)
+    )
     assert aligned and not unaligned
 
 
 @ARCHITECTURES
 def test_adamw_steps(capability, record, tmp_path):
-    check_resources(compile_launch(adamw_launches(record, "plain", torch.float32)[1], capability, tmp_path), capability)
+    check_resources(
+        compile_launch(adamw_launches(record, "plain", torch.float32)[1], capability, tmp_path),
+        capability,
+    )
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
@@ -149,7 +178,9 @@ def test_rms_norm(weighted, dtype, capability, record, tmp_path):
 @DTYPES
 @ARCHITECTURES
 def test_positive_bits(dtype, capability, record, tmp_path):
-    launches = [record(positive_bits, f"_{name}_kernel") for name in ("positive_bits", "where_bits")]
+    launches = [
+        record(positive_bits, f"_{name}_kernel") for name in ("positive_bits", "where_bits")
+    ]
     x, bits = torch.empty(32, SIDE, dtype=dtype), torch.empty(4 * SIDE, dtype=torch.uint8)
     positive_bits.positive_bits_triton(x, bits, x)
     positive_bits.where_bits_triton(x, bits, 1.25, x)
@@ -186,7 +217,10 @@ def test_sizes_of_one_compile(record, tmp_path):
     """Triton compiles an argument that is 1 in as a constant, which the interpreter never does."""
     one, index = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
     launches = [record(move, "_move_kernel")]
-    for kind, i, values in (("blocks", torch.zeros(1, 2, dtype=torch.int64), one[None]), ("entries", index, one[0])):
+    for kind, i, values in (
+        ("blocks", torch.zeros(1, 2, dtype=torch.int64), one[None]),
+        ("entries", index, one[0]),
+    ):
         gather_selected.gather_selected_triton(one, kind, i, 1, 1)
         scatter_selected.scatter_selected_triton_(one, values, kind, i, 1, 1)
     launches.append(adamw_launches(record, "plain", torch.float32, count=1)[1:2])

@@ -1,4 +1,6 @@
-"""The CUDA kernels inside the compiled part, disassembled: nothing in local memory, and streams 16 bytes at a time."""
+"""The CUDA kernels inside the compiled part, disassembled: nothing in local memory, and streams 16
+bytes at a time.
+"""
 
 import collections
 import re
@@ -16,13 +18,17 @@ if not _native.CUDA:
     pytest.skip("no CUDA kernels were built into sparse_ft._C", allow_module_level=True)
 
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-ARCHITECTURES = [name for name in _native.C.build_info()["cuda_architectures"] if name.startswith("sm_")]
+ARCHITECTURES = [
+    name for name in _native.C.build_info()["cuda_architectures"] if name.startswith("sm_")
+]
 SIZES = {"f": 4, "d": 8, "Float16": 2, "BFloat16": 2, "Lb1": 1}  # Lb1: moments in 8 bits
 MOVERS = ("gather_selected_kernel", "scatter_selected_kernel")
 
 
 def element_sizes(mangled):
-    """Bytes of each dtype among the arguments of a template: f, d, names after their length, S2_ for the one before."""
+    """Bytes of each dtype among the arguments of a template: f, d, names after their length, S2_
+    for the one before.
+    """
     sizes = []
     while mangled:
         token = re.match(r"NS_|E\dE|Lb1|S\d*_|\d+|.", mangled)[0]
@@ -35,15 +41,23 @@ def element_sizes(mangled):
 
 
 def kernels(path, *options):
-    """[(name, bytes of each type it is made for, resources, Counter of its instructions)] of a file with cubins."""
+    """[(name, bytes of each type it is made for, resources, Counter of its instructions)] of a file
+    with cubins.
+    """
     usage, sass = (
-        subprocess.run([CUOBJDUMP, *options, what, path], check=True, capture_output=True, text=True).stdout
+        subprocess.run(
+            [CUOBJDUMP, *options, what, path], check=True, capture_output=True, text=True
+        ).stdout
         for what in ("-res-usage", "-sass")
     )
-    resources = dict(re.findall(r"Function (\w+):\s*REG:\d+ (STACK:\d+ SHARED:\d+ LOCAL:\d+)", usage))
+    resources = dict(
+        re.findall(r"Function (\w+):\s*REG:\d+ (STACK:\d+ SHARED:\d+ LOCAL:\d+)", usage)
+    )
     found = []
     for mangled, body in re.findall(r"Function : (\w+)\n(.*?)(?=Function : |\Z)", sass, re.S):
-        opcodes = collections.Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", body))
+        opcodes = collections.Counter(
+            re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", body)
+        )
         name, types = re.search(r"\d([a-z_]+_kernel)(?:I(.*?)EEv)?", mangled).groups()
         found.append((name, element_sizes(types or ""), resources[mangled], opcodes))
     return found
@@ -62,7 +76,9 @@ def check_nothing_spills(resources, opcodes):
 
 
 def check_moves(name, matrix, values, opcodes):
-    """The wider side moves 16 bytes at a time where it adjoins, beside the index of entries, which always does."""
+    """The wider side moves 16 bytes at a time where it adjoins, beside the index of entries, which
+    always does.
+    """
     pack = 16 // max(matrix, values)
     of_index = sum(pack * index // 16 for index in (4, 8))
     to, source = (values, matrix) if name.startswith("gather") else (matrix, values)
@@ -91,26 +107,34 @@ def test_nothing_spills(architecture, compiled_kernels):
 def test_moves_are_wide(architecture, compiled_kernels):
     for kernel in MOVERS:
         mine = [found for found in compiled_kernels[architecture] if found[0] == kernel]
-        assert len(mine) == 16 and {sizes for _, sizes, *_ in mine} == {(a, b) for a in (2, 4, 8) for b in (2, 4, 8)}
+        assert len(mine) == 16 and {sizes for _, sizes, *_ in mine} == {
+            (a, b) for a in (2, 4, 8) for b in (2, 4, 8)
+        }
         for _, sizes, _, opcodes in mine:
             check_moves(kernel, *sizes, opcodes)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_streams_of_a_step_are_wide(architecture, compiled_kernels):
-    """masked_adamw_: four streams in, three of them out again; the look for inf and NaN: one in. Codes are narrower."""
+    """masked_adamw_: four streams in, three of them out again; the look for inf and NaN: one in.
+    Codes are narrower.
+    """
     streams = {"masked_adamw_kernel": (4, 3), "nonfinite_kernel": (1, 0)}
     for kernel, (loads, stores) in streams.items():
         mine = [found for found in compiled_kernels[architecture] if found[0] == kernel]
         assert len(mine) >= 4
         for _, sizes, _, opcodes in mine:
-            if kernel == "masked_adamw_kernel" or sizes[0] < 8:  # of doubles only the half with the exponent is looked at
+            if (
+                kernel == "masked_adamw_kernel" or sizes[0] < 8
+            ):  # of doubles only the half with the exponent is looked at
                 codes = 2 if sizes[-1] == 1 and loads > 1 else 0
                 check_streams(opcodes, loads - codes, stores - codes)
 
 
 def test_the_names_of_kernels():
-    """As nvcc writes them for <float, BFloat16>, <Float16, Float16> and <Format<BFloat16, Rounding(2), true>>."""
+    """As nvcc writes them for <float, BFloat16>, <Float16, Float16> and <Format<BFloat16,
+    Rounding(2), true>>.
+    """
     assert element_sizes("fNS_8BFloat16E") == (4, 2) and element_sizes("NS_7Float16ES2_") == (2, 2)
     assert element_sizes("NS_6FormatINS_8BFloat16ELNS_8RoundingE2ELb1E") == (2, 1)
     assert element_sizes("NS_6FormatIdLNS_8RoundingE0ELb0E") == (8,)
@@ -154,7 +178,9 @@ def test_each_check_can_fail(tmp_path):
     with pytest.raises(AssertionError, match="narrow stores"):
         check_moves("gather_selected_kernel", *sizes, opcodes)
     with pytest.raises(AssertionError, match="narrow loads"):
-        check_moves("gather_selected_kernel", *sizes, opcodes + collections.Counter({"STG.E.128": 1}))
+        check_moves(
+            "gather_selected_kernel", *sizes, opcodes + collections.Counter({"STG.E.128": 1})
+        )
     for loads, stores, what in ((4, 0, "loads"), (0, 3, "stores")):
         with pytest.raises(AssertionError, match=f"narrow {what}"):
             check_streams(wrong["masked_adamw_kernel"][2], loads, stores)

@@ -8,8 +8,12 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-FOLDER = pathlib.Path(__file__).parent  # not the root, whose sparse_ft would shadow the installed one
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+FOLDER = pathlib.Path(
+    __file__
+).parent  # not the root, whose sparse_ft would shadow the installed one
 PREPARE = "import torch\nx, i = torch.zeros(2, 2), torch.tensor([0])\n"
 CALLS = {
     "layout": "raise SystemExit",
@@ -40,4 +44,7 @@ def test_imports_without_a_gpu_and_refuses_cpu_tensors(stem):
     assert result.stdout == "imported\n", result.stderr
     if stem != "layout":
         message = result.stderr.strip().splitlines()[-1]
-        assert message.startswith("ValueError: ") and "is on cpu: Triton kernels need a CUDA device" in message
+        assert (
+            message.startswith("ValueError: ")
+            and "is on cpu: Triton kernels need a CUDA device" in message
+        )

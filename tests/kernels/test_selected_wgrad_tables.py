@@ -1,4 +1,6 @@
-"""Tables of an index: what they group, that they are made once, and that they go with the index or its old values."""
+"""Tables of an index: what they group, that they are made once, and that they go with the index or
+its old values.
+"""
 
 import gc
 import importlib.util
@@ -18,7 +20,9 @@ def index_of(rows, columns, density):
     return (torch.rand(rows, columns) < density).nonzero().int()
 
 
-@pytest.mark.parametrize("block", [(16, 16), (64, 64), (128, 128), (33, 5), (150, 16), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "block", [(16, 16), (64, 64), (128, 128), (33, 5), (150, 16), (1, 1)], ids=str
+)
 @pytest.mark.parametrize("density", [0.02, 0.3, 1.0])
 def test_every_gathered_feature_is_taken_once(block, density):
     index = index_of(12, 40, density)
@@ -74,7 +78,9 @@ def test_an_inference_tensor_is_served():
 
 
 def test_strips_are_slices():
-    index = torch.tensor([0, 3, 8, 9, 30, 39], dtype=torch.int32)  # of 7 rows of 6: rows 0, 0, 1, 1, 5, 6
+    index = torch.tensor(
+        [0, 3, 8, 9, 30, 39], dtype=torch.int32
+    )  # of 7 rows of 6: rows 0, 0, 1, 1, 5, 6
     assert strips(index, 7, 6, 2) == [(0, 2, 0, 4), (4, 6, 4, 5), (6, 7, 5, 6)]
     assert strips(index, 7, 6, 7) == [(0, 7, 0, 6)]
 
@@ -82,13 +88,19 @@ def test_strips_are_slices():
 def test_strips_of_blocks_are_slices():
     index = torch.tensor([[0, 3], [1, 0], [1, 5], [4, 1], [6, 6]], dtype=torch.int32)
     found = [(*ends, blocks.tolist()) for *ends, blocks in block_strips(index, 7, 2)]
-    assert found == [(0, 2, 0, 3, [[0, 3], [1, 0], [1, 5]]), (4, 6, 3, 4, [[0, 1]]), (6, 7, 4, 5, [[0, 6]])]
+    assert found == [
+        (0, 2, 0, 3, [[0, 3], [1, 0], [1, 5]]),
+        (4, 6, 3, 4, [[0, 1]]),
+        (6, 7, 4, 5, [[0, 6]]),
+    ]
 
 
 def test_splits_follow_shape_and_density():
     chunk = selected_wgrad_blocks.chunk_of_tokens
     assert chunk(0, 9, 64, 64) == 0
-    assert chunk(100, 9, 64, 64) == 128  # one split: below 512 tokens a partial sum costs more than it spreads
+    assert (
+        chunk(100, 9, 64, 64) == 128
+    )  # one split: below 512 tokens a partial sum costs more than it spreads
     assert chunk(8192, 1, 64, 64) == 512  # one block: as many splits as the tokens allow
     assert chunk(8192, 41, 64, 64) == 512
     assert chunk(8192, 410, 64, 64) == 2752  # three: 103 programs would fill less than half of 264

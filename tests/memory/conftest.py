@@ -1,4 +1,6 @@
-"""The measured peaks come from the benchmarks, which run from the root and are not installed: behind the installed packages."""
+"""The measured peaks come from the benchmarks, which run from the root and are not installed:
+behind the installed packages.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The tests of sparse_ft._C alone: skipped where the package was installed without its compiled part."""
+"""The tests of sparse_ft._C alone: skipped where the package was installed without its compiled
+part.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""sparse_ft._C with tensors in place of addresses. A layout is the tuple (kind, index, block_h, block_w) of the ops."""
+"""sparse_ft._C with tensors in place of addresses. A layout is the tuple (kind, index, block_h,
+block_w) of the ops.
+"""
 
 import torch
 
@@ -19,7 +21,15 @@ def variants():
 def native_layout(layout, shape):
     """The eight integers of the native core; the index tensor must outlive the call."""
     kind, index, block_h, block_w = layout
-    return (KINDS[kind], index.data_ptr(), 8 * index.element_size(), index.size(0), block_h, block_w, *shape)
+    return (
+        KINDS[kind],
+        index.data_ptr(),
+        8 * index.element_size(),
+        index.size(0),
+        block_h,
+        block_w,
+        *shape,
+    )
 
 
 def gather(matrix, layout, values, threads=2):
@@ -66,24 +76,30 @@ def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False
 
 
 def storage(t):
-    """What stands beside the values and moments of a tensor of `adamw_`: correction, seed and absmaxes, where it has them."""
+    """What stands beside the values and moments of a tensor of `adamw_`: correction, seed and
+    absmaxes, where it has them.
+    """
     if not t.keys() & {"correction", "seed", "exp_avg_absmax"}:
         return None
     correction, *absmaxes = (
-        t[name].data_ptr() if name in t else 0 for name in ("correction", "exp_avg_absmax", "exp_avg_sq_absmax")
+        t[name].data_ptr() if name in t else 0
+        for name in ("correction", "exp_avg_absmax", "exp_avg_sq_absmax")
     )
     return correction, t.get("seed", -1), *absmaxes
 
 
 def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, threads=2):
-    """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither, and the hyperparameters;
-    correction, seed, exp_avg_absmax, exp_avg_sq_absmax."""
+    """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither,
+    and the hyperparameters; correction, seed, exp_avg_absmax, exp_avg_sq_absmax."""
     table = []
     for t in tensors:
         weight = t.get("weight")
         table.append(
             (
-                *(t[name].data_ptr() for name in ("value", "grad", "exp_avg", "exp_avg_sq", "step")),
+                *(
+                    t[name].data_ptr()
+                    for name in ("value", "grad", "exp_avg", "exp_avg_sq", "step")
+                ),
                 t["value"].numel(),
                 DTYPES[t["value"].dtype],
                 0 if weight is None else weight.data_ptr(),
@@ -111,31 +127,50 @@ def activation(input, activation, threads=2):
 
 def activation_backward(grad_output, input, activation, threads=2):
     grad_input = torch.empty(input.shape, dtype=input.dtype)
-    operands = *rows(grad_output), *rows(input), DTYPES[input.dtype], *input.shape, ACTIVATIONS.index(activation)
+    operands = (
+        *rows(grad_output),
+        *rows(input),
+        DTYPES[input.dtype],
+        *input.shape,
+        ACTIVATIONS.index(activation),
+    )
     C.activation_backward(*operands, grad_input.data_ptr(), threads)
     return grad_input
 
 
 def dense_product(input, weight, transposed, bias=None, threads=2):
-    """input [T, K] · weight + bias; weight is [K, N], or [N, K] when transposed. Rows may lie apart."""
+    """input [T, K] · weight + bias; weight is [K, N], or [N, K] when transposed. Rows may lie
+    apart.
+    """
     columns = weight.size(0) if transposed else weight.size(1)
     output = torch.full((input.size(0), columns), float("nan"))
     added = 0 if bias is None else bias.data_ptr()
     sizes = *input.shape, columns
-    C.dense_product(*rows(input), *rows(weight), transposed, added, *sizes, output.data_ptr(), threads)
+    C.dense_product(
+        *rows(input), *rows(weight), transposed, added, *sizes, output.data_ptr(), threads
+    )
     return output
 
 
 def gated_product(gate, up, activation, threads=2):
     output = torch.empty(gate.shape, dtype=gate.dtype)
     code = ACTIVATIONS.index(activation)
-    C.gated_product(*rows(gate), *rows(up), DTYPES[gate.dtype], *gate.shape, code, output.data_ptr(), threads)
+    C.gated_product(
+        *rows(gate), *rows(up), DTYPES[gate.dtype], *gate.shape, code, output.data_ptr(), threads
+    )
     return output
 
 
 def gated_product_backward(grad_output, gate, up, activation, threads=2):
     grads = [torch.empty(gate.shape, dtype=gate.dtype) for _ in range(2)]
-    operands = *rows(grad_output), *rows(gate), *rows(up), DTYPES[gate.dtype], *gate.shape, ACTIVATIONS.index(activation)
+    operands = (
+        *rows(grad_output),
+        *rows(gate),
+        *rows(up),
+        DTYPES[gate.dtype],
+        *gate.shape,
+        ACTIVATIONS.index(activation),
+    )
     C.gated_product_backward(*operands, *(g.data_ptr() for g in grads), threads)
     return grads
 
@@ -149,7 +184,14 @@ def rms_norm(input, weight, eps=1e-6, offset=0.0, dtype=None, threads=2):
     output = torch.empty(input.shape, dtype=dtype or input.dtype)
     rstd = torch.empty(input.size(0), dtype=torch.promote_types(torch.float32, input.dtype))
     operands = *rows(input), DTYPES[input.dtype], *_weight(weight), *input.shape, eps, offset
-    C.rms_norm(*operands, output.data_ptr(), DTYPES[output.dtype], rstd.data_ptr(), DTYPES[rstd.dtype], threads)
+    C.rms_norm(
+        *operands,
+        output.data_ptr(),
+        DTYPES[output.dtype],
+        rstd.data_ptr(),
+        DTYPES[rstd.dtype],
+        threads,
+    )
     return output, rstd
 
 
@@ -164,22 +206,44 @@ def rms_norm_backward(grad_output, input, rstd, weight, offset=0.0, threads=2):
 def positive_bits(input, threads=2, relu=None):
     bits = torch.empty((input.numel() + 7) // 8, dtype=torch.uint8)
     C.positive_bits(
-        input.data_ptr(), DTYPES[input.dtype], input.numel(), bits.data_ptr(), 0 if relu is None else relu.data_ptr(), threads
+        input.data_ptr(),
+        DTYPES[input.dtype],
+        input.numel(),
+        bits.data_ptr(),
+        0 if relu is None else relu.data_ptr(),
+        threads,
     )
     return bits
 
 
 def where_bits(grad, bits, scale=1.0, threads=2):
     output = torch.empty(grad.shape, dtype=grad.dtype)
-    C.where_bits(grad.data_ptr(), DTYPES[grad.dtype], grad.numel(), bits.data_ptr(), scale, output.data_ptr(), threads)
+    C.where_bits(
+        grad.data_ptr(),
+        DTYPES[grad.dtype],
+        grad.numel(),
+        bits.data_ptr(),
+        scale,
+        output.data_ptr(),
+        threads,
+    )
     return output
 
 
 def max_pool(input, out_size, *window, threads=2):
-    """(output, numbers) of input [planes, H, W]. window: kernel_size, stride, padding, dilation, two numbers each."""
+    """(output, numbers) of input [planes, H, W]. window: kernel_size, stride, padding, dilation,
+    two numbers each.
+    """
     output = torch.full((input.size(0), *out_size), float("nan"), dtype=input.dtype)
     numbers = torch.full(output.shape, 255, dtype=torch.uint8)
-    operands = input.data_ptr(), DTYPES[input.dtype], input.size(0), input.shape[1:], out_size, *window
+    operands = (
+        input.data_ptr(),
+        DTYPES[input.dtype],
+        input.size(0),
+        input.shape[1:],
+        out_size,
+        *window,
+    )
     C.max_pool(*operands, output.data_ptr(), numbers.data_ptr(), threads)
     return output, numbers
 
@@ -188,7 +252,15 @@ def batch_norm_(input, mean, variance, weight, bias, eps, extents, relu=False, t
     """Bits, [0] without relu. extents: (outer, channels, inner) of the memory of input."""
     bits = torch.empty((input.numel() + 7) // 8 if relu else 0, dtype=torch.uint8)
     of_channels = [number for t in (mean, variance, weight, bias) for number in _weight(t)]
-    C.batch_norm_(input.data_ptr(), DTYPES[input.dtype], *extents, *of_channels, eps, bits.data_ptr() if relu else 0, threads)
+    C.batch_norm_(
+        input.data_ptr(),
+        DTYPES[input.dtype],
+        *extents,
+        *of_channels,
+        eps,
+        bits.data_ptr() if relu else 0,
+        threads,
+    )
     return bits
 
 

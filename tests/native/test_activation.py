@@ -1,4 +1,6 @@
-"""activation of the native core: every variant as exact as plain PyTorch, and the same bits wherever an element lies."""
+"""activation of the native core: every variant as exact as plain PyTorch, and the same bits
+wherever an element lies.
+"""
 
 import functools
 
@@ -9,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from oracle import DTYPES, name_of, same_bits
 
-PLAIN = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
+PLAIN = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 NAMES = pytest.mark.parametrize("activation", core.ACTIVATIONS)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 
@@ -21,7 +28,9 @@ def plain(grad, input, activation):
 
 
 def native(grad, input, activation, **keywords):
-    return core.activation(input, activation, **keywords), core.activation_backward(grad, input, activation, **keywords)
+    return core.activation(input, activation, **keywords), core.activation_backward(
+        grad, input, activation, **keywords
+    )
 
 
 @pytest.mark.parametrize("shape", [(9, 1001), (1, 20000), (2000, 3)], ids=str)
@@ -38,14 +47,25 @@ def test_as_exact_as_plain(variant, activation, dtype, shape):
 @DTYPE
 @NAMES
 def test_same_bits_for_every_thread_count_and_place(variant, activation, dtype):
-    grad, input = (torch.randn(50, 3001, dtype=torch.float64).to(dtype) for _ in range(2))  # enough work for three threads
+    grad, input = (
+        torch.randn(50, 3001, dtype=torch.float64).to(dtype) for _ in range(2)
+    )  # enough work for three threads
     want = native(grad, input, activation, threads=1)
     for threads in (2, 3, 7):
-        assert all(same_bits(a, b) for a, b in zip(native(grad, input, activation, threads=threads), want)), threads
-    for start, length in ((1, 7), (3, 1000), (5, 33)):  # other pieces, other tails; rows that lie apart
+        assert all(
+            same_bits(a, b) for a, b in zip(native(grad, input, activation, threads=threads), want)
+        ), threads
+    for start, length in (
+        (1, 7),
+        (3, 1000),
+        (5, 33),
+    ):  # other pieces, other tails; rows that lie apart
         part = slice(start, start + length)
         got = native(grad[:, part], input[:, part], activation)
-        assert all(same_bits(a, b[:, part].contiguous()) for a, b in zip(got, want)), (start, length)
+        assert all(same_bits(a, b[:, part].contiguous()) for a, b in zip(got, want)), (
+            start,
+            length,
+        )
 
 
 @DTYPE

@@ -1,4 +1,6 @@
-"""dense_product of the native core: every variant as exact as torch's product, the same bits for any number of threads."""
+"""dense_product of the native core: every variant as exact as torch's product, the same bits for
+any number of threads.
+"""
 
 import core
 import pytest
@@ -39,10 +41,13 @@ def test_as_exact_as_torch(variant, transposed, shape):
     bias = torch.randn(columns, generator=generator)
     as_linear = weight if transposed else weight.T
     for added in (None, bias):
-        exact = F.linear(input.double(), as_linear.double(), None if added is None else added.double())
+        exact = F.linear(
+            input.double(), as_linear.double(), None if added is None else added.double()
+        )
         theirs = (F.linear(input, as_linear, added) - exact).abs().max()
         got = core.dense_product(input, weight, transposed, added)
-        # Of few products either may be exact by luck: one rounding of the largest is allowed on top.
+        # Of few products either may be exact by luck: one rounding of the largest is allowed on
+        # top.
         one_rounding = exact.abs().max() * torch.finfo(torch.float32).eps
         assert (got - exact).abs().max() <= 2 * theirs + one_rounding
         for threads in (1, 3, 5):

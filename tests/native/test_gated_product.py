@@ -1,4 +1,6 @@
-"""gated_product of the native core: every variant as exact as plain PyTorch, and the same bits wherever an element lies."""
+"""gated_product of the native core: every variant as exact as plain PyTorch, and the same bits
+wherever an element lies.
+"""
 
 import functools
 
@@ -9,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from oracle import DTYPES, name_of, same_bits
 
-PLAIN = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
+PLAIN = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 NAMES = pytest.mark.parametrize("activation", core.ACTIVATIONS)
 
 
@@ -45,11 +52,15 @@ def test_same_bits_for_every_thread_count_and_place(variant, activation, dtype):
     tensors = operands((50, 1003), dtype)
     want = native(*tensors, activation, threads=1)
     for threads in (2, 3, 7):
-        assert all(same_bits(a, b) for a, b in zip(native(*tensors, activation, threads=threads), want)), threads
+        assert all(
+            same_bits(a, b) for a, b in zip(native(*tensors, activation, threads=threads), want)
+        ), threads
     for start, length in ((1, 7), (3, 1000), (5, 33)):  # other pieces, other tails
         part = [t[:, start : start + length] for t in tensors]
         got = native(*part, activation)
-        assert all(same_bits(a, b[:, start : start + length].contiguous()) for a, b in zip(got, want)), (start, length)
+        assert all(
+            same_bits(a, b[:, start : start + length].contiguous()) for a, b in zip(got, want)
+        ), (start, length)
 
 
 @NAMES
@@ -64,10 +75,15 @@ def test_both_halves_of_one_projection(variant, activation):
 @pytest.mark.parametrize("activation", core.ACTIVATIONS[:3])
 def test_every_float16_gate(variant, activation):
     """All that fp16 can hold, in fp32: no gap in the range reduction, no wrong tail."""
-    gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    gate = (
+        torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    )
     gate = gate[gate.isfinite()][None]
     one = torch.ones_like(gate)
-    for got, exact in zip(native(one, gate, one, activation), plain(*(t.double() for t in (one, gate, one)), activation)):
+    for got, exact in zip(
+        native(one, gate, one, activation),
+        plain(*(t.double() for t in (one, gate, one)), activation),
+    ):
         error = (got.double() - exact).abs() / exact.abs().clamp(min=0.1)
         assert error.max() < 8 * torch.finfo(torch.float32).eps
 

@@ -1,4 +1,6 @@
-"""gather_selected and scatter_selected_ of the native core: every kind, dtype pair and mode, on every variant."""
+"""gather_selected and scatter_selected_ of the native core: every kind, dtype pair and mode, on
+every variant.
+"""
 
 import itertools
 
@@ -24,12 +26,20 @@ def compute(*dtypes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_dtype_pair_and_mode(variant, kind, shape, which):
-    pairs, index_dtypes = itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))
+    pairs, index_dtypes = (
+        itertools.product(DTYPES, DTYPES),
+        itertools.cycle((torch.int32, torch.int64)),
+    )
     for (matrix_dtype, values_dtype), index_dtype in zip(pairs, index_dtypes):
         layout = oracle.layout(kind, shape, which, index_dtype)
         matrix = torch.randn(shape, dtype=torch.float64).to(matrix_dtype)
-        got = core.gather(matrix, layout, torch.empty(oracle.values_shape(*layout, shape), dtype=values_dtype))
-        assert same_bits(got, oracle.gather(matrix, layout).to(values_dtype)), (matrix_dtype, values_dtype)
+        got = core.gather(
+            matrix, layout, torch.empty(oracle.values_shape(*layout, shape), dtype=values_dtype)
+        )
+        assert same_bits(got, oracle.gather(matrix, layout).to(values_dtype)), (
+            matrix_dtype,
+            values_dtype,
+        )
 
         values, mask = values_like(layout, shape, values_dtype), oracle.mask(layout, shape)
         copied, added = matrix.clone(), matrix.clone()
@@ -37,7 +47,9 @@ def test_every_dtype_pair_and_mode(variant, kind, shape, which):
         core.scatter_(added, values, layout, "add")
         spread, wide = oracle.spread(values, layout, shape), compute(matrix_dtype, values_dtype)
         assert same_bits(copied, torch.where(mask, spread.to(matrix_dtype), matrix))
-        assert same_bits(added, torch.where(mask, (matrix.to(wide) + spread.to(wide)).to(matrix_dtype), matrix))
+        assert same_bits(
+            added, torch.where(mask, (matrix.to(wide) + spread.to(wide)).to(matrix_dtype), matrix)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -95,7 +107,9 @@ def wild_floats():
     halves = torch.arange(-(2**15), 2**15).to(torch.int16)
     steps = torch.cat([halves.view(t).float() for t in (torch.bfloat16, torch.float16)])
     ties = torch.cat([steps, (steps[:-1].double() / 2 + steps[1:].double() / 2).float()])
-    return torch.cat([bits.view(torch.float32), ties, torch.tensor([65519.99, 65520.0, -65520.0, 3.4e38, 1e-45])])
+    return torch.cat(
+        [bits.view(torch.float32), ties, torch.tensor([65519.99, 65520.0, -65520.0, 3.4e38, 1e-45])]
+    )
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=name_of)
@@ -136,5 +150,7 @@ def test_cuda_op_says_why_it_cannot():
         pytest.skip("there is a device: tests/kernels runs it")
     matrix = torch.zeros(2, 2)
     layout = core.native_layout(ALL, matrix.shape)
-    with pytest.raises(RuntimeError, match="scatter_selected_cuda_: (cudaError|this build has no CUDA: .)"):
+    with pytest.raises(
+        RuntimeError, match="scatter_selected_cuda_: (cudaError|this build has no CUDA: .)"
+    ):
         core.C.scatter_selected_cuda_(matrix.data_ptr(), 0, layout, matrix.data_ptr(), 0, 0, 0)

@@ -1,4 +1,6 @@
-"""masked_adamw_ of the native core against the formula in fp64, allowed twice plain PyTorch's own error."""
+"""masked_adamw_ of the native core against the formula in fp64, allowed twice plain PyTorch's own
+error.
+"""
 
 import itertools
 
@@ -55,13 +57,18 @@ def check_step(t, **keywords):
     if "weight" in t:
         shape = t["weight"].shape
         shown = oracle.spread(t["value"], t["layout"], shape).to(t["weight"].dtype)
-        assert same_bits(t["weight"], torch.where(oracle.mask(t["layout"], shape), shown, before["weight"]))
+        assert same_bits(
+            t["weight"], torch.where(oracle.mask(t["layout"], shape), shown, before["weight"])
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(7, 10), (1, 5), (6, 1), (67, 131)], ids=str)
 def test_every_dtype_pair(variant, kind, shape):
-    pairs, index_dtypes = itertools.product(DTYPES, DTYPES), itertools.cycle((torch.int32, torch.int64))
+    pairs, index_dtypes = (
+        itertools.product(DTYPES, DTYPES),
+        itertools.cycle((torch.int32, torch.int64)),
+    )
     for (dtype, weight_dtype), index_dtype in zip(pairs, index_dtypes):
         check_step(linked(kind, shape, dtype, weight_dtype, index_dtype=index_dtype))
 
@@ -109,8 +116,13 @@ def model():
         ("entries", fp64, fp32, "some"),
         ("entries", fp32, fp32, "empty"),
     ]
-    made = [linked(kind, (130, 260), dtype, weight, which, block=(16, 20)) for kind, dtype, weight, which in cases]
-    made += [tensor(shape, torch.float32) for shape in ((0,), (5,), (300, 77))] + [tensor((9001,), torch.float16)]
+    made = [
+        linked(kind, (130, 260), dtype, weight, which, block=(16, 20))
+        for kind, dtype, weight, which in cases
+    ]
+    made += [tensor(shape, torch.float32) for shape in ((0,), (5,), (300, 77))] + [
+        tensor((9001,), torch.float16)
+    ]
     made += [tensor((400_000,), torch.float32)]  # work enough for a team of seven
     made += [tensor((20_011,), dtype) | {"seed": 7} for dtype in (torch.bfloat16, torch.float16)]
     corrected = tensor((20_011,), torch.float32)
@@ -153,8 +165,18 @@ def test_nonfinite_gradient_changes_nothing(variant, which, bad):
     tensors[which]["grad"].view(-1)[-1] = float(bad)
     before = [copy(t) for t in tensors]
     assert core.adamw_(tensors, skip_nonfinite=True)
-    assert all(torch.equal(t[name], b[name]) for t, b in zip(tensors, before) for name in STATE if name != "grad")
-    assert all(same_bits(t[name], b[name]) for t, b in zip(tensors, before) for name in ("step", "weight") if name in t)
+    assert all(
+        torch.equal(t[name], b[name])
+        for t, b in zip(tensors, before)
+        for name in STATE
+        if name != "grad"
+    )
+    assert all(
+        same_bits(t[name], b[name])
+        for t, b in zip(tensors, before)
+        for name in ("step", "weight")
+        if name in t
+    )
 
 
 def test_nan_survives_when_not_asked_to_skip(variant):
@@ -162,7 +184,9 @@ def test_nan_survives_when_not_asked_to_skip(variant):
     t["grad"][7] = float("nan")
     core.adamw_([t])
     row, column = divmod(t["layout"][1][7].item(), 50)
-    assert t["value"][7].isnan() and t["weight"][row, column].isnan() and t["value"].isnan().sum() == 1
+    assert (
+        t["value"][7].isnan() and t["weight"][row, column].isnan() and t["value"].isnan().sum() == 1
+    )
 
 
 def test_a_count_that_is_not_the_layouts_is_refused():

@@ -1,4 +1,6 @@
-"""max_pool of the native core: torch's maxima and places, for every variant, thread count and window."""
+"""max_pool of the native core: torch's maxima and places, for every variant, thread count and
+window.
+"""
 
 import core
 import pytest
@@ -25,8 +27,13 @@ def test_torchs_for_every_thread_count(variant, dtype, window, shape):
     want, flat = max_pool2d(input[:, None], kernel, stride, padding, dilation, return_indices=True)
     for threads in (1, 2, 7):
         output, numbers = core.max_pool(input, want.shape[-2:], *WINDOWS[window], threads=threads)
-        assert same_bits(output.nan_to_num(), want[:, 0].nan_to_num()) and torch.equal(output.isnan(), want[:, 0].isnan())
-        first = [torch.arange(n) * s - p for n, s, p in zip(want.shape[-2:], stride, padding, strict=True)]
+        assert same_bits(output.nan_to_num(), want[:, 0].nan_to_num()) and torch.equal(
+            output.isnan(), want[:, 0].isnan()
+        )
+        first = [
+            torch.arange(n) * s - p
+            for n, s, p in zip(want.shape[-2:], stride, padding, strict=True)
+        ]
         row = first[0][:, None] + numbers.long() // kernel[1] * dilation[0]
         column = first[1] + numbers.long() % kernel[1] * dilation[1]
         assert torch.equal(row * shape[-1] + column, flat[:, 0]), threads

@@ -41,5 +41,7 @@ assert threads() == alone + 1, "large work did not"
 @pytest.mark.parametrize("large", ("step", "move"))
 def test_tiny_work_wakes_no_thread(large):
     folder = __file__.rpartition("/")[0]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, folder, large], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, folder, large], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

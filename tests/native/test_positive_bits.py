@@ -1,4 +1,6 @@
-"""positive_bits and where_bits of the native core: exact, for every variant, thread count and number of elements left over."""
+"""positive_bits and where_bits of the native core: exact, for every variant, thread count and
+number of elements left over.
+"""
 
 import core
 import pytest
@@ -19,10 +21,20 @@ def test_exact_for_every_thread_count(variant, dtype, count):
         bits = core.positive_bits(input, threads)
         assert torch.equal(bits, want), threads
         relu = torch.empty_like(input)
-        assert torch.equal(core.positive_bits(input, threads, relu), want) and same_bits(relu, input.relu())
-        assert same_bits(core.where_bits(grad, bits, 1.0, threads), torch.where(padded[:count], grad, zero))
-        scaled = torch.where(padded[:count], (grad.to(torch.promote_types(torch.float32, dtype)) * 1.1).to(dtype), zero)
-        torch.testing.assert_close(core.where_bits(grad, bits, 1.1, threads), scaled, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(core.positive_bits(input, threads, relu), want) and same_bits(
+            relu, input.relu()
+        )
+        assert same_bits(
+            core.where_bits(grad, bits, 1.0, threads), torch.where(padded[:count], grad, zero)
+        )
+        scaled = torch.where(
+            padded[:count],
+            (grad.to(torch.promote_types(torch.float32, dtype)) * 1.1).to(dtype),
+            zero,
+        )
+        torch.testing.assert_close(
+            core.where_bits(grad, bits, 1.1, threads), scaled, rtol=0, atol=0, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

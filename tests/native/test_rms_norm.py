@@ -1,4 +1,6 @@
-"""rms_norm of the native core: exact to rounding for every variant, and the same bits for all variants and thread counts."""
+"""rms_norm of the native core: exact to rounding for every variant, and the same bits for all
+variants and thread counts.
+"""
 
 import itertools
 
@@ -36,7 +38,10 @@ def test_exact_to_rounding(variant, dtype, shape, offset):
     wide = torch.finfo(torch.promote_types(torch.float32, dtype)).eps
     for got, want in zip(native(*tensors, offset), exact(*tensors, offset)):
         eps = torch.finfo(got.dtype).eps
-        assert ((got.double() - want).abs() <= 0.51 * eps * want.abs() + 6 * wide * want.abs().amax().clamp(min=1)).all()
+        assert (
+            (got.double() - want).abs()
+            <= 0.51 * eps * want.abs() + 6 * wide * want.abs().amax().clamp(min=1)
+        ).all()
 
 
 def test_same_bits_for_every_thread_count_and_variant():
@@ -46,7 +51,11 @@ def test_same_bits_for_every_thread_count_and_variant():
         chosen = core.C.build_info()["cpu_variant"]
         for name, threads in itertools.product(core.variants(), (1, 2, 3, 7)):
             core.C.set_cpu_variant(name)
-            assert all(same_bits(a, b) for a, b in zip(native(*tensors, threads=threads), want)), (dtype, name, threads)
+            assert all(same_bits(a, b) for a, b in zip(native(*tensors, threads=threads), want)), (
+                dtype,
+                name,
+                threads,
+            )
         core.C.set_cpu_variant(chosen)
 
 
@@ -72,4 +81,6 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="rstd_dtype must be 0 .*got 2"):
         core.C.rms_norm(*core.rows(x), 0, 0, 0, 2, 3, EPS, 0.0, x.data_ptr(), 0, x.data_ptr(), 2, 1)
     with pytest.raises(ValueError, match="rows must be non-negative, got -2"):
-        core.C.rms_norm(*core.rows(x), 0, 0, 0, -2, 3, EPS, 0.0, x.data_ptr(), 0, x.data_ptr(), 0, 1)
+        core.C.rms_norm(
+            *core.rows(x), 0, 0, 0, -2, 3, EPS, 0.0, x.data_ptr(), 0, x.data_ptr(), 0, 1
+        )

@@ -1,4 +1,6 @@
-"""selected_wgrad of the native core against fp64, allowed twice plain PyTorch's own error in the dtype of the operands."""
+"""selected_wgrad of the native core against fp64, allowed twice plain PyTorch's own error in the
+dtype of the operands.
+"""
 
 import itertools
 
@@ -19,7 +21,8 @@ def operands(size, dtype, strided=False):
     if not strided:
         return made
     return [
-        torch.full((tokens, n + 5), float("nan"), dtype=dtype)[:, 2 : n + 2].copy_(m) for m, n in zip(made, (rows, columns))
+        torch.full((tokens, n + 5), float("nan"), dtype=dtype)[:, 2 : n + 2].copy_(m)
+        for m, n in zip(made, (rows, columns))
     ]
 
 
@@ -28,23 +31,36 @@ def exact(grad_output, input, layout):
 
 
 def plain(grad_output, input, layout, dtype):
-    """PyTorch in the dtype of the operands (fp32 where the kernel accumulates in fp32), rounded to the dtype of the values.
+    """PyTorch in the dtype of the operands (fp32 where the kernel accumulates in fp32), rounded to
+    the dtype of the values.
 
-    The tokens are summed last to first: in fp64 it would otherwise be the oracle itself, with no error to compare with.
+    The tokens are summed last to first: in fp64 it would otherwise be the oracle itself, with no
+    error to compare with.
     """
     wide = torch.promote_types(grad_output.dtype, torch.float32)
     return oracle.gather(grad_output.to(wide).flip(0).T @ input.to(wide).flip(0), layout).to(dtype)
 
 
 def slack(tokens, *dtypes):
-    """What both may round where the other is exact: an ulp of a sum of `tokens` products of normal variates."""
+    """What both may round where the other is exact: an ulp of a sum of `tokens` products of normal
+    variates.
+    """
     return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * tokens**0.5
 
 
 def check(layout, size, dtype, values_dtype, **keywords):
     grad_output, input = operands(size, dtype, strided=True)
-    want, compared = exact(grad_output, input, layout), plain(grad_output, input, layout, values_dtype)
-    values = core.wgrad(torch.full(want.shape, float("nan"), dtype=values_dtype), grad_output, input, layout, **keywords)
+    want, compared = (
+        exact(grad_output, input, layout),
+        plain(grad_output, input, layout, values_dtype),
+    )
+    values = core.wgrad(
+        torch.full(want.shape, float("nan"), dtype=values_dtype),
+        grad_output,
+        input,
+        layout,
+        **keywords,
+    )
     ulps = slack(size[0], torch.promote_types(dtype, torch.float32), values_dtype)
     oracle.assert_as_good_as_plain(values, want, compared, ulps)
     assert not values[oracle.padding(layout, (size[1], size[2]))].any()
@@ -73,7 +89,12 @@ def test_one_all_and_no_index(variant, kind, size, which):
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("which", ("some", "last", "all"))
 def test_block_sizes_and_ragged_edges(variant, block, which):
-    check(oracle.layout("blocks", (37, 83), which, block=block), (40, 37, 83), torch.float32, torch.float32)
+    check(
+        oracle.layout("blocks", (37, 83), which, block=block),
+        (40, 37, 83),
+        torch.float32,
+        torch.float32,
+    )
     tall = oracle.layout("blocks", (300, 83), which, block=(block[0] * 60, block[1]))
     check(tall, (10, 300, 83), torch.bfloat16, torch.bfloat16)
 
@@ -82,7 +103,9 @@ def test_block_sizes_and_ragged_edges(variant, block, which):
 def test_more_than_one_tile(variant, kind):
     grad_output, input = operands((20, 500, 600), torch.float32)
     count = {"rows": 500, "columns": 600}[kind]
-    got = core.wgrad(torch.empty(500, 600), grad_output, input, (kind, torch.arange(count), 1, 1), threads=3)
+    got = core.wgrad(
+        torch.empty(500, 600), grad_output, input, (kind, torch.arange(count), 1, 1), threads=3
+    )
     want = grad_output.double().T @ input.double()
     oracle.assert_as_good_as_plain(got, want, grad_output.T @ input, slack(20, torch.float32))
 
@@ -91,18 +114,31 @@ def test_more_than_one_tile(variant, kind):
 @pytest.mark.parametrize("size", [(300, 210, 230), (3, 2500, 70), (3, 70, 2500)], ids=str)
 @pytest.mark.parametrize("kind", ("rows", "columns"))
 def test_nearly_all_rows_and_columns(variant, kind, size, dtype):
-    """So many that both operands are packed once: several chunks of tokens, several tiles, several parts of the result."""
+    """So many that both operands are packed once: several chunks of tokens, several tiles, several
+    parts of the result.
+    """
     count = size[1] if kind == "rows" else size[2]
-    layout = kind, torch.cat([torch.arange(1, count // 2), torch.arange(count // 2 + 1, count)]), 1, 1
+    layout = (
+        kind,
+        torch.cat([torch.arange(1, count // 2), torch.arange(count // 2 + 1, count)]),
+        1,
+        1,
+    )
     wide = torch.promote_types(dtype, torch.float32)
     check(layout, size, dtype, wide)
     grad_output, input = operands(size, dtype)
     shape = oracle.values_shape(*layout, size[1:])
-    one, *others = (core.wgrad(torch.empty(shape, dtype=wide), grad_output, input, layout, threads=n) for n in (1, 2, 3))
+    one, *others = (
+        core.wgrad(torch.empty(shape, dtype=wide), grad_output, input, layout, threads=n)
+        for n in (1, 2, 3)
+    )
     assert all(same_bits(found, one) for found in others)
     if kind == "columns":
         chosen = input[:, layout[1]].contiguous()
-        assert same_bits(core.wgrad(torch.empty(shape, dtype=wide), grad_output, chosen, layout, compact=True), one)
+        assert same_bits(
+            core.wgrad(torch.empty(shape, dtype=wide), grad_output, chosen, layout, compact=True),
+            one,
+        )
 
 
 def test_a_whole_matrix(variant):
@@ -114,26 +150,38 @@ def test_a_whole_matrix(variant):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("rows, columns, density", [(300, 400, 0.06), (30, 5000, 0.01), (3, 5000, 0.001)], ids=str)
+@pytest.mark.parametrize(
+    "rows, columns, density", [(300, 400, 0.06), (30, 5000, 0.01), (3, 5000, 0.001)], ids=str
+)
 def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dtype):
-    """Many entries and few are cut differently; here each has several units of rows or blocks of columns."""
+    """Many entries and few are cut differently; here each has several units of rows or blocks of
+    columns.
+    """
     index = torch.rand(rows * columns).lt(density).nonzero().flatten()
     layout, size = ("entries", index, 1, 1), (150, rows, columns)
     check(layout, size, dtype, torch.promote_types(dtype, torch.float32))
     grad_output, input = operands(size, dtype)
-    one, *others = (core.wgrad(torch.empty(len(index)), grad_output, input, layout, threads=n) for n in (1, 2, 5))
+    one, *others = (
+        core.wgrad(torch.empty(len(index)), grad_output, input, layout, threads=n)
+        for n in (1, 2, 5)
+    )
     assert all(same_bits(other, one) for other in others)
 
 
 @pytest.mark.parametrize("tokens", (700, 1030))
 def test_few_entries_of_many_tokens(variant, tokens):
-    """Segments of several runs of tokens, the last of them ragged; threads to spare share the rows of a segment."""
+    """Segments of several runs of tokens, the last of them ragged; threads to spare share the rows
+    of a segment.
+    """
     index = torch.rand(60 * 3000).lt(0.01).nonzero().flatten()
     layout, size = ("entries", index, 1, 1), (tokens, 60, 3000)
     for threads in (1, 2, 40):
         check(layout, size, torch.float32, torch.float32, threads=threads)
     grad_output, input = operands(size, torch.float32)
-    one, *others = (core.wgrad(torch.empty(len(index)), grad_output, input, layout, threads=n) for n in (1, 2, 5, 40))
+    one, *others = (
+        core.wgrad(torch.empty(len(index)), grad_output, input, layout, threads=n)
+        for n in (1, 2, 5, 40)
+    )
     assert all(same_bits(other, one) for other in others)
 
 
@@ -142,7 +190,9 @@ def test_few_entries_of_many_tokens(variant, tokens):
 @pytest.mark.parametrize("selected", (1, 12, 13, 32, 33))
 @pytest.mark.parametrize("kind", ("rows", "columns"))
 def test_few_and_not_so_few_rows_and_columns(variant, kind, selected, tokens, dtype):
-    """Up to 32 are worked without packing the other operand; whole and ragged vectors of it, whole and ragged tokens."""
+    """Up to 32 are worked without packing the other operand; whole and ragged vectors of it, whole
+    and ragged tokens.
+    """
     index = torch.randperm(50)[:selected].sort().values
     for other in (70, 5 * 64):
         shape = (50, other) if kind == "rows" else (other, 50)
@@ -150,7 +200,10 @@ def test_few_and_not_so_few_rows_and_columns(variant, kind, selected, tokens, dt
         check(layout, (tokens, *shape), dtype, torch.promote_types(dtype, torch.float32))
         grad_output, input = operands((tokens, *shape), dtype)
         values_shape = oracle.values_shape(*layout, shape)
-        one, *others = (core.wgrad(torch.empty(values_shape), grad_output, input, layout, threads=n) for n in (1, 2, 3, 7))
+        one, *others = (
+            core.wgrad(torch.empty(values_shape), grad_output, input, layout, threads=n)
+            for n in (1, 2, 3, 7)
+        )
         assert all(same_bits(found, one) for found in others)
 
 
@@ -167,7 +220,9 @@ def test_compact_input(variant):
     grad_output, input = operands((50, 30, 41), torch.float32)
     full = core.wgrad(torch.empty(30, layout[1].numel()), grad_output, input, layout)
     chosen = input[:, layout[1].long()].contiguous()
-    assert same_bits(core.wgrad(torch.empty_like(full), grad_output, chosen, layout, compact=True), full)
+    assert same_bits(
+        core.wgrad(torch.empty_like(full), grad_output, chosen, layout, compact=True), full
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,7 +241,13 @@ def test_same_bits_for_every_thread_count(variant, kind, dtype):
     layout = oracle.layout(kind, size[1:], "some", block=(16, 20))
     grad_output, input = operands(size, dtype)
     one, *others = (
-        core.wgrad(torch.empty(oracle.values_shape(*layout, size[1:])), grad_output, input, layout, threads=n)
+        core.wgrad(
+            torch.empty(oracle.values_shape(*layout, size[1:])),
+            grad_output,
+            input,
+            layout,
+            threads=n,
+        )
         for n in (1, 2, 3, 7)
     )
     assert all(same_bits(other, one) for other in others)
@@ -197,7 +258,9 @@ def test_nan_and_infinity_arrive_where_they_belong(variant, kind):
     layout = oracle.layout(kind, (40, 50), "all")
     grad_output, input = operands((70, 40, 50), torch.float32)
     grad_output[3, 7], input[69, 11], grad_output[5, 20] = float("nan"), float("nan"), float("inf")
-    got = core.wgrad(torch.empty(oracle.values_shape(*layout, (40, 50))), grad_output, input, layout)
+    got = core.wgrad(
+        torch.empty(oracle.values_shape(*layout, (40, 50))), grad_output, input, layout
+    )
     want = oracle.gather(grad_output.T @ input, layout)
     assert want.isnan().any() and want.isinf().any()
     assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())

@@ -25,7 +25,10 @@ def test_build_info_names_cuda_or_the_reason():
     assert bool(info["cuda_architectures"]) == info["cuda"] == (info["cuda_reason"] == "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there does PyTorch load its OpenMP runtime with global symbols")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="only there does PyTorch load its OpenMP runtime with global symbols",
+)
 def test_threads_are_those_of_pytorch():
     runtime = C.build_info()["threads"]
     assert "torch" in runtime and "omp" in runtime, runtime

@@ -1,4 +1,6 @@
-"""Selected entries of parameters that a module reads in its own way: the alias, its state_dict, its hooks."""
+"""Selected entries of parameters that a module reads in its own way: the alias, its state_dict, its
+hooks.
+"""
 
 import copy
 import pickle
@@ -13,10 +15,16 @@ import sparse_ft as sft
 
 def conv(dtype=torch.float32):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, dtype=dtype), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5, dtype=dtype))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, dtype=dtype), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5, dtype=dtype)
+    )
 
 
-PLAN = {"0.weight": sft.Entries([0, 13, 26, 100]), "3.bias": sft.Columns([1, 3]), "3.weight": sft.Rows([2])}
+PLAN = {
+    "0.weight": sft.Entries([0, 13, 26, 100]),
+    "3.bias": sft.Columns([1, 3]),
+    "3.weight": sft.Rows([2]),
+}
 
 
 def train(model, optimizer, dtype=torch.float32):
@@ -37,15 +45,21 @@ def test_gradient_is_the_gathered_dense_one_and_the_class_stays():
     model(x).square().sum().backward()
     values = model[0].weight_selected.values
     assert torch.equal(values.grad, PLAN["0.weight"].gather(dense[0].weight.grad.flatten(1)))
-    assert torch.equal(model[3].bias_selected.values.grad, dense[3].bias.grad[[1, 3]][None].reshape(1, 2))
+    assert torch.equal(
+        model[3].bias_selected.values.grad, dense[3].bias.grad[[1, 3]][None].reshape(1, 2)
+    )
     assert model[0].weight.grad is None
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)], ids=["ours", "fused"]
+    "make",
+    [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)],
+    ids=["ours", "fused"],
 )
 def test_the_weight_is_fresh_right_after_a_step(make):
-    """Others than the reading module may read it (fast paths, tied code), and would not know to look."""
+    """Others than the reading module may read it (fast paths, tied code), and would not know to
+    look.
+    """
     model = conv()
     sft.convert(model, PLAN)
     optimizer = make([p for p in model.parameters() if p.requires_grad])
@@ -65,7 +79,9 @@ def test_state_dict_keys_stay_as_they_were():
     state = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
     assert not any(model.load_state_dict(state))
     assert torch.equal(model[0].weight, state["0.weight"])
-    assert torch.equal(model[0].weight_selected.values, PLAN["0.weight"].gather(state["0.weight"].flatten(1)))
+    assert torch.equal(
+        model[0].weight_selected.values, PLAN["0.weight"].gather(state["0.weight"].flatten(1))
+    )
 
 
 def test_a_16_bit_weight_keeps_its_fp32_values_in_the_state_dict():
@@ -80,16 +96,24 @@ def test_a_16_bit_weight_keeps_its_fp32_values_in_the_state_dict():
     assert model.half()[0].weight_selected.values.dtype == torch.float32
     original = {k: v for k, v in state.items() if "selected" not in k and "values" not in k}
     assert not any(other.load_state_dict(original))
-    assert torch.equal(other[0].weight_selected.values, PLAN["0.weight"].gather(original["0.weight"].flatten(1)).float())
+    assert torch.equal(
+        other[0].weight_selected.values,
+        PLAN["0.weight"].gather(original["0.weight"].flatten(1)).float(),
+    )
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_train_on_their_own(twin):
     model = conv()
     sft.convert(model, PLAN)
     other = twin(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    train(other, torch.optim.SGD([p for p in other.parameters() if p.requires_grad], lr=1.0, fused=True))
+    train(
+        other,
+        torch.optim.SGD([p for p in other.parameters() if p.requires_grad], lr=1.0, fused=True),
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     moved = (other[0].weight != before["0.weight"]).flatten().nonzero().squeeze(1).tolist()
     assert moved == [0, 13, 26, 100]

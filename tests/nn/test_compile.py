@@ -1,4 +1,6 @@
-"""torch.compile: one graph, one compilation over many steps, no buffer of the weight's size in the generated code."""
+"""torch.compile: one graph, one compilation over many steps, no buffer of the weight's size in the
+generated code.
+"""
 
 import re
 
@@ -14,7 +16,9 @@ import sparse_ft as sft
 def make(structure):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 40))
-    sft.convert(model, sft.select(model, density=0.1, score="random", structure=structure, block_size=16))
+    sft.convert(
+        model, sft.select(model, density=0.1, score="random", structure=structure, block_size=16)
+    )
     return model
 
 
@@ -25,7 +29,8 @@ def test_one_compilation_over_many_steps(structure):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(other, fullgraph=True, backend=counter)
     optimizers = [
-        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2, fused=True) for m in (eager, other)
+        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2, fused=True)
+        for m in (eager, other)
     ]
     x, y = torch.randn(32, 48), torch.randn(32, 40)
     for _ in range(12):
@@ -42,10 +47,17 @@ def test_one_compilation_over_many_steps(structure):
 def test_generated_code_has_no_weight_sized_buffer(structure):
     torch._dynamo.reset()
     linear = nn.Linear(512, 384)
-    sft.convert(linear, {"weight": sft.select(linear, density=0.05, score="random", structure=structure)["weight"]})
+    sft.convert(
+        linear,
+        {"weight": sft.select(linear, density=0.05, score="random", structure=structure)["weight"]},
+    )
     compiled, x = torch.compile(linear, fullgraph=True), torch.randn(4, 512, requires_grad=True)
     _, codes = run_fw_bw_and_get_code(lambda: compiled(x).relu())
-    sizes = [eval(shape) for code in codes for shape in re.findall(r"empty_strided_\w+\((\([\d, ]+\))", code)]
+    sizes = [
+        eval(shape)
+        for code in codes
+        for shape in re.findall(r"empty_strided_\w+\((\([\d, ]+\))", code)
+    ]
     assert sizes and "sparse_ft.scatter_selected_" in "".join(codes)
     assert max(torch.Size(size).numel() for size in sizes) < 512 * 384 // 4
     assert "copy_" not in "".join(re.findall(r"torch\.ops\.aten\S+", "".join(codes)))
@@ -53,7 +65,9 @@ def test_generated_code_has_no_weight_sized_buffer(structure):
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
 def test_aliases_and_layers_used_twice(autocast):
-    """One graph for a model that reads some weights through an alias, each module twice, under an optimiser of torch."""
+    """One graph for a model that reads some weights through an alias, each module twice, under an
+    optimiser of torch.
+    """
 
     class Twice(nn.Module):
         def __init__(self):
@@ -66,7 +80,9 @@ def test_aliases_and_layers_used_twice(autocast):
     def train(compiled):
         torch.manual_seed(0)
         model = Twice()
-        sft.convert(model, {"norm.weight": sft.Entries([1, 2]), "linear.weight": sft.Columns([0, 5])})
+        sft.convert(
+            model, {"norm.weight": sft.Entries([1, 2]), "linear.weight": sft.Columns([0, 5])}
+        )
         run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         for _ in range(3):

@@ -54,7 +54,10 @@ def masked(make_optimizer, plan=PLAN):
     parameters = dict(model.named_parameters())
     for name, p in parameters.items():
         p.requires_grad_(name in plan)
-    masks = {name: s.mask(sft.matrix_shape(model, name)).view_as(parameters[name]) for name, s in plan.items()}
+    masks = {
+        name: s.mask(sft.matrix_shape(model, name)).view_as(parameters[name])
+        for name, s in plan.items()
+    }
     optimizer = make_optimizer([parameters[name] for name in plan])
     out = []
     for _ in range(4):
@@ -120,7 +123,9 @@ def test_an_optimiser_of_another_model(make, monkeypatch):
     monkeypatch.setattr(steps, "_unclaimed", {})  # converted models of other tests that live on
     converted, expected = net(), losses(make, plan=None)
     sft.convert(converted, PLAN)
-    assert losses(make, lambda f: torch.compile(f, backend="eager"), plan=None) == pytest.approx(expected, abs=1e-6)
+    assert losses(make, lambda f: torch.compile(f, backend="eager"), plan=None) == pytest.approx(
+        expected, abs=1e-6
+    )
     torch._dynamo.reset()
     converted(X).sum().backward()
     optimizer = sft.SelectiveAdamW(converted.parameters())

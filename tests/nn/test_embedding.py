@@ -20,8 +20,12 @@ def test_gradient_equals_the_gathered_dense_one(padding_idx, dtype):
     grad = torch.randn(2, 4, 6).to(dtype)
     dense(ids).backward(grad)
     module(ids).backward(grad)
-    tolerance = {"atol": 1e-6, "rtol": 0} if dtype == torch.float32 else {"atol": 2**-6, "rtol": 2**-7}
-    torch.testing.assert_close(module.selection.gather(dense.weight.grad).float(), module.values.grad, **tolerance)
+    tolerance = (
+        {"atol": 1e-6, "rtol": 0} if dtype == torch.float32 else {"atol": 2**-6, "rtol": 2**-7}
+    )
+    torch.testing.assert_close(
+        module.selection.gather(dense.weight.grad).float(), module.values.grad, **tolerance
+    )
 
 
 def test_unselected_rows_never_move():
@@ -43,6 +47,8 @@ def test_other_structures_are_aliased_and_odd_options_refused():
     with pytest.raises(ValueError, match="max_norm=1.0"):
         sft.convert(nn.Sequential(nn.Embedding(20, 6, max_norm=1.0)), {"0.weight": sft.Rows([1])})
     with pytest.raises(TypeError, match="whole rows, got 'columns'"):
-        sft.functional.selective_embedding(torch.tensor([0]), torch.zeros(4, 4), torch.zeros(4, 1), sft.Columns([1]))
+        sft.functional.selective_embedding(
+            torch.tensor([0]), torch.zeros(4, 4), torch.zeros(4, 1), sft.Columns([1])
+        )
     with pytest.raises(TypeError, match="embedding: expected an nn.Embedding, got Linear"):
         sft.nn.SelectiveEmbedding.from_embedding(nn.Linear(2, 2), sft.Rows([1]))

@@ -1,4 +1,6 @@
-"""torch's transformer layers in eval mode with gradients on: the inference path is not for weights that train."""
+"""torch's transformer layers in eval mode with gradients on: the inference path is not for weights
+that train.
+"""
 
 import copy
 
@@ -84,8 +86,8 @@ def parameters_of(make):
 
 
 EACH = [(kind, name) for kind, make in MODELS.items() for name in parameters_of(make)]
-# torch turns to nested tensors where nothing that it looks at in the first layer trains, as in the dense model whose
-# other weights are frozen. Attention then raises, in both.
+# torch turns to nested tensors where nothing that it looks at in the first layer trains, as in the
+# dense model whose other weights are frozen. Attention then raises, in both.
 NESTED = [(kind, name) for kind, name in EACH if kind == "encoder, nested" and "layers.1" in name]
 
 
@@ -99,9 +101,15 @@ def compare(model, dense, plan):
     for name, selection in plan.items():
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)
-        values = owner.get_submodule(f"{attribute}_selected").values if hasattr(owner, f"{attribute}_selected") else owner.values
+        values = (
+            owner.get_submodule(f"{attribute}_selected").values
+            if hasattr(owner, f"{attribute}_selected")
+            else owner.values
+        )
         grad = dense.get_parameter(name).grad.reshape(sft.matrix_shape(dense, name))
-        torch.testing.assert_close(values.grad, selection.gather(grad), msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            values.grad, selection.gather(grad), msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -132,14 +140,18 @@ def test_all_selected_parameters_get_their_gradient_in_eval(kind):
 def test_inference_shows_the_trained_values(kind):
     """torch's inference path reads the weights without calling the layers that hold them."""
     model = MODELS[kind]().eval()
-    sft.convert(model, plan_of(model, [n for n in parameters_of(MODELS[kind]) if n != "emb.weight"]))
+    sft.convert(
+        model, plan_of(model, [n for n in parameters_of(MODELS[kind]) if n != "emb.weight"])
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     train_once(model)
     optimizer.step()
     with torch.no_grad():
         ours = model(TOKENS)
         sft.revert(model)
-        torch.testing.assert_close(ours, model(TOKENS))  # our hooks make torch call each layer: other bits
+        torch.testing.assert_close(
+            ours, model(TOKENS)
+        )  # our hooks make torch call each layer: other bits
 
 
 @pytest.mark.parametrize("kind, name", NESTED)
@@ -154,7 +166,9 @@ def test_a_plan_that_torch_serves_by_nested_tensors(kind, name):
         frozen(TOKENS)
     except AssertionError as error:
         assert "does not support NestedTensor outside of its fast path" in str(error)
-        with pytest.raises(AssertionError, match="does not support NestedTensor outside of its fast path"):
+        with pytest.raises(
+            AssertionError, match="does not support NestedTensor outside of its fast path"
+        ):
             train_once(model)
         return
     torch.testing.assert_close(model(TOKENS), frozen(TOKENS))

@@ -1,4 +1,6 @@
-"""A selected weight that a module keeps in a list of its own, too, is named: a read there sends no gradient."""
+"""A selected weight that a module keeps in a list of its own, too, is named: a read there sends no
+gradient.
+"""
 
 import warnings
 
@@ -27,7 +29,11 @@ def in_nested_containers(net):
     net.conv.kept = {"weights": [(net.layer.weight,), {1: net.conv.weight}]}
 
 
-PLAN = {"layer.weight": sft.Columns([1]), "conv.weight": sft.Rows([1]), "recurrent.weight_hh_l0": sft.Rows([1])}
+PLAN = {
+    "layer.weight": sft.Columns([1]),
+    "conv.weight": sft.Rows([1]),
+    "recurrent.weight_hh_l0": sft.Rows([1]),
+}
 
 
 @pytest.mark.parametrize("keep, place", [(in_a_list, "kept"), (in_nested_containers, "conv.kept")])

@@ -1,4 +1,6 @@
-"""An operation in place on the output of a selective layer works where torch's works: no Function returns a view."""
+"""An operation in place on the output of a selective layer works where torch's works: no Function
+returns a view.
+"""
 
 import contextlib
 import copy
@@ -44,21 +46,43 @@ def cases():
     found = {}
     for kind, make in LAYERS.items():
         for rank, shape in SHAPES.items():
-            strided = rank > 1 and not (kind == "Conv1D" and rank > 2)  # of which transformers' own Conv1D makes no view
+            strided = rank > 1 and not (
+                kind == "Conv1D" and rank > 2
+            )  # of which transformers' own Conv1D makes no view
             for contiguous in (True, False) if strided else (True,):
                 x = torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape)
                 if not contiguous:
                     x = x.transpose(0, -1).contiguous().transpose(0, -1)
                 for name, selection in SELECTIONS.items():
-                    found[f"{kind}, rank {rank}{'' if contiguous else ' strided'}, {name}"] = make, selection, x
-    for tokens in (torch.tensor(1), torch.tensor([1, 3]), torch.tensor([[1, 3], [0, 1]]), torch.tensor([[[1], [3]]])):
-        found[f"Embedding, rank {tokens.dim()}"] = (lambda: nn.Embedding(5, 8)), sft.Rows([1, 2]), tokens
-    found["aliased convolution"] = (lambda: nn.Conv1d(3, 4, 2)), sft.Rows([1]), torch.linspace(-1, 1, 48).view(2, 3, 8)
+                    found[f"{kind}, rank {rank}{'' if contiguous else ' strided'}, {name}"] = (
+                        make,
+                        selection,
+                        x,
+                    )
+    for tokens in (
+        torch.tensor(1),
+        torch.tensor([1, 3]),
+        torch.tensor([[1, 3], [0, 1]]),
+        torch.tensor([[[1], [3]]]),
+    ):
+        found[f"Embedding, rank {tokens.dim()}"] = (
+            (lambda: nn.Embedding(5, 8)),
+            sft.Rows([1, 2]),
+            tokens,
+        )
+    found["aliased convolution"] = (
+        (lambda: nn.Conv1d(3, 4, 2)),
+        sft.Rows([1]),
+        torch.linspace(-1, 1, 48).view(2, 3, 8),
+    )
     return found
 
 
 CASES = cases()
-CONTEXTS = {"plain": contextlib.nullcontext, "autocast": lambda: torch.autocast("cpu", torch.bfloat16)}
+CONTEXTS = {
+    "plain": contextlib.nullcontext,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
 
 
 def changed_in_place(module, x, change):
@@ -76,7 +100,13 @@ def build(name):
     torch.manual_seed(0)
     dense = make()
     model = nn.Sequential(copy.deepcopy(dense))
-    sft.convert(model, {"0.weight": selection, **({"0.bias": "all"} if getattr(dense, "bias", None) is not None else {})})
+    sft.convert(
+        model,
+        {
+            "0.weight": selection,
+            **({"0.bias": "all"} if getattr(dense, "bias", None) is not None else {}),
+        },
+    )
     return dense, model, selection, x
 
 
@@ -89,7 +119,9 @@ def test_in_place_on_the_output(name, lean, context):
         if lean:
             sft.lean(model)
         with CONTEXTS[context]():
-            (want, want_grad), (got, grad) = (changed_in_place(module, x, change) for module in (dense, model))
+            (want, want_grad), (got, grad) = (
+                changed_in_place(module, x, change) for module in (dense, model)
+            )
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, **({} if lean else dict(rtol=0, atol=0)))
         tolerance = dict(rtol=2e-2, atol=2e-2) if context == "autocast" else {}
@@ -110,7 +142,9 @@ def test_compiled(kind, rank):
     dense, model, _, x = build(name)
     results = []
     for module in (dense, model):
-        compiled = torch.compile(nn.Sequential(module, nn.ReLU(inplace=True)), backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(
+            nn.Sequential(module, nn.ReLU(inplace=True)), backend="aot_eager", fullgraph=True
+        )
         results.append(changed_in_place(compiled, x, lambda y: y))
     for got, want in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(got, want)
@@ -135,7 +169,9 @@ def test_no_function_returns_a_view(monkeypatch):
         return forward_and_look
 
     for cls in functions:
-        monkeypatch.setattr(cls, "forward", staticmethod(watched(cls, vars(cls)["forward"].__func__)))
+        monkeypatch.setattr(
+            cls, "forward", staticmethod(watched(cls, vars(cls)["forward"].__func__))
+        )
     monkeypatch.setattr(functional, "apply_product", functional._SelectiveProduct.apply)
     monkeypatch.setattr("sparse_ft.nn.linear.apply_product", functional._SelectiveProduct.apply)
     monkeypatch.setattr(functional, "_apply_lean_product", functional._LeanProduct.apply)

@@ -1,4 +1,6 @@
-"""A layer whose forward was wrapped on the instance (accelerate's hooks, patches) trains, whenever that was done."""
+"""A layer whose forward was wrapped on the instance (accelerate's hooks, patches) trains, whenever
+that was done.
+"""
 
 import copy
 
@@ -14,8 +16,16 @@ Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 LAYERS = {
     "linear": (lambda: nn.Linear(4, 5), sft.Columns([1]), torch.linspace(-1, 1, 24).view(2, 3, 4)),
     "Conv1D": (lambda: Conv1D(5, 4), sft.Rows([1]), torch.linspace(-1, 1, 24).view(2, 3, 4)),
-    "embedding": (lambda: nn.Embedding(5, 4), sft.Rows([1, 3]), torch.tensor([[1, 3, 0], [4, 1, 1]])),
-    "convolution": (lambda: nn.Conv1d(4, 5, 2), sft.Rows([1]), torch.linspace(-1, 1, 48).view(2, 4, 6)),
+    "embedding": (
+        lambda: nn.Embedding(5, 4),
+        sft.Rows([1, 3]),
+        torch.tensor([[1, 3, 0], [4, 1, 1]]),
+    ),
+    "convolution": (
+        lambda: nn.Conv1d(4, 5, 2),
+        sft.Rows([1]),
+        torch.linspace(-1, 1, 48).view(2, 4, 6),
+    ),
 }
 
 
@@ -58,7 +68,9 @@ def compare(model, dense, selection, x):
         output.sin().sum().backward()
     (values,) = (p for name, p in model.named_parameters() if name.endswith("values"))
     grad = dense[0].weight.grad
-    torch.testing.assert_close(values.grad, selection.gather(grad.reshape(sft.matrix_shape(dense, "0.weight"))))
+    torch.testing.assert_close(
+        values.grad, selection.gather(grad.reshape(sft.matrix_shape(dense, "0.weight")))
+    )
 
 
 @pytest.mark.parametrize("wrap", WRAPS)

@@ -27,7 +27,9 @@ def pair(selection, dtype=torch.float32, bias=True):
 
 
 def check_gradients(dense, module, x, forward=lambda m, x: m(x)):
-    """Output, input gradient, bias gradient and values.grad against the dense layer in fp64-derived tolerance."""
+    """Output, input gradient, bias gradient and values.grad against the dense layer in fp64-derived
+    tolerance.
+    """
     x1, x2 = (x.detach().clone().requires_grad_() for _ in range(2))
     out1, out2 = forward(dense, x1), forward(module, x2)
     assert torch.equal(out1, out2)
@@ -36,12 +38,16 @@ def check_gradients(dense, module, x, forward=lambda m, x: m(x)):
     out2.backward(grad)
     assert x2.grad.dtype == x.dtype
     torch.testing.assert_close(x1.grad, x2.grad)
-    torch.testing.assert_close(module.selection.gather(dense.weight.grad).to(module.values.dtype), module.values.grad)
+    torch.testing.assert_close(
+        module.selection.gather(dense.weight.grad).to(module.values.dtype), module.values.grad
+    )
     if dense.bias is not None and module.bias.requires_grad:
         torch.testing.assert_close(dense.bias.grad, module.bias.grad)
 
 
-@pytest.mark.parametrize("shape", [(10,), (5, 10), (1, 10), (2, 3, 10), (2, 1, 3, 10), (0, 10), (2, 0, 10)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(10,), (5, 10), (1, 10), (2, 3, 10), (2, 1, 3, 10), (0, 10), (2, 0, 10)], ids=str
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_shapes(selection, shape, bias):
     dense, module = pair(selection, bias=bias)
@@ -109,13 +115,18 @@ def test_autocast_dtypes_and_no_weight_copy(selection):
 def test_checkpointing(selection, use_reentrant):
     dense, module = pair(selection)
     check_gradients(
-        dense, module, torch.randn(2, 3, 10), lambda m, x: checkpoint(lambda y: m(y).relu(), x, use_reentrant=use_reentrant)
+        dense,
+        module,
+        torch.randn(2, 3, 10),
+        lambda m, x: checkpoint(lambda y: m(y).relu(), x, use_reentrant=use_reentrant),
     )
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_checkpoint_whose_input_comes_back_contiguous(selection, requires_grad):
-    """As offloading brings it back: what the second forward saves looks as in the first. (nn.Linear's does so sometimes.)"""
+    """As offloading brings it back: what the second forward saves looks as in the first.
+    (nn.Linear's does so sometimes.)
+    """
     _, module = pair(selection)
     x = torch.randn(3, 2, 10).transpose(0, 1).requires_grad_(requires_grad)
     module(x).relu().sum().backward()
@@ -173,7 +184,9 @@ def test_it_is_a_linear(selection):
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["bias", "values"]
 
 
-@pytest.mark.parametrize("features, selection", [((6, 0), sft.Columns([1])), ((0, 5), sft.Rows([1]))])
+@pytest.mark.parametrize(
+    "features, selection", [((6, 0), sft.Columns([1])), ((0, 5), sft.Rows([1]))]
+)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_a_layer_without_entries(features, selection):
     layer = sft.nn.SelectiveLinear.from_linear(nn.Linear(*features), selection)
@@ -193,7 +206,9 @@ def test_layers_in_several_threads():
             errors.append(error)
 
     errors, interval = [], sys.getswitchinterval()
-    layers = [sft.nn.SelectiveLinear.from_linear(nn.Linear(10, 7), sft.Columns([1, 3])) for _ in range(4)]
+    layers = [
+        sft.nn.SelectiveLinear.from_linear(nn.Linear(10, 7), sft.Columns([1, 3])) for _ in range(4)
+    ]
     threads = [threading.Thread(target=work, args=(layer,)) for layer in layers]
     sys.setswitchinterval(1e-6)
     try:

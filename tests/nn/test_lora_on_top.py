@@ -16,11 +16,15 @@ def test_lora_wraps_trains_and_merges_after_revert():
     base = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
     plan = {"0.weight": sft.Columns([1, 5]), "2.weight": sft.Entries([0, 7, 30])}
     sft.convert(base, plan)
-    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["0", "2"], r=2, init_lora_weights=False))
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(target_modules=["0", "2"], r=2, init_lora_weights=False)
+    )
     for name, parameter in model.named_parameters():
         if name.endswith("values"):
             parameter.requires_grad_(True)  # PEFT freezes everything but its own
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.01, fused=True
+    )
     x, before = torch.randn(16, 8), {n: p.detach().clone() for n, p in model.named_parameters()}
     for _ in range(3):
         optimizer.zero_grad()
@@ -53,7 +57,9 @@ def step(model, optimizer):
 def test_a_selection_that_peft_froze_is_named_at_the_first_step(make):
     model = peft.get_peft_model(converted(), peft.LoraConfig(target_modules=["0"], r=2))
     optimizer = make([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    with pytest.warns(UserWarning, match="0.weight, 2.weight: selected, but frozen.*get_peft_model.*sft.load"):
+    with pytest.warns(
+        UserWarning, match="0.weight, 2.weight: selected, but frozen.*get_peft_model.*sft.load"
+    ):
         step(model, optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -72,7 +78,12 @@ def test_a_part_that_is_frozen_on_purpose_and_another_model_are_no_news():
 def test_converting_a_model_with_adapters_says_what_peft_will_not_save(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=9
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=9,
     )
 
     def build():
@@ -82,7 +93,10 @@ def test_converting_a_model_with_adapters_says_what_peft_will_not_save(tmp_path)
 
     model, name = build(), "base_model.model.model.layers.0.mlp.up_proj.weight"
     adapters = {key: "all" for key, _ in model.named_parameters() if "lora" in key}
-    with pytest.warns(UserWarning, match=r"save_pretrained saves the adapters and not the selected entries.*sft\.load"):
+    with pytest.warns(
+        UserWarning,
+        match=r"save_pretrained saves the adapters and not the selected entries.*sft\.load",
+    ):
         sft.convert(model, {name: sft.Rows([1]), **adapters})
     with torch.no_grad():
         model.get_submodule(name.removesuffix(".weight")).values.add_(1)

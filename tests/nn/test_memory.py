@@ -1,4 +1,6 @@
-"""What is allocated and what is kept: never a tensor of the weight's size, and for backward only what some entry needs."""
+"""What is allocated and what is kept: never a tensor of the weight's size, and for backward only
+what some entry needs.
+"""
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sparse_ft as sft
-from sparse_ft.memory.ledger import Watching
+from sparse_ft.memory.watching import Watching
 
 OUT, IN, TOKENS = 96, 160, 3
 KINDS = {
@@ -19,14 +21,20 @@ KINDS = {
 
 
 class Largest(TorchDispatchMode):
-    """The most elements in one new storage: op outputs that are not a view of, or the same as, an input."""
+    """The most elements in one new storage: op outputs that are not a view of, or the same as, an
+    input.
+    """
 
     def __init__(self):
         super().__init__()
         self.elements, self.op = 0, None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        known = {
+            t.untyped_storage().data_ptr()
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
             if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known:
@@ -54,7 +62,9 @@ def kept_bytes(forward, *modules):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "make", [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)], ids=["ours", "fused"]
+    "make",
+    [lambda p: sft.SelectiveAdamW(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)],
+    ids=["ours", "fused"],
 )
 def test_linear_never_allocates_a_weight(kind, make):
     module = sft.nn.SelectiveLinear.from_linear(nn.Linear(IN, OUT), KINDS[kind])
@@ -86,7 +96,10 @@ def test_conv1d_never_allocates_a_weight(kind):
 
 def test_embedding_never_allocates_a_table():
     module = sft.nn.SelectiveEmbedding.from_embedding(nn.Embedding(500, 16), sft.Rows([3, 40, 499]))
-    ids, optimizer = torch.tensor([[3, 4, 499], [40, 3, 0]]), sft.SelectiveAdamW([module.values], lr=0.1)
+    ids, optimizer = (
+        torch.tensor([[3, 4, 499], [40, 3, 0]]),
+        sft.SelectiveAdamW([module.values], lr=0.1),
+    )
     with Largest() as largest:
         train_once(module, ids, optimizer)
     assert largest.elements < 500 * 16 // 4, largest.op
@@ -109,7 +122,10 @@ def test_bytes_kept_for_one_linear():
 
 def test_one_copy_for_all_who_read_the_same_columns():
     x = torch.randn(4, 64, 256)
-    q, k, v = (sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 256), sft.Columns([1, 2, 200])) for _ in range(3))
+    q, k, v = (
+        sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 256), sft.Columns([1, 2, 200]))
+        for _ in range(3)
+    )
     one, _ = kept_bytes(lambda: q(x), q)
     three, out = kept_bytes(lambda: (q(x) + k(x) + v(x)).sum(), q, k, v)
     assert one == three == 4 * 64 * 3 * 4
@@ -118,7 +134,9 @@ def test_one_copy_for_all_who_read_the_same_columns():
     again, out = kept_bytes(lambda: q(x).sum(), q)
     q.values.grad = None
     out.backward()
-    torch.testing.assert_close(q.values.grad, (torch.ones(256, 256) @ x.reshape(256, 256))[:, [1, 2, 200]])
+    torch.testing.assert_close(
+        q.values.grad, (torch.ones(256, 256) @ x.reshape(256, 256))[:, [1, 2, 200]]
+    )
 
 
 def test_the_shared_copy_dies_with_its_graph():

@@ -1,4 +1,6 @@
-"""Who reads a weight by attribute, or calls a module's forward directly, sends its gradient to the selected entries."""
+"""Who reads a weight by attribute, or calls a module's forward directly, sends its gradient to the
+selected entries.
+"""
 
 import copy
 import io
@@ -58,15 +60,35 @@ IMAGES = torch.linspace(-1, 1, 48).view(2, 4, 6)
 TOKENS = torch.tensor([[1, 3, 0], [4, 1, 1]])
 MODELS = {
     "linear read": lambda: (Read(nn.Linear(4, 5), F.linear), X, sft.Rows([1, 4])),
-    "linear called and read": lambda: (CalledAndRead(nn.Linear(4, 4), F.linear), X, sft.Columns([0, 3])),
+    "linear called and read": lambda: (
+        CalledAndRead(nn.Linear(4, 4), F.linear),
+        X,
+        sft.Columns([0, 3]),
+    ),
     "Conv1D read": lambda: (Read(Conv1D(5, 4), torch.matmul), X, sft.Entries([0, 7, 19])),
     "Conv1D called and read": lambda: (CalledAndRead(Conv1D(4, 4), torch.matmul), X, sft.Rows([2])),
-    "embedding read": lambda: (Read(nn.Embedding(5, 4), lambda x, w: w[x].square()), TOKENS, sft.Rows([1, 3])),
-    "embedding called and read": lambda: (CalledAndRead(nn.Embedding(5, 4), F.linear), TOKENS, sft.Rows([1, 2])),
-    "aliased embedding": lambda: (CalledAndRead(nn.Embedding(5, 4), F.linear), TOKENS, sft.Columns([1, 2])),
+    "embedding read": lambda: (
+        Read(nn.Embedding(5, 4), lambda x, w: w[x].square()),
+        TOKENS,
+        sft.Rows([1, 3]),
+    ),
+    "embedding called and read": lambda: (
+        CalledAndRead(nn.Embedding(5, 4), F.linear),
+        TOKENS,
+        sft.Rows([1, 2]),
+    ),
+    "aliased embedding": lambda: (
+        CalledAndRead(nn.Embedding(5, 4), F.linear),
+        TOKENS,
+        sft.Columns([1, 2]),
+    ),
     "linear direct": lambda: (Direct(nn.Linear(4, 5)), X, sft.Columns([1])),
     "convolution direct": lambda: (Direct(nn.Conv1d(4, 3, 2)), IMAGES, sft.Rows([1])),
-    "convolution direct and called": lambda: (DirectAndCalled(nn.Conv1d(4, 3, 2)), IMAGES, sft.Columns([1, 5])),
+    "convolution direct and called": lambda: (
+        DirectAndCalled(nn.Conv1d(4, 3, 2)),
+        IMAGES,
+        sft.Columns([1, 5]),
+    ),
     "norm direct": lambda: (Direct(nn.LayerNorm(4)), X, sft.Entries([1, 2])),
     "norm direct and called": lambda: (DirectAndCalled(nn.LayerNorm(4)), X, sft.Entries([1, 2])),
 }
@@ -124,7 +146,9 @@ def test_every_reader_sends_its_gradient(name, lean, way):
         return
     gradients(exact, x)
     exact = wanted(exact, selection)
-    error, of_torch = ((grad - exact).norm() for grad in (values_of(model).grad, wanted(dense, selection)))
+    error, of_torch = (
+        (grad - exact).norm() for grad in (values_of(model).grad, wanted(dense, selection))
+    )
     assert error <= 2 * of_torch
 
 
@@ -161,19 +185,37 @@ def test_a_read_weight_is_the_parameter_for_everything_else(name):
     dense, model, _, selection = pair(name)
     layer, values = model.layer, values_of(model)
     parameter, read = layer._parameters.get("weight"), layer.weight
-    assert isinstance(read, nn.Parameter) and read.requires_grad and not read.is_leaf and read.grad is None
+    assert (
+        isinstance(read, nn.Parameter)
+        and read.requires_grad
+        and not read.is_leaf
+        and read.grad is None
+    )
     assert torch.equal(read, dense.layer.weight) and read.data_ptr() == parameter.data_ptr()
-    assert (read.shape, read.dtype, read.device) == (parameter.shape, parameter.dtype, parameter.device)
+    assert (read.shape, read.dtype, read.device) == (
+        parameter.shape,
+        parameter.dtype,
+        parameter.device,
+    )
     assert isinstance(model.get_parameter("layer.weight"), nn.Parameter)
     assert model.state_dict()["layer.weight"].data_ptr() == parameter.data_ptr()
-    assert dict(model.named_parameters())["layer.weight"] is parameter and not parameter.requires_grad
+    assert (
+        dict(model.named_parameters())["layer.weight"] is parameter and not parameter.requires_grad
+    )
     for twin in (copy.deepcopy(read), loaded(read)):
         assert type(twin) is nn.Parameter and twin.is_leaf and torch.equal(twin, read)
         assert twin.data_ptr() != parameter.data_ptr()
     other = nn.Parameter(read)
     assert isinstance(other, nn.Parameter) and other.is_leaf and other.requires_grad
     assert other.data_ptr() == parameter.data_ptr()
-    for tensor in (read.detach(), read + 1, read[:1], read.clone(), read.data, loaded(read.detach())):
+    for tensor in (
+        read.detach(),
+        read + 1,
+        read[:1],
+        read.clone(),
+        read.data,
+        loaded(read.detach()),
+    ):
         assert not isinstance(tensor, nn.Parameter)
     assert not read.detach().requires_grad and type(copy.deepcopy(read.detach())) is torch.Tensor
     read.data.zero_()
@@ -194,21 +236,27 @@ def loaded(tensor):
     return torch.load(file)
 
 
-@pytest.mark.parametrize("write", [lambda w: nn.init.constant_(w, 7.0), lambda w: w.fill_(7.0)], ids=["init", "in place"])
+@pytest.mark.parametrize(
+    "write", [lambda w: nn.init.constant_(w, 7.0), lambda w: w.fill_(7.0)], ids=["init", "in place"]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_written_reaches_the_weight_and_values_stay_the_authority(name, write):
     _, model, _, selection = pair(name)
     before, shape = values_of(model).detach().clone(), sft.matrix_shape(model, "layer.weight")
     write(model.layer.weight)
     assert (model.layer._parameters.get("weight") == 7).all()
-    with pytest.warns(UserWarning, match="layer.weight: selected entries were changed behind the module's back"):
+    with pytest.warns(
+        UserWarning, match="layer.weight: selected entries were changed behind the module's back"
+    ):
         matrix = model.layer.weight.detach().reshape(shape)
     assert torch.equal(selection.gather(matrix), before)
     assert (matrix[~selection.mask(shape)] == 7).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle_of(m)], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda m: pickle_of(m)], ids=["deepcopy", "pickle"]
+)
 def test_copies_read_their_own_weight(name, twin):
     dense, x, selection = MODELS[name]()
     product = getattr(dense, "product", None)
@@ -240,7 +288,9 @@ def test_functional_call_leaves_the_stored_parameters():
     given = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in stored.items()}
     torch.func.functional_call(model, given, (IMAGES,)).sin().sum().backward()
     gradients(dense, IMAGES)
-    torch.testing.assert_close(given["layer.weight_selected.values"].grad, wanted(dense, sft.Rows([1])))
+    torch.testing.assert_close(
+        given["layer.weight_selected.values"].grad, wanted(dense, sft.Rows([1]))
+    )
     assert all(p is stored[name] for name, p in model.named_parameters())
     assert values_of(model).grad is None
 
@@ -261,21 +311,30 @@ def test_a_bias_of_a_selective_layer_is_read_too():
             self.layer = nn.Linear(4, 5)
 
         def forward(self, x):
-            return F.linear(x, self.layer.weight, self.layer.bias) + self.layer(x) + self.layer.forward(x)
+            return (
+                F.linear(x, self.layer.weight, self.layer.bias)
+                + self.layer(x)
+                + self.layer.forward(x)
+            )
 
     dense = Net()
     model = copy.deepcopy(dense)
     plan = {"layer.weight": sft.Columns([1]), "layer.bias": sft.Entries([0, 4])}
     sft.convert(model, plan)
     assert torch.equal(gradients(model, X), gradients(dense, X))
-    torch.testing.assert_close(model.layer.values.grad, plan["layer.weight"].gather(dense.layer.weight.grad))
     torch.testing.assert_close(
-        model.layer.bias_selected.values.grad, plan["layer.bias"].gather(dense.layer.bias.grad[None])
+        model.layer.values.grad, plan["layer.weight"].gather(dense.layer.weight.grad)
+    )
+    torch.testing.assert_close(
+        model.layer.bias_selected.values.grad,
+        plan["layer.bias"].gather(dense.layer.bias.grad[None]),
     )
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
-@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "l1_unstructured", "weight_norm of an LSTM"])
+@pytest.mark.parametrize(
+    "kind", ["weight_norm", "spectral_norm", "l1_unstructured", "weight_norm of an LSTM"]
+)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_pre_hook_that_computes_the_weight(kind, mode):
     """It reads the parameter before the module's forward, whichever hook comes first."""
@@ -283,9 +342,15 @@ def test_a_pre_hook_that_computes_the_weight(kind, mode):
 
     name, make = {
         "weight_norm": ("0.weight_v", lambda: weight_norm(nn.Linear(4, 3))),
-        "weight_norm of an LSTM": ("0.weight_hh_l0_v", lambda: weight_norm(nn.LSTM(4, 3), "weight_hh_l0")),
+        "weight_norm of an LSTM": (
+            "0.weight_hh_l0_v",
+            lambda: weight_norm(nn.LSTM(4, 3), "weight_hh_l0"),
+        ),
         "spectral_norm": ("0.weight_orig", lambda: spectral_norm(nn.Linear(4, 3))),
-        "l1_unstructured": ("0.weight_orig", lambda: prune.l1_unstructured(nn.Linear(4, 3), "weight", 0.3)),
+        "l1_unstructured": (
+            "0.weight_orig",
+            lambda: prune.l1_unstructured(nn.Linear(4, 3), "weight", 0.3),
+        ),
     }[kind]
     models = []
     for _ in range(2):
@@ -311,4 +376,6 @@ def test_a_pre_hook_that_computes_the_weight(kind, mode):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        torch.testing.assert_close(model.get_parameter(name).detach(), dense.get_parameter(name).detach())
+        torch.testing.assert_close(
+            model.get_parameter(name).detach(), dense.get_parameter(name).detach()
+        )

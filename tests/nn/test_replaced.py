@@ -1,4 +1,6 @@
-"""Modules that are copied, and parameters that are replaced, shared, moved or called with others."""
+"""Modules that are copied, and parameters that are replaced, shared, moved or called
+with others.
+"""
 
 import copy
 import gc
@@ -18,7 +20,9 @@ def selection(request):
     return SELECTIONS[request.param]
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_whole_and_separate(selection, twin):
     module = make(selection)
     other = twin(module)
@@ -57,7 +61,9 @@ def test_a_weight_of_another_size_is_refused_by_name(selection):
 
 
 def large():
-    """Its values are so many that the allocator gives their address to the next tensor of their size."""
+    """Its values are so many that the allocator gives their address to the next tensor of their
+    size.
+    """
     return sft.nn.SelectiveLinear.from_linear(nn.Linear(512, 512), sft.Columns(list(range(256))))
 
 
@@ -65,7 +71,9 @@ def test_an_address_that_is_used_again_is_no_sign_of_the_same_values():
     module, x = large(), torch.randn(2, 512)
     for number in range(4):
         with torch.no_grad():
-            torch.func.functional_call(module, {"values": torch.full((512, 256), float(number))}, (x,))
+            torch.func.functional_call(
+                module, {"values": torch.full((512, 256), float(number))}, (x,)
+            )
         assert module._parameters["weight"][0, 0] == number
     for number in range(4, 8):
         del module._parameters["values"]
@@ -92,7 +100,10 @@ def test_an_optimizer_of_values_that_were_replaced_does_not_touch_the_weight(sel
 def test_values_of_two_modules(selection):
     first, second = make(selection), make(selection)
     second.values = first.values
-    for optimizer in (torch.optim.SGD([first.values], lr=0.1, fused=True), sft.SelectiveAdamW([first.values], lr=0.1)):
+    for optimizer in (
+        torch.optim.SGD([first.values], lr=0.1, fused=True),
+        sft.SelectiveAdamW([first.values], lr=0.1),
+    ):
         first.values.grad = torch.ones_like(first.values)
         optimizer.step()
         x = torch.randn(3, 10)
@@ -134,7 +145,9 @@ def test_to_empty_and_meta(selection):
 def test_a_weight_moved_away_is_not_held_in_memory():
     module = make(SELECTIONS["rows"])
     storage = StorageWeakRef(module._parameters["weight"].untyped_storage())
-    module._parameters["weight"].data = module._parameters["weight"].data.clone()  # as offloading does
+    module._parameters["weight"].data = module._parameters[
+        "weight"
+    ].data.clone()  # as offloading does
     assert storage.expired()
     module(torch.randn(1, 10))
     assert shows(module)
@@ -146,7 +159,9 @@ def test_torch_func_is_refused_by_name(selection):
     for transform in (
         lambda: torch.func.vmap(module)(x),
         lambda: torch.func.jacrev(module)(x),
-        lambda: torch.func.grad(lambda v: torch.func.functional_call(module, {"values": v}, (x,)).sum())(values),
+        lambda: torch.func.grad(
+            lambda v: torch.func.functional_call(module, {"values": v}, (x,)).sum()
+        )(values),
     ):
         with pytest.raises(RuntimeError, match="Linear.weight: .*torch.func.*sft.revert"):
             transform()

@@ -1,4 +1,6 @@
-"""Whose step changes which values: masters that are written back without a trace, claims, and other people's optimisers."""
+"""Whose step changes which values: masters that are written back without a trace, claims, and other
+people's optimisers.
+"""
 
 import copy
 import gc
@@ -40,7 +42,9 @@ def train(model, optimizer, steps_to_take):
 
 
 class Masters:
-    """The hand-written loop: an optimiser of fp32 copies, written back through `.data` after its step."""
+    """The hand-written loop: an optimiser of fp32 copies, written back through `.data` after its
+    step.
+    """
 
     def __init__(self, parameters, **settings):
         self.parameters = list(parameters)
@@ -63,13 +67,19 @@ class Masters:
 def test_master_copies_train_as_the_values_themselves(fused):
     model, other = net(), net()
     expected = train(model, torch.optim.AdamW(trained(model), lr=0.1), 8)
-    assert train(other, Masters(trained(other), fused=fused), 8) == pytest.approx(expected, abs=1e-6)
+    assert train(other, Masters(trained(other), fused=fused), 8) == pytest.approx(
+        expected, abs=1e-6
+    )
     assert expected[-1] < 0.5 * expected[0]
-    for (name, want), got in zip(sft.revert(model).state_dict().items(), sft.revert(other).state_dict().values()):
+    for (name, want), got in zip(
+        sft.revert(model).state_dict().items(), sft.revert(other).state_dict().values()
+    ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("read", [lambda m: m.state_dict(), sft.revert, lambda m: [m[0].weight, m(X)], copy.deepcopy])
+@pytest.mark.parametrize(
+    "read", [lambda m: m.state_dict(), sft.revert, lambda m: [m[0].weight, m(X)], copy.deepcopy]
+)
 def test_whoever_reads_after_the_last_step_of_a_master_sees_it(read):
     model = net()
     train(model, Masters(trained(model)), 1)
@@ -93,7 +103,9 @@ def test_masters_after_a_warm_up_whose_optimiser_lives_on():
 def test_masters_after_an_optimiser_that_is_gone():
     model, other = net(), net()
     optimizer = torch.optim.SGD(trained(model), lr=0.1)
-    expected = train(model, optimizer, 3) + train(model, torch.optim.AdamW(trained(model), lr=0.1), 5)
+    expected = train(model, optimizer, 3) + train(
+        model, torch.optim.AdamW(trained(model), lr=0.1), 5
+    )
     masters = Masters(trained(other))
     for p in masters.copies:
         p.grad = torch.zeros_like(p)
@@ -111,7 +123,9 @@ def unrelated():
 
 
 def test_an_unrelated_step_between_forward_and_backward_disturbs_nothing():
-    """Also when another forward comes between: the weight is shown anew, and the pending backward needs it."""
+    """Also when another forward comes between: the weight is shown anew, and the pending backward
+    needs it.
+    """
     for claimed in (False, True):
         model, alone = net(), net()
         if claimed:
@@ -137,7 +151,9 @@ def versions(model):
 def count_writes(monkeypatch):
     written = []
     write = sft.nn.Selected._write
-    monkeypatch.setattr(sft.nn.Selected, "_write", lambda self, *a: (written.append(self), write(self, *a)) and None)
+    monkeypatch.setattr(
+        sft.nn.Selected, "_write", lambda self, *a: (written.append(self), write(self, *a)) and None
+    )
     return written
 
 
@@ -190,11 +206,16 @@ def test_a_copy_and_a_replaced_parameter_are_claimed_by_nobody():
     model = net()
     train(model, torch.optim.SGD(trained(model), lr=0.1), 1)
     twin = copy.deepcopy(model)
-    got, expected = train(twin, Masters(trained(twin)), 4), train(model, torch.optim.AdamW(trained(model), lr=0.1), 4)
+    got, expected = (
+        train(twin, Masters(trained(twin)), 4),
+        train(model, torch.optim.AdamW(trained(model), lr=0.1), 4),
+    )
     assert got == pytest.approx(expected, abs=1e-6)
     twin.load_state_dict({name: t.clone() for name, t in model.state_dict().items()}, assign=True)
     got = train(twin, Masters(trained(twin)), 3)
-    assert got == pytest.approx(train(model, torch.optim.AdamW(trained(model), lr=0.1), 3), abs=1e-6)
+    assert got == pytest.approx(
+        train(model, torch.optim.AdamW(trained(model), lr=0.1), 3), abs=1e-6
+    )
 
 
 def test_a_warning_of_the_hook_points_at_the_step():
@@ -207,7 +228,9 @@ def test_a_warning_of_the_hook_points_at_the_step():
 
 
 def test_a_reverted_model_is_no_business_of_any_optimiser():
-    """Its optimiser lives on, and others step: the layers are plain, and nobody tells them anything."""
+    """Its optimiser lives on, and others step: the layers are plain, and nobody tells them
+    anything.
+    """
     model = net()
     optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.1)
     train(model, optimizer, 1)

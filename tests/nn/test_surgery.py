@@ -136,7 +136,8 @@ FORMS = {
 }
 
 
-COMPUTED = "Cannot assign non-leaf Tensor"  # torch's words where it would register what it reads, which is computed
+# torch's words where it would register what it reads, which is computed
+COMPUTED = "Cannot assign non-leaf Tensor"
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
@@ -144,7 +145,9 @@ COMPUTED = "Cannot assign non-leaf Tensor"  # torch's words where it would regis
 def test_a_replaced_layer_takes_no_other_form_and_says_so(name):
     model, x = converted(sft.Rows([0, 6])), torch.randn(2, 10)
     before, parameters = model(x), [n for n, _ in model.named_parameters()]
-    with pytest.raises((RuntimeError, TypeError, ValueError), match=f"0.weight: .*sft.revert|'weight'|{COMPUTED}"):
+    with pytest.raises(
+        (RuntimeError, TypeError, ValueError), match=f"0.weight: .*sft.revert|'weight'|{COMPUTED}"
+    ):
         FORMS[name](model[0])
     assert torch.equal(model(x), before) and [n for n, _ in model.named_parameters()] == parameters
     assert not [n for n, _ in model.named_buffers()] and not hasattr(model[0], "parametrizations")
@@ -325,7 +328,9 @@ def test_a_selection_that_left_with_its_module_is_named(optimizer_first):
     report = sft.summary(model)
     assert report.lost == ("lm_head.weight",)
     assert "LOST: the selection of 'lm_head.weight'" in str(report)
-    with pytest.raises(ValueError, match="model: lm_head.weight: its selection is lost.*sft.revert"):
+    with pytest.raises(
+        ValueError, match="model: lm_head.weight: its selection is lost.*sft.revert"
+    ):
         sft.convert(model, HEAD_PLAN)
     sft.revert(model)
     assert all(p.requires_grad for p in model.parameters())

@@ -1,4 +1,6 @@
-"""`values` is the authority, the weight shows a copy: each way in which the copy can go stale, and what tells."""
+"""`values` is the authority, the weight shows a copy: each way in which the copy can go stale, and
+what tells.
+"""
 
 import copy
 import warnings
@@ -37,7 +39,9 @@ def test_forward_after_any_step_uses_the_new_values(selection, make_optimizer):
         optimizer.step()
         assert not torch.equal(before, module.values)
         x = torch.randn(2, 10)
-        dense = module.selection.scatter_(module._parameters["weight"].detach().clone(), module.values.detach())
+        dense = module.selection.scatter_(
+            module._parameters["weight"].detach().clone(), module.values.detach()
+        )
         assert torch.equal(module(x), nn.functional.linear(x, dense, module.bias))
         assert shows(module)
 
@@ -120,10 +124,16 @@ def test_state_dict_and_loading(selection):
         module.values.add_(1)
     state = module.state_dict()
     assert set(state) == {"weight", "bias", "values"}
-    assert torch.equal(state["weight"], selection.scatter_(state["weight"].clone(), state["values"]))
+    assert torch.equal(
+        state["weight"], selection.scatter_(state["weight"].clone(), state["values"])
+    )
 
     threes = selection.gather(torch.full((7, 10), 3.0))  # padding stays zero
-    both = {"weight": selection.scatter_(torch.zeros(7, 10), threes), "bias": torch.zeros(7), "values": threes}
+    both = {
+        "weight": selection.scatter_(torch.zeros(7, 10), threes),
+        "bias": torch.zeros(7),
+        "values": threes,
+    }
     module.load_state_dict(both)
     assert torch.equal(module.values, threes)
     assert shows(module)
@@ -162,7 +172,9 @@ def test_values_stay_fp32_over_a_16_bit_weight(selection, dtype):
     for _ in range(20):
         made.values.grad = torch.ones_like(made.values)
         optimizer.step()
-    assert ((made.values < start) | (start == 0)).all(), "steps far below 16-bit resolution add up in the master"
+    assert ((made.values < start) | (start == 0)).all(), (
+        "steps far below 16-bit resolution add up in the master"
+    )
     assert shows(made)
 
 
@@ -228,7 +240,9 @@ def test_an_optimiser_made_before_the_conversion_is_reported():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sft.convert(model, {"0.weight": sft.Rows([1])})
     model(torch.randn(2, 4)).sum().backward()
-    with pytest.warns(UserWarning, match="0.weight: this optimiser holds the weight but not the values"):
+    with pytest.warns(
+        UserWarning, match="0.weight: this optimiser holds the weight but not the values"
+    ):
         optimizer.step()
     model.zero_grad()
     model(torch.randn(2, 4)).sum().backward()

@@ -55,7 +55,9 @@ def assert_kept(model):
         assert model[0].__dict__[name] == f"the user's {name}"
 
 
-@pytest.mark.parametrize("twin", [lambda m: m, copy.deepcopy, pickled], ids=["itself", "deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin", [lambda m: m, copy.deepcopy, pickled], ids=["itself", "deepcopy", "pickle"]
+)
 def test_attributes_are_there_while_converted_and_after_revert(model, twin):
     model = twin(model)
     assert_kept(model)

@@ -1,11 +1,22 @@
-"""values of a dtype that was asked for: which are refused, what keeps it, and that everything around them still works."""
+"""values of a dtype that was asked for: which are refused, what keeps it, and that everything
+around them still works.
+"""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from helpers.small_net import PLAN, Net, assert_same_bits, assert_weights_show_values, loss_of, train, trained, weights
+from helpers.small_net import (
+    PLAN,
+    Net,
+    assert_same_bits,
+    assert_weights_show_values,
+    loss_of,
+    train,
+    trained,
+    weights,
+)
 
 import sparse_ft as sft
 
@@ -20,7 +31,9 @@ def net(weight_dtype=BF16, values_dtype=BF16):
 
 
 def dtypes(model):
-    return {m._parameters["values"].dtype for m in model.modules() if isinstance(m, sft.nn.Selected)}
+    return {
+        m._parameters["values"].dtype for m in model.modules() if isinstance(m, sft.nn.Selected)
+    }
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "float", "double"])
@@ -31,7 +44,8 @@ def test_a_chosen_dtype_survives_casts_and_copies(cast, chosen):
     assert dtypes(getattr(model, cast)()) == {chosen}
     assert dtypes(copy.deepcopy(model)) == dtypes(pickle.loads(pickle.dumps(model))) == {chosen}
     assert_same_bits(
-        {n: t for n, t in trained(model).items() if "values" in n}, {n: t for n, t in before.items() if "values" in n}
+        {n: t for n, t in trained(model).items() if "values" in n},
+        {n: t for n, t in before.items() if "values" in n},
     )
 
 
@@ -42,12 +56,19 @@ def test_without_a_choice_values_are_wide():
 
 @pytest.mark.parametrize(
     "weight_dtype, values_dtype",
-    [(torch.float32, BF16), (torch.float16, BF16), (BF16, torch.float16), (torch.float64, torch.float32)],
+    [
+        (torch.float32, BF16),
+        (torch.float16, BF16),
+        (BF16, torch.float16),
+        (torch.float64, torch.float32),
+    ],
 )
 def test_a_dtype_that_loses_bits_is_refused_and_nothing_changes(weight_dtype, values_dtype):
     model = Net().to(weight_dtype)
     before = weights(model)
-    with pytest.raises(TypeError, match=r"values_dtype: .* does not hold every number of embed.weight"):
+    with pytest.raises(
+        TypeError, match=r"values_dtype: .* does not hold every number of embed.weight"
+    ):
         sft.convert(model, PLAN, values_dtype=values_dtype)
     assert_same_bits(weights(model), before)
     assert not any(isinstance(m, sft.nn.Selected) for m in model.modules())
@@ -62,11 +83,16 @@ def test_what_is_no_dtype_for_values_is_refused(wrong):
 def test_another_dtype_on_a_converted_model_is_refused():
     model = net()
     sft.convert(model, PLAN, values_dtype=BF16)
-    with pytest.raises(ValueError, match="values_dtype: the model was converted with torch.bfloat16, got None"):
+    with pytest.raises(
+        ValueError, match="values_dtype: the model was converted with torch.bfloat16, got None"
+    ):
         sft.convert(model, PLAN)
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p, lr: torch.optim.AdamW(p, lr, fused=True), sft.SelectiveAdamW])
+@pytest.mark.parametrize(
+    "make",
+    [torch.optim.AdamW, lambda p, lr: torch.optim.AdamW(p, lr, fused=True), sft.SelectiveAdamW],
+)
 def test_16_bit_values_train_load_and_revert(make):
     model = net()
     optimizer = make(model.parameters(), lr=1e-2)
@@ -97,11 +123,22 @@ def test_the_estimate_counts_them():
     assert found[BF16].optimizer_state == found[None].optimizer_state - 2 * 2 * 64
 
 
-@pytest.mark.parametrize("settings, entry", [({"stochastic_rounding": True}, 4), ({"correction": True}, 10)])
+@pytest.mark.parametrize(
+    "settings, entry", [({"stochastic_rounding": True}, 4), ({"correction": True}, 10)]
+)
 def test_the_estimate_counts_what_an_optimiser_stores(settings, entry):
     def optimizer(params):
         return sft.SelectiveAdamW(params, **settings)
 
-    linear, inputs = torch.nn.Linear(64, 32, bias=False).to(BF16), {"input": torch.randn(3, 64, dtype=BF16)}
-    found = sft.estimate(linear, {"weight": sft.Columns([1, 5])}, inputs=inputs, values_dtype=BF16, optimizer=optimizer)
+    linear, inputs = (
+        torch.nn.Linear(64, 32, bias=False).to(BF16),
+        {"input": torch.randn(3, 64, dtype=BF16)},
+    )
+    found = sft.estimate(
+        linear,
+        {"weight": sft.Columns([1, 5])},
+        inputs=inputs,
+        values_dtype=BF16,
+        optimizer=optimizer,
+    )
     assert found.optimizer_state == entry * 64 + 4

@@ -1,4 +1,6 @@
-"""activation and its gradient against fp64, allowed twice the error of plain PyTorch's own and its autograd."""
+"""activation and its gradient against fp64, allowed twice the error of plain PyTorch's own and its
+autograd.
+"""
 
 import functools
 
@@ -11,8 +13,15 @@ from oracle import DTYPES, name_of
 from sparse_ft import ops
 from sparse_ft.ops.activation import activation_backward_ref, activation_ref
 
-IMPLEMENTATIONS = {"op": (ops.activation, ops.activation_backward), "reference": (activation_ref, activation_backward_ref)}
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh")}
+IMPLEMENTATIONS = {
+    "op": (ops.activation, ops.activation_backward),
+    "reference": (activation_ref, activation_backward_ref),
+}
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
 NAMES = pytest.mark.parametrize("activation", ACTIVATIONS)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 
@@ -21,7 +30,10 @@ DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def activated(request):
     """(input, grad_output, activation) -> output, grad_input."""
     forward, backward = IMPLEMENTATIONS[request.param]
-    return lambda input, grad, activation: (forward(input, activation), backward(grad, input, activation))
+    return lambda input, grad, activation: (
+        forward(input, activation),
+        backward(grad, input, activation),
+    )
 
 
 def plain(input, grad, activation):
@@ -34,7 +46,9 @@ def check(activated, input, grad, activation, slack=2.0**-126):
     """Largest and mean error of both results."""
     tensors = input.detach().cpu(), grad.detach().cpu()
     want = plain(*(t.double() for t in tensors), activation)
-    oracle.assert_elementwise(activated(input, grad, activation), want, plain(*tensors, activation), slack)
+    oracle.assert_elementwise(
+        activated(input, grad, activation), want, plain(*tensors, activation), slack
+    )
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0, 30.0])
@@ -45,7 +59,9 @@ def test_as_exact_as_plain(activated, activation, dtype, scale, device):
     check(activated, input * scale, grad, activation)
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (2, 3, 5), (1, 1000), (1000, 1), (3, 700)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1,), (7,), (1, 1), (2, 3, 5), (1, 1000), (1000, 1), (3, 700)], ids=str
+)
 def test_shapes(activated, shape, device):
     check(
         activated, *(torch.randn(shape, device=device) for _ in range(2)), "gelu", slack=1e-6
@@ -68,7 +84,9 @@ def test_strides(activated, dtype, device):
     for g in (grad, permuted, both.new_empty(4, 9, 260)[..., ::2].copy_(grad)):
         torch.testing.assert_close(activated(input, g, "silu"), want)
     one = torch.ones((), device=device, dtype=dtype).expand(4, 9, 130)  # the gradient of a sum
-    torch.testing.assert_close(activated(input, one, "silu"), activated(input, one.contiguous(), "silu"))
+    torch.testing.assert_close(
+        activated(input, one, "silu"), activated(input, one.contiguous(), "silu")
+    )
 
 
 @NAMES
@@ -96,7 +114,9 @@ def test_nan_reaches_exactly_its_own_results(activated, activation, dtype, devic
 def test_opcheck(activation, form, device):
     input, grad = (oracle.matrices((7, 5), torch.float32, device)[form] for _ in range(2))
     torch.library.opcheck(torch.ops.sparse_ft.activation.default, (input, activation))
-    torch.library.opcheck(torch.ops.sparse_ft.activation_backward.default, (grad, input, activation))
+    torch.library.opcheck(
+        torch.ops.sparse_ft.activation_backward.default, (grad, input, activation)
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,11 @@ def test_opcheck(activation, form, device):
     [
         ({"activation": "relu"}, ValueError, "activation: .*gelu_tanh.*'relu'"),
         ({"input": torch.zeros(2, 3, dtype=torch.int32)}, TypeError, "input: .*int32"),
-        ({"grad": torch.zeros(3, 2)}, ValueError, r"grad_output: expected the shape of input, \(2, 3\).*\(3, 2\)"),
+        (
+            {"grad": torch.zeros(3, 2)},
+            ValueError,
+            r"grad_output: expected the shape of input, \(2, 3\).*\(3, 2\)",
+        ),
         ({"grad": torch.zeros(2, 3).bfloat16()}, TypeError, "grad_output: .*float32.*bfloat16"),
     ],
 )

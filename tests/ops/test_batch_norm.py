@@ -1,4 +1,6 @@
-"""batch_norm_ against fp64, allowed twice the error of F.batch_norm; its ReLU and bits are exactly those of what it wrote."""
+"""batch_norm_ against fp64, allowed twice the error of F.batch_norm; its ReLU and bits are exactly
+those of what it wrote.
+"""
 
 import oracle
 import pytest
@@ -12,7 +14,9 @@ from sparse_ft.ops.positive_bits import positive_bits_ref
 
 EPS = 1e-5
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-SHAPES = pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 5, 9), (2, 3, 7, 9), (1, 5, 40, 41), (2, 3, 2, 3, 5)], ids=str)
+SHAPES = pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 5), (3, 5, 9), (2, 3, 7, 9), (1, 5, 40, 41), (2, 3, 2, 3, 5)], ids=str
+)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -44,8 +48,13 @@ def ordered(tensor):
 def test_as_good_as_torch(batch_norm_, dtype, shape, device):
     wide = torch.promote_types(torch.float32, dtype)
     input = (3 * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
-    for parameters in (channels(shape[1], dtype, device), (*channels(shape[1], wide, device)[:2], None, None)):
-        exact = F.batch_norm(*(t if t is None else t.cpu().double() for t in (input, *parameters)), False, 0.0, EPS)
+    for parameters in (
+        channels(shape[1], dtype, device),
+        (*channels(shape[1], wide, device)[:2], None, None),
+    ):
+        exact = F.batch_norm(
+            *(t if t is None else t.cpu().double() for t in (input, *parameters)), False, 0.0, EPS
+        )
         plain = F.batch_norm(input.to(parameters[0].dtype), *parameters, False, 0.0, EPS).to(dtype)
         slack = torch.finfo(wide).eps * 2 * exact.abs().max().item()
         for x in in_every_format(input):
@@ -53,17 +62,35 @@ def test_as_good_as_torch(batch_norm_, dtype, shape, device):
             assert batch_norm_(normed, *parameters, EPS, False).shape == (0,)
             oracle.assert_as_good_as_plain(normed, exact, plain, slack)
             bits = batch_norm_(relu, *parameters, EPS, True)
-            assert oracle.same_bits(relu, normed.relu()) and relu.stride() == x.stride() and relu._version > version
-            assert bits.dtype == torch.uint8 and torch.equal(bits, positive_bits_ref(ordered(normed)))
+            assert (
+                oracle.same_bits(relu, normed.relu())
+                and relu.stride() == x.stride()
+                and relu._version > version
+            )
+            assert bits.dtype == torch.uint8 and torch.equal(
+                bits, positive_bits_ref(ordered(normed))
+            )
 
 
 def test_special_values(batch_norm_, device):
-    """NaN stays NaN, and a gradient passes there, as in torch's relu; zero and what is below does not."""
-    input = torch.tensor([[float("nan")], [float("inf")], [-float("inf")], [0.0], [-0.0], [1.0], [-1.0]], device=device)
+    """NaN stays NaN, and a gradient passes there, as in torch's relu; zero and what is below does
+    not.
+    """
+    input = torch.tensor(
+        [[float("nan")], [float("inf")], [-float("inf")], [0.0], [-0.0], [1.0], [-1.0]],
+        device=device,
+    )
     none, one = torch.zeros(1, device=device), torch.ones(1, device=device)
     bits = batch_norm_(input, none, one, None, None, 0.0, True)
     assert bits.tolist() == [0b0100011]
-    assert input[0].isnan() and input[1:].flatten().tolist() == [float("inf"), 0.0, 0.0, 0.0, 1.0, 0.0]
+    assert input[0].isnan() and input[1:].flatten().tolist() == [
+        float("inf"),
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+        0.0,
+    ]
 
 
 def test_nothing_to_do(batch_norm_, device):
@@ -76,16 +103,30 @@ def test_nothing_to_do(batch_norm_, device):
 def test_opcheck(relu, device):
     for input in in_every_format(torch.randn(2, 3, 4, 5, device=device)):
         parameters = channels(3, torch.float32, device)
-        torch.library.opcheck(torch.ops.sparse_ft.batch_norm_.default, (input, *parameters, EPS, relu))
+        torch.library.opcheck(
+            torch.ops.sparse_ft.batch_norm_.default, (input, *parameters, EPS, relu)
+        )
 
 
 def test_errors_name_the_argument_and_leave_everything(batch_norm_):
     x, three, two = torch.ones(2, 3, 4, 5), torch.ones(3), torch.ones(2)
     for args, error, message in [
-        ((x[0, 0, 0], three, three, None, None), ValueError, r"input: expected \[N, C, ...\], got shape \(5,\)"),
+        (
+            (x[0, 0, 0], three, three, None, None),
+            ValueError,
+            r"input: expected \[N, C, ...\], got shape \(5,\)",
+        ),
         ((x.long(), three, three, None, None), TypeError, "input: .*int64"),
-        ((x.transpose(2, 3), three, three, None, None), ValueError, r"input: expected contiguous or channels last"),
-        ((x, two, three, None, None), ValueError, r"running_mean: expected shape \(3,\), got \(2,\)"),
+        (
+            (x.transpose(2, 3), three, three, None, None),
+            ValueError,
+            r"input: expected contiguous or channels last",
+        ),
+        (
+            (x, two, three, None, None),
+            ValueError,
+            r"running_mean: expected shape \(3,\), got \(2,\)",
+        ),
         ((x, three, three.int(), None, None), TypeError, "running_var: .*int32"),
         ((x, three, three, two, None), ValueError, r"weight: expected shape \(3,\)"),
         ((x, three, three, None, two), ValueError, r"bias: expected shape \(3,\)"),

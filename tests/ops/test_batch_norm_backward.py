@@ -1,4 +1,6 @@
-"""batch_norm_backward against fp64, allowed twice the error of autograd through F.batch_norm and relu."""
+"""batch_norm_backward against fp64, allowed twice the error of autograd through F.batch_norm and
+relu.
+"""
 
 import oracle
 import pytest
@@ -26,7 +28,9 @@ def through(relu, input, grad_output, parameters):
 
 
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 5, 9), (2, 3, 7, 9), (1, 5, 40, 41), (2, 3, 2, 3, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 5), (3, 5, 9), (2, 3, 7, 9), (1, 5, 40, 41), (2, 3, 2, 3, 5)], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_as_good_as_torch(backward, dtype, shape, relu, device):
     input, grad = (torch.randn(shape, dtype=torch.float64).to(device, dtype) for _ in range(2))
@@ -39,24 +43,39 @@ def test_as_good_as_torch(backward, dtype, shape, relu, device):
             assert got.dtype == dtype and got.is_contiguous(memory_format=form)
             # which side of zero the input came out on is the forward's rounding, not this op's
             wide = [t if t is None else t.cpu().double() for t in parameters]
-            through_relu = torch.where(normed == 0, 0, g).cpu().double() if relu else g.cpu().double()
+            through_relu = (
+                torch.where(normed == 0, 0, g).cpu().double() if relu else g.cpu().double()
+            )
             exact = through(False, x.cpu().double(), through_relu, wide)
             plain = through(relu, x, g, parameters)
-            oracle.assert_as_good_as_plain(got, exact, plain, 2 * torch.finfo(dtype).eps * exact.abs().max().item())
+            oracle.assert_as_good_as_plain(
+                got, exact, plain, 2 * torch.finfo(dtype).eps * exact.abs().max().item()
+            )
 
 
 def test_other_layouts_are_copied(backward, device):
-    grad, var = torch.randn(2, 4, 5, 3, device=device).permute(0, 3, 2, 1), torch.rand(3, device=device) + 0.1
+    grad, var = (
+        torch.randn(2, 4, 5, 3, device=device).permute(0, 3, 2, 1),
+        torch.rand(3, device=device) + 0.1,
+    )
     positive = torch.randint(256, (15,), dtype=torch.uint8, device=device)
     got = backward(grad, None, var, EPS, positive)
-    assert got.is_contiguous() and torch.equal(got, backward(grad.contiguous(), None, var, EPS, positive))
+    assert got.is_contiguous() and torch.equal(
+        got, backward(grad.contiguous(), None, var, EPS, positive)
+    )
     strided = torch.stack((positive, positive), 1)[:, 0]
     assert torch.equal(got, backward(grad, None, var, EPS, strided))
 
 
 def test_what_is_dropped_is_zero_even_where_it_is_not_finite(backward, device):
     grad = torch.tensor([[float("nan"), float("inf"), 1.0, float("nan")]], device=device)
-    got = backward(grad, None, torch.ones(4, device=device), 0.0, torch.tensor([0b1100], dtype=torch.uint8, device=device))
+    got = backward(
+        grad,
+        None,
+        torch.ones(4, device=device),
+        0.0,
+        torch.tensor([0b1100], dtype=torch.uint8, device=device),
+    )
     assert got[0, :3].tolist() == [0.0, 0.0, 1.0] and got[0, 3].isnan()
 
 

@@ -1,4 +1,6 @@
-"""The launchers of the CUDA kernels, with the CPU core behind them: what they check and hand over; nothing is read back."""
+"""The launchers of the CUDA kernels, with the CPU core behind them: what they check and hand over;
+nothing is read back.
+"""
 
 import contextlib
 import ctypes
@@ -47,7 +49,10 @@ class Core:
 
 class NothingReadBack(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        ), func
         return func(*args, **(kwargs or {}))
 
 
@@ -56,7 +61,9 @@ def core(monkeypatch):
     core = Core(_native.C)
     monkeypatch.setattr(_native, "C", core)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=STREAM))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=STREAM)
+    )
     yield core
     monkeypatch.undo()
 
@@ -158,6 +165,8 @@ def test_gather_hands_over_what_the_cpu_gathers(core, kind):
     layout = oracle.layout(kind, matrix.shape, "some", block=(4, 5))
     with NothingReadBack():
         values = gather_selected_cuda(matrix, *layout, dtype=torch.bfloat16)
-    assert core.calls == [STREAM] and oracle.same_bits(values, oracle.gather(matrix, layout).bfloat16())
+    assert core.calls == [STREAM] and oracle.same_bits(
+        values, oracle.gather(matrix, layout).bfloat16()
+    )
     with pytest.raises(ValueError, match="index: expected a tensor on cpu"):
         gather_selected_cuda(matrix, kind, layout[1].to("meta"), *layout[2:])

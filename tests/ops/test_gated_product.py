@@ -1,4 +1,6 @@
-"""gated_product and its gradients against fp64, allowed twice the error of plain PyTorch's act(gate) * up and its autograd."""
+"""gated_product and its gradients against fp64, allowed twice the error of plain PyTorch's
+act(gate) * up and its autograd.
+"""
 
 import functools
 
@@ -15,7 +17,12 @@ IMPLEMENTATIONS = {
     "op": (ops.gated_product, ops.gated_product_backward),
     "reference": (gated_product_ref, gated_product_backward_ref),
 }
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 NAMES = pytest.mark.parametrize("activation", ACTIVATIONS)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 
@@ -24,7 +31,10 @@ DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def gated(request):
     """(gate, up, grad_output, activation) -> output, grad_gate, grad_up."""
     forward, backward = IMPLEMENTATIONS[request.param]
-    return lambda gate, up, grad, activation: (forward(gate, up, activation), *backward(grad, gate, up, activation))
+    return lambda gate, up, grad, activation: (
+        forward(gate, up, activation),
+        *backward(grad, gate, up, activation),
+    )
 
 
 def plain(gate, up, grad, activation):
@@ -37,7 +47,9 @@ def check(gated, gate, up, grad, activation, slack=2.0**-126):
     """Largest and mean error of all three results."""
     tensors = [t.detach().cpu() for t in (gate, up, grad)]
     want = plain(*(t.double() for t in tensors), activation)
-    oracle.assert_elementwise(gated(gate, up, grad, activation), want, plain(*tensors, activation), slack)
+    oracle.assert_elementwise(
+        gated(gate, up, grad, activation), want, plain(*tensors, activation), slack
+    )
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0, 30.0])
@@ -48,9 +60,13 @@ def test_as_exact_as_plain(gated, activation, dtype, scale, device):
     check(gated, gate * scale, up, grad, activation)
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1), (2, 3, 5), (1, 1000), (1000, 1), (3, 700)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1,), (7,), (1, 1), (2, 3, 5), (1, 1000), (1000, 1), (3, 700)], ids=str
+)
 def test_shapes(gated, shape, device):
-    check(gated, *(torch.randn(shape, device=device) for _ in range(3)), "silu", slack=1e-6)  # few numbers: torch may be lucky
+    check(
+        gated, *(torch.randn(shape, device=device) for _ in range(3)), "silu", slack=1e-6
+    )  # few numbers: torch may be lucky
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0)], ids=str)
@@ -66,19 +82,31 @@ def test_halves_of_one_projection_and_other_strides(gated, dtype, device):
     gate, up = both.chunk(2, -1)
     grad = torch.randn(4, 9, 130, dtype=torch.float64).to(device, dtype)
     want = gated(gate.contiguous(), up.contiguous(), grad, "silu")
-    strided = torch.randn(130, 9, 4, dtype=torch.float64).to(device, dtype).copy_(grad.permute(2, 1, 0)).permute(2, 1, 0)
+    strided = (
+        torch.randn(130, 9, 4, dtype=torch.float64)
+        .to(device, dtype)
+        .copy_(grad.permute(2, 1, 0))
+        .permute(2, 1, 0)
+    )
     for g in (grad, strided, both.new_empty(4, 9, 260)[..., ::2].copy_(grad)):
         torch.testing.assert_close(gated(gate, up, g, "silu"), want)
     one = torch.ones((), device=device, dtype=dtype).expand(4, 9, 130)  # the gradient of a sum
-    torch.testing.assert_close(gated(gate, up, one, "silu"), gated(gate, up, one.contiguous(), "silu"))
+    torch.testing.assert_close(
+        gated(gate, up, one, "silu"), gated(gate, up, one.contiguous(), "silu")
+    )
 
 
 @NAMES
 def test_extreme_gates(activation, device):
     gate = oracle.extreme_numbers(device)
     one = torch.ones_like(gate)
-    results = ops.gated_product(gate, one, activation), *ops.gated_product_backward(one, gate, one, activation)
-    oracle.assert_where_known(results, plain(*(t.double().cpu() for t in (gate, one, one)), activation))
+    results = (
+        ops.gated_product(gate, one, activation),
+        *ops.gated_product_backward(one, gate, one, activation),
+    )
+    oracle.assert_where_known(
+        results, plain(*(t.double().cpu() for t in (gate, one, one)), activation)
+    )
 
 
 @DTYPE
@@ -100,7 +128,9 @@ def test_nan_reaches_exactly_its_own_results(gated, activation, dtype, device):
 def test_opcheck(activation, form, device):
     gate, up, grad = (oracle.matrices((7, 5), torch.float32, device)[form] for _ in range(3))
     torch.library.opcheck(torch.ops.sparse_ft.gated_product.default, (gate, up, activation))
-    torch.library.opcheck(torch.ops.sparse_ft.gated_product_backward.default, (grad, gate, up, activation))
+    torch.library.opcheck(
+        torch.ops.sparse_ft.gated_product_backward.default, (grad, gate, up, activation)
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,6 +145,11 @@ def test_opcheck(activation, form, device):
     ],
 )
 def test_errors_name_the_argument_and_its_value(gated, change, error, message):
-    call = {"gate": torch.zeros(2, 3), "up": torch.zeros(2, 3), "grad": torch.zeros(2, 3), "activation": "silu"} | change
+    call = {
+        "gate": torch.zeros(2, 3),
+        "up": torch.zeros(2, 3),
+        "grad": torch.zeros(2, 3),
+        "activation": "silu",
+    } | change
     with pytest.raises(error, match=message):
         gated(**call)

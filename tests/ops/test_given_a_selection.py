@@ -22,14 +22,19 @@ MATRIX, VALUES = torch.ones(4, 4), torch.ones(1, 4)
     ids=["gather", "scatter", "swap", "wgrad", "wgrad_"],
 )
 def test_a_selection_in_place_of_a_layout(call):
-    told = r"kind: expected 'rows', .* got Rows\(1 selected.*\); a selection is given as its layout: \*selection.layout"
+    told = (
+        r"kind: expected 'rows', .* got Rows\(1 selected.*\); a selection is given as its layout:"
+        r" \*selection.layout"
+    )
     with pytest.raises(TypeError, match=told):
         call(ROWS)
     with pytest.raises(TypeError, match=told):
         call(ROWS, ROWS.index)
     with pytest.raises(TypeError, match=r"kind: .* got a Tensor \[1\]; .*\*selection.layout"):
         call(ROWS.index)
-    with pytest.raises(TypeError, match=r"index: expected an integer tensor, got None; .*\*selection.layout"):
+    with pytest.raises(
+        TypeError, match=r"index: expected an integer tensor, got None; .*\*selection.layout"
+    ):
         call("rows")
     call(*ROWS.layout)
 

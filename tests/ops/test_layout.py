@@ -1,10 +1,19 @@
-"""The layout table of `sparse_ft.ops.layout` against the one spelled out in the oracle, and what it refuses."""
+"""The layout table of `sparse_ft.ops.layout` against the one spelled out in the oracle, and what it
+refuses.
+"""
 
 import oracle
 import pytest
 import torch
 
-from sparse_ft.ops.layout import check_layout, check_matrix, check_values, coordinates, inside, values_shape
+from sparse_ft.ops.layout import (
+    check_layout,
+    check_matrix,
+    check_values,
+    coordinates,
+    inside,
+    values_shape,
+)
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (6, 8), (0, 4), (4, 0)]
 
@@ -19,7 +28,12 @@ def test_coordinates_place_every_value(kind, which, shape):
     assert row.shape == values_shape(*layout, shape) == oracle.values_shape(*layout, shape)
     keep = inside(row, column, shape).reshape(-1)
     got = list(
-        zip(keep.nonzero().squeeze(1).tolist(), row.reshape(-1)[keep].tolist(), column.reshape(-1)[keep].tolist(), strict=True)
+        zip(
+            keep.nonzero().squeeze(1).tolist(),
+            row.reshape(-1)[keep].tolist(),
+            column.reshape(-1)[keep].tolist(),
+            strict=True,
+        )
     )
     assert got == want
 
@@ -34,13 +48,37 @@ def test_coordinates_are_64_bit(index_dtype):
 @pytest.mark.parametrize(
     "kind, index, block, error, message",
     [
-        ("rows", torch.zeros(2, 2, dtype=torch.int32), (1, 1), ValueError, r"index: .*\[n\].*'rows'.*\(2, 2\)"),
-        ("blocks", torch.zeros(2, dtype=torch.int32), (2, 2), ValueError, r"index: .*\[n, 2\].*'blocks'.*\(2,\)"),
+        (
+            "rows",
+            torch.zeros(2, 2, dtype=torch.int32),
+            (1, 1),
+            ValueError,
+            r"index: .*\[n\].*'rows'.*\(2, 2\)",
+        ),
+        (
+            "blocks",
+            torch.zeros(2, dtype=torch.int32),
+            (2, 2),
+            ValueError,
+            r"index: .*\[n, 2\].*'blocks'.*\(2,\)",
+        ),
         ("blocks", torch.zeros(2, 3, dtype=torch.int32), (2, 2), ValueError, r"index: .*\(2, 3\)"),
         ("entries", torch.zeros(2), (1, 1), TypeError, r"index: .*torch.float32"),
         ("entries", torch.zeros(2, dtype=torch.int16), (1, 1), TypeError, r"index: .*torch.int16"),
-        ("blocks", torch.zeros(1, 2, dtype=torch.int32), (0, 2), ValueError, r"block_size: .*\(0, 2\)"),
-        ("blocks", torch.zeros(1, 2, dtype=torch.int32), (2, -1), ValueError, r"block_size: .*\(2, -1\)"),
+        (
+            "blocks",
+            torch.zeros(1, 2, dtype=torch.int32),
+            (0, 2),
+            ValueError,
+            r"block_size: .*\(0, 2\)",
+        ),
+        (
+            "blocks",
+            torch.zeros(1, 2, dtype=torch.int32),
+            (2, -1),
+            ValueError,
+            r"block_size: .*\(2, -1\)",
+        ),
     ],
 )
 def test_check_layout_names_what_is_wrong(kind, index, block, error, message):

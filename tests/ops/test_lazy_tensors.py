@@ -1,7 +1,8 @@
-"""Tensors whose memory does not hold their numbers, in every tensor argument of every op: the same bits as for ordinary ones.
+"""Tensors whose memory does not hold their numbers, in every tensor argument of every op: the same
+bits as for ordinary ones.
 
-torch hands over such tensors on its own: the gradient of `torch.complex(x, y).conj().imag` has the lazy negative bit set, and
-its memory holds the opposite numbers until someone resolves it.
+torch hands over such tensors on its own: the gradient of `torch.complex(x, y).conj().imag` has the
+lazy negative bit set, and its memory holds the opposite numbers until someone resolves it.
 """
 
 import oracle
@@ -32,11 +33,17 @@ def run(op, leaves, structure):
     """What the call returns and what its tensors hold afterwards."""
     returned = getattr(ops, op)(*tree_unflatten(leaves, structure), **KEYWORDS.get(op, {}))
     left = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return [t.resolve_neg() for t in tree_flatten(returned)[0] if isinstance(t, torch.Tensor)], [t.resolve_neg() for t in left]
+    return [t.resolve_neg() for t in tree_flatten(returned)[0] if isinstance(t, torch.Tensor)], [
+        t.resolve_neg() for t in left
+    ]
 
 
 def same(found, wanted):
-    return all(torch.equal(a, b) for some, others in zip(found, wanted, strict=True) for a, b in zip(some, others, strict=True))
+    return all(
+        torch.equal(a, b)
+        for some, others in zip(found, wanted, strict=True)
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 def check(op, arguments, make, only_floats=False):
@@ -50,7 +57,9 @@ def check(op, arguments, make, only_floats=False):
         for i in some:
             given[i] = make(leaves[i])
             assert given[i].is_neg()
-        assert same(run(op, given, structure), wanted), f"{op}: other numbers with tensors {some} lazy"
+        assert same(run(op, given, structure), wanted), (
+            f"{op}: other numbers with tensors {some} lazy"
+        )
 
 
 @pytest.mark.parametrize("kind", oracle.KINDS)
@@ -76,12 +85,16 @@ def test_negative_bit_in_a_dense_product(lazy):
     """Of a size that somebody else than torch may serve."""
     tensors = numbers(64, 256), numbers(512, 256), numbers(512)
     given = [negated(tensor) if i in lazy else tensor for i, tensor in enumerate(tensors)]
-    torch.testing.assert_close(ops.dense_product(*given), torch.nn.functional.linear(*tensors), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        ops.dense_product(*given), torch.nn.functional.linear(*tensors), rtol=1e-4, atol=1e-4
+    )
 
 
 READ_ONLY = {
     **{op: call for op, call in of_layout("columns").items() if not op.endswith("_")},
-    **{op: call for op, call in elementwise().items() if not op.endswith("_") and op != "relu_bits"},
+    **{
+        op: call for op, call in elementwise().items() if not op.endswith("_") and op != "relu_bits"
+    },
 }
 
 
@@ -113,7 +126,13 @@ def unusual():
 
 @pytest.mark.filterwarnings("ignore:.*prototype stage", "ignore:Sparse CSR")
 def test_who_goes_round_the_dispatcher():
-    ordinary = (numbers(6, 6), torch.nn.Parameter(numbers(2)), torch.tensor([1]), torch.empty(0), numbers(6, 6).T)
+    ordinary = (
+        numbers(6, 6),
+        torch.nn.Parameter(numbers(2)),
+        torch.tensor([1]),
+        torch.empty(0),
+        numbers(6, 6).T,
+    )
     assert _library.plain(ordinary)
     for name, tensor in unusual().items():
         assert not _library.plain((*ordinary, tensor)), name

@@ -1,4 +1,6 @@
-"""masked_adamw_ against fp64 torch.optim.AdamW on the dense weight with a masked gradient; what it must leave alone."""
+"""masked_adamw_ against fp64 torch.optim.AdamW on the dense weight with a masked gradient; what it
+must leave alone.
+"""
 
 import oracle
 import pytest
@@ -11,17 +13,26 @@ from sparse_ft.ops._eight_bit import dequantize
 
 
 def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
-    """Side by side: dense weights in fp64 with masked gradients, compact values by plain PyTorch in their dtype."""
+    """Side by side: dense weights in fp64 with masked gradients, compact values by plain PyTorch in
+    their dtype.
+    """
     linked, dtype = len(problem.weights), problem.values[0].dtype
     masks = [oracle.mask(layout, SHAPE) for layout in problem.layouts]
     dense = [t.cpu().double().clone() for t in [*problem.weights, *problem.values[linked:]]]
     start, first_weights = snapshot(dense), snapshot(problem.weights)
     plain = [v.cpu().clone() for v in problem.values]
-    dense_optimizer, plain_optimizer = (problem.torch_optimizer(dense, maximize), problem.torch_optimizer(plain, maximize))
+    dense_optimizer, plain_optimizer = (
+        problem.torch_optimizer(dense, maximize),
+        problem.torch_optimizer(plain, maximize),
+    )
     for _ in range(steps):
         problem.new_grads()
         for i, grad in enumerate(problem.grads):
-            dense[i].grad = oracle.spread(grad.cpu().double(), problem.layouts[i], SHAPE) if i < linked else grad.cpu().double()
+            dense[i].grad = (
+                oracle.spread(grad.cpu().double(), problem.layouts[i], SHAPE)
+                if i < linked
+                else grad.cpu().double()
+            )
             plain[i].grad = grad.cpu().clone()
         scale = keywords.get("grad_scale")
         if scale is not None:
@@ -30,7 +41,11 @@ def run_against_dense(problem, adamw_, steps=4, maximize=False, **keywords):
         plain_optimizer.step()
         problem.step(adamw_, maximize=maximize, **keywords)
     for i, value in enumerate(problem.values):
-        want = oracle.gather(dense[i].detach(), problem.layouts[i]) if i < linked else dense[i].detach()
+        want = (
+            oracle.gather(dense[i].detach(), problem.layouts[i])
+            if i < linked
+            else dense[i].detach()
+        )
         slack = steps * torch.finfo(dtype).eps * max(1.0, want.abs().amax().item()) / 2
         oracle.assert_as_good_as_plain(value, want, plain[i], slack)
         for ours, name in ((problem.exp_avgs, "exp_avg"), (problem.exp_avg_sqs, "exp_avg_sq")):
@@ -75,9 +90,13 @@ def test_beta1_of_zero_keeps_the_last_gradient_however_large_the_one_before(adam
 
 def test_beta1_of_zero_with_moments_in_8_bits(adamw_, device):
     problem = two_steps_with_beta1_of_zero(adamw_, stored="8 bits", device=device)
-    for codes, absmax, grad in zip(problem.exp_avgs, problem.absmaxes[::2], problem.grads, strict=True):
+    for codes, absmax, grad in zip(
+        problem.exp_avgs, problem.absmaxes[::2], problem.grads, strict=True
+    ):
         exp_avg = dequantize(codes.flatten(), absmax, signed=True).view_as(grad)
-        assert (exp_avg - grad).abs().max() <= 0.02 * grad.abs().max(), "half the widest gap between codes"
+        assert (exp_avg - grad).abs().max() <= 0.02 * grad.abs().max(), (
+            "half the widest gap between codes"
+        )
 
 
 @pytest.mark.parametrize("beta1", [0.9, 0.5000001, 0.5, 0.3, 0.0])
@@ -113,7 +132,10 @@ def test_fp64_equals_dense_to_the_last_digits(adamw_, device):
             p.grad = grad.cpu().clone()
         optimizer.step()
         problem.step(adamw_)
-    assert all(torch.allclose(v.cpu(), p, rtol=1e-13, atol=1e-13) for v, p in zip(problem.values, dense, strict=True))
+    assert all(
+        torch.allclose(v.cpu(), p, rtol=1e-13, atol=1e-13)
+        for v, p in zip(problem.values, dense, strict=True)
+    )
 
 
 @pytest.mark.parametrize("weight_dtype", oracle.DTYPES, ids=oracle.name_of)
@@ -124,13 +146,24 @@ def test_weights_of_another_dtype_show_the_rounded_values(adamw_, dtype, weight_
     for _ in range(2):
         problem.new_grads()
         problem.step(adamw_)
-    for weight, value, layout, old in zip(problem.weights, problem.values, problem.layouts, before, strict=True):
+    for weight, value, layout, old in zip(
+        problem.weights, problem.values, problem.layouts, before, strict=True
+    ):
         shown = oracle.spread(value_in(value, weight_dtype), layout, SHAPE)
-        assert oracle.same_bits(weight, torch.where(oracle.mask(layout, SHAPE), shown, old.cpu())), layout[0]
+        assert oracle.same_bits(
+            weight, torch.where(oracle.mask(layout, SHAPE), shown, old.cpu())
+        ), layout[0]
 
 
 def test_small_updates_survive_in_fp32_values_over_a_bf16_weight(adamw_, device):
-    problem = Problem(dtype=torch.float32, weight_dtype=torch.bfloat16, plain=(), lr=1e-5, weight_decay=0.0, device=device)
+    problem = Problem(
+        dtype=torch.float32,
+        weight_dtype=torch.bfloat16,
+        plain=(),
+        lr=1e-5,
+        weight_decay=0.0,
+        device=device,
+    )
     start, first = snapshot(problem.values), snapshot(problem.weights)
     for _ in range(3):
         problem.step(adamw_)
@@ -156,7 +189,11 @@ def test_maximize(adamw_, device):
 
 @pytest.mark.parametrize("extra", [{}, {"skip_nonfinite": True}], ids=["plain", "checked"])
 def test_grad_scale_divides(adamw_, extra, device):
-    keywords = {"grad_scale": torch.tensor([1024.0], device=device), "found_inf": torch.zeros(1, device=device), **extra}
+    keywords = {
+        "grad_scale": torch.tensor([1024.0], device=device),
+        "found_inf": torch.zeros(1, device=device),
+        **extra,
+    }
     run_against_dense(Problem(device=device), adamw_, **keywords)
     assert keywords["found_inf"].item() == 0 and keywords["grad_scale"].item() == 1024
 
@@ -179,7 +216,10 @@ def test_decay_acts_on_selected_entries_only(adamw_, device):
         assert torch.allclose(value, old * (1 - problem.hyper["lr"][i] * 0.5), rtol=1e-6)
     for weight, old, layout in zip(problem.weights, weights, problem.layouts, strict=True):
         chosen = oracle.mask(layout, SHAPE)
-        assert oracle.same_bits(weight.cpu()[~chosen], old.cpu()[~chosen]) and (weight.cpu() != old.cpu())[chosen].all()
+        assert (
+            oracle.same_bits(weight.cpu()[~chosen], old.cpu()[~chosen])
+            and (weight.cpu() != old.cpu())[chosen].all()
+        )
 
 
 def test_padding_of_blocks_stays_zero(adamw_, device):
@@ -202,7 +242,9 @@ def test_step_counts_of_their_own(adamw_, device):
     problem.steps[2].fill_(100)
     problem.step(adamw_)
     assert [s.item() for s in problem.steps] == [1, 1, 101]
-    assert (problem.values[1] != problem.values[2]).all() and torch.equal(problem.exp_avgs[1], problem.exp_avgs[2])
+    assert (problem.values[1] != problem.values[2]).all() and torch.equal(
+        problem.exp_avgs[1], problem.exp_avgs[2]
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
@@ -220,14 +262,23 @@ def test_skip_nonfinite_changes_nothing_at_all(adamw_, dtype, value, device):
     found = torch.zeros((), device=device)
     problem.new_grads()
     problem.step(adamw_, skip_nonfinite=True, found_inf=found)
-    assert found.item() == 0 and all(s.item() == 2 for s in problem.steps) and not unchanged(problem.state, before)
+    assert (
+        found.item() == 0
+        and all(s.item() == 2 for s in problem.steps)
+        and not unchanged(problem.state, before)
+    )
 
 
 @pytest.mark.parametrize("skip_nonfinite", [False, True])
 def test_found_inf_on_entry_skips_the_step(adamw_, skip_nonfinite, device):
     problem = Problem(device=device)
     before, found = snapshot(problem.state), torch.ones(1, device=device)
-    problem.step(adamw_, found_inf=found, skip_nonfinite=skip_nonfinite, grad_scale=torch.tensor(2.0, device=device))
+    problem.step(
+        adamw_,
+        found_inf=found,
+        skip_nonfinite=skip_nonfinite,
+        grad_scale=torch.tensor(2.0, device=device),
+    )
     assert unchanged(problem.state, before) and found.item() == 1
     problem.step(adamw_, found_inf=torch.zeros(1, device=device), skip_nonfinite=skip_nonfinite)
     assert not unchanged(problem.state, before)
@@ -237,28 +288,43 @@ def test_without_the_check_a_non_finite_gradient_stays_in_its_entry(adamw_, devi
     problem = Problem(kinds=("columns",), plain=(), device=device)
     problem.grads[0][3, 1] = float("nan")
     problem.step(adamw_)
-    assert problem.values[0].isnan().sum() == 1 and problem.weights[0].isnan().sum() == 1 and problem.values[0][3, 1].isnan()
+    assert (
+        problem.values[0].isnan().sum() == 1
+        and problem.weights[0].isnan().sum() == 1
+        and problem.values[0][3, 1].isnan()
+    )
 
 
 def test_gradients_and_indices_with_strides(adamw_, device):
     one, two = Problem(device=device), Problem(device=device)
     for name in ("values", "weights", "grads"):
         setattr(two, name, snapshot(getattr(one, name)))
-    two.grads = [g.T.contiguous().T if g.dim() == 2 else torch.stack((g, g), -1)[..., 0] for g in two.grads]
-    two.layouts = [(kind, torch.stack((index, index), -1)[..., 0], *block) for kind, index, *block in two.layouts]
+    two.grads = [
+        g.T.contiguous().T if g.dim() == 2 else torch.stack((g, g), -1)[..., 0] for g in two.grads
+    ]
+    two.layouts = [
+        (kind, torch.stack((index, index), -1)[..., 0], *block)
+        for kind, index, *block in two.layouts
+    ]
     one.step(adamw_)
     two.step(adamw_)
     assert unchanged(one.state, two.state)
 
 
 def test_values_with_strides(adamw_, device):
-    one, two = (Problem(kinds=("columns",), plain=(), device=device), Problem(kinds=("columns",), plain=(), device=device))
+    one, two = (
+        Problem(kinds=("columns",), plain=(), device=device),
+        Problem(kinds=("columns",), plain=(), device=device),
+    )
     two.values, two.weights, two.grads = (
         [t.T.contiguous().T for t in snapshot(ts)] for ts in (one.values, one.weights, one.grads)
     )
     one.step(adamw_)
     two.step(adamw_)
-    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(one.state, two.state, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-6, atol=1e-7)
+        for a, b in zip(one.state, two.state, strict=True)
+    )
 
 
 def test_empty_selection_and_no_tensors_at_all(adamw_, device):
@@ -271,10 +337,15 @@ def test_empty_selection_and_no_tensors_at_all(adamw_, device):
 
 def test_positions_past_2_to_the_31(adamw_, tmp_path):
     shape = 46500, 46500
-    weight = torch.from_file(str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16).view(shape)
+    weight = torch.from_file(
+        str(tmp_path / "m"), shared=True, size=shape[0] * shape[1], dtype=torch.float16
+    ).view(shape)
     problem = Problem(kinds=(), plain=((10,), (2, 46500)), lr=0.5, weight_decay=0.0)
     problem.weights = [weight, weight]
-    problem.layouts = [("entries", torch.arange(10) + 46498 * shape[1], 1, 1), ("rows", torch.tensor([7, 46499]), 1, 1)]
+    problem.layouts = [
+        ("entries", torch.arange(10) + 46498 * shape[1], 1, 1),
+        ("rows", torch.tensor([7, 46499]), 1, 1),
+    ]
     problem.step(adamw_)
     assert torch.equal(weight[46498, :10], problem.values[0].half()) and torch.equal(
         weight[[7, 46499]], problem.values[1].half()
@@ -288,7 +359,8 @@ def test_version_of_everything_written_moves_and_of_nothing_else(device):
     before = [t._version for t in problem.state], [t._version for t in read]
     problem.step(ops.masked_adamw_)
     assert (
-        all(t._version > v for t, v in zip(problem.state, before[0], strict=True)) and [t._version for t in read] == before[1]
+        all(t._version > v for t, v in zip(problem.state, before[0], strict=True))
+        and [t._version for t in read] == before[1]
     )
 
 
@@ -303,7 +375,9 @@ class Seen(TorchDispatchMode):
 
 
 def test_whoever_intercepts_operators_sees_this_one(device):
-    """Ordinary tensors go past the dispatcher only while nobody listens there; the bits are the same."""
+    """Ordinary tensors go past the dispatcher only while nobody listens there; the bits are the
+    same.
+    """
     torch.manual_seed(1)
     one, two = Problem(device=device), Problem(device=device)
     for name in ("values", "weights", "grads"):
@@ -359,7 +433,11 @@ def test_threads_do_not_change_the_bits(adamw_):
 def test_opcheck(variant, device):
     which, form = ("empty", "contiguous") if variant == "empty" else ("some", variant)
     problem = Problem(which=which, form=form, plain=((5,),), device=device)
-    keywords = {**problem.hyper, "found_inf": torch.zeros(1, device=device), "grad_scale": torch.ones(1, device=device)}
+    keywords = {
+        **problem.hyper,
+        "found_inf": torch.zeros(1, device=device),
+        "grad_scale": torch.ones(1, device=device),
+    }
     torch.library.opcheck(torch.ops.sparse_ft.masked_adamw_.default, problem.arguments, keywords)
 
 
@@ -375,4 +453,6 @@ def test_lr_is_read_from_tensors_when_the_step_runs(adamw_, device):
         problem.step(adamw_, lr=[1e3] * len(lrs), lrs=lrs)
         want.step(adamw_, lr=[tensor.item() for tensor in lrs])
     assert unchanged(problem.state, want.state)
-    torch.library.opcheck(torch.ops.sparse_ft.masked_adamw_.default, problem.arguments, {**problem.hyper, "lrs": lrs})
+    torch.library.opcheck(
+        torch.ops.sparse_ft.masked_adamw_.default, problem.arguments, {**problem.hyper, "lrs": lrs}
+    )

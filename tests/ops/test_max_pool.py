@@ -42,7 +42,9 @@ def test_exact(max_pool, dtype, window, shape, device):
     for x in (input, input.transpose(-1, -2).contiguous().transpose(-1, -2)):
         output, numbers = max_pool(x, *sizes, ceil_mode)
         assert output.is_contiguous() and numbers.dtype == torch.uint8
-        assert oracle.same_bits(output.nan_to_num(), want.nan_to_num()) and torch.equal(output.isnan(), want.isnan())
+        assert oracle.same_bits(output.nan_to_num(), want.nan_to_num()) and torch.equal(
+            output.isnan(), want.isnan()
+        )
         assert torch.equal(places(numbers, *sizes, shape[-1]), flat)
 
 
@@ -53,7 +55,10 @@ def test_nothing_to_do(max_pool, device):
 
 def test_opcheck(device):
     for shape in ((3, 7, 5), (2, 3, 7, 5)):
-        torch.library.opcheck(torch.ops.sparse_ft.max_pool.default, (torch.randn(shape, device=device), *WINDOWS["ceil_mode"]))
+        torch.library.opcheck(
+            torch.ops.sparse_ft.max_pool.default,
+            (torch.randn(shape, device=device), *WINDOWS["ceil_mode"]),
+        )
 
 
 def test_errors_name_the_argument(max_pool):
@@ -61,10 +66,22 @@ def test_errors_name_the_argument(max_pool):
     for args, error, message in [
         ((x.int(), two, one, one, one), TypeError, "input: .*int32"),
         ((x[0], two, one, one, one), ValueError, r"input: expected \[C, H, W\]"),
-        ((x, (17, 17), one, one, one), ValueError, r"kernel_size: expected at most 256 elements, got \(17, 17\)"),
-        ((x, two, (0, 1), one, one), ValueError, r"stride: expected two positive numbers, got [\[(]0, 1"),
+        (
+            (x, (17, 17), one, one, one),
+            ValueError,
+            r"kernel_size: expected at most 256 elements, got \(17, 17\)",
+        ),
+        (
+            (x, two, (0, 1), one, one),
+            ValueError,
+            r"stride: expected two positive numbers, got [\[(]0, 1",
+        ),
         ((x, two, one, (-1, 0), one), ValueError, "padding: expected two non-negative numbers"),
-        ((x, three, one, two, one), ValueError, r"padding: expected at most half of kernel_size \(3, 3\)"),
+        (
+            (x, three, one, two, one),
+            ValueError,
+            r"padding: expected at most half of kernel_size \(3, 3\)",
+        ),
         ((x, three, one, one, (9, 1)), ValueError, "input: expected planes that hold a window"),
     ]:
         with pytest.raises(error, match=message):

@@ -1,4 +1,6 @@
-"""Sparse, opaque and nested tensors are refused by the argument's name, or served as torch serves them."""
+"""Sparse, opaque and nested tensors are refused by the argument's name, or served as torch serves
+them.
+"""
 
 import copy
 
@@ -19,7 +21,9 @@ LAYOUTS = {
     "sparse rows": lambda t: t.to_sparse_csr() if t.dim() == 2 else None,
     "opaque": lambda t: t.to_mkldnn() if t.is_floating_point() and t.dim() in (1, 2, 4) else None,
     "nested": lambda t: torch.nested.as_nested_tensor([t, t]) if t.dim() else None,
-    "jagged": lambda t: torch.nested.as_nested_tensor([t, t], layout=torch.jagged) if t.dim() else None,
+    "jagged": lambda t: (
+        torch.nested.as_nested_tensor([t, t], layout=torch.jagged) if t.dim() else None
+    ),
 }
 CALLS = {**of_layout("columns"), **elementwise()}
 
@@ -79,7 +83,13 @@ def test_a_selective_layer(kind, layout):
         torch.testing.assert_close(got, SELECTIONS[kind].gather(wanted.to_dense()))
 
 
-LEAN = {"relu": nn.ReLU(), "dropout": nn.Dropout(0.5), "gelu": nn.GELU(), "silu": nn.SiLU(), "norm": nn.RMSNorm(8)}
+LEAN = {
+    "relu": nn.ReLU(),
+    "dropout": nn.Dropout(0.5),
+    "gelu": nn.GELU(),
+    "silu": nn.SiLU(),
+    "norm": nn.RMSNorm(8),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -114,6 +124,9 @@ def test_selections():
     with pytest.raises(TypeError, match="mask: .*nested"):
         sft.from_mask(torch.nested.as_nested_tensor([torch.ones(3, dtype=torch.bool)] * 2))
     floats = torch.nested.as_nested_tensor([torch.ones(3), torch.ones(2)])
-    for use in (sft.Rows([1]).gather, lambda matrix: sft.Rows([1]).scatter_(matrix, torch.ones(1, 3))):
+    for use in (
+        sft.Rows([1]).gather,
+        lambda matrix: sft.Rows([1]).scatter_(matrix, torch.ones(1, 3)),
+    ):
         with pytest.raises(TypeError, match="matrix: .*nested"):
             use(floats)

@@ -1,4 +1,6 @@
-"""rms_norm and its gradient against fp64, allowed twice the error of transformers' own LlamaRMSNorm code and its autograd."""
+"""rms_norm and its gradient against fp64, allowed twice the error of transformers' own LlamaRMSNorm
+code and its autograd.
+"""
 
 import oracle
 import pytest
@@ -9,7 +11,10 @@ from sparse_ft import ops
 from sparse_ft.ops.rms_norm import rms_norm_backward_ref, rms_norm_ref
 
 EPS = 1e-6
-IMPLEMENTATIONS = {"op": (ops.rms_norm, ops.rms_norm_backward), "reference": (rms_norm_ref, rms_norm_backward_ref)}
+IMPLEMENTATIONS = {
+    "op": (ops.rms_norm, ops.rms_norm_backward),
+    "reference": (rms_norm_ref, rms_norm_backward_ref),
+}
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 
 
@@ -26,7 +31,9 @@ def norm(request):
 
 
 def plain(input, weight, grad, offset=0.0):
-    """LlamaRMSNorm (Gemma's where there is an offset): the mean square in fp32, the weight in the dtype of the input."""
+    """LlamaRMSNorm (Gemma's where there is an offset): the mean square in fp32, the weight in the
+    dtype of the input.
+    """
     input = input.detach().clone().requires_grad_()
     wide = input.to(torch.promote_types(torch.float32, input.dtype))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
@@ -37,7 +44,9 @@ def plain(input, weight, grad, offset=0.0):
 
 def tensors(shape, dtype, device, weight_dtype=None):
     input, grad = (torch.randn(shape, dtype=torch.float64).to(device, dtype) for _ in range(2))
-    weight = (1 + 0.2 * torch.randn(shape[-1], dtype=torch.float64)).to(device, weight_dtype or dtype)
+    weight = (1 + 0.2 * torch.randn(shape[-1], dtype=torch.float64)).to(
+        device, weight_dtype or dtype
+    )
     return input, weight, grad
 
 
@@ -47,7 +56,9 @@ def check(norm, input, weight, grad, offset=0.0):
     allowed = plain(*given, offset)
     output, rstd, grad_input = norm(input, weight, grad, offset)
     exact_rstd = (given[0].double().square().mean(-1) + EPS).rsqrt()
-    assert (rstd.cpu() - exact_rstd).abs().amax() <= 2 * torch.finfo(rstd.dtype).eps * exact_rstd.amax()
+    assert (rstd.cpu() - exact_rstd).abs().amax() <= 2 * torch.finfo(
+        rstd.dtype
+    ).eps * exact_rstd.amax()
     for got, exact, theirs in zip((output, grad_input), want, allowed):
         slack = 8 * torch.finfo(torch.float64).eps * exact.abs().amax().item()
         oracle.assert_as_good_as_plain(got, exact, theirs, slack)
@@ -87,7 +98,9 @@ def test_nothing_to_do(norm, shape, device):
     assert output.shape == grad_input.shape == shape and rstd.shape == shape[:-1]
 
 
-@pytest.mark.parametrize("to", [None, *DTYPES], ids=lambda d: "default" if d is None else name_of(d))
+@pytest.mark.parametrize(
+    "to", [None, *DTYPES], ids=lambda d: "default" if d is None else name_of(d)
+)
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=name_of)
 @DTYPE
 def test_every_mix_of_dtypes(norm, dtype, weight_dtype, to, device):
@@ -105,9 +118,16 @@ def test_strides(norm, device):
     input, weight, grad = tensors((4, 6, 130), torch.float32, device)
     want = norm(input, weight, grad)
     wide = torch.randn(4, 6, 300, device=device)
-    views = [wide[..., 20:150], torch.empty(130, 6, 4, device=device).permute(2, 1, 0), wide[..., :260:2]]
+    views = [
+        wide[..., 20:150],
+        torch.empty(130, 6, 4, device=device).permute(2, 1, 0),
+        wide[..., :260:2],
+    ]
     for view in views:
-        for x, g in ((view.copy_(input), grad), (input, view.clone(memory_format=torch.preserve_format).copy_(grad))):
+        for x, g in (
+            (view.copy_(input), grad),
+            (input, view.clone(memory_format=torch.preserve_format).copy_(grad)),
+        ):
             torch.testing.assert_close(norm(x, weight, g), want)
     spread = torch.empty(260, device=device)[::2].copy_(weight)
     torch.testing.assert_close(norm(input, spread, grad), want)
@@ -130,7 +150,9 @@ def test_extreme_rows(norm, device):
 def test_opcheck(form, weighted, device):
     input, grad = (oracle.matrices((7, 5), torch.float32, device)[form] for _ in range(2))
     weight = torch.randn(5, device=device).bfloat16() if weighted else None
-    torch.library.opcheck(torch.ops.sparse_ft.rms_norm.default, (input, weight, EPS, 1.0), {"dtype": torch.bfloat16})
+    torch.library.opcheck(
+        torch.ops.sparse_ft.rms_norm.default, (input, weight, EPS, 1.0), {"dtype": torch.bfloat16}
+    )
     arguments = grad.bfloat16(), input, ops.rms_norm(input, weight)[1], weight, 1.0
     torch.library.opcheck(torch.ops.sparse_ft.rms_norm_backward.default, arguments)
 
@@ -148,14 +170,21 @@ def test_opcheck(form, weighted, device):
     ],
 )
 def test_errors_name_the_argument_and_its_value(norm, change, error, message):
-    call = {"input": torch.zeros(2, 3), "weight": torch.zeros(3), "grad": torch.zeros(2, 3)} | change
+    call = {
+        "input": torch.zeros(2, 3),
+        "weight": torch.zeros(3),
+        "grad": torch.zeros(2, 3),
+    } | change
     with pytest.raises(error, match=message):
         norm(**call)
 
 
 @pytest.mark.parametrize(
     "rstd, error, message",
-    [(torch.ones(3), ValueError, r"rstd: .*\(2,\).*\(3,\)"), (torch.ones(2).half(), TypeError, "rstd: .*float32.*float16")],
+    [
+        (torch.ones(3), ValueError, r"rstd: .*\(2,\).*\(3,\)"),
+        (torch.ones(2).half(), TypeError, "rstd: .*float32.*float16"),
+    ],
 )
 @pytest.mark.parametrize("backward", [ops.rms_norm_backward, rms_norm_backward_ref])
 def test_errors_of_rstd(backward, rstd, error, message):

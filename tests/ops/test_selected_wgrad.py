@@ -1,4 +1,6 @@
-"""selected_wgrad against the dense product in fp64, at most twice as far from it as plain PyTorch's own product."""
+"""selected_wgrad against the dense product in fp64, at most twice as far from it as plain PyTorch's
+own product.
+"""
 
 import sys
 
@@ -9,7 +11,10 @@ import torch
 from sparse_ft import ops
 from sparse_ft.ops.selected_wgrad import _strips, selected_wgrad_ref, selected_wgrad_ref_
 
-IMPLEMENTATIONS = {"op": (ops.selected_wgrad, ops.selected_wgrad_), "reference": (selected_wgrad_ref, selected_wgrad_ref_)}
+IMPLEMENTATIONS = {
+    "op": (ops.selected_wgrad, ops.selected_wgrad_),
+    "reference": (selected_wgrad_ref, selected_wgrad_ref_),
+}
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
 
 
@@ -29,7 +34,9 @@ def wgrad_(implementation):
 
 
 def operands(tokens, shape, dtype=torch.float32, device="cpu"):
-    return torch.randn(tokens, shape[0]).to(device, dtype), torch.randn(tokens, shape[1]).to(device, dtype)
+    return torch.randn(tokens, shape[0]).to(device, dtype), torch.randn(tokens, shape[1]).to(
+        device, dtype
+    )
 
 
 def accumulator(dtype):
@@ -37,7 +44,9 @@ def accumulator(dtype):
 
 
 def check(got, grad_output, input, layout, dtype, base=None):
-    """Against fp64; plain PyTorch is the dense product in the accumulator's dtype, rounded once to the result's."""
+    """Against fp64; plain PyTorch is the dense product in the accumulator's dtype, rounded once to
+    the result's.
+    """
     grad_output, input = grad_output.cpu(), input.cpu()
     wide = accumulator(input.dtype)
     dense = grad_output.double().T @ input.double()
@@ -45,8 +54,15 @@ def check(got, grad_output, input, layout, dtype, base=None):
     want, plain = oracle.gather(dense, layout), oracle.gather(plain, layout)
     if base is not None:
         want, plain = want + base.cpu().double(), plain + base.cpu()
-    reach = (grad_output.double().abs().T @ input.double().abs()).amax().item() if dense.numel() else 0.0
-    slack = torch.finfo(wide).eps * reach + torch.finfo(dtype).eps * (want.abs().amax().item() if want.numel() else 0.0) / 2
+    reach = (
+        (grad_output.double().abs().T @ input.double().abs()).amax().item()
+        if dense.numel()
+        else 0.0
+    )
+    slack = (
+        torch.finfo(wide).eps * reach
+        + torch.finfo(dtype).eps * (want.abs().amax().item() if want.numel() else 0.0) / 2
+    )
     assert got.dtype == dtype
     oracle.assert_as_good_as_plain(got, want, plain.to(dtype), slack)
     assert not got.cpu()[oracle.padding(layout, dense.shape)].any() or base is not None
@@ -63,20 +79,33 @@ def test_every_layout(wgrad, kind, shape, tokens, device):
             check(wgrad(grad_output, input, *layout), grad_output, input, layout, torch.float32)
 
 
-@pytest.mark.parametrize("to", [None, *oracle.DTYPES], ids=lambda dtype: dtype and oracle.name_of(dtype))
+@pytest.mark.parametrize(
+    "to", [None, *oracle.DTYPES], ids=lambda dtype: dtype and oracle.name_of(dtype)
+)
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=oracle.name_of)
 def test_every_pair_of_dtypes(wgrad, dtype, to, device):
     for kind in oracle.KINDS:
         grad_output, input = operands(40, (17, 22), dtype, device)
         layout = oracle.layout(kind, (17, 22), block=(8, 8), device=device)
-        check(wgrad(grad_output, input, *layout, dtype=to), grad_output, input, layout, to or accumulator(dtype))
+        check(
+            wgrad(grad_output, input, *layout, dtype=to),
+            grad_output,
+            input,
+            layout,
+            to or accumulator(dtype),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=oracle.name_of)
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_16_bit_operands_are_summed_in_fp32(wgrad, kind, dtype, device):
-    """4096 ones: a 16-bit accumulator stops at 256 (bf16) or 2048 (fp16); the reference of the house is fp32."""
-    grad_output, input = (torch.ones(4096, 8, dtype=dtype, device=device), torch.ones(4096, 8, dtype=dtype, device=device))
+    """4096 ones: a 16-bit accumulator stops at 256 (bf16) or 2048 (fp16); the reference of the
+    house is fp32.
+    """
+    grad_output, input = (
+        torch.ones(4096, 8, dtype=dtype, device=device),
+        torch.ones(4096, 8, dtype=dtype, device=device),
+    )
     layout = oracle.layout(kind, (8, 8), block=(4, 4), device=device)
     assert (wgrad(grad_output, input, *layout) == 4096).all()
 
@@ -124,7 +153,9 @@ def test_accumulates_and_rounds_once(wgrad_, dtype, to, device):
     for kind in oracle.KINDS:
         grad_output, input = operands(40, (17, 22), dtype, device)
         layout = oracle.layout(kind, (17, 22), block=(8, 8), device=device)
-        into = torch.randn(oracle.values_shape(*layout, (17, 22)), dtype=torch.float64).to(device, to)
+        into = torch.randn(oracle.values_shape(*layout, (17, 22)), dtype=torch.float64).to(
+            device, to
+        )
         base = into.clone()
         wgrad_(into, grad_output, input, *layout)
         check(into, grad_output, input, layout, to, base)
@@ -145,20 +176,26 @@ def test_non_finite_operands_reach_only_what_they_touch(wgrad, device):
     for kind in ("rows", "columns", "entries"):
         layout = oracle.layout(kind, (7, 5), "all", device=device)
         dense = grad_output.cpu().T @ input.cpu()
-        assert torch.equal(wgrad(grad_output, input, *layout).cpu().isnan(), oracle.gather(dense, layout).isnan()), kind
+        assert torch.equal(
+            wgrad(grad_output, input, *layout).cpu().isnan(), oracle.gather(dense, layout).isnan()
+        ), kind
 
 
 def test_entries_of_a_gradient_past_2_to_the_31(wgrad, device):
     rows = columns = 46500
     grad_output, input = operands(2, (rows, columns), device=device)
-    where = torch.tensor([0, 46499, 46500, 2**31 - 1, 2**31, 2**31 + 5, rows * columns - 1], device=device)
+    where = torch.tensor(
+        [0, 46499, 46500, 2**31 - 1, 2**31, 2**31 + 5, rows * columns - 1], device=device
+    )
     got = wgrad(grad_output, input, "entries", where, 1, 1)
     want = (grad_output[:, where // columns].double() * input[:, where % columns].double()).sum(0)
     assert torch.allclose(got.double(), want, rtol=1e-6, atol=1e-6)
 
 
 def test_many_entries_over_several_strips(wgrad, monkeypatch):
-    """The reference computes the dense gradient strip by strip; no strip may lose or shift an entry."""
+    """The reference computes the dense gradient strip by strip; no strip may lose or shift an
+    entry.
+    """
     monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", 100)
     grad_output, input = operands(9, (33, 70))
     for which in ("some", "all", "last"):
@@ -189,7 +226,11 @@ def test_threads_do_not_change_the_bits(kind, dtype):
         into = torch.ones(oracle.values_shape(*layout, (130, 258)))
         ops.selected_wgrad_(into, grad_output, input, *layout)
         results.append((ops.selected_wgrad(grad_output, input, *layout), into))
-    assert all(oracle.same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+    assert all(
+        oracle.same_bits(a, b)
+        for other in results[1:]
+        for a, b in zip(results[0], other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("variant", ["contiguous", "permuted", "sliced", "empty"])
@@ -199,8 +240,14 @@ def test_opcheck(kind, variant, device):
     grad_output, input = (oracle.matrices((6, n), torch.float32, device)[form] for n in (7, 5))
     layout = oracle.layout(kind, (7, 5), "empty" if variant == "empty" else "some", device=device)
     into = torch.zeros(oracle.values_shape(*layout, (7, 5)), device=device)
-    torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad.default, (grad_output, input, *layout), {"dtype": torch.bfloat16})
-    torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad_.default, (into, grad_output, input, *layout))
+    torch.library.opcheck(
+        torch.ops.sparse_ft.selected_wgrad.default,
+        (grad_output, input, *layout),
+        {"dtype": torch.bfloat16},
+    )
+    torch.library.opcheck(
+        torch.ops.sparse_ft.selected_wgrad_.default, (into, grad_output, input, *layout)
+    )
 
 
 def z(*shape, dtype=torch.float32):
@@ -212,16 +259,34 @@ def z(*shape, dtype=torch.float32):
     [
         (z(6), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*\(6,\)"),
         (z(6, 7), z(2, 6, 5), "rows", [0], (1, 1), ValueError, r"input: .*\(2, 6, 5\)"),
-        (z(6, 7, dtype=torch.int64), z(6, 5), "rows", [0], (1, 1), ValueError, r"grad_output: .*torch.int64"),
+        (
+            z(6, 7, dtype=torch.int64),
+            z(6, 5),
+            "rows",
+            [0],
+            (1, 1),
+            ValueError,
+            r"grad_output: .*torch.int64",
+        ),
         (z(6, 7), z(4, 5), "rows", [0], (1, 1), ValueError, r"input: expected 6 tokens.*got 4"),
-        (z(6, 7), z(6, 5, dtype=torch.float64), "rows", [0], (1, 1), TypeError, r"input: .*torch.float32.*torch.float64"),
+        (
+            z(6, 7),
+            z(6, 5, dtype=torch.float64),
+            "rows",
+            [0],
+            (1, 1),
+            TypeError,
+            r"input: .*torch.float32.*torch.float64",
+        ),
         (z(6, 7), z(6, 5), "diagonal", [0], (1, 1), ValueError, r"kind: .*'diagonal'"),
         (z(6, 7), z(6, 5), "blocks", [0], (2, 2), ValueError, r"index: .*\[n, 2\].*\(1,\)"),
         (z(6, 7), z(6, 5), "rows", [0.5], (1, 1), TypeError, r"index: .*torch.float32"),
         (z(6, 7), z(6, 5), "blocks", [[0, 0]], (-1, 2), ValueError, r"block_size: .*\(-1, 2\)"),
     ],
 )
-def test_errors_name_the_argument_and_change_nothing(wgrad, wgrad_, grad_output, input, kind, index, block, error, message):
+def test_errors_name_the_argument_and_change_nothing(
+    wgrad, wgrad_, grad_output, input, kind, index, block, error, message
+):
     into = torch.ones(1, 5)
     with pytest.raises(error, match=message):
         wgrad(grad_output, input, kind, torch.tensor(index), *block)
@@ -247,7 +312,9 @@ def test_errors_of_the_buffer(wgrad_, into, error, message):
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("strip", [100, 1 << 20])
 def test_many_entries_go_by_strips_of_rows(accumulate, strip, monkeypatch):
-    """Above half of the matrix the op takes strips of the dense product: same values, same bits on any threads."""
+    """Above half of the matrix the op takes strips of the dense product: same values, same bits on
+    any threads.
+    """
     monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", strip)
     tokens = 50
     index = torch.rand(37 * 29).topk(37 * 29 * 3 // 4).indices.sort().values.to(torch.int32)
@@ -271,5 +338,8 @@ def test_strips_keep_the_last_entry_below_2_to_the_31(dtype):
     """The end of the last strip, 2**31, is no int32."""
     rows, columns = 1 << 16, 1 << 15
     index = torch.tensor([0, columns - 1, columns * 64, 2**31 - 1], dtype=dtype)
-    found = [(rows.start, rows.stop, some.start, some.stop) for rows, some in _strips(index, rows, columns)]
+    found = [
+        (rows.start, rows.stop, some.start, some.stop)
+        for rows, some in _strips(index, rows, columns)
+    ]
     assert found == [(0, 64, 0, 2), (64, 128, 2, 3), (rows - 64, rows, 3, 4)]

@@ -1,4 +1,6 @@
-"""selected_wgrad_grouped is a loop of selected_wgrad, to the bit, over problems of any shapes, layouts and dtypes."""
+"""selected_wgrad_grouped is a loop of selected_wgrad, to the bit, over problems of any shapes,
+layouts and dtypes.
+"""
 
 import oracle
 import pytest
@@ -6,11 +8,24 @@ import torch
 
 from sparse_ft import ops
 from sparse_ft.ops.selected_wgrad import selected_wgrad_ref, selected_wgrad_ref_
-from sparse_ft.ops.selected_wgrad_grouped import selected_wgrad_grouped_ref, selected_wgrad_grouped_ref_
+from sparse_ft.ops.selected_wgrad_grouped import (
+    selected_wgrad_grouped_ref,
+    selected_wgrad_grouped_ref_,
+)
 
 IMPLEMENTATIONS = {
-    "op": (ops.selected_wgrad_grouped, ops.selected_wgrad_grouped_, ops.selected_wgrad, ops.selected_wgrad_),
-    "reference": (selected_wgrad_grouped_ref, selected_wgrad_grouped_ref_, selected_wgrad_ref, selected_wgrad_ref_),
+    "op": (
+        ops.selected_wgrad_grouped,
+        ops.selected_wgrad_grouped_,
+        ops.selected_wgrad,
+        ops.selected_wgrad_,
+    ),
+    "reference": (
+        selected_wgrad_grouped_ref,
+        selected_wgrad_grouped_ref_,
+        selected_wgrad_ref,
+        selected_wgrad_ref_,
+    ),
 }
 
 
@@ -20,10 +35,28 @@ def implementation(request):
 
 
 def problems(device, kinds=(*oracle.KINDS, "blocks", "blocks", "blocks")):
-    """(grad_outputs, inputs, kinds, indices, blocks): layouts, tokens, shapes and dtypes that differ from one to the next."""
+    """(grad_outputs, inputs, kinds, indices, blocks): layouts, tokens, shapes and dtypes that
+    differ from one to the next.
+    """
     torch.manual_seed(1)
-    sizes = [(9, 33, 70), (1, 7, 5), (0, 17, 22), (40, 9, 1), (700, 48, 64), (5, 64, 48), (21, 16, 160)]
-    dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.bfloat16, torch.bfloat16, torch.float16]
+    sizes = [
+        (9, 33, 70),
+        (1, 7, 5),
+        (0, 17, 22),
+        (40, 9, 1),
+        (700, 48, 64),
+        (5, 64, 48),
+        (21, 16, 160),
+    ]
+    dtypes = [
+        torch.float32,
+        torch.bfloat16,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float16,
+    ]
     lists = [], [], [], [], []
     for kind, (tokens, *shape), dtype in zip(kinds, sizes, dtypes):
         layout = oracle.layout(kind, shape, block=(16, 16), device=device)
@@ -42,14 +75,19 @@ def one_by_one(lists):
 def test_is_a_loop_of_single_calls(implementation, dtype, device):
     grouped, _, single, _ = implementation
     lists = problems(device)
-    found, want = grouped(*lists, dtype=dtype), [single(*problem, dtype=dtype) for problem in one_by_one(lists)]
+    found, want = (
+        grouped(*lists, dtype=dtype),
+        [single(*problem, dtype=dtype) for problem in one_by_one(lists)],
+    )
     assert len(found) == 7 and all(oracle.same_bits(a, b) for a, b in zip(found, want, strict=True))
 
 
 def test_accumulates(implementation, device):
     _, grouped_, single, single_ = implementation
     lists = problems(device)
-    found = [torch.randn_like(single(*problem, dtype=torch.float32)) for problem in one_by_one(lists)]
+    found = [
+        torch.randn_like(single(*problem, dtype=torch.float32)) for problem in one_by_one(lists)
+    ]
     want, versions = [t.clone() for t in found], [t._version for t in found]
     grouped_(found, *lists)
     for into, problem in zip(want, one_by_one(lists)):
@@ -65,12 +103,17 @@ def test_no_problems(device):
 
 def test_opcheck(device):
     lists = problems(device, ("rows", "blocks"))
-    torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad_grouped.default, tuple(lists), {"dtype": torch.float32})
+    torch.library.opcheck(
+        torch.ops.sparse_ft.selected_wgrad_grouped.default, tuple(lists), {"dtype": torch.float32}
+    )
     into = [torch.zeros_like(t, dtype=torch.float32) for t in ops.selected_wgrad_grouped(*lists)]
     torch.library.opcheck(torch.ops.sparse_ft.selected_wgrad_grouped_.default, (into, *lists))
 
 
-@pytest.mark.parametrize("which, message", [(1, "inputs: expected 7"), (2, "kinds: expected 7"), (4, "blocks: .* 7 problems")])
+@pytest.mark.parametrize(
+    "which, message",
+    [(1, "inputs: expected 7"), (2, "kinds: expected 7"), (4, "blocks: .* 7 problems")],
+)
 def test_lists_of_other_lengths_are_refused(implementation, which, message, device):
     lists = problems(device)
     lists[which].pop()

@@ -28,8 +28,12 @@ def linear_model():
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Moves a model to a GPU whose tensors have no data, and gives it gradients. Returns the mode in which a read raises."""
-    monkeypatch.setattr(sft.selection.Selection, "restrict", lambda self, dim, size: (None, self.layout))  # for forwards; reads
+    """Moves a model to a GPU whose tensors have no data, and gives it gradients. Returns the mode
+    in which a read raises.
+    """
+    monkeypatch.setattr(
+        sft.selection.Selection, "restrict", lambda self, dim, size: (None, self.layout)
+    )  # for forwards; reads
 
     def move(model):
         selective = [module for module in model.modules() if isinstance(module, sft.nn.Selected)]
@@ -37,14 +41,20 @@ def pretended(monkeypatch):
             module._sparse_ft_state.selection = copy.deepcopy(module.selection)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             for module in selective:  # without a copy of data: torch may have no CUDA here
-                object.__setattr__(module.selection, "index", torch.empty_like(module.selection.index, device="cuda"))
+                object.__setattr__(
+                    module.selection,
+                    "index",
+                    torch.empty_like(module.selection.index, device="cuda"),
+                )
             model.to_empty(device="cuda")
             for p in model.parameters():
                 p.grad = torch.ones_like(p) if p.requires_grad else None
         return mode
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # it is compared, not followed
+        warnings.filterwarnings(
+            "ignore", "Accessing the data pointer of FakeTensor"
+        )  # it is compared, not followed
         yield move
 
 
@@ -52,7 +62,13 @@ def lr_on(device, value=1e-2):
     return torch.full((), value, dtype=torch.float32, device=device)
 
 
-OPTIONS = [{}, {"skip_nonfinite": True}, {"maximize": True}, {"no_decay": "*.bias"}, {"in_backward": True}]
+OPTIONS = [
+    {},
+    {"skip_nonfinite": True},
+    {"maximize": True},
+    {"no_decay": "*.bias"},
+    {"in_backward": True},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -61,14 +77,18 @@ OPTIONS = [{}, {"skip_nonfinite": True}, {"maximize": True}, {"no_decay": "*.bia
 def test_a_step_reads_nothing_back(pretended, make, tensor_lr, options):
     model = make()
     with pretended(model):
-        optimizer = sft.SelectiveAdamW(model.named_parameters(), lr_on("cuda") if tensor_lr else 1e-2, **options)
+        optimizer = sft.SelectiveAdamW(
+            model.named_parameters(), lr_on("cuda") if tensor_lr else 1e-2, **options
+        )
         for _ in range(2):
             if "in_backward" in options:
                 for p in optimizer.param_groups[0]["params"]:
                     p.grad = torch.ones_like(p)
                     optimizer._backward._step(p)  # torch has no backward here
             optimizer.step()
-    assert optimizer.state and all(state["step"].device.type == "cuda" for state in optimizer.state.values())
+    assert optimizer.state and all(
+        state["step"].device.type == "cuda" for state in optimizer.state.values()
+    )
 
 
 @pytest.mark.parametrize("skip_nonfinite", [False, True])
@@ -88,7 +108,9 @@ def test_groups_that_go_apart_and_a_grad_scaler_read_nothing_back(pretended, ski
     assert len(optimizer.state) == 5
 
 
-@pytest.mark.parametrize("read", [lambda o: o.param_groups[0]["lr"].item(), lambda o: o.skipped_steps])
+@pytest.mark.parametrize(
+    "read", [lambda o: o.param_groups[0]["lr"].item(), lambda o: o.skipped_steps]
+)
 def test_a_step_that_reads_is_found_out(pretended, read):
     model = linear_model()
     with pretended(model):
@@ -99,7 +121,9 @@ def test_a_step_that_reads_is_found_out(pretended, read):
 
 
 def captured(model, optimizer, x):
-    """One forward, backward and step in a CUDA graph, after a warm-up that leaves model and optimiser as they were."""
+    """One forward, backward and step in a CUDA graph, after a warm-up that leaves model and
+    optimiser as they were.
+    """
 
     def step():
         optimizer.zero_grad()
@@ -127,12 +151,17 @@ def captured(model, optimizer, x):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph of a GPU's")
 def test_cuda_graph_follows_lr_and_skips():
-    """A replay is the eager step bit for bit: with each lr of a schedule, and where a gradient is not finite."""
+    """A replay is the eager step bit for bit: with each lr of a schedule, and where a gradient is
+    not finite.
+    """
     torch.manual_seed(0)
     eager = linear_model().cuda()
     replayed = copy.deepcopy(eager)
     lrs = [lr_on("cuda") for _ in range(2)]
-    optimizers = [sft.SelectiveAdamW(m.parameters(), lr, skip_nonfinite=True) for m, lr in zip((eager, replayed), lrs)]
+    optimizers = [
+        sft.SelectiveAdamW(m.parameters(), lr, skip_nonfinite=True)
+        for m, lr in zip((eager, replayed), lrs)
+    ]
     x = torch.zeros(16, 8, device="cuda")
     graph = captured(replayed, optimizers[1], x)
     skipped = optimizers[1].skipped_steps

@@ -1,4 +1,6 @@
-"""SelectiveAdamW(in_backward=True): the same bits as the ordinary step, one gradient alive at a time, refusals by name."""
+"""SelectiveAdamW(in_backward=True): the same bits as the ordinary step, one gradient alive at a
+time, refusals by name.
+"""
 
 import copy
 import gc
@@ -28,11 +30,15 @@ import sparse_ft as sft
 
 
 def two_ends(run):
-    """(model, optimiser) after `run(model, make)` without and with in_backward; make(params, …) makes the optimiser."""
+    """(model, optimiser) after `run(model, make)` without and with in_backward; make(params, …)
+    makes the optimiser.
+    """
     ends = []
     for flags in ({}, {"in_backward": True}):
         model = net()
-        ends.append((model, run(model, lambda *a, flags=flags, **k: sft.SelectiveAdamW(*a, **k, **flags))))
+        ends.append(
+            (model, run(model, lambda *a, flags=flags, **k: sft.SelectiveAdamW(*a, **k, **flags)))
+        )
     return ends
 
 
@@ -49,9 +55,20 @@ def assert_same_ends(ends):
 def test_same_bits_with_groups_and_a_scheduler():
     def run(model, make):
         params = [p for p in model.parameters() if p.requires_grad]
-        groups = [{"params": params[:3], "lr": 3e-2}, {"params": params[3:6], "maximize": True}, {"params": params[6:]}]
+        groups = [
+            {"params": params[:3], "lr": 3e-2},
+            {"params": params[3:6], "maximize": True},
+            {"params": params[6:]},
+        ]
         optimizer = make(groups, 1e-2, weight_decay=0.1)
-        train(model, optimizer, 8, scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.1, 0.2, 0.05], total_steps=9))
+        train(
+            model,
+            optimizer,
+            8,
+            scheduler=torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, [0.1, 0.2, 0.05], total_steps=9
+            ),
+        )
         return optimizer
 
     assert_same_ends(two_ends(run))
@@ -78,7 +95,9 @@ def test_same_bits_with_a_group_added_later_and_a_closure():
 
 
 class Twice(nn.Module):
-    """Each layer is used more than once in a forward: replaced, aliased, and tied ones that train whole."""
+    """Each layer is used more than once in a forward: replaced, aliased, and tied ones that train
+    whole.
+    """
 
     def __init__(self):
         super().__init__()
@@ -96,7 +115,12 @@ class Twice(nn.Module):
         return self.head(x)
 
 
-TWICE = {"layer.weight": sft.Entries([0, 9, 33]), "layer.bias": "all", "conv.weight": sft.Rows([1, 5]), "embed.weight": "all"}
+TWICE = {
+    "layer.weight": sft.Entries([0, 9, 33]),
+    "layer.bias": "all",
+    "conv.weight": sft.Rows([1, 5]),
+    "embed.weight": "all",
+}
 TOKENS = torch.arange(12).reshape(3, 4) % 6
 CALLS = {
     "plain": lambda block, x: block(x),
@@ -124,7 +148,10 @@ def test_a_layer_used_twice_and_tied_weights_step_once_on_the_whole_gradient(how
 
 def test_a_layer_in_several_reentrant_checkpoints_is_refused():
     """Each runs a backward of its own, and the first has stepped when the second one comes."""
-    with pytest.raises(RuntimeError, match="(layer|conv)[.].*: a second gradient before optimizer.step.*use_reentrant=False"):
+    with pytest.raises(
+        RuntimeError,
+        match="(layer|conv)[.].*: a second gradient before optimizer.step.*use_reentrant=False",
+    ):
         twice(CALLS["one reentrant"], in_backward=True)
 
 
@@ -177,12 +204,16 @@ def test_what_a_lean_model_makes_again_is_made_of_the_old_weights():
     ends = []
     for flags in ({}, {"in_backward": True}):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        model = nn.Sequential(
+            nn.Linear(8, 8), nn.RMSNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)
+        )
         plan = {f"{i}.weight": sft.Entries([3, 8 * i + 5]) for i in (0, 2, 4)}
         sft.convert(model, {**plan, "1.weight": "all"}, lean=True)
         optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, **flags)
         for seed in range(3):
-            model(torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+            model(
+                torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
+            ).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
         ends.append((model, optimizer))
@@ -209,7 +240,11 @@ def test_resumes_bit_for_bit(saved_by, loaded_by):
     assert_same_bits(everything(other, again), everything(model, optimizer))
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
+    ids=["deepcopy", "pickle"],
+)
 def test_model_and_optimizer_copied_together_train_on_alike(clone):
     model = net()
     optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, in_backward=True)
@@ -263,7 +298,9 @@ class Failing(torch.autograd.Function):
 def two_layers():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    sft.convert(model, {"0.weight": sft.Rows([1]), "1.weight": sft.Columns([0, 2]), "1.bias": "all"})
+    sft.convert(
+        model, {"0.weight": sft.Rows([1]), "1.weight": sft.Columns([0, 2]), "1.bias": "all"}
+    )
     return model
 
 
@@ -273,7 +310,9 @@ def loss_through_failing(model, seed):
 
 
 def test_training_goes_on_after_a_backward_that_failed(monkeypatch):
-    """Layers behind the failure have stepped, those before it have not; then as if the second batch had come."""
+    """Layers behind the failure have stepped, those before it have not; then as if the second batch
+    had come.
+    """
     model, other = two_layers(), two_layers()
     optimizer = sft.SelectiveAdamW(model.named_parameters(), 0.1, in_backward=True)
     plain = sft.SelectiveAdamW(other.named_parameters(), 0.1)
@@ -284,9 +323,14 @@ def test_training_goes_on_after_a_backward_that_failed(monkeypatch):
     plain.step()  # on what gradients there are
     plain.zero_grad()
     monkeypatch.setattr(Failing, "on", False)
-    with pytest.raises(RuntimeError, match=r"a second gradient .* optimizer.zero_grad\(\) lets the next one begin"):
+    with pytest.raises(
+        RuntimeError, match=r"a second gradient .* optimizer.zero_grad\(\) lets the next one begin"
+    ):
         loss_through_failing(model, 1).backward()
-    with pytest.warns(UserWarning, match="in_backward: 2 parameters have stepped in a backward that .* did not follow"):
+    with pytest.warns(
+        UserWarning,
+        match="in_backward: 2 parameters have stepped in a backward that .* did not follow",
+    ):
         optimizer.zero_grad()
     for seed in (2, 3):
         for each, of_each in (model, optimizer), (other, plain):
@@ -294,7 +338,10 @@ def test_training_goes_on_after_a_backward_that_failed(monkeypatch):
             of_each.step()
             of_each.zero_grad()
     assert_same_ends([(model, optimizer), (other, plain)])
-    assert optimizer.state[model[0].values]["step"] == 2 and optimizer.state[model[1].values]["step"] == 3
+    assert (
+        optimizer.state[model[0].values]["step"] == 2
+        and optimizer.state[model[1].values]["step"] == 3
+    )
 
 
 def test_zero_grad_before_step_reports_no_selection_as_without_a_gradient():
@@ -306,10 +353,16 @@ def test_zero_grad_before_step_reports_no_selection_as_without_a_gradient():
         optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
-    assert len(found) == 1 and str(found[0].message).startswith("in_backward: 3 parameters have stepped")
+    assert len(found) == 1 and str(found[0].message).startswith(
+        "in_backward: 3 parameters have stepped"
+    )
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
+    ids=["deepcopy", "pickle"],
+)
 @pytest.mark.parametrize("in_backward", [False, True])
 def test_copies_of_copies_step_where_the_first_one_did(clone, in_backward):
     pair = net(), None
@@ -319,7 +372,9 @@ def test_copies_of_copies_step_where_the_first_one_did(clone, in_backward):
         model, optimizer = pair
         before = weights(model)
         loss_of(model, 0).backward()
-        moved = any(not torch.equal(weight, before[name]) for name, weight in weights(model).items())
+        moved = any(
+            not torch.equal(weight, before[name]) for name, weight in weights(model).items()
+        )
         assert moved == in_backward
         assert all((p.grad is None) == in_backward for p in trained_parameters(model))
         optimizer.step()
@@ -330,7 +385,9 @@ def test_copies_of_copies_step_where_the_first_one_did(clone, in_backward):
 
 
 class Deep(nn.Module):
-    """Gradients are much of what lives in a backward: few tokens through wide layers that train whole or by rows."""
+    """Gradients are much of what lives in a backward: few tokens through wide layers that train
+    whole or by rows.
+    """
 
     def __init__(self, layers=8, width=128):
         super().__init__()
@@ -344,10 +401,16 @@ class Deep(nn.Module):
 
 def most_allocated(call, tmp_path):
     """The most bytes alive at one time that `call` allocated, as torch's allocator saw it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         call()
     profile.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"]
+    events = [
+        e
+        for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        if e["name"] == "[memory]"
+    ]
     live = most = 0
     for event in sorted(events, key=lambda e: e["ts"]):
         live += event["args"]["Bytes"]
@@ -380,7 +443,9 @@ def test_one_gradient_is_alive_at_a_time():
     model, most = Deep(4, 8), []
     sft.convert(model, {f"layers.{i}.weight": sft.Columns([0, 5]) for i in range(4)})
     for p in trained_parameters(model):
-        p.register_post_accumulate_grad_hook(lambda _: most.append(sum(q.grad is not None for q in model.parameters())))
+        p.register_post_accumulate_grad_hook(
+            lambda _: most.append(sum(q.grad is not None for q in model.parameters()))
+        )
     optimizer = sft.SelectiveAdamW(model.parameters(), in_backward=True)
     model(torch.ones(2, 8)).sum().backward()
     optimizer.step()
@@ -403,7 +468,9 @@ def test_skip_nonfinite_is_refused():
 def test_accumulation_is_refused_by_name_and_training_goes_on_after_it():
     model, optimizer = in_backward()
     loss_of(model, 0).backward()
-    with pytest.raises(RuntimeError, match=r"third\.(bias|values): a second gradient before optimizer.step"):
+    with pytest.raises(
+        RuntimeError, match=r"third\.(bias|values): a second gradient before optimizer.step"
+    ):
         loss_of(model, 1).backward()
     optimizer.zero_grad()
     optimizer.step()

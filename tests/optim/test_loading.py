@@ -8,7 +8,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from helpers.small_net import everything
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 import sparse_ft as sft
 
@@ -51,14 +54,35 @@ BROKEN = {
     "no exp_avg": (lambda: broken("exp_avg", None), r"0.values: its exp_avg is missing.*\(4, 2\)"),
     "no exp_avg_sq": (lambda: broken("exp_avg_sq", None), "0.values: its exp_avg_sq is missing"),
     "no step": (lambda: broken("step", None), "0.values: its step is missing"),
-    "shape": (lambda: broken("exp_avg", flat), r"0.values: its exp_avg has shape \(8,\), expected \(4, 2\)"),
-    "transposed": (lambda: broken("exp_avg_sq", torch.t), r"0.values: its exp_avg_sq has shape \(2, 4\)"),
-    "integers": (lambda: broken("exp_avg", lambda t: t.long()), "0.values: its exp_avg is torch.int64.*keeps torch.float32"),
-    "complex": (lambda: broken("exp_avg", lambda t: t.cfloat()), "0.values: its exp_avg is torch.complex64"),
+    "shape": (
+        lambda: broken("exp_avg", flat),
+        r"0.values: its exp_avg has shape \(8,\), expected \(4, 2\)",
+    ),
+    "transposed": (
+        lambda: broken("exp_avg_sq", torch.t),
+        r"0.values: its exp_avg_sq has shape \(2, 4\)",
+    ),
+    "integers": (
+        lambda: broken("exp_avg", lambda t: t.long()),
+        "0.values: its exp_avg is torch.int64.*keeps torch.float32",
+    ),
+    "complex": (
+        lambda: broken("exp_avg", lambda t: t.cfloat()),
+        "0.values: its exp_avg is torch.complex64",
+    ),
     "bool": (lambda: broken("exp_avg", lambda t: t > 0), "0.values: its exp_avg is torch.bool"),
-    "sparse": (lambda: broken("exp_avg", lambda t: t.to_sparse()), "0.values: its exp_avg is a torch.sparse_coo tensor"),
-    "list": (lambda: broken("exp_avg", lambda t: t.tolist()), "0.values: its exp_avg is .*expected a dense tensor"),
-    "steps": (lambda: broken("step", lambda t: torch.ones(2)), r"0.values: its step is .*shape \(2,\)"),
+    "sparse": (
+        lambda: broken("exp_avg", lambda t: t.to_sparse()),
+        "0.values: its exp_avg is a torch.sparse_coo tensor",
+    ),
+    "list": (
+        lambda: broken("exp_avg", lambda t: t.tolist()),
+        "0.values: its exp_avg is .*expected a dense tensor",
+    ),
+    "steps": (
+        lambda: broken("step", lambda t: torch.ones(2)),
+        r"0.values: its step is .*shape \(2,\)",
+    ),
     "negative step": (lambda: broken("step", lambda t: -t), "0.values: its step is -1.0"),
     "nan step": (lambda: broken("step", lambda t: t * float("nan")), "0.values: its step is nan"),
     "text": (lambda: broken("step", lambda t: "one"), "0.values: its step is 'one'"),
@@ -68,11 +92,16 @@ BROKEN = {
 def refused(state, match, error=(ValueError, TypeError), **settings):
     model, optimizer = two(**settings)
     step(model, optimizer)
-    before, groups = everything(model, optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
+    before, groups = (
+        everything(model, optimizer),
+        copy.deepcopy(optimizer.state_dict()["param_groups"]),
+    )
     with pytest.raises(error, match=match):
         optimizer.load_state_dict(state)
     after = everything(model, optimizer)
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     assert optimizer.state_dict()["param_groups"] == groups
     step(model, optimizer)
 
@@ -118,9 +147,9 @@ def test_groups_that_cannot_step_are_refused(changes, message):
 def test_the_state_of_another_optimiser():
     model, _ = two()
     trained = [p for p in model.parameters() if p.requires_grad]
-    for other, message in (torch.optim.SGD(trained, 0.1, momentum=0.9), "no 'betas'"), (
-        torch.optim.AdamW(trained, amsgrad=True),
-        "amsgrad",
+    for other, message in (
+        (torch.optim.SGD(trained, 0.1, momentum=0.9), "no 'betas'"),
+        (torch.optim.AdamW(trained, amsgrad=True), "amsgrad"),
     ):
         step(model, other)
         refused(other.state_dict(), message)
@@ -134,7 +163,9 @@ def test_the_state_of_another_optimiser():
 
 
 def test_moments_of_other_widths_and_memory_orders_are_taken():
-    """Contiguous ones beside a parameter that lies in channels-last order, fp64, a step that is a number."""
+    """Contiguous ones beside a parameter that lies in channels-last order, fp64, a step that is a
+    number.
+    """
     state = saved()
     for of_one in state["state"].values():
         of_one.update(exp_avg=of_one["exp_avg"].contiguous().double(), step=int(of_one["step"]))
@@ -167,10 +198,14 @@ def test_8_bit_moments_without_their_absmax_are_refused():
     for name in ("exp_avg_absmax", "exp_avg_sq_absmax"):
         state = copy.deepcopy(optimizer.state_dict())
         del state["state"][0][name]
-        with pytest.raises(ValueError, match=rf"state_dict: weight: its {name} is missing.*\(64,\)"):
+        with pytest.raises(
+            ValueError, match=rf"state_dict: weight: its {name} is missing.*\(64,\)"
+        ):
             optimizer.load_state_dict(state)
     state["state"][0]["exp_avg_sq_absmax"] = torch.ones(3)
-    with pytest.raises(ValueError, match=r"its exp_avg_sq_absmax has shape \(3,\), expected \(64,\)"):
+    with pytest.raises(
+        ValueError, match=r"its exp_avg_sq_absmax has shape \(3,\), expected \(64,\)"
+    ):
         optimizer.load_state_dict(state)
 
 
@@ -199,13 +234,17 @@ def test_state_of_another_selection_is_refused(name):
     file.seek(0)
     state = torch.load(file)
     before = everything(model, other)
-    with pytest.raises(ValueError, match=r"state_dict: 0\..*values: its state is of another selection"):
+    with pytest.raises(
+        ValueError, match=r"state_dict: 0\..*values: its state is of another selection"
+    ):
         other.load_state_dict(state)
     after = everything(model, other)
     assert all(torch.equal(before[key], after[key]) for key in before)
     same.load_state_dict(state)
     assert "selections" in state["param_groups"][0] and "selections" not in same.param_groups[0]
-    torch.optim.AdamW(p for group in same.param_groups for p in group["params"]).load_state_dict(state)
+    torch.optim.AdamW(p for group in same.param_groups for p in group["params"]).load_state_dict(
+        state
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -218,5 +257,10 @@ def test_distributed_checkpoints_of_the_state(tmp_path):
     into = {"optimizer": get_optimizer_state_dict(other, again)}
     dcp.load(into, checkpoint_id=tmp_path / "dcp", no_dist=True)
     set_optimizer_state_dict(other, again, into["optimizer"])
-    for p, q in zip(optimizer.param_groups[0]["params"], again.param_groups[0]["params"], strict=True):
-        assert all(torch.equal(optimizer.state[p][name], again.state[q][name]) for name in optimizer.state[p])
+    for p, q in zip(
+        optimizer.param_groups[0]["params"], again.param_groups[0]["params"], strict=True
+    ):
+        assert all(
+            torch.equal(optimizer.state[p][name], again.state[q][name])
+            for name in optimizer.state[p]
+        )

@@ -1,4 +1,6 @@
-"""Huge pages: only where they help, only what is this process's own, and nothing but time changes."""
+"""Huge pages: only where they help, only what is this process's own, and nothing but
+time changes.
+"""
 
 import mmap
 import re
@@ -15,7 +17,9 @@ from sparse_ft.optim.pages import LEAST
 MIB = 1 << 20
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-pytestmark = pytest.mark.skipif(_native.C is None or not THP.exists(), reason="no compiled part, or no Linux with huge pages")
+pytestmark = pytest.mark.skipif(
+    _native.C is None or not THP.exists(), reason="no compiled part, or no Linux with huge pages"
+)
 
 
 def use_huge_pages(tensor):
@@ -24,7 +28,9 @@ def use_huge_pages(tensor):
 
 def resident():
     """Bytes of this process that lie in memory."""
-    return int(re.search(r"^Rss:\s+(\d+)", Path("/proc/self/smaps_rollup").read_text(), re.M)[1]) << 10
+    return (
+        int(re.search(r"^Rss:\s+(\d+)", Path("/proc/self/smaps_rollup").read_text(), re.M)[1]) << 10
+    )
 
 
 def in_huge_pages(tensor):
@@ -40,13 +46,17 @@ def in_huge_pages(tensor):
 
 @pytest.fixture
 def offered():
-    """Skip where this system has no huge page to give, as a virtual machine or a container may not."""
+    """Skip where this system has no huge page to give, as a virtual machine or a
+    container may not.
+    """
     if not use_huge_pages(torch.ones(8 * MIB, dtype=torch.uint8)):
         pytest.skip("the system gives no huge pages")
 
 
 def test_whole_ranges_move_and_keep_what_they_hold(offered):
-    tensor = torch.randint(256, (33 * MIB,), dtype=torch.uint8)  # over the largest size that malloc takes from its heap
+    tensor = torch.randint(
+        256, (33 * MIB,), dtype=torch.uint8
+    )  # over the largest size that malloc takes from its heap
     before, size = tensor.clone(), resident()
     moved, grown = use_huge_pages(tensor), resident() - size
     assert 30 * MIB <= moved <= 33 * MIB and moved % (2 * MIB) == 0
@@ -114,7 +124,10 @@ def test_the_first_step_spreads_a_scattered_selection(kind, monkeypatch):
     far_apart = kind in ("entries", "columns")
     assert seen == ([(linear.weight.data_ptr(), linear.weight.nbytes)] if far_apart else [])
     chosen = linear.selection.mask((4096, 1024))
-    assert torch.equal(linear.weight[~chosen], weight[~chosen]) and (linear.weight[chosen] != weight[chosen]).any()
+    assert (
+        torch.equal(linear.weight[~chosen], weight[~chosen])
+        and (linear.weight[chosen] != weight[chosen]).any()
+    )
 
 
 def test_small_weights_stay_where_they_are(monkeypatch):

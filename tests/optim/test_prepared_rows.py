@@ -1,4 +1,6 @@
-"""What a step prepares once for a parameter follows that parameter's tensors, whatever is done to them."""
+"""What a step prepares once for a parameter follows that parameter's tensors, whatever is done to
+them.
+"""
 
 import contextlib
 import copy
@@ -6,7 +8,14 @@ import gc
 
 import pytest
 import torch
-from helpers.small_net import assert_same_bits, assert_weights_show_values, everything, loss_of, net, trained_parameters
+from helpers.small_net import (
+    assert_same_bits,
+    assert_weights_show_values,
+    everything,
+    loss_of,
+    net,
+    trained_parameters,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,13 +40,19 @@ CHANGES = {
     "weight replaced": lambda model, optimizer: model.first.register_parameter(
         "weight", nn.Parameter(model.first.weight.detach().clone(), requires_grad=False)
     ),
-    "state moved": lambda model, optimizer: [moved(t) for s in optimizer.state.values() for t in s.values()],
-    "state loaded": lambda model, optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+    "state moved": lambda model, optimizer: [
+        moved(t) for s in optimizer.state.values() for t in s.values()
+    ],
+    "state loaded": lambda model, optimizer: optimizer.load_state_dict(
+        copy.deepcopy(optimizer.state_dict())
+    ),
     "moments exchanged": lambda model, optimizer: [
-        s.update(exp_avg=s["exp_avg_sq"], exp_avg_sq=s["exp_avg"].abs()) for s in optimizer.state.values()
+        s.update(exp_avg=s["exp_avg_sq"], exp_avg_sq=s["exp_avg"].abs())
+        for s in optimizer.state.values()
     ],
     "gradients strided": lambda model, optimizer: [
-        setattr(p, "grad", torch.stack((p.grad, p.grad), -1)[..., 0]) for p in trained_parameters(model)
+        setattr(p, "grad", torch.stack((p.grad, p.grad), -1)[..., 0])
+        for p in trained_parameters(model)
     ],
     "gradients with the negative bit": lambda model, optimizer: [
         setattr(p, "grad", torch._neg_view(-p.grad)) for p in trained_parameters(model)
@@ -52,7 +67,8 @@ CHANGES = {
         setattr(p, "data", torch._neg_view(p.data)) for p in trained_parameters(model)
     ],
     "state with the negative bit": lambda model, optimizer: [
-        s.update({name: torch._neg_view(-t) for name, t in s.items()}) for s in optimizer.state.values()
+        s.update({name: torch._neg_view(-t) for name, t in s.items()})
+        for s in optimizer.state.values()
     ],
     "cast": lambda model, optimizer: model.double(),
 }
@@ -60,7 +76,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_prepared_for_a_parameter_follows_its_tensors(change):
-    """Steps from prepared rows and steps through the op, with a change between two of them: the same bits."""
+    """Steps from prepared rows and steps through the op, with a change between two of them: the
+    same bits.
+    """
     ends = []
     for mode in (contextlib.nullcontext(), Listening()):
         model = net()
@@ -94,7 +112,9 @@ def test_an_edited_index_is_refused_by_a_step_too():
 
 
 def test_the_link_follows_replaced_parameters():
-    """The weight is resolved at step time; values that no module holds any more train as a plain parameter."""
+    """The weight is resolved at step time; values that no module holds any more train as a plain
+    parameter.
+    """
     linear = nn.Linear(4, 4)
     sft.convert(linear, {"weight": sft.Rows([1, 2])})
     linear._parameters["weight"] = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
@@ -103,7 +123,9 @@ def test_the_link_follows_replaced_parameters():
     optimizer = sft.SelectiveAdamW(linear.parameters(), 0.5, weight_decay=0)
     values.grad = torch.ones_like(values)
     optimizer.step()
-    torch.testing.assert_close(linear.weight, torch.tensor([[0.0], [0.5], [0.5], [0.0]]).expand(4, 4))
+    torch.testing.assert_close(
+        linear.weight, torch.tensor([[0.0], [0.5], [0.5], [0.0]]).expand(4, 4)
+    )
     del linear
     gc.collect()
     optimizer.step()

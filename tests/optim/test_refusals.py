@@ -30,7 +30,11 @@ def test_bad_settings_are_refused_by_name(settings, message):
         sft.SelectiveAdamW(net().parameters(), **settings)
 
 
-@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}],
+    ids=str,
+)
 def test_bad_settings_of_a_group_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         sft.SelectiveAdamW([{"params": net().parameters(), **settings}])
@@ -44,7 +48,9 @@ def test_nothing_to_train_is_refused():
 
 
 @pytest.mark.parametrize(
-    "params, message", [(nn.Linear(2, 2), "Linear; pass model.parameters"), (["w"], "tensors.*'w'")], ids=str
+    "params, message",
+    [(nn.Linear(2, 2), "Linear; pass model.parameters"), (["w"], "tensors.*'w'")],
+    ids=str,
 )
 def test_what_is_no_parameter_is_refused(params, message):
     with pytest.raises(TypeError, match=f"params: .*{message}"):

@@ -28,7 +28,15 @@ import sparse_ft as sft
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"weight_decay": 0.3}, {"betas": (0.5, 0.9)}, {"betas": (0.0, 0.0)}, {"eps": 1e-3}, {"maximize": True}, {"lr": 0}],
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"betas": (0.5, 0.9)},
+        {"betas": (0.0, 0.0)},
+        {"eps": 1e-3},
+        {"maximize": True},
+        {"lr": 0},
+    ],
     ids=str,
 )
 def test_is_adamw(settings):
@@ -43,7 +51,9 @@ def test_is_adamw(settings):
             train(model, make(model.parameters(), **settings), 20)
             ends[make, dtype] = sft.revert(model).state_dict()
     for name, exact in ends[torch.optim.AdamW, torch.float64].items():
-        torch.testing.assert_close(ends[sft.SelectiveAdamW, torch.float64][name], exact, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            ends[sft.SelectiveAdamW, torch.float64][name], exact, rtol=0, atol=1e-12
+        )
     distance = {
         make: sum(
             (ends[make, torch.float32][n].double() - exact).square().sum()
@@ -60,7 +70,12 @@ def test_is_adamw(settings):
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=12),  # moves betas too
         lambda o: torch.optim.lr_scheduler.SequentialLR(
-            o, [torch.optim.lr_scheduler.LinearLR(o, 0.1, 1, 4), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [4]
+            o,
+            [
+                torch.optim.lr_scheduler.LinearLR(o, 0.1, 1, 4),
+                torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+            ],
+            [4],
         ),
     ],
     ids=["cosine", "one cycle", "warm-up then decay"],
@@ -71,7 +86,9 @@ def test_schedulers_and_tensor_lr(schedule, tensor_lr):
     for make in (torch.optim.AdamW, sft.SelectiveAdamW):
         model = net(torch.float64)
         lr = torch.tensor(1e-2, dtype=torch.float64) if tensor_lr else 1e-2
-        optimizer = make(model.parameters(), lr=lr, **({"foreach": False} if make is torch.optim.AdamW else {}))
+        optimizer = make(
+            model.parameters(), lr=lr, **({"foreach": False} if make is torch.optim.AdamW else {})
+        )
         train(model, optimizer, 10, scheduler=schedule(optimizer))
         ends.append(trained(model))
     for name, want in ends[0].items():
@@ -79,17 +96,28 @@ def test_schedulers_and_tensor_lr(schedule, tensor_lr):
 
 
 def test_groups_have_their_own_settings():
-    groups = {"first": {"lr": 1e-3, "weight_decay": 0.5}, "second": {"betas": (0.8, 0.9)}, "third": {"maximize": True}}
+    groups = {
+        "first": {"lr": 1e-3, "weight_decay": 0.5},
+        "second": {"betas": (0.8, 0.9)},
+        "third": {"maximize": True},
+    }
     ends = []
     for make in (torch.optim.AdamW, sft.SelectiveAdamW):
         model = net(torch.float64)
-        split = [{"params": getattr(model, name).parameters(), **settings} for name, settings in groups.items()]
+        split = [
+            {"params": getattr(model, name).parameters(), **settings}
+            for name, settings in groups.items()
+        ]
         split[2]["params"] = [p for p in split[2]["params"] if p.requires_grad]
         optimizer = make(split, lr=1e-2)
-        optimizer.add_param_group({"params": [p for p in model.conv.parameters() if p.requires_grad], "eps": 1e-2})
+        optimizer.add_param_group(
+            {"params": [p for p in model.conv.parameters() if p.requires_grad], "eps": 1e-2}
+        )
         train(model, optimizer, 10)
         ends.append(trained(model))
-        assert torch.equal(ends[-1]["embed.values"], trained(net(torch.float64))["embed.values"])  # in no group
+        assert torch.equal(
+            ends[-1]["embed.values"], trained(net(torch.float64))["embed.values"]
+        )  # in no group
     for name, want in ends[0].items():
         torch.testing.assert_close(ends[1][name], want, rtol=0, atol=1e-12)
 
@@ -99,7 +127,11 @@ def test_no_decay_by_name(grouped):
     model, lr, decay = net(), 0.1, 0.5
     params = [{"params": list(model.named_parameters())}] if grouped else model.named_parameters()
     optimizer = sft.SelectiveAdamW(params, lr, weight_decay=decay, no_decay=("*.bias", "norm*"))
-    decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]}
+    decays = {
+        name: group["weight_decay"]
+        for group in optimizer.param_groups
+        for name in group["param_names"]
+    }
     exempt = {name for name in trained(model) if name.endswith("bias") or name.startswith("norm")}
     assert decays == {name: 0.0 if name in exempt else decay for name in trained(model)}
     before = trained(model)
@@ -107,7 +139,9 @@ def test_no_decay_by_name(grouped):
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     optimizer.step()
     for name, values in trained(model).items():
-        torch.testing.assert_close(values, before[name] * (1 - lr * decays[name]), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            values, before[name] * (1 - lr * decays[name]), rtol=1e-6, atol=0
+        )
     assert_weights_show_values(model)
 
 
@@ -121,22 +155,38 @@ def test_no_decay_knows_selected_parameters_by_their_own_names():
         ("2.values", "0.bias_selected.values"): {"2.values", "0.bias_selected.values"},
     }
     for patterns, exempt in exempt_by.items():
-        optimizer = sft.SelectiveAdamW(model.named_parameters(), weight_decay=0.5, no_decay=patterns)
-        found = {name for group in optimizer.param_groups if group["weight_decay"] == 0 for name in group["param_names"]}
+        optimizer = sft.SelectiveAdamW(
+            model.named_parameters(), weight_decay=0.5, no_decay=patterns
+        )
+        found = {
+            name
+            for group in optimizer.param_groups
+            if group["weight_decay"] == 0
+            for name in group["param_names"]
+        }
         assert found == exempt, patterns
     wrapped = nn.ModuleDict({"module": model})
-    optimizer = sft.SelectiveAdamW(wrapped.named_parameters(), weight_decay=0.5, no_decay="module.0.*eight")
-    assert [group["param_names"] for group in optimizer.param_groups if not group["weight_decay"]] == [["module.0.values"]]
+    optimizer = sft.SelectiveAdamW(
+        wrapped.named_parameters(), weight_decay=0.5, no_decay="module.0.*eight"
+    )
+    assert [
+        group["param_names"] for group in optimizer.param_groups if not group["weight_decay"]
+    ] == [["module.0.values"]]
 
 
 def test_a_pattern_that_matches_nothing_is_warned_of_by_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     sft.convert(model, {"0.weight": sft.Columns([1]), "0.bias": "all"})
-    with pytest.warns(UserWarning, match=r"no_decay: '\*\.bais' matches no parameter.* names look like '0.bias', '0.weight'"):
+    with pytest.warns(
+        UserWarning,
+        match=r"no_decay: '\*\.bais' matches no parameter.* names look like '0.bias', '0.weight'",
+    ):
         sft.SelectiveAdamW(model.named_parameters(), no_decay=("*.bias", "*.bais"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sft.SelectiveAdamW(model.named_parameters(), no_decay=("*.bias", "1.*"))  # frozen, and no mistake
+        sft.SelectiveAdamW(
+            model.named_parameters(), no_decay=("*.bias", "1.*")
+        )  # frozen, and no mistake
 
 
 def test_closure_is_evaluated_with_gradients_and_its_loss_returned():
@@ -192,7 +242,9 @@ def test_gradients_in_any_memory():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("assign", [False, True])
 def test_resumes_bit_for_bit(dtype, assign):
-    """From files only, into a model born with other weights; fp32 values over 16-bit weights come back in full."""
+    """From files only, into a model born with other weights; fp32 values over 16-bit weights come
+    back in full.
+    """
     model = net(dtype)
     optimizer = sft.SelectiveAdamW(model.named_parameters(), 1e-2, no_decay="*.bias")
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
@@ -213,7 +265,11 @@ def test_resumes_bit_for_bit(dtype, assign):
     train(fresh, again, 4, start=4, scheduler=schedule)
     assert_same_bits(everything(fresh, again), everything(model, optimizer))
     if dtype.itemsize == 2:
-        assert fresh.first.values.dtype == fresh.get_submodule("conv.weight_selected").values.dtype == torch.float32
+        assert (
+            fresh.first.values.dtype
+            == fresh.get_submodule("conv.weight_selected").values.dtype
+            == torch.float32
+        )
 
 
 def pickled(pair):
@@ -243,14 +299,19 @@ def test_weights_show_the_values_after_a_step_without_a_forward():
     assert_weights_show_values(model)
     versions = {name: p._version for name, p in model.named_parameters()}
     loss_of(model, 0)
-    assert versions == {name: p._version for name, p in model.named_parameters()}, "the forward wrote what was written"
+    assert versions == {name: p._version for name, p in model.named_parameters()}, (
+        "the forward wrote what was written"
+    )
 
 
 def test_a_plain_parameter_in_channels_last_memory():
     torch.manual_seed(0)
     ours = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     torchs = copy.deepcopy(ours)
-    optimizers = sft.SelectiveAdamW(ours.parameters(), lr=0.1), torch.optim.AdamW(torchs.parameters(), lr=0.1)
+    optimizers = (
+        sft.SelectiveAdamW(ours.parameters(), lr=0.1),
+        torch.optim.AdamW(torchs.parameters(), lr=0.1),
+    )
     for _ in range(3):
         x = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
         for model, optimizer in zip((ours, torchs), optimizers):

@@ -1,19 +1,33 @@
-"""Steps that SelectiveAdamW skips: on its own account when a gradient is not finite, and at a GradScaler's word."""
+"""Steps that SelectiveAdamW skips: on its own account when a gradient is not finite, and at a
+GradScaler's word.
+"""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from helpers.small_net import assert_same_bits, assert_weights_show_values, everything, loss_of, net, train, trained_parameters
+from helpers.small_net import (
+    assert_same_bits,
+    assert_weights_show_values,
+    everything,
+    loss_of,
+    net,
+    train,
+    trained_parameters,
+)
 from torch import nn
 
 import sparse_ft as sft
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", ["embed.values", "third.values", "third.bias", "conv.weight_selected.values"])
-@pytest.mark.parametrize("maximize", [False, True])  # one group of two: gradients then go through two calls
+@pytest.mark.parametrize(
+    "where", ["embed.values", "third.values", "third.bias", "conv.weight_selected.values"]
+)
+@pytest.mark.parametrize(
+    "maximize", [False, True]
+)  # one group of two: gradients then go through two calls
 def test_a_nonfinite_gradient_skips_the_whole_step(bad, where, maximize):
     model = net()
     params = [p for p in model.parameters() if p.requires_grad]
@@ -27,7 +41,9 @@ def test_a_nonfinite_gradient_skips_the_whole_step(bad, where, maximize):
     assert optimizer.skipped_steps == 1
     assert_same_bits(everything(model, optimizer), before)
     train(model, optimizer, 1)
-    assert optimizer.skipped_steps == 1 and not torch.equal(model.get_parameter(where), before[where])
+    assert optimizer.skipped_steps == 1 and not torch.equal(
+        model.get_parameter(where), before[where]
+    )
 
 
 def test_the_first_step_may_be_skipped():
@@ -56,7 +72,9 @@ def test_the_count_is_kept_by_copies_and_pickles():
 
 
 def test_a_skipped_step_leaves_no_stale_weight():
-    """Values were edited after the backward; the step that would have written them through did not happen."""
+    """Values were edited after the backward; the step that would have written them through did not
+    happen.
+    """
     model = net()
     optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
     loss_of(model, 0).mul(float("nan")).backward()
@@ -120,12 +138,22 @@ def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale, in_step):
 
 
 def test_who_divides_by_the_scale(monkeypatch):
-    """The scaler, so that gradients can be clipped; the step where it was asked to or where the scaler cannot."""
+    """The scaler, so that gradients can be clipped; the step where it was asked to or where the
+    scaler cannot.
+    """
     model, half = net(), nn.Linear(4, 4, dtype=torch.float16)
     divided = []
-    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", lambda self, optimizer, of=torch.amp.GradScaler.unscale_: (
-        divided.append(optimizer), of(self, optimizer)))
-    ours = [sft.SelectiveAdamW(model.parameters(), unscale_in_step=in_step) for in_step in (False, True)]
+    monkeypatch.setattr(
+        torch.amp.GradScaler,
+        "unscale_",
+        lambda self, optimizer, of=torch.amp.GradScaler.unscale_: (
+            divided.append(optimizer),
+            of(self, optimizer),
+        ),
+    )
+    ours = [
+        sft.SelectiveAdamW(model.parameters(), unscale_in_step=in_step) for in_step in (False, True)
+    ]
     for optimizer in ours:
         scaled_train(model, optimizer, 1)
     assert divided == ours[:1]
@@ -141,9 +169,14 @@ def test_who_divides_by_the_scale(monkeypatch):
 def test_two_groups_a_grad_scaler_and_skip_nonfinite_together(in_step):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    sft.convert(model, {"0.weight": sft.Columns([1]), "1.weight": sft.Entries([0, 7]), "1.bias": "all"})
+    sft.convert(
+        model, {"0.weight": sft.Columns([1]), "1.weight": sft.Entries([0, 7]), "1.bias": "all"}
+    )
     weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.2, "maximize": True}]
+    groups = [
+        {"params": weights[:1], "lr": 0.1},
+        {"params": weights[1:], "lr": 0.2, "maximize": True},
+    ]
     optimizer = sft.SelectiveAdamW(groups, skip_nonfinite=True, unscale_in_step=in_step)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for bad, moves in ((False, True), (True, False), (False, True)):

@@ -16,18 +16,28 @@ def test_state_for_the_selected_entries_only():
     optimizer = sft.SelectiveAdamW(model.parameters())
     model(torch.ones(2, 64)).sum().backward()
     optimizer.step()
-    size = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
+    size = sum(
+        t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values()
+    )
     assert size == (64 + 3) * 2 * 4 + 2 * 4  # exp_avg and exp_avg_sq, and a step each, in fp32
-    storages = sum(t.untyped_storage().nbytes() for state in optimizer.state.values() for t in state.values())
+    storages = sum(
+        t.untyped_storage().nbytes() for state in optimizer.state.values() for t in state.values()
+    )
     assert storages == size and len(optimizer.state) == 2
 
 
 def allocated_by(step, tmp_path):
     """(bytes allocated in all, most at one time) by `step`, as torch's allocator saw it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     profile.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"]
+    events = [
+        e
+        for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        if e["name"] == "[memory]"
+    ]
     live = most = total = 0
     for change in (e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])):
         live, total = live + change, total + max(change, 0)
@@ -38,7 +48,9 @@ def allocated_by(step, tmp_path):
 @pytest.mark.parametrize("kind", ["entries", "blocks"])
 @pytest.mark.parametrize("skip_nonfinite", [False, True])
 def test_transient_memory_of_a_step_does_not_grow_with_the_model(kind, skip_nonfinite, tmp_path):
-    selection = sft.Entries(range(0, 4000, 40)) if kind == "entries" else sft.Blocks([[0, 0], [1, 1]], 8)
+    selection = (
+        sft.Entries(range(0, 4000, 40)) if kind == "entries" else sft.Blocks([[0, 0], [1, 1]], 8)
+    )
     costs = []
     for width in (64, 1024):
         model = nn.Sequential(nn.Linear(width, width), nn.Conv1d(width, width, 1))

@@ -1,4 +1,6 @@
-"""SelectiveAdamW on state in fewer bits: trained as ever, saved and resumed bit for bit, refused where they do not apply."""
+"""SelectiveAdamW on state in fewer bits: trained as ever, saved and resumed bit for bit, refused
+where they do not apply.
+"""
 
 import copy
 import io
@@ -6,7 +8,16 @@ import pickle
 
 import pytest
 import torch
-from helpers.small_net import PLAN, Net, assert_same_bits, assert_weights_show_values, everything, loss_of, train, trained
+from helpers.small_net import (
+    PLAN,
+    Net,
+    assert_same_bits,
+    assert_weights_show_values,
+    everything,
+    loss_of,
+    train,
+    trained,
+)
 
 import sparse_ft as sft
 from sparse_ft.ops._rounding import join
@@ -14,7 +25,10 @@ from sparse_ft.optim import kept
 
 BF16 = torch.bfloat16
 ROUNDED = {"by chance": dict(stochastic_rounding=True, seed=7), "corrected": dict(correction=True)}
-EIGHT_BIT = {f"8 bits {name}": dict(settings, optim_bits=8) for name, settings in {"plain": {}, **ROUNDED}.items()}
+EIGHT_BIT = {
+    f"8 bits {name}": dict(settings, optim_bits=8)
+    for name, settings in {"plain": {}, **ROUNDED}.items()
+}
 STORED = {**ROUNDED, **EIGHT_BIT}
 
 
@@ -66,14 +80,20 @@ def test_it_trains_and_the_weights_show_the_values(stored):
 def test_resuming_gives_the_bits_of_not_stopping(stored, through):
     model, optimizer = make(stored)
     train(model, optimizer, 4)
-    other, fresh = resumed(model, optimizer, {**stored, **({"seed": 9} if "seed" in stored else {})}, through)
+    other, fresh = resumed(
+        model, optimizer, {**stored, **({"seed": 9} if "seed" in stored else {})}, through
+    )
     assert_same_bits(everything(other, fresh), everything(model, optimizer))
     train(model, optimizer, 3, start=4)
     train(other, fresh, 3, start=4)
     assert_same_bits(everything(other, fresh), everything(model, optimizer))
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin",
+    [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
+    ids=["deepcopy", "pickle"],
+)
 def test_copies_go_on_alike(stored, twin):
     model, optimizer = make(stored)
     train(model, optimizer, 2)
@@ -108,7 +128,9 @@ def test_groups_scaler_and_skipped_steps(stored):
     first = [p for p in model.first.parameters() if p.requires_grad]
     others = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in first)]
     optimizer = sft.SelectiveAdamW(
-        [{"params": first, "lr": 1e-3}, {"params": others, "maximize": True}], skip_nonfinite=True, **stored
+        [{"params": first, "lr": 1e-3}, {"params": others, "maximize": True}],
+        skip_nonfinite=True,
+        **stored,
     )
     train(model, optimizer, 2)
     before = everything(model, optimizer)
@@ -132,7 +154,9 @@ def test_groups_scaler_and_skipped_steps(stored):
 
 
 def test_plain_torch_state_is_cast_as_ever():
-    """Without the options a checkpoint of another dtype ends in the parameter's, as torch has it."""
+    """Without the options a checkpoint of another dtype ends in the parameter's, as
+    torch has it.
+    """
     model, optimizer = make({}, net(values_dtype=torch.float32))
     train(model, optimizer, 1)
     other, fresh = make({})
@@ -161,7 +185,11 @@ def test_the_seed_decides_and_tensors_differ():
 
 def test_rounding_by_chance_ends_near_fp32_where_rounding_to_the_nearest_stays():
     ends = {}
-    for name, dtype, settings in (("fp32", torch.float32, {}), ("nearest", BF16, {}), ("chance", BF16, STORED["by chance"])):
+    for name, dtype, settings in (
+        ("fp32", torch.float32, {}),
+        ("nearest", BF16, {}),
+        ("chance", BF16, STORED["by chance"]),
+    ):
         p = torch.nn.Parameter(torch.ones(4096, dtype=dtype))
         optimizer = sft.SelectiveAdamW([p], lr=1e-4, weight_decay=0.0, **settings)
         generator = torch.Generator().manual_seed(0)
@@ -176,7 +204,9 @@ def test_rounding_by_chance_ends_near_fp32_where_rounding_to_the_nearest_stays()
 
 
 def test_corrected_values_train_as_fp32_masters_do():
-    """Given the same gradients, bit for bit: the master, the moments, and the weight that the model shows."""
+    """Given the same gradients, bit for bit: the master, the moments, and the weight that the model
+    shows.
+    """
     corrected, one = make(STORED["corrected"])
     master, two = make({}, net(values_dtype=torch.float32))
     for seed in range(6):
@@ -208,7 +238,9 @@ def test_a_run_without_a_correction_is_gone_on_with_one():
     fresh.load_state_dict(optimizer.state_dict())
     train(other, fresh, 2)
     state = fresh.state[other.first.values]
-    assert state["correction"].any() and state["exp_avg"].dtype == torch.float32 and state["step"] == 4
+    assert (
+        state["correction"].any() and state["exp_avg"].dtype == torch.float32 and state["step"] == 4
+    )
 
 
 def test_a_checkpoint_that_has_no_place_is_refused_and_nothing_is_loaded():
@@ -217,7 +249,13 @@ def test_a_checkpoint_that_has_no_place_is_refused_and_nothing_is_loaded():
     other, fresh = make({})
     train(other, fresh, 1)
     before = everything(other, fresh)
-    with pytest.raises(ValueError, match="state_dict: embed.values: it holds 'correction', which SelectiveAdamW.*correction=False"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "state_dict: embed.values: it holds 'correction', which"
+            " SelectiveAdamW.*correction=False"
+        ),
+    ):
         fresh.load_state_dict(optimizer.state_dict())
     assert_same_bits(everything(other, fresh), before)
     train(other, fresh, 1)
@@ -229,10 +267,22 @@ def test_a_checkpoint_that_has_no_place_is_refused_and_nothing_is_loaded():
 @pytest.mark.parametrize(
     "settings, dtype, message",
     [
-        ({"stochastic_rounding": True}, torch.float32, "stochastic_rounding: embed.values is torch.float32.*values_dtype"),
-        ({"correction": True}, torch.float32, "correction: embed.values is torch.float32.*values_dtype"),
+        (
+            {"stochastic_rounding": True},
+            torch.float32,
+            "stochastic_rounding: embed.values is torch.float32.*values_dtype",
+        ),
+        (
+            {"correction": True},
+            torch.float32,
+            "correction: embed.values is torch.float32.*values_dtype",
+        ),
         ({"correction": True}, torch.float16, "correction: .* is torch.float16"),
-        ({"correction": True, "stochastic_rounding": True}, BF16, "correction: .*stochastic_rounding=True"),
+        (
+            {"correction": True, "stochastic_rounding": True},
+            BF16,
+            "correction: .*stochastic_rounding=True",
+        ),
         ({"stochastic_rounding": True, "seed": 0.5}, BF16, "seed: expected an integer, got 0.5"),
     ],
 )

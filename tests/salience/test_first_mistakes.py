@@ -1,4 +1,6 @@
-"""What a new user gets wrong in `select`: each message names the argument, what came, and the way out."""
+"""What a new user gets wrong in `select`: each message names the argument, what came, and the way
+out.
+"""
 
 import warnings
 
@@ -41,11 +43,19 @@ def test_a_model_that_returns_a_dict_has_its_loss_in_it():
     [
         ([PAIR], TypeError, rf"batches: without loss=.* got a tuple \({SHAPES}\); pass loss="),
         ([list(PAIR)], TypeError, rf"batches: without loss=.* got a list \({SHAPES}\); pass loss="),
-        ([BATCH["x"]], TypeError, r"batches: without loss=.* got a Tensor \[4, 40\] float32; pass loss="),
+        (
+            [BATCH["x"]],
+            TypeError,
+            r"batches: without loss=.* got a Tensor \[4, 40\] float32; pass loss=",
+        ),
         (BATCH, TypeError, rf"batches: .* got a dict \{{'x': {SHAPES}\}}; pass batches=\[batch\]"),
         ("train", TypeError, r"batches: expected an iterable of batches, got 'train'"),
         (3, TypeError, r"batches: expected an iterable of batches, got 3"),
-        ([{"x": BATCH["x"]}], ValueError, r"loss: .* a Tensor \[4, 3\] float32 for a batch with x; .* labels .* pass loss="),
+        (
+            [{"x": BATCH["x"]}],
+            ValueError,
+            r"loss: .* a Tensor \[4, 3\] float32 for a batch with x; .* labels .* pass loss=",
+        ),
         ([], ValueError, "batches: expected at least one batch"),
     ],
 )
@@ -59,11 +69,23 @@ def test_batches_that_are_none(batches, error, message):
 @pytest.mark.parametrize(
     "loss, error, message",
     [
-        (lambda m, b: m(**b), TypeError, r"loss: expected a scalar tensor, got a dict \{'loss': Tensor \[\] float32"),
-        (lambda m, b: m(b["x"]), TypeError, r"loss: expected a scalar tensor, got a Tensor \[4, 3\] float32"),
+        (
+            lambda m, b: m(**b),
+            TypeError,
+            r"loss: expected a scalar tensor, got a dict \{'loss': Tensor \[\] float32",
+        ),
+        (
+            lambda m, b: m(b["x"]),
+            TypeError,
+            r"loss: expected a scalar tensor, got a Tensor \[4, 3\] float32",
+        ),
         (lambda m, b: m(**b)["loss"].item(), TypeError, r"loss: expected a scalar tensor, got \d"),
         (lambda m, b: None, TypeError, "loss: expected a scalar tensor, got None"),
-        (lambda m, b: m(**b)["loss"].detach(), ValueError, "loss: it does not depend on any targeted weight.*detach"),
+        (
+            lambda m, b: m(**b)["loss"].detach(),
+            ValueError,
+            "loss: it does not depend on any targeted weight.*detach",
+        ),
     ],
 )
 def test_a_loss_that_is_none(loss, error, message):
@@ -102,7 +124,9 @@ def test_a_typo_in_a_choice(keywords, message):
 def test_a_converted_model_is_to_be_reverted_first():
     model = Model()
     sft.convert(model, {"layers.1.weight": sft.Rows([0])})
-    with pytest.raises(ValueError, match=r"model: it is converted already \('layers.1' .*sft.revert\(model\) first"):
+    with pytest.raises(
+        ValueError, match=r"model: it is converted already \('layers.1' .*sft.revert\(model\) first"
+    ):
         sft.select(model, density=0.1)
     with pytest.raises(ValueError, match="converted already"):
         sft.select(model, density=0.1, targets="head.weight")
@@ -120,9 +144,13 @@ def test_batches_make_the_score_the_gradient():
 
 
 def test_a_random_choice_by_default_warns_at_the_call():
-    with pytest.warns(UserWarning, match="score: .*at random; pass batches=.*score='random'") as caught:
+    with pytest.warns(
+        UserWarning, match="score: .*at random; pass batches=.*score='random'"
+    ) as caught:
         plan = sft.select(Model(), density=0.1)
-    assert caught[0].filename == __file__ and plan == sft.select(Model(), density=0.1, score="random")
+    assert caught[0].filename == __file__ and plan == sft.select(
+        Model(), density=0.1, score="random"
+    )
 
 
 @pytest.mark.parametrize("score", ["random", "magnitude"])
@@ -132,15 +160,26 @@ def test_batches_that_a_score_ignores_are_named(score):
 
 
 @pytest.mark.parametrize(
-    "structure, unit, share", [("columns", "column", 40), ("rows", "row", 40), ("entries_per_row", "entry a row", 40)]
+    "structure, unit, share",
+    [("columns", "column", 40), ("rows", "row", 40), ("entries_per_row", "entry a row", 40)],
 )
 def test_less_than_one_line_is_named_with_what_trains(structure, unit, share):
     with pytest.warns(UserWarning) as caught:
         plan = sft.select(Model(), density=0.001, structure=structure, score="random")
     (warning,) = caught
-    told = f"density: 0.001 is less than one {unit} of 'layers.0.weight' and of 1 more, and one trains: {1 / share} of "
-    assert str(warning.message) == f"{told}'layers.0.weight', 25 times what was asked; structure='entries' trains what is asked"
-    assert all(selection.density((40, 40)) == 1 / share for selection in plan.values()) and caught[0].filename == __file__
+    told = (
+        f"density: 0.001 is less than one {unit} of 'layers.0.weight' and of 1 more, and one"
+        f" trains: {1 / share} of "
+    )
+    assert (
+        str(warning.message)
+        == f"{told}'layers.0.weight', 25 times what was asked; structure='entries' trains what is"
+        " asked"
+    )
+    assert (
+        all(selection.density((40, 40)) == 1 / share for selection in plan.values())
+        and caught[0].filename == __file__
+    )
 
 
 def test_no_warning_where_about_what_was_asked_trains():

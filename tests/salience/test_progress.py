@@ -1,4 +1,6 @@
-"""Progress while choosing: tqdm's bar where there is tqdm, lines otherwise, nothing where nobody looks."""
+"""Progress while choosing: tqdm's bar where there is tqdm, lines otherwise, nothing where nobody
+looks.
+"""
 
 import sys
 
@@ -30,8 +32,15 @@ def test_tqdm_shows_batches_and_weights(capsys):
     pytest.importorskip("tqdm")
     choose(progress=True)
     text = capsys.readouterr().err
-    assert "gradients of batches" in text and "0/3" in text and "choosing in weights" in text and "0/2" in text
-    assert text.index("choosing in weights") > text.rindex("gradients of batches")  # one bar after the other
+    assert (
+        "gradients of batches" in text
+        and "0/3" in text
+        and "choosing in weights" in text
+        and "0/2" in text
+    )
+    assert text.index("choosing in weights") > text.rindex(
+        "gradients of batches"
+    )  # one bar after the other
 
 
 def test_without_tqdm_lines_on_stderr(capsys, monkeypatch):
@@ -52,7 +61,11 @@ class Stream(torch.utils.data.IterableDataset):
 
 def test_a_loader_of_unknown_length():
     loader = torch.utils.data.DataLoader(Stream(), batch_size=2)
-    assert progress.number_of(loader) is None and progress.number_of([1, 2]) == 2 and progress.number_of(iter(())) is None
+    assert (
+        progress.number_of(loader) is None
+        and progress.number_of([1, 2]) == 2
+        and progress.number_of(iter(())) is None
+    )
     model = nn.Sequential(nn.Linear(8, 8))
     plan = sft.select(model, density=0.5, batches=loader, loss=lambda m, b: m(b).sum())
     assert len(plan["0.weight"]) == 4

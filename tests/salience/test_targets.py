@@ -1,4 +1,6 @@
-"""What `select` chooses from by default: linear layers, a convnet's convolutions; no head, no adapter; and it says so."""
+"""What `select` chooses from by default: linear layers, a convnet's convolutions; no head, no
+adapter; and it says so.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ def chosen(model: nn.Module) -> sft.Plan:
 class Convnet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 3))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 3)
+        )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(16, 10)
 
@@ -41,7 +45,10 @@ class Autoencoder(nn.Module):
 def test_a_convnet_gives_its_convolutions_and_not_its_head():
     plan = chosen(Convnet())
     assert list(plan) == ["body.0.weight", "body.2.weight"]
-    assert plan.left == {"body.1.weight": "of a depthwise Conv2d", "fc.weight": "of the output head"}
+    assert plan.left == {
+        "body.1.weight": "of a depthwise Conv2d",
+        "fc.weight": "of the output head",
+    }
 
 
 def test_few_convolutions_before_linear_layers_are_left_out():
@@ -68,12 +75,18 @@ def test_a_head_of_several_layers_ends_in_the_head():
     model.features = nn.Sequential(nn.Conv2d(3, 4, 2))
     model.classifier = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     plan = chosen(model)
-    assert list(plan) == ["classifier.0.weight"] and plan.left["classifier.2.weight"] == "of the output head"
+    assert (
+        list(plan) == ["classifier.0.weight"]
+        and plan.left["classifier.2.weight"] == "of the output head"
+    )
 
 
 def test_a_last_convolution_that_gives_classes_is_the_head():
     model = nn.Module()
-    model.features, model.classifier = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 10, 1)
+    model.features, model.classifier = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)),
+        nn.Conv2d(8, 10, 1),
+    )
     assert list(chosen(model)) == ["features.0.weight", "features.1.weight"]
     model.classifier = nn.Conv2d(8, 3, 1)  # pictures from pictures
     assert list(chosen(model)) == ["features.0.weight", "features.1.weight", "classifier.weight"]
@@ -113,9 +126,13 @@ def test_attention_of_torch_is_named_among_what_is_left():
     assert "self_attn.out_proj.weight" in plan.left
 
 
-@pytest.mark.parametrize("model", [nn.Embedding(3, 4), nn.LSTM(3, 4), nn.LayerNorm(4)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "model", [nn.Embedding(3, 4), nn.LSTM(3, 4), nn.LayerNorm(4)], ids=lambda m: type(m).__name__
+)
 def test_a_model_without_layers_to_choose_from_is_told_what_was_left(model):
-    with pytest.raises(ValueError, match="targets: the model has no linear layer and no convolution") as error:
+    with pytest.raises(
+        ValueError, match="targets: the model has no linear layer and no convolution"
+    ) as error:
         chosen(model)
     for name, parameter in model.named_parameters():
         assert parameter.dim() < 2 or repr(name) in str(error.value)
@@ -144,25 +161,38 @@ def bert(name: str) -> nn.Module:
         ("BertForSequenceClassification", ["classifier.weight"]),
         ("BertForTokenClassification", ["classifier.weight"]),
         ("BertForQuestionAnswering", ["qa_outputs.weight"]),
-        ("BertForMaskedLM", ["cls.predictions.transform.dense.weight", "cls.predictions.decoder.weight"]),
-        ("RobertaForSequenceClassification", ["classifier.dense.weight", "classifier.out_proj.weight"]),
+        (
+            "BertForMaskedLM",
+            ["cls.predictions.transform.dense.weight", "cls.predictions.decoder.weight"],
+        ),
+        (
+            "RobertaForSequenceClassification",
+            ["classifier.dense.weight", "classifier.out_proj.weight"],
+        ),
     ],
 )
 def test_heads_of_transformers_models_are_known_by_where_they_are(name, heads):
     model = bert(name)
     plan = chosen(model)
     assert [name for name, why in plan.left.items() if why == "of the output head"] == heads
-    linear = [f"{path}.weight" for path, module in model.named_modules() if type(module) is nn.Linear]
+    linear = [
+        f"{path}.weight" for path, module in model.named_modules() if type(module) is nn.Linear
+    ]
     assert list(plan) == [name for name in linear if name not in heads]
 
 
-@pytest.mark.parametrize("name, head", [("resnet18", "fc"), ("vit_b_32", "heads.head"), ("swin_t", "head"), ("vgg11", "classifier.6")])
+@pytest.mark.parametrize(
+    "name, head",
+    [("resnet18", "fc"), ("vit_b_32", "heads.head"), ("swin_t", "head"), ("vgg11", "classifier.6")],
+)
 def test_heads_of_torchvision_are_known_by_where_they_are(name, head):
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
         model = models.get_model(name, weights=None)
     targets = targets_of(model, None)
-    assert [name for name, why in targets.left.items() if why == "of the output head"] == [f"{head}.weight"]
+    assert [name for name, why in targets.left.items() if why == "of the output head"] == [
+        f"{head}.weight"
+    ]
     chosen = sum(weight.numel() for weight in targets.weights.values())
     assert chosen > 0.6 * sum(parameter.numel() for parameter in model.parameters())
 
@@ -174,7 +204,9 @@ def test_adapters_of_peft_are_left_out_and_their_base_is_not():
     config = peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS")
     model = peft.get_peft_model(model, config)
     plan = chosen(model)
-    assert len(plan) == plain and not [name for name in plan if "lora" in name or "classifier" in name]
+    assert len(plan) == plain and not [
+        name for name in plan if "lora" in name or "classifier" in name
+    ]
     assert sum("base_layer" in name for name in plan) == 4
     adapters = [name for name, why in plan.left.items() if why == "of an adapter"]
     assert len(adapters) == 8 and all("lora" in name for name in adapters)
@@ -184,7 +216,10 @@ def test_adapters_of_peft_are_left_out_and_their_base_is_not():
 def test_the_printed_plan_says_what_was_chosen_and_what_was_left():
     plan = sft.select(Classifier(), density=0.25, structure="columns", score="random")
     lines = [line.split() for line in str(plan).splitlines()]
-    assert str(plan).splitlines()[0] == "a plan for 3 parameters; of 3 weights 48 of 192 entries (25.00%)"
+    assert (
+        str(plan).splitlines()[0]
+        == "a plan for 3 parameters; of 3 weights 48 of 192 entries (25.00%)"
+    )
     assert ["layers.*.weight", "×3", "2", "of", "8", "columns"] in lines
     assert ["out.weight", "left", "out:", "of", "the", "output", "head"] in lines
     with_head = plan | {"out.weight": "all"}

@@ -1,4 +1,6 @@
-"""select(score="gradient") runs the model and leaves it as it was, whatever its forward, its hooks or the user's Ctrl-C do."""
+"""select(score="gradient") runs the model and leaves it as it was, whatever its forward, its hooks
+or the user's Ctrl-C do.
+"""
 
 import copy
 import itertools
@@ -26,7 +28,9 @@ def loss(model, batch):
 
 
 def choose(model, loss=loss, batches=batches, **keywords):
-    return sft.select(model, density=0.5, score="gradient", batches=batches(), loss=loss, **keywords)
+    return sft.select(
+        model, density=0.5, score="gradient", batches=batches(), loss=loss, **keywords
+    )
 
 
 def build():
@@ -42,7 +46,15 @@ def random_states():
 def looks(model):
     """All that a run may change; objects by identity, tensors by identity and numbers."""
     parameters = [
-        (name, id(p), p.data_ptr(), p.tolist(), p.requires_grad, id(p.grad), p.grad is not None and p.grad.tolist())
+        (
+            name,
+            id(p),
+            p.data_ptr(),
+            p.tolist(),
+            p.requires_grad,
+            id(p.grad),
+            p.grad is not None and p.grad.tolist(),
+        )
         for name, p in model.named_parameters()
     ]
     buffers = [(name, id(b), b.data_ptr(), b.tolist()) for name, b in model.named_buffers()]
@@ -52,17 +64,22 @@ def looks(model):
 
 def _attributes(module):
     return {
-        name: [*map(id, value)] if isinstance(value, (list, dict, set)) else id(value) for name, value in vars(module).items()
+        name: [*map(id, value)] if isinstance(value, (list, dict, set)) else id(value)
+        for name, value in vars(module).items()
     }
 
 
 def assert_left_alone(model, before):
-    for what, was, now in zip(("parameters", "buffers", "modules", "random", "grad mode"), before, looks(model)):
+    for what, was, now in zip(
+        ("parameters", "buffers", "modules", "random", "grad mode"), before, looks(model)
+    ):
         assert was == now, what
 
 
 class Replaces(nn.Module):
-    """A forward that puts new tensors and objects where others were, writes to some, and adds more."""
+    """A forward that puts new tensors and objects where others were, writes to some, and
+    adds more.
+    """
 
     def __init__(self):
         super().__init__()
@@ -116,7 +133,9 @@ def step_in_hooks(model):
 
 
 STEPPING = {
-    "in_backward=True": lambda model: [sft.SelectiveAdamW(model.parameters(), lr=0.1, in_backward=True)],
+    "in_backward=True": lambda model: [
+        sft.SelectiveAdamW(model.parameters(), lr=0.1, in_backward=True)
+    ],
     "hooks": step_in_hooks,
 }
 
@@ -162,7 +181,9 @@ def test_exceptions(error, where):
             fail_second()
         return loss(model, batch)
 
-    handle = model[3].register_forward_hook(lambda *_: fail_second() if where == "forward" else None)
+    handle = model[3].register_forward_hook(
+        lambda *_: fail_second() if where == "forward" else None
+    )
     before = looks(model)
     with pytest.raises(type(error)):
         choose(model, failing_loss, failing_batches)
@@ -171,7 +192,9 @@ def test_exceptions(error, where):
 
 
 def interrupted(act, line):
-    """Call `act`, interrupted before the given line of salience that it executes; whether it came that far."""
+    """Call `act`, interrupted before the given line of salience that it executes; whether it came
+    that far.
+    """
     count = itertools.count(1)
 
     def trace(frame, event, _):
@@ -228,7 +251,10 @@ MODELS = {
     "tied": (Tied, "first.weight"),
     "lstm": (lambda: _First(nn.LSTM(4, 4, 2)), "net.weight_hh_l0"),
     "attention": (lambda: _Attends(), "net.in_proj_weight"),
-    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "parametrizations.weight.original1"),
+    "weight_norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        "parametrizations.weight.original1",
+    ),
     "reentrant checkpoint": (lambda: _Checkpointed(), "net.0.weight"),
     "scripted": (lambda: nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.ReLU()), "0.weight"),
     "parameter list": (lambda: _Listed(), "weights.0"),
@@ -324,7 +350,9 @@ def test_a_parameter_that_is_written_to_is_named(which):
 def test_inference_mode_is_refused_by_name():
     model = build()
     with torch.inference_mode():
-        with pytest.raises(RuntimeError, match=r"score: 'gradient' needs gradients.*inference_mode"):
+        with pytest.raises(
+            RuntimeError, match=r"score: 'gradient' needs gradients.*inference_mode"
+        ):
             choose(model)
         inside = build()
     with pytest.raises(ValueError, match="targets: '0.weight' was made under torch.inference_mode"):
@@ -332,7 +360,9 @@ def test_inference_mode_is_refused_by_name():
 
 
 def test_one_gradient_of_the_targets_at_a_time():
-    """Memory that autograd makes beside activations: a gradient a target, whatever the number of batches."""
+    """Memory that autograd makes beside activations: a gradient a target, whatever the number of
+    batches.
+    """
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     seen = []
 

@@ -1,0 +1,252 @@
+"""An attention function for transformers: a padded batch keeps its key and value heads unrepeated,
+and one mask a model.
+"""
+
+import collections
+import copy
+import dis
+import functools
+import inspect
+import sys
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .._torch import fix_weakref, is_compiling
+
+NAME = "sparse_ft_sdpa"
+OF_NO_MODEL = "torch.", "builtins", "transformers.modeling_utils", "transformers.generation."
+SETTING = "_attn_implementation"  # of a config of transformers
+
+# The last masks: (the model's, weakly, its version and the dtype asked, the additive one made of
+# it, weakly). A model has up to three in turn (encoder, decoder and across), and two models may run
+# in turn.
+_masks = collections.deque(maxlen=8)
+
+
+class Before(dict):
+    """The names of the attention that a model and its parts had, and `.configs`, [(what the model
+    had, its own copy of it)].
+
+    A model unpickled elsewhere needs `attention` there, too.
+    """
+
+    def __init__(self, names, configs):
+        super().__init__(names)
+        self.configs = configs
+
+    def __reduce__(self):
+        return _registered, (dict(self), self.configs)
+
+
+def _registered(names, configs):
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return Before(names, configs)
+
+
+def attention_before(model):
+    """What `use_lean_attention` would change of a transformers model with "sdpa": a `Before`; None
+    where there is nothing.
+
+    Changes nothing, so that a caller can keep what undoes the change before it is made.
+    """
+    if not has_sdpa(model) or why_no_lean_attention(model):
+        return None
+    return _registered(_names(model.config), _copies(model))
+
+
+def _implementation(model):
+    """How a transformers model calls its attention; None for a model that has no such name."""
+    config = getattr(model, "config", None)
+    return (
+        getattr(config, "_attn_implementation", None)
+        if hasattr(model, "set_attn_implementation")
+        else None
+    )
+
+
+def has_sdpa(model: nn.Module) -> bool:
+    """Whether it is a transformers model whose attention is torch's."""
+    return _implementation(model) == "sdpa"
+
+
+def why_no_lean_attention(model: nn.Module) -> str:
+    """Why the attention of a transformers model stays what it is; "" where it is lean, or can be,
+    or there is none.
+    """
+    name = _implementation(model)
+    if name in (None, NAME):
+        return ""
+    if name != "sdpa":
+        return f"it is {name!r}, and the lean one stands in for 'sdpa'"
+    if any(
+        map(
+            _asks_for_its_name,
+            {cls.__module__ for module in model.modules() for cls in type(module).__mro__},
+        )
+    ):
+        return "the model does something of its own where its attention is called 'sdpa'"
+    return ""
+
+
+def use_lean_attention(model, before):
+    """Switch a model, and its parts, from "sdpa" to `attention`; whether it took. before: its
+    `attention_before`.
+
+    The switch is in the config, which models may share: this one goes on with a copy.
+    `restore_attention` undoes it, also half done.
+    """
+    _swap(model, {id(had): own for had, own in before.configs})
+    model.set_attn_implementation(_names(model.config, lean=True))
+    return model.config._attn_implementation == NAME
+
+
+def restore_attention(model, before):
+    """Undo `use_lean_attention`. A config that was changed in the meantime stays the
+    model's own.
+    """
+    model.set_attn_implementation(dict(before))
+    _swap(model, {id(own): had for had, own in before.configs if own == had})
+
+
+def _copies(model):
+    """[(config, a copy of it)] for every config that a module of `model` holds; a part of several
+    is copied once.
+    """
+    import transformers
+
+    # transformers 4 has the second name only
+    base = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
+    held = {id(v): v for m in model.modules() for v in vars(m).values() if isinstance(v, base)}
+    memo = {}
+    return [(config, copy.deepcopy(config, memo)) for config in held.values()]
+
+
+def _swap(model, by_id):
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if id(value) in by_id:
+                module.__dict__[name] = by_id[id(value)]
+
+
+def _names(config, lean=False):
+    """The attention of a config ("") and of its parts, as `set_attn_implementation` takes it; lean:
+    ours in place of "sdpa".
+    """
+    name = config._attn_implementation
+    names = {"": NAME if lean and name == "sdpa" else name}
+    for key in config.sub_configs:
+        if (part := getattr(config, key, None)) is not None:
+            below = _names(part, lean)
+            names[key] = below if len(below) > 1 else below[""]
+    return names
+
+
+@functools.lru_cache(maxsize=1024)
+def _asks_for_its_name(module: str) -> bool:
+    """Whether a function of a Python module compares the setting's name with "sdpa", and may do
+    something else for another.
+
+    Seen in what it is compiled to: the setting is named in it, and "sdpa" is compared. Where in
+    doubt, the attention of the model is left and the report says so.
+    """
+    if module.startswith(OF_NO_MODEL):
+        return False
+    found = sys.modules.get(module)
+    return found is not None and any(map(_compares_sdpa, _code_of(vars(found), module)))
+
+
+def _code_of(namespace: Mapping[str, Any], module: str) -> Iterator[types.CodeType]:
+    """The compiled functions that a Python module, or a class of it, holds itself."""
+    for value in list(namespace.values()):
+        value = getattr(value, "fget", None) or getattr(
+            value, "__func__", value
+        )  # of a property, of a class method
+        if getattr(value, "__module__", None) != module:
+            continue
+        if isinstance(value, type):
+            yield from _code_of(vars(value), module)
+        code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
+        if isinstance(code, types.CodeType):
+            yield code
+
+
+def _compares_sdpa(code: types.CodeType) -> bool:
+    inner = [value for value in code.co_consts if isinstance(value, types.CodeType)]
+    if any(map(_compares_sdpa, inner)):
+        return True
+    if SETTING not in code.co_names and SETTING not in code.co_consts:
+        return False
+    steps = list(dis.get_instructions(code))
+    compared = [
+        steps[i - 2 : i]
+        for i, step in enumerate(steps)
+        if step.opname in ("COMPARE_OP", "CONTAINS_OP")
+    ]
+    return any(_has_sdpa(step.argval) for operands in compared for step in operands)
+
+
+def _has_sdpa(value: Any) -> bool:
+    return value == "sdpa" or (isinstance(value, (tuple, frozenset)) and "sdpa" in value)
+
+
+def attention(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs
+):
+    """transformers' "sdpa", but for what it keeps with a mask on the CPU.
+
+    query: [B, heads, T, D]; key, value: [B, kv heads, S, D]; attention_mask: None or [B, 1, T, S].
+    Kept for backward: these, the output, and 4 bytes a head and token.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    if attention_mask is None or unusual or query.device.type != "cpu":
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **kwargs,
+        )
+    output = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        additive(attention_mask, query.dtype),
+        dropout,
+        scale=scaling,
+        enable_gqa=key.size(1) != query.size(1),
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def additive(mask, dtype):
+    """A boolean mask as zeros and -inf in `dtype`: one tensor for all layers that are given the
+    same mask.
+    """
+    if mask.dtype != torch.bool or is_compiling() or mask.is_inference():
+        return mask
+    state = mask._version, dtype
+    for known, known_state, made in tuple(_masks):
+        if known() is mask and known_state == state and (found := made()) is not None:
+            fix_weakref(found)
+            return found
+    made = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, float("-inf")
+    )
+    _masks.append((weakref.ref(mask), state, weakref.ref(made)))
+    return made

@@ -1,0 +1,46 @@
+"""A tensor that backward's signature asks for and its kernel never reads: shape and strides are
+kept, no memory.
+"""
+
+import torch
+
+from .._torch import hooks_in_force, is_compiling, saved_input
+from ..ops._library import plain
+
+
+def hollow(tensor):
+    """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they
+    choose a memory format.
+    """
+    if (
+        tensor.is_contiguous() or is_compiling()
+    ):  # which lays out memory itself, and strides of unknown sizes
+        return tensor.shape, None
+    return tensor.shape, torch.empty_like(tensor, device="meta").stride()
+
+
+def stand_in(like, grad):
+    """Uninitialised memory of shape and strides `like`, in dtype and on the device of `grad`; lives
+    during one call.
+    """
+    shape, strides = like
+    return grad.new_empty(shape) if strides is None else grad.new_empty_strided(shape, strides)
+
+
+def may_forget(input, weight):
+    """Whether `forget_input` serves: hooks in force have its place, and autocast would have torch
+    keep a copy of the weight.
+    """
+    return (
+        plain((input, weight)) and not torch.is_autocast_enabled("cpu") and hooks_in_force() is None
+    )
+
+
+def forget_input(output, weight):
+    """`output`, whose node, torch's own, keeps a `hollow` for its input from now on: a tenth of a
+    Function's host time.
+    """
+    saved = saved_input(output.grad_fn)  # nothing is saved where nothing needs a gradient
+    if saved is not None:
+        saved.register_hooks(hollow, lambda like: stand_in(like, weight))
+    return output

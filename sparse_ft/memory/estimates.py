@@ -1,0 +1,249 @@
+"""estimate: what a training step will hold, told without weights, data or the time it
+would take.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .._torch import key_of
+from ..lean_modules import lean as make_lean
+from ..nn import Selected
+from ..optim import SelectiveAdamW
+from .batch import batch_for, loss_of
+from .dry import Dry
+from .live import Live
+from .specs import prepare
+from .storages import model_storages, storages_of
+from .table import Ledger, columns, readable
+from .watching import Watching, tokens_in
+
+LINES = {
+    "weights": "weights and buffers",
+    "values": "values that train beside them",
+    "indices": "which entries those are",
+    "gradients": "gradients of what trains",
+    "optimizer_state": "state of the optimiser",
+    "activations": "held for backward",
+    "peak": "most at once",
+}
+NOTE = (
+    "without what kernels allocate for themselves: little but for convolutions on a CPU, about a"
+    " fifth of a small ResNet's peak"
+)
+
+
+class Estimate(NamedTuple):
+    """Bytes of one training step. peak counts everything; peaks: the same for forward, backward and
+    step apart.
+    """
+
+    weights: int
+    values: int
+    indices: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+    peak: int
+    peaks: dict
+    ledger: Ledger
+
+    def __str__(self):
+        return side_by_side({"bytes": self})
+
+
+def estimate(
+    model_or_config,
+    plan=None,
+    batch_size=1,
+    sequence_length=512,
+    *,
+    lean=False,
+    optimizer="adamw",
+    dtype=None,
+    inputs=None,
+    padded=False,
+    values_dtype=None,
+):
+    """Bytes that training takes: an `Estimate`. The step itself is run (after `train()`), on
+    tensors without data.
+
+    model_or_config: an nn.Module, which is left alone, or a transformers config. plan: None for all
+    of it, a Plan or mapping, {"structure": "columns", "density": 0.01, "targets": …} for a random
+    selection, {"lora": 8, …} (needs peft), or a callable of the model that gives one of these or a
+    model to train as it is. lean: with `sft.lean`. optimizer: "adamw" (ours for selections, torch's
+    fused one otherwise), "sgd", None, or a callable of the parameters. dtype: to cast the model to.
+    inputs: {argument: tensor} of one batch, for models that transformers does not know; batch_size
+    and sequence_length do not count then. padded: the batch has an attention mask. values_dtype: as
+    in `sft.convert`. Autocast is on where the caller has it on.
+
+    The peak is that of any step but the first: state is there, gradients are not yet. It lacks what
+    kernels allocate for themselves (convolutions on the CPU reorder their operands: about a fifth
+    of a small ResNet's peak), and says so in print. Raises TypeError or ValueError that name the
+    argument.
+    """
+    if isinstance(model_or_config, nn.Module) and _is_selective(model_or_config):
+        raise ValueError(
+            "model_or_config: it was converted already; estimate first, or call sft.revert(model)"
+        )
+    for name, count in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+    dry = Dry()
+    model = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
+    with dry:
+        model = (
+            _from_config(model_or_config, dtype)
+            if model is None
+            else model
+            if dtype is None
+            else model.to(dtype)
+        )
+        inputs = batch_for(model, batch_size, sequence_length, padded) if inputs is None else inputs
+        inputs = {
+            name: dry.like(what) if isinstance(what, torch.Tensor) else what
+            for name, what in inputs.items()
+        }
+        weights = sum(storage.nbytes() for storage in _parameters(model).values())
+        model = prepare(model.train(), plan, dry, values_dtype)
+    if lean:
+        make_lean(model)  # tries its modules out on numbers, which a dry run has none of
+    with dry:
+        return _one_step(model, weights, inputs, _optimizer(optimizer, model))
+
+
+def _from_config(config, dtype):
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError(
+            "model_or_config: a config needs transformers; pip install transformers"
+        ) from None
+    # transformers 4 has the second name only
+    base = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
+    if not isinstance(config, base):
+        raise TypeError(
+            "model_or_config: expected an nn.Module or a transformers config, got"
+            f" {type(config).__name__}"
+        )
+    config, dtype = (
+        copy.deepcopy(config),
+        dtype or config.dtype or torch.float32,
+    )  # it is written to
+    _keep_off_the_network(config, base)
+    architectures = getattr(config, "architectures", None) or [None]
+    cls = (
+        getattr(transformers, architectures[0], None) if isinstance(architectures[0], str) else None
+    )
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls._from_config(config, dtype=dtype)
+    known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known and type(config) not in transformers.MODEL_MAPPING:
+        own = (
+            ""
+            if not hasattr(config, "auto_map")
+            else "; it asks to run code of its own (auto_map), which estimate does not do"
+        )
+        raise ValueError(
+            f"model_or_config: transformers has no model for a {type(config).__name__}{own}; pass"
+            " the model instead"
+        )
+    cls = transformers.AutoModelForCausalLM if known else transformers.AutoModel
+    return cls.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _keep_off_the_network(config, base):
+    """Pretrained backbones are left out of a config, for their sizes do not need them; kernels of a
+    repository are refused.
+    """
+    for part in (config, *(value for value in vars(config).values() if isinstance(value, base))):
+        if getattr(part, "use_pretrained_backbone", False):
+            part.use_pretrained_backbone = False
+        attention = getattr(part, "_attn_implementation", None)
+        if isinstance(attention, str) and "/" in attention:
+            raise ValueError(
+                f"model_or_config: its attention is {attention!r}, kernels to load from a"
+                " repository, which estimate does not do; set attn_implementation to 'sdpa'"
+            )
+
+
+def _optimizer(optimizer, model):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if optimizer is None or callable(optimizer):
+        return optimizer and optimizer(trained)
+    if optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=1e-3)
+    if optimizer == "adamw":
+        return (
+            SelectiveAdamW(trained)
+            if _is_selective(model)
+            else torch.optim.AdamW(trained, fused=True)
+        )
+    raise ValueError(
+        "optimizer: expected 'adamw', 'sgd', None or a callable of the parameters, got"
+        f" {optimizer!r}"
+    )
+
+
+def _is_selective(model):
+    return any(isinstance(module, Selected) for module in model.modules())
+
+
+def _parameters(model):
+    held = [*model.parameters(), *model.buffers()]
+    return {key_of(storage): storage for tensor in held for storage in storages_of(tensor)}
+
+
+def _one_step(model, weights, inputs, optimizer):
+    live, watching = Live(), Watching(model)
+    for storage in model_storages(model).values():
+        live.follow(storage)
+    everything = live.bytes
+    values = sum(storage.nbytes() for storage in _parameters(model).values()) - weights
+    peaks = {}
+    with live:
+        with watching:
+            output = model(**inputs)
+        held = watching.ledger(output, tokens_in((), inputs))
+        loss = loss_of(output)
+        del output
+        peaks["forward"] = live.since()
+        loss.backward()
+        del loss
+        peaks["backward"] = live.since()
+        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        state = 0
+        if optimizer is not None:
+            optimizer.step()  # makes the state, which every later step finds
+            state = _state_bytes(optimizer)
+            live.since()
+            optimizer.step()
+        peaks["step"] = live.since()
+    for phase in ("forward", "backward"):
+        peaks[phase] += state
+    indices = everything - weights - values
+    return Estimate(
+        weights, values, indices, gradients, state, held.total, max(peaks.values()), peaks, held
+    )
+
+
+def _state_bytes(optimizer):
+    tensors = [
+        t
+        for of_one in optimizer.state.values()
+        for t in of_one.values()
+        if isinstance(t, torch.Tensor)
+    ]
+    return sum(t.nbytes for t in tensors)
+
+
+def side_by_side(estimates):
+    """Text: one column an estimate. estimates: {label: Estimate}."""
+    lines = [("", *estimates)]
+    lines += [
+        (what, *(readable(getattr(e, field)) for e in estimates.values()))
+        for field, what in LINES.items()
+    ]
+    return "\n".join([*columns(lines, numbers=range(1, len(estimates) + 1)), NOTE])

@@ -1,0 +1,311 @@
+"""The dry run against the real one: what it holds for backward, and the peak that torch's allocator
+saw.
+"""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import sparse_ft as sft
+from bench.memory import allocator_peak
+from sparse_ft.memory.batch import batch_for, loss_of
+from sparse_ft.memory.storages import model_storages
+
+transformers = pytest.importorskip("transformers")
+from helpers import wide_models  # noqa: E402
+
+PLANS = {"full": None, "columns": 0.05, "rows": 0.05, "entries": 0.01}  # structure: density
+SHAPES = [(4, 64), (2, 96)]
+
+
+def measured(model, plan, batch, lean=False):
+    """(bytes held for backward, peak of a step) of a real model: its second step, above what it
+    holds before.
+    """
+    if plan is not None:
+        sft.convert(model, plan)
+    if lean:
+        sft.lean(model)
+    held = sft.memory.ledger(model, **batch).total
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = (
+        torch.optim.AdamW(trained, fused=True) if plan is None else sft.SelectiveAdamW(trained)
+    )
+
+    def step():
+        loss_of(model(**batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    before = sum(storage.nbytes() for storage in model_storages(model).values())
+    before += sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+    return held, before + allocator_peak(step)[0]
+
+
+def assert_close(model, plan, shape, **settings):
+    lean = settings.pop("lean", False)
+    told = sft.estimate(model, plan, *shape, lean=lean, **settings)
+    held, peak = measured(model, plan, batch_for(model, *shape, **settings), lean)
+    assert told.activations == pytest.approx(held, rel=0.05)
+    assert told.peak == pytest.approx(peak, rel=0.05)
+    return told
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("name", wide_models.MODELS)
+def test_within_five_percent_of_the_ledger_and_of_the_allocator(name, kind, shape):
+    model = wide_models.wide(name)
+    plan = (
+        None
+        if kind == "full"
+        else sft.select(model, density=PLANS[kind], score="random", structure=kind)
+    )
+    assert_close(model, plan, shape)
+
+
+@pytest.mark.parametrize("name", ["Llama", "BERT", "T5"])
+def test_padded_batches(name):
+    model = wide_models.wide(name)
+    assert_close(
+        model,
+        sft.select(model, density=0.05, score="random", structure="rows"),
+        SHAPES[0],
+        padded=True,
+    )
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_lean(kind):
+    model = wide_models.wide("Llama")
+    plan = (
+        None
+        if kind == "full"
+        else sft.select(model, density=PLANS[kind], score="random", structure=kind)
+    )
+    lean = assert_close(model, plan, SHAPES[0], lean=True)
+    assert (
+        lean.activations
+        < 0.95 * sft.estimate(wide_models.wide("Llama"), plan, *SHAPES[0]).activations
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}}]
+)
+def test_gradient_checkpointing(settings):
+    model = wide_models.MODELS["Llama"]().train()
+    plain = sft.estimate(model, None, *SHAPES[0])
+    model.gradient_checkpointing_enable(**settings)
+    model.enable_input_require_grads()
+    assert assert_close(model, None, SHAPES[0]).activations < plain.activations / 2
+
+
+def test_autocast():
+    model = wide_models.wide("BERT")
+    plan = sft.select(model, density=0.05, score="random", structure="columns")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(model, plan, SHAPES[0])
+
+
+def test_blocks_and_whole_parameters():
+    model = wide_models.wide("Llama")
+    plan = sft.select(model, density=0.1, score="random", structure="blocks", block_size=32) | {
+        "model.norm.weight": "all"
+    }
+    assert_close(model, plan, SHAPES[0])
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_a_convnet_holds_for_backward_what_it_was_told_to(kind):
+    """Its peak is not compared: convolutions on the CPU allocate workspaces of their own."""
+    model, x = wide_models.ConvNet(), torch.randn(4, 3, 32, 32)
+    targets = ["body.0.weight", "body.4.weight", "head.weight"]
+    plan = (
+        None
+        if kind == "full"
+        else sft.select(model, density=PLANS[kind], score="random", structure=kind, targets=targets)
+    )
+    told = sft.estimate(model, plan, inputs={"x": x})
+    assert told.activations == measured(model, plan, {"x": x})[0]
+
+
+@pytest.mark.parametrize("kind, per_value", [("columns", 0), ("rows", 0), ("entries", 4)])
+def test_the_parts_add_up(kind, per_value):
+    model = wide_models.wide("Llama")
+    plan = sft.select(model, density=0.05, score="random", structure=kind)
+    told = sft.estimate(model, plan, *SHAPES[0])
+    values = sum(what.nnz(sft.matrix_shape(model, name)) for name, what in plan.items()) * 4
+    assert told.weights == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    assert told.values == told.gradients == values
+    assert told.optimizer_state == 2 * values + 4 * len(plan)  # and a step count each
+    assert told.indices >= values / 4 * per_value
+    assert (
+        told.peak == max(told.peaks.values()) >= told.weights + told.values + told.optimizer_state
+    )
+    assert told.ledger.total == told.activations and told.ledger.tokens == 4 * 64
+
+
+def test_a_random_selection_is_told_without_drawing_it():
+    model = wide_models.wide("Llama")
+    for structure in ("rows", "columns", "entries", "entries_per_row", "blocks"):
+        spec = {"structure": structure, "density": 0.05, "block_size": 16}
+        drawn = sft.select(model, score="random", **spec)
+        told, real = (sft.estimate(model, plan, *SHAPES[0]) for plan in (spec, drawn))
+        assert told.values == real.values
+        assert told.activations == pytest.approx(real.activations, rel=0.01)
+        assert told.peak == pytest.approx(real.peak, rel=0.01)
+
+
+def test_layers_that_share_columns_share_the_copy():
+    model = wide_models.wide("Llama")
+    one = sft.Columns(torch.arange(0, 192, 16))
+    attention = "model.layers.0.self_attn"
+    shared = {f"{attention}.{name}_proj.weight": one for name in "qkv"}
+    apart = {name: sft.Columns(torch.arange(i, 192, 16)) for i, name in enumerate(shared)}
+    copy = 4 * 64 * len(one) * 4
+    assert (
+        sft.estimate(model, apart, 4, 64).activations
+        - sft.estimate(model, shared, 4, 64).activations
+        == 2 * copy
+    )
+
+
+def test_lora():
+    peft = pytest.importorskip("peft")
+    model = wide_models.wide("Llama").to(torch.bfloat16)
+    told = sft.estimate(model, {"lora": 8, "target_modules": "all-linear"}, *SHAPES[0])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear"))
+    held, peak = measured(adapted, None, batch_for(model, *SHAPES[0]))
+    assert told.activations == pytest.approx(held, rel=0.05)
+    assert told.peak == pytest.approx(peak, rel=0.05)
+    assert told.values == sum(p.nbytes for p in adapted.parameters() if p.requires_grad)
+
+
+def test_the_model_is_left_alone():
+    model = wide_models.wide("BERT")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    sft.estimate(model, {"structure": "rows"}, *SHAPES[0], lean=True, dtype=torch.bfloat16)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert type(model.classifier) is nn.Linear and "forward" not in model.__dict__
+    sft.convert(model, sft.select(model, density=0.1, score="random"))
+
+
+def test_a_model_on_the_meta_device_and_its_config_tell_the_same():
+    model = wide_models.wide("Llama")
+    with torch.device("meta"):
+        empty = transformers.LlamaForCausalLM(model.config)
+    numbers = [
+        sft.estimate(m, {"structure": "rows"}, *SHAPES[0])[:7] for m in (model, empty, model.config)
+    ]
+    assert numbers[0] == numbers[1] == numbers[2]
+    half = sft.estimate(model.config, None, *SHAPES[0], dtype=torch.bfloat16)
+    assert half.weights == pytest.approx(
+        sft.estimate(model.config, None, *SHAPES[0]).weights / 2, rel=0.01
+    )
+
+
+def test_optimizers():
+    model = wide_models.wide("Llama")
+    sgd = sft.estimate(model, None, *SHAPES[0], optimizer="sgd")
+    momentum = sft.estimate(
+        model, None, *SHAPES[0], optimizer=lambda p: torch.optim.SGD(p, lr=1, momentum=0.9)
+    )
+    assert sgd.optimizer_state == 0 and momentum.optimizer_state == momentum.gradients
+    assert sft.estimate(model, None, *SHAPES[0], optimizer=None).peak <= sgd.peak
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(plan={"structure": "diagonals"}), "structure: expected"),
+        (dict(plan={"density": 2.0}), "density: expected"),
+        (dict(plan=3), "plan: expected"),
+        (dict(optimizer="lion"), "optimizer: expected"),
+        (dict(batch_size=0), "batch_size: expected a positive integer, got 0"),
+        (dict(sequence_length=-1), "sequence_length: expected a positive integer, got -1"),
+        (dict(batch_size=1.5), "batch_size: expected a positive integer, got 1.5"),
+    ],
+)
+def test_bad_arguments_are_named(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sft.estimate(wide_models.wide("Llama"), **settings)
+
+
+def test_what_it_cannot_know_it_asks_for():
+    with pytest.raises(ValueError, match="inputs: no batch is known"):
+        sft.estimate(nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="model_or_config: expected"):
+        sft.estimate({"hidden_size": 3})
+    model = wide_models.wide("Llama")
+    sft.convert(model, sft.select(model, density=0.1, score="random"))
+    with pytest.raises(ValueError, match="converted already"):
+        sft.estimate(model)
+
+
+LLAMA_8B = dict(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+
+
+def test_eight_billion_parameters_take_seconds():
+    config = transformers.LlamaConfig(**LLAMA_8B, vocab_size=128256, dtype=torch.bfloat16)
+    start = time.process_time()
+    told = sft.estimate(config, {"structure": "entries", "density": 0.01}, 4, 512)
+    assert time.process_time() - start < 10
+    assert 14.9 < told.weights / 2**30 < 15 and 0.25 < told.indices / 2**30 < 0.27
+
+
+def test_the_command_prints_them_side_by_side(tmp_path, capsys):
+    from sparse_ft.cli import main
+
+    config = wide_models.wide("Llama").config
+    config.save_pretrained(tmp_path)
+    assert (
+        main(
+            [
+                "estimate",
+                str(tmp_path / "config.json"),
+                "--batch",
+                "2",
+                "--sequence",
+                "32",
+                "--structure",
+                "rows",
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    for word in (
+        "full",
+        "LoRA r8",
+        "0.01 rows",
+        "held for backward",
+        "most at once",
+        "MiB",
+        "convolutions on a CPU",
+    ):
+        assert word in printed
+    with pytest.raises(SystemExit):
+        main(["estimate", str(tmp_path / "missing.json")])
+    assert "no file or folder" in capsys.readouterr().err
+
+
+def test_the_command_says_when_transformers_is_missing():
+    code = (
+        "import sys; sys.modules['transformers'] = None; from sparse_ft.cli import main;"
+        " main(['estimate', 'x.json'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2 and "pip install transformers" in run.stderr
