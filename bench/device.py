@@ -8,9 +8,9 @@ from bench import memory
 from bench.harness import interleave
 from bench.stats import Times
 
-FLUSH = (
-    1 << 30
-)  # bytes written before each sample: many times the cache, and longer than Python takes to launch what follows
+# Bytes written before each sample: many times the cache, and longer than Python takes to launch
+# what follows.
+FLUSH = 1 << 30
 
 
 def synchronise(device):

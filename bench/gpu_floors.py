@@ -15,10 +15,10 @@ MANY = (0.5, 1.0)  # of blocks, beside those: there the dense product and a gath
 STREAM = 1 << 26  # elements
 WORKSPACE = 32 << 20  # bytes that a method of selected_wgrad takes beside its result
 SECTOR = 32  # bytes that device memory moves at least
-TILE, SPAN = (
-    64,
-    4,
-)  # one program of grouped blocks: a panel of 64 against up to 4 panels of 64, the largest that does not spill
+# One program of grouped blocks: a panel of TILE features against up to SPAN panels of as many, the
+# largest that does not spill.
+TILE = 64
+SPAN = 4
 
 
 @dataclass(frozen=True)

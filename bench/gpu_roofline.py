@@ -196,42 +196,46 @@ def document():
     reasons = "\n".join(f"- {name}: {share}; {why}." for name, (share, why) in EXPECTED.items())
     return f"""# Roofline of the ops on a GPU
 
-Written by `python -m bench.gpu_roofline` from `gpu_floors.py`. `bench/gpu.sh ops` measures the ceilings of the machine
-first and compares each op with its floor at those.
+Written by `python -m bench.gpu_roofline` from `gpu_floors.py`. `bench/gpu.sh ops` measures the
+ceilings of the machine first and compares each op with its floor at those.
 
-A floor is the largest of operations over the product's rate, bytes over the copy rate and bytes of cache over its rate; phases
-that wait for each other add up. "Expected" is the share of the floor's speed predicted before any measurement. Operands and
-weights are bf16, values and state fp32, blocks 64 × 64.
+A floor is the largest of operations over the product's rate, bytes over the copy rate and bytes of
+cache over its rate; phases that wait for each other add up. "Expected" is the share of the floor's
+speed predicted before any measurement. Operands and weights are bf16, values and state fp32, blocks
+64 × 64.
 
 {chips()}
 
-The H200's copy and product were measured, on random data. The A100 (80 GB, SXM) has its datasheet's, times the share of its own
-that the H200 reached.
+The H200's copy and product were measured, on random data. The A100 (80 GB, SXM) has its
+datasheet's, times the share of its own that the H200 reached.
 
 ## selected_wgrad: weight {rows} × {columns}, {TOKENS} tokens
 
 {markdown(HEAD, wgrad_rows(found))}
 
-The dense bf16 gradient: {dense[0]} µs on the H200, {dense[1]} µs on the A100. One 64 × 64 block alone does 32 FLOP a byte of
-cache, a panel of 64 against four gathered ones 51, two panels against four 85.
+The dense bf16 gradient: {dense[0]} µs on the H200, {dense[1]} µs on the A100. One 64 × 64 block
+alone does 32 FLOP a byte of cache, a panel of 64 against four gathered ones 51, two panels against
+four 85.
 
 {takeovers()}
 
-From there on strips of the dense product, gathered while in the cache, serve blocks as well as entries: `selected_wgrad` goes
-over at 33 % of 64 × 64 blocks (where its programs load 1/156 of rows × columns features a token) and at 0.5 % of entries. Rows
-and columns stay below the dense product at any density. These are the crossings of floors: a method that misses its floor moves
-them, and measurements decide. `selected_wgrad_grouped`: the {len(LAYER)} weights of a Llama-1B layer,
-{cases.GPU_LAYER_TOKENS} tokens.
+From there on strips of the dense product, gathered while in the cache, serve blocks as well as
+entries: `selected_wgrad` goes over at 33 % of 64 × 64 blocks (where its programs load 1/156 of
+rows × columns features a token) and at 0.5 % of entries. Rows and columns stay below the dense
+product at any density. These are the crossings of floors: a method that misses its floor moves
+them, and measurements decide. `selected_wgrad_grouped`: the {len(LAYER)} weights of a Llama-1B
+layer, {cases.GPU_LAYER_TOKENS} tokens.
 
-The tiles of blocks (a panel of up to 128 features, up to 256 gathered ones) are chosen by arithmetic. `bench/gpu.sh ops` times
-the candidates as "tiles"; what wins there goes into `TILES` and `PERSISTENT_FROM` of `kernels/selected_wgrad_blocks.py`.
+The tiles of blocks (a panel of up to 128 features, up to 256 gathered ones) are chosen by
+arithmetic. `bench/gpu.sh ops` times the candidates as "tiles"; what wins there goes into `TILES`
+and `PERSISTENT_FROM` of `kernels/selected_wgrad_blocks.py`.
 
 ## The optimiser, moves (weight {more} × {across}), streams ({floors.STREAM >> 20} M elements)
 
 {markdown(HEAD, memory_rows(found))}
 
-`masked_adamw_` takes three launches for up to 576 tensors, one of them the look for inf and NaN, and with `in_backward=True` as
-many for each tensor.
+`masked_adamw_` takes three launches for up to 576 tensors, one of them the look for inf and NaN,
+and with `in_backward=True` as many for each tensor.
 
 ## Why these expectations
 

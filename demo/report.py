@@ -24,18 +24,23 @@ COLUMNS = [  # (heading, cell of a row)
 ]
 
 LEGEND = """\
-- ours, structure, share: the share of the body's linear weights that trains, the highest gradients of a few batches
-- lean: with `sft.convert(model, plan, lean=True)`, which keeps for backward only what backward needs
-- accuracy: share of {tested:,} held-out examples named rightly, one seed; standard error about {error:.1f} points
-- trainable: parameters that receive gradients; the head for the {classes} classes trains in full in every row
+- ours, structure, share: the share of the body's linear weights that trains, the highest
+  gradients of a few batches
+- lean: with `sft.convert(model, plan, lean=True)`, which keeps for backward only what backward
+  needs
+- accuracy: share of {tested:,} held-out examples named rightly, one seed; standard error about
+  {error:.1f} points
+- trainable: parameters that receive gradients; the head for the {classes} classes trains in full
+  in every row
 - optimiser: the tensors of the optimiser's state
-- kept for backward: unique storages that one forward of the longest batch saves, parameters excluded
-- peak above model: highest resident set of a process of its own during training steps on the longest batch, minus its
-  resident set after loading the model and a first forward; its allocator returns freed blocks to the system at once
+- kept for backward: unique storages that one forward of the longest batch saves, parameters
+  excluded
+- peak above model: highest resident set of a process of its own during training steps on the
+  longest batch, minus its resident set after loading the model and a first forward; its allocator
+  returns freed blocks to the system at once
 - s / step: median over {steps} steps of forward, backward, clipping and optimiser step
 - choosing: time and peak above model of ranking the gradients of {batches} batches, once
-before training
-"""
+  before training"""
 
 
 def table(rows):

@@ -140,6 +140,7 @@ def activation_backward_triton(grad_output, input, activation):
         grid, options = copy_tile(1, *input.shape)
         with on_device(input):
             _activation_backward_kernel[grid](
-                grad_output, input, grad_input, *input.shape, *strides, ACTIVATION=activation, **options
+                grad_output, input, grad_input, *input.shape, *strides,
+                ACTIVATION=activation, **options,
             )  # fmt: skip
     return grad_input

@@ -80,7 +80,8 @@ def gated_product_triton(gate, up, activation):
         grid, options = copy_tile(1, *gate.shape)
         with on_device(gate):
             _gated_product_kernel[grid](
-                gate, up, output, *gate.shape, *gate.stride(), *up.stride(), ACTIVATION=activation, **options
+                gate, up, output, *gate.shape, *gate.stride(), *up.stride(),
+                ACTIVATION=activation, **options,
             )  # fmt: skip
     return output
 

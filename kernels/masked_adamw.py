@@ -315,7 +315,8 @@ def _upload(rows, device):
 
 def masked_adamw_triton_(
     values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks,
-    *, lr, beta1, beta2, eps, weight_decay, maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False, lrs=None,
+    *, lr, beta1, beta2, eps, weight_decay,
+    maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False, lrs=None,
 ):  # fmt: skip
     """One AdamW step of every values[i]; the first len(weights) also go to the selected entries of
     weights[i].
@@ -374,7 +375,8 @@ def masked_adamw_triton_(
         )
         for chunks, table, dtype, weight_dtype, index_dtype, kind, flat, aligned in tables:
             _masked_adamw_kernel[chunks.shape](
-                chunks, table, coefficients, grad_scale, found_inf, VALUE=TRITON_DTYPES[dtype],
-                WEIGHT_DTYPE=TRITON_DTYPES[weight_dtype], INDEX_DTYPE=TRITON_DTYPES[index_dtype],
-                KIND=kind, FLAT=flat, MAXIMIZE=maximize, ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True,
+                chunks, table, coefficients, grad_scale, found_inf,
+                VALUE=TRITON_DTYPES[dtype], WEIGHT_DTYPE=TRITON_DTYPES[weight_dtype],
+                INDEX_DTYPE=TRITON_DTYPES[index_dtype], KIND=kind, FLAT=flat,
+                MAXIMIZE=maximize, ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True,
             )  # fmt: skip

@@ -82,7 +82,7 @@ def move(mode, matrix, kind, index, block_h, block_w, values=None, dtype=None):
         grid, options = copy_tile(*walk)
         with on_device(matrix):
             _move_kernel[grid](
-                matrix, values, index.contiguous(), rows, columns, *strides, *walk[1:], block_h, block_w,
-                KIND=kind, FLAT=flat, MODE=mode, **options,
+                matrix, values, index.contiguous(), rows, columns, *strides, *walk[1:],
+                block_h, block_w, KIND=kind, FLAT=flat, MODE=mode, **options,
             )  # fmt: skip
     return values

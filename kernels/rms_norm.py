@@ -137,6 +137,6 @@ def rms_norm_backward_triton(grad_output, input, rstd, weight, offset, grad_inpu
     g, x = (t.reshape(-1, t.shape[-1]) for t in (grad_output, input))
     with on_device(input):
         _rms_norm_backward_kernel[(x.size(0),)](
-            g, x, rstd.contiguous(), weights.get("weight"), grad_input, x.size(1), *g.stride(), *x.stride(),
-            offset=offset, **_options(x.size(1)),
+            g, x, rstd.contiguous(), weights.get("weight"), grad_input,
+            x.size(1), *g.stride(), *x.stride(), offset=offset, **_options(x.size(1)),
         )  # fmt: skip

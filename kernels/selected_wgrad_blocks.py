@@ -179,11 +179,12 @@ def _panel_kernel(
 ):
     if PERSISTENT:
         for program in tl.range(tl.program_id(0), programs_of(problems), tl.num_programs(0)):
-            _panel(problems, program, SIZE_P, SIZE_Q, P_FIRST, SUBS, VECTOR_P, VECTOR_Q, RUN, DOT, OFFSET, BLOCK_P, BLOCK_Q,
-                   BLOCK_T)  # fmt: skip
+            _panel(problems, program, SIZE_P, SIZE_Q, P_FIRST, SUBS, VECTOR_P, VECTOR_Q, RUN, DOT,
+                   OFFSET, BLOCK_P, BLOCK_Q, BLOCK_T)  # fmt: skip
     else:
-        _panel(problems, tl.program_id(0), SIZE_P, SIZE_Q, P_FIRST, SUBS, VECTOR_P, VECTOR_Q, RUN, DOT, OFFSET, BLOCK_P,
-               BLOCK_Q, BLOCK_T)  # fmt: skip
+        program = tl.program_id(0)
+        _panel(problems, program, SIZE_P, SIZE_Q, P_FIRST, SUBS, VECTOR_P, VECTOR_Q, RUN, DOT,
+               OFFSET, BLOCK_P, BLOCK_Q, BLOCK_T)  # fmt: skip
 
 
 @triton.jit
@@ -291,9 +292,17 @@ def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
     if INTERPRETED.value and dot == tl.bfloat16:
         dot = tl.float32  # the interpreter's tl.dot multiplies the raw bits of bfloat16
     constants = dict(
-        SIZE_P=size_p, SIZE_Q=size_q, P_FIRST=table.shared == 0, SUBS=subs, VECTOR_P=vector_p, VECTOR_Q=vector_q,
-        RUN=math.gcd(size_q, 16), DOT=dot, OFFSET=tl.int32 if numel < 2**31 else tl.int64, **tile,
-    )  # fmt: skip
+        SIZE_P=size_p,
+        SIZE_Q=size_q,
+        P_FIRST=table.shared == 0,
+        SUBS=subs,
+        VECTOR_P=vector_p,
+        VECTOR_Q=vector_q,
+        RUN=math.gcd(size_q, 16),
+        DOT=dot,
+        OFFSET=tl.int32 if numel < 2**31 else tl.int64,
+        **tile,
+    )
     programs = table.tiles.size(0) * subs
     sizes = code(p.size(1), q.size(1), tokens, chunk, numel, programs)
     fields = p, q, table.order, table.others, table.tiles, out, p.stride(0), q.stride(0), *sizes

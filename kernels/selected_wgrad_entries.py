@@ -151,12 +151,13 @@ def dots(values, grad_output, input, index, accumulate):
                 (grad_output, input), counts, packed, ("rows", "columns")
             ):
                 _transpose_kernel[(cdiv(count, 64), padded // 64)](
-                    x, index, out, begin, tokens, count, columns, x.stride(0), length, FEATURES=which if compact else "all",
-                    BLOCK_F=64, BLOCK_T=64, num_warps=4,
+                    x, index, out, begin, tokens, count, columns, x.stride(0), length,
+                    FEATURES=which if compact else "all", BLOCK_F=64, BLOCK_T=64, num_warps=4,
                 )  # fmt: skip
             _dots_kernel[(cdiv(nnz, 32),)](
-                *packed, index, sums, values, columns, length, padded, nnz, COMPACT=compact,
-                FIRST=begin == 0, LAST=begin + length >= tokens, ACCUMULATE=accumulate, MATH=TRITON_DTYPES[math],
+                *packed, index, sums, values, columns, length, padded, nnz,
+                COMPACT=compact, FIRST=begin == 0, LAST=begin + length >= tokens,
+                ACCUMULATE=accumulate, MATH=TRITON_DTYPES[math],
                 BLOCK_E=32, BLOCK_T=BLOCK_T, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 

@@ -7,9 +7,9 @@ optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
 from . import functional, memory, nn
-from .diagnosis import backends
 from .checkpoint import load, state_dict
 from .conversion import convert, matrix_shape, revert, summary, sync
+from .diagnosis import backends
 from .lean_modules import lean
 from .memory import estimate
 from .optim import SelectiveAdamW

@@ -171,14 +171,14 @@ def test_inputs_in_every_memory_format(one_of_each_kind):
         lambda x: x[:1].expand(5, -1, -1),
     ):
         tensors = randn(4, 6, IN), values, bias
-        ours, plain = (
-            gradients_of(
-                lambda i, v, b: f(make(i), base, v, selection, b),
-                tensors,
-                lambda out: out.square().sum(),
-            )  # noqa: B023
-            for f in (selective_linear, plain_linear)
-        )
+
+        def gradients(linear, make=make, tensors=tensors):
+            def forward(input, values, bias):
+                return linear(make(input), base, values, selection, bias)
+
+            return gradients_of(forward, tensors, lambda out: out.square().sum())
+
+        ours, plain = gradients(selective_linear), gradients(plain_linear)
         assert all(
             torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(ours, plain, strict=True)
         )

@@ -44,15 +44,22 @@ def test_clipping_equals_the_loop_by_hand(tmp_path, precision, algorithm):
     model = build()
     by_hand = copy.deepcopy(model)
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, precision=precision, gradient_clip_val=CLIP,
-        gradient_clip_algorithm=algorithm, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        precision=precision,
+        gradient_clip_val=CLIP,
+        gradient_clip_algorithm=algorithm,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
     trainer.fit(Module(model), torch.utils.data.DataLoader(batches, batch_size=None))
     optimizer = sft.SelectiveAdamW(by_hand.named_parameters(), lr=0.05, no_decay="*.bias")
-    trained = [
-        p for group in optimizer.param_groups for p in group["params"]
-    ]  # in Lightning's order: norms are sums
+    # In Lightning's order: norms are sums.
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     for batch in batches:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):

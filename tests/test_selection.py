@@ -512,9 +512,16 @@ def test_on_looks_at_the_ends_and_a_selection_written_by_hand_serves_what_it_fit
 
 def test_digests_tell_selections_apart():
     every = [
-        *SELECTIONS.values(), sft.Rows([1, 2]), sft.Columns([1, 2]), sft.Entries([1, 2]), sft.Rows([1, 3]), sft.Rows([1]),
-        sft.Blocks([[1, 2]], 2), sft.Blocks([[1, 2]], (2, 3)), sft.Blocks([[2, 1]], 2),
-    ]  # fmt: skip
+        *SELECTIONS.values(),
+        sft.Rows([1, 2]),
+        sft.Columns([1, 2]),
+        sft.Entries([1, 2]),
+        sft.Rows([1, 3]),
+        sft.Rows([1]),
+        sft.Blocks([[1, 2]], 2),
+        sft.Blocks([[1, 2]], (2, 3)),
+        sft.Blocks([[2, 1]], 2),
+    ]
     for one in every:
         assert len(one.digest) == 32
         for other in every:

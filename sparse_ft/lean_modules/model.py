@@ -35,21 +35,18 @@ def lean(model, loss=False, eight_bit_inputs=False):
     Warns where no loss is found; a model that does more with its logits (a soft cap, say) makes
     them, and warns at its first step. Under torch.compile the loss is torch's own.
     eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input that no lean
-    module can make again in 8 bits (`sparse_ft/lean_modules/eight_bit.py`); only for a model that is
-    converted already.
+    module can make again in 8 bits (`lean_modules/eight_bit.py`); only for a model that is converted
+    already.
     """
     of_loss, left_by_loss, offers = _of_loss(model, loss)
     rows, recogniser = [], Recogniser()
     before = lean_state(model)
     try:
         attention = _use_attention(model)
-        for name, module in reversed(
-            list(model.named_modules())
-        ):  # parts first: a gated MLP needs a lean activation
-            forward, why = (
-                of_loss.get(module),
-                f"its loss: {left_by_loss[module]}" if module in left_by_loss else "",
-            )
+        # Parts first: a gated MLP needs a lean activation.
+        for name, module in reversed(list(model.named_modules())):
+            forward = of_loss.get(module)
+            why = f"its loss: {left_by_loss[module]}" if module in left_by_loss else ""
             if forward is None and not why:
                 forward, why = _lean_forward(module, eight_bit_inputs, recogniser)
             if forward is not None and lean_forward_of(module) is not forward:
@@ -79,7 +76,7 @@ def _of_loss(model, asked):
     the language models in `model`.
     """
     forwards, left, offers = {}, {}, []
-    for name, module, head, why in language_models(model):
+    for _, module, head, why in language_models(model):
         if asked and not why:
             forwards |= {module: language_model_forward, head: head_forward}
         elif asked:
@@ -88,9 +85,9 @@ def _of_loss(model, asked):
             offers.append(type(module).__name__)
     if asked and not forwards:
         why = ", ".join(f"{type(module).__name__}: {why}" for module, why in left.items())
-        why = (
-            why
-            or "no part of it has an output head (get_output_embeddings()) and a forward that takes labels"
+        why = why or (
+            "no part of it has an output head (get_output_embeddings()) and a forward that takes"
+            " labels"
         )
         warnings.warn(f"loss: no loss of {type(model).__name__} becomes lean: {why}", stacklevel=3)
     return forwards, left, offers

@@ -163,8 +163,11 @@ def test_plot_of_a_sweep(tmp_path):
     pytest.importorskip("matplotlib")
     from bench import plot
 
-    sweep = [Record("op", f"rows {d}", who, 1, "rows", d, "float32", p50=p, ratio=r, bound=0.01)
-             for d, p, r in ((0.01, 1.0, 3.0), (0.1, 2.0, 0.5)) for who in ("ours", "dense")]  # fmt: skip
+    sweep = [
+        Record("op", f"rows {d}", who, 1, "rows", d, "float32", p50=p, ratio=r, bound=0.01)
+        for d, p, r in ((0.01, 1.0, 3.0), (0.1, 2.0, 0.5))
+        for who in ("ours", "dense")
+    ]
     assert plot.draw(tmp_path / "p.png", "op", sweep, 1).stat().st_size > 10_000
     assert plot.draw(tmp_path / "q.png", "op", sweep[:2], 1) is None
 

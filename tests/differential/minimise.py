@@ -6,16 +6,18 @@ from .case import Case, Choice
 from .compare import Refused, failure
 
 PLAIN = Case(None, {})
+FIELDS = (
+    "lean", "autocast", "checkpointing", "accumulate", "optimizer", "options", "clip", "scaler",
+    "closure", "split", "schedule", "set_to_none", "layout", "input_grad", "training",
+    "values_dtype", "born", "dtype", "backward", "context",
+)  # fmt: skip
 
 
 def smaller(case):
     """Cases that are a little plainer than `case`, the boldest first."""
     for number in range(len(case.events)):
         yield case._replace(events=case.events[:number] + case.events[number + 1 :])
-    for field in (
-        "lean", "autocast", "checkpointing", "accumulate", "optimizer", "options", "clip", "scaler", "closure", "split",
-        "schedule", "set_to_none", "layout", "input_grad", "training", "values_dtype", "born", "dtype", "backward", "context",
-    ):  # fmt: skip
+    for field in FIELDS:
         if getattr(case, field) != getattr(PLAIN, field):
             yield case._replace(**{field: getattr(PLAIN, field)})
     if case.optimizer != PLAIN.optimizer:

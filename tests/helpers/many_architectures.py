@@ -169,7 +169,9 @@ TRANSFORMERS = {
     "Mistral": decoder("Mistral"),
     "Gemma": decoder("Gemma"),
     "Gemma 2": decoder("Gemma2", query_pre_attn_scalar=8, sliding_window=4),
-    "Gemma 3": of_transformers("Gemma3TextConfig", "Gemma3ForCausalLM", TOKENS, query_pre_attn_scalar=8),
+    "Gemma 3": of_transformers(
+        "Gemma3TextConfig", "Gemma3ForCausalLM", TOKENS, query_pre_attn_scalar=8
+    ),
     "Qwen2": decoder("Qwen2"),
     "Qwen3": decoder("Qwen3"),
     "Phi": decoder("Phi", num_key_value_heads=2),
@@ -184,7 +186,9 @@ TRANSFORMERS = {
     "BLOOM": decoder("Bloom", n_head=2, n_layer=2),
     "GPT-NeoX": decoder("GPTNeoX"),
     "GPT-J": decoder("GPTJ", n_embd=WIDTH, n_layer=2, n_head=2, n_positions=16, rotary_dim=4),
-    "GPT-Neo": decoder("GPTNeo", num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]),
+    "GPT-Neo": decoder(
+        "GPTNeo", num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    ),
     "OPT": decoder("OPT", ffn_dim=20, word_embed_proj_dim=WIDTH),
     "RoBERTa": encoder("Roberta"),
     "ALBERT": encoder("Albert", embedding_size=8),
@@ -192,27 +196,38 @@ TRANSFORMERS = {
     "DistilBERT": encoder("DistilBert", dim=WIDTH, n_heads=2, n_layers=2, hidden_dim=20),
     "MPNet": encoder("MPNet"),
     "ModernBERT": encoder("ModernBert", global_attn_every_n_layers=2, local_attention=4),
-    "DeBERTa v2": encoder("DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=4),
-    "XLNet": encoder("XLNet", max_position_embeddings=None, d_model=WIDTH, n_layer=2, n_head=2, d_inner=20),
+    "DeBERTa v2": encoder(
+        "DebertaV2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=4
+    ),
+    "XLNet": encoder(
+        "XLNet", max_position_embeddings=None, d_model=WIDTH, n_layer=2, n_head=2, d_inner=20
+    ),
     "FNet": encoder("FNet"),
     "Longformer": encoder("Longformer", attention_window=[4, 4]),
     "BART": sequence_to_sequence("Bart"),
     "Pegasus": sequence_to_sequence("Pegasus"),
-    "mT5": sequence_to_sequence("MT5", d_kv=8, d_ff=20, num_layers=1, num_decoder_layers=1, num_heads=2),
+    "mT5": sequence_to_sequence(
+        "MT5", d_kv=8, d_ff=20, num_layers=1, num_decoder_layers=1, num_heads=2
+    ),
     "CLIP": two_towers("CLIP"),
     "SigLIP": two_towers("Siglip"),
     "DINOv2": of_pictures("Dinov2"),
     "BEiT of transformers": of_pictures("Beit", use_relative_position_bias=True),
     "DeiT": of_pictures("DeiT"),
-    "ConvNeXt of transformers": of_pictures("ConvNext", size=32, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
-    "ResNet of transformers": of_pictures("ResNet", size=32, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+    "ConvNeXt of transformers": of_pictures(
+        "ConvNext", size=32, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2
+    ),
+    "ResNet of transformers": of_pictures(
+        "ResNet", size=32, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]
+    ),
     "SegFormer": of_pictures(
-        "Segformer", size=32, num_encoder_blocks=2, hidden_sizes=[8, 16], depths=[1, 1], num_attention_heads=[1, 2],
-        decoder_hidden_size=8, sr_ratios=[2, 1], strides=[4, 2], patch_sizes=[7, 3], mlp_ratios=[2, 2],
+        "Segformer", size=32, num_encoder_blocks=2, hidden_sizes=[8, 16], depths=[1, 1],
+        num_attention_heads=[1, 2], decoder_hidden_size=8, sr_ratios=[2, 1], strides=[4, 2],
+        patch_sizes=[7, 3], mlp_ratios=[2, 2],
     ),
     "Swin of transformers": of_pictures(
-        "Swin", size=32, head_dim=None, num_attention_heads=None, embed_dim=8, depths=[1, 1], num_heads=[2, 2],
-        window_size=4,
+        "Swin", size=32, head_dim=None, num_attention_heads=None, embed_dim=8, depths=[1, 1],
+        num_heads=[2, 2], window_size=4,
     ),
 }  # fmt: skip
 TORCHVISION = {

@@ -1,6 +1,6 @@
-"""Loads plan files that were damaged at random, each from a seed of its own: `plan_fuzz.py FIRST
-COUNT` prints what came.
+"""Loads plan files that were damaged at random: `plan_fuzz.py FIRST COUNT` prints what came.
 
+Each file has a seed of its own, FIRST to FIRST + COUNT - 1.
 A file loads, or is refused with a ValueError that names it; a plan that loaded can be used, or its
 use is refused. Nothing else may happen: no other exception, and no memory that the file does not
 justify.
@@ -20,9 +20,8 @@ import torch
 import sparse_ft as sft
 
 ALLOWED = 64 << 20  # bytes, beside what the largest file here justifies: a few KB
-LIMIT = (
-    2 << 30
-)  # bytes beyond those at the start, where the system refuses them: a bomb must not take the machine
+# Bytes beyond those at the start, where the system refuses them: a bomb must not take the machine.
+LIMIT = 2 << 30
 SHAPE = (12, 16)
 PLANS = (
     sft.Plan({"a": sft.Rows([1, 3]), "b": "all"}),
@@ -32,58 +31,14 @@ PLANS = (
     sft.Plan({"a": sft.Entries(torch.arange(0, 190, 2)).on(SHAPE)}),
 )
 HOSTILE = (
-    *(
-        0,
-        1,
-        -1,
-        2,
-        4,
-        7,
-        2**31 - 1,
-        2**31,
-        2**32,
-        2**53,
-        2**62,
-        2**63 - 1,
-        2**63,
-        2**64,
-        2**200,
-        -(2**63),
-        10**18,
-        1_500_000_000,
-    ),
-    *(0.0, 1.5, 4.0, 1e308, float("nan"), float("inf"), True, False, None),
-    *(
-        "",
-        "a",
-        "all",
-        "rows",
-        "columns",
-        "blocks",
-        "entries",
-        "index.0",
-        "index.1",
-        "I32",
-        "I64",
-        "F32",
-        "BOOL",
-        "sparse_ft.plan",
-    ),
-    *(
-        [],
-        {},
-        [1],
-        [0, 4],
-        [4, 4],
-        [[0, 1]],
-        ["a", 2],
-        [2**62, 4],
-        {"kind": "rows"},
-        [[[[[]]]]],
-        [0] * 70,
-        [2**63 - 1] * 64,
-    ),
-)
+    0, 1, -1, 2, 4, 7, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 2**200,
+    -(2**63), 10**18, 1_500_000_000,
+    0.0, 1.5, 4.0, 1e308, float("nan"), float("inf"), True, False, None,
+    "", "a", "all", "rows", "columns", "blocks", "entries", "index.0", "index.1",
+    "I32", "I64", "F32", "BOOL", "sparse_ft.plan",
+    [], {}, [1], [0, 4], [4, 4], [[0, 1]], ["a", 2], [2**62, 4], {"kind": "rows"}, [[[[[]]]]],
+    [0] * 70, [2**63 - 1] * 64,
+)  # fmt: skip
 
 
 def split(content):
@@ -106,13 +61,11 @@ def joined(header, body):
 
 def places(node):
     """Every (container, key) below a JSON value."""
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
+    items = ()
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
     for key, value in list(items):
         yield node, key
         yield from places(value)

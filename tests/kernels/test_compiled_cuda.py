@@ -142,7 +142,8 @@ def test_the_names_of_kernels():
 
 WRONG = """
 namespace sparse_ft {
-template <class M, class V> __global__ void gather_selected_kernel(const M* m, const long* index, V* v, long n) {
+template <class M, class V>
+__global__ void gather_selected_kernel(const M* m, const long* index, V* v, long n) {
   const long k = blockIdx.x * 256L + threadIdx.x;
   if (k < n) v[k] = m[index[k]];
 }
@@ -156,7 +157,8 @@ template <class T> __global__ void __launch_bounds__(1024) spilling_kernel(T* p,
   for (int i = 0; i < 64; ++i) held[at[i]] += held[at[i + 1]];
   p[threadIdx.x] = held[at[threadIdx.x]];
 }
-template __global__ void gather_selected_kernel<float, float>(const float*, const long*, float*, long);
+template __global__ void gather_selected_kernel<float, float>(
+    const float*, const long*, float*, long);
 template __global__ void masked_adamw_kernel<float>(float*, const float*, long);
 template __global__ void spilling_kernel<float>(float*, const int*);
 }

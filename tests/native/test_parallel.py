@@ -13,9 +13,12 @@ import torch
 torch.set_num_threads(1)  # threads that appear are ours: core asks for 2
 
 def tensors(count, size):
-    made = lambda: torch.ones(size)
+    def tensor():
+        made = {name: torch.ones(size) for name in ("value", "grad", "exp_avg", "exp_avg_sq")}
+        return made | hyper
+
     hyper = dict(lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=torch.zeros(()))
-    return [dict(value=made(), grad=made(), exp_avg=made(), exp_avg_sq=made(), **hyper) for _ in range(count)]
+    return [tensor() for _ in range(count)]
 
 def move(rows):
     matrix, layout = torch.zeros(rows, 64), ("all", torch.empty(0, dtype=torch.int64), 1, 1)

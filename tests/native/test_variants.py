@@ -52,7 +52,8 @@ assert a == out
 ones, grad = array.array("f", [1.0] * n * n), array.array("f", bytes(4 * n * n))
 for kind, index in ((4, array.array("q")), (3, array.array("q", range(n * n)))):
     layout = kind, address(index), 64, len(index), 1, 1, n, n
-    C.selected_wgrad(address(ones), n, address(ones), n, 0, n, layout, False, address(grad), 0, False, 3)
+    operands = address(ones), n, address(ones), n, 0, n
+    C.selected_wgrad(*operands, layout, False, address(grad), 0, False, 3)
     assert set(grad) == {float(n)}, kind
 """
     subprocess.run([sys.executable, "-c", script, C.__file__], check=True, timeout=60)

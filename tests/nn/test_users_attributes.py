@@ -10,9 +10,11 @@ from torch import nn
 import sparse_ft as sft
 
 NAMES = (
-    "label", "selection", "matrix_shape", "input_dim", "chosen_dtype", "shown", "held", "tracked", "part", "reported",
-    "original", "_label", "_selection", "_matrix_shape", "_chosen_dtype", "_shown", "_held", "_tracked", "_part",
-    "_reported", "_original", "owner", "name", "reader",
+    "label", "selection", "matrix_shape", "input_dim", "chosen_dtype", "shown", "held", "tracked",
+    "part", "reported", "original",
+    "_label", "_selection", "_matrix_shape", "_chosen_dtype", "_shown", "_held", "_tracked",
+    "_part", "_reported", "_original",
+    "owner", "name", "reader",
 )  # fmt: skip
 PLANS = {
     "linear": lambda: (nn.Linear(4, 3), sft.Columns([1])),

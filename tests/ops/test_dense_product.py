@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ft import ops
-from sparse_ft.backends import backends
+from sparse_ft.diagnosis import backends
 from sparse_ft.ops import _native, _onednn
 from sparse_ft.ops import dense_product as public
 from sparse_ft.ops._processor import processor
@@ -210,7 +210,7 @@ import torch
 from torch._ops import _OpNamespace
 torch.ops.mkldnn = _OpNamespace("no_such_namespace")
 from sparse_ft.ops import _native, dense_product
-from sparse_ft.backends import diagnosis
+from sparse_ft.diagnosis import diagnosis
 page = sys.modules["sparse_ft.ops.dense_product"]
 page.processor = lambda: {"vendor_id": "AuthenticAMD", "flags": "avx512f"}
 page._native = types.SimpleNamespace(C=None)
