@@ -30,9 +30,8 @@ def cases(size):
     if size == "tiny":
         return [Case("fp32", "columns", training.DENSITY, "float32", (0, 0), 4, 0.05)]
     dtypes = {"fp32": "float32"} | ({} if without_bf16() else {"bf16": "bfloat16"})
-    seconds = (
-        5.0 if size == "quick" else 20.0
-    )  # a round of all takes 20 s on one thread, 11 s on two; there are three at least
+    # A round of all takes 20 s on one thread, 11 s on two; there are three at least.
+    seconds = 5.0 if size == "quick" else 20.0
     return [
         Case(name, "columns", training.DENSITY, dtype, (2048, 8192), TOKENS, seconds)
         for name, dtype in dtypes.items()
@@ -105,14 +104,12 @@ def bytes_of(method, size):
     def loaded():
         model = training.base(training.LlamaLayer, shape, torch.float32)
         with torch.no_grad():
-            model(
-                torch.randn(BATCH, tokens, shape["hidden_size"])
-            )  # libraries' buffers come in here: no cost of training
+            # Buffers of libraries come in here: no cost of training.
+            model(torch.randn(BATCH, tokens, shape["hidden_size"]))
         return model
 
-    tiny = (
-        training.TINY_LLAMA
-    )  # its steps bring in the code that a step runs, which is resident from then on
+    # Its steps bring in the code that a step runs, which is resident from then on.
+    tiny = training.TINY_LLAMA
     steps(training.base(training.LlamaLayer, tiny, torch.float32), tiny["hidden_size"])
     first, second = loaded(), loaded()
     found = {"resident": memory.resident_peak(lambda: steps(first))}
@@ -133,9 +130,8 @@ def bytes_of(method, size):
 def apart(size, threads):
     """Peak bytes of a step; they do not depend on the number of threads."""
     found, records = {}, []
-    for method in (
-        (OURS, "frozen", "full", "LoRA r=8") if size == "full" else (OURS, "frozen")
-    ):  # 10 to 20 s each
+    # 10 to 20 s each
+    for method in (OURS, "frozen", "full", "LoRA r=8") if size == "full" else (OURS, "frozen"):
         try:
             found[method] = run_apart(bytes_of, method, size)
         except RunFailed as why:

@@ -25,11 +25,8 @@ LLAMA = training.llama(1024, 2816, 16, 8)
 # convolutional net keeps little.
 LESS = {"Llama layer, columns": 1.25, "Llama layer, rows": 1.6, "Llama layer, entries": 1.6}
 LESS |= {"MiniLM, columns": 1.0, "MiniLM, entries": 1.5, "ResNet, frozen": 5}
-SECONDS = {
-    "Llama layer": 3.0,
-    "MiniLM": 6.0,
-    "ResNet": 9.0,
-}  # convolutions scatter by 10 % from step to step
+# Seconds of a case; convolutions scatter by 10 % from step to step.
+SECONDS = {"Llama layer": 3.0, "MiniLM": 6.0, "ResNet": 9.0}
 HELD = "{}: bytes held without lean modules over those with"
 LAYERS = {"Llama layer": training.LlamaLayer, "MiniLM": training.MiniLM}
 

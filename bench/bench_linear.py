@@ -18,10 +18,8 @@ TESTS = [
 ]
 FORWARD, CALL = "forward, 1024² × 512 tokens", "host time of a forward"
 ADDED = "host time that SelectiveLinear adds to a forward"
-BOTH, STEPS = (
-    "host time of forward and backward",
-    (7, 112),
-)  # weights of one and of sixteen Llama layers
+BOTH = "host time of forward and backward"
+STEPS = (7, 112)  # weights of one and of sixteen Llama layers
 KINDS = ("columns", "entries")
 
 

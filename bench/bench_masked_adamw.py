@@ -32,10 +32,8 @@ COMPACT_HUGE = f"{COMPACT}, huge pages"
 PREPARED = "ours, prepared"
 PARTS = "lines of the weight alone", "update alone"
 LINE = 64  # bytes of a cache line
-MEDIUM = (
-    2048,
-    2048,
-)  # for optimisers that take seconds on 32 M entries; its fp32 state is over the cache all the same
+# For optimisers that take seconds on 32 M entries; its fp32 state is over the cache all the same.
+MEDIUM = (2048, 2048)
 
 
 def cases(size):

@@ -88,9 +88,8 @@ def moved_bytes(case):
 
 def providers(case):
     dtype = getattr(torch, case.dtype)
-    grad_output, input = (
-        torch.randn(case.tokens, size).to(dtype) for size in case.shape
-    )  # [T, rows], [T, columns]
+    # [T, rows], [T, columns]
+    grad_output, input = (torch.randn(case.tokens, size).to(dtype) for size in case.shape)
     chosen = selection(case.kind, case.shape, case.density)
     index = chosen.index.long()
 

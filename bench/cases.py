@@ -24,12 +24,8 @@ SHAPES = {
         "down": (4096, 14336),
     },
 }
-TOKENS = {
-    "BERT-base": 32 * 128,
-    "ViT-B": 16 * 197,
-    "Llama-1B": 2 * 512,
-    "Llama-8B": 512,
-}  # of one training batch
+# Tokens of one training batch.
+TOKENS = {"BERT-base": 32 * 128, "ViT-B": 16 * 197, "Llama-1B": 2 * 512, "Llama-8B": 512}
 
 # A weight of 32 M entries, that of the optimiser's anchors: over any cache in every dtype.
 LARGE = (4096, 8192)

@@ -30,10 +30,8 @@ def require_green(op, tests, jobs=2):
     if find_spec("xdist"):
         command += ["-n", str(jobs)]
     if find_spec("pytest_benchmark"):
-        command += [
-            "-p",
-            "no:benchmark",
-        ]  # it would warn that it cannot measure beside xdist, which nobody asks it to
+        # It would warn that it cannot measure beside xdist, which nobody asks it to.
+        command += ["-p", "no:benchmark"]
     command += tests
     done = subprocess.run(
         command,

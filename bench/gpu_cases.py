@@ -77,9 +77,8 @@ def cases(size):
 
 
 def _operands(tokens, shape, device):
-    return [
-        torch.randn(tokens, size, device=device).bfloat16() for size in shape
-    ]  # grad_output, input
+    # grad_output, input
+    return [torch.randn(tokens, size, device=device).bfloat16() for size in shape]
 
 
 def wgrad(kind, tokens, shape, density, block=64, what=""):
@@ -91,9 +90,8 @@ def wgrad(kind, tokens, shape, density, block=64, what=""):
         grad_output, input = _operands(tokens, shape, device)
         chosen = selection(kind, shape, density, block).to(device)
         index, layout = chosen.index.long(), chosen.layout
-        given = (
-            input[:, index].contiguous() if kind == "columns" else input
-        )  # as the forward keeps it
+        # As the forward keeps it.
+        given = input[:, index].contiguous() if kind == "columns" else input
 
         def ours():
             return ops.selected_wgrad(grad_output, given, *layout)
@@ -164,9 +162,8 @@ def _wgrad_promise(kind, density, times, bound, ceilings):
     if kind in ("rows", "columns"):
         return "85 % of gather + library product", times["library"] / 0.85
     if kind == "blocks":
-        return "80 % of its floor, and dense + gather", min(
-            bound / 0.8, times["dense + gather"]
-        )  # at any density
+        # At any density.
+        return "80 % of its floor, and dense + gather", min(bound / 0.8, times["dense + gather"])
     if density <= 0.001:
         return "half of the dense product", 0.5 * times["dense"]
     return "1.10 x the dense product", 1.10 * times["dense"]
@@ -208,9 +205,8 @@ def adamw(kind, shape, density, tensors=1):
             scatter()
 
         found_inf = torch.zeros((), device=device)
-        looks = dict(
-            found_inf=found_inf, skip_nonfinite=True
-        )  # as under mixed precision: the look is a launch of its own
+        # As under mixed precision: the look is a launch of its own.
+        looks = dict(found_inf=found_inf, skip_nonfinite=True)
         ours = {"ours": lambda: ops.masked_adamw_(*state, *layouts, **keywords)}
         variants = {**ours, "scatter alone": scatter, "fused on values, scatter": fused}
 
@@ -299,9 +295,8 @@ def stream(op, count):
             weight.new_zeros(64),
             z.view(-1, 64, 4, 4),
         )
-        bits = (
-            ops.positive_bits(x) if op == "where_bits" else None
-        )  # an op that fails takes no other one with it
+        # An op that fails takes no other one with it.
+        bits = ops.positive_bits(x) if op == "where_bits" else None
         rstd = ops.rms_norm(x, weight, 1e-6, 0.0)[1] if op == "rms_norm_backward" else None
         silu, norm = torch.nn.functional.silu, torch.nn.functional.rms_norm
         ours = {
@@ -312,9 +307,8 @@ def stream(op, count):
             "positive_bits": lambda: ops.positive_bits(x),
             "relu_bits": lambda: ops.relu_bits(x, z),
             "where_bits": lambda: ops.where_bits(y, bits, 1.0),
-            "batch_norm_": lambda: ops.batch_norm_(
-                changed, zero, zero + 1, None, None, 0.0, True
-            ),  # again: nothing changes
+            # again: nothing changes
+            "batch_norm_": lambda: ops.batch_norm_(changed, zero, zero + 1, None, None, 0.0, True),
             "batch_norm_backward": lambda: ops.batch_norm_backward(
                 pictures, weight[:64], variance, 1e-5
             ),

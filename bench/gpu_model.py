@@ -105,9 +105,8 @@ def prepare(way, model):
         sft.convert(model, plan(model, kind))
         if how == "lean":
             sft.lean(model, loss=True)
-        lr = (
-            torch.full((), LR, device=next(model.parameters()).device) if how == "graph" else LR
-        )  # that a replay reads anew
+        # That a replay reads anew.
+        lr = torch.full((), LR, device=next(model.parameters()).device) if how == "graph" else LR
         return model, sft.SelectiveAdamW(
             model.parameters(), lr=lr, in_backward=how == "in backward"
         )
@@ -227,9 +226,8 @@ def measure(name, way, results, how, lora=None):
         results.add("model", name, way, SKIPPED, note=str(why))
         return None
     except Exception as problem:  # noqa: BLE001 - the other ways go on
-        status = (
-            SHORT if way.endswith("graph") else RED
-        )  # a step that cannot be captured trains all the same
+        # A step that cannot be captured trains all the same.
+        status = SHORT if way.endswith("graph") else RED
         results.add(
             "model",
             name,

@@ -78,9 +78,8 @@ def measure(case, device, reached, seconds, results):
     for name, t in times.items():
         ours = name == "ours"
         own = dict(status=status, note=note) if ours else {}
-        if (
-            ours and device.type == "cuda"
-        ):  # elsewhere sizes are tiny, and floors those of another kind of device
+        # Elsewhere sizes are tiny, and floors those of another kind of device.
+        if ours and device.type == "cuda":
             own |= dict(floor=bound * MICRO, fraction=bound / t.p50)
         ratio = None if ours else t.p50 / times["ours"].p50
         results.add("ops", case.name, name, ratio=ratio, **t.fields(MICRO, "value"), **own)

@@ -10,9 +10,8 @@ PROGRAMS = 512
 @triton.jit
 def race(out_ptr, BLOCK: tl.constexpr):
     place = out_ptr + tl.arange(0, BLOCK)
-    tl.store(
-        place, tl.load(place) + 1
-    )  # every program adds to the same places, and not one after the other
+    # Every program adds to the same places, and not one after the other.
+    tl.store(place, tl.load(place) + 1)
 
 
 @triton.jit

@@ -27,13 +27,8 @@ BLOCKS = {
     (32, 256): (32, 0.1),
 }
 BLOCKS |= {(16, 256): (16, 0.08)}
-PIPELINES = [
-    (64, 8, 3),
-    (64, 8, 4),
-    (64, 4, 3),
-    (32, 8, 4),
-    (128, 8, 2),
-]  # tokens at a time, warps, stages
+# Tokens at a time, warps, stages.
+PIPELINES = [(64, 8, 3), (64, 8, 4), (64, 4, 3), (32, 8, 4), (128, 8, 2)]
 MICRO = 1e6
 
 

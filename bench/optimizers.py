@@ -63,12 +63,10 @@ def deepspeed_cpu_adam(parameters):
     """Compiled by DeepSpeed at its first use; the build is kept under bench/out."""
     folder = ROOT / "bench" / "out" / "torch_extensions"
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-    os.environ["PATH"] = (
-        os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    )  # its build looks for ninja there
-    for lock in folder.glob(
-        "*/lock"
-    ):  # left by a build that was killed, and waited for without end
+    # Its build looks for ninja there.
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    # Left by a build that was killed, and waited for without end.
+    for lock in folder.glob("*/lock"):
         lock.unlink()
     cls = _module("deepspeed.ops.adam").DeepSpeedCPUAdam
     try:

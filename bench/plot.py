@@ -42,9 +42,8 @@ def draw(path, op, records, threads):
             name for by_provider in sweeps.values() for name in by_provider if name != OURS
         )
     )
-    colours = {
-        name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)
-    }  # one provider, one colour in every panel
+    # One provider, one colour in every panel.
+    colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
     figure, axes = plt.subplots(
         1, len(sweeps), figsize=(4.2 * len(sweeps), 4.1), sharey=True, squeeze=False
     )

@@ -223,9 +223,8 @@ def demo(args):
 
 
 def main(argv=None):
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # being told to end is like Ctrl-C: the run ends with us
+    # Being told to end is like Ctrl-C: the run ends with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return demo(parser().parse_args(argv))
     except DemoError as error:

@@ -102,9 +102,8 @@ def _lora(model):
         modules_to_save=head_modules(model),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # PEFT asks transformers for a renamed attribute
+        # PEFT asks transformers for a renamed attribute.
+        warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
 
 

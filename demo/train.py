@@ -27,9 +27,8 @@ from demo.model import load_model
 WARM_UP = 0.1  # share of the steps
 CLIP = 1.0  # gradient norm
 EVAL_BATCH = 64  # examples
-tqdm.set_lock(
-    threading.RLock()
-)  # one process writes a bar: no semaphore to be left behind when it is ended
+# One process writes a bar: no semaphore to be left behind when it is ended.
+tqdm.set_lock(threading.RLock())
 
 
 @dataclass(frozen=True)
@@ -108,14 +107,12 @@ def memory(task, method, settings):
     batches = batches_of(task, settings)
     longest = max(batches, key=lambda batch: batch["input_ids"].numel())
     model = load_model(task, settings.seed)
-    for parameter in (
-        model.parameters()
-    ):  # a loaded weight is a mapped file that is resident only where it was read
+    # A loaded weight is a mapped file that is resident only where it was read.
+    for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     with torch.no_grad():
-        model(
-            **longest
-        )  # what a forward brings in, libraries and their buffers, is no cost of training
+        # What a forward brings in, libraries and their buffers, is no cost of training.
+        model(**longest)
     settle()
     level = resident_bytes()
 

@@ -42,9 +42,8 @@ def activate(x, ACTIVATION: tl.constexpr):
         value, slope = x * below, below + x * (0.3989422804014327 * tl.exp(-0.5 * x * x))
     elif ACTIVATION == "gelu_tanh":  # 0.5 * (1 + tanh(u)) is the logistic function at 2 u
         value = _times_logistic(x, x * (1.5957691216057308 + 0.07135481627260025 * (x * x)))
-        b = tl.where(x < -20, -20.0, tl.where(x > 20, 20.0, x)).to(
-            x.dtype
-        )  # the density is 0 there, and no square overflows
+        # The density is 0 there, and no square overflows.
+        b = tl.where(x < -20, -20.0, tl.where(x > 20, 20.0, x)).to(x.dtype)
         below, density = _logistic(b * (1.5957691216057308 + 0.07135481627260025 * (b * b)))
         slope = below + b * density * (1.5957691216057308 + 0.21406444881780075 * (b * b))
     else:

@@ -19,12 +19,8 @@ TRITON_DTYPES = {
     torch.int32: tl.int32,
     torch.int64: tl.int64,
 }
-INTEGERS = (
-    "index",
-    "bits",
-    "positive",
-    "numbers",
-)  # names of arguments that are no floating-point numbers
+# Names of arguments that are no floating-point numbers.
+INTEGERS = ("index", "bits", "positive", "numbers")
 INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": "[nnz]"}
 
 
@@ -87,9 +83,8 @@ def round_to(x, DTYPE: tl.constexpr):
     """
     if x.dtype == tl.float64 and DTYPE != tl.float64:
         x = x.to(tl.float32)
-    if (
-        INTERPRETED and DTYPE == tl.bfloat16 and x.dtype != tl.bfloat16
-    ):  # the interpreter's own cast truncates
+    # The interpreter's own cast truncates.
+    if INTERPRETED and DTYPE == tl.bfloat16 and x.dtype != tl.bfloat16:
         x = x.to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)

@@ -78,9 +78,8 @@ def _nonfinite_kernel(
     g = tl.load(_pointer(row_ptr, GRAD, VALUE, ALIGNED) + offs, mask=offs < count, other=0.0)
     g = g.to(tl.float64 if VALUE == tl.float64 else tl.float32)
     bad = (g != g) | (tl.abs(g) == float("inf"))
-    tl.store(
-        found_inf_ptr, 1.0, mask=tl.max(bad.to(tl.int32), axis=0) > 0
-    )  # every writer writes the same
+    # Every writer writes the same.
+    tl.store(found_inf_ptr, 1.0, mask=tl.max(bad.to(tl.int32), axis=0) > 0)
 
 
 @triton.jit
@@ -134,9 +133,8 @@ def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
         b = (start // size).to(tl.int32) + inner // size.to(tl.int32)
         inner = inner % size.to(tl.int32)
         if KIND == "blocks":
-            b = tl.minimum(
-                b, tl.load(row_ptr + NUM).to(tl.int32) - 1
-            )  # locate loads the index of b unmasked
+            # `locate` loads the index of b unmasked.
+            b = tl.minimum(b, tl.load(row_ptr + NUM).to(tl.int32) - 1)
             m, n = inner // size_n.to(tl.int32), inner % size_n.to(tl.int32)
         else:
             m, n = b, inner
@@ -147,9 +145,8 @@ def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
 def _adamw(p, g, m, v, c_ptr, MATH: tl.constexpr):
     """One step of decoupled weight decay Adam (Loshchilov and Hutter, 2019)."""
     p *= tl.load(c_ptr).to(MATH)
-    share = tl.load(c_ptr + 1).to(
-        MATH
-    )  # of the gradient in exp_avg; as in torch.lerp the nearer end is where it starts from
+    # The gradient's share in exp_avg; as in torch.lerp, the nearer end is where it starts from.
+    share = tl.load(c_ptr + 1).to(MATH)
     m = tl.where(share < 0.5, m, g) + (g - m) * tl.where(share < 0.5, share, share - 1)
     v = v * tl.load(c_ptr + 2).to(MATH) + g * g * tl.load(c_ptr + 3).to(MATH)
     step_size = tl.load(c_ptr + 4).to(MATH)

@@ -52,12 +52,10 @@ def _panel(
     BLOCK_T: tl.constexpr,
 ):
     """One tile of one problem."""
-    p_ptr = pick(
-        problems, program, 0
-    )  # [tokens, features_p], the operand whose panel a program takes
-    q_ptr = pick(
-        problems, program, 1
-    )  # [tokens, features_q], the operand whose features it gathers
+    # [tokens, features_p], the operand whose panel a program takes
+    p_ptr = pick(problems, program, 0)
+    # [tokens, features_q], the operand whose features it gathers
+    q_ptr = pick(problems, program, 1)
     order_ptr = pick(problems, program, 2)  # [n]
     others_ptr = pick(problems, program, 3)  # [n]
     tiles_ptr = pick(problems, program, 4)  # [tiles, 4]
@@ -284,9 +282,8 @@ def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
     subs = cdiv(size_p, tile["BLOCK_P"])
     chunk = chunk_of_tokens(tokens, index.size(0), block_h, block_w)
     splits = max(1, cdiv(tokens, chunk)) if chunk else 1
-    direct = (
-        splits == 1 and not accumulate
-    )  # old values beside the sums and an address for each do not fit the registers
+    # Old values beside the sums and an address for each do not fit the registers.
+    direct = splits == 1 and not accumulate
     out = values if direct else values.new_empty(splits, numel, dtype=torch.float32)
     dot = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(p.dtype, tl.float32)
     if INTERPRETED.value and dot == tl.bfloat16:

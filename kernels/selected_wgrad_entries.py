@@ -24,9 +24,8 @@ STRIPS_FROM = {2: 0.005, 4: 0.03, 8: 0.014}
 # of sectors a token for an entry in bf16, against 4 bytes read and written for each feature.
 COMPACT_BELOW = 1 / 16
 BLOCK_T = 128  # tokens of a run: 256 bytes of 16-bit values, an entry for half a warp
-MOST_T = (
-    65535 // 2 * BLOCK_T
-)  # tokens of a part: a grid, of 64 of them, ends there in its second dimension
+# Tokens of a part: a grid, of 64 of them, ends there in its second dimension.
+MOST_T = 65535 // 2 * BLOCK_T
 
 
 @triton.jit

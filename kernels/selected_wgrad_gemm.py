@@ -19,9 +19,8 @@ WORKSPACE = 32 << 20  # bytes of features gathered at a time
 # of 5.5 TB/s of cache against 2 FLOP an entry at 87 % of 790 TFLOP/s; blocks of 64 x 64 reach it at
 # 33 %. Wider ones by their share: each panel is a thin product by itself.
 DENSE_LOADS, DENSE_SHARE = 1 / 156, 0.6
-_WIDE_OUTPUT = hasattr(
-    torch.ops.aten.mm, "dtype"
-)  # mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
+# mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
+_WIDE_OUTPUT = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def accumulator(*operands):

@@ -42,9 +42,8 @@ class Panels(NamedTuple):
     others: torch.Tensor  # int32 [n], coordinate of each of them along the gathered operand
     groups: list  # of (panel, position in order of its first block, number of its blocks)
     width: int
-    tiles: (
-        torch.Tensor
-    )  # int32 [tiles, 4], the work of a program: a group, and its first gathered column
+    # int32 [tiles, 4], the work of a program: a group, and its first gathered column
+    tiles: torch.Tensor
     loads: int  # features that all programs load for one token
 
 

@@ -154,9 +154,8 @@ def assert_elementwise(results, want, plain, slack=2.0**-126):
     """
     for got, exact, theirs in zip(results, want, plain, strict=True):
         assert got.dtype == theirs.dtype and got.is_contiguous()
-        if (
-            got.dtype == torch.float64
-        ):  # then the truth itself is plain PyTorch's, whose slopes lose |input| eps to 1 - sigmoid
+        # Then the truth itself is plain PyTorch's, whose slopes lose |input| eps to 1 - sigmoid.
+        if got.dtype == torch.float64:
             slack = 200 * torch.finfo(torch.float64).eps * exact.abs().amax().item()
         assert_as_good_as_plain(got, exact, theirs, slack)
         error, bound = ((t.cpu().double() - exact).abs().mean().item() for t in (got, theirs))

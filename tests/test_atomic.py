@@ -137,9 +137,8 @@ def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
         NEW.save(tmp_path / "another plan")
         assert len(os.listdir(tmp_path)) == 4  # which is none of that one's business
         NEW.save(path)
-        assert (
-            len(os.listdir(tmp_path)) == 3 and sft.Plan.load(path) == NEW
-        )  # the living one's is there
+        # The living one's is there.
+        assert len(os.listdir(tmp_path)) == 3 and sft.Plan.load(path) == NEW
         alive.communicate(timeout=30)
         assert alive.returncode == 0 and path.read_bytes() == b"half"
         assert sorted(os.listdir(tmp_path)) == ["another plan", "plan"]

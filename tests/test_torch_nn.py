@@ -116,9 +116,8 @@ def made(name, number):
     module = CLASSES[name](*arguments, **options)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(
-                torch.randn_like(parameter), alpha=0.1
-            )  # no bias and no norm is left at 0 or 1
+            # No bias and no norm is left at 0 or 1.
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return module, inputs
 
 

@@ -54,9 +54,8 @@ def _is_faster(input, name):
         or not plain([input])
     ):
         return False
-    return (
-        input.numel() >= WORTH[input.dtype][name] and input.is_contiguous()
-    )  # other layouts are kept by torch's own
+    # Other layouts are kept by torch's own.
+    return input.numel() >= WORTH[input.dtype][name] and input.is_contiguous()
 
 
 def _remake(name, node):

@@ -48,9 +48,8 @@ class Given:
 def attach(module: nn.Module, name: str, forward: Callable) -> None:
     """Let `module` run `forward(module, …)` under one of ATTRIBUTES."""
     given = module.__dict__.get(_MARK)
-    others = (
-        given.forwards if given is not None and given.module is module else {}
-    )  # not those of a copied module
+    # Not those of a copied module.
+    others = given.forwards if given is not None and given.module is module else {}
     _give(Given(module, {**others, name: forward}))
 
 
@@ -118,10 +117,8 @@ def _replica(module: nn.Module) -> nn.Module:
     return replica
 
 
-_COPYING = {
-    "__getstate__": _state,
-    "_replicate_for_data_parallel": _replica,
-}  # looked for on the instance first
+# Looked for on the instance first.
+_COPYING = {"__getstate__": _state, "_replicate_for_data_parallel": _replica}
 
 
 def _is_given(module, name, value):

@@ -168,9 +168,8 @@ def _asks_for_its_name(module: str) -> bool:
 def _code_of(namespace: Mapping[str, Any], module: str) -> Iterator[types.CodeType]:
     """The compiled functions that a Python module, or a class of it, holds itself."""
     for value in list(namespace.values()):
-        value = getattr(value, "fget", None) or getattr(
-            value, "__func__", value
-        )  # of a property, of a class method
+        # Of a property, of a class method.
+        value = getattr(value, "fget", None) or getattr(value, "__func__", value)
         if getattr(value, "__module__", None) != module:
             continue
         if isinstance(value, type):

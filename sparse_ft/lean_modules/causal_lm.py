@@ -56,9 +56,8 @@ def language_models(model: nn.Module) -> Iterator[Found]:
 
 
 def _head(module: nn.Module) -> nn.Module | None:
-    if not hasattr(
-        type(module), "get_output_embeddings"
-    ):  # asked of the class: a wrapper hands on what its model has
+    # Asked of the class: a wrapper hands on what its model has.
+    if not hasattr(type(module), "get_output_embeddings"):
         return None
     try:
         return module.get_output_embeddings()
@@ -99,9 +98,8 @@ def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     with labels.
     """
     if not is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
-        if input.dtype == module.weight.dtype or torch.is_autocast_enabled(
-            input.device.type
-        ):  # torch says what is wrong
+        # For other dtypes torch says what is wrong.
+        if input.dtype == module.weight.dtype or torch.is_autocast_enabled(input.device.type):
             logits = DeferredLogits.of(module, input, linear_forward)
             _deferring.heads[-1][1].append(logits)
             return logits

@@ -19,9 +19,8 @@ from .register import lean_for
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-_found = (
-    WeakTensorKeyDictionary()
-)  # index of a Columns selection -> (kernel elements, the channels it consists of or None)
+# Index of a Columns selection -> (kernel elements, the channels it consists of or None).
+_found = WeakTensorKeyDictionary()
 
 
 @lean_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -202,9 +201,8 @@ class _Convolution(torch.autograd.Function):
         grad_input = grad_values = grad_bias = None
         if ctx.needs_input_grad[0]:
             like = stand_in(ctx.like, grad_output)
-            grad_input = _backward(
-                grad_output, like, weight.to(grad_output.dtype), ctx.options, 0
-            )  # autograd casts it
+            # Autograd casts it.
+            grad_input = _backward(grad_output, like, weight.to(grad_output.dtype), ctx.options, 0)
         if kept is not None:
             of_output = grad_output if ctx.by_input else grad_output.index_select(1, ctx.channels)
             part = weight.index_select(ctx.dimension, ctx.channels).to(grad_output.dtype)
@@ -230,10 +228,8 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 def _convolve(input, weight, bias, options):
     if is_compiling():
         return _function(input, weight, bias, *options)
-    with (
-        torch.enable_grad(),
-        below_autograd(),
-    ):  # torch chooses its kernel by whether a backward follows
+    # Torch chooses its kernel by whether a backward follows.
+    with torch.enable_grad(), below_autograd():
         return _function(input, weight, bias, *options)
 
 

@@ -124,9 +124,8 @@ def _is_ours(x, convolution):
         return False
     if type(convolution) not in CONVOLUTIONS or is_hooked_in_backward(convolution):
         return False
-    if (
-        "forward" in convolution.__dict__ and lean_forward_of(convolution) is None
-    ):  # it may keep what it returns
+    # It may keep what it returns.
+    if "forward" in convolution.__dict__ and lean_forward_of(convolution) is None:
         return False
     if not all(getattr(hook, "holds_nothing", False) for hook in forward_hooks(convolution)):
         return False
@@ -152,9 +151,8 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx, grad_output):
         weight, var, bits = ctx.saved_tensors
         if bits is not None:
-            grad_output = grad_output.contiguous(
-                memory_format=ctx.format
-            )  # the order that the bits are in
+            # The order that the bits are in.
+            grad_output = grad_output.contiguous(memory_format=ctx.format)
         return (
             ops.batch_norm_backward(grad_output, weight, var, ctx.eps, bits),
             None,

@@ -56,9 +56,8 @@ class DeferredLogits(torch.Tensor):
     @staticmethod
     def __new__(cls, origin, hidden, dtype, parent=None):
         head = origin.head
-        in_its_place = (
-            "weight" in head._parameters
-        )  # a replica of nn.DataParallel has it as an attribute
+        # A replica of nn.DataParallel has it as an attribute.
+        in_its_place = "weight" in head._parameters
         weight = stored(head, "weight") if in_its_place else head.weight
         shape = *hidden.shape[:-1], weight.size(0)
         return make_wrapper(cls, shape, dtype=dtype, device=hidden.device, requires_grad=False)

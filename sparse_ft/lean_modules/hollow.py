@@ -12,9 +12,8 @@ def hollow(tensor):
     """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they
     choose a memory format.
     """
-    if (
-        tensor.is_contiguous() or is_compiling()
-    ):  # which lays out memory itself, and strides of unknown sizes
+    # A compiler lays out memory itself, and strides of unknown sizes.
+    if tensor.is_contiguous() or is_compiling():
         return tensor.shape, None
     return tensor.shape, torch.empty_like(tensor, device="meta").stride()
 

@@ -97,9 +97,8 @@ def layer_norm(input, shape, weight, bias, eps):
 def _remake_layer_norm(shape, eps, dtype):
     def make(input, mean, rstd, weight, bias, features=None):
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-        if (
-            features is None or mean.dtype != wide
-        ):  # torch rounds mean and rstd of 16-bit tensors after their use
+        # Torch rounds mean and rstd of 16-bit tensors after their use.
+        if features is None or mean.dtype != wide:
             return cast(select(F.layer_norm(input, shape, weight, bias, eps), features), dtype)
         output = cast(select(input, features), wide).sub_(mean).mul_(rstd)
         if weight is not None:
@@ -111,13 +110,8 @@ def _remake_layer_norm(shape, eps, dtype):
     return make
 
 
-EPS = (
-    "variance_epsilon",
-    "eps",
-    "epsilon",
-    "norm_eps",
-    "layer_norm_epsilon",
-)  # what a norm may call it
+# Names that a norm may give its epsilon.
+EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon")
 PAIRS = (  # dtypes of input and weight
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.bfloat16),

@@ -98,9 +98,8 @@ def _is_one_pass(input, kernel):
 def _places(tensor, output, ctx):
     dims = len(ctx.window[0])
     about = tuple(ctx.like[0][-dims:]), tuple(output.shape[-dims:]), *ctx.window[:4], tensor.device
-    return (
-        _known_places(*about) if plain((tensor,)) else _new_places(*about)
-    )  # a dry run has tensors of its own
+    # A dry run has tensors of its own.
+    return _known_places(*about) if plain((tensor,)) else _new_places(*about)
 
 
 def _new_places(size, out_size, kernel, stride, padding, dilation, device):

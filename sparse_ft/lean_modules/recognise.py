@@ -20,9 +20,8 @@ from .register import BY_CLASS, BY_PROBE, attribute_of
 
 # Each of these registers its lean forwards when it is imported.
 ROOMS = activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
-Found = tuple[
-    Callable | None, str
-]  # (forward, ""), (None, why not), or (None, "") where nothing can be won
+# (forward, ""), (None, why not), or (None, "") where nothing can be won
+Found = tuple[Callable | None, str]
 UNKNOWN = "its forward is not one that is known"
 
 # Of torch's: as lean as can be.

@@ -128,10 +128,8 @@ def _from_config(config, dtype):
             "model_or_config: expected an nn.Module or a transformers config, got"
             f" {type(config).__name__}"
         )
-    config, dtype = (
-        copy.deepcopy(config),
-        dtype or config.dtype or torch.float32,
-    )  # it is written to
+    dtype = dtype or config.dtype or torch.float32
+    config = copy.deepcopy(config)  # it is written to
     _keep_off_the_network(config, base)
     architectures = getattr(config, "architectures", None) or [None]
     cls = (

@@ -60,10 +60,9 @@ class Watching:
         self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._own, self._seen, self._stack = model_storages(model), Watched(), [""]
         self._packed = weakref.WeakSet()
-        self._when, self._where = (
-            [0],
-            [""],
-        )  # from this sequence number of autograd on, this module ran
+        # From this sequence number of autograd on, this module ran.
+        self._when = [0]
+        self._where = [""]
 
     def __enter__(self):
         outer = hooks_in_force()  # hooks do not nest: ours goes through it
@@ -178,7 +177,6 @@ def unchanged(model):
             with torch.no_grad():
                 for module, name, buffer, copy in buffers:
                     module._buffers[name] = buffer
-                    if not torch.equal(
-                        buffer, copy
-                    ):  # batch normalisation leaves no trace in the version
+                    # Batch normalisation leaves no trace in the version.
+                    if not torch.equal(buffer, copy):
                         buffer.copy_(copy)

@@ -30,9 +30,8 @@ def test_optimizer_bytes():
     assert memory.optimizer_bytes(optimizer) == 0
     weight.grad = torch.ones(1000)
     optimizer.step()
-    assert (
-        memory.optimizer_bytes(optimizer) == 2 * weight.nbytes + 4
-    )  # exp_avg, exp_avg_sq and a float32 step
+    # exp_avg, exp_avg_sq and a float32 step
+    assert memory.optimizer_bytes(optimizer) == 2 * weight.nbytes + 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -42,9 +42,8 @@ def test_every_benchmark_runs(op, quickly):
     )
     timed = [r for r in records if r.p50 is not None]
     assert all(r.p20 is None or r.p20 <= r.p50 <= r.p80 for r in timed) and timed
-    assert all(
-        r.p50 >= 0 for r in timed if not r.case.endswith(": wgrad")
-    )  # a difference: noise may make it negative
+    # A difference: noise may make it negative.
+    assert all(r.p50 >= 0 for r in timed if not r.case.endswith(": wgrad"))
     assert all(r.note for r in records if r.p50 is None)
     assert all(m.measured is None or m.measured > 0 for m in musts) and (
         musts or op in ("breakdown", "gather_selected", "scatter_selected")

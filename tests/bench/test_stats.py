@@ -19,9 +19,8 @@ def test_quantile_of_one_and_of_none():
 def test_ratios_are_paired_by_round():
     drifting = {0: 1.0, 1: 10.0, 2: 100.0}
     assert stats.paired_ratio({r: 2 * t for r, t in drifting.items()}, drifting) == 2
-    assert (
-        stats.paired_ratio({1: 30.0, 7: 1.0}, drifting) == 3
-    )  # only the rounds that both took part in
+    # Only the rounds that both took part in.
+    assert stats.paired_ratio({1: 30.0, 7: 1.0}, drifting) == 3
     assert stats.paired_ratio({5: 1.0}, drifting) is None
 
 

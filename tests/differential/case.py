@@ -407,9 +407,8 @@ def draw_optimizer(rng, case):
         options["betas"] = rng.choice(((0.0, 0.99), (0.5, 0.9)))
     case = case._replace(optimizer=name, options=options)
     if OPTIMIZERS[name].in_backward:
-        backward = (
-            rng.choice(("plain", "of two")) if case.checkpointing != "reentrant" else "plain"
-        )  # refused by name
+        # Refused by name.
+        backward = rng.choice(("plain", "of two")) if case.checkpointing != "reentrant" else "plain"
         return case._replace(accumulate=1, set_to_none=True, backward=backward)
     way = rng.choice(("closure", "scaler", "split", *[None] * 7))  # one of them at most
     if way == "scaler" and not OPTIMIZERS[name].scales or way == "split" and len(case.plan) < 2:

@@ -110,9 +110,8 @@ def spoken(case, selective, dense):
     """Every selected parameter got a gradient or a warning names it; nothing else is warned of."""
     missing = "no gradient reached"
     named = [message for message in selective.messages if missing in message]
-    for name in (
-        selective.silent if case.optimizer != "master copies" else ()
-    ):  # nobody tells who stepped there
+    # Nobody tells who stepped there.
+    for name in selective.silent if case.optimizer != "master copies" else ():
         if selective.plan[name] != "all" and not any(name in message for message in named):
             return f"{name} had no gradient, and no warning names it"
     never = {name for name in selective.plan if all(step[name] is None for step in dense.gradients)}

@@ -445,6 +445,5 @@ class Selective(Run):
     def finish(self):
         self.final = self.weights()
         self.after_revert = sft.revert(self.model)
-        torch.optim.SGD(
-            [nn.Parameter(torch.ones(1))], 0.1
-        ).step()  # of something else, while the old optimisers live
+        # Of something else, while the old optimisers live.
+        torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1).step()

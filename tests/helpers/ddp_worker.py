@@ -27,9 +27,8 @@ OPTIMIZERS = {
     "by chance, 16 bit": lambda ps: sft.SelectiveAdamW(ps, 1e-2, stochastic_rounding=True),
     "corrected, 16 bit": lambda ps: sft.SelectiveAdamW(ps, 1e-2, correction=True),
 }
-EXACT = [
-    name for name in OPTIMIZERS if "16 bit" not in name
-]  # in fp64, where the joint batch gives the same weights
+# In fp64, where the joint batch gives the same weights.
+EXACT = [name for name in OPTIMIZERS if "16 bit" not in name]
 
 
 class Net(nn.Module):
@@ -37,9 +36,8 @@ class Net(nn.Module):
         super().__init__()
         self.embed, self.first, self.second = nn.Embedding(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
         self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
-        self.register_buffer(
-            "offset", torch.ones(5)
-        )  # DDP broadcasts buffers at every forward: this one, and no other
+        # DDP broadcasts buffers at every forward: this one, and no other.
+        self.register_buffer("offset", torch.ones(5))
 
     def forward(self, tokens):
         x = torch.tanh(self.first(self.embed(tokens))) + self.offset.mean()

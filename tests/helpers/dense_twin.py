@@ -211,9 +211,8 @@ def assert_reverted(model, born, plan, moved):
         for m in model.modules()
         for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())
     ]
-    assert not [
-        hook for hook in hooks if hook.__module__.startswith("sparse_ft")
-    ]  # transformers has hooks of its own
+    # Transformers has hooks of its own.
+    assert not [hook for hook in hooks if hook.__module__.startswith("sparse_ft")]
     assert list(model.state_dict()) == list(born.state_dict())
     for (name, now), before in zip(model.named_parameters(), born.parameters(), strict=True):
         assert torch.equal(bits(now), bits(moved[name])), f"{name} has other bits after revert"

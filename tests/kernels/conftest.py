@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(
-    str(Path(__file__).parent)
-)  # `import compiled`, which importlib mode would not find
+# `import compiled`, which importlib mode would not find
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

@@ -271,9 +271,8 @@ def test_launches_do_not_grow_with_the_number_of_tensors(monkeypatch):
     for count in (1, 12):
         launches.clear()
         Problem(["rows"] * count, [(16,)] * count).step(skip_nonfinite=True)
-        assert (
-            len(launches) == 5
-        )  # for rows and for plain parameters: check and update; and the steps
+        # For rows and for plain parameters: check and update; and the steps.
+        assert len(launches) == 5
 
 
 def test_bad_input_is_named():

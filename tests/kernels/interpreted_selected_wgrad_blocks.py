@@ -35,14 +35,12 @@ def panels_however_many(monkeypatch):
 
 NAMED = {name: case for name, case in CASES.items() if case[2] == "blocks" and case[3].numel()}
 NAMED |= {
-    "one-block-row": grid(
-        40, 330, 16, 16, [[1, i] for i in range(21)]
-    ),  # more than one tile of 256, and a ragged last one
+    # More than one tile of 256, and a ragged last one.
+    "one-block-row": grid(40, 330, 16, 16, [[1, i] for i in range(21)]),
     "one-block-column": grid(330, 40, 16, 16, [[i, 2] for i in range(21)]),
     "columns-of-32": grid(100, 70, 32, 32, [[0, 1], [1, 1], [2, 0], [2, 1], [3, 1], [3, 2]]),
-    "panel-of-64": grid(
-        64, 256, 64, 48, [[0, 0], [0, 2], [0, 3], [0, 4], [0, 5]]
-    ),  # a tile of 256 cuts a block
+    # A tile of 256 cuts a block.
+    "panel-of-64": grid(64, 256, 64, 48, [[0, 0], [0, 2], [0, 3], [0, 4], [0, 5]]),
     "panel-of-two-tiles": grid(150, 32, 150, 16, [[0, 0], [0, 1]]),
     "every-block": grid(48, 80, 16, 16, [[i, j] for i in range(3) for j in range(5)]),
 }

@@ -61,9 +61,8 @@ def test_a_small_workspace_gives_the_same_values(method, name, monkeypatch):
     """Whole numbers: neither the parts of the tokens nor the rows of a strip can show."""
     case = CASES[name]
     pair = [torch.randint(-8, 9, (TOKENS, size), device=DEVICE).half() for size in case[:2]]
-    monkeypatch.setattr(
-        selected_wgrad_entries, "WORKSPACE", 4 * case[1] * 4
-    )  # four rows of a strip; 128 tokens
+    # Four rows of a strip; 128 tokens.
+    monkeypatch.setattr(selected_wgrad_entries, "WORKSPACE", 4 * case[1] * 4)
     for accumulate in (False, True):
         values = torch.full((len(case[3]),), 3.0, device=DEVICE)
         method(values, *pair, case[3], accumulate)

@@ -97,9 +97,8 @@ def test_the_bits_of_each_alone(group, dtype, monkeypatch):
     for values_grad, problem in zip(alone, one_by_one(lists)):
         selected_wgrad_triton_(values_grad, *problem)
     assert same(found, alone)
-    for values, (grad_output, input, *layout) in zip(
-        want, one_by_one(lists)
-    ):  # nor are those bits wrong together
+    # Nor are those bits wrong together.
+    for values, (grad_output, input, *layout) in zip(want, one_by_one(lists)):
         case = grad_output.size(1), input.size(1), *layout
         plain, exact = (
             gather(grad_output.to(wide).T @ input.to(wide), case)
@@ -119,10 +118,8 @@ def test_launches_are_shared(monkeypatch):
     index = [torch.tensor(i, device=DEVICE) for *_, i in layers]
     grids = count_launches(monkeypatch)
     selected_wgrad_grouped_triton(*lists, ["blocks"] * 5, index, [16] * 10)
-    assert grids == {
-        "_panel_kernel": [(15,)],
-        "_sum_splits_kernel": [],
-    }  # three panels of a layer, five layers
+    # Three panels of a layer, five layers.
+    assert grids == {"_panel_kernel": [(15,)], "_sum_splits_kernel": []}
     into = [torch.zeros(5, 16, 16, device=DEVICE) for _ in layers]
     selected_wgrad_grouped_triton_(into, *lists, ["blocks"] * 5, index, [16] * 10)
     assert [len(grid) for grid in grids.values()] == [2, 1]

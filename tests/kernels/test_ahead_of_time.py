@@ -109,9 +109,8 @@ def test_adamw(layout, dtype, capability, record, tmp_path):
     nonfinite, _, update = adamw_launches(record, layout, dtype)
     result = compile_launch(update, capability, tmp_path)
     check_resources(result, capability)
-    streams = 4 * (
-        1 if dtype == torch.bfloat16 else 2
-    )  # values, grads and two moments, 8 entries a thread
+    # values, grads and two moments, 8 entries a thread
+    streams = 4 * (1 if dtype == torch.bfloat16 else 2)
     assert count(result, "LDG.E.128") >= streams, "narrow loads"
     if layout == "plain":
         check_resources(compile_launch(nonfinite, capability, tmp_path), capability)

@@ -156,9 +156,8 @@ def test_dots(nnz, dtype, capability, record, tmp_path):
     for name, launch in launches.items():
         result = compile_launch(launch, capability, tmp_path)
         check_resources(result, capability)
-        wide = (
-            8 if name == "_dots_kernel" else nnz == 4000
-        )  # 64 features apart from each other are loads of an element each
+        # 64 features apart from each other are loads of an element each
+        wide = 8 if name == "_dots_kernel" else nnz == 4000
         assert count(result, "LDG.E.128") >= wide, "narrow loads"
         assert name == "_dots_kernel" or count(result, "STG.E.128") >= 4, "narrow stores"
 

@@ -124,9 +124,8 @@ def test_the_streams_of_a_step_are_wide(architecture, compiled_kernels):
         mine = [found for found in compiled_kernels[architecture] if found[0] == kernel]
         assert len(mine) >= 4
         for _, sizes, _, opcodes in mine:
-            if (
-                kernel == "masked_adamw_kernel" or sizes[0] < 8
-            ):  # of doubles only the half with the exponent is looked at
+            # Of doubles only the half with the exponent is looked at.
+            if kernel == "masked_adamw_kernel" or sizes[0] < 8:
                 codes = 2 if sizes[-1] == 1 and loads > 1 else 0
                 check_streams(opcodes, loads - codes, stores - codes)
 

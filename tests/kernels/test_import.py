@@ -11,9 +11,8 @@ import pytest
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-FOLDER = pathlib.Path(
-    __file__
-).parent  # not the root, whose sparse_ft would shadow the installed one
+# Not the root, whose sparse_ft would shadow the installed one.
+FOLDER = pathlib.Path(__file__).parent
 PREPARE = "import torch\nx, i = torch.zeros(2, 2), torch.tensor([0])\n"
 CALLS = {
     "layout": "raise SystemExit",

@@ -78,9 +78,8 @@ def test_an_inference_tensor_is_served():
 
 
 def test_strips_are_slices():
-    index = torch.tensor(
-        [0, 3, 8, 9, 30, 39], dtype=torch.int32
-    )  # of 7 rows of 6: rows 0, 0, 1, 1, 5, 6
+    # Of 7 rows of 6: rows 0, 0, 1, 1, 5, 6.
+    index = torch.tensor([0, 3, 8, 9, 30, 39], dtype=torch.int32)
     assert strips(index, 7, 6, 2) == [(0, 2, 0, 4), (4, 6, 4, 5), (6, 7, 5, 6)]
     assert strips(index, 7, 6, 7) == [(0, 7, 0, 6)]
 
@@ -98,9 +97,8 @@ def test_strips_of_blocks_are_slices():
 def test_splits_follow_shape_and_density():
     chunk = selected_wgrad_blocks.chunk_of_tokens
     assert chunk(0, 9, 64, 64) == 0
-    assert (
-        chunk(100, 9, 64, 64) == 128
-    )  # one split: below 512 tokens a partial sum costs more than it spreads
+    # One split: below 512 tokens a partial sum costs more than it spreads.
+    assert chunk(100, 9, 64, 64) == 128
     assert chunk(8192, 1, 64, 64) == 512  # one block: as many splits as the tokens allow
     assert chunk(8192, 41, 64, 64) == 512
     assert chunk(8192, 410, 64, 64) == 2752  # three: 103 programs would fill less than half of 264

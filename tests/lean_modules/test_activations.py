@@ -21,9 +21,8 @@ NAMES = pytest.mark.parametrize("name", MODULES)
 def small_inputs_count(monkeypatch):
     worth = {dtype: dict.fromkeys(names, 100) for dtype, names in activations.WORTH.items()}
     monkeypatch.setattr(activations, "WORTH", worth)
-    monkeypatch.setitem(
-        ops.SERVED["activation"], "cpu", ("native", "")
-    )  # without it too: the reference is the same function
+    # Without it too: the reference is the same function.
+    monkeypatch.setitem(ops.SERVED["activation"], "cpu", ("native", ""))
 
 
 @pytest.fixture

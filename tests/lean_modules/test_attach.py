@@ -59,9 +59,8 @@ def test_generate_takes_the_arguments_of_the_class(llama):
 @pytest.fixture
 def prepared(llama):
     accelerate = pytest.importorskip("accelerate")
-    accelerate.state.AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # one a process, and a Trainer may have made it
+    # One a process, and a Trainer may have made it.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     yield accelerator, llama[0], accelerator.prepare(llama[0])
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -114,9 +114,8 @@ def test_an_encoder_and_a_decoder_make_no_mask_twice(made_masks):
     bart, inputs = padded_bart(layers=4)
     assert sft.lean(bart).attention
     out = bart(**inputs)
-    assert (
-        len(made_masks) == 12
-    )  # four layers of an encoder, and of a decoder with two attentions each
+    # Four layers of an encoder, and of a decoder with two attentions each.
+    assert len(made_masks) == 12
     assert len({mask.data_ptr() for mask in made_masks}) == 3
     assert out.logits.isfinite().all()
 
@@ -209,13 +208,11 @@ def test_a_model_that_asks_for_the_name_keeps_it():
     model = transformers.FalconModel(config)
     assert not sft.lean(model).attention
     assert model.config._attn_implementation == "sdpa"
-    assert (
-        attention._asks_for_its_name("transformers.models.deepseek_v32.modeling_deepseek_v32")
-        is False
-    )  # not imported
-    importlib.import_module("transformers.models.deepseek_v32.modeling_deepseek_v32")
+    deepseek = "transformers.models.deepseek_v32.modeling_deepseek_v32"
+    assert attention._asks_for_its_name(deepseek) is False  # not imported
+    importlib.import_module(deepseek)
     attention._asks_for_its_name.cache_clear()
-    assert attention._asks_for_its_name("transformers.models.deepseek_v32.modeling_deepseek_v32")
+    assert attention._asks_for_its_name(deepseek)
 
 
 def test_unpickled_in_another_process(model, tmp_path):

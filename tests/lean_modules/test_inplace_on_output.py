@@ -75,11 +75,8 @@ def cases():
         )
         found[NORMS[dims].__name__] = (lambda cls=NORMS[dims]: cls(3).eval()), shape, None
         found[POOLS[dims].__name__] = (lambda cls=POOLS[dims]: cls(2)), shape, None
-    found["large GELU"] = (
-        nn.GELU,
-        (2**10, 2**9),
-        None,
-    )  # large enough for the op that serves large tensors only
+    # Large enough for the op that serves large tensors only.
+    found["large GELU"] = (nn.GELU, (2**10, 2**9), None)
     found["BatchNorm1d, rank 2"] = (lambda: nn.BatchNorm1d(3).eval()), (2, 3), None
     found["convolution, norm and ReLU"] = (lambda: ResNetConvLayer(3, 3).eval()), (2, 3, 4, 4), None
     return found
@@ -122,9 +119,8 @@ IN_PLACE = {"add": lambda y: y.add_(1), "mul": lambda y: y.mul_(2), "relu": F.re
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize(
-    "name", [name for name in CASES if "ReLU" not in name]
-)  # torch's ReLU needs its output unchanged
+# torch's ReLU needs its output unchanged
+@pytest.mark.parametrize("name", [name for name in CASES if "ReLU" not in name])
 def test_in_place_on_the_output(name, context):
     plain, lean, x = build(name)
     for how in IN_PLACE.values():

@@ -47,10 +47,8 @@ def data():
 
 def test_each_storage_counts_once_under_the_module_that_saved_it_first():
     found = sft.memory.ledger(net(), data())
-    assert {row.module: row.bytes for row in found.rows} == {
-        "0": SIZE,
-        "1": SIZE,
-    }  # the second Linear saves the ReLU's output
+    # The second Linear saves the ReLU's output.
+    assert {row.module: row.bytes for row in found.rows} == {"0": SIZE, "1": SIZE}
     assert found.total == 2 * SIZE and found.devices == {"cpu": 2 * SIZE}
 
 
@@ -141,9 +139,8 @@ def test_save_on_cpu_shows_where_things_are(inside):
     else:
         with save_on_cpu(pin_memory=True):
             found = sft.memory.ledger(net(), data())
-    copies = (
-        3 * SIZE + WIDTH * WIDTH * 4
-    )  # the first input; the ReLU's output for itself and the second layer; its weight
+    # The first input; the ReLU's output for itself and the second layer; its weight.
+    copies = 3 * SIZE + WIDTH * WIDTH * 4
     assert found.devices == {"cpu": copies}
 
 
@@ -162,9 +159,8 @@ def test_autocast_copies_count():
     model = net(nn.Linear(WIDTH, WIDTH, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
         found = sft.memory.ledger(model, data())
-    assert (
-        found.total == SIZE // 2
-    )  # the cast input; a second copy, of the weight, is not needed by a frozen input
+    # The cast input; a second copy, of the weight, is not needed by a frozen input.
+    assert found.total == SIZE // 2
 
 
 def state(model):

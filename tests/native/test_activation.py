@@ -47,19 +47,15 @@ def test_as_exact_as_plain(variant, activation, dtype, shape):
 @DTYPE
 @NAMES
 def test_same_bits_for_every_thread_count_and_place(variant, activation, dtype):
-    grad, input = (
-        torch.randn(50, 3001, dtype=torch.float64).to(dtype) for _ in range(2)
-    )  # enough work for three threads
+    # Enough work for three threads.
+    grad, input = (torch.randn(50, 3001, dtype=torch.float64).to(dtype) for _ in range(2))
     want = native(grad, input, activation, threads=1)
     for threads in (2, 3, 7):
         assert all(
             same_bits(a, b) for a, b in zip(native(grad, input, activation, threads=threads), want)
         ), threads
-    for start, length in (
-        (1, 7),
-        (3, 1000),
-        (5, 33),
-    ):  # other pieces, other tails; rows that lie apart
+    # Other pieces, other tails; rows that lie apart.
+    for start, length in ((1, 7), (3, 1000), (5, 33)):
         part = slice(start, start + length)
         got = native(grad[:, part], input[:, part], activation)
         assert all(same_bits(a, b[:, part].contiguous()) for a, b in zip(got, want)), (

@@ -33,9 +33,8 @@ def test_the_same_for_every_thread_count(variant, dtype, extents):
                 first = plain if first is None else first
                 assert same_bits(plain, first) and same_bits(relu, plain.relu()), threads
                 assert torch.equal(bits, core.positive_bits(plain))
-            rounding = dict(
-                rtol=4 * torch.finfo(dtype).eps, atol=16 * torch.finfo(wide).eps
-            )  # not every variant has FMA
+            # Not every variant has FMA.
+            rounding = dict(rtol=4 * torch.finfo(dtype).eps, atol=16 * torch.finfo(wide).eps)
             torch.testing.assert_close(first, want, **rounding)
 
 

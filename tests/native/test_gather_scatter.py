@@ -56,9 +56,8 @@ def test_every_dtype_pair_and_mode(variant, kind, shape, which):
 @pytest.mark.parametrize("kind", KINDS)
 def test_swap_restores_every_bit(variant, kind, dtype):
     layout = oracle.layout(kind, (11, 13), "all")
-    noise = torch.randint(-(2**62), 2**62, (11 * 13 * 8,)).to(
-        torch.int8
-    )  # any bit pattern: NaN of both kinds, -0.0, subnormals
+    # Any bit pattern: NaN of both kinds, -0.0, subnormals.
+    noise = torch.randint(-(2**62), 2**62, (11 * 13 * 8,)).to(torch.int8)
     matrix = noise.view(dtype)[: 11 * 13].view(11, 13).clone()
     values = values_like(layout, matrix.shape, dtype)
     before, values_before = matrix.clone(), values.clone()

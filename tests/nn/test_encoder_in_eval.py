@@ -149,9 +149,8 @@ def test_inference_shows_the_trained_values(kind):
     with torch.no_grad():
         ours = model(TOKENS)
         sft.revert(model)
-        torch.testing.assert_close(
-            ours, model(TOKENS)
-        )  # our hooks make torch call each layer: other bits
+        # Our hooks make torch call each layer: other bits.
+        torch.testing.assert_close(ours, model(TOKENS))
 
 
 @pytest.mark.parametrize("kind, name", NESTED)

@@ -46,9 +46,8 @@ def cases():
     found = {}
     for kind, make in LAYERS.items():
         for rank, shape in SHAPES.items():
-            strided = rank > 1 and not (
-                kind == "Conv1D" and rank > 2
-            )  # of which transformers' own Conv1D makes no view
+            # Of which transformers' own Conv1D makes no view.
+            strided = rank > 1 and not (kind == "Conv1D" and rank > 2)
             for contiguous in (True, False) if strided else (True,):
                 x = torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape)
                 if not contiguous:

@@ -145,9 +145,8 @@ def test_to_empty_and_meta(selection):
 def test_a_weight_moved_away_is_not_held_in_memory():
     module = make(SELECTIONS["rows"])
     storage = StorageWeakRef(module._parameters["weight"].untyped_storage())
-    module._parameters["weight"].data = module._parameters[
-        "weight"
-    ].data.clone()  # as offloading does
+    # As offloading does.
+    module._parameters["weight"].data = module._parameters["weight"].data.clone()
     assert storage.expired()
     module(torch.randn(1, 10))
     assert shows(module)

@@ -63,9 +63,8 @@ def test_as_exact_as_plain(activated, activation, dtype, scale, device):
     "shape", [(1,), (7,), (1, 1), (2, 3, 5), (1, 1000), (1000, 1), (3, 700)], ids=str
 )
 def test_shapes(activated, shape, device):
-    check(
-        activated, *(torch.randn(shape, device=device) for _ in range(2)), "gelu", slack=1e-6
-    )  # few numbers: torch may be lucky
+    # Few numbers: torch may be lucky.
+    check(activated, *(torch.randn(shape, device=device) for _ in range(2)), "gelu", slack=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0)], ids=str)

@@ -20,9 +20,8 @@ def by_hand(x, signed):
         absmaxes.append(block.abs().max())
         for ratio in (block / absmaxes[-1] if absmaxes[-1] else block).double():
             distance = (ratio - numbers).abs()
-            code = int(
-                (distance <= distance.min() * (1 + 1e-6)).nonzero()[0]
-            )  # the lower code of two as near
+            # The lower code of two as near.
+            code = int((distance <= distance.min() * (1 + 1e-6)).nonzero()[0])
             codes.append(1 if not signed and code == 0 and ratio > 0 else code)
     return torch.tensor(codes, dtype=torch.uint8), torch.stack(absmaxes)
 
@@ -114,9 +113,8 @@ def test_maps_and_codes_are_bitsandbytes(signed):
     )
     error, theirs = ((dequantize(c, absmax, signed) - x).abs() for c in (ours, codes.view(-1)))
     kept_from_zero = (ours == 1) & (not signed)
-    assert (
-        (error <= theirs + 1e-6 * x.abs()) | kept_from_zero
-    ).all()  # on a CPU theirs are not always the nearest
+    # On a CPU theirs are not always the nearest.
+    assert ((error <= theirs + 1e-6 * x.abs()) | kept_from_zero).all()
     large = x.abs() > 0.1 * absmax.repeat_interleave(BLOCK)
     assert (codes.view(-1).int() - ours.int())[large].abs().max() <= 1
 
@@ -215,9 +213,8 @@ def test_some_tensors_may_have_full_moments(adamw_):
     assert (
         torch.equal(mixed.exp_avgs[0], full.exp_avgs[0]) and mixed.exp_avgs[1].dtype == torch.uint8
     )
-    assert all(
-        torch.equal(a, b) for a, b in zip(mixed.values, full.values)
-    )  # the first step knows no codes yet
+    # The first step knows no codes yet.
+    assert all(torch.equal(a, b) for a, b in zip(mixed.values, full.values))
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,8 @@ def test_as_exact_as_plain(gated, activation, dtype, scale, device):
     "shape", [(1,), (7,), (1, 1), (2, 3, 5), (1, 1000), (1000, 1), (3, 700)], ids=str
 )
 def test_shapes(gated, shape, device):
-    check(
-        gated, *(torch.randn(shape, device=device) for _ in range(3)), "silu", slack=1e-6
-    )  # few numbers: torch may be lucky
+    # Few numbers: torch may be lucky.
+    check(gated, *(torch.randn(shape, device=device) for _ in range(3)), "silu", slack=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0)], ids=str)

@@ -55,10 +55,8 @@ def test_special_values(implementation, dtype, device):
         device, dtype
     )
     assert positive(input).tolist() == [0b11010100]  # a gradient passes where the input was NaN
-    if dtype in (
-        torch.bfloat16,
-        torch.float16,
-    ):  # every number there is, NaN of both signs among them
+    # Every number there is, NaN of both signs among them.
+    if dtype in (torch.bfloat16, torch.float16):
         every = (
             torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).to(device)
         )

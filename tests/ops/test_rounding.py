@@ -30,9 +30,8 @@ def test_words_are_uniform_and_each_number_that_makes_them_counts():
     ):
         flipped = torch.stack([((base ^ other) >> bit & 1).double().mean() for bit in range(32)])
         assert ((flipped - 0.5).abs() < 5 * 0.5 / count**0.5).all()
-    assert torch.equal(
-        words(100), base[:100]
-    )  # an entry's word does not depend on how many there are
+    # An entry's word does not depend on how many there are.
+    assert torch.equal(words(100), base[:100])
 
 
 def test_seeds_of_tensors_differ_and_fit():

@@ -127,9 +127,8 @@ def test_add_rounds_once(scatter_, dtype, values_dtype, device):
         plain = (before.to(wide) + new.to(wide)).to(dtype)
         want = before.double() + new.double()
         assert oracle.same_bits(matrix.cpu()[~selected], before[~selected]), kind
-        if (
-            values_dtype != torch.float64 or dtype == torch.float64
-        ):  # fp64 values may be added in fp64 or cast first
+        # fp64 values may be added in fp64 or cast first
+        if values_dtype != torch.float64 or dtype == torch.float64:
             assert oracle.same_bits(matrix.cpu()[selected], plain[selected]), kind
         oracle.assert_as_good_as_plain(matrix.cpu()[selected], want[selected], plain[selected], 0)
 

@@ -31,9 +31,10 @@ def pretended(monkeypatch):
     """Moves a model to a GPU whose tensors have no data, and gives it gradients. Returns the mode
     in which a read raises.
     """
+    # The other answer is for forwards, and is read from the device.
     monkeypatch.setattr(
         sft.selection.Selection, "restrict", lambda self, dim, size: (None, self.layout)
-    )  # for forwards; reads
+    )
 
     def move(model):
         selective = [module for module in model.modules() if isinstance(module, sft.nn.Selected)]
@@ -52,9 +53,8 @@ def pretended(monkeypatch):
         return mode
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Accessing the data pointer of FakeTensor"
-        )  # it is compared, not followed
+        # It is compared, not followed.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield move
 
 

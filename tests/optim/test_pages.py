@@ -54,9 +54,8 @@ def offered():
 
 
 def test_whole_ranges_move_and_keep_what_they_hold(offered):
-    tensor = torch.randint(
-        256, (33 * MIB,), dtype=torch.uint8
-    )  # over the largest size that malloc takes from its heap
+    # Over the largest size that malloc takes from its heap.
+    tensor = torch.randint(256, (33 * MIB,), dtype=torch.uint8)
     before, size = tensor.clone(), resident()
     moved, grown = use_huge_pages(tensor), resident() - size
     assert 30 * MIB <= moved <= 33 * MIB and moved % (2 * MIB) == 0

@@ -115,9 +115,8 @@ def test_groups_have_their_own_settings():
         )
         train(model, optimizer, 10)
         ends.append(trained(model))
-        assert torch.equal(
-            ends[-1]["embed.values"], trained(net(torch.float64))["embed.values"]
-        )  # in no group
+        # In no group.
+        assert torch.equal(ends[-1]["embed.values"], trained(net(torch.float64))["embed.values"])
     for name, want in ends[0].items():
         torch.testing.assert_close(ends[1][name], want, rtol=0, atol=1e-12)
 
@@ -184,9 +183,8 @@ def test_a_pattern_that_matches_nothing_is_warned_of_by_name():
         sft.SelectiveAdamW(model.named_parameters(), no_decay=("*.bias", "*.bais"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sft.SelectiveAdamW(
-            model.named_parameters(), no_decay=("*.bias", "1.*")
-        )  # frozen, and no mistake
+        # frozen, and no mistake
+        sft.SelectiveAdamW(model.named_parameters(), no_decay=("*.bias", "1.*"))
 
 
 def test_closure_is_evaluated_with_gradients_and_its_loss_returned():

@@ -25,9 +25,8 @@ import sparse_ft as sft
 @pytest.mark.parametrize(
     "where", ["embed.values", "third.values", "third.bias", "conv.weight_selected.values"]
 )
-@pytest.mark.parametrize(
-    "maximize", [False, True]
-)  # one group of two: gradients then go through two calls
+# One group of two: gradients then go through two calls.
+@pytest.mark.parametrize("maximize", [False, True])
 def test_a_nonfinite_gradient_skips_the_whole_step(bad, where, maximize):
     model = net()
     params = [p for p in model.parameters() if p.requires_grad]

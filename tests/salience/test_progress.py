@@ -38,9 +38,8 @@ def test_tqdm_shows_batches_and_weights(capsys):
         and "choosing in weights" in text
         and "0/2" in text
     )
-    assert text.index("choosing in weights") > text.rindex(
-        "gradients of batches"
-    )  # one bar after the other
+    # One bar after the other.
+    assert text.index("choosing in weights") > text.rindex("gradients of batches")
 
 
 def test_without_tqdm_lines_on_stderr(capsys, monkeypatch):
