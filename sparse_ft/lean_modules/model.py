@@ -35,8 +35,8 @@ def lean(model, loss=False, eight_bit_inputs=False):
     Warns where no loss is found; a model that does more with its logits (a soft cap, say) makes
     them, and warns at its first step. Under torch.compile the loss is torch's own.
     eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input that no lean
-    module can make again in 8 bits (`lean_modules/eight_bit.py`); only for a model that is converted
-    already.
+    module can make again in 8 bits (`lean_modules/eight_bit.py`); only for a model that is
+    converted already.
     """
     of_loss, left_by_loss, offers = _of_loss(model, loss)
     rows, recogniser = [], Recogniser()
