@@ -227,9 +227,9 @@ def promises_of_the_quick_set():
 
 def test_every_promise_of_the_quick_set_was_predicted():
     from bench import bench_lean
-    from bench.predictions import EXPECTED, UNPREDICTED
+    from bench.predictions import EXPECTED
 
-    keys = {(op, key) for op, key, _ in promises_of_the_quick_set() if op not in UNPREDICTED}
+    keys = {(op, key) for op, key, _ in promises_of_the_quick_set()}
     keys |= {("masked_adamw", "same_bits"), ("layer", "peak.resident"), ("layer", "peak.allocator")}
     keys |= {("lean", f"{bench_lean.key_of(case)}.bytes") for case in bench_lean.cases("quick")}
     assert keys == {(op, key) for op, expected in EXPECTED.items() for key in expected}
