@@ -71,7 +71,7 @@ def written_whole(path: str | bytes | os.PathLike) -> Iterator[BinaryIO]:
         _sync_folder(folder)
 
 
-def _status(target):
+def _status(target: str) -> os.stat_result | None:
     """What is known of the file that is there, or None. Raises OSError for what is no file: a
     folder, a device, a pipe.
     """
@@ -91,7 +91,7 @@ def _status(target):
     return status
 
 
-def _new_file(folder, prefix, mode):
+def _new_file(folder: str, prefix: str, mode: int) -> tuple[str, int]:
     """(path, handle) of an empty file that is locked, so that nobody takes it for one that a killed
     process has left.
     """
@@ -105,7 +105,7 @@ def _new_file(folder, prefix, mode):
         os.close(handle)  # it was seen, and removed, before it was locked
 
 
-def _remove_unfinished(folder, prefix):
+def _remove_unfinished(folder: str, prefix: str) -> None:
     if fcntl is None:
         return
     with contextlib.suppress(OSError):  # of another user, say; it harms nobody
@@ -114,7 +114,7 @@ def _remove_unfinished(folder, prefix):
                 _remove_if_dead(os.path.join(folder, name))
 
 
-def _remove_if_dead(path):
+def _remove_if_dead(path: str) -> None:
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -124,7 +124,7 @@ def _remove_if_dead(path):
             os.close(handle)
 
 
-def _lock(handle):
+def _lock(handle: int) -> bool:
     """Whether no other process has the lock. Where the file system has no locks nobody can remove
     the file either.
     """
@@ -139,7 +139,7 @@ def _lock(handle):
     return True
 
 
-def _like(handle, before):
+def _like(handle: int, before: os.stat_result) -> None:
     """Owner and permissions of the file that was there, as far as the system lets us."""
     if not hasattr(os, "fchown"):
         return
@@ -150,7 +150,7 @@ def _like(handle, before):
     os.fchmod(handle, stat.S_IMODE(before.st_mode))
 
 
-def _sync_folder(folder):
+def _sync_folder(folder: str) -> None:
     """The new name is on the disk too; some file systems do not know how."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

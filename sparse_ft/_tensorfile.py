@@ -12,6 +12,8 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import torch
 
@@ -31,8 +33,12 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 _MOST_DIMENSIONS, _LARGEST = 64, 2**63 - 1  # as in torch
 
+Claim = tuple[str, torch.dtype, list[int]]  # name, dtype and shape of a tensor
 
-def save(path, tensors, document):
+
+def save(
+    path: str | bytes | os.PathLike, tensors: Mapping[str, torch.Tensor], document: Any
+) -> None:
     """Write `tensors` {name: tensor} and the JSON-able `document`; the file appears whole or not at
     all (see `written_whole`).
 
@@ -55,12 +61,12 @@ def save(path, tensors, document):
             file.write(_bytes_of(tensor.detach().cpu().contiguous()))
 
 
-def _bytes_of(tensor):
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor in host memory, as a buffer."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def load(path):
+def load(path: str | bytes | os.PathLike) -> tuple[dict[str, torch.Tensor], Any]:
     """`(tensors, document)` of a file that `save` wrote. Raises ValueError that names the file and
     what is wrong with it.
 
@@ -87,12 +93,12 @@ def load(path):
             raise ValueError(f"path: {path!r} is not a whole sparse_ft file: {error}") from None
 
 
-def _without_waiting(path, flags):
+def _without_waiting(path: str, flags: int) -> int:
     """An opener for which a pipe that nobody writes to is no reason to wait."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read(file, size):
+def _read(file: BinaryIO, size: int) -> tuple[dict[str, torch.Tensor], Any]:
     if size < 8:
         raise ValueError(f"{size} bytes are too few for a header")
     length = int.from_bytes(file.read(8), "little")
@@ -104,7 +110,7 @@ def _read(file, size):
     return {name: _read_tensor(file, dtype, shape) for name, dtype, shape in claims}, document
 
 
-def _claims(header, left):
+def _claims(header: dict[str, dict[str, Any]], left: int) -> list[Claim]:
     """[(name, dtype, shape)] in the order of the file, once they are what its `left` bytes hold."""
     claims, end = [], 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -132,7 +138,7 @@ def _claims(header, left):
     return claims
 
 
-def _read_tensor(file, dtype, shape):
+def _read_tensor(file: BinaryIO, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
     tensor = torch.empty(shape, dtype=dtype)
     memory = _bytes_of(tensor) if tensor.numel() else memoryview(b"")
     if tensor.numel() and file.readinto(memory) != len(memory):

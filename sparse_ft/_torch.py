@@ -15,7 +15,7 @@ import functools
 import importlib
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -150,7 +150,7 @@ def direct(function: type[torch.autograd.Function]) -> Callable:
     """`direct_apply`, and `function.apply` where torch.compile reads it."""
     apply = direct_apply(function)
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         return function.apply(*args) if is_compiling() else apply(*args)
 
     return call
@@ -224,7 +224,9 @@ def saved_by(node: Any) -> Iterator[Any]:
 # Tensors.
 
 
-def _computed_as_tensor(func, types, args=(), kwargs=None):
+def _computed_as_tensor(
+    func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+) -> Any:
     return torch.Tensor.__torch_function__(func, (), args, kwargs)
 
 
@@ -339,7 +341,7 @@ def _unavailable(name: str) -> type:
     """In the place of a class without which there is no estimate."""
 
     class Unavailable:
-        def __init__(self, *_: Any, **__: Any):
+        def __init__(self, *_: Any, **__: Any) -> None:
             raise RuntimeError(
                 f"sft.estimate: torch {torch.__version__} has no {name}; take a release that this "
                 f"package was tested with"

@@ -6,13 +6,15 @@ import argparse
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from .diagnosis import diagnosis
 from .memory import estimate, side_by_side
 from .salience.budget import STRUCTURES
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_ft",
         description="Print versions, hardware, and which implementation serves each op.",
@@ -24,7 +26,7 @@ def main(argv=None):
     return 0
 
 
-def _add_estimate(commands):
+def _add_estimate(commands: Any) -> None:
     what = (
         "bytes that a training step of a model takes: all of it, LoRA, and a selection, side by"
         " side"
@@ -74,7 +76,7 @@ def _count_or_none(text: str) -> int:
     return _integer(text, 0, "a non-negative integer")
 
 
-def _integer(text, least, expected):
+def _integer(text: str, least: int, expected: str) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -95,7 +97,7 @@ def _share(text: str) -> float:
     return share
 
 
-def _estimate(arguments, parser):
+def _estimate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     """The table, as text."""
     import torch
 
@@ -131,7 +133,7 @@ def _estimate(arguments, parser):
     return "\n".join([head, side_by_side(found), *notes])
 
 
-def _read_config(path, parser):
+def _read_config(path: str, parser: argparse.ArgumentParser) -> Any:
     """The transformers config at `path`. Runs no code of the config's own and asks nobody for
     anything.
     """
@@ -156,7 +158,7 @@ def _read_config(path, parser):
         parser.error(f"CONFIG.json: {path!r} is no config of a {kind!r}: {_line(why)}")
 
 
-def _described(path, parser):
+def _described(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """What the JSON file at `path`, or config.json in the folder, holds."""
     if not os.path.exists(path):
         parser.error(f"CONFIG.json: no file or folder {path!r}")
@@ -173,6 +175,6 @@ def _described(path, parser):
     return described
 
 
-def _line(error):
+def _line(error: BaseException) -> str:
     """A message on one line, as far as one reads it; the class of an error that has none."""
     return " ".join(str(error).split())[:400] or type(error).__name__

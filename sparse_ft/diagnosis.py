@@ -13,7 +13,7 @@ from .ops import _native
 class Backends(dict):
     """{op: {device: (implementation, why)}}; prints as a table."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [("op", "device", "served by", "why")]
         lines += [
             (op, device, *served)
@@ -28,7 +28,7 @@ class Backends(dict):
     __repr__ = __str__
 
 
-def backends():
+def backends() -> Backends:
     """Which implementation serves each op on each device, and why; a mapping that prints as a
     table.
     """
@@ -36,7 +36,7 @@ def backends():
     return Backends({op: dict(served) for op, served in known.items()})
 
 
-def diagnosis():
+def diagnosis() -> str:
     """Versions, CPU features, GPU and backends, as text: what a bug report needs."""
     from . import __version__
 

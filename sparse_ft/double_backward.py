@@ -5,11 +5,13 @@ torch's `once_differentiable` raises where its error node is reached; calls that
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
-def refuse_double_backward(name):
+def refuse_double_backward(name: str) -> None:
     """Raise RuntimeError if the backward that runs now makes a graph of its own
     (create_graph=True).
     """
@@ -20,11 +22,11 @@ def refuse_double_backward(name):
         )
 
 
-def first_order(backward):
+def first_order(backward: Callable) -> Callable:
     """For the backward of a lean module's Function."""
 
     @functools.wraps(backward)
-    def checked(ctx, *grads):
+    def checked(ctx: Any, *grads: torch.Tensor) -> Any:
         refuse_double_backward("a lean module")
         return backward(ctx, *grads)
 

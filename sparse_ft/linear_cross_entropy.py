@@ -2,27 +2,31 @@
 time and are never kept.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from . import ops
 from ._torch import is_compiling
 from .double_backward import first_order
+from .selection import Selection
 
 CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
 
 
 def linear_cross_entropy(
-    hidden,
-    weight,
-    target,
-    bias=None,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    bias: torch.Tensor | None = None,
     *,
-    ignore_index=-100,
-    reduction="mean",
-    divisor=None,
-    values=None,
-    selection=None,
-):
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    divisor: float | torch.Tensor | None = None,
+    values: torch.Tensor | None = None,
+    selection: Selection | None = None,
+) -> torch.Tensor:
     """`F.cross_entropy(F.linear(hidden, weight, bias).float(), target)` without its logits.
 
     hidden: [..., H]. weight: [V, H]. target: integers [...]; tokens whose target is ignore_index
@@ -76,7 +80,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The sum of the losses. hidden: [n, H]; target: [n]."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, values, target, layout):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        values: torch.Tensor | None,
+        target: torch.Tensor,
+        layout: Any,
+    ) -> torch.Tensor:
         needs = ctx.needs_input_grad[:4]
         wide = torch.promote_types(torch.float32, hidden.dtype)
         total = hidden.new_zeros((), dtype=wide)
@@ -98,7 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The mean over no token is NaN, its gradient in torch is zero, and NaN times zero would be
         # neither.
         scale = grad_output if ctx.counts else 1
@@ -110,7 +122,15 @@ class _Gradients:
     by chunk.
     """
 
-    def __init__(self, hidden, weight, bias, values, layout, needs):
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        values: torch.Tensor | None,
+        layout: Any,
+        needs: Sequence[bool],
+    ) -> None:
         self.weight, self.layout = weight, layout
         self.of_hidden = torch.empty_like(hidden) if needs[0] else None
         self.of_weight, self.of_bias, self.of_values = (
@@ -119,7 +139,7 @@ class _Gradients:
         )
         self.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
 
-    def add(self, begin, part, grad_logits):
+    def add(self, begin: int, part: torch.Tensor, grad_logits: torch.Tensor) -> None:
         """part: [c, H]; grad_logits: [c, V], wide."""
         if self.of_bias is not None:
             self.of_bias += grad_logits.sum(0)
@@ -136,6 +156,6 @@ class _Gradients:
             kind, index, *block = self.layout
             ops.selected_wgrad_(self.of_values, grad_logits, part, kind, index, *block)
 
-    def all(self):
+    def all(self) -> list[torch.Tensor | None]:
         grads = (self.of_hidden, self.of_weight, self.of_bias, self.of_values)
         return [None if g is None else g.to(dtype) for g, dtype in zip(grads, self.dtypes)]

@@ -3,6 +3,8 @@ output again.
 """
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +30,14 @@ WORTH = {
 }
 
 
-def _remembered(function, x):
+def _remembered(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """function(x), elementwise, whose own node keeps x and nothing else."""
     output = function(x)
     remember(output, lambda x, features=None: function(select(x, features)), (x,))
     return output
 
 
-def _activated(input, name):
+def _activated(input: torch.Tensor, name: str) -> torch.Tensor:
     """The activation by the name that the op gives it, in one pass each way where that is faster
     than torch's own.
     """
@@ -47,7 +49,7 @@ def _activated(input, name):
     return _remembered(ACTIVATIONS[name][0], input)
 
 
-def _is_faster(input, name):
+def _is_faster(input: torch.Tensor, name: str) -> bool:
     if (
         input.dtype not in WORTH
         or ops.SERVED["activation"]["cpu"][0] != "native"
@@ -58,14 +60,14 @@ def _is_faster(input, name):
     return input.numel() >= WORTH[input.dtype][name] and input.is_contiguous()
 
 
-def _remake(name, node):
+def _remake(name: str, node: Callable[[], Any]) -> Callable[..., torch.Tensor]:
     """Makes the activation again. All of a GELU in fp32 comes with its derivative, of the same
     exponential: the node's own backward, which is next, need not begin anew. 16 bits would round
     the derivative once more; the others' values, made with their derivative, differ in the last
     bit.
     """
 
-    def make(input, features=None):
+    def make(input: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
         if (
             name != "gelu"
             or features is not None
@@ -86,14 +88,14 @@ class _Activation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, name):
+    def forward(ctx: Any, input: torch.Tensor, name: str) -> torch.Tensor:
         ctx.save_for_backward(input)
         ctx.name = name
         return ops.activation(input, name)
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
         (input,), slope = ctx.saved_tensors, ctx.__dict__.pop("slope", None)
         if slope is not None:
             return slope.mul_(grad_output), None
@@ -107,13 +109,13 @@ class _QuickGELU(torch.autograd.Function):
     """x * sigmoid(1.702 x) = silu(1.702 x) / 1.702; keeps x."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         return x * torch.sigmoid(1.702 * x)
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad_output, 1.702 * x)
 
@@ -197,7 +199,7 @@ class _ReLU(torch.autograd.Function):
     """Keeps one bit an element."""
 
     @staticmethod
-    def forward(ctx, input, inplace):
+    def forward(ctx: Any, input: torch.Tensor, inplace: bool) -> torch.Tensor:
         if inplace:
             ctx.mark_dirty(input)
         ctx.last, ordered = in_order(input)
@@ -212,7 +214,7 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
         (bits,) = ctx.saved_tensors
         if ctx.last is None:
             return ops.where_bits(grad_output, bits, 1.0), None

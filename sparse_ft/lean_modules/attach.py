@@ -9,6 +9,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -27,17 +28,17 @@ class Given:
     module they came from.
     """
 
-    def __init__(self, module: nn.Module, forwards: dict[str, Callable]):
+    def __init__(self, module: nn.Module, forwards: dict[str, Callable]) -> None:
         self.module, self.forwards = module, forwards
         own = {name: getattr(type(module), name) for name in forwards}
         self.functions = {
             name: _function(own[name], name, forward) for name, forward in forwards.items()
         }
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return object.__new__, (Given,), (self.module, self.forwards)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple[nn.Module, dict[str, Callable]]) -> None:
         """The module is made already, and gets the rest of its own state next, of which this is a
         part.
         """
@@ -71,7 +72,7 @@ def _function(own: Callable, name: str, forward: Callable) -> Callable:
     takes_one = len(inspect.signature(forward).parameters) == 2
     only = set(list(signature.parameters)[:2])  # the module, and its input
 
-    def lean(module, *args, **kwargs):
+    def lean(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The class's own once the module is no longer lean (whoever wrapped this may call it
         still), where torch.func (grad, vmap, jvp) or forward-mode derivatives need more, and for
         arguments that the lean forward does not take.
@@ -93,7 +94,7 @@ def _function(own: Callable, name: str, forward: Callable) -> Callable:
     return lean
 
 
-def _state(module: nn.Module):
+def _state(module: nn.Module) -> Any:
     """What copy and pickle take of a lean module: its state without methods that are bound to it.
 
     A deep copy, or what was unpickled, is lean again (`Given.__setstate__`); a shallow copy runs
@@ -121,7 +122,7 @@ def _replica(module: nn.Module) -> nn.Module:
 _COPYING = {"__getstate__": _state, "_replicate_for_data_parallel": _replica}
 
 
-def _is_given(module, name, value):
+def _is_given(module: nn.Module, name: str, value: Any) -> bool:
     """Whether `value`, found under `name`, is a method that `attach` put there."""
     given = module.__dict__.get(_MARK)
     function = _COPYING.get(name) or (given.functions.get(name) if given is not None else None)

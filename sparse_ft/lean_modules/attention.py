@@ -36,15 +36,15 @@ class Before(dict):
     A model unpickled elsewhere needs `attention` there, too.
     """
 
-    def __init__(self, names, configs):
+    def __init__(self, names: Mapping[str, str | None], configs: list[tuple[Any, Any]]) -> None:
         super().__init__(names)
         self.configs = configs
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return _registered, (dict(self), self.configs)
 
 
-def _registered(names, configs):
+def _registered(names: Mapping[str, str | None], configs: list[tuple[Any, Any]]) -> Before:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -53,7 +53,7 @@ def _registered(names, configs):
     return Before(names, configs)
 
 
-def attention_before(model):
+def attention_before(model: nn.Module) -> Before | None:
     """What `use_lean_attention` would change of a transformers model with "sdpa": a `Before`; None
     where there is nothing.
 
@@ -64,7 +64,7 @@ def attention_before(model):
     return _registered(_names(model.config), _copies(model))
 
 
-def _implementation(model):
+def _implementation(model: nn.Module) -> str | None:
     """How a transformers model calls its attention; None for a model that has no such name."""
     config = getattr(model, "config", None)
     return (
@@ -98,7 +98,7 @@ def why_no_lean_attention(model: nn.Module) -> str:
     return ""
 
 
-def use_lean_attention(model, before):
+def use_lean_attention(model: nn.Module, before: Before) -> bool:
     """Switch a model, and its parts, from "sdpa" to `attention`; whether it took. before: its
     `attention_before`.
 
@@ -110,7 +110,7 @@ def use_lean_attention(model, before):
     return model.config._attn_implementation == NAME
 
 
-def restore_attention(model, before):
+def restore_attention(model: nn.Module, before: Before) -> None:
     """Undo `use_lean_attention`. A config that was changed in the meantime stays the
     model's own.
     """
@@ -118,7 +118,7 @@ def restore_attention(model, before):
     _swap(model, {id(own): had for had, own in before.configs if own == had})
 
 
-def _copies(model):
+def _copies(model: nn.Module) -> list[tuple[Any, Any]]:
     """[(config, a copy of it)] for every config that a module of `model` holds; a part of several
     is copied once.
     """
@@ -131,14 +131,14 @@ def _copies(model):
     return [(config, copy.deepcopy(config, memo)) for config in held.values()]
 
 
-def _swap(model, by_id):
+def _swap(model: nn.Module, by_id: Mapping[int, Any]) -> None:
     for module in model.modules():
         for name, value in module.__dict__.items():
             if id(value) in by_id:
                 module.__dict__[name] = by_id[id(value)]
 
 
-def _names(config, lean=False):
+def _names(config: Any, lean: bool = False) -> dict[str, Any]:
     """The attention of a config ("") and of its parts, as `set_attn_implementation` takes it; lean:
     ours in place of "sdpa".
     """
@@ -199,8 +199,16 @@ def _has_sdpa(value: Any) -> bool:
 
 
 def attention(
-    module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs
-):
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' "sdpa", but for what it keeps with a mask on the CPU.
 
     query: [B, heads, T, D]; key, value: [B, kv heads, S, D]; attention_mask: None or [B, 1, T, S].
@@ -233,7 +241,7 @@ def attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def additive(mask, dtype):
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A boolean mask as zeros and -inf in `dtype`: one tensor for all layers that are given the
     same mask.
     """

@@ -3,6 +3,8 @@
 Kept for backward: weight and running variance, by reference; torch keeps the input too.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,11 +13,12 @@ from .._torch import direct
 from ..double_backward import first_order
 from .register import lean_for
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 
 
 @lean_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-def batch_norm_forward(module, input):
+def batch_norm_forward(module: BatchNorm, input: torch.Tensor) -> torch.Tensor:
     """`nn.BatchNorm1d`, `nn.BatchNorm2d`, `nn.BatchNorm3d` in eval mode with a frozen weight;
     torch's own otherwise.
     """
@@ -36,7 +39,15 @@ class _BatchNorm(torch.autograd.Function):
     """Differentiable in input and bias, once."""
 
     @staticmethod
-    def forward(ctx, input, weight, bias, mean, var, eps):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        mean: torch.Tensor,
+        var: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
         ctx.save_for_backward(*((weight, var) if ctx.needs_input_grad[0] else (None, None)))
         ctx.eps = eps
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -44,7 +55,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, var = ctx.saved_tensors
         grad_input = grad_bias = None
         if ctx.needs_input_grad[0]:

@@ -27,7 +27,7 @@ from .linear import linear_forward
 
 
 class _Deferring(threading.local):
-    def __init__(self):
+    def __init__(self) -> None:
         # the (head, [what it gave]) of the training forwards that run now, the innermost last
         self.heads = []
 
@@ -145,7 +145,7 @@ def _say_compiled(kind: str) -> bool:
     return True
 
 
-def _trains(module, own, args, kwargs):
+def _trains(module: nn.Module, own: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     position = _position_of_labels(own)
     labels = kwargs.get("labels", args[position] if len(args) > position else None)
     as_tuple = kwargs.get("return_dict", True) is False
@@ -153,7 +153,7 @@ def _trains(module, own, args, kwargs):
 
 
 @contextlib.contextmanager
-def _deferred(head):
+def _deferred(head: nn.Module) -> Iterator[list[DeferredLogits]]:
     given = []
     _deferring.heads.append((head, given))
     try:
@@ -178,14 +178,14 @@ def _settled(output: Any) -> Any:
     return output
 
 
-def _settled_field(value):
+def _settled_field(value: Any) -> Any:
     if isinstance(value, DeferredLogits):
         looked_at = value.origin.made_by is not None
         return None if value.origin.took_loss and not looked_at else value.dense()
     return value
 
 
-def _warn(module, why):
+def _warn(module: nn.Module, why: str) -> None:
     if module not in _warned:
         _warned.add(module)
         warnings.warn(

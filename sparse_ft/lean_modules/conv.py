@@ -5,6 +5,8 @@ channels: those channels of the input. Selected output channels: the whole input
 no dense weight gradient is made.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,12 +21,21 @@ from .register import lean_for
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
+Convolution = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)
+Size = tuple[int, ...]  # a number for each dimension of a picture
+# Stride, padding, dilation, whether it is transposed, output_padding, groups.
+Options = tuple[Size, Size, Size, bool, Size, int]
+# Values that train, the dimension of the weight that their channels belong to, and the channels.
+Trains = tuple[torch.Tensor | None, int | None, torch.Tensor | None]
+
 # Index of a Columns selection -> (kernel elements, the channels it consists of or None).
 _found = WeakTensorKeyDictionary()
 
 
 @lean_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def conv_forward(module, input):
+def conv_forward(module: Convolution, input: torch.Tensor) -> torch.Tensor:
     """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, with every padding, stride, dilation and number of
     groups.
     """
@@ -40,7 +51,9 @@ def conv_forward(module, input):
 
 
 @lean_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def conv_transpose_forward(module, input, output_size=None):
+def conv_transpose_forward(
+    module: Convolution, input: torch.Tensor, output_size: list[int] | None = None
+) -> torch.Tensor:
     """`nn.ConvTranspose1d`, `nn.ConvTranspose2d`, `nn.ConvTranspose3d`."""
     trains = _trains(module, input)
     if trains is None or output_padding is None:
@@ -62,7 +75,7 @@ def conv_transpose_forward(module, input, output_size=None):
     return output if batched is input else output.squeeze(0)
 
 
-def _trains(module, input):
+def _trains(module: Convolution, input: torch.Tensor) -> Trains | None:
     """What of the weight trains: (values, dimension, channels), all None if nothing does. None:
     torch's own path is the way.
 
@@ -84,7 +97,7 @@ def _trains(module, input):
     return found and (module.weight_selected.values, *found)
 
 
-def selected_channels(module):
+def selected_channels(module: nn.Module) -> tuple[int, torch.Tensor] | None:
     """(dimension, channels) of a convolution's weight that its selection consists of; None where it
     has another, or none.
     """
@@ -100,7 +113,7 @@ def selected_channels(module):
     return None
 
 
-def _whole_channels(index, kernel):
+def _whole_channels(index: torch.Tensor, kernel: int) -> torch.Tensor | None:
     """The channels of `kernel` columns each that a sorted index consists of; None if it takes a
     part of one.
     """
@@ -118,7 +131,7 @@ def _whole_channels(index, kernel):
     return known[1]
 
 
-def _pad(module, input):
+def _pad(module: Convolution, input: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The input with the padding that the convolution itself cannot do, and the padding that it
     can.
     """
@@ -162,13 +175,13 @@ class _Pad(torch.autograd.Function):
     """F.pad; torch keeps the input, for its shape."""
 
     @staticmethod
-    def forward(ctx, input, sides, mode):
+    def forward(ctx: Any, input: torch.Tensor, sides: tuple[int, ...], mode: str) -> torch.Tensor:
         ctx.like, ctx.sides, ctx.mode = hollow(input), sides, mode
         return F.pad(input, sides, mode=mode)
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         backward = PADS[ctx.mode][len(ctx.sides) // 2 - 1]
         return backward(grad_output, stand_in(ctx.like, grad_output), ctx.sides), None, None
 
@@ -177,7 +190,16 @@ class _Convolution(torch.autograd.Function):
     """A convolution in its input, the bias, and the values of selected channels of its weight."""
 
     @staticmethod
-    def forward(ctx, input, weight, values, dimension, channels, bias, options):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        values: torch.Tensor | None,
+        dimension: int | None,
+        channels: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        options: Options,
+    ) -> torch.Tensor:
         output = unviewed(_convolve(input, weight, bias, options))
         needs_input, _, needs_values = ctx.needs_input_grad[:3]
         kept = None
@@ -196,7 +218,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, kept = ctx.saved_tensors
         grad_input = grad_values = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -215,7 +237,15 @@ class _Convolution(torch.autograd.Function):
         return grad_input, None, grad_values, None, None, grad_bias, None
 
 
-def _convolution(input, weight, values, dimension, channels, bias, options):
+def _convolution(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor | None,
+    dimension: int | None,
+    channels: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    options: Options,
+) -> torch.Tensor:
     if values is None and may_forget(input, weight):
         return forget_input(_function(input, weight, bias, *options), weight)
     return _apply_convolution(input, weight, values, dimension, channels, bias, options)
@@ -225,7 +255,9 @@ _apply_convolution, _padded = direct(_Convolution), direct(_Pad)
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
-def _convolve(input, weight, bias, options):
+def _convolve(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, options: Options
+) -> torch.Tensor:
     if is_compiling():
         return _function(input, weight, bias, *options)
     # Torch chooses its kernel by whether a backward follows.
@@ -233,7 +265,17 @@ def _convolve(input, weight, bias, options):
         return _function(input, weight, bias, *options)
 
 
-def _function(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def _function(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    transposed: bool,
+    output_padding: Size,
+    groups: int,
+) -> torch.Tensor:
     dims = weight.dim() - 2
     if transposed:
         return TRANSPOSED[dims](
@@ -242,7 +284,13 @@ def _function(input, weight, bias, stride, padding, dilation, transposed, output
     return CONV[dims](input, weight, bias, stride, padding, dilation, groups)
 
 
-def _backward(grad_output, input, weight, options, which):
+def _backward(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    options: Options,
+    which: int,
+) -> torch.Tensor:
     """The gradient of the input (which = 0) or of the weight (1)."""
     return _convolution_backward(
         grad_output, input, weight, None, *options, (which == 0, which == 1, False)

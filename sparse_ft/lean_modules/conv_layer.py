@@ -5,6 +5,8 @@ Kept for backward: one bit an element where there is a ReLU, and weight and runn
 reference.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -71,7 +73,12 @@ def conv_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return _layer(x, module.conv, module.norm, module.activation)
 
 
-def _layer(x, convolution, normalization, activation=None):
+def _layer(
+    x: torch.Tensor,
+    convolution: nn.Module,
+    normalization: nn.Module,
+    activation: nn.Module | None = None,
+) -> torch.Tensor:
     x = convolution(x)
     if not (
         isinstance(x, torch.Tensor)
@@ -90,7 +97,7 @@ def _layer(x, convolution, normalization, activation=None):
     return x if relu or activation is None else activation(x)
 
 
-def _is_fixed(n, dtype):
+def _is_fixed(n: nn.Module, dtype: torch.dtype) -> bool:
     """Whether this is a lean BatchNorm2d by statistics and parameters that do not change, of dtypes
     that torch takes.
     """
@@ -112,7 +119,7 @@ def _is_fixed(n, dtype):
     return found == {dtype} or (found == {torch.float32} and dtype.itemsize == 2)
 
 
-def _is_ours(x, convolution):
+def _is_ours(x: torch.Tensor, convolution: nn.Module) -> bool:
     """Whether `x`, the output of a convolution that backward will reach, is held by nobody else and
     may be written over.
     """
@@ -136,7 +143,16 @@ class _BatchNorm(torch.autograd.Function):
     """In place; differentiable in its input, once."""
 
     @staticmethod
-    def forward(ctx, input, mean, var, weight, bias, eps, relu):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        var: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+        relu: bool,
+    ) -> torch.Tensor:
         ctx.mark_dirty(input)
         bits = ops.batch_norm_(input, mean, var, weight, bias, eps, relu)
         ctx.save_for_backward(weight, var, bits if relu else None)
@@ -148,7 +164,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, var, bits = ctx.saved_tensors
         if bits is not None:
             # The order that the bits are in.

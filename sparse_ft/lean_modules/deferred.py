@@ -6,7 +6,8 @@ chunks; anything else that is asked of them makes them, once, as the head would 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,14 @@ from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear, stored
 from ..trees import map_leaves
 
+# What logits were made from, and how.
+Parent = tuple["DeferredLogits", Callable[[torch.Tensor], torch.Tensor]]
+
 
 class _Origin:
     """One call of a head: what it was given, and what became of its logits."""
 
-    def __init__(self, head: nn.Module, hidden: torch.Tensor, forward: Callable):
+    def __init__(self, head: nn.Module, hidden: torch.Tensor, forward: Callable) -> None:
         device = hidden.device.type
         self.head, self.hidden, self.forward, self.version = head, hidden, forward, hidden._version
         self.autocast = torch.is_autocast_enabled(device)
@@ -29,7 +33,7 @@ class _Origin:
         self.took_loss = False  # a loss was taken from the hidden states
         self.made_by = None  # the name of what made the logits whole
 
-    def context(self):
+    def context(self) -> torch.autocast:
         return torch.autocast(self.hidden.device.type, self.autocast_dtype, self.autocast)
 
     def logits(self) -> torch.Tensor:
@@ -37,7 +41,7 @@ class _Origin:
         with torch.enable_grad(), self.context():
             return self.forward(self.head, self.hidden)
 
-    def check(self):
+    def check(self) -> None:
         if self.hidden._version != self.version:
             raise RuntimeError(
                 "sft.lean(model, loss=True): the hidden states were changed in place after the head"
@@ -54,7 +58,9 @@ class DeferredLogits(torch.Tensor):
     """
 
     @staticmethod
-    def __new__(cls, origin, hidden, dtype, parent=None):
+    def __new__(
+        cls, origin: _Origin, hidden: torch.Tensor, dtype: torch.dtype, parent: Parent | None = None
+    ) -> DeferredLogits:
         head = origin.head
         # A replica of nn.DataParallel has it as an attribute.
         in_its_place = "weight" in head._parameters
@@ -62,7 +68,13 @@ class DeferredLogits(torch.Tensor):
         shape = *hidden.shape[:-1], weight.size(0)
         return make_wrapper(cls, shape, dtype=dtype, device=hidden.device, requires_grad=False)
 
-    def __init__(self, origin, hidden, dtype, parent=None):
+    def __init__(
+        self,
+        origin: _Origin,
+        hidden: torch.Tensor,
+        dtype: torch.dtype,
+        parent: Parent | None = None,
+    ) -> None:
         self.origin, self.hidden, self.parent, self.made = origin, hidden, parent, None
 
     @classmethod
@@ -82,7 +94,13 @@ class DeferredLogits(torch.Tensor):
         return self.made
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls,
+        func: Callable,
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _FACTS:
             return torch.Tensor.__torch_function__(func, (), args, kwargs)
@@ -95,17 +113,23 @@ class DeferredLogits(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        cls,
+        func: Callable,
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         raise RuntimeError(
             f"sft.lean(model, loss=True): {func} reached logits that were not made yet by a way"
             " that torch tells nobody of; use sft.lean(model) for this model"
         )
 
-    def __repr__(self, **_):
+    def __repr__(self, **_: Any) -> str:
         return f"DeferredLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
-def _made_whole(leaf, name):
+def _made_whole(leaf: Any, name: str) -> Any:
     """Deferred logits dense, for an operation called `name`; anything else as it is."""
     if not isinstance(leaf, DeferredLogits):
         return leaf
@@ -114,26 +138,31 @@ def _made_whole(leaf, name):
     return logits.dense()
 
 
-def _derived(logits, hidden, dtype, make):
+def _derived(
+    logits: DeferredLogits,
+    hidden: torch.Tensor,
+    dtype: torch.dtype,
+    make: Callable[[torch.Tensor], torch.Tensor],
+) -> DeferredLogits:
     return DeferredLogits(logits.origin, hidden, dtype, (logits, make))
 
 
-def _to(logits, *args, **kwargs):
+def _to(logits: DeferredLogits, *args: Any, **kwargs: Any) -> DeferredLogits | None:
     dtypes = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)]
     if len(dtypes) != 1 or len(args) + len(kwargs) != 1:
         return None
     return _derived(logits, logits.hidden, dtypes[0], lambda dense: dense.to(dtypes[0]))
 
 
-def _float(logits):
+def _float(logits: DeferredLogits) -> DeferredLogits | None:
     return _to(logits, torch.float32)
 
 
-def _contiguous(logits):
+def _contiguous(logits: DeferredLogits) -> DeferredLogits:
     return logits  # the hidden states of a slice need not be copied
 
 
-def _reshape(logits, *shape):
+def _reshape(logits: DeferredLogits, *shape: Any) -> DeferredLogits | None:
     """A new shape that leaves the classes as the last dimension."""
     shape = (
         tuple(shape[0])
@@ -152,7 +181,9 @@ def _reshape(logits, *shape):
     return _derived(logits, hidden, logits.dtype, lambda dense: dense.reshape(shape))
 
 
-def _flatten(logits, start_dim=0, end_dim=-1):
+def _flatten(
+    logits: DeferredLogits, start_dim: int = 0, end_dim: int = -1
+) -> DeferredLogits | None:
     last = logits.dim() - 1
     start, end = start_dim % logits.dim(), end_dim % logits.dim()
     if end == last or start > end:
@@ -161,7 +192,7 @@ def _flatten(logits, start_dim=0, end_dim=-1):
     return _derived(logits, hidden, logits.dtype, lambda dense: dense.flatten(start, end))
 
 
-def _getitem(logits, index):
+def _getitem(logits: DeferredLogits, index: Any) -> DeferredLogits | None:
     """Slices of tokens, `logits[..., :-1, :]`, or those that a mask chooses, `logits[mask]`."""
     parts = index if isinstance(index, tuple) else (index,)
     if len(parts) == 1 and isinstance(parts[0], torch.Tensor) and parts[0].dtype == torch.bool:
@@ -175,14 +206,14 @@ def _getitem(logits, index):
     return _derived(logits, logits.hidden[index], logits.dtype, lambda dense: dense[index])
 
 
-def _times(logits, number):
+def _times(logits: DeferredLogits, number: Any) -> DeferredLogits | None:
     """Cohere's."""
     if not isinstance(number, (int, float)) or logits.origin.head.bias is not None:
         return None
     return _derived(logits, logits.hidden * number, logits.dtype, lambda dense: dense * number)
 
 
-def _over(logits, number):
+def _over(logits: DeferredLogits, number: Any) -> DeferredLogits | None:
     """Granite's."""
     if not isinstance(number, (int, float)) or logits.origin.head.bias is not None:
         return None
@@ -190,15 +221,15 @@ def _over(logits, number):
 
 
 def _cross_entropy(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    ignore_index=-100,
-    reduce=None,
-    reduction="mean",
-    label_smoothing=0.0,
-):
+    input: DeferredLogits,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> torch.Tensor | None:
     """The loss of tokens [n, V], classes [n], from their hidden states; None for what only torch's
     own does.
     """

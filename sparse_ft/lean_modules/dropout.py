@@ -1,5 +1,7 @@
 """Dropout that keeps one bit an element (torch keeps the noise, in the input's dtype)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,7 @@ from .register import lean_for
 
 
 @lean_for(nn.Dropout)
-def dropout_forward(module, input):
+def dropout_forward(module: nn.Dropout, input: torch.Tensor) -> torch.Tensor:
     """`nn.Dropout`, on the CPU with the very mask that torch draws from the same seed.
 
     Kept for backward: numel / 8 bytes; nothing in eval mode and for p = 0, where the input itself
@@ -31,7 +33,7 @@ def dropout_forward(module, input):
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, p, inplace):
+    def forward(ctx: Any, input: torch.Tensor, p: float, inplace: bool) -> torch.Tensor:
         noise = torch.empty_like(input).bernoulli_(1 - p)
         ctx.save_for_backward(ops.positive_bits(noise))
         ctx.p = p
@@ -43,7 +45,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         scale = grad_output.new_ones(()).div_(1 - ctx.p).item()  # as torch rounds it
         return ops.where_bits(grad_output, *ctx.saved_tensors, scale), None, None
 

@@ -2,14 +2,19 @@
 cannot be made again.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from .._torch import is_compiling
+from ..nn import SelectiveConv1D, SelectiveLinear
 from ..rebuild import remember, select, source_of
 from .linear import selective_forward
 
 
-def eight_bit_forward(module, input):
+def eight_bit_forward(
+    module: SelectiveLinear | SelectiveConv1D, input: torch.Tensor
+) -> torch.Tensor:
     """The forward of a `SelectiveLinear` or `SelectiveConv1D` that keeps its whole input, kept in 8
     bits for values' gradient.
 
@@ -27,7 +32,7 @@ def eight_bit_forward(module, input):
     return output
 
 
-def keep_in_eight_bits(input):
+def keep_in_eight_bits(input: torch.Tensor) -> torch.Tensor:
     """Remember that `input` [..., F] can be made, nearly, from the int8 tensor returned, [..., F],
     and a scale a token.
     """
@@ -45,8 +50,10 @@ def keep_in_eight_bits(input):
     return small
 
 
-def _make(dtype):
-    def make(small, scale, features=None):
+def _make(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    def make(
+        small: torch.Tensor, scale: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return (select(small, features) * scale).to(dtype)
 
     return make

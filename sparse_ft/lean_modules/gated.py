@@ -2,7 +2,8 @@
 and product are not.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from .probe import Case, Cases, Child, Undecided, Wave, linear, pattern, stand_i
 from .register import lean_if
 
 
-def gated_product(gate, up, activation):
+def gated_product(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     """act(gate) * up in fp32, rounded once. gate, up: [..., F]. activation: "silu", "gelu",
     "gelu_tanh" or "relu".
 
@@ -34,8 +35,10 @@ def gated_product(gate, up, activation):
     return output
 
 
-def _remake(activation):
-    def make(gate, up, features=None):
+def _remake(activation: str) -> Callable[..., torch.Tensor]:
+    def make(
+        gate: torch.Tensor, up: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return ops.gated_product(select(gate, features), select(up, features), activation)
 
     return make
@@ -43,14 +46,14 @@ def _remake(activation):
 
 class _GatedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up, activation):
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
         return ops.gated_product(gate, up, activation)
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         return *ops.gated_product_backward(grad_output, *ctx.saved_tensors, ctx.activation), None
 
 
@@ -121,7 +124,9 @@ def _input(roles: Roles, dtype: torch.dtype) -> torch.Tensor:
     return (pattern(2, len(SIZES), HIDDEN) * sizes).to(dtype)
 
 
-def _small(module, roles, products, last, training):
+def _small(
+    module: nn.Module, roles: Roles, products: torch.dtype, last: torch.dtype, training: bool
+) -> nn.Module:
     children = {
         name: Child(Wave(0.5)) for name, child in module._modules.items() if child is not None
     }

@@ -7,8 +7,11 @@ import torch
 from .._torch import hooks_in_force, is_compiling, saved_input
 from ..ops._library import plain
 
+# Shape, and strides where they are not those of a contiguous tensor.
+Hollow = tuple[torch.Size, tuple[int, ...] | None]
 
-def hollow(tensor):
+
+def hollow(tensor: torch.Tensor) -> Hollow:
     """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they
     choose a memory format.
     """
@@ -18,7 +21,7 @@ def hollow(tensor):
     return tensor.shape, torch.empty_like(tensor, device="meta").stride()
 
 
-def stand_in(like, grad):
+def stand_in(like: Hollow, grad: torch.Tensor) -> torch.Tensor:
     """Uninitialised memory of shape and strides `like`, in dtype and on the device of `grad`; lives
     during one call.
     """
@@ -26,7 +29,7 @@ def stand_in(like, grad):
     return grad.new_empty(shape) if strides is None else grad.new_empty_strided(shape, strides)
 
 
-def may_forget(input, weight):
+def may_forget(input: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `forget_input` serves: hooks in force have its place, and autocast would have torch
     keep a copy of the weight.
     """
@@ -35,7 +38,7 @@ def may_forget(input, weight):
     )
 
 
-def forget_input(output, weight):
+def forget_input(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`output`, whose node, torch's own, keeps a `hollow` for its input from now on: a tenth of a
     Function's host time.
     """

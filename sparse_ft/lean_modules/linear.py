@@ -5,6 +5,8 @@ Under autocast torch keeps a 16-bit copy of every frozen weight for backward; th
 itself.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,13 +27,17 @@ class _FrozenLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, weight, bias):
+    def forward(
+        ctx: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight)
         return unviewed(ops.dense_product(input, weight, bias))
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(
+        ctx: Any, grad_output: torch.Tensor
+    ) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
         (weight,) = ctx.saved_tensors
         grad_input = grad_bias = None
         flat = grad_output.reshape(-1, grad_output.size(-1))
@@ -48,7 +54,7 @@ _frozen_linear = direct(_FrozenLinear)
 
 
 @lean_for(nn.Linear, SelectiveLinear)
-def linear_forward(module, input):
+def linear_forward(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
     """`nn.Linear`. Kept for backward where the weight is frozen: nothing but a reference to the
     weight, also under autocast.
     """
@@ -67,7 +73,7 @@ def linear_forward(module, input):
 
 
 @lean_for(SelectiveConv1D)
-def conv1d_forward(module, x):
+def conv1d_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """transformers' `Conv1D`, a linear layer whose weight is stored [in, out]."""
     if isinstance(module, SelectiveConv1D):  # converted since
         return selective_forward(module, x)
@@ -79,7 +85,9 @@ def conv1d_forward(module, x):
     return ops.dense_product(x, weight.T, bias)
 
 
-def selective_forward(module, input):
+def selective_forward(
+    module: SelectiveLinear | SelectiveConv1D, input: torch.Tensor
+) -> torch.Tensor:
     """`SelectiveLinear` and `SelectiveConv1D`."""
     parameters, state = module._parameters, module._sparse_ft_state
     weight, values = parameters["weight"], parameters["values"]

@@ -1,10 +1,15 @@
 """lean: put lean forwards into a model that exists, and take them out again."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
 
 from ..nn import SelectiveConv1D, SelectiveLinear
 from .attach import attach, attached, detach, lean_forward_of
 from .attention import (
+    Before,
     attention_before,
     has_sdpa,
     restore_attention,
@@ -13,15 +18,17 @@ from .attention import (
 )
 from .causal_lm import head_forward, language_model_forward, language_models
 from .eight_bit import eight_bit_forward
-from .recognise import Recogniser
+from .recognise import Found, Recogniser
 from .register import attribute_of
 from .report import LeanReport, LeanRow
 
 _RECORD = "_sparse_ft_lean"  # on the model: the attention that it had, None if that was not changed
 _NOT_LEAN = object()
+# The model's record, and what `attach` has put on each module.
+LeanState = tuple[Any, list[tuple[nn.Module, dict[str, Any]]]]
 
 
-def lean(model, loss=False, eight_bit_inputs=False):
+def lean(model: nn.Module, loss: bool = False, eight_bit_inputs: bool = False) -> LeanReport:
     """Let `model` keep for backward only what backward needs, in place, on this model only. Returns
     a `LeanReport`.
 
@@ -60,7 +67,7 @@ def lean(model, loss=False, eight_bit_inputs=False):
     return LeanReport(reversed(rows), attention is not None, offers, attention_left)
 
 
-def _lean_forward(module, eight_bit_inputs, recogniser):
+def _lean_forward(module: nn.Module, eight_bit_inputs: bool, recogniser: Recogniser) -> Found:
     """(the lean forward of one module, why there is none): None and "" where nothing can be won."""
     selective = isinstance(module, (SelectiveLinear, SelectiveConv1D))
     if eight_bit_inputs and selective and module._sparse_ft_state.part[0] is None:
@@ -71,7 +78,9 @@ def _lean_forward(module, eight_bit_inputs, recogniser):
     return recogniser.lean_forward(module)
 
 
-def _of_loss(model, asked):
+def _of_loss(
+    model: nn.Module, asked: bool
+) -> tuple[dict[nn.Module, Callable], dict[nn.Module, str], list[str]]:
     """({module: lean forward}, {module: why it has none}, [classes whose loss could be lean]) of
     the language models in `model`.
     """
@@ -93,7 +102,7 @@ def _of_loss(model, asked):
     return forwards, left, offers
 
 
-def _use_attention(model):
+def _use_attention(model: nn.Module) -> Before | None:
     """Make attention lean where it can be, and keep on the model what it was, first, so that a
     change half done can be undone.
     """
@@ -107,14 +116,14 @@ def _use_attention(model):
     return model.__dict__[_RECORD]
 
 
-def lean_state(model):
+def lean_state(model: nn.Module) -> LeanState:
     """What `restore_lean_state` needs to make the model exactly as lean as it is now."""
     return model.__dict__.get(_RECORD, _NOT_LEAN), [
         (module, attached(module)) for module in model.modules()
     ]
 
 
-def restore_lean_state(model, state):
+def restore_lean_state(model: nn.Module, state: LeanState) -> None:
     """Undo what happened since `lean_state`, also half done; called again after an interrupt, it
     does the rest.
     """
@@ -131,7 +140,7 @@ def restore_lean_state(model, state):
         model.__dict__[_RECORD] = record
 
 
-def _not_taken(model, attention):
+def _not_taken(model: nn.Module, attention: Before | None) -> str:
     return (
         ""
         if attention is not None or not has_sdpa(model)
@@ -139,12 +148,12 @@ def _not_taken(model, attention):
     )
 
 
-def is_lean(module):
+def is_lean(module: nn.Module) -> bool:
     """Whether `lean` gave this module its forward."""
     return lean_forward_of(module) is not None
 
 
-def unlean(model):
+def unlean(model: nn.Module) -> bool:
     """Undo `lean`: every module runs its class's forward again. Returns whether there was anything
     to undo.
     """

@@ -5,6 +5,9 @@ whoever holds it (the residual stream); 4 bytes. transformers' RMSNorm as it is 
 5 F elements.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +22,13 @@ from .probe import Case, Undecided, pattern, stand_in
 from .register import lean_for, lean_if
 
 
-def rms_norm(input, weight, eps, offset, dtype=None):
+def rms_norm(
+    input: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    offset: float,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """input * rsqrt(mean(input², -1) + eps) * (offset + weight), in fp32 and rounded once (Zhang &
     Sennrich, 2019).
 
@@ -35,8 +44,13 @@ def rms_norm(input, weight, eps, offset, dtype=None):
     return output
 
 
-def _remake(offset, dtype):
-    def make(input, rstd, weight, features=None):
+def _remake(offset: float, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    def make(
+        input: torch.Tensor,
+        rstd: torch.Tensor,
+        weight: torch.Tensor | None,
+        features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         normed = select(input, features).to(rstd.dtype) * rstd.unsqueeze(-1)
         return (
             normed if weight is None else normed * _scale(weight, offset, features, rstd.dtype)
@@ -45,14 +59,23 @@ def _remake(offset, dtype):
     return make
 
 
-def _scale(weight, offset, features, dtype):
+def _scale(
+    weight: torch.Tensor, offset: float, features: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
     weight = select(weight, features).to(dtype)
     return weight + offset if offset else weight
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, weight, eps, offset, dtype):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+        offset: float,
+        dtype: torch.dtype | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         output, rstd = ops.rms_norm(input, weight, eps, offset, dtype=dtype)
         ctx.save_for_backward(input, rstd, weight)
         ctx.mark_non_differentiable(rstd)
@@ -61,7 +84,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output, _):
+    def backward(
+        ctx: Any, grad_output: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         input, rstd, weight = ctx.saved_tensors
         grad_input = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -75,7 +100,13 @@ class _RMSNorm(torch.autograd.Function):
 _rms_norm = direct(_RMSNorm)
 
 
-def layer_norm(input, shape, weight, bias, eps):
+def layer_norm(
+    input: torch.Tensor,
+    shape: Sequence[int],
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
     """`F.layer_norm(input, shape, weight, bias, eps)`, bit for bit, that can make its output again
     for whoever reads it.
 
@@ -94,8 +125,17 @@ def layer_norm(input, shape, weight, bias, eps):
     return output
 
 
-def _remake_layer_norm(shape, eps, dtype):
-    def make(input, mean, rstd, weight, bias, features=None):
+def _remake_layer_norm(
+    shape: Sequence[int], eps: float, dtype: torch.dtype
+) -> Callable[..., torch.Tensor]:
+    def make(
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         # Torch rounds mean and rstd of 16-bit tensors after their use.
         if features is None or mean.dtype != wide:
@@ -197,7 +237,13 @@ def _cases(
     small = pattern(len(ROWS), tokens, features) * torch.tensor(ROWS, device="cpu").view(-1, 1, 1)
     own = {name: value for name, value in (("weight", weight), ("bias", bias)) if value is not None}
 
-    def case(input, training=True, gradients=False, weight_dtype=torch.float32, **eps):
+    def case(
+        input: torch.Tensor,
+        training: bool = True,
+        gradients: bool = False,
+        weight_dtype: torch.dtype = torch.float32,
+        **eps: float,
+    ) -> Case:
         parameters = {name: value.to(weight_dtype) for name, value in own.items()}
         twin = stand_in(module, parameters, training=training, **eps)
         return Case(twin, input, gradients, elementwise=bias is None)

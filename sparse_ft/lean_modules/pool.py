@@ -4,6 +4,7 @@ and 8 bytes an output).
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,15 @@ from ..ops.max_pool import MOST
 from .hollow import hollow, stand_in
 from .register import lean_for
 
+MaxPool = nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d
+Size = tuple[int, ...]  # a number for each dimension of a picture
+# See `_new_places`.
+Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DIMS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 
 
 @lean_for(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-def max_pool_forward(module, input):
+def max_pool_forward(module: MaxPool, input: torch.Tensor) -> torch.Tensor:
     """`nn.MaxPool1d`, `nn.MaxPool2d`, `nn.MaxPool3d`; with `return_indices` torch's own.
 
     Kept for backward: one byte an output element, two for windows of more than 256 elements.
@@ -45,13 +50,15 @@ def max_pool_forward(module, input):
     ).squeeze(-2)
 
 
-def _tuple(value, dims):
+def _tuple(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, *window):  # window: kernel_size, stride, padding, dilation, ceil_mode
+    def forward(
+        ctx: Any, input: torch.Tensor, *window: Any
+    ) -> torch.Tensor:  # window: kernel_size, stride, padding, dilation, ceil_mode
         ctx.like, ctx.window = hollow(input), window
         if _is_one_pass(input, window[0]):
             try:
@@ -68,7 +75,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (number,) = ctx.saved_tensors
         starts, offsets, _ = _places(grad_output, number, ctx)
         index = offsets.index_select(0, number.view(-1).int()).view(number.shape).add_(starts)
@@ -85,7 +92,7 @@ BACKWARD = {
 }
 
 
-def _is_one_pass(input, kernel):
+def _is_one_pass(input: torch.Tensor, kernel: Size) -> bool:
     """Whether the op serves; channels that lie side by side are torch's, which is fast there."""
     return (
         len(kernel) == 2
@@ -95,14 +102,22 @@ def _is_one_pass(input, kernel):
     )
 
 
-def _places(tensor, output, ctx):
+def _places(tensor: torch.Tensor, output: torch.Tensor, ctx: Any) -> Places:
     dims = len(ctx.window[0])
     about = tuple(ctx.like[0][-dims:]), tuple(output.shape[-dims:]), *ctx.window[:4], tensor.device
     # A dry run has tensors of its own.
     return _known_places(*about) if plain((tensor,)) else _new_places(*about)
 
 
-def _new_places(size, out_size, kernel, stride, padding, dilation, device):
+def _new_places(
+    size: Size,
+    out_size: Size,
+    kernel: Size,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+    device: torch.device,
+) -> Places:
     """Flat positions in a plane of `size`: where windows start, of a window's elements from its
     start, and their numbers.
 

@@ -50,7 +50,7 @@ Cases = Callable[[nn.Module], list[Case] | None]
 class Child:
     """Stands for a child module: counts its calls, which no hook sees, global ones included."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module) -> None:
         self.__dict__.update(attached(module))
         self._module, self._calls = module, 0
 
@@ -65,7 +65,7 @@ class Child:
 class Wave(nn.Module):
     """A child that is no product and no activation: a dropout, or one of any kind."""
 
-    def __init__(self, slope: float):
+    def __init__(self, slope: float) -> None:
         super().__init__()
         self.slope = slope
 

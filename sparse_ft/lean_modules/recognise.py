@@ -34,7 +34,7 @@ DROPOUTS = nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout
 class Recogniser:
     """Recognises the modules of one model, parts first. Like modules are probed once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known: dict[tuple, Found] = {}
 
     def lean_forward(self, module: nn.Module) -> Found:

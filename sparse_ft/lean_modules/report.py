@@ -1,6 +1,7 @@
 """LeanReport: what `lean` changed, and what it left and why."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -18,19 +19,25 @@ class LeanReport:
     `.offers` (classes of models whose loss `loss=True` would make lean), `.attention_left` (why the
     attention of a transformers model is not lean, or ""); prints as a table by class."""
 
-    def __init__(self, rows, attention, offers=(), attention_left=""):
+    def __init__(
+        self,
+        rows: Iterable[LeanRow],
+        attention: bool,
+        offers: Iterable[str] = (),
+        attention_left: str = "",
+    ) -> None:
         self.rows, self.attention, self.offers = tuple(rows), attention, tuple(offers)
         self.attention_left = attention_left
 
     @property
-    def changed(self):
+    def changed(self) -> list[str]:
         return [row.name for row in self.rows if row.lean]
 
     @property
-    def left(self):
+    def left(self) -> list[str]:
         return [row.name for row in self.rows if not row.lean]
 
-    def __str__(self):
+    def __str__(self) -> str:
         groups = Counter((row.cls, row.lean, row.why) for row in self.rows)
         lines = [
             f"{count:5d} × {cls:30s} {'lean' if is_lean else 'left: ' + why}"

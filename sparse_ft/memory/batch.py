@@ -1,11 +1,17 @@
 """Batches for a model that is known by its config only: inputs of the right shapes."""
 
 import inspect
+from typing import Any
 
 import torch
+from torch import nn
+
+Batch = dict[str, torch.Tensor]
 
 
-def batch_for(model, batch_size, sequence_length, padded=False):
+def batch_for(
+    model: nn.Module, batch_size: int, sequence_length: int, padded: bool = False
+) -> Batch:
     """Keyword arguments for a training forward of a transformers model, labels included where it
     takes them.
 
@@ -32,17 +38,17 @@ def batch_for(model, batch_size, sequence_length, padded=False):
     return batch
 
 
-def _text(config, batch_size, sequence_length):
+def _text(config: Any, batch_size: int, sequence_length: int) -> Batch:
     return {"input_ids": torch.ones(batch_size, sequence_length, dtype=torch.long)}
 
 
-def _pictures(config, batch_size, _):
+def _pictures(config: Any, batch_size: int, _: int) -> Batch:
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     return {"pixel_values": torch.zeros(batch_size, config.num_channels, height, width)}
 
 
-def _sound(config, batch_size, _):
+def _sound(config: Any, batch_size: int, _: int) -> Batch:
     return {
         "input_features": torch.zeros(
             batch_size, config.num_mel_bins, 2 * config.max_source_positions
@@ -50,7 +56,7 @@ def _sound(config, batch_size, _):
     }
 
 
-def loss_of(output):
+def loss_of(output: Any) -> torch.Tensor:
     """The loss of a model's output, or the sum of its first tensor where it has none."""
     loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
     if loss is not None:

@@ -4,8 +4,11 @@ decide what a model does.
 
 import contextlib
 import copy
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .._torch import (
@@ -32,17 +35,17 @@ class Dry(contextlib.ExitStack):
     to run in it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Dry":
         super().__enter__()
         for mode in (self.mode, _Integers(self.mode), _Addresses()):
             self.enter_context(mode)
         return self
 
-    def copy(self, model):
+    def copy(self, model: nn.Module) -> nn.Module:
         """A deep copy of a model whose parameters and buffers have no data; tied ones stay tied."""
         with unset_fake_temporarily(), FakeCopyMode(self.mode):
             twin = copy.deepcopy(model)
@@ -52,13 +55,13 @@ class Dry(contextlib.ExitStack):
                 twin.to_empty(device="cpu")
         return twin
 
-    def like(self, tensor):
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor without data that is like `tensor`; integers, which may decide what a model
         does, keep theirs.
         """
         return self.mode.from_tensor(tensor) if tensor.is_floating_point() else tensor
 
-    def integers(self, *shape, dtype=torch.int64):
+    def integers(self, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """An index without data."""
         return FakeTensor(
             self.mode, torch.empty(shape, dtype=dtype, device="meta"), torch.device("cpu")
@@ -70,11 +73,17 @@ class _Integers(TorchDispatchMode):
     control flow may look at.
     """
 
-    def __init__(self, mode):
+    def __init__(self, mode: Any) -> None:
         super().__init__()
         self.memo = mode.fake_tensor_converter.meta_converter.tensor_memo
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func.namespace == "prim":  # asks for a device
             return func(*args, **(kwargs or {}))
         try:
@@ -82,7 +91,7 @@ class _Integers(TorchDispatchMode):
         finally:
             self.memo.clear()  # weak references, with which `module.to(dtype)` refuses to go
 
-    def _run(self, func, args, kwargs):
+    def _run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         inputs = [t for t in leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if any(isinstance(t, FakeTensor) for t in inputs):
             return _KERNELS.get(func, func)(*args, **kwargs)
@@ -94,7 +103,13 @@ class _Integers(TorchDispatchMode):
             return func(*args, **kwargs)
 
 
-def _grouped_mm(mat_a, mat_b, offs=None, bias=None, out_dtype=None):
+def _grouped_mm(
+    mat_a: torch.Tensor,
+    mat_b: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """torch's shape function knows bf16 only, the CPU's kernel any floating dtype."""
     shape = [*mat_a.shape[:-1], mat_b.size(-1)]
     if mat_a.dim() == mat_b.dim() == 2:
@@ -104,7 +119,7 @@ def _grouped_mm(mat_a, mat_b, offs=None, bias=None, out_dtype=None):
     return mat_a.new_empty(shape, dtype=out_dtype or mat_a.dtype)
 
 
-def _item(tensor):
+def _item(tensor: torch.Tensor) -> Any:
     """A floating-point number that is read is a scale or a loss to print, and any will do; what is
     counted is not known.
     """
@@ -114,14 +129,20 @@ def _item(tensor):
 _KERNELS = {GROUPED_MM: _grouped_mm, ITEM: _item}  # None, of a torch without one, is no operator
 
 
-def _is_small_integer(tensor):
+def _is_small_integer(tensor: torch.Tensor) -> bool:
     return not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL
 
 
 class _Addresses(TorchFunctionMode):
     """A tensor without data has no address; its storage tells it from others as well."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
             return (
                 key_of(args[0].untyped_storage())

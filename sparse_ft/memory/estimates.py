@@ -3,7 +3,8 @@ would take.
 """
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -50,23 +51,23 @@ class Estimate(NamedTuple):
     peaks: dict
     ledger: Ledger
 
-    def __str__(self):
+    def __str__(self) -> str:
         return side_by_side({"bytes": self})
 
 
 def estimate(
-    model_or_config,
-    plan=None,
-    batch_size=1,
-    sequence_length=512,
+    model_or_config: Any,
+    plan: Any = None,
+    batch_size: int = 1,
+    sequence_length: int = 512,
     *,
-    lean=False,
-    optimizer="adamw",
-    dtype=None,
-    inputs=None,
-    padded=False,
-    values_dtype=None,
-):
+    lean: bool = False,
+    optimizer: str | Callable | None = "adamw",
+    dtype: torch.dtype | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    padded: bool = False,
+    values_dtype: torch.dtype | None = None,
+) -> Estimate:
     """Bytes that training takes: an `Estimate`. The step itself is run (after `train()`), on
     tensors without data.
 
@@ -114,7 +115,7 @@ def estimate(
         return _one_step(model, weights, inputs, _optimizer(optimizer, model))
 
 
-def _from_config(config, dtype):
+def _from_config(config: Any, dtype: torch.dtype | None) -> nn.Module:
     try:
         import transformers
     except ImportError:
@@ -152,7 +153,7 @@ def _from_config(config, dtype):
     return cls.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def _keep_off_the_network(config, base):
+def _keep_off_the_network(config: Any, base: type) -> None:
     """Pretrained backbones are left out of a config, for their sizes do not need them; kernels of a
     repository are refused.
     """
@@ -167,7 +168,7 @@ def _keep_off_the_network(config, base):
             )
 
 
-def _optimizer(optimizer, model):
+def _optimizer(optimizer: str | Callable | None, model: nn.Module) -> torch.optim.Optimizer | None:
     trained = [p for p in model.parameters() if p.requires_grad]
     if optimizer is None or callable(optimizer):
         return optimizer and optimizer(trained)
@@ -185,16 +186,21 @@ def _optimizer(optimizer, model):
     )
 
 
-def _is_selective(model):
+def _is_selective(model: nn.Module) -> bool:
     return any(isinstance(module, Selected) for module in model.modules())
 
 
-def _parameters(model):
+def _parameters(model: nn.Module) -> dict[int, torch.UntypedStorage]:
     held = [*model.parameters(), *model.buffers()]
     return {key_of(storage): storage for tensor in held for storage in storages_of(tensor)}
 
 
-def _one_step(model, weights, inputs, optimizer):
+def _one_step(
+    model: nn.Module,
+    weights: int,
+    inputs: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer | None,
+) -> Estimate:
     live, watching = Live(), Watching(model)
     for storage in model_storages(model).values():
         live.follow(storage)
@@ -227,7 +233,7 @@ def _one_step(model, weights, inputs, optimizer):
     )
 
 
-def _state_bytes(optimizer):
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     tensors = [
         t
         for of_one in optimizer.state.values()
@@ -237,7 +243,7 @@ def _state_bytes(optimizer):
     return sum(t.nbytes for t in tensors)
 
 
-def side_by_side(estimates):
+def side_by_side(estimates: Mapping[str, Estimate]) -> str:
     """Text: one column an estimate. estimates: {label: Estimate}."""
     lines = [("", *estimates)]
     lines += [

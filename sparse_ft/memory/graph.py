@@ -1,5 +1,8 @@
 """The autograd graph behind some outputs, and the tensors that hang on its nodes."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 from .._torch import saved_by
@@ -8,7 +11,7 @@ from .storages import tensors_in
 _CHECKPOINT = "torch.utils.checkpoint"
 
 
-def nodes_of(outputs):
+def nodes_of(outputs: Any) -> Iterator[Any]:
     """Every node behind the tensors in `outputs`, each once."""
     stack = [t.grad_fn for t in tensors_in(outputs) if t.grad_fn is not None]
     seen = set(stack)
@@ -21,7 +24,7 @@ def nodes_of(outputs):
                 stack.append(following)
 
 
-def held_by(node):
+def held_by(node: Any) -> list[torch.Tensor]:
     """Tensors on a node that no pack hook of the caller has seen.
 
     Attributes that a Python `autograd.Function` put on its ctx; what hooks entered inside of the
@@ -41,7 +44,7 @@ def held_by(node):
     return found
 
 
-def _frames(node):
+def _frames(node: Any) -> list[Any]:
     """The frames of `torch.utils.checkpoint` regions (use_reentrant=False) that a node lies in."""
     frames = {}
     for saved in saved_by(node):

@@ -2,6 +2,8 @@
 
 import functools
 import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -20,12 +22,18 @@ class Live(TorchDispatchMode):
 
     holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = 0
         self._alive = {}  # key: (weak reference to the storage, its size)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable,
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in (out,) if isinstance(out, torch.Tensor) else leaves(out):
             if isinstance(tensor, torch.Tensor):
@@ -33,7 +41,7 @@ class Live(TorchDispatchMode):
                     self.follow(storage)
         return out
 
-    def follow(self, storage):
+    def follow(self, storage: torch.UntypedStorage) -> None:
         key, size = key_of(storage), storage.nbytes()
         ref, known = self._alive.get(key, (None, 0))
         if ref is None:
@@ -43,10 +51,10 @@ class Live(TorchDispatchMode):
             self.bytes += size - known
         self.peak = max(self.peak, self.bytes)
 
-    def since(self):
+    def since(self) -> int:
         """The highest level since the last call (or the beginning)."""
         peak, self.peak = self.peak, self.bytes
         return peak
 
-    def _free(self, key, _):
+    def _free(self, key: int, _: weakref.ref) -> None:
         self.bytes -= self._alive.pop(key)[1]

@@ -1,8 +1,10 @@
 """What trains in a dry run: selections without data, of the sizes that real ones would have."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 from .._torch import unset_fake_temporarily
 from ..conversion import convert, matrix_shape
@@ -10,6 +12,7 @@ from ..plan import Plan
 from ..salience.budget import STRUCTURES, count_of, fitted
 from ..salience.targets import targets_of
 from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, as_block_size, rebuilt
+from .dry import Dry
 
 
 class _DryBlocks(Blocks):
@@ -19,7 +22,9 @@ class _DryBlocks(Blocks):
     nnz = Selection.nnz
 
 
-def prepare(model, plan, dry, values_dtype=None):
+def prepare(
+    model: nn.Module, plan: Any, dry: Dry, values_dtype: torch.dtype | None = None
+) -> nn.Module:
     """`model` as `plan` has it train, inside of a dry run: what to call, mostly the model itself.
 
     plan: None (all of it), a Plan or mapping, {"structure": …, "density": …, "targets": …,
@@ -53,7 +58,7 @@ def prepare(model, plan, dry, values_dtype=None):
     return model
 
 
-def _lora(model, lora, **settings):
+def _lora(model: nn.Module, lora: int, **settings: Any) -> nn.Module:
     try:
         import peft
     except ImportError:
@@ -64,7 +69,14 @@ def _lora(model, lora, **settings):
     return peft.get_peft_model(model, config)
 
 
-def _drawn(model, dry, structure="columns", density=0.01, targets=None, block_size=64):
+def _drawn(
+    model: nn.Module,
+    dry: Dry,
+    structure: str = "columns",
+    density: float = 0.01,
+    targets: Any = None,
+    block_size: int | tuple[int, int] = 64,
+) -> Plan:
     if structure not in STRUCTURES:
         raise ValueError(
             f"structure: expected {' or '.join(map(repr, STRUCTURES))}, got {structure!r}"
@@ -80,7 +92,13 @@ def _drawn(model, dry, structure="columns", density=0.01, targets=None, block_si
     )
 
 
-def _random(structure, density, block_size, shape, dry):
+def _random(
+    structure: str,
+    density: float,
+    block_size: int | tuple[int, int],
+    shape: tuple[int, int],
+    dry: Dry,
+) -> Selection:
     """The selection that `sft.select(score="random")` would draw, of which all but the index is
     known.
     """
@@ -109,7 +127,12 @@ def _random(structure, density, block_size, shape, dry):
     return _sized(Blocks, n, size, shape, features, dry)
 
 
-def _twin(selection, shape, dry, known):
+def _twin(
+    selection: Selection,
+    shape: tuple[int, int],
+    dry: Dry,
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]],
+) -> Selection:
     """A real selection without its data. known: {id of features: their twin}; layers that share
     features go on doing so.
     """
@@ -123,7 +146,14 @@ def _twin(selection, shape, dry, known):
     return _sized(type(selection), len(selection), selection.block_size, shape, features, dry)
 
 
-def _sized(cls, n, block_size, shape, features, dry):
+def _sized(
+    cls: type[Selection],
+    n: int,
+    block_size: int | tuple[int, int],
+    shape: tuple[int, int],
+    features: Mapping[int, torch.Tensor],
+    dry: Dry,
+) -> Selection:
     """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices} of a
     matrix of `shape`.
     """

@@ -3,8 +3,10 @@
 import functools
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 from .._torch import key_of, sparse_indices, sparse_values
 
@@ -24,7 +26,7 @@ _LEAVES = (
 )
 
 
-def storages_of(tensor):
+def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     """The untyped storages that hold a tensor's data: one, or several for sparse tensors and
     wrappers such as DTensor.
     """
@@ -36,7 +38,7 @@ def storages_of(tensor):
     return [tensor.untyped_storage()]
 
 
-def _sparse_parts(tensor):
+def _sparse_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if tensor.layout == torch.sparse_coo:
         return sparse_indices(tensor), sparse_values(tensor)
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -46,7 +48,7 @@ def _sparse_parts(tensor):
     return ()  # mkldnn: opaque
 
 
-def model_storages(model):
+def model_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
     """{key: storage} of all that a model holds anyway: parameters, buffers, and tensors in its
     modules' plain attributes.
     """
@@ -64,7 +66,7 @@ def model_storages(model):
     return found
 
 
-def tensors_in(thing):
+def tensors_in(thing: Any) -> list[torch.Tensor]:
     """The tensors that `thing` holds: itself, in containers, in attributes of objects, in what
     functions close over.
 
@@ -75,7 +77,7 @@ def tensors_in(thing):
     return found
 
 
-def _collect(thing, found, seen, depth):
+def _collect(thing: Any, found: list[torch.Tensor], seen: set[int], depth: int) -> None:
     if isinstance(thing, _LEAVES) or id(thing) in seen or depth == 0:
         return
     seen.add(id(thing))
@@ -88,7 +90,7 @@ def _collect(thing, found, seen, depth):
         _collect(part, found, seen, depth - 1)
 
 
-def _parts(thing):
+def _parts(thing: Any) -> list[Any]:
     if isinstance(thing, Mapping):
         return list(thing.values())
     if isinstance(thing, (list, tuple, set, frozenset)):
@@ -120,10 +122,10 @@ class Watched:
     again while it is watched.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen = {}
 
-    def add(self, storage, device, label):
+    def add(self, storage: torch.UntypedStorage, device: torch.device, label: str) -> None:
         """Note a storage under `label`; the first stays. device: its tensor's; without data the
         storage is on meta.
         """
@@ -131,7 +133,7 @@ class Watched:
         if key not in self._seen:
             self._seen[key] = weakref.ref(storage), storage.nbytes(), device, label
 
-    def alive(self):
+    def alive(self) -> list[tuple[int, torch.device, str]]:
         """[(bytes, device, label)] of what still lives, in the order it was seen."""
         return [
             (size, device, label)

@@ -1,6 +1,8 @@
 """Ledger: bytes that autograd holds, as rows, as a printed table and as a chart."""
 
+import os
 import re
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -19,7 +21,7 @@ class Ledger:
     {device: bytes}; prints.
     """
 
-    def __init__(self, rows, tokens=None):
+    def __init__(self, rows: Iterable[Row], tokens: int | None = None) -> None:
         self.rows, self.tokens = tuple(rows), tokens
         self.total = sum(row.bytes for row in self.rows)
         self.devices = {}
@@ -27,7 +29,7 @@ class Ledger:
             self.devices[row.device] = self.devices.get(row.device, 0) + row.bytes
 
     @property
-    def groups(self):
+    def groups(self) -> list[tuple[Row, int]]:
         """Rows of modules that differ in their first number only, summed: "layers.*.mlp". [(Row,
         number of modules)].
         """
@@ -40,7 +42,7 @@ class Ledger:
             for key, rows in sums.items()
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [("module", "kind", "modules", "tensors", "bytes", "share", "device")]
         for row, number in self.groups:
             share = f"{row.bytes / self.total:.1%}" if self.total else ""
@@ -66,7 +68,7 @@ class Ledger:
 
     __repr__ = __str__
 
-    def plot(self, path):
+    def plot(self, path: str | os.PathLike) -> None:
         """Write a chart of the groups, largest first, to `path`. Needs matplotlib."""
         try:
             from matplotlib.figure import Figure
@@ -83,12 +85,12 @@ class Ledger:
         figure.savefig(path)
 
 
-def _label(row, number):
+def _label(row: Row, number: int) -> str:
     times = f" ×{number}" if number > 1 else ""
     return f"{row.module or '(model)'} {row.kind}{times}"
 
 
-def readable(size):
+def readable(size: int) -> str:
     """Bytes as text: "1.50 GiB"."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(size) >= scale:
@@ -96,7 +98,7 @@ def readable(size):
     return f"{size:,} B"
 
 
-def columns(lines, numbers=()):
+def columns(lines: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list[str]:
     """Lines of cells as aligned text; the columns in `numbers` to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [

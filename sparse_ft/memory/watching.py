@@ -3,8 +3,11 @@
 import bisect
 import contextlib
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -14,7 +17,7 @@ from .storages import Watched, model_storages, storages_of, tensors_in
 from .table import Ledger, Row
 
 
-def ledger(model, *inputs, **kwargs):
+def ledger(model: nn.Module, *inputs: Any, **kwargs: Any) -> Ledger:
     """Run `model(*inputs, **kwargs)` once as in training, and say what autograd holds for its
     backward. Returns a `Ledger`.
 
@@ -41,7 +44,7 @@ class _Packed:
 
     __slots__ = ("tensor", "__weakref__")
 
-    def __init__(self, tensor):
+    def __init__(self, tensor: torch.Tensor) -> None:
         # The very tensor: others tell tensors by identity. But an alias of the saving node's own
         # output, the newest of all: it would hold the node that holds it.
         node = tensor.grad_fn
@@ -55,7 +58,7 @@ class Watching:
     that.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._own, self._seen, self._stack = model_storages(model), Watched(), [""]
@@ -64,7 +67,7 @@ class Watching:
         self._when = [0]
         self._where = [""]
 
-    def __enter__(self):
+    def __enter__(self) -> "Watching":
         outer = hooks_in_force()  # hooks do not nest: ours goes through it
         with contextlib.ExitStack() as stack:
             for handle in (
@@ -76,10 +79,10 @@ class Watching:
             self._exit = stack.pop_all()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> bool | None:
         return self._exit.__exit__(*error)
 
-    def ledger(self, outputs, tokens=None):
+    def ledger(self, outputs: Any, tokens: int | None = None) -> Ledger:
         """The `Ledger` of what is held now by the graph behind `outputs`."""
         for node in nodes_of(outputs):
             for tensor in held_by(node):
@@ -95,15 +98,17 @@ class Watching:
         ]
         return Ledger(sorted(rows, key=lambda row: (order[row.module], row.device)), tokens)
 
-    def release(self):
+    def release(self) -> None:
         for packed in self._packed:
             packed.tensor = None
 
-    def _hooks(self, outer):
+    def _hooks(
+        self, outer: Any
+    ) -> tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor]]:
         if not isinstance(outer, tuple):  # none, or it is not known whose
             return self._pack, lambda packed: packed.tensor
 
-        def pack(tensor):
+        def pack(tensor: torch.Tensor) -> Any:
             packed = outer[0](tensor)
             for held in tensors_in(packed):
                 self._note(held, self._stack[-1])
@@ -111,28 +116,28 @@ class Watching:
 
         return pack, outer[1]
 
-    def _pack(self, tensor):
+    def _pack(self, tensor: torch.Tensor) -> _Packed:
         self._note(tensor, self._stack[-1])
         packed = _Packed(tensor)
         self._packed.add(packed)
         return packed
 
-    def _note(self, tensor, name):
+    def _note(self, tensor: torch.Tensor, name: str) -> None:
         for storage in storages_of(tensor):
             if key_of(storage) not in self._own:
                 self._seen.add(storage, tensor.device, name)
 
-    def _before(self, module, _):
+    def _before(self, module: nn.Module, _: Any) -> None:
         if not is_compiling():  # a compiled region is one module's
             self._enter(self._names.get(id(module), self._stack[-1]), 1)
 
-    def _after(self, *_):
+    def _after(self, *_: Any) -> None:
         if not is_compiling():
             self._enter(None, -1)
 
     _after.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
 
-    def _enter(self, name, direction):
+    def _enter(self, name: str | None, direction: int) -> None:
         if direction > 0:
             self._stack.append(name)
         elif len(self._stack) > 1:
@@ -140,11 +145,11 @@ class Watching:
         self._when.append(nodes_made())
         self._where.append(self._stack[-1])
 
-    def _module_at(self, sequence_number):
+    def _module_at(self, sequence_number: int) -> str:
         return self._where[max(bisect.bisect_right(self._when, sequence_number) - 1, 0)]
 
 
-def tokens_in(inputs, kwargs):
+def tokens_in(inputs: Iterable[Any], kwargs: Mapping[str, Any]) -> int | None:
     """Tokens of a batch, as the shape of its first integer matrix tells (`input_ids`); None where
     there is none.
     """
@@ -161,7 +166,7 @@ def tokens_in(inputs, kwargs):
 
 
 @contextlib.contextmanager
-def unchanged(model):
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Put back what a forward writes: buffers (running statistics) and the random state."""
     buffers = [
         (module, name, buffer, buffer.clone())
