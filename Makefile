@@ -25,7 +25,7 @@ help:
 	@echo '             make demo ARGS=--help shows the rest'
 	@echo 'make test    every test; make test ARGS="-k name" some of them'
 	@echo 'make bench   every op against its competitors, in at most 15 minutes; make bench OP=masked_adamw one of them'
-	@echo 'make lint    ruff, rules and format; make lint ARGS=--fix mends what it can'
+	@echo 'make lint    ruff, rules and format, then types; make lint ARGS=--fix mends what it can'
 	@echo 'make clean   remove what was built and written; the environment $(VENV) stays, its package is installed anew'
 
 $(STAMPS):
@@ -54,7 +54,7 @@ $(STAMPS)/bench: $(SOURCES) | $(STAMPS)
 	@touch $@
 
 $(STAMPS)/lint: constraints.txt | $(STAMPS)
-	$(PIP) ruff
+	$(PIP) ruff mypy torch numpy
 	@touch $@
 
 demo: $(STAMPS)/demo
@@ -71,8 +71,9 @@ bench: $(STAMPS)/bench
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check $(ARGS) .
 	$(BIN)/ruff format $(if $(filter --fix,$(ARGS)),,--check) .
+	$(BIN)/mypy
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench/out sparse_ft/*.so sparse_ft/_build_info.py
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache bench/out sparse_ft/*.so sparse_ft/_build_info.py
 	rm -rf $(STAMPS)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

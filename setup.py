@@ -1,12 +1,13 @@
 """Builds sparse_ft._C with CMake. Needs neither torch nor a GPU.
 
 Environment:
-  SPARSE_FT_CUDA=0|1                 forbid or demand the CUDA kernels; otherwise they are built
-  when nvcc is found and
-                                     there is use for them: a torch with CUDA, or an NVIDIA driver
-                                     where no torch is seen
-  SPARSE_FT_CUDA_ARCHITECTURES=…     compute capabilities, e.g. "80;90;100" (the default)
-  SPARSE_FT_WERROR=1                 C++ warnings are errors, for developers
+  SPARSE_FT_CUDA=0|1
+      Forbid or demand the CUDA kernels. Otherwise they are built where nvcc is found and there is
+      use for them: a torch with CUDA, or an NVIDIA driver where no torch is seen.
+  SPARSE_FT_CUDA_ARCHITECTURES=…
+      Compute capabilities, e.g. "80;90;100" (the default).
+  SPARSE_FT_WERROR=1
+      C++ warnings are errors, for developers.
 
 A machine without a C++ compiler gets the package without its compiled part: slower, but right. The
 reason is recorded in sparse_ft/_build_info.py.

@@ -124,6 +124,7 @@ def test_wheel_without_nvcc(sources, tmp_path):
     print(f"wheel without nvcc built in {time.perf_counter() - start:.0f} s")
     names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert f"sparse_ft/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in names
+    assert "sparse_ft/py.typed" in names
     tracked = [
         path for folder in ("sparse_ft", "kernels") for path in (sources / folder).rglob("*.py")
     ]
