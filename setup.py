@@ -49,8 +49,9 @@ def find_nvcc():
 
 
 def installed_torch():
-    """Version of the torch that this is built for, None where there is none to see; it is not
-    imported.
+    """Version of the torch that this is built for, None where there is none to see.
+
+    It is not imported.
 
     A build that pip isolates sees its own packages only, but runs in the environment that it
     installs to, whose folders are these.
@@ -93,8 +94,9 @@ def why_not_cuda():
 
 
 def telling(output):
-    """The part of a failed step's output that says why: CMake's message, a compiler's errors, or
-    else the last lines.
+    """The part of a failed step's output that says why.
+
+    CMake's message, a compiler's errors, or else the last lines.
     """
     message = re.search(r"^CMake Error[^\n]*\n((?:[ \t]+[^\n]*\n|\n(?=[ \t\n]))+)", output, re.M)
     if message:

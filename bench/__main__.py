@@ -1,5 +1,6 @@
-"""`python -m bench`: the benchmarks; `python -m bench plot`: their pictures. See
-bench/README.md.
+"""`python -m bench`: the benchmarks; `python -m bench plot`: their pictures.
+
+See bench/README.md.
 """
 
 import sys

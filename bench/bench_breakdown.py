@@ -1,5 +1,6 @@
-"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, the host's share; and a lean
-one's, part by part.
+"""Where a step's time goes: forward, dgrad, wgrad, optimiser, sync, the host's share.
+
+That of a lean step too, part by part.
 """
 
 import functools
@@ -124,8 +125,9 @@ def _step(cls, shape, how, batch, tokens):
 
 
 def _rounds(steps, seconds, least=2, most=200):
-    """{name: {phase: [seconds]}} of steps in turn, after one that is not counted; the phases of a
-    round belong together.
+    """{name: {phase: [seconds]}} of steps in turn, after one that is not counted.
+
+    The phases of a round belong together.
     """
     taken = {
         name: {phase: [] for phase in ("forward", "backward", "optimiser", "sync")}

@@ -1,5 +1,6 @@
-"""A whole training step of one Llama-1B-shaped layer, batch 2 × 512: ours against full, frozen,
-LoRA and SHiRA; its memory.
+"""A whole training step of one Llama-1B-shaped layer, batch 2 × 512.
+
+Ours against full, frozen, LoRA and SHiRA; its memory.
 """
 
 import torch
@@ -87,8 +88,9 @@ def _over_floor(samples):
 
 
 def bytes_of(method, size):
-    """{what: bytes} of two training steps of one method, above a loaded frozen layer. Runs in a
-    process of its own.
+    """{what: bytes} of two training steps of one method, above a loaded frozen layer.
+
+    Runs in a process of its own.
     """
     memory.return_freed_blocks()
     torch.set_num_threads(2)
@@ -150,8 +152,9 @@ def apart(size, threads):
 
 
 def memory_musts(found, threads):
-    """Peaks against what a step must hold; the gradients of activations as the all-frozen step has
-    them.
+    """Peaks against what a step must hold.
+
+    The gradients of activations as the all-frozen step has them.
     """
     ours, frozen = found.get(OURS), found.get("frozen")
     if not ours or not frozen:

@@ -1,5 +1,6 @@
-"""A training step with lean modules against the same model without them: its time, and the bytes
-that backward holds.
+"""A training step with lean modules against the same model without them.
+
+Its time, and the bytes that backward holds.
 """
 
 import torch
@@ -32,8 +33,9 @@ LAYERS = {"Llama layer": training.LlamaLayer, "MiniLM": training.MiniLM}
 
 
 class ConvNet(nn.Module):
-    """A ResNet of transformers with its BatchNorm in eval mode; pictures [batch, 3,
-    size, size] in.
+    """A ResNet of transformers with its BatchNorm in eval mode.
+
+    Pictures [batch, 3, size, size] in.
     """
 
     def __init__(self, **shape):
@@ -134,8 +136,9 @@ def key_of(case):
 
 
 def extra(size, threads):
-    """Bytes held for backward, by `sft.memory.ledger`; at one thread count, they do not depend on
-    it.
+    """Bytes held for backward, by `sft.memory.ledger`.
+
+    At one thread count, they do not depend on it.
     """
     if threads != 1:
         return [], []

@@ -64,8 +64,9 @@ def cases(size):
 
 
 def bound(case, ceilings):
-    """Seconds to move the useful bytes at triad bandwidth: value and state in and out, gradient and
-    index in, weight out.
+    """Seconds to move the useful bytes at triad bandwidth.
+
+    Value and state in and out, gradient and index in, weight out.
     """
     kind = "entries" if case.kind == "dense" else case.kind
     weight = getattr(torch, case.dtype).itemsize
@@ -130,8 +131,9 @@ class Setting:
         return lambda: ops.masked_adamw_(*arguments, **keywords)
 
     def prepared(self):
-        """As `SelectiveAdamW` steps from its second step on: what the native core must know of the
-        tensors is looked up.
+        """As `SelectiveAdamW` steps from its second step on.
+
+        What the native core must know of the tensors is looked up.
         """
         linear = torch.nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
         linear.weight = torch.nn.Parameter(self.weight.clone())
@@ -149,8 +151,9 @@ class Setting:
         return lambda: step_rows(known.rows(entries), written, False, None, None, False)
 
     def lines(self):
-        """What no step on a 16-bit weight does without: every line that holds a selected entry is
-        read, changed and written.
+        """What no step on a 16-bit weight does without.
+
+        Every line that holds a selected entry is read, changed and written.
         """
         weight, values, layout = (
             self.weight.clone(),
@@ -300,8 +303,9 @@ def musts(found):
 
 
 def _of_lines_bound(found, name):
-    """Over the rounds that a dense step took part in, where there are any: they leave nothing of
-    ours in the cache.
+    """Over the rounds that a dense step took part in, where there are any.
+
+    They leave nothing of ours in the cache.
     """
     samples = found.samples.get(name, {})
     rounds = samples.get("dense fused fp32") or samples.get(OURS)
@@ -339,8 +343,9 @@ def _note(found, name, slow):
 
 
 def _note_of_lines(found, name):
-    """On useful bytes of columns: the share that a step would reach whose whole cache lines move at
-    triad bandwidth.
+    """On useful bytes of columns.
+
+    The share that a step would reach whose whole cache lines move at triad bandwidth.
     """
     reached = _of_lines_bound(found, name) if found.cases[name].kind == "columns" else None
     if not reached:

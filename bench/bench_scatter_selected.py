@@ -1,5 +1,6 @@
-"""scatter_selected_ and swap_selected_: values -> weight, against torch's own indexed writes and
-the bandwidth of a copy.
+"""scatter_selected_ and swap_selected_, values -> weight.
+
+Against torch's own indexed writes and the bandwidth of a copy.
 """
 
 import functools

@@ -76,8 +76,9 @@ def bound(case, ceilings):
 
 
 def moved_bytes(case):
-    """Bytes that must be read and written at least: the used features of both operands, the fp32
-    result.
+    """Bytes that must be read and written at least.
+
+    The used features of both operands, the fp32 result.
     """
     (rows, columns), element = case.shape, getattr(torch, case.dtype).itemsize
     used = {"rows": (case.density * rows, columns), "columns": (rows, case.density * columns)}.get(

@@ -62,8 +62,9 @@ class Case:
 
 
 def pick(count, share, generator):
-    """A sorted random sample of range(count), int64: exactly the share of a short range, a coin for
-    each of a long one.
+    """A sorted random sample of range(count), int64.
+
+    Exactly the share of a short range, a coin for each of a long one.
     """
     if share >= 1:
         return torch.arange(count)

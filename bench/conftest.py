@@ -1,5 +1,6 @@
-"""`pytest bench` runs from anywhere: the repository's root is importable; two options choose what
-is measured.
+"""`pytest bench` runs from anywhere: the repository's root is importable.
+
+Two options choose what is measured.
 """
 
 import sys

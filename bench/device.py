@@ -1,5 +1,6 @@
-"""Time and memory of calls on a device: events on a GPU, the clock of the host elsewhere, so that
-all of it runs on a CPU.
+"""Time and memory of calls on a device.
+
+Events on a GPU, the clock of the host elsewhere, so that all of it runs on a CPU.
 """
 
 import torch
@@ -36,8 +37,9 @@ class Events:
 
 
 def rounds(variants, device, seconds, **limits):
-    """`harness.interleave` on a device: {name: {round: seconds}}; on a GPU each sample
-    is one call.
+    """`harness.interleave` on a device: {name: {round: seconds}}.
+
+    On a GPU each sample is one call.
     """
     if device.type == "cuda":
         limits = {"warm_up": 3, "most": 200, "timer": Events(device), "shortest": 0.0} | limits

@@ -1,5 +1,6 @@
-"""No figure without its green test: the tests of an op run before its benchmark, in the same
-command.
+"""No figure without its green test.
+
+The tests of an op run before its benchmark, in the same command.
 """
 
 import os
@@ -18,8 +19,9 @@ class Red(Exception):
 
 
 def require_green(op, tests, jobs=2):
-    """Run the test files of `op` (paths from the root); raises Red with the end of pytest's output
-    unless all pass.
+    """Run the test files of `op` (paths from the root).
+
+    Raises Red with the end of pytest's output unless all pass.
     """
     absent = [test for test in tests if not (ROOT / test).exists()]
     if absent:

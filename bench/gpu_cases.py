@@ -29,8 +29,9 @@ KINDS = ("rows", "columns", "blocks", "entries")
 
 @dataclass(frozen=True)
 class Work:
-    """Callables on tensors that exist: the variants to time, and two that return the tensors to
-    compare.
+    """Callables on tensors that exist.
+
+    The variants to time, and two that return the tensors to compare.
 
     again: what repeats are compared by, on the device; None: `got`. launches: whose launches are
     counted; None: "ours".
@@ -280,8 +281,9 @@ TWO = (2, 2), (2, 2), (0, 0), (1, 1)  # kernel size, stride, padding, dilation
 
 
 def stream(op, count):
-    """Ops that touch every element of activations once; `count` elements in rows of 1024
-    or fewer.
+    """Ops that touch every element of activations once.
+
+    `count` elements in rows of 1024 or fewer.
     """
 
     def make(device):

@@ -1,5 +1,6 @@
-"""Repeats of every op on a device: the same bits each time, whatever unwritten memory held; small
-ones for a memory checker.
+"""Repeats of every op on a device: the same bits each time, whatever unwritten memory held.
+
+And small ones, for a memory checker.
 
 --plant race | overrun runs a kernel that is wrong on purpose: a check that stays green on it sees
 nothing.

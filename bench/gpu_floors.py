@@ -1,5 +1,6 @@
-"""Floors of each op on a GPU: operations over the matrix rate, least bytes over the rate of the
-memory they come from.
+"""Floors of each op on a GPU.
+
+Operations over the matrix rate, least bytes over the rate of the memory they come from.
 
 Times in seconds, sizes in bytes. Operands and weights have 2 bytes an element, values, state and
 gradients of values 4, and an index 4. An op is a list of phases: within one the largest term
@@ -50,8 +51,9 @@ def sectors(density, element=2):
 
 
 def touched(kind, density, element=2):
-    """Bytes of a weight that move for one selected entry, one way: a lone entry or column takes a
-    sector with it.
+    """Bytes of a weight that move for one selected entry, one way.
+
+    A lone entry or column takes a sector with it.
     """
     return sectors(density, element) if kind in ("entries", "columns") else element
 
@@ -62,8 +64,9 @@ def index_bytes(kind):
 
 
 def copied(kind, nnz, density):
-    """gather_selected or scatter_selected: values on one side, the weight's sectors on
-    the other.
+    """gather_selected or scatter_selected.
+
+    Values on one side, the weight's sectors on the other.
     """
     return [Phase(dram=nnz * (4 + index_bytes(kind) + touched(kind, density)))]
 
@@ -116,8 +119,9 @@ def single_blocks_wgrad(tokens, shape, density, block=64):
 
 
 def entry_dots(tokens, shape, density):
-    """Both operands transposed, then a dot an entry: its column from the cache each time, its row
-    once for all of a row.
+    """Both operands transposed, then a dot an entry.
+
+    Its column from the cache each time, its row once for all of a row.
     """
     nnz = density * shape[0] * shape[1]
     parts = -(-2 * tokens * sum(shape) // WORKSPACE)  # of the tokens
@@ -190,8 +194,9 @@ def name(op, kind, density):
 
 
 def streamed(elements, per_element):
-    """An op that touches each element once: gated_product 6 bytes an element, its backward 10, and
-    so on.
+    """An op that touches each element once.
+
+    gated_product 6 bytes an element, its backward 10, and so on.
     """
     return [Phase(dram=elements * per_element)]
 
@@ -211,8 +216,9 @@ STREAMS = {  # bytes an element of the input
 
 
 def crossover(one, other, ceilings, low=1e-5, high=1.0):
-    """The density at which the floors of two methods of density meet; None where one is below the
-    other everywhere.
+    """The density at which the floors of two methods of density meet.
+
+    None where one is below the other everywhere.
     """
 
     def gap(density):

@@ -118,8 +118,9 @@ def prepare(way, model):
 
 
 def run(name, way, device, seconds):
-    """{value, p20, p80 in ms, rounds, gib, loss, trained} of a training step; the loss is that of
-    the last one.
+    """{value, p20, p80 in ms, rounds, gib, loss, trained} of a training step.
+
+    The loss is that of the last one.
     """
     gc.collect()  # what ran here before
     with unmasked():

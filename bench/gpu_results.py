@@ -1,5 +1,6 @@
-"""Results of a run on a GPU: each row is in a CSV and a JSON-lines file as soon as it is known; a
-short table at the end.
+"""Results of a run on a GPU: each row is in a CSV and a JSON-lines file as soon as it is known.
+
+A short table at the end.
 
 python -m bench.gpu_results note STAGE STATUS TEXT...   adds a row;   ... table   prints what is
 there and ends with 1 on red
@@ -19,8 +20,9 @@ OK, RED, SHORT, SKIPPED = "ok", "red", "short", "skipped"
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one case. floor: in the same unit; fraction: floor over value; ratio: its
-    value over ours.
+    """One variant of one case. floor: in the same unit.
+
+    fraction: floor over value; ratio: its value over ours.
     """
 
     stage: str

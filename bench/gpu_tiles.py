@@ -1,5 +1,6 @@
-"""Candidates for the tiles of selected_wgrad's blocks: what the table TILES in
-kernels/selected_wgrad_blocks.py is chosen from.
+"""Candidates for the tiles of selected_wgrad's blocks.
+
+What the table TILES in kernels/selected_wgrad_blocks.py is chosen from.
 
 For each tile that blocks of some size get, the pipelines that may serve it, and programs that stay
 for several tiles or do not. The fastest is marked; where it is not the default, it belongs into

@@ -36,8 +36,9 @@ def order_of(names, number):
 
 
 def preempted():
-    """How often a thread of this process has lost its core to another so far; 0 where the system
-    does not tell.
+    """How often a thread of this process has lost its core to another so far.
+
+    0 where the system does not tell.
     """
     return getrusage(RUSAGE_SELF).ru_nivcsw if getrusage else 0
 

@@ -31,8 +31,9 @@ def isa():
 
 
 def has_bf16(flags=None):
-    """Whether the CPU multiplies bf16 itself; elsewhere torch's bf16 product is a loop of
-    conversions.
+    """Whether the CPU multiplies bf16 itself.
+
+    Elsewhere torch's bf16 product is a loop of conversions.
     """
     flags = set(_cpuinfo("flags").split()) if flags is None else flags
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
@@ -43,8 +44,9 @@ def cores():
 
 
 def commit():
-    """Short hash, with a + where the sources that are measured differ from it; "unknown" outside of
-    a checkout.
+    """Short hash, with a + where the sources that are measured differ from it.
+
+    "unknown" outside of a checkout.
     """
 
     def git(*words):

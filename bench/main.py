@@ -58,8 +58,9 @@ def budget(module, size, threads):
 
 
 def tested_at_once(ops):
-    """The tests of all ops where they are green together, for one start of pytest; else none, and
-    each op runs its own.
+    """The tests of all ops where they are green together, for one start of pytest.
+
+    Else none, and each op runs its own.
     """
     tests = list(dict.fromkeys(test for op in ops for test in module_of(op).TESTS))
     begin = time.perf_counter()
@@ -75,8 +76,9 @@ def tested_at_once(ops):
 
 
 def measure(op, size, threads, green):
-    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget; raises Red
-    unless its tests pass.
+    """([Record], [Must]) of one op, under a bar that counts the seconds of its budget.
+
+    Raises Red unless its tests pass.
 
     Each thread count has a process of its own. green: tests that passed in this very command, which
     are not run again.
@@ -191,8 +193,9 @@ def main(arguments=None):
 
 
 def conclude(out, promised, done, missing, seconds):
-    """What a run ends with, an interrupted one too: its promises, its files, what is not
-    in them.
+    """What a run ends with, an interrupted one too.
+
+    Its promises, its files, what is not in them.
     """
     if promised:
         print("\nPromises (ratios inside this run)\n", *promised, f"\n{tally(promised)}", sep="\n")

@@ -43,8 +43,9 @@ def running_peak(changes):
 
 
 def keep_freed_blocks():
-    """From here on freed memory stays with the process, as a GPU's caching allocator keeps it: for
-    timings.
+    """From here on freed memory stays with the process, as a GPU's caching allocator keeps it.
+
+    For timings.
 
     Otherwise every result over 32 MiB is mapped anew in each call, and the page faults are what is
     measured.
@@ -56,8 +57,9 @@ def keep_freed_blocks():
 
 
 def resident_peak(call):
-    """Highest resident set during `call()` above the one before it, in bytes; None where the system
-    keeps no such mark.
+    """Highest resident set during `call()` above the one before it, in bytes.
+
+    None where the system keeps no such mark.
 
     Call `return_freed_blocks()` first of all in the process, or holes in the heap hide what is
     alive.
@@ -81,8 +83,9 @@ def optimizer_bytes(optimizer):
 
 
 def saved_bytes(model, loss):
-    """Bytes that one forward keeps for its backward: unique storages, parameters and buffers
-    excluded.
+    """Bytes that one forward keeps for its backward.
+
+    Unique storages, parameters and buffers excluded.
 
     `loss` is a callable that runs the forward and returns the scalar. A view counts with its whole
     storage, because that is what it keeps alive.

@@ -1,5 +1,6 @@
-"""AdamW implementations as providers: each takes parameters that have gradients and returns a call
-that makes one step.
+"""AdamW implementations as providers.
+
+Each takes parameters that have gradients and returns a call that makes one step.
 """
 
 import importlib

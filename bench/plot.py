@@ -16,8 +16,9 @@ OTHERS = ("#6b7785", "#8f5aa8", "#3b6fb6", "#b5523b", "#7a8b3a", "#444444")
 
 
 def draw(path, op, records, threads):
-    """Write the density sweeps of `records` at one thread count to path (png); None where no kind
-    has two densities.
+    """Write the density sweeps of `records` at one thread count to path (png).
+
+    None where no kind has two densities.
     """
     sweeps = _sweeps(
         [

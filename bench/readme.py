@@ -9,8 +9,9 @@ from bench.predictions import EXPECTED
 
 
 def fill(text, sections):
-    """`text` with what stands between the marks of each section replaced; sections: {name:
-    Markdown}.
+    """`text` with what stands between the marks of each section replaced.
+
+    sections: {name: Markdown}.
     """
     for name, body in sections.items():
         marks = f"<!-- {name} -->", f"<!-- end {name} -->"

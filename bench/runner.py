@@ -45,8 +45,9 @@ def _child(pipe, function, args, tells):
 
 
 def run_apart(function, *args, hear=None):
-    """function(*args) in a child of its own; raises RunFailed with the child's reason, or what it
-    Refused.
+    """function(*args) in a child of its own.
+
+    Raises RunFailed with the child's reason, or what it Refused.
 
     hear: where given, the child calls function(*args, tell), and hear(...) is called here with what
     it tells meanwhile.

@@ -1,5 +1,6 @@
-"""What is kept for backward in one Llama-like layer, by method, × hidden size a token: `python -m
-bench.saved`.
+"""What is kept for backward in one Llama-like layer, by method, × hidden size a token.
+
+`python -m bench.saved`.
 
 Protocol: unique storages that autograd holds, parameters excluded (`sft.memory.ledger`), of a model
 of 4 layers less one of 2, over 2: a layer in the middle, without the last norm, the head and the
@@ -39,8 +40,9 @@ def config_of(layers, positions, shape):
 
 
 def frozen(model):
-    """All frozen, and the first layer's input needs a gradient: every layer is one in
-    the middle.
+    """All frozen, and the first layer's input needs a gradient.
+
+    Every layer is one in the middle.
     """
     model.requires_grad_(False).enable_input_require_grads()
     return model
@@ -61,8 +63,9 @@ def peft(kind, **settings):
 
 
 def selected(structure, lean=False):
-    """The share of OURS of every linear layer, evenly spread: layers that read one input keep the
-    same columns of it.
+    """The share of OURS of every linear layer, evenly spread.
+
+    Layers that read one input keep the same columns of it.
     """
 
     def prepare(model):
@@ -126,8 +129,9 @@ def per_layer(method, batch, sequence, padded, real=False, shape=SHAPE):
 
 
 def from_few_tokens(method, tokens, shape=SHAPE):
-    """`per_layer` without padding of a method that does not run without data: so much a token, so
-    much a layer.
+    """`per_layer` without padding of a method that does not run without data.
+
+    So much a token, so much a layer.
     """
     few, more = (per_layer(method, 1, n, padded=False, real=True, shape=shape) for n in (8, 16))
     of_layer = (few - more) * 16

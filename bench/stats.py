@@ -40,8 +40,9 @@ class Times:
 
 
 def paired_ratio(numerator, denominator):
-    """Median of numerator / denominator over the rounds that both took part in; {round: seconds}
-    each. None without one.
+    """Median of numerator / denominator over the rounds that both took part in.
+
+    {round: seconds} each. None without one.
 
     A machine that is slow for a while is slow for both halves of a pair, so the ratio drifts less
     than either time.

@@ -1,5 +1,6 @@
-"""What one benchmark file offers, and the run of it: cases × threads × providers in, records and
-promises out.
+"""What one benchmark file offers, and the run of it.
+
+Cases × threads × providers in, records and promises out.
 
 A file bench_<op>.py has OP, TESTS (run first), `cases(size)` and `providers(case)` -> {name: () ->
 callable}, one named "ours". It may have `bound(case, ceilings)` (seconds at the machine's limit, or
@@ -136,8 +137,9 @@ def module_of(op):
 
 
 def run_alone(op, size, threads, tick):
-    """`run` at one thread count, in a process of its own: nothing that another op or count leaves
-    behind is in the figures.
+    """`run` at one thread count, in a process of its own.
+
+    Nothing that another op or count leaves behind is in the figures.
     """
     module = module_of(op)
     if not getattr(module, "WHOLE_STEPS", False):

@@ -27,8 +27,9 @@ def number(value):
 
 
 def of_op(records, threads):
-    """The tables of one op at one thread count. Cases named "about: what" stand side by side, the
-    others one a row.
+    """The tables of one op at one thread count.
+
+    Cases named "about: what" stand side by side, the others one a row.
     """
     records = [r for r in records if r.threads == threads and r.case != "ceilings"]
     plain = [r for r in records if ": " not in r.case]

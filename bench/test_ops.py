@@ -1,5 +1,6 @@
-"""Every case under pytest-benchmark, for its histories and comparisons between commits; not part of
-`make test`.
+"""Every case under pytest-benchmark, for its histories and comparisons between commits.
+
+Not part of `make test`.
 
 python -m pytest bench -k "masked_adamw and entries" --benchmark-autosave --benchmark-compare
 python -m pytest bench --size tiny --provider index_select

@@ -1,5 +1,6 @@
-"""Whole layers and models with a way of training each: what bench_layer and bench_breakdown put
-side by side.
+"""Whole layers and models with a way of training each.
+
+What bench_layer and bench_breakdown put side by side.
 """
 
 import warnings
@@ -62,8 +63,9 @@ LINEARS = [
 
 
 class LlamaLayer(nn.Module):
-    """One decoder layer and the rotary tables it reads: hidden [batch, tokens, hidden]
-    in and out.
+    """One decoder layer and the rotary tables it reads.
+
+    hidden: [batch, tokens, hidden] in and out.
     """
 
     def __init__(self, **shape):
@@ -87,8 +89,9 @@ class LlamaLayer(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """The encoder of the demo's model, from hidden states on: [batch, tokens, hidden] in
-    and out.
+    """The encoder of the demo's model, from hidden states on.
+
+    [batch, tokens, hidden] in and out.
     """
 
     def __init__(self, **shape):
@@ -107,8 +110,9 @@ class MiniLM(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers of a Llama-like model and its last norm, from hidden states on: [batch, tokens,
-    hidden] in and out.
+    """The layers of a Llama-like model and its last norm, from hidden states on.
+
+    [batch, tokens, hidden] in and out.
     """
 
     def __init__(self, **shape):

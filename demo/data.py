@@ -36,8 +36,9 @@ class Task:
 
 
 def deduplicate(rows):
-    """First of each text, compared without case and spacing; texts that carry two labels are
-    dropped altogether.
+    """First of each text, compared without case and spacing.
+
+    Texts that carry two labels are dropped altogether.
     """
     labels = {}
     for text, label in rows:
@@ -51,8 +52,9 @@ def deduplicate(rows):
 
 
 def split(rows):
-    """(train, validation, test) of shuffled rows: at most 1,000 each for validation and test, at
-    most an eighth.
+    """(train, validation, test) of shuffled rows.
+
+    At most 1,000 each for validation and test, at most an eighth.
     """
     rows = list(rows)
     random.Random(SPLIT_SEED).shuffle(rows)
@@ -121,8 +123,9 @@ def collate(data, positions, pad_id):
 
 
 def training_order(count, steps, batch_size, seed):
-    """[steps] lists of batch_size positions: reshuffled epochs, the same for every method of one
-    seed.
+    """[steps] lists of batch_size positions.
+
+    Reshuffled epochs, the same for every method of one seed.
     """
     shuffle, order = random.Random(seed), []
     while len(order) < steps * batch_size:

@@ -1,5 +1,6 @@
-"""The one exception whose message is meant for the user: printed without a traceback, exit status
-2.
+"""The one exception whose message is meant for the user.
+
+Printed without a traceback, exit status 2.
 """
 
 from bench.runner import Refused

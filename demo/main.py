@@ -164,8 +164,9 @@ def choose_task(args):
 
 
 def run_all(task, methods, settings):
-    """([row], interrupted) of the methods in order; a run that fails is reported and leaves the
-    others alone.
+    """([row], interrupted) of the methods in order.
+
+    A run that fails is reported and leaves the others alone.
     """
     rows = []
     try:

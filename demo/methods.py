@@ -46,8 +46,9 @@ class Method:
 
 
 def methods_of(kinds, structures, densities):
-    """[Method] in the order of the table; `ours` stands once for each structure and density, `lean`
-    for each structure.
+    """[Method] in the order of the table.
+
+    `ours` stands once for each structure and density, `lean` for each structure.
     """
     chosen = []
     for kind in kinds:
@@ -76,8 +77,9 @@ def resolved(model, method):
 
 
 def prepare(model, method, batches, lr, seed):
-    """(model, optimiser) ready to train; `batches` are the training batches that ours may look at
-    to choose.
+    """(model, optimiser) ready to train.
+
+    `batches` are the training batches that ours may look at to choose.
     """
     if method.kind == "ours":
         return _ours(model, method, batches, lr, seed)

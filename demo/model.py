@@ -37,8 +37,9 @@ def load_tokenizer(folder):
 
 
 def load_model(task, seed):
-    """The checkpoint in float32 with a head for the task's classes, in training mode; `seed` makes
-    the head.
+    """The checkpoint in float32 with a head for the task's classes, in training mode.
+
+    `seed` makes the head.
     """
     from transformers import AutoModelForSequenceClassification, logging
 

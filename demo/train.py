@@ -1,5 +1,6 @@
-"""One run: load, choose, train, evaluate; and one short pass for its bytes. Together they fill a
-table row.
+"""One run: load, choose, train, evaluate; and one short pass for its bytes.
+
+Together they fill a table row.
 """
 
 import statistics
@@ -57,8 +58,9 @@ def linear_schedule(optimizer, steps):
 
 
 def train(model, optimizer, batches, label=None):
-    """Train on the batches, with a progress bar if there is a label; returns (seconds of each step,
-    last loss).
+    """Train on the batches, with a progress bar if there is a label.
+
+    Returns (seconds of each step, last loss).
     """
     schedule = linear_schedule(optimizer, len(batches))
     trained = [p for p in model.parameters() if p.requires_grad]

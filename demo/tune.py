@@ -32,8 +32,9 @@ UNTRIED = (5e-4, 1.5e-3, 5e-3)  # for structures that the default demo leaves ou
 
 
 def tune(task, methods, settings):
-    """Print {method: (best rate, {rate: validation accuracy})} as it goes; the test split is never
-    looked at.
+    """Print {method: (best rate, {rate: validation accuracy})} as it goes.
+
+    The test split is never looked at.
     """
     for method in methods:
         found = {}

@@ -105,8 +105,9 @@ def _activation_backward_kernel(
 
 
 def matrices(*tensors):
-    """The tensors as matrices of one shape: one long row where all are contiguous, else [..., F] as
-    [rows, F].
+    """The tensors as matrices of one shape.
+
+    One long row where all are contiguous, else [..., F] as [rows, F].
     """
     columns = tensors[0].shape[-1] if tensors[0].dim() else 1
     shape = (1, -1) if all(x.is_contiguous() for x in tensors) else (-1, columns)
@@ -114,8 +115,9 @@ def matrices(*tensors):
 
 
 def activation_triton(input, activation):
-    """act(input), in fp32 (fp64 for fp64), rounded once. The caller has checked the dtype and the
-    activation.
+    """act(input), in fp32 (fp64 for fp64), rounded once.
+
+    The caller has checked the dtype and the activation.
     """
     check_tensors(input=input)
     output = torch.empty(input.shape, dtype=input.dtype, device=input.device)

@@ -41,8 +41,9 @@ def _batch_norm_kernel(
 
 
 def batch_norm_triton_(input, scale, shift, bits, outer, channels, inner):
-    """`input * scale + shift` of each channel, in place; with bits its ReLU, and there where it is
-    positive or NaN.
+    """`input * scale + shift` of each channel, in place.
+
+    With bits its ReLU, and there where it is positive or NaN.
 
     The memory of input is [outer, channels, inner]. scale, shift: [channels], float32 or float64,
     the dtype of the arithmetic.

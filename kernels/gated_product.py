@@ -70,8 +70,9 @@ def _gated_product_backward_kernel(
 
 
 def gated_product_triton(gate, up, activation):
-    """act(gate) * up, in fp32 (fp64 for fp64), rounded once. The caller has checked shapes, dtypes
-    and the activation.
+    """act(gate) * up, in fp32 (fp64 for fp64), rounded once.
+
+    The caller has checked shapes, dtypes and the activation.
     """
     check_tensors(gate=gate, up=up)
     output = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)

@@ -4,8 +4,9 @@ from .move import move
 
 
 def gather_selected_triton(matrix, kind, index, block_h, block_w, *, dtype=None, out=None):
-    """values[k] = matrix[row(k), column(k)] in `dtype` (the matrix's by default); padding of ragged
-    blocks is zero.
+    """values[k] = matrix[row(k), column(k)] in `dtype` (the matrix's by default).
+
+    Padding of ragged blocks is zero.
 
     out: contiguous values to write to instead of new ones.
     """

@@ -1,5 +1,6 @@
-"""What every kernel here shares: where the entries of a layout sit in their matrix, and the
-launchers' checks.
+"""What every kernel here shares.
+
+Where the entries of a layout sit in their matrix, and the launchers' checks.
 
 A layout is (kind, index, block_h, block_w). Its values are walked as [num, M, N], contiguous:
 rows (1, R, columns); columns (1, rows, C); blocks (n, block_h, block_w); entries (1, 1, nnz).
@@ -26,8 +27,9 @@ INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": 
 
 @triton.jit
 def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """This program's part of values [num, M, N]: b (scalar), offs_m [BLOCK_M] and offs_n [BLOCK_N],
-    int64.
+    """This program's part of values [num, M, N].
+
+    b (scalar), offs_m [BLOCK_M] and offs_n [BLOCK_N], int64.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -42,8 +44,9 @@ def tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.constexpr):
-    """Row and column, int64, of values[b, m, n]; for entries 0 and the flat position; for "all" m
-    and n.
+    """Row and column, int64, of values[b, m, n].
+
+    For entries 0 and the flat position; for "all" m and n.
     """
     row = offs_m.to(tl.int64)
     column = offs_n.to(tl.int64)
@@ -62,8 +65,9 @@ def locate(index_ptr, b, offs_m, offs_n, M, N, block_h, block_w, KIND: tl.conste
 def address(
     matrix_ptr, row, column, columns, stride_xm, stride_xn, KIND: tl.constexpr, FLAT: tl.constexpr
 ):
-    """Pointers to (row, column), which broadcast; flat positions are taken apart only where strides
-    ask for it.
+    """Pointers to (row, column), which broadcast.
+
+    Flat positions are taken apart only where strides ask for it.
     """
     if KIND == "entries" and not FLAT:
         row = column // columns
@@ -93,8 +97,9 @@ def round_to(x, DTYPE: tl.constexpr):
 
 
 def check_layout(kind, index, block_h, block_w, rows, columns):
-    """Raises with the name and value of what is wrong; returns (num, M, N) and the shape of the
-    values.
+    """Raises with the name and value of what is wrong.
+
+    Returns (num, M, N) and the shape of the values.
     """
     if kind not in INDEX_SHAPES:
         raise ValueError(f"kind must be one of {', '.join(INDEX_SHAPES)}, got {kind!r}")
@@ -117,8 +122,9 @@ def check_layout(kind, index, block_h, block_w, rows, columns):
 
 
 def check_tensors(**tensors):
-    """Floating dtype, one device, and a device that Triton runs on; the message names
-    the argument.
+    """Floating dtype, one device, and a device that Triton runs on.
+
+    The message names the argument.
     """
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
@@ -171,8 +177,9 @@ def power_of_two(n):
 
 
 def copy_tile(num, M, N):
-    """Grid, tile and warps of a kernel that moves each value once: up to 1024 values a program, 8 a
-    thread, N first.
+    """Grid, tile and warps of a kernel that moves each value once.
+
+    Up to 1024 values a program, 8 a thread, N first.
     """
     block_n = min(power_of_two(N), 1024)
     block_m = min(power_of_two(M), 1024 // block_n)

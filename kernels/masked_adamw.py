@@ -91,8 +91,9 @@ def _steps_kernel(
     num_tensors,
     BLOCK: tl.constexpr,
 ):
-    """step += 1, then what the update needs of it: its own launch, as every chunk of a tensor reads
-    the same step.
+    """step += 1, then what the update needs of it.
+
+    Its own launch, as every chunk of a tensor reads the same step.
     """
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < num_tensors
@@ -120,8 +121,9 @@ def _steps_kernel(
 
 @triton.jit
 def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
-    """(b, m, n) in values [num, M, N] of BLOCK entries from `start`: one 64-bit division, 32-bit
-    ones an entry.
+    """(b, m, n) in values [num, M, N] of BLOCK entries from `start`.
+
+    One 64-bit division, 32-bit ones an entry.
     """
     inner = tl.arange(0, BLOCK)
     if KIND == "entries":
@@ -272,8 +274,9 @@ def _layout_fields(i, values, weight, kind, index, block_h, block_w):
 
 
 def _group(states, steps, weights, kinds, indices, blocks):
-    """{what a launch specialises on: table rows}; a tensor without elements has a step,
-    but no row.
+    """{what a launch specialises on: table rows}.
+
+    A tensor without elements has a step, but no row.
     """
     groups = {}
     for i, state in enumerate(states):
@@ -315,8 +318,9 @@ def masked_adamw_triton_(
     *, lr, beta1, beta2, eps, weight_decay,
     maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False, lrs=None,
 ):  # fmt: skip
-    """One AdamW step of every values[i]; the first len(weights) also go to the selected entries of
-    weights[i].
+    """One AdamW step of every values[i].
+
+    The first len(weights) also go to the selected entries of weights[i].
 
     lr to weight_decay hold one number a tensor, steps one float32 each, as do lrs, which count
     instead of lr. Nothing is read back to the host: grad_scale (gradients are divided by it) and

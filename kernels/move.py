@@ -65,8 +65,9 @@ def _move_kernel(
 
 
 def move(mode, matrix, kind, index, block_h, block_w, values=None, dtype=None):
-    """Gathers into values, or writes them into the selected entries of matrix: "copy", "add" or
-    "swap". Returns values.
+    """Gathers into values, or writes them into the selected entries of matrix.
+
+    "copy", "add" or "swap". Returns values.
 
     values: contiguous; None for new ones in dtype, which a gather names. Padding of ragged blocks
     is gathered as zeros, and written nowhere.

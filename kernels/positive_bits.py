@@ -1,5 +1,6 @@
-"""positive_bits: one bit an element, where ReLU passes it, and the ReLU; where_bits: a gradient let
-through by its bit.
+"""positive_bits: one bit an element, where ReLU passes it, and the ReLU.
+
+where_bits: a gradient let through by its bit.
 """
 
 import triton
@@ -52,8 +53,9 @@ def _where_bits_kernel(
 
 
 def positive_bits_triton(input, bits, relu=None):
-    """Fills bits, uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of ~(input.flatten()[i]
-    <= 0).
+    """Fills bits, uint8 [ceil(numel / 8)].
+
+    Bit i % 8 of byte i // 8 is that of ~(input.flatten()[i] <= 0).
 
     relu: contiguous, gets input.relu(); may be input itself, as a program reads what it writes
     before it writes.

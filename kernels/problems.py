@@ -1,5 +1,6 @@
-"""Several problems of one kind in one launch: a tuple of the fields of each, from which every
-program picks those of its own.
+"""Several problems of one kind in one launch.
+
+A tuple of the fields of each, from which every program picks those of its own.
 
 The fields are arguments of the kernel, by value: no table is uploaded, and a CUDA graph holds them
 as it holds any argument.
@@ -22,8 +23,9 @@ def number(coded):
 
 @triton.jit
 def pick(problems, program, FIELD: tl.constexpr):
-    """A field of the problem that a program works on; one of several is a select each, once a
-    program.
+    """A field of the problem that a program works on.
+
+    One of several is a select each, once a program.
     """
     value = problems[0][FIELD]
     for i in tl.static_range(1, len(problems)):
@@ -48,8 +50,9 @@ def programs_of(problems):
 
 
 def code(*numbers):
-    """Numbers as odd ones above 1: triton compiles a kernel for each pattern of ones and multiples
-    of 16 in a tuple.
+    """Numbers as odd ones above 1.
+
+    Triton compiles a kernel for each pattern of ones and multiples of 16 in a tuple.
     """
     return [2 * n + 3 for n in numbers]
 

@@ -1,5 +1,6 @@
-"""rms_norm: rows divided by their root mean square, and the gradient of that. One program a row,
-which reads it twice.
+"""rms_norm: rows divided by their root mean square, and the gradient of that.
+
+One program a row, which reads it twice.
 """
 
 import triton
@@ -106,8 +107,9 @@ def _options(columns):
 
 
 def rms_norm_triton(input, weight, eps, offset, output, rstd):
-    """Fills output [..., F], contiguous, and rstd [...], whose dtype is that of the arithmetic. The
-    caller checks shapes.
+    """Fills output [..., F], contiguous, and rstd [...], whose dtype is that of the arithmetic.
+
+    The caller checks shapes.
     """
     weights = {} if weight is None else {"weight": weight.contiguous()}
     check_tensors(input=input, output=output, rstd=rstd, **weights)

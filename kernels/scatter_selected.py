@@ -6,8 +6,9 @@ from .move import move
 
 
 def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
-    """matrix[row(k), column(k)] = values[k], or += with `accumulate`; every other entry keeps its
-    bits.
+    """matrix[row(k), column(k)] = values[k], or += with `accumulate`.
+
+    Every other entry keeps its bits.
     """
     move(
         "add" if accumulate else "copy", matrix, kind, index, block_h, block_w, values.contiguous()
@@ -15,8 +16,9 @@ def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, a
 
 
 def swap_selected_triton_(matrix, values, kind, index, block_h, block_w):
-    """matrix[row(k), column(k)] and values[k] change places; twice is the identity, so both share a
-    dtype.
+    """matrix[row(k), column(k)] and values[k] change places.
+
+    Twice is the identity, so both share a dtype.
     """
     if values.dtype != matrix.dtype:
         raise TypeError(

@@ -21,8 +21,9 @@ from .selected_wgrad_gemm import (
 
 
 def _row_major(name, operand):
-    """[tokens, features] with last stride 1: as it is, or a copy of an operand that is transposed
-    or expanded.
+    """[tokens, features] with last stride 1.
+
+    As it is, or a copy of an operand that is transposed or expanded.
     """
     if operand.dim() != 2:
         raise ValueError(f"{name} must be [tokens, features], got {list(operand.shape)}")
@@ -71,8 +72,9 @@ def _product(grad_output, input, kind, index):
 
 
 def selected_wgrad_grouped_triton(grad_outputs, inputs, kinds, indices, blocks, *, dtype=None):
-    """[selected_wgrad_triton(...) of each], the same bits; blocks: block_h, block_w, block_h,
-    block_w, ...
+    """[selected_wgrad_triton(...) of each], the same bits.
+
+    blocks: block_h, block_w, block_h, block_w, ...
     """
     values, calls = [], []
     for grad_output, input, *layout in zip(
@@ -103,8 +105,9 @@ def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, 
 
 
 def selected_wgrad_grouped_triton_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
-    """selected_wgrad_triton_(...) of each, the same bits. Nothing is written if a problem is
-    refused.
+    """selected_wgrad_triton_(...) of each, the same bits.
+
+    Nothing is written if a problem is refused.
     """
     problems = zip(values_grads, grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2])
     checked = [(v, *_checked(*call, values_grad=v)[:2], *call[2:]) for v, *call in problems]

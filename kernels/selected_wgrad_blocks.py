@@ -1,5 +1,6 @@
-"""selected_wgrad of blocks, 16-bit operands: one program multiplies a panel by the features that
-its blocks gather.
+"""selected_wgrad of blocks, 16-bit operands.
+
+One program multiplies a panel by the features that its blocks gather.
 
 A program a block of 64 x 64 does 32 FLOP for each byte it loads; a panel of 64 against 256 gathered
 columns does 51, and wgmma reads both from shared memory as they lie in memory, token by token.
@@ -208,8 +209,9 @@ def _sum_splits_kernel(
 
 
 def chunk_of_tokens(tokens, num, block_h, block_w):
-    """Tokens that one program sums: by shape and density alone, so that every GPU sums in the same
-    order.
+    """Tokens that one program sums.
+
+    By shape and density alone, so that every GPU sums in the same order.
     """
     programs = cdiv(num * block_h * block_w, 64 * 256)
     splits = min(cdiv(PROGRAMS, programs), tokens // CHUNK)
@@ -251,8 +253,9 @@ def _tile(size, width, vector):
 
 
 def _residents(device, tile):
-    """Programs that a device runs at a time, by the shared memory of their pipelines; what they sum
-    does not depend on it.
+    """Programs that a device runs at a time, by the shared memory of their pipelines.
+
+    What they sum does not depend on it.
     """
     memory = tile["num_stages"] * (tile["BLOCK_P"] + tile["BLOCK_Q"]) * tile["BLOCK_T"] * 2
     processors, shared = PROCESSORS

@@ -1,5 +1,6 @@
-"""selected_wgrad of single entries: a dot product over the tokens for each, or strips of the dense
-product.
+"""selected_wgrad of single entries.
+
+A dot product over the tokens for each, or strips of the dense product.
 
 Dots read each feature token by token, so the operands are transposed first, as many tokens at a
 time as the workspace
@@ -125,16 +126,18 @@ def _take_kernel(
 
 
 def _part(tokens, rows, columns, *itemsizes):
-    """Tokens that are transposed at a time: as many as the workspace holds, a multiple
-    of BLOCK_T.
+    """Tokens that are transposed at a time.
+
+    As many as the workspace holds, a multiple of BLOCK_T.
     """
     fits = WORKSPACE // (rows * itemsizes[0] + columns * itemsizes[1]) // BLOCK_T * BLOCK_T
     return min(max(fits, BLOCK_T), MOST_T, cdiv(tokens, BLOCK_T) * BLOCK_T)
 
 
 def dots(values, grad_output, input, index, accumulate):
-    """values [nnz] (+)= one dot product over the tokens for each entry; tokens are added in the
-    same order on every GPU.
+    """values [nnz] (+)= one dot product over the tokens for each entry.
+
+    Tokens are added in the same order on every GPU.
     """
     (tokens, rows), columns, nnz = grad_output.shape, input.size(1), values.numel()
     math = accumulator(grad_output, input)

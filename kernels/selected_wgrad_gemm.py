@@ -1,5 +1,6 @@
-"""What the library's GEMM serves of selected_wgrad: rows and columns of any dtype, and blocks wider
-than 16 bits.
+"""What the library's GEMM serves of selected_wgrad.
+
+Rows and columns of any dtype, and blocks wider than 16 bits.
 
 Gather, then GEMM. A kernel that gathers inside its loads cannot win here: it saves the write and
 the read of the gathered features (13 MB of 80 MB at 10 % of 4096 columns and 8192 bf16 tokens, some
@@ -42,15 +43,17 @@ def product(grad_output, input):
 
 
 def wgrad_of_rows(grad_output, input, index):
-    """[R, columns]. A grad_output that holds R features is taken as gathered already, to be shared
-    between calls.
+    """[R, columns].
+
+    A grad_output that holds R features is taken as gathered already, to be shared between calls.
     """
     return product(_features(grad_output, index), input)
 
 
 def wgrad_of_columns(grad_output, input, index):
-    """[rows, C]. An input that holds C features is taken as gathered already, to be shared between
-    calls.
+    """[rows, C].
+
+    An input that holds C features is taken as gathered already, to be shared between calls.
     """
     return product(grad_output, _features(input, index))
 
@@ -62,8 +65,9 @@ def _features(operand, index):
 
 
 def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumulate):
-    """values [n, block_h, block_w] (+)= one GEMM a panel: its features times those of its blocks,
-    as many as fit.
+    """values [n, block_h, block_w] (+)= one GEMM a panel.
+
+    Its features times those of its blocks, as many as fit.
     """
     shared, order, others, groups, *_ = panels(index, block_h, block_w)
     operands, sizes = (grad_output, input), (block_h, block_w)

@@ -1,5 +1,6 @@
-"""What the kernels of selected_wgrad must know of an index beyond the index itself: made once, and
-dropped with it.
+"""What the kernels of selected_wgrad must know of an index beyond the index itself.
+
+Made once, and dropped with it.
 """
 
 from typing import NamedTuple
@@ -13,8 +14,9 @@ _kept = WeakTensorKeyDictionary()  # index -> (version, {what: table})
 
 
 def _once_per_index(build):
-    """Tables are looked up by the identity and the version of the index; only a new one waits for
-    the device.
+    """Tables are looked up by the identity and the version of the index.
+
+    Only a new one waits for the device.
     """
 
     def look_up(index, *arguments):
@@ -33,8 +35,9 @@ def _once_per_index(build):
 
 
 class Panels(NamedTuple):
-    """Blocks sorted by the panel that they share; a panel is the features of one block row or one
-    block column.
+    """Blocks sorted by the panel that they share.
+
+    A panel is the features of one block row or one block column.
     """
 
     shared: int  # 0: a block row's panel of grad_output; 1: a block column's panel of input
@@ -49,8 +52,9 @@ class Panels(NamedTuple):
 
 @_once_per_index
 def panels(index, block_h, block_w):
-    """The grouping that loads fewer features: by block row or by block column. Blocks of a panel
-    keep their order.
+    """The grouping that loads fewer features: by block row or by block column.
+
+    Blocks of a panel keep their order.
     """
     groups = [_group(index[:, side].long()) for side in (0, 1)]
     loads = [
@@ -91,8 +95,9 @@ def _group(coordinate):
 
 
 def _widest(size, gathered):
-    """What leaves registers for the addresses, by what the compiler reports: less where every
-    feature has its own.
+    """What leaves registers for the addresses, by what the compiler reports.
+
+    Less where every feature has its own.
     """
     if gathered % 16:
         return WIDTHS[0]

@@ -72,8 +72,9 @@ def written_whole(path: str | bytes | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _status(target: str) -> os.stat_result | None:
-    """What is known of the file that is there, or None. Raises OSError for what is no file: a
-    folder, a device, a pipe.
+    """What is known of the file that is there, or None.
+
+    Raises OSError for what is no file: a folder, a device, a pipe.
     """
     try:
         status = os.stat(target)
@@ -125,8 +126,9 @@ def _remove_if_dead(path: str) -> None:
 
 
 def _lock(handle: int) -> bool:
-    """Whether no other process has the lock. Where the file system has no locks nobody can remove
-    the file either.
+    """Whether no other process has the lock.
+
+    Where the file system has no locks nobody can remove the file either.
     """
     if fcntl is None:
         return True

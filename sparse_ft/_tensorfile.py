@@ -1,5 +1,6 @@
-"""A safetensors file with one JSON document in its metadata: what plans are saved as. Reading
-checks every claim of the file.
+"""A safetensors file with one JSON document in its metadata: what plans are saved as.
+
+Reading checks every claim of the file.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON
 header {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}}, then the data. Written here
@@ -39,8 +40,9 @@ Claim = tuple[str, torch.dtype, list[int]]  # name, dtype and shape of a tensor
 def save(
     path: str | bytes | os.PathLike, tensors: Mapping[str, torch.Tensor], document: Any
 ) -> None:
-    """Write `tensors` {name: tensor} and the JSON-able `document`; the file appears whole or not at
-    all (see `written_whole`).
+    """Write `tensors` {name: tensor} and the JSON-able `document`.
+
+    The file appears whole or not at all (see `written_whole`).
 
     Raises OSError, TypeError or ValueError that name `path`.
     """
@@ -67,8 +69,9 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def load(path: str | bytes | os.PathLike) -> tuple[dict[str, torch.Tensor], Any]:
-    """`(tensors, document)` of a file that `save` wrote. Raises ValueError that names the file and
-    what is wrong with it.
+    """`(tensors, document)` of a file that `save` wrote.
+
+    Raises ValueError that names the file and what is wrong with it.
 
     What the file claims is checked against its size before it is read: memory is taken for the
     header, 100 MB of text at most, and for the bytes of the tensors. Raises OSError that names

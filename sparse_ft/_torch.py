@@ -174,8 +174,10 @@ _will_run = _find("torch._C._will_engine_execute_node", _never)
 
 
 def will_run(node: Any) -> bool:
-    """Whether the backward that runs now will reach `node`. Otherwise: no, so what it could use is
-    computed again."""
+    """Whether the backward that runs now will reach `node`.
+
+    Otherwise: no, so what it could use is computed again.
+    """
     return _current_backward() != -1 and node is not None and _will_run(node)
 
 

@@ -1,5 +1,6 @@
-"""`python -m sparse_ft`: the diagnosis of this installation; with `estimate`: what training a model
-will take.
+"""`python -m sparse_ft`: the diagnosis of this installation.
+
+With `estimate`: what training a model will take.
 """
 
 import argparse
@@ -134,8 +135,9 @@ def _estimate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) ->
 
 
 def _read_config(path: str, parser: argparse.ArgumentParser) -> Any:
-    """The transformers config at `path`. Runs no code of the config's own and asks nobody for
-    anything.
+    """The transformers config at `path`.
+
+    Runs no code of the config's own and asks nobody for anything.
     """
     try:
         from transformers import CONFIG_MAPPING, AutoConfig

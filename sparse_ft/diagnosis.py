@@ -29,8 +29,9 @@ class Backends(dict):
 
 
 def backends() -> Backends:
-    """Which implementation serves each op on each device, and why; a mapping that prints as a
-    table.
+    """Which implementation serves each op on each device, and why.
+
+    Returns a mapping that prints as a table.
     """
     known = {op: served() if callable(served) else served for op, served in ops.SERVED.items()}
     return Backends({op: dict(served) for op, served in known.items()})

@@ -1,5 +1,6 @@
-"""The loss of a language model straight from its hidden states: logits exist for a few tokens at a
-time and are never kept.
+"""The loss of a language model straight from its hidden states.
+
+Logits exist for a few tokens at a time and are never kept.
 """
 
 from collections.abc import Sequence
@@ -118,8 +119,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of the sum of losses, for whichever of hidden, weight, bias and values need one; filled chunk
-    by chunk.
+    """Of the sum of losses, for whichever of hidden, weight, bias and values need one.
+
+    Filled chunk by chunk.
     """
 
     def __init__(

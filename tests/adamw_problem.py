@@ -1,5 +1,6 @@
-"""A set of tensors to call masked_adamw_ with: selections of every kind, written through, and plain
-parameters.
+"""A set of tensors to call masked_adamw_ with.
+
+Selections of every kind, written through, and plain parameters.
 """
 
 import oracle

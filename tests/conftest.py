@@ -1,5 +1,6 @@
-"""What every test runs under: poisoned memory, few threads, and nothing left behind by the test
-before it.
+"""What every test runs under.
+
+Poisoned memory, few threads, and nothing left behind by the test before it.
 """
 
 import sys

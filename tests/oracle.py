@@ -1,5 +1,6 @@
-"""What the ops are measured against: layouts spelled out entry by entry, dense mathematics,
-tolerances.
+"""What the ops are measured against.
+
+Layouts spelled out entry by entry, dense mathematics, tolerances.
 """
 
 import functools

@@ -1,5 +1,6 @@
-"""Conversion of many architectures: same forward, right gradients, nothing else changed, and all of
-it undone.
+"""Conversion of many architectures.
+
+Same forward, right gradients, nothing else changed, and all of it undone.
 """
 
 import copy
@@ -25,8 +26,9 @@ def made(request):
 
 
 def frozen(model, plan):
-    """A copy of the dense model in which what the plan names requires grad: torch picks kernels by
-    requires_grad.
+    """A copy of the dense model in which what the plan names requires grad.
+
+    Torch picks kernels by requires_grad.
     """
     twin = copy.deepcopy(model)
     for name, parameter in twin.named_parameters():
@@ -232,8 +234,9 @@ def test_strided_input_gives_the_bits_of_the_original(shape, bias, autocast):
     "name", [name for name in ARCHITECTURES if "Attention" in name or "Encoder" in name]
 )
 def test_inference_right_after_a_step(name):
-    """torch's attention has inference kernels of its own that read their children's weights; they
-    see trained ones.
+    """torch's attention has inference kernels of its own that read their children's weights.
+
+    They see trained ones.
     """
     model, inputs = build(name)
     plan = architectures.full_plan(model)

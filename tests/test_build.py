@@ -1,5 +1,6 @@
-"""The build as a stranger meets it: a wheel without nvcc, no compiler, a CUDA compile that fails on
-a spill, sanitizers.
+"""The build as a stranger meets it.
+
+A wheel without nvcc, no compiler, a CUDA compile that fails on a spill, sanitizers.
 """
 
 import os
@@ -55,8 +56,9 @@ def sources(tmp_path_factory):
 
 
 def build_wheel(sources, into, **environment):
-    """Build without isolation (the tools are in this environment) and unpack; returns the folder
-    and the build's output.
+    """Build without isolation (the tools are in this environment) and unpack.
+
+    Returns the folder and the build's output.
     """
     work = into / "work"
     shutil.copytree(sources, work)
@@ -316,8 +318,9 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def sanitized(folder, *flags, driver="asan_ops"):
-    """A driver of tests/native with the CPU core, under the sanitizers. The flags go to the sources
-    that use vectors.
+    """A driver of tests/native with the CPU core, under the sanitizers.
+
+    The flags go to the sources that use vectors.
     """
     common = [
         CXX,
@@ -373,8 +376,9 @@ def test_every_op_stays_inside_its_buffers(objects, vector_bytes):
 
 @needs_cxx
 def test_every_thread_of_a_cuda_launch_writes_what_the_cpu_writes_and_nothing_else(objects):
-    """The functions that the CUDA kernels consist of, each thread on the CPU; planted faults show
-    that it can turn red.
+    """The functions that the CUDA kernels consist of, each thread on the CPU.
+
+    Planted faults show that it can turn red.
     """
     program = sanitized(objects, "-DSFT_VECTOR_BYTES=16", driver="every_thread")
     done = subprocess.run([program], capture_output=True, text=True)
@@ -390,8 +394,9 @@ def test_every_thread_of_a_cuda_launch_writes_what_the_cpu_writes_and_nothing_el
 
 @needs_cxx
 def test_variants_share_no_inline_code():
-    """An inline function merged across variants could hand AVX-512 code to a machine without it:
-    none is external.
+    """An inline function merged across variants could hand AVX-512 code to a machine without it.
+
+    None is external.
     """
     nm = shutil.which("nm")
     folders = sorted((ROOT / "build").glob("**/CMakeFiles/cpu_*.dir"))

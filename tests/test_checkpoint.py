@@ -243,8 +243,9 @@ def test_files_mapped_into_memory_and_assigned(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_distributed_checkpoints(tmp_path):
-    """They write into the memory of the model itself; what does not fit is told before a forward
-    uses it.
+    """They write into the memory of the model itself.
+
+    What does not fit is told before a forward uses it.
     """
     model, _ = trained(torch.bfloat16)
     dcp.save(model.state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)

@@ -1,5 +1,6 @@
-"""convert, revert and summary: what they refuse and in which words, all or nothing, and every byte
-given back.
+"""convert, revert and summary.
+
+What they refuse and in which words, all or nothing, and every byte given back.
 """
 
 import copy

@@ -1,5 +1,6 @@
-"""Models in which a selection would silently train wrongly: convert refuses them by name and
-changes nothing.
+"""Models in which a selection would silently train wrongly.
+
+Convert refuses them by name and changes nothing.
 """
 
 import copy

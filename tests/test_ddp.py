@@ -1,5 +1,6 @@
-"""DistributedDataParallel over gloo, two processes: the joint batch's training, and only `values`
-travel.
+"""DistributedDataParallel over gloo, two processes.
+
+The joint batch's training, and only `values` travel.
 """
 
 import math

@@ -18,8 +18,9 @@ DECAY = 0.1
 
 
 class WritesThroughData(torch.optim.Optimizer):
-    """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version
-    counters unmoved.
+    """Plain SGD of the kind found in the wild.
+
+    It writes through `.data`, which leaves version counters unmoved.
     """
 
     def __init__(self, params, lr):
@@ -89,8 +90,9 @@ def selective_adamw(params):
 
 @functools.cache
 def dense(structure, family, dtype):
-    """The dense run's weights after EARLY and after STEPS steps; one run serves every optimiser of
-    the family.
+    """The dense run's weights after EARLY and after STEPS steps.
+
+    One run serves every optimiser of the family.
     """
     return DENSE[family](llama.plan_of(structure), dtype, STEPS, snapshots=(EARLY,))
 
@@ -158,8 +160,9 @@ def trained(model):
 
 @pytest.mark.parametrize("edit", [edit_data, vector_round_trip])
 def test_training_goes_on_from_values_edited_without_a_trace(edit):
-    """Ten steps, an edit of what trains, ten more: as in the dense run with the same entries
-    edited.
+    """Ten steps, an edit of what trains, ten more.
+
+    As in the dense run with the same entries edited.
     """
     plan, model = llama.plan_of("mixed"), llama.tiny_llama(torch.float64)
     dense, masks = llama.tiny_llama(torch.float64), llama.masks_of(llama.tiny_llama(), plan)

@@ -1,5 +1,6 @@
-"""Forwards and backwards in any order: several graphs, recompute, accumulation, and what raises as
-in nn.Linear.
+"""Forwards and backwards in any order.
+
+Several graphs, recompute, accumulation, and what raises as in nn.Linear.
 """
 
 import copy

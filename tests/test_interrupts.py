@@ -36,8 +36,9 @@ def looks(model):
 
 
 def interrupted(act, line):
-    """Call `act`, interrupted before the given line of sparse_ft that it executes; whether it came
-    that far.
+    """Call `act`, interrupted before the given line of sparse_ft that it executes.
+
+    Whether it came that far.
     """
     count = itertools.count(1)
 

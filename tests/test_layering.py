@@ -1,5 +1,6 @@
-"""The house keeps its order: imports run one way, kernels and native core stand alone, no file
-grows without end.
+"""The house keeps its order.
+
+Imports run one way, kernels and native core stand alone, no file grows without end.
 """
 
 import ast
@@ -48,16 +49,18 @@ MAY = {
 
 
 def module_of(path):
-    """Dotted name below sparse_ft of a file: "ops.layout"; a package's __init__ counts as the
-    package.
+    """Dotted name below sparse_ft of a file: "ops.layout".
+
+    A package's __init__ counts as the package.
     """
     parts = path.parts[1:]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(text, module, is_package):
-    """Dotted names below sparse_ft that a source imports, anywhere in it; "" is the
-    package itself.
+    """Dotted names below sparse_ft that a source imports, anywhere in it.
+
+    "" is the package itself.
     """
     home = module.split(".") if module else []
     here = home if is_package else home[:-1]
@@ -85,8 +88,9 @@ def imports(text, module, is_package):
 
 
 def room(dotted):
-    """The first part of a dotted name: "ops" of "ops.layout.coordinates"; "" for an attribute of
-    the package itself.
+    """The first part of a dotted name: "ops" of "ops.layout.coordinates".
+
+    "" for an attribute of the package itself.
     """
     first = dotted.split(".")[0]
     return first if first in ROOMS else ""

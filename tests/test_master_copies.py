@@ -1,5 +1,6 @@
-"""Optimisers that step copies, in two processes: DeepSpeed's ZeRO-1 and 2, and the loop they are
-made of, against one process.
+"""Optimisers that step copies, in two processes.
+
+DeepSpeed's ZeRO-1 and 2, and the loop they are made of, against one process.
 """
 
 import importlib.util

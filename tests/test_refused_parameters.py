@@ -1,5 +1,6 @@
-"""Parameters in a form of somebody else's: refused by name, with the way out, and everything is as
-it was.
+"""Parameters in a form of somebody else's.
+
+Refused by name, with the way out, and everything is as it was.
 """
 
 import copy
@@ -274,8 +275,9 @@ def test_symbolic_tracing(make, plan):
 
 @pytest.mark.parametrize("name", PLAN)
 def test_batched_gradients_are_right(name):
-    """`is_grads_batched` and a vmapped backward work: refused nowhere, they must equal one backward
-    each.
+    """`is_grads_batched` and a vmapped backward work.
+
+    Refused nowhere, they must equal one backward each.
     """
     model = net()
     sft.convert(model, {name: PLAN[name]})

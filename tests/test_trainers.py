@@ -1,5 +1,6 @@
-"""transformers around a converted model: its Trainer with the default optimiser, checkpoints, and
-save_pretrained.
+"""transformers around a converted model.
+
+Its Trainer with the default optimiser, checkpoints, and save_pretrained.
 """
 
 import pytest
@@ -34,8 +35,9 @@ def one_step(model, optimizer):
     ids=["AdamW fused", "SGD fused", "AdamW foreach", "SelectiveAdamW"],
 )
 def test_save_pretrained_right_after_a_step(converted, make, tmp_path):
-    """No forward between the step and revert: what is saved holds the trained values all
-    the same.
+    """No forward between the step and revert.
+
+    What is saved holds the trained values all the same.
     """
     model, plan = converted
     born = llama.weights_of(model, plan)

@@ -61,10 +61,11 @@ def _is_faster(input: torch.Tensor, name: str) -> bool:
 
 
 def _remake(name: str, node: Callable[[], Any]) -> Callable[..., torch.Tensor]:
-    """Makes the activation again. All of a GELU in fp32 comes with its derivative, of the same
-    exponential: the node's own backward, which is next, need not begin anew. 16 bits would round
-    the derivative once more; the others' values, made with their derivative, differ in the last
-    bit.
+    """Makes the activation again.
+
+    All of a GELU in fp32 comes with its derivative, of the same exponential: the node's own
+    backward, which is next, need not begin anew. 16 bits would round the derivative once more; the
+    others' values, made with their derivative, differ in the last bit.
     """
 
     def make(input: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
@@ -83,8 +84,9 @@ def _remake(name: str, node: Callable[[], Any]) -> Callable[..., torch.Tensor]:
 
 
 class _Activation(torch.autograd.Function):
-    """Keeps its input. During backward, in `slope`, act'(input), if a reader of the output has left
-    it there.
+    """Keeps its input.
+
+    During backward, in `slope`, act'(input), if a reader of the output has left it there.
     """
 
     @staticmethod
@@ -142,8 +144,9 @@ def activation_cases(module: nn.Module) -> list[Case] | None:
 
 
 def is_wasteful(module: nn.Module) -> bool:
-    """Whether a module keeps more for backward than its output. False where it does not run on one
-    tensor.
+    """Whether a module keeps more for backward than its output.
+
+    False where it does not run on one tensor.
     """
     cases = activation_cases(module)
     if cases is None:
@@ -246,8 +249,9 @@ OP_NAMES = {
 
 
 def name_of(module: nn.Module) -> str | None:
-    """How the ops call what a module computes; None where it is no lean activation, or hooks want
-    to see it.
+    """How the ops call what a module computes.
+
+    None where it is no lean activation, or hooks want to see it.
     """
     if not isinstance(module, (nn.Module, Child)) or is_hooked(module):
         return None

@@ -21,8 +21,9 @@ _MARK = "_sparse_ft_forwards"
 
 
 class Given:
-    """The lean functions of one module, by the name under which each runs. Never changes: another
-    one takes its place.
+    """The lean functions of one module, by the name under which each runs.
+
+    Never changes: another one takes its place.
 
     In the state of a copy or a pickle it stands for the bound methods, which would lead back to the
     module they came from.
@@ -132,8 +133,9 @@ def _is_given(module: nn.Module, name: str, value: Any) -> bool:
 
 
 def attached(module: nn.Module) -> dict:
-    """{attribute: value} of all that `attach` put on this module; `detach` and an update with it
-    give the same again.
+    """{attribute: value} of all that `attach` put on this module.
+
+    `detach` and an update with it give the same again.
     """
     found = {
         name: value for name, value in module.__dict__.items() if _is_given(module, name, value)

@@ -1,5 +1,6 @@
-"""An attention function for transformers: a padded batch keeps its key and value heads unrepeated,
-and one mask a model.
+"""An attention function for transformers.
+
+A padded batch keeps its key and value heads unrepeated, and one mask a model.
 """
 
 import collections
@@ -54,8 +55,9 @@ def _registered(names: Mapping[str, str | None], configs: list[tuple[Any, Any]])
 
 
 def attention_before(model: nn.Module) -> Before | None:
-    """What `use_lean_attention` would change of a transformers model with "sdpa": a `Before`; None
-    where there is nothing.
+    """What `use_lean_attention` would change of a transformers model with "sdpa": a `Before`.
+
+    None where there is nothing.
 
     Changes nothing, so that a caller can keep what undoes the change before it is made.
     """
@@ -80,8 +82,9 @@ def has_sdpa(model: nn.Module) -> bool:
 
 
 def why_no_lean_attention(model: nn.Module) -> str:
-    """Why the attention of a transformers model stays what it is; "" where it is lean, or can be,
-    or there is none.
+    """Why the attention of a transformers model stays what it is.
+
+    "" where it is lean, or can be, or there is none.
     """
     name = _implementation(model)
     if name in (None, NAME):
@@ -99,8 +102,9 @@ def why_no_lean_attention(model: nn.Module) -> str:
 
 
 def use_lean_attention(model: nn.Module, before: Before) -> bool:
-    """Switch a model, and its parts, from "sdpa" to `attention`; whether it took. before: its
-    `attention_before`.
+    """Switch a model, and its parts, from "sdpa" to `attention`.
+
+    Returns whether it took. before: its `attention_before`.
 
     The switch is in the config, which models may share: this one goes on with a copy.
     `restore_attention` undoes it, also half done.
@@ -111,16 +115,18 @@ def use_lean_attention(model: nn.Module, before: Before) -> bool:
 
 
 def restore_attention(model: nn.Module, before: Before) -> None:
-    """Undo `use_lean_attention`. A config that was changed in the meantime stays the
-    model's own.
+    """Undo `use_lean_attention`.
+
+    A config that was changed in the meantime stays the model's own.
     """
     model.set_attn_implementation(dict(before))
     _swap(model, {id(own): had for had, own in before.configs if own == had})
 
 
 def _copies(model: nn.Module) -> list[tuple[Any, Any]]:
-    """[(config, a copy of it)] for every config that a module of `model` holds; a part of several
-    is copied once.
+    """[(config, a copy of it)] for every config that a module of `model` holds.
+
+    A part of several is copied once.
     """
     import transformers
 
@@ -139,8 +145,9 @@ def _swap(model: nn.Module, by_id: Mapping[int, Any]) -> None:
 
 
 def _names(config: Any, lean: bool = False) -> dict[str, Any]:
-    """The attention of a config ("") and of its parts, as `set_attn_implementation` takes it; lean:
-    ours in place of "sdpa".
+    """The attention of a config ("") and of its parts, as `set_attn_implementation` takes it.
+
+    lean: ours in place of "sdpa".
     """
     name = config._attn_implementation
     names = {"": NAME if lean and name == "sdpa" else name}
@@ -242,8 +249,9 @@ def attention(
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as zeros and -inf in `dtype`: one tensor for all layers that are given the
-    same mask.
+    """A boolean mask as zeros and -inf in `dtype`.
+
+    One tensor for all layers that are given the same mask.
     """
     if mask.dtype != torch.bool or is_compiling() or mask.is_inference():
         return mask

@@ -19,8 +19,9 @@ DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)
 
 @lean_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm_forward(module: BatchNorm, input: torch.Tensor) -> torch.Tensor:
-    """`nn.BatchNorm1d`, `nn.BatchNorm2d`, `nn.BatchNorm3d` in eval mode with a frozen weight;
-    torch's own otherwise.
+    """`nn.BatchNorm1d`, `nn.BatchNorm2d`, `nn.BatchNorm3d` in eval mode with a frozen weight.
+
+    Torch's own otherwise.
     """
     mean, var = module.running_mean, module.running_var
     weight, bias = module.weight, module.bias

@@ -1,5 +1,6 @@
-"""A language model whose loss is taken from its hidden states: the logits of a training step never
-exist whole.
+"""A language model whose loss is taken from its hidden states.
+
+The logits of a training step never exist whole.
 
 Two seams that every language model of transformers has, whatever its forward says: the output head
 (`get_output_embeddings()`), which gives `DeferredLogits` during a training forward with labels, and
@@ -94,8 +95,9 @@ def _why_called(head: nn.Module, forwards: tuple) -> str:
 
 
 def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
-    """The output head of a language model: deferred logits during a training forward
-    with labels.
+    """The output head of a language model.
+
+    Deferred logits during a training forward with labels.
     """
     if not is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
         # For other dtypes torch says what is wrong.
@@ -107,8 +109,9 @@ def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
 
 
 def language_model_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The class's own forward. In training, with labels: the same loss, its logits None in the
-    output.
+    """The class's own forward.
+
+    In training, with labels: the same loss, its logits None in the output.
     """
     own = type(module).forward
     if is_compiling():
@@ -163,8 +166,9 @@ def _deferred(head: nn.Module) -> Iterator[list[DeferredLogits]]:
 
 
 def _settled(output: Any) -> Any:
-    """`output` without deferred logits: None where a loss was taken from them and nobody looked,
-    otherwise made.
+    """`output` without deferred logits.
+
+    None where a loss was taken from them and nobody looked, otherwise made.
     """
     if isinstance(output, DeferredLogits):
         return output.dense()

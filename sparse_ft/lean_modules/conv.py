@@ -76,8 +76,9 @@ def conv_transpose_forward(
 
 
 def _trains(module: Convolution, input: torch.Tensor) -> Trains | None:
-    """What of the weight trains: (values, dimension, channels), all None if nothing does. None:
-    torch's own path is the way.
+    """What of the weight trains: (values, dimension, channels), all None if nothing does.
+
+    None: torch's own path is the way.
 
     dimension: 0 or 1, of the weight, to which `channels` belong.
     """
@@ -98,8 +99,9 @@ def _trains(module: Convolution, input: torch.Tensor) -> Trains | None:
 
 
 def selected_channels(module: nn.Module) -> tuple[int, torch.Tensor] | None:
-    """(dimension, channels) of a convolution's weight that its selection consists of; None where it
-    has another, or none.
+    """(dimension, channels) of a convolution's weight that its selection consists of.
+
+    None where it has another, or none.
     """
     selected = module._modules.get("weight_selected")
     if selected is None or getattr(module, "groups", None) != 1:
@@ -114,8 +116,9 @@ def selected_channels(module: nn.Module) -> tuple[int, torch.Tensor] | None:
 
 
 def _whole_channels(index: torch.Tensor, kernel: int) -> torch.Tensor | None:
-    """The channels of `kernel` columns each that a sorted index consists of; None if it takes a
-    part of one.
+    """The channels of `kernel` columns each that a sorted index consists of.
+
+    None if it takes a part of one.
     """
     known = _found.get(index)
     if known is None or known[0] != kernel:

@@ -1,5 +1,6 @@
-"""Layers of convnets, convolution -> BatchNorm -> activation: BatchNorm and a ReLU work in place on
-the convolution's output.
+"""Layers of convnets, convolution -> BatchNorm -> activation.
+
+BatchNorm and a ReLU work in place on the convolution's output.
 
 Kept for backward: one bit an element where there is a ReLU, and weight and running variance by
 reference.

@@ -230,8 +230,9 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor | None:
-    """The loss of tokens [n, V], classes [n], from their hidden states; None for what only torch's
-    own does.
+    """The loss of tokens [n, V], classes [n], from their hidden states.
+
+    None for what only torch's own does.
     """
     usual = weight is None and size_average is None and reduce is None and label_smoothing == 0.0
     if not usual or reduction not in ("mean", "sum") or type(target) is DeferredLogits:

@@ -1,5 +1,6 @@
-"""APPROXIMATE, off unless asked for: keep an input for selected rows or entries in 8 bits where it
-cannot be made again.
+"""APPROXIMATE, off unless asked for.
+
+Keep an input for selected rows or entries in 8 bits where it cannot be made again.
 """
 
 from collections.abc import Callable

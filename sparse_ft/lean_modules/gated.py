@@ -82,8 +82,9 @@ DTYPES = (  # of the products, of the last one, and of the input
 
 
 def why_not_gated(module: nn.Module, roles: Roles) -> str | None:
-    """Why a module with these children cannot be tried; "" where it can, None where it has other
-    children.
+    """Why a module with these children cannot be tried.
+
+    "" where it can, None where it has other children.
     """
     names = [*roles.products, roles.last, roles.activation]
     if any(module._modules.get(name) is None for name in names if name is not None):
@@ -93,8 +94,9 @@ def why_not_gated(module: nn.Module, roles: Roles) -> str | None:
 
 
 def gated_cases(roles: Roles) -> Cases:
-    """For modules with such children: small products in a few dtypes around the activation, in
-    training and not.
+    """For modules with such children.
+
+    Small products in a few dtypes around the activation, in training and not.
     """
 
     def cases(module: nn.Module) -> list[Case] | None:
@@ -209,8 +211,9 @@ def t5_gated_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Te
 
 @lean_if(gated_cases(Roles((), None, "act_fn")), attribute="_apply_gate")
 def experts_gate(module: nn.Module, gate_up: torch.Tensor) -> torch.Tensor:
-    """The gate of transformers' grouped experts (Mixtral, Qwen MoE): gate and up from one product,
-    [S, 2 F].
+    """The gate of transformers' grouped experts (Mixtral, Qwen MoE).
+
+    Gate and up from one product, [S, 2 F].
     """
     name = name_of(module.act_fn)
     if name is None:

@@ -1,5 +1,6 @@
-"""A tensor that backward's signature asks for and its kernel never reads: shape and strides are
-kept, no memory.
+"""A tensor that backward's signature asks for and its kernel never reads.
+
+Shape and strides are kept, no memory.
 """
 
 import torch
@@ -12,8 +13,9 @@ Hollow = tuple[torch.Size, tuple[int, ...] | None]
 
 
 def hollow(tensor: torch.Tensor) -> Hollow:
-    """(shape, strides) of `tensor`, the strides without gaps: all that kernels look at when they
-    choose a memory format.
+    """(shape, strides) of `tensor`, the strides without gaps.
+
+    All that kernels look at when they choose a memory format.
     """
     # A compiler lays out memory itself, and strides of unknown sizes.
     if tensor.is_contiguous() or is_compiling():
@@ -22,16 +24,18 @@ def hollow(tensor: torch.Tensor) -> Hollow:
 
 
 def stand_in(like: Hollow, grad: torch.Tensor) -> torch.Tensor:
-    """Uninitialised memory of shape and strides `like`, in dtype and on the device of `grad`; lives
-    during one call.
+    """Uninitialised memory of shape and strides `like`, in dtype and on the device of `grad`.
+
+    Lives during one call.
     """
     shape, strides = like
     return grad.new_empty(shape) if strides is None else grad.new_empty_strided(shape, strides)
 
 
 def may_forget(input: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `forget_input` serves: hooks in force have its place, and autocast would have torch
-    keep a copy of the weight.
+    """Whether `forget_input` serves.
+
+    Hooks in force have its place, and autocast would have torch keep a copy of the weight.
     """
     return (
         plain((input, weight)) and not torch.is_autocast_enabled("cpu") and hooks_in_force() is None
@@ -39,8 +43,9 @@ def may_forget(input: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def forget_input(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`output`, whose node, torch's own, keeps a `hollow` for its input from now on: a tenth of a
-    Function's host time.
+    """`output`, whose node, torch's own, keeps a `hollow` for its input from now on.
+
+    A tenth of a Function's host time.
     """
     saved = saved_input(output.grad_fn)  # nothing is saved where nothing needs a gradient
     if saved is not None:

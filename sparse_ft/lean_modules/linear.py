@@ -1,5 +1,6 @@
-"""Linear layers of a lean model: their dense products by whoever is fastest, nothing kept but what
-backward needs.
+"""Linear layers of a lean model.
+
+Their dense products by whoever is fastest, nothing kept but what backward needs.
 
 Under autocast torch keeps a 16-bit copy of every frozen weight for backward; these keep the weight
 itself.
@@ -55,8 +56,10 @@ _frozen_linear = direct(_FrozenLinear)
 
 @lean_for(nn.Linear, SelectiveLinear)
 def linear_forward(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
-    """`nn.Linear`. Kept for backward where the weight is frozen: nothing but a reference to the
-    weight, also under autocast.
+    """`nn.Linear`.
+
+    Kept for backward where the weight is frozen: nothing but a reference to the weight, also under
+    autocast.
     """
     if isinstance(module, SelectiveLinear):  # converted since
         return selective_forward(module, input)

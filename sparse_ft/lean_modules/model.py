@@ -29,8 +29,9 @@ LeanState = tuple[Any, list[tuple[nn.Module, dict[str, Any]]]]
 
 
 def lean(model: nn.Module, loss: bool = False, eight_bit_inputs: bool = False) -> LeanReport:
-    """Let `model` keep for backward only what backward needs, in place, on this model only. Returns
-    a `LeanReport`.
+    """Let `model` keep for backward only what backward needs, in place, on this model only.
+
+    Returns a `LeanReport`.
 
     model: nn.Module; its results stay as they were up to rounding. Classes, parameters, state_dict
     and hooks stay; each changed module gets a `forward` of its own, which `sft.revert` takes away
@@ -124,8 +125,9 @@ def lean_state(model: nn.Module) -> LeanState:
 
 
 def restore_lean_state(model: nn.Module, state: LeanState) -> None:
-    """Undo what happened since `lean_state`, also half done; called again after an interrupt, it
-    does the rest.
+    """Undo what happened since `lean_state`, also half done.
+
+    Called again after an interrupt, it does the rest.
     """
     record, forwards = state
     for module, given in forwards:
@@ -154,8 +156,9 @@ def is_lean(module: nn.Module) -> bool:
 
 
 def unlean(model: nn.Module) -> bool:
-    """Undo `lean`: every module runs its class's forward again. Returns whether there was anything
-    to undo.
+    """Undo `lean`: every module runs its class's forward again.
+
+    Returns whether there was anything to undo.
     """
     if _RECORD not in model.__dict__:
         return False

@@ -177,8 +177,9 @@ def _eps(module: nn.Module) -> float:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is built as a norm of the last dimension: no parts, a weight of that size,
-    and an eps.
+    """Whether a module is built as a norm of the last dimension.
+
+    No parts, a weight of that size, and an eps.
     """
     weight = dict.get(module._parameters, "weight")
     if weight is None or is_lazy(weight):
@@ -259,8 +260,9 @@ def _cases(
 
 @lean_if(rms_norm_cases)
 def llama_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """RMSNorm of Llama, Mistral, Qwen and most others: the weight multiplies in the
-    input's dtype.
+    """RMSNorm of Llama, Mistral, Qwen and most others.
+
+    The weight multiplies in the input's dtype.
     """
     return rms_norm(hidden_states, module.weight, _eps(module), 0.0)
 

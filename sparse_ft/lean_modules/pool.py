@@ -118,8 +118,9 @@ def _new_places(
     dilation: Size,
     device: torch.device,
 ) -> Places:
-    """Flat positions in a plane of `size`: where windows start, of a window's elements from its
-    start, and their numbers.
+    """Flat positions in a plane of `size`.
+
+    Where windows start, of a window's elements from its start, and their numbers.
 
     Returns int64 [*out_size] (below zero in the padding), int64 [product of kernel], and what tells
     from such a position which element it is, in the smallest dtype that holds the numbers.

@@ -157,8 +157,9 @@ def quiet() -> Iterator[None]:
 
 
 class Outcome(NamedTuple):
-    """Of one call: output, or class of the error; gradients; writes to the input; calls of
-    children.
+    """Of one call: output, or class of the error.
+
+    Gradients; writes to the input; calls of children.
 
     activations: calls of the children that are lean themselves, whose work a lean forward may do.
     """

@@ -1,5 +1,6 @@
-"""Which lean forward can stand in for a module's own: torch's classes by type, all others by what
-they do.
+"""Which lean forward can stand in for a module's own.
+
+Torch's classes by type, all others by what they do.
 
 Every lean forward registers itself where it is written (`register.lean_for`, `register.lean_if`). A
 probe runs it beside the module's own on a small stand-in (`probe.py`): neither a class's name nor

@@ -58,8 +58,9 @@ class LeanReport:
         return end
 
     def brief(self) -> str:
-        """What is left, by class, and how many are lean: the table without its rows of lean
-        modules.
+        """What is left, by class, and how many are lean.
+
+        The table without its rows of lean modules.
         """
         groups = Counter((row.cls, row.why) for row in self.rows if not row.lean)
         left = [f"lean left {count} × {cls}: {why}" for (cls, why), count in groups.items()]

@@ -31,8 +31,9 @@ SMALL = 1 << 20  # elements up to which integers are computed
 
 
 class Dry(contextlib.ExitStack):
-    """While entered, tensors that are made have no data. `copy(model)` gives a model without data
-    to run in it.
+    """While entered, tensors that are made have no data.
+
+    `copy(model)` gives a model without data to run in it.
     """
 
     def __init__(self) -> None:
@@ -56,8 +57,9 @@ class Dry(contextlib.ExitStack):
         return twin
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor without data that is like `tensor`; integers, which may decide what a model
-        does, keep theirs.
+        """A tensor without data that is like `tensor`.
+
+        Integers, which may decide what a model does, keep theirs.
         """
         return self.mode.from_tensor(tensor) if tensor.is_floating_point() else tensor
 
@@ -69,8 +71,9 @@ class Dry(contextlib.ExitStack):
 
 
 class _Integers(TorchDispatchMode):
-    """Integers made of integers alone have their values: positions, masks and lengths, which
-    control flow may look at.
+    """Integers made of integers alone have their values.
+
+    Positions, masks and lengths, which control flow may look at.
     """
 
     def __init__(self, mode: Any) -> None:
@@ -120,8 +123,9 @@ def _grouped_mm(
 
 
 def _item(tensor: torch.Tensor) -> Any:
-    """A floating-point number that is read is a scale or a loss to print, and any will do; what is
-    counted is not known.
+    """A floating-point number that is read is a scale or a loss to print, and any will do.
+
+    What is counted is not known.
     """
     return 1.0 if tensor.is_floating_point() else ITEM(tensor)
 

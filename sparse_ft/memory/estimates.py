@@ -37,8 +37,9 @@ NOTE = (
 
 
 class Estimate(NamedTuple):
-    """Bytes of one training step. peak counts everything; peaks: the same for forward, backward and
-    step apart.
+    """Bytes of one training step. peak counts everything.
+
+    peaks: the same for forward, backward and step apart.
     """
 
     weights: int
@@ -68,8 +69,9 @@ def estimate(
     padded: bool = False,
     values_dtype: torch.dtype | None = None,
 ) -> Estimate:
-    """Bytes that training takes: an `Estimate`. The step itself is run (after `train()`), on
-    tensors without data.
+    """Bytes that training takes: an `Estimate`.
+
+    The step itself is run (after `train()`), on tensors without data.
 
     model_or_config: an nn.Module, which is left alone, or a transformers config. plan: None for all
     of it, a Plan or mapping, {"structure": "columns", "density": 0.01, "targets": …} for a random
@@ -154,8 +156,9 @@ def _from_config(config: Any, dtype: torch.dtype | None) -> nn.Module:
 
 
 def _keep_off_the_network(config: Any, base: type) -> None:
-    """Pretrained backbones are left out of a config, for their sizes do not need them; kernels of a
-    repository are refused.
+    """Pretrained backbones are left out of a config, for their sizes do not need them.
+
+    Kernels of a repository are refused.
     """
     for part in (config, *(value for value in vars(config).values() if isinstance(value, base))):
         if getattr(part, "use_pretrained_backbone", False):

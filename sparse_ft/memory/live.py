@@ -13,8 +13,9 @@ from .storages import storages_of
 
 
 class Live(TorchDispatchMode):
-    """While entered, follows every storage that an op makes, to its end. `.bytes` alive now,
-    `.peak` the most at once.
+    """While entered, follows every storage that an op makes, to its end.
+
+    `.bytes` alive now, `.peak` the most at once.
 
     `follow(storage)` counts one that was there before. What kernels allocate and free inside of an
     op is not seen.

@@ -133,8 +133,9 @@ def _twin(
     dry: Dry,
     known: dict[int, tuple[torch.Tensor, torch.Tensor]],
 ) -> Selection:
-    """A real selection without its data. known: {id of features: their twin}; layers that share
-    features go on doing so.
+    """A real selection without its data. known: {id of features: their twin}.
+
+    Layers that share features go on doing so.
     """
     selection.check(shape)
     features = {}

@@ -27,8 +27,9 @@ _LEAVES = (
 
 
 def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
-    """The untyped storages that hold a tensor's data: one, or several for sparse tensors and
-    wrappers such as DTensor.
+    """The untyped storages that hold a tensor's data.
+
+    One, or several for sparse tensors and wrappers such as DTensor.
     """
     if tensor.layout != torch.strided:
         return [storage for part in _sparse_parts(tensor) for storage in storages_of(part)]
@@ -67,8 +68,9 @@ def model_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
 
 
 def tensors_in(thing: Any) -> list[torch.Tensor]:
-    """The tensors that `thing` holds: itself, in containers, in attributes of objects, in what
-    functions close over.
+    """The tensors that `thing` holds.
+
+    Itself, in containers, in attributes of objects, in what functions close over.
 
     Modules are not entered: what they hold is the model's.
     """
@@ -118,8 +120,9 @@ def _parts(thing: Any) -> list[Any]:
 
 
 class Watched:
-    """Storages that were seen, without keeping them alive: {key: label}; a key is not given out
-    again while it is watched.
+    """Storages that were seen, without keeping them alive: {key: label}.
+
+    A key is not given out again while it is watched.
     """
 
     def __init__(self) -> None:

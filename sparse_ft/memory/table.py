@@ -30,8 +30,9 @@ class Ledger:
 
     @property
     def groups(self) -> list[tuple[Row, int]]:
-        """Rows of modules that differ in their first number only, summed: "layers.*.mlp". [(Row,
-        number of modules)].
+        """Rows of modules that differ in their first number only, summed: "layers.*.mlp".
+
+        [(Row, number of modules)].
         """
         sums = {}
         for row in self.rows:

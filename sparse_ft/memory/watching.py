@@ -38,8 +38,9 @@ def ledger(model: nn.Module, *inputs: Any, **kwargs: Any) -> Ledger:
 
 
 class _Packed:
-    """A saved tensor. Not the tensor itself, so that `release` can undo a cycle of a node and what
-    it saved.
+    """A saved tensor.
+
+    Not the tensor itself, so that `release` can undo a cycle of a node and what it saved.
     """
 
     __slots__ = ("tensor", "__weakref__")
@@ -150,8 +151,9 @@ class Watching:
 
 
 def tokens_in(inputs: Iterable[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Tokens of a batch, as the shape of its first integer matrix tells (`input_ids`); None where
-    there is none.
+    """Tokens of a batch, as the shape of its first integer matrix tells (`input_ids`).
+
+    None where there is none.
     """
     ids = [kwargs.get("input_ids"), *tensors_in([*inputs, kwargs])]
     for tensor in ids:

@@ -1,5 +1,6 @@
-"""The benchmarks run from the repository's root and are not installed: importable, but behind the
-installed packages.
+"""The benchmarks run from the repository's root and are not installed.
+
+Importable, but behind the installed packages.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Each op is measured in a process of its own; an interrupted command ends it, and keeps what is
-finished.
+"""Each op is measured in a process of its own.
+
+An interrupted command ends it, and keeps what is finished.
 """
 
 import time

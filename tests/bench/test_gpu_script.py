@@ -227,8 +227,9 @@ def test_repeats_are_alike(folder):
 
 @pytest.mark.parametrize("how", ["differs", "unwritten"])
 def test_repeats_that_differ_are_red(folder, monkeypatch, how):
-    """What a race does, and what is left in memory that was not written: NaN, whose payload would
-    hide from ==.
+    """What a race does, and what is left in memory that was not written.
+
+    NaN, whose payload would hide from ==.
     """
     results = iter(torch.arange(100.0))
 

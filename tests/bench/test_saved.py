@@ -1,5 +1,6 @@
-"""The table of what is kept for backward: its dry run against real ones, and the anchors that it
-must reproduce.
+"""The table of what is kept for backward.
+
+Its dry run against real ones, and the anchors that it must reproduce.
 """
 
 import pytest

@@ -52,9 +52,10 @@ def test_every_benchmark_runs(op, quickly):
 
 
 def test_the_quick_set_keeps_its_time(monkeypatch):
-    """What the bar counts, all ops at two thread counts: a third of 15 minutes, for tests, models,
-    warm-up and calls that outlast their budget take the rest. With bf16 instructions: that is where
-    the quick set is the longest.
+    """What the bar counts, all ops at two thread counts.
+
+    A third of 15 minutes, for tests, models, warm-up and calls that outlast their budget take the
+    rest. With bf16 instructions: that is where the quick set is the longest.
     """
     monkeypatch.setattr(suite.machine, "has_bf16", lambda flags=None: True)
     total = sum(main.budget(main.module_of(op), "quick", [1, 2]) for op in main.OPS)

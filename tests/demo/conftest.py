@@ -1,5 +1,6 @@
-"""The demo runs from the repository's root and is not installed: importable, but behind the
-installed packages.
+"""The demo runs from the repository's root and is not installed.
+
+Importable, but behind the installed packages.
 """
 
 import sys

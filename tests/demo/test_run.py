@@ -1,5 +1,6 @@
-"""The whole command on the fallback task, with a few steps; and what happens when runs are broken
-off.
+"""The whole command on the fallback task, with a few steps.
+
+And what happens when runs are broken off.
 """
 
 import csv

@@ -1,5 +1,6 @@
-"""python -m differential [N] [SEED]: run the cases SEED to SEED + N - 1 (tests/ on PYTHONPATH);
-each failure is made small.
+"""python -m differential [N] [SEED]: run the cases SEED to SEED + N - 1 (tests/ on PYTHONPATH).
+
+Each failure is made small.
 """
 
 import sys

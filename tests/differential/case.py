@@ -1,5 +1,6 @@
-"""A case of the differential test: everything about one training run that a line of text can say,
-and how one is drawn.
+"""A case of the differential test.
+
+Everything about one training run that a line of text can say, and how one is drawn.
 """
 
 import random
@@ -61,8 +62,9 @@ class Event(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One run. plan: {parameter name: Choice}; the rest says how it is trained; every default is
-    the plainest.
+    """One run. plan: {parameter name: Choice}.
+
+    The rest says how it is trained; every default is the plainest.
     """
 
     network: Network

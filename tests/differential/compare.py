@@ -175,8 +175,9 @@ def entries(case, selective, dense, exact):
 
 
 def beside(selective, dense, exact, name):
-    """One tuple for each thing that the runs noted under `name`: the selective run's, the exact
-    run's, each dense run's.
+    """One tuple for each thing that the runs noted under `name`.
+
+    The selective run's, the exact run's, each dense run's.
     """
     return zip(*(getattr(run, name) for run in (selective, exact, *dense)), strict=True)
 

@@ -224,8 +224,9 @@ def fits_a_vector(case):
 
 
 def picklable(case):
-    """transformers' checkpointing registers a local function; torch refuses modules with
-    parametrizations.
+    """transformers' checkpointing registers a local function.
+
+    Torch refuses modules with parametrizations.
     """
     if any(layer.kind == "weight norm" for layer in case.network.layers):
         return False

@@ -1,5 +1,6 @@
-"""Small networks made of layers that a line of text names: any layer may be left out and the rest
-still fits together.
+"""Small networks made of layers that a line of text names.
+
+Any layer may be left out and the rest still fits together.
 """
 
 from typing import NamedTuple
@@ -123,8 +124,9 @@ class SelfAttention(OnSequences):
 
 
 class CrossAttention(OnSequences):
-    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of
-    in_proj_weight.
+    """Keys and values of another width.
+
+    q_proj_weight, k_proj_weight and v_proj_weight instead of in_proj_weight.
     """
 
     def __init__(self, width, **options):
@@ -397,8 +399,9 @@ def build(network, seed, dtype):
 
 
 class Logits(nn.Module):
-    """A model of transformers, from tokens to logits; the last token of every sequence but the
-    first is padding.
+    """A model of transformers, from tokens to logits.
+
+    The last token of every sequence but the first is padding.
     """
 
     def __init__(self, model):

@@ -1,5 +1,6 @@
-"""The optimisers of the differential test: what a selective run uses, and what the dense run beside
-it uses in its place.
+"""The optimisers of the differential test.
+
+What a selective run uses, and what the dense run beside it uses in its place.
 """
 
 from collections.abc import Callable
@@ -49,8 +50,9 @@ FAMILIES = {
 
 
 class WritesThroughData(torch.optim.Optimizer):
-    """Plain SGD of the kind found in the wild: it writes through `.data`, which leaves version
-    counters unmoved.
+    """Plain SGD of the kind found in the wild.
+
+    It writes through `.data`, which leaves version counters unmoved.
     """
 
     def __init__(self, params, lr):

@@ -64,8 +64,9 @@ def has_numbers(case):
 
 
 def loss_of(case, out, step, part):
-    """Mean squared distance to a random target; of a few outputs, for a mean over many has tiny
-    gradients.
+    """Mean squared distance to a random target.
+
+    Of a few outputs, for a mean over many has tiny gradients.
     """
     generator = torch.Generator().manual_seed(7 + case.seed + 100 * step + part)
     target = torch.randn(out.shape, generator=generator, dtype=torch.float64)
@@ -74,10 +75,10 @@ def loss_of(case, out, step, part):
 
 
 class Run:
-    """What both runs have in common. losses: a number a step; gradients: {name: selected entries} a
-    step;
-    seen: outputs of forwards that nothing followed; input_gradients: one a forward, where the case
-    wants them.
+    """What both runs have in common. losses: a number a step.
+
+    gradients: {name: selected entries} a step; seen: outputs of forwards that nothing followed;
+    input_gradients: one a forward, where the case wants them.
     """
 
     def __init__(self, case):
@@ -197,8 +198,9 @@ class Run:
 
 
 class Dense(Run):
-    """Dense training: the gradient is masked, decay acts on selected entries; values wider than a
-    weight are copies of it.
+    """Dense training: the gradient is masked, decay acts on selected entries.
+
+    Values wider than a weight are copies of it.
 
     exact: in fp64. jitter: of the inputs (or, where these are tokens, of the weights), for another
     rounding of the same run.

@@ -1,5 +1,6 @@
-"""Random training runs, each beside dense masked training: architecture, plan, lean, dtype,
-optimiser, events and all.
+"""Random training runs, each beside dense masked training.
+
+Architecture, plan, lean, dtype, optimiser, events and all.
 
 SPARSE_FT_DIFFERENTIAL=N,SEED runs the cases SEED to SEED + N - 1 instead of the first 400.
 """

@@ -143,8 +143,9 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class CrossAttention(nn.MultiheadAttention):
-    """Keys and values of another width: q_proj_weight, k_proj_weight and v_proj_weight instead of
-    in_proj_weight.
+    """Keys and values of another width.
+
+    q_proj_weight, k_proj_weight and v_proj_weight instead of in_proj_weight.
     """
 
     def forward(self, x):
@@ -302,8 +303,9 @@ def holder(model, name):
 
 
 def split(model, plan):
-    """(plan of the parameters whose module is replaced, plan of those that are aliased); model: not
-    converted.
+    """(plan of the parameters whose module is replaced, plan of those that are aliased).
+
+    model: not converted.
     """
     replaced = {
         name for name in plan if name.rpartition(".")[2] == "weight" and replaces(model, name)

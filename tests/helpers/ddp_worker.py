@@ -1,5 +1,6 @@
-"""One process of a data-parallel run: `python ddp_worker.py RANK WORLD FOLDER`; leaves
-FOLDER/RANK.pt behind.
+"""One process of a data-parallel run: `python ddp_worker.py RANK WORLD FOLDER`.
+
+Leaves FOLDER/RANK.pt behind.
 """
 
 import sys

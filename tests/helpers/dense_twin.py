@@ -1,5 +1,6 @@
-"""One step of a converted model beside one of its dense twin: forward, gradients, what is said, and
-what revert gives back.
+"""One step of a converted model beside one of its dense twin.
+
+Forward, gradients, what is said, and what revert gives back.
 """
 
 import copy
@@ -16,8 +17,9 @@ NO_GRADIENT = "no gradient reached"
 
 
 def plan_of(model: nn.Module, turn: int = 0) -> sft.Plan:
-    """A selection for every parameter that is not tied and no scalar; with `turn` 0 to 3 each gets
-    each structure once.
+    """A selection for every parameter that is not tied and no scalar.
+
+    With `turn` 0 to 3 each gets each structure once.
     """
     every = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.dim()]
     free = [name for name, p in every if sum(q is p for _, q in every) == 1]
@@ -150,8 +152,9 @@ def assert_lean_is_as_exact(model: nn.Module, inputs: object, plan: sft.Plan) ->
 
 
 def assert_gradients(model, inputs, plan, got, want):
-    """Aliases have the bits of the dense gradient; replaced layers' weights and biases are at most
-    twice as far from fp64.
+    """Aliases have the bits of the dense gradient.
+
+    Replaced layers' weights and biases are at most twice as far from fp64.
 
     How far the dense gradient is, its whole tells: the few selected entries of it may be near by
     chance.
@@ -202,8 +205,9 @@ def assert_said(messages, silent):
 
 
 def assert_reverted(model, born, plan, moved):
-    """Classes, flags, hooks and names are those of `born`; weights those that were trained,
-    selected entries alone.
+    """Classes, flags, hooks and names are those of `born`.
+
+    Weights those that were trained, selected entries alone.
     """
     assert [type(m) for m in model.modules()] == [type(m) for m in born.modules()]
     hooks = [

@@ -18,8 +18,9 @@ def twins(model):
 
 
 def run(model, input, seed=1, **kwargs):
-    """Output, gradient of the input, and gradients of what trains, by name; the output's gradient
-    is random but fixed.
+    """Output, gradient of the input, and gradients of what trains, by name.
+
+    The output's gradient is random but fixed.
     """
     model.zero_grad()
     x = input.detach().requires_grad_()
@@ -35,8 +36,9 @@ def run(model, input, seed=1, **kwargs):
 
 
 def assert_same_bits(plain, lean, input, **kwargs):
-    """Outputs and input gradients are equal; gradients of parameters within the rounding
-    of a sum.
+    """Outputs and input gradients are equal.
+
+    Gradients of parameters within the rounding of a sum.
     """
     wanted, got = run(plain, input, **kwargs), run(lean, input, **kwargs)
     for name, a, b in (("output", wanted[0], got[0]), ("gradient of the input", wanted[1], got[1])):

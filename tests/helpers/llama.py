@@ -1,5 +1,6 @@
-"""A tiny Llama-shaped model on a task that it learns; training with selections, and dense with the
-gradient masked.
+"""A tiny Llama-shaped model on a task that it learns.
+
+Training with selections, and dense with the gradient masked.
 """
 
 import torch
@@ -14,8 +15,9 @@ STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 
 
 def tiny_llama(dtype=torch.float32, layers=1, seed=0):
-    """Llama with grouped-query attention. Its norms are torch's: transformers' round to fp32
-    inside, always.
+    """Llama with grouped-query attention.
+
+    Its norms are torch's: transformers' round to fp32 inside, always.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -40,8 +42,9 @@ def tiny_llama(dtype=torch.float32, layers=1, seed=0):
 
 
 def batches(steps, seed=1):
-    """Walks along one fixed permutation of the vocabulary, from random starts: [BATCH, LENGTH]
-    tokens a step.
+    """Walks along one fixed permutation of the vocabulary, from random starts.
+
+    [BATCH, LENGTH] tokens a step.
     """
     generator = torch.Generator().manual_seed(seed)
     following = torch.randperm(VOCABULARY, generator=generator)
@@ -59,8 +62,9 @@ def loss_of(model, tokens):
 
 
 def plan_of(structure, density=0.3):
-    """A plan on every linear layer of `tiny_llama`; "mixed": every structure at once, embedding
-    rows and a norm too.
+    """A plan on every linear layer of `tiny_llama`.
+
+    "mixed": every structure at once, embedding rows and a norm too.
     """
     model = tiny_llama()
     names = sorted(
@@ -80,8 +84,9 @@ def plan_of(structure, density=0.3):
 
 
 def weights_of(model, plan):
-    """{name: a copy of the weight as it stands}; reading a selective module's weight synchronises
-    it.
+    """{name: a copy of the weight as it stands}.
+
+    Reading a selective module's weight synchronises it.
     """
     found = {}
     for name in plan:
@@ -99,8 +104,9 @@ def masks_of(model, plan):
 
 
 def train(model, optimizer, steps, plan=None, snapshots=()):
-    """Plain training, one batch a step. Returns the losses and {step: weights of `plan`} at each of
-    `snapshots`.
+    """Plain training, one batch a step.
+
+    Returns the losses and {step: weights of `plan`} at each of `snapshots`.
     """
     losses, taken = [], {}
     for step, tokens in enumerate(batches(steps), 1):

@@ -1,5 +1,6 @@
-"""One process that trains with master copies: `python masters_worker.py RANK WORLD FOLDER
-masters|1|2`; leaves FOLDER/RANK.pt.
+"""One process that trains with master copies.
+
+`python masters_worker.py RANK WORLD FOLDER masters|1|2`; leaves FOLDER/RANK.pt.
 
 masters: a hand-written loop in which each rank steps its share of the flat fp32 copies, as ZeRO-1
 and Megatron do. 1, 2: that stage of DeepSpeed's ZeRO.

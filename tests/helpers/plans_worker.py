@@ -1,5 +1,6 @@
-"""One process of a run whose ranks choose by their own data: `python plans_worker.py RANK WORLD
-FOLDER`; leaves FOLDER/RANK.pt.
+"""One process of a run whose ranks choose by their own data.
+
+`python plans_worker.py RANK WORLD FOLDER`; leaves FOLDER/RANK.pt.
 """
 
 import sys

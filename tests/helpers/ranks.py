@@ -1,5 +1,6 @@
-"""Runs a worker script in several processes over gloo on loopback: `python WORKER RANK WORLD FOLDER
-[argument …]`.
+"""Runs a worker script in several processes over gloo on loopback.
+
+`python WORKER RANK WORLD FOLDER [argument …]`.
 """
 
 import os

@@ -1,5 +1,7 @@
-"""Small models whose modules read the weights of others: `F.linear(x, self.qkv.weight)`, `emb(i) @
-emb.weight.T`, and models that work in place on the output of a layer.
+"""Small models whose modules read the weights of others.
+
+`F.linear(x, self.qkv.weight)`, `emb(i) @ emb.weight.T`, and models that work in place on the output
+of a layer.
 
 Each is a function that returns (model, inputs): random weights, no dropout, one or two layers of
 everything.

@@ -1,5 +1,6 @@
-"""The Triton kernels of blocks in every dtype they may see: either grouping, every width of tile,
-split and accumulated.
+"""The Triton kernels of blocks in every dtype they may see.
+
+Either grouping, every width of tile, split and accumulated.
 """
 
 import pytest
@@ -203,8 +204,9 @@ def test_strips_of_any_height(name, monkeypatch):
     "dtype, least, most", [(torch.bfloat16, 0.25, 0.4), (torch.float32, 0.5, 0.7)]
 )
 def test_many_blocks_are_strips(dtype, least, most, monkeypatch):
-    """64 x 64 blocks of a large matrix: from a third of it on, wherever they lie; each call does
-    what the choice says.
+    """64 x 64 blocks of a large matrix: from a third of it on, wherever they lie.
+
+    Each call does what the choice says.
     """
     monkeypatch.undo()
     x = torch.empty(1, 4096, dtype=dtype, device=DEVICE)

@@ -1,5 +1,6 @@
-"""Blocks of several problems in shared launches: the bits of each alone, for any mix of shapes,
-tokens and layouts.
+"""Blocks of several problems in shared launches.
+
+The bits of each alone, for any mix of shapes, tokens and layouts.
 """
 
 import pytest
@@ -140,8 +141,9 @@ def test_persistent_programs_give_the_same_bits(residents, monkeypatch):
 
 @pytest.mark.parametrize("what", ["ends", "splits"])
 def test_a_wrong_table_is_seen(what, monkeypatch):
-    """The comparison with each alone can fail: where a problem ends a program early, and where
-    tokens are left out.
+    """The comparison with each alone can fail.
+
+    Where a problem ends a program early, and where tokens are left out.
     """
     lists = mixture()
     want = selected_wgrad_grouped_triton(*lists)

@@ -97,8 +97,9 @@ def transposed(matrix):
 
 
 def within_twice(actual, plain, exact):
-    """The kernel's largest error is at most twice that of plain PyTorch in the same dtype; `exact`
-    is in float64.
+    """The kernel's largest error is at most twice that of plain PyTorch in the same dtype.
+
+    `exact` is in float64.
 
     The last rounding alone may cost half a unit in the last place, where plain PyTorch happens to
     be exact.

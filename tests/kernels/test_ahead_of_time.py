@@ -1,5 +1,6 @@
-"""What the compiler makes of every kernel, without a GPU: registers, stack, shared memory and
-instructions.
+"""What the compiler makes of every kernel, without a GPU.
+
+Registers, stack, shared memory and instructions.
 
 A launcher is called with its kernel replaced by a recorder, so that what is compiled is what it
 would launch.

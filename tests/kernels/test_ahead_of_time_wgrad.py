@@ -1,5 +1,6 @@
-"""What the compiler makes of the kernels of selected_wgrad: tensor cores, 16-byte copies, no
-spills.
+"""What the compiler makes of the kernels of selected_wgrad.
+
+Tensor cores, 16-byte copies, no spills.
 """
 
 import os
@@ -67,8 +68,9 @@ def check_reads_as_stored(result):
 @pytest.mark.parametrize("name", BLOCKS)
 @ARCHITECTURES
 def test_blocks(name, capability, record, tmp_path):
-    """Odd sizes have an address for each feature: their copies are as narrow as an element, by
-    nature.
+    """Odd sizes have an address for each feature.
+
+    Their copies are as narrow as an element, by nature.
     """
     result = compile_launch(blocks_launches(record, name)[0], capability, tmp_path)
     check_resources(result, capability)
@@ -101,8 +103,9 @@ def test_several_problems_and_tiles(
 
 
 def test_the_tokens_of_a_problem_compile_nothing_anew(record):
-    """Experts get other tokens at every step; ones and multiples of 16 among them must not ask for
-    a kernel of their own.
+    """Experts get other tokens at every step.
+
+    Ones and multiples of 16 among them must not ask for a kernel of their own.
     """
     kinds = set()
     for tokens in (1, 3, 16, 48, 500):
@@ -149,8 +152,9 @@ def entries_launches(record, method, nnz=4000, dtype=torch.bfloat16, side=1024):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @ARCHITECTURES
 def test_dots(nnz, dtype, capability, record, tmp_path):
-    """An entry is two contiguous runs; only the features of few entries are gathered one by one, to
-    become such runs.
+    """An entry is two contiguous runs.
+
+    Only the features of few entries are gathered one by one, to become such runs.
     """
     launches = entries_launches(record, selected_wgrad_entries.dots, nnz, dtype)
     for name, launch in launches.items():
@@ -182,8 +186,9 @@ def test_sizes_of_one_compile(record, tmp_path):
 
 
 def test_offsets_of_values_past_two_to_the_31_compile(record, tmp_path):
-    """A block of 2**32 values, which only a GPU could hold: 64-bit offsets, within the
-    registers.
+    """A block of 2**32 values, which only a GPU could hold.
+
+    64-bit offsets, within the registers.
     """
     launches, side = record(selected_wgrad_blocks, "_panel_kernel"), 1 << 16
     operand, index = (
@@ -198,8 +203,9 @@ def test_offsets_of_values_past_two_to_the_31_compile(record, tmp_path):
 
 
 def test_gathered_features_are_not_gathered_again(monkeypatch):
-    """The forward keeps the selected columns, one copy for q, k and v: their products read it as it
-    is.
+    """The forward keeps the selected columns, one copy for q, k and v.
+
+    Their products read it as it is.
     """
     monkeypatch.setattr(selected_wgrad_gemm, "gather_selected_triton", None)
     grad_output, kept, index = torch.randn(9, 33), torch.randn(9, 4), torch.arange(4)

@@ -1,5 +1,6 @@
-"""The CUDA kernels inside the compiled part, disassembled: nothing in local memory, and streams 16
-bytes at a time.
+"""The CUDA kernels inside the compiled part, disassembled.
+
+Nothing in local memory, and streams 16 bytes at a time.
 """
 
 import collections
@@ -26,8 +27,9 @@ MOVERS = ("gather_selected_kernel", "scatter_selected_kernel")
 
 
 def element_sizes(mangled):
-    """Bytes of each dtype among the arguments of a template: f, d, names after their length, S2_
-    for the one before.
+    """Bytes of each dtype among the arguments of a template.
+
+    f, d, names after their length, S2_ for the one before.
     """
     sizes = []
     while mangled:
@@ -117,6 +119,7 @@ def test_moves_are_wide(architecture, compiled_kernels):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_streams_of_a_step_are_wide(architecture, compiled_kernels):
     """masked_adamw_: four streams in, three of them out again; the look for inf and NaN: one in.
+
     Codes are narrower.
     """
     streams = {"masked_adamw_kernel": (4, 3), "nonfinite_kernel": (1, 0)}

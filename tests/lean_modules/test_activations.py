@@ -1,5 +1,6 @@
-"""Lean activations that use the op: as exact as torch's own, the same bytes kept, and torch's own
-wherever it is the better.
+"""Lean activations that use the op.
+
+As exact as torch's own, the same bytes kept, and torch's own wherever it is the better.
 """
 
 import copy
@@ -95,8 +96,9 @@ def test_the_output_is_made_again_by_the_same_function(calls):
 
 @NAMES
 def test_who_reads_all_of_it_leaves_the_derivative_to_its_backward(name, monkeypatch):
-    """Same bits as where nobody does, at once and again; nothing is left where backward does not
-    come.
+    """Same bits as where nobody does, at once and again.
+
+    Nothing is left where backward does not come.
     """
     lean = twins(nn.Sequential(MODULES[name]()))[1]
     x = (3 * torch.randn(40, 60)).requires_grad_()

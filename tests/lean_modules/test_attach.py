@@ -1,5 +1,6 @@
-"""A lean forward is a bound method with the class's signature: trainers, accelerate, copies and
-pickles treat it as one.
+"""A lean forward is a bound method with the class's signature.
+
+Trainers, accelerate, copies and pickles treat it as one.
 """
 
 import copy

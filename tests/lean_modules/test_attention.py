@@ -199,8 +199,9 @@ def test_parts_keep_the_attention_they_have():
 
 
 def test_a_model_that_asks_for_the_name_keeps_it():
-    """Falcon calls torch's attention itself where the name is "sdpa"; DeepSeek V3.2 would drop its
-    sparse mask.
+    """Falcon calls torch's attention itself where the name is "sdpa".
+
+    DeepSeek V3.2 would drop its sparse mask.
     """
     config = transformers.FalconConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32

@@ -1,5 +1,6 @@
-"""Lean convolutions of which whole channels train: what is kept, and gradients without a
-dense one.
+"""Lean convolutions of which whole channels train.
+
+What is kept, and gradients without a dense one.
 """
 
 import copy
@@ -45,8 +46,9 @@ def input_of(kind=nn.Conv2d):
 
 
 def assert_same_gradients(plain, lean, x):
-    """Outputs and input gradients are torch's bits; the gradient of values is no further from fp64
-    than twice torch's own.
+    """Outputs and input gradients are torch's bits.
+
+    The gradient of values is no further from fp64 than twice torch's own.
     """
     wanted, got = run(plain, x), run(lean, x)
     exact = run(copy.deepcopy(plain).double(), x.double())[2]

@@ -77,8 +77,9 @@ def images():
 
 
 def test_conv_relu_conv():
-    """82,176 bytes in torch (85,344 with the weights); one bit an element of the ReLU with lean
-    modules.
+    """82,176 bytes in torch (85,344 with the weights).
+
+    One bit an element of the ReLU with lean modules.
     """
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).requires_grad_(False)
     plain, lean = twins(model)
@@ -133,8 +134,9 @@ def test_norms_in_training_mode_are_torchs(images):
 
 @pytest.mark.parametrize("structure", ["rows", "columns"])
 def test_a_resnet_with_selected_channels(structure, images):
-    """Half of the channels of the last block's convolutions; everything before it is only passed
-    through.
+    """Half of the channels of the last block's convolutions.
+
+    Everything before it is only passed through.
     """
     model = resnet(BasicBlock)
     pick = (

@@ -1,5 +1,6 @@
-"""Logits that are made only where somebody looks: each operation gives what it gives of whole
-logits; the loss needs none.
+"""Logits that are made only where somebody looks.
+
+Each operation gives what it gives of whole logits; the loss needs none.
 """
 
 import copy

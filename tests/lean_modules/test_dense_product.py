@@ -1,5 +1,6 @@
-"""The dense products of a lean model: by whoever is fastest, as exact as torch's, and torch's own
-where nothing is lean.
+"""The dense products of a lean model.
+
+By whoever is fastest, as exact as torch's, and torch's own where nothing is lean.
 """
 
 import copy
@@ -21,8 +22,9 @@ pytestmark = pytest.mark.skipif(_native.C is None, reason="the compiled part is 
 
 @pytest.fixture(autouse=True)
 def panels(monkeypatch):
-    """The choice of an AMD processor with AVX-512, on whatever machine this runs; and how often it
-    served.
+    """The choice of an AMD processor with AVX-512, on whatever machine this runs.
+
+    And how often it served.
     """
     served = []
     of_panels = page.dense_product_panels

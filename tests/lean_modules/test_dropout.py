@@ -119,8 +119,9 @@ def test_a_checkpoint_draws_the_same_mask_again():
 
 
 def test_compile():
-    """Compiled code draws another mask than eager torch, for both alike; what it does with it can
-    be checked.
+    """Compiled code draws another mask than eager torch, for both alike.
+
+    What it does with it can be checked.
     """
     _, lean = twins(nn.Dropout(0.25))
     x = torch.ones(4096, requires_grad=True)

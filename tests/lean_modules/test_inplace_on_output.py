@@ -1,5 +1,6 @@
-"""No autograd Function of a lean module returns a view: an operation in place on its output works
-where torch's works.
+"""No autograd Function of a lean module returns a view.
+
+An operation in place on its output works where torch's works.
 """
 
 import contextlib

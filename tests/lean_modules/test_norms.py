@@ -1,5 +1,6 @@
-"""Lean norms beside torch's: the same result and dtype for every pair of dtypes, also where torch
-chooses eps.
+"""Lean norms beside torch's.
+
+The same result and dtype for every pair of dtypes, also where torch chooses eps.
 """
 
 import copy

@@ -1,5 +1,6 @@
-"""Inputs made again instead of kept: recognised by identity and version, right under everything
-that changes saving.
+"""Inputs made again instead of kept.
+
+Recognised by identity and version, right under everything that changes saving.
 """
 
 import copy
@@ -281,8 +282,9 @@ def test_a_backward_that_ends_before_the_maker_holds_no_copy():
 
 
 def test_what_other_threads_make_does_not_count():
-    """Neither is it found, nor does it push out what was made here: a checkpoint must save the same
-    twice.
+    """Neither is it found, nor does it push out what was made here.
+
+    A checkpoint must save the same twice.
     """
     model, x = norm_then_linear()
     given = model[0](x)

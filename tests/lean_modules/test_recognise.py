@@ -1,5 +1,6 @@
-"""What lean leaves alone is in its report, whatever kind of module it is; nothing depends on the
-text of a class.
+"""What lean leaves alone is in its report, whatever kind of module it is.
+
+Nothing depends on the text of a class.
 """
 
 import ast

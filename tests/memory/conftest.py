@@ -1,5 +1,6 @@
-"""The measured peaks come from the benchmarks, which run from the root and are not installed:
-behind the installed packages.
+"""The measured peaks come from the benchmarks, which run from the root and are not installed.
+
+Behind the installed packages.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""The dry run against the real one: what it holds for backward, and the peak that torch's allocator
-saw.
+"""The dry run against the real one.
+
+What it holds for backward, and the peak that torch's allocator saw.
 """
 
 import subprocess
@@ -23,8 +24,9 @@ SHAPES = [(4, 64), (2, 96)]
 
 
 def measured(model, plan, batch, lean=False):
-    """(bytes held for backward, peak of a step) of a real model: its second step, above what it
-    holds before.
+    """(bytes held for backward, peak of a step) of a real model.
+
+    Its second step, above what it holds before.
     """
     if plan is not None:
         sft.convert(model, plan)

@@ -1,5 +1,6 @@
-"""sparse_ft._C with tensors in place of addresses. A layout is the tuple (kind, index, block_h,
-block_w) of the ops.
+"""sparse_ft._C with tensors in place of addresses.
+
+A layout is the tuple (kind, index, block_h, block_w) of the ops.
 """
 
 import torch
@@ -76,8 +77,9 @@ def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False
 
 
 def storage(t):
-    """What stands beside the values and moments of a tensor of `adamw_`: correction, seed and
-    absmaxes, where it has them.
+    """What stands beside the values and moments of a tensor of `adamw_`.
+
+    Correction, seed and absmaxes, where it has them.
     """
     if not t.keys() & {"correction", "seed", "exp_avg_absmax"}:
         return None
@@ -139,8 +141,9 @@ def activation_backward(grad_output, input, activation, threads=2):
 
 
 def dense_product(input, weight, transposed, bias=None, threads=2):
-    """input [T, K] · weight + bias; weight is [K, N], or [N, K] when transposed. Rows may lie
-    apart.
+    """input [T, K] · weight + bias; weight is [K, N], or [N, K] when transposed.
+
+    Rows may lie apart.
     """
     columns = weight.size(0) if transposed else weight.size(1)
     output = torch.full((input.size(0), columns), float("nan"))

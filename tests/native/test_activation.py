@@ -1,5 +1,6 @@
-"""activation of the native core: every variant as exact as plain PyTorch, and the same bits
-wherever an element lies.
+"""activation of the native core.
+
+Every variant as exact as plain PyTorch, and the same bits wherever an element lies.
 """
 
 import functools

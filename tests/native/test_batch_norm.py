@@ -1,5 +1,6 @@
-"""batch_norm_ of the native core: torch's numbers, the bits of what it wrote, for every variant,
-thread count and layout.
+"""batch_norm_ of the native core.
+
+Torch's numbers, the bits of what it wrote, for every variant, thread count and layout.
 """
 
 import core

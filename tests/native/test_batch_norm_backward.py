@@ -1,5 +1,6 @@
-"""batch_norm_backward of the native core: two products and one rounding, for every variant, thread
-count and layout.
+"""batch_norm_backward of the native core.
+
+Two products and one rounding, for every variant, thread count and layout.
 """
 
 import math

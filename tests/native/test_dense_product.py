@@ -1,5 +1,6 @@
-"""dense_product of the native core: every variant as exact as torch's product, the same bits for
-any number of threads.
+"""dense_product of the native core.
+
+Every variant as exact as torch's product, the same bits for any number of threads.
 """
 
 import core

@@ -1,5 +1,6 @@
-"""gated_product of the native core: every variant as exact as plain PyTorch, and the same bits
-wherever an element lies.
+"""gated_product of the native core.
+
+Every variant as exact as plain PyTorch, and the same bits wherever an element lies.
 """
 
 import functools

@@ -1,5 +1,6 @@
-"""gather_selected and scatter_selected_ of the native core: every kind, dtype pair and mode, on
-every variant.
+"""gather_selected and scatter_selected_ of the native core.
+
+Every kind, dtype pair and mode, on every variant.
 """
 
 import itertools

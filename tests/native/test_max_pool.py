@@ -1,5 +1,6 @@
-"""max_pool of the native core: torch's maxima and places, for every variant, thread count and
-window.
+"""max_pool of the native core.
+
+Torch's maxima and places, for every variant, thread count and window.
 """
 
 import core

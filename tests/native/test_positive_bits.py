@@ -1,5 +1,6 @@
-"""positive_bits and where_bits of the native core: exact, for every variant, thread count and
-number of elements left over.
+"""positive_bits and where_bits of the native core.
+
+Exact, for every variant, thread count and number of elements left over.
 """
 
 import core

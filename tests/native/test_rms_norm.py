@@ -1,5 +1,6 @@
-"""rms_norm of the native core: exact to rounding for every variant, and the same bits for all
-variants and thread counts.
+"""rms_norm of the native core.
+
+Exact to rounding for every variant, and the same bits for all variants and thread counts.
 """
 
 import itertools

@@ -42,8 +42,9 @@ def plain(grad_output, input, layout, dtype):
 
 
 def slack(tokens, *dtypes):
-    """What both may round where the other is exact: an ulp of a sum of `tokens` products of normal
-    variates.
+    """What both may round where the other is exact.
+
+    An ulp of a sum of `tokens` products of normal variates.
     """
     return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * tokens**0.5
 
@@ -114,8 +115,9 @@ def test_more_than_one_tile(variant, kind):
 @pytest.mark.parametrize("size", [(300, 210, 230), (3, 2500, 70), (3, 70, 2500)], ids=str)
 @pytest.mark.parametrize("kind", ("rows", "columns"))
 def test_nearly_all_rows_and_columns(variant, kind, size, dtype):
-    """So many that both operands are packed once: several chunks of tokens, several tiles, several
-    parts of the result.
+    """So many that both operands are packed once.
+
+    Several chunks of tokens, several tiles, several parts of the result.
     """
     count = size[1] if kind == "rows" else size[2]
     layout = (
@@ -154,8 +156,9 @@ def test_a_whole_matrix(variant):
     "rows, columns, density", [(300, 400, 0.06), (30, 5000, 0.01), (3, 5000, 0.001)], ids=str
 )
 def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dtype):
-    """Many entries and few are cut differently; here each has several units of rows or blocks of
-    columns.
+    """Many entries and few are cut differently.
+
+    Here each has several units of rows or blocks of columns.
     """
     index = torch.rand(rows * columns).lt(density).nonzero().flatten()
     layout, size = ("entries", index, 1, 1), (150, rows, columns)
@@ -170,8 +173,9 @@ def test_entries_of_several_blocks_and_units(variant, rows, columns, density, dt
 
 @pytest.mark.parametrize("tokens", (700, 1030))
 def test_few_entries_of_many_tokens(variant, tokens):
-    """Segments of several runs of tokens, the last of them ragged; threads to spare share the rows
-    of a segment.
+    """Segments of several runs of tokens, the last of them ragged.
+
+    Threads to spare share the rows of a segment.
     """
     index = torch.rand(60 * 3000).lt(0.01).nonzero().flatten()
     layout, size = ("entries", index, 1, 1), (tokens, 60, 3000)
@@ -190,8 +194,9 @@ def test_few_entries_of_many_tokens(variant, tokens):
 @pytest.mark.parametrize("selected", (1, 12, 13, 32, 33))
 @pytest.mark.parametrize("kind", ("rows", "columns"))
 def test_few_and_not_so_few_rows_and_columns(variant, kind, selected, tokens, dtype):
-    """Up to 32 are worked without packing the other operand; whole and ragged vectors of it, whole
-    and ragged tokens.
+    """Up to 32 are worked without packing the other operand.
+
+    Whole and ragged vectors of it, whole and ragged tokens.
     """
     index = torch.randperm(50)[:selected].sort().values
     for other in (70, 5 * 64):

@@ -1,5 +1,6 @@
-"""Selected entries of parameters that a module reads in its own way: the alias, its state_dict, its
-hooks.
+"""Selected entries of parameters that a module reads in its own way.
+
+The alias, its state_dict, its hooks.
 """
 
 import copy

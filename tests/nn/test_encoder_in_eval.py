@@ -1,5 +1,6 @@
-"""torch's transformer layers in eval mode with gradients on: the inference path is not for weights
-that train.
+"""torch's transformer layers in eval mode with gradients on.
+
+The inference path is not for weights that train.
 """
 
 import copy

@@ -1,5 +1,6 @@
-"""A selected weight that a module keeps in a list of its own, too, is named: a read there sends no
-gradient.
+"""A selected weight that a module keeps in a list of its own, too, is named.
+
+A read there sends no gradient.
 """
 
 import warnings

@@ -1,5 +1,6 @@
-"""An operation in place on the output of a selective layer works where torch's works: no Function
-returns a view.
+"""An operation in place on the output of a selective layer works where torch's works.
+
+No Function returns a view.
 """
 
 import contextlib

@@ -125,6 +125,7 @@ def test_checkpointing(selection, use_reentrant):
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_checkpoint_whose_input_comes_back_contiguous(selection, requires_grad):
     """As offloading brings it back: what the second forward saves looks as in the first.
+
     (nn.Linear's does so sometimes.)
     """
     _, module = pair(selection)

@@ -1,5 +1,6 @@
-"""What is allocated and what is kept: never a tensor of the weight's size, and for backward only
-what some entry needs.
+"""What is allocated and what is kept.
+
+Never a tensor of the weight's size, and for backward only what some entry needs.
 """
 
 import pytest
@@ -21,8 +22,9 @@ KINDS = {
 
 
 class Largest(TorchDispatchMode):
-    """The most elements in one new storage: op outputs that are not a view of, or the same as, an
-    input.
+    """The most elements in one new storage.
+
+    Op outputs that are not a view of, or the same as, an input.
     """
 
     def __init__(self):

@@ -1,5 +1,6 @@
-"""Whose step changes which values: masters that are written back without a trace, claims, and other
-people's optimisers.
+"""Whose step changes which values.
+
+Masters that are written back without a trace, claims, and other people's optimisers.
 """
 
 import copy
@@ -123,8 +124,9 @@ def unrelated():
 
 
 def test_an_unrelated_step_between_forward_and_backward_disturbs_nothing():
-    """Also when another forward comes between: the weight is shown anew, and the pending backward
-    needs it.
+    """Also when another forward comes between.
+
+    The weight is shown anew, and the pending backward needs it.
     """
     for claimed in (False, True):
         model, alone = net(), net()
@@ -228,8 +230,9 @@ def test_a_warning_of_the_hook_points_at_the_step():
 
 
 def test_a_reverted_model_is_no_business_of_any_optimiser():
-    """Its optimiser lives on, and others step: the layers are plain, and nobody tells them
-    anything.
+    """Its optimiser lives on, and others step.
+
+    The layers are plain, and nobody tells them anything.
     """
     model = net()
     optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.1)

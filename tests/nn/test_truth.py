@@ -1,5 +1,6 @@
-"""`values` is the authority, the weight shows a copy: each way in which the copy can go stale, and
-what tells.
+"""`values` is the authority, the weight shows a copy.
+
+Each way in which the copy can go stale, and what tells.
 """
 
 import copy

@@ -1,5 +1,6 @@
-"""values of a dtype that was asked for: which are refused, what keeps it, and that everything
-around them still works.
+"""values of a dtype that was asked for.
+
+Which are refused, what keeps it, and that everything around them still works.
 """
 
 import copy

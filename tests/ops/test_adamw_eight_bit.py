@@ -1,5 +1,6 @@
-"""masked_adamw_ with moments in 8 bits: maps, codes and absmaxes against an oracle and against
-bitsandbytes.
+"""masked_adamw_ with moments in 8 bits.
+
+Maps, codes and absmaxes against an oracle and against bitsandbytes.
 """
 
 import pytest

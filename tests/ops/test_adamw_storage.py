@@ -1,5 +1,6 @@
-"""masked_adamw_ on state in fewer bits: the reference's bits on every backend, what is stored, what
-is refused.
+"""masked_adamw_ on state in fewer bits.
+
+The reference's bits on every backend, what is stored, what is refused.
 """
 
 import itertools

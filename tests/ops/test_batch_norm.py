@@ -1,5 +1,6 @@
-"""batch_norm_ against fp64, allowed twice the error of F.batch_norm; its ReLU and bits are exactly
-those of what it wrote.
+"""batch_norm_ against fp64, allowed twice the error of F.batch_norm.
+
+Its ReLU and bits are exactly those of what it wrote.
 """
 
 import oracle
@@ -73,8 +74,9 @@ def test_as_good_as_torch(batch_norm_, dtype, shape, device):
 
 
 def test_special_values(batch_norm_, device):
-    """NaN stays NaN, and a gradient passes there, as in torch's relu; zero and what is below does
-    not.
+    """NaN stays NaN, and a gradient passes there, as in torch's relu.
+
+    Zero and what is below does not.
     """
     input = torch.tensor(
         [[float("nan")], [float("inf")], [-float("inf")], [0.0], [-0.0], [1.0], [-1.0]],

@@ -1,5 +1,6 @@
-"""The launchers of the CUDA kernels, with the CPU core behind them: what they check and hand over;
-nothing is read back.
+"""The launchers of the CUDA kernels, with the CPU core behind them: what they check and hand over.
+
+Nothing is read back.
 """
 
 import contextlib

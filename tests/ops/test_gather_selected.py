@@ -1,5 +1,6 @@
-"""gather_selected against the oracle: a copy, so exact, for every layout, memory format and pair of
-dtypes.
+"""gather_selected against the oracle.
+
+A copy, so exact, for every layout, memory format and pair of dtypes.
 """
 
 import oracle

@@ -1,5 +1,6 @@
-"""Tensors whose memory does not hold their numbers, in every tensor argument of every op: the same
-bits as for ordinary ones.
+"""Tensors whose memory does not hold their numbers, in every tensor argument of every op.
+
+The same bits as for ordinary ones.
 
 torch hands over such tensors on its own: the gradient of `torch.complex(x, y).conj().imag` has the
 lazy negative bit set, and its memory holds the opposite numbers until someone resolves it.

@@ -1,5 +1,6 @@
-"""masked_adamw_ against fp64 torch.optim.AdamW on the dense weight with a masked gradient; what it
-must leave alone.
+"""masked_adamw_ against fp64 torch.optim.AdamW on the dense weight with a masked gradient.
+
+What it must leave alone.
 """
 
 import oracle
@@ -375,8 +376,9 @@ class Seen(TorchDispatchMode):
 
 
 def test_whoever_intercepts_operators_sees_this_one(device):
-    """Ordinary tensors go past the dispatcher only while nobody listens there; the bits are the
-    same.
+    """Ordinary tensors go past the dispatcher only while nobody listens there.
+
+    The bits are the same.
     """
     torch.manual_seed(1)
     one, two = Problem(device=device), Problem(device=device)

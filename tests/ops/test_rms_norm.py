@@ -31,8 +31,9 @@ def norm(request):
 
 
 def plain(input, weight, grad, offset=0.0):
-    """LlamaRMSNorm (Gemma's where there is an offset): the mean square in fp32, the weight in the
-    dtype of the input.
+    """LlamaRMSNorm (Gemma's where there is an offset).
+
+    The mean square in fp32, the weight in the dtype of the input.
     """
     input = input.detach().clone().requires_grad_()
     wide = input.to(torch.promote_types(torch.float32, input.dtype))

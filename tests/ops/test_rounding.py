@@ -1,5 +1,6 @@
-"""Numbers of fp32 kept in 16 bits: unbiased by chance, exact with a correction; the plain PyTorch
-that says what is meant.
+"""Numbers of fp32 kept in 16 bits: unbiased by chance, exact with a correction.
+
+The plain PyTorch that says what is meant.
 """
 
 import pytest

@@ -1,5 +1,6 @@
-"""scatter_selected_ and swap_selected_ against the oracle: each selected entry written, no other
-touched by one bit.
+"""scatter_selected_ and swap_selected_ against the oracle.
+
+Each selected entry written, no other touched by one bit.
 """
 
 import oracle

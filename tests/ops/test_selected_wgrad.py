@@ -99,8 +99,9 @@ def test_every_pair_of_dtypes(wgrad, dtype, to, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=oracle.name_of)
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_16_bit_operands_are_summed_in_fp32(wgrad, kind, dtype, device):
-    """4096 ones: a 16-bit accumulator stops at 256 (bf16) or 2048 (fp16); the reference of the
-    house is fp32.
+    """4096 ones: a 16-bit accumulator stops at 256 (bf16) or 2048 (fp16).
+
+    The reference of the house is fp32.
     """
     grad_output, input = (
         torch.ones(4096, 8, dtype=dtype, device=device),
@@ -193,8 +194,9 @@ def test_entries_of_a_gradient_past_2_to_the_31(wgrad, device):
 
 
 def test_many_entries_over_several_strips(wgrad, monkeypatch):
-    """The reference computes the dense gradient strip by strip; no strip may lose or shift an
-    entry.
+    """The reference computes the dense gradient strip by strip.
+
+    No strip may lose or shift an entry.
     """
     monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", 100)
     grad_output, input = operands(9, (33, 70))
@@ -312,8 +314,9 @@ def test_errors_of_the_buffer(wgrad_, into, error, message):
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("strip", [100, 1 << 20])
 def test_many_entries_go_by_strips_of_rows(accumulate, strip, monkeypatch):
-    """Above half of the matrix the op takes strips of the dense product: same values, same bits on
-    any threads.
+    """Above half of the matrix the op takes strips of the dense product.
+
+    Same values, same bits on any threads.
     """
     monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", strip)
     tokens = 50

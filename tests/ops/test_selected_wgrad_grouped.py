@@ -35,8 +35,9 @@ def implementation(request):
 
 
 def problems(device, kinds=(*oracle.KINDS, "blocks", "blocks", "blocks")):
-    """(grad_outputs, inputs, kinds, indices, blocks): layouts, tokens, shapes and dtypes that
-    differ from one to the next.
+    """(grad_outputs, inputs, kinds, indices, blocks).
+
+    Layouts, tokens, shapes and dtypes that differ from one to the next.
     """
     torch.manual_seed(1)
     sizes = [

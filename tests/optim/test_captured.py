@@ -28,8 +28,9 @@ def linear_model():
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Moves a model to a GPU whose tensors have no data, and gives it gradients. Returns the mode
-    in which a read raises.
+    """Moves a model to a GPU whose tensors have no data, and gives it gradients.
+
+    Returns the mode in which a read raises.
     """
     # The other answer is for forwards, and is read from the device.
     monkeypatch.setattr(
@@ -151,8 +152,9 @@ def captured(model, optimizer, x):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph of a GPU's")
 def test_cuda_graph_follows_lr_and_skips():
-    """A replay is the eager step bit for bit: with each lr of a schedule, and where a gradient is
-    not finite.
+    """A replay is the eager step bit for bit.
+
+    With each lr of a schedule, and where a gradient is not finite.
     """
     torch.manual_seed(0)
     eager = linear_model().cuda()

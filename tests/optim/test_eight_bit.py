@@ -1,5 +1,6 @@
-"""SelectiveAdamW(optim_bits=8): bytes, who keeps full moments, where it ends, checkpoints; the
-rest: test_stored.py.
+"""SelectiveAdamW(optim_bits=8): bytes, who keeps full moments, where it ends, checkpoints.
+
+The rest: test_stored.py.
 """
 
 import functools
@@ -54,8 +55,9 @@ def test_small_tensors_keep_full_moments(count, names):
     "settings", [{}, {"stochastic_rounding": True}, {"correction": True}], ids=str
 )
 def test_it_ends_near_full_moments(settings):
-    """Regression with two layers, a tenth of the columns of which train: losses of the two runs,
-    and how far both came.
+    """Regression with two layers, a tenth of the columns of which train.
+
+    Losses of the two runs, and how far both came.
     """
     ends = []
     values_dtype = BF16 if settings else None

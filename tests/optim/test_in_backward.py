@@ -1,5 +1,6 @@
-"""SelectiveAdamW(in_backward=True): the same bits as the ordinary step, one gradient alive at a
-time, refusals by name.
+"""SelectiveAdamW(in_backward=True).
+
+The same bits as the ordinary step, one gradient alive at a time, refusals by name.
 """
 
 import copy
@@ -30,8 +31,9 @@ import sparse_ft as sft
 
 
 def two_ends(run):
-    """(model, optimiser) after `run(model, make)` without and with in_backward; make(params, …)
-    makes the optimiser.
+    """(model, optimiser) after `run(model, make)` without and with in_backward.
+
+    make(params, …) makes the optimiser.
     """
     ends = []
     for flags in ({}, {"in_backward": True}):
@@ -95,8 +97,9 @@ def test_same_bits_with_a_group_added_later_and_a_closure():
 
 
 class Twice(nn.Module):
-    """Each layer is used more than once in a forward: replaced, aliased, and tied ones that train
-    whole.
+    """Each layer is used more than once in a forward.
+
+    Replaced, aliased, and tied ones that train whole.
     """
 
     def __init__(self):
@@ -310,8 +313,9 @@ def loss_through_failing(model, seed):
 
 
 def test_training_goes_on_after_a_backward_that_failed(monkeypatch):
-    """Layers behind the failure have stepped, those before it have not; then as if the second batch
-    had come.
+    """Layers behind the failure have stepped, those before it have not.
+
+    Then as if the second batch had come.
     """
     model, other = two_layers(), two_layers()
     optimizer = sft.SelectiveAdamW(model.named_parameters(), 0.1, in_backward=True)
@@ -385,8 +389,9 @@ def test_copies_of_copies_step_where_the_first_one_did(clone, in_backward):
 
 
 class Deep(nn.Module):
-    """Gradients are much of what lives in a backward: few tokens through wide layers that train
-    whole or by rows.
+    """Gradients are much of what lives in a backward.
+
+    Few tokens through wide layers that train whole or by rows.
     """
 
     def __init__(self, layers=8, width=128):

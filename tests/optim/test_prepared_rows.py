@@ -76,8 +76,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_prepared_for_a_parameter_follows_its_tensors(change):
-    """Steps from prepared rows and steps through the op, with a change between two of them: the
-    same bits.
+    """Steps from prepared rows and steps through the op, with a change between two of them.
+
+    The same bits.
     """
     ends = []
     for mode in (contextlib.nullcontext(), Listening()):
@@ -112,8 +113,9 @@ def test_an_edited_index_is_refused_by_a_step_too():
 
 
 def test_the_link_follows_replaced_parameters():
-    """The weight is resolved at step time; values that no module holds any more train as a plain
-    parameter.
+    """The weight is resolved at step time.
+
+    Values that no module holds any more train as a plain parameter.
     """
     linear = nn.Linear(4, 4)
     sft.convert(linear, {"weight": sft.Rows([1, 2])})

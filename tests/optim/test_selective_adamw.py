@@ -240,8 +240,9 @@ def test_gradients_in_any_memory():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("assign", [False, True])
 def test_resumes_bit_for_bit(dtype, assign):
-    """From files only, into a model born with other weights; fp32 values over 16-bit weights come
-    back in full.
+    """From files only, into a model born with other weights.
+
+    Fp32 values over 16-bit weights come back in full.
     """
     model = net(dtype)
     optimizer = sft.SelectiveAdamW(model.named_parameters(), 1e-2, no_decay="*.bias")

@@ -1,5 +1,6 @@
-"""Steps that SelectiveAdamW skips: on its own account when a gradient is not finite, and at a
-GradScaler's word.
+"""Steps that SelectiveAdamW skips.
+
+On its own account when a gradient is not finite, and at a GradScaler's word.
 """
 
 import copy
@@ -71,8 +72,9 @@ def test_the_count_is_kept_by_copies_and_pickles():
 
 
 def test_a_skipped_step_leaves_no_stale_weight():
-    """Values were edited after the backward; the step that would have written them through did not
-    happen.
+    """Values were edited after the backward.
+
+    The step that would have written them through did not happen.
     """
     model = net()
     optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
@@ -137,8 +139,9 @@ def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale, in_step):
 
 
 def test_who_divides_by_the_scale(monkeypatch):
-    """The scaler, so that gradients can be clipped; the step where it was asked to or where the
-    scaler cannot.
+    """The scaler, so that gradients can be clipped.
+
+    The step where it was asked to or where the scaler cannot.
     """
     model, half = net(), nn.Linear(4, 4, dtype=torch.float16)
     divided = []

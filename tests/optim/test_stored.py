@@ -1,5 +1,6 @@
-"""SelectiveAdamW on state in fewer bits: trained as ever, saved and resumed bit for bit, refused
-where they do not apply.
+"""SelectiveAdamW on state in fewer bits.
+
+Trained as ever, saved and resumed bit for bit, refused where they do not apply.
 """
 
 import copy
@@ -204,8 +205,9 @@ def test_rounding_by_chance_ends_near_fp32_where_rounding_to_the_nearest_stays()
 
 
 def test_corrected_values_train_as_fp32_masters_do():
-    """Given the same gradients, bit for bit: the master, the moments, and the weight that the model
-    shows.
+    """Given the same gradients, bit for bit.
+
+    The master, the moments, and the weight that the model shows.
     """
     corrected, one = make(STORED["corrected"])
     master, two = make({}, net(values_dtype=torch.float32))

@@ -1,5 +1,6 @@
-"""What a new user gets wrong in `select`: each message names the argument, what came, and the way
-out.
+"""What a new user gets wrong in `select`.
+
+Each message names the argument, what came, and the way out.
 """
 
 import warnings

@@ -16,8 +16,9 @@ SCORES = ("random", "magnitude", "gradient")
 
 
 class Head(nn.Module):
-    """A small language model by transformers' conventions: a head, dropout, batch norm, a loss in
-    its output.
+    """A small language model by transformers' conventions.
+
+    A head, dropout, batch norm, a loss in its output.
     """
 
     def __init__(self):

@@ -1,5 +1,6 @@
-"""What `select` chooses from by default: linear layers, a convnet's convolutions; no head, no
-adapter; and it says so.
+"""What `select` chooses from by default: linear layers, a convnet's convolutions.
+
+No head, no adapter; and it says so.
 """
 
 import pytest

@@ -192,8 +192,9 @@ def test_exceptions(error, where):
 
 
 def interrupted(act, line):
-    """Call `act`, interrupted before the given line of salience that it executes; whether it came
-    that far.
+    """Call `act`, interrupted before the given line of salience that it executes.
+
+    Whether it came that far.
     """
     count = itertools.count(1)
 
@@ -360,8 +361,9 @@ def test_inference_mode_is_refused_by_name():
 
 
 def test_one_gradient_of_the_targets_at_a_time():
-    """Memory that autograd makes beside activations: a gradient a target, whatever the number of
-    batches.
+    """Memory that autograd makes beside activations.
+
+    A gradient a target, whatever the number of batches.
     """
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     seen = []
