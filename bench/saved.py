@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 import sparse_ft as sft
 from sparse_ft.memory.batch import batch_for
-from sparse_ft.memory.table import columns
+from sparse_ft.texts import aligned
 
 SHAPE = dict(
     hidden_size=1024,

@@ -8,6 +8,7 @@ import torch
 from . import ops
 from ._torch import MISSING
 from .ops import _native
+from .texts import aligned
 
 
 class Backends(dict):
@@ -20,10 +21,7 @@ class Backends(dict):
             for op, devices in self.items()
             for device, served in devices.items()
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(4)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines
-        )
+        return "\n".join(aligned(lines))
 
     __repr__ = __str__
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .families import families
+from .texts import aligned
 
 
 class Row(NamedTuple):
@@ -55,15 +56,6 @@ class Report:
             ("parameter", "shape", "trainable", "of", "share", "structure", "how"),
             *self._lines(),
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        numbers = (2, 3, 4)
-        table = [
-            "  ".join(
-                cell.rjust(w) if i in numbers else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(line, widths))
-            ).rstrip()
-            for line in lines
-        ]
         share = self.trainable / self.total if self.total else 0
         frozen = self.frozen
         end = [
@@ -76,7 +68,7 @@ class Report:
             )
         if self.lean is not None:
             end.append(self.lean.brief())
-        return "\n".join([*table, *end])
+        return "\n".join([*aligned(lines, numbers=(2, 3, 4)), *end])
 
     def _lines(self) -> list[tuple[str, ...]]:
         """The cells of the table: a line for all layers of one shape, structure and way of

@@ -24,6 +24,7 @@ LEVELS = {
     "double_backward": 0,
     "families": 0,
     "messages": 0,
+    "texts": 0,
     "trees": 0,
     "ops": 1,
     "selection": 2,

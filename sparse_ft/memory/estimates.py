@@ -13,12 +13,13 @@ from .._torch import key_of
 from ..lean_modules import lean as make_lean
 from ..nn import Selected
 from ..optim import SelectiveAdamW
+from ..texts import aligned, readable
 from .batch import batch_for, loss_of
 from .dry import Dry
 from .live import Live
 from .specs import prepare
 from .storages import model_storages, storages_of
-from .table import Ledger, columns, readable
+from .table import Ledger
 from .watching import Watching, tokens_in
 
 LINES = {
@@ -253,4 +254,4 @@ def side_by_side(estimates: Mapping[str, Estimate]) -> str:
         (what, *(readable(getattr(e, field)) for e in estimates.values()))
         for field, what in LINES.items()
     ]
-    return "\n".join([*columns(lines, numbers=range(1, len(estimates) + 1)), NOTE])
+    return "\n".join([*aligned(lines, numbers=range(1, len(estimates) + 1)), NOTE])

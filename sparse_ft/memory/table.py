@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from ..texts import aligned, readable
 
 
 class Row(NamedTuple):
@@ -62,7 +64,7 @@ class Ledger:
         where = ", ".join(f"{readable(size)} on {device}" for device, size in self.devices.items())
         return "\n".join(
             [
-                *columns(lines, numbers=(2, 3, 4, 5)),
+                *aligned(lines, numbers=(2, 3, 4, 5)),
                 f"held for backward: {where or '0 B'}{per_token}",
             ]
         )
@@ -89,22 +91,3 @@ class Ledger:
 def _label(row: Row, number: int) -> str:
     times = f" ×{number}" if number > 1 else ""
     return f"{row.module or '(model)'} {row.kind}{times}"
-
-
-def readable(size: int) -> str:
-    """Bytes as text: "1.50 GiB"."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(size) >= scale:
-            return f"{size / scale:,.2f} {unit}"
-    return f"{size:,} B"
-
-
-def columns(lines: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list[str]:
-    """Lines of cells as aligned text; the columns in `numbers` to the right."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return [
-        "  ".join(
-            c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    ]
