@@ -118,6 +118,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if grad is None else grad * scale for grad in ctx.saved_tensors), None, None
 
 
+def _wide_zeros(like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(like, dtype=torch.promote_types(torch.float32, like.dtype))
+
+
 class _Gradients:
     """Of the sum of losses, for whichever of hidden, weight, bias and values need one.
 
@@ -135,10 +139,10 @@ class _Gradients:
     ) -> None:
         self.weight, self.layout = weight, layout
         self.of_hidden = torch.empty_like(hidden) if needs[0] else None
-        self.of_weight, self.of_bias, self.of_values = (
-            torch.zeros_like(t, dtype=torch.promote_types(torch.float32, t.dtype)) if need else None
-            for t, need in zip((weight, bias, values), needs[1:])
-        )
+        _, needs_weight, needs_bias, needs_values = needs
+        self.of_weight = _wide_zeros(weight) if needs_weight else None
+        self.of_bias = _wide_zeros(bias) if needs_bias else None
+        self.of_values = _wide_zeros(values) if needs_values else None
         self.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
 
     def add(self, begin: int, part: torch.Tensor, grad_logits: torch.Tensor) -> None:

@@ -69,12 +69,8 @@ def _remake(name: str, node: Callable[[], Any]) -> Callable[..., torch.Tensor]:
     """
 
     def make(input: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
-        if (
-            name != "gelu"
-            or features is not None
-            or input.dtype != torch.float32
-            or not will_run(node())
-        ):
+        is_whole_gelu = name == "gelu" and features is None and input.dtype == torch.float32
+        if not is_whole_gelu or not will_run(node()):
             return ops.activation(select(input, features), name)
         one = input.new_ones(input.size(-1)).expand(input.shape)
         node().slope, output = ops.gated_product_backward(one, input, one, name)
@@ -221,9 +217,8 @@ class _ReLU(torch.autograd.Function):
         (bits,) = ctx.saved_tensors
         if ctx.last is None:
             return ops.where_bits(grad_output, bits, 1.0), None
-        return ops.where_bits(grad_output.permute(ctx.last[0]), bits, 1.0).permute(
-            ctx.last[1]
-        ), None
+        to_last, back = ctx.last
+        return ops.where_bits(grad_output.permute(to_last), bits, 1.0).permute(back), None
 
 
 _relu = direct(_ReLU)

@@ -69,11 +69,9 @@ def attention_before(model: nn.Module) -> Before | None:
 def _implementation(model: nn.Module) -> str | None:
     """How a transformers model calls its attention; None for a model that has no such name."""
     config = getattr(model, "config", None)
-    return (
-        getattr(config, "_attn_implementation", None)
-        if hasattr(model, "set_attn_implementation")
-        else None
-    )
+    if not hasattr(model, "set_attn_implementation"):
+        return None
+    return getattr(config, SETTING, None)
 
 
 def has_sdpa(model: nn.Module) -> bool:
@@ -91,12 +89,8 @@ def why_no_lean_attention(model: nn.Module) -> str:
         return ""
     if name != "sdpa":
         return f"it is {name!r}, and the lean one stands in for 'sdpa'"
-    if any(
-        map(
-            _asks_for_its_name,
-            {cls.__module__ for module in model.modules() for cls in type(module).__mro__},
-        )
-    ):
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    if any(map(_asks_for_its_name, {cls.__module__ for cls in classes})):
         return "the model does something of its own where its attention is called 'sdpa'"
     return ""
 
@@ -260,8 +254,7 @@ def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if known() is mask and known_state == state and (found := made()) is not None:
             fix_weakref(found)
             return found
-    made = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-        ~mask, float("-inf")
-    )
+    made = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    made.masked_fill_(~mask, float("-inf"))
     _masks.append((weakref.ref(mask), state, weakref.ref(made)))
     return made

@@ -62,9 +62,8 @@ class _BatchNorm(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = ops.batch_norm_backward(grad_output, weight, var, ctx.eps)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum([d for d in range(grad_output.dim()) if d != 1]).to(
-                ctx.bias_dtype
-            )
+            others = [d for d in range(grad_output.dim()) if d != 1]
+            grad_bias = grad_output.sum(others).to(ctx.bias_dtype)
         return grad_input, None, grad_bias, None, None, None
 
 

@@ -124,12 +124,11 @@ def _whole_channels(index: torch.Tensor, kernel: int) -> torch.Tensor | None:
     if known is None or known[0] != kernel:
         channels = None
         if index.numel() % kernel == 0:
-            first = index.view(-1, kernel)[:, :1]
-            whole = (
-                first % kernel == 0,
-                index.view(-1, kernel) - first == torch.arange(kernel, device=index.device),
-            )
-            channels = first.squeeze(1) // kernel if all(bool(t.all()) for t in whole) else None
+            lines = index.view(-1, kernel)
+            first = lines[:, :1]
+            begins = bool((first % kernel == 0).all())
+            if begins and bool((lines - first == torch.arange(kernel, device=index.device)).all()):
+                channels = first.squeeze(1) // kernel
         known = _found[index] = kernel, channels
     return known[1]
 
@@ -148,11 +147,9 @@ def _pad(module: Convolution, input: torch.Tensor) -> tuple[torch.Tensor, tuple[
     left, right = sides[-2::-2], sides[::-2]  # from the first dimension to the last
     if left == right:
         return input, tuple(left)
-    excess = [
-        n
-        for before, after in zip(reversed(left), reversed(right), strict=True)
-        for n in (0, after - before)
-    ]
+    excess = []
+    for before, after in zip(reversed(left), reversed(right), strict=True):
+        excess += [0, after - before]
     return F.pad(input, excess), tuple(left)
 
 
@@ -209,11 +206,8 @@ class _Convolution(torch.autograd.Function):
         if needs_values:
             ctx.by_input = (dimension == 1) != options[3]
             kept = input.index_select(1, channels).to(output.dtype) if ctx.by_input else input
-            ctx.dimension, ctx.channels, ctx.values = (
-                dimension,
-                channels,
-                (values.shape, values.dtype),
-            )
+            ctx.dimension, ctx.channels = dimension, channels
+            ctx.values_shape, ctx.values_dtype = values.shape, values.dtype
         ctx.save_for_backward(weight if needs_input or needs_values else None, kept)
         ctx.like, ctx.options = hollow(input), options
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -232,11 +226,10 @@ class _Convolution(torch.autograd.Function):
             of_output = grad_output if ctx.by_input else grad_output.index_select(1, ctx.channels)
             part = weight.index_select(ctx.dimension, ctx.channels).to(grad_output.dtype)
             grad_values = _backward(of_output, kept.to(grad_output.dtype), part, ctx.options, 1)
-            grad_values = grad_values.reshape(ctx.values[0]).to(ctx.values[1])
+            grad_values = grad_values.reshape(ctx.values_shape).to(ctx.values_dtype)
         if ctx.needs_input_grad[5]:
-            grad_bias = grad_output.sum([d for d in range(grad_output.dim()) if d != 1]).to(
-                ctx.bias_dtype
-            )
+            others = [d for d in range(grad_output.dim()) if d != 1]
+            grad_bias = grad_output.sum(others).to(ctx.bias_dtype)
         return grad_input, None, grad_values, None, None, grad_bias, None
 
 
@@ -295,6 +288,6 @@ def _backward(
     which: int,
 ) -> torch.Tensor:
     """The gradient of the input (which = 0) or of the weight (1)."""
-    return _convolution_backward(
-        grad_output, input, weight, None, *options, (which == 0, which == 1, False)
-    )[which]
+    wanted = (which == 0, which == 1, False)
+    gradients = _convolution_backward(grad_output, input, weight, None, *options, wanted)
+    return gradients[which]

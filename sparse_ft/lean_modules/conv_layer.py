@@ -157,10 +157,8 @@ class _BatchNorm(torch.autograd.Function):
         ctx.mark_dirty(input)
         bits = ops.batch_norm_(input, mean, var, weight, bias, eps, relu)
         ctx.save_for_backward(weight, var, bits if relu else None)
-        ctx.eps, ctx.format = (
-            eps,
-            torch.contiguous_format if input.is_contiguous() else CHANNELS_LAST[4],
-        )
+        ctx.eps = eps
+        ctx.format = torch.contiguous_format if input.is_contiguous() else CHANNELS_LAST[4]
         return input
 
     @staticmethod
@@ -170,15 +168,8 @@ class _BatchNorm(torch.autograd.Function):
         if bits is not None:
             # The order that the bits are in.
             grad_output = grad_output.contiguous(memory_format=ctx.format)
-        return (
-            ops.batch_norm_backward(grad_output, weight, var, ctx.eps, bits),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        grad_input = ops.batch_norm_backward(grad_output, weight, var, ctx.eps, bits)
+        return grad_input, *[None] * 6
 
 
 _batch_norm_ = direct(_BatchNorm)

@@ -164,11 +164,8 @@ def _contiguous(logits: DeferredLogits) -> DeferredLogits:
 
 def _reshape(logits: DeferredLogits, *shape: Any) -> DeferredLogits | None:
     """A new shape that leaves the classes as the last dimension."""
-    shape = (
-        tuple(shape[0])
-        if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size))
-        else shape
-    )
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)):
+        shape = tuple(shape[0])
     if len(shape) == 0 or not all(isinstance(size, int) for size in shape):
         return None
     classes, tokens = logits.size(-1), logits.hidden.shape[:-1].numel()

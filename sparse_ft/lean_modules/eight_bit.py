@@ -37,16 +37,10 @@ def keep_in_eight_bits(input: torch.Tensor) -> torch.Tensor:
     """Remember that `input` [..., F] can be made, nearly, from the int8 tensor returned, [..., F],
     and a scale a token.
     """
-    scale = (
-        input.detach()
-        .abs()
-        .amax(-1, keepdim=True)
-        .to(torch.promote_types(torch.float32, input.dtype))
-        / 127
-    )
-    small = (
-        (input.detach() / scale.clamp(min=torch.finfo(scale.dtype).tiny)).round_().to(torch.int8)
-    )
+    wide = torch.promote_types(torch.float32, input.dtype)
+    scale = input.detach().abs().amax(-1, keepdim=True).to(wide) / 127
+    divisor = scale.clamp(min=torch.finfo(wide).tiny)
+    small = (input.detach() / divisor).round_().to(torch.int8)
     remember(input, _make(input.dtype), (small,), (scale,))
     return small
 

@@ -119,9 +119,8 @@ def _use_attention(model: nn.Module) -> Before | None:
 
 def lean_state(model: nn.Module) -> LeanState:
     """What `restore_lean_state` needs to make the model exactly as lean as it is now."""
-    return model.__dict__.get(_RECORD, _NOT_LEAN), [
-        (module, attached(module)) for module in model.modules()
-    ]
+    record = model.__dict__.get(_RECORD, _NOT_LEAN)
+    return record, [(module, attached(module)) for module in model.modules()]
 
 
 def restore_lean_state(model: nn.Module, state: LeanState) -> None:
@@ -143,11 +142,9 @@ def restore_lean_state(model: nn.Module, state: LeanState) -> None:
 
 
 def _not_taken(model: nn.Module, attention: Before | None) -> str:
-    return (
-        ""
-        if attention is not None or not has_sdpa(model)
-        else "transformers took no other one for this model"
-    )
+    if attention is not None or not has_sdpa(model):
+        return ""
+    return "transformers took no other one for this model"
 
 
 def is_lean(module: nn.Module) -> bool:

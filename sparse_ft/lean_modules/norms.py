@@ -52,9 +52,9 @@ def _remake(offset: float, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
         features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         normed = select(input, features).to(rstd.dtype) * rstd.unsqueeze(-1)
-        return (
-            normed if weight is None else normed * _scale(weight, offset, features, rstd.dtype)
-        ).to(dtype)
+        if weight is not None:
+            normed = normed * _scale(weight, offset, features, rstd.dtype)
+        return normed.to(dtype)
 
     return make
 
@@ -116,12 +116,8 @@ def layer_norm(
         return F.layer_norm(input, shape, weight, bias, eps)
     output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
     if len(shape) == 1:
-        remember(
-            output,
-            _remake_layer_norm(shape, eps, output.dtype),
-            (input,),
-            (mean.detach(), rstd.detach(), weight, bias),
-        )
+        make = _remake_layer_norm(shape, eps, output.dtype)
+        remember(output, make, (input,), (mean.detach(), rstd.detach(), weight, bias))
     return output
 
 

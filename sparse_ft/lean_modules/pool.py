@@ -34,20 +34,15 @@ def max_pool_forward(module: MaxPool, input: torch.Tensor) -> torch.Tensor:
     if not usual or module.return_indices:
         return type(module).forward(module, input)
     dims = DIMS[type(module)]
-    sizes = [
-        _tuple(v, dims)
-        for v in (module.kernel_size, module.stride, module.padding, module.dilation)
-    ]
+    window = module.kernel_size, module.stride, module.padding, module.dilation
+    sizes = [_tuple(size, dims) for size in window]
     if input.dim() - dims not in (1, 2) or any(len(size) != dims for size in sizes):
         return type(module).forward(module, input)  # torch says what is wrong
     if dims > 1:
         return _max_pool(input, *sizes, module.ceil_mode)
-    kernel, stride, padding, dilation = (
-        (one, *size) for one, size in zip((1, 1, 0, 1), sizes, strict=True)
-    )
-    return _max_pool(
-        input.unsqueeze(-2), kernel, stride, padding, dilation, module.ceil_mode
-    ).squeeze(-2)
+    kernel, stride, padding, dilation = sizes
+    flat = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+    return _max_pool(input.unsqueeze(-2), *flat, module.ceil_mode).squeeze(-2)
 
 
 def _tuple(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
@@ -94,12 +89,8 @@ BACKWARD = {
 
 def _is_one_pass(input: torch.Tensor, kernel: Size) -> bool:
     """Whether the op serves; channels that lie side by side are torch's, which is fast there."""
-    return (
-        len(kernel) == 2
-        and math.prod(kernel) <= MOST
-        and input.is_contiguous()
-        and input.is_floating_point()
-    )
+    fits = len(kernel) == 2 and math.prod(kernel) <= MOST
+    return fits and input.is_contiguous() and input.is_floating_point()
 
 
 def _places(tensor: torch.Tensor, output: torch.Tensor, ctx: Any) -> Places:
@@ -132,17 +123,18 @@ def _new_places(
         along = torch.arange(first, first + out_size[d] * step, step, device=device)
         starts = along if starts is None else starts[..., None] + along
         offsets = [offset + k * dilation[d] * pitch for offset in offsets for k in range(kernel[d])]
-    dtype = (
-        torch.uint8
-        if len(offsets) <= 256
-        else torch.int16
-        if len(offsets) <= 2**15
-        else torch.int32
-    )
+    dtype = _smallest_dtype(len(offsets))
     numbers = torch.empty(max(offsets) + 1, dtype=dtype, device=device)
-    offsets = torch.tensor(offsets, device=device)
-    numbers[offsets] = torch.arange(len(offsets), dtype=dtype, device=device)
-    return starts, offsets, numbers
+    places = torch.tensor(offsets, device=device)
+    numbers[places] = torch.arange(len(offsets), dtype=dtype, device=device)
+    return starts, places, numbers
+
+
+def _smallest_dtype(count: int) -> torch.dtype:
+    """That holds the numbers below `count`."""
+    if count <= 256:
+        return torch.uint8
+    return torch.int16 if count <= 2**15 else torch.int32
 
 
 _known_places = functools.lru_cache(maxsize=32)(_new_places)

@@ -148,8 +148,7 @@ class _Addresses(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
-            return (
-                key_of(args[0].untyped_storage())
-                + args[0].storage_offset() * args[0].element_size()
-            )
+            tensor = args[0]
+            offset = tensor.storage_offset() * tensor.element_size()
+            return key_of(tensor.untyped_storage()) + offset
         return func(*args, **(kwargs or {}))

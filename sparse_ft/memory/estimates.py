@@ -96,15 +96,12 @@ def estimate(
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")
     dry = Dry()
-    model = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
+    copied = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
     with dry:
-        model = (
-            _from_config(model_or_config, dtype)
-            if model is None
-            else model
-            if dtype is None
-            else model.to(dtype)
-        )
+        if copied is None:
+            model = _from_config(model_or_config, dtype)
+        else:
+            model = copied if dtype is None else copied.to(dtype)
         inputs = batch_for(model, batch_size, sequence_length, padded) if inputs is None else inputs
         inputs = {
             name: dry.like(what) if isinstance(what, torch.Tensor) else what
@@ -179,11 +176,9 @@ def _optimizer(optimizer: str | Callable | None, model: nn.Module) -> torch.opti
     if optimizer == "sgd":
         return torch.optim.SGD(trained, lr=1e-3)
     if optimizer == "adamw":
-        return (
-            SelectiveAdamW(trained)
-            if _is_selective(model)
-            else torch.optim.AdamW(trained, fused=True)
-        )
+        if _is_selective(model):
+            return SelectiveAdamW(trained)
+        return torch.optim.AdamW(trained, fused=True)
     raise ValueError(
         "optimizer: expected 'adamw', 'sgd', None or a callable of the parameters, got"
         f" {optimizer!r}"
@@ -238,13 +233,8 @@ def _one_step(
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    tensors = [
-        t
-        for of_one in optimizer.state.values()
-        for t in of_one.values()
-        if isinstance(t, torch.Tensor)
-    ]
-    return sum(t.nbytes for t in tensors)
+    held = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in held if isinstance(value, torch.Tensor))
 
 
 def side_by_side(estimates: Mapping[str, Estimate]) -> str:

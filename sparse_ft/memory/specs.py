@@ -108,15 +108,11 @@ def _random(
         n = count_of(shape[cls.dim], density)
         return _sized(cls, n, 1, shape, {cls.dim: dry.integers(n)}, dry)
     if structure.startswith("entries"):
-        per_row = structure == "entries_per_row"
-        return _sized(
-            Entries,
-            rows * count_of(columns, density) if per_row else count_of(rows * columns, density),
-            1,
-            shape,
-            {},
-            dry,
-        )
+        if structure == "entries_per_row":
+            n = rows * count_of(columns, density)
+        else:
+            n = count_of(rows * columns, density)
+        return _sized(Entries, n, 1, shape, {}, dry)
     size = fitted(as_block_size(block_size), shape)
     grid = -(-rows // size[0]), -(-columns // size[1])
     n = count_of(grid[0] * grid[1], density)

@@ -49,25 +49,12 @@ class Ledger:
         lines = [("module", "kind", "modules", "tensors", "bytes", "share", "device")]
         for row, number in self.groups:
             share = f"{row.bytes / self.total:.1%}" if self.total else ""
-            lines.append(
-                (
-                    row.module or "(model)",
-                    row.kind,
-                    f"{number}",
-                    f"{row.tensors}",
-                    readable(row.bytes),
-                    share,
-                    row.device,
-                )
-            )
+            numbers = f"{number}", f"{row.tensors}", readable(row.bytes), share
+            lines.append((row.module or "(model)", row.kind, *numbers, row.device))
         per_token = f", {self.total / self.tokens:,.0f} bytes a token" if self.tokens else ""
         where = ", ".join(f"{readable(size)} on {device}" for device, size in self.devices.items())
-        return "\n".join(
-            [
-                *aligned(lines, numbers=(2, 3, 4, 5)),
-                f"held for backward: {where or '0 B'}{per_token}",
-            ]
-        )
+        held = f"held for backward: {where or '0 B'}{per_token}"
+        return "\n".join([*aligned(lines, numbers=(2, 3, 4, 5)), held])
 
     __repr__ = __str__
 

@@ -157,12 +157,9 @@ def tokens_in(inputs: Iterable[Any], kwargs: Mapping[str, Any]) -> int | None:
     """
     ids = [kwargs.get("input_ids"), *tensors_in([*inputs, kwargs])]
     for tensor in ids:
-        if (
-            tensor is not None
-            and tensor.dim() == 2
-            and not tensor.is_floating_point()
-            and tensor.dtype != torch.bool
-        ):
+        if tensor is None or tensor.dim() != 2 or tensor.dtype == torch.bool:
+            continue
+        if not tensor.is_floating_point():
             return tensor.numel()
     return None
 
