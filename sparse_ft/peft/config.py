@@ -1,0 +1,89 @@
+"""SelectiveConfig: what trains, in PEFT's words."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft.config import PeftConfig
+from torch import nn
+
+from ..plan import ALL, Plan
+from .registration import SELECTIVE
+
+# What lives with the process that trains; `adapter_config.json` does not have it.
+_IN_MEMORY = ("plan", "recipe", "batches", "loss")
+
+
+@dataclass
+class SelectiveConfig(PeftConfig):
+    """Which entries of which linear layers train, for `peft.get_peft_model`.
+
+    Either of three ways says what is chosen:
+    plan: a `sparse_ft.Plan` of weights of linear layers, as `sparse_ft.select` or a hand made it.
+    recipe: a callable, `recipe(model) -> Plan`.
+    density, structure, score, block_size, seed, batches, loss: as `sparse_ft.select` takes them; an
+    unnamed score is "gradient" with `batches`, and "random", with a warning, without.
+
+    target_modules: names (or their ends), or a regular expression of whole names, of the modules
+    that are chosen from; None and "all-linear": every linear layer but output heads.
+    exclude_modules, modules_to_save: as in every method of PEFT; a new head trains whole by
+    modules_to_save.
+    selections: written by `save_pretrained`, {module: what its entries look like}; the entries are
+    in the adapter's file. Raises ValueError for more than one of plan and recipe.
+    """
+
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    density: float = 0.01
+    structure: str = "columns"
+    score: str | None = None
+    block_size: int | tuple[int, int] = 64
+    seed: int = 0
+    selections: dict[str, dict] | None = None
+    plan: Mapping | None = field(default=None, repr=False)
+    recipe: Callable[[nn.Module], Plan] | None = field(default=None, repr=False)
+    batches: Iterable[Any] | None = field(default=None, repr=False)
+    loss: Callable | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = SELECTIVE
+        if self.plan is not None and self.recipe is not None:
+            raise ValueError("recipe: there is a plan, too; give one of the two")
+        if self.recipe is not None and not callable(self.recipe):
+            raise TypeError(
+                f"recipe: expected a callable (model) -> Plan, got {self.recipe!r}; for one with"
+                " arguments take functools.partial"
+            )
+        if self.plan is not None:
+            self.plan = checked_plan(self.plan)
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        # `save_pretrained` sets `selections` later, on a config whose choice is its own.
+        self.is_from_file = self.selections is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `adapter_config.json` holds."""
+        names = [each.name for each in fields(self) if each.name not in _IN_MEMORY]
+        return {name: getattr(self, name) for name in names}
+
+
+def checked_plan(plan: Mapping) -> Plan:
+    """`plan` as a Plan; ValueError for what an adapter has no place for."""
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    for name, what in plan.items():
+        path, _, attribute = name.rpartition(".")
+        if what == ALL:
+            raise ValueError(
+                f"plan: {name!r} is to train whole; an adapter of PEFT does that by"
+                f" modules_to_save=[{path!r}]"
+            )
+        if attribute != "weight":
+            raise ValueError(
+                f"plan: {name!r} is no weight of a linear layer, and a selective adapter holds"
+                " these alone; sft.convert takes the others"
+            )
+    return plan

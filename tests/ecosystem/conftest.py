@@ -1,0 +1,5 @@
+"""Nothing of this is for a machine without transformers."""
+
+import pytest
+
+pytest.importorskip("transformers")

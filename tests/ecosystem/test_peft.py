@@ -1,0 +1,600 @@
+"""Selective adapters through PEFT: every call of its API, beside sft.convert and the base model."""
+
+import copy
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import llama
+from torch import nn
+
+import sparse_ft as sft
+
+peft = pytest.importorskip("peft")
+
+from sparse_ft.peft import SelectiveConfig, SelectiveLayer  # noqa: E402
+
+STEPS, RATE = 4, 1e-2
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+STRUCTURES = ["rows", "columns", "blocks", "entries"]
+
+
+def config(structure="columns", density=0.3, **more):
+    defaults = {"score": "magnitude", "block_size": (10, 7), "target_modules": list(TARGETS)}
+    return SelectiveConfig(structure=structure, density=density, **{**defaults, **more})
+
+
+def adapted(structure="columns", dtype=torch.float32, **more):
+    return peft.get_peft_model(llama.tiny_llama(dtype), config(structure, **more))
+
+
+def bytes_of(model):
+    """{name: bytes} of a model's own weights, whatever adapters it has."""
+    return {
+        name.replace(".base_layer", "").removeprefix("base_model.model."): p.detach().clone()
+        for name, p in model.named_parameters()
+        if "selective" not in name
+    }
+
+
+def assert_is_base(model, dtype=torch.float32):
+    want = bytes_of(llama.tiny_llama(dtype))
+    got = bytes_of(model)
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def optimizer_of(model, make=torch.optim.AdamW):
+    return make([p for p in model.parameters() if p.requires_grad], lr=RATE)
+
+
+def train(model, steps=STEPS, make=torch.optim.AdamW, optimizer=None):
+    optimizer = optimizer or optimizer_of(model, make)
+    losses = []
+    for tokens in llama.batches(steps):
+        loss = llama.loss_of(model, tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(next(llama.batches(1, seed=9))).logits
+
+
+def values_of(model, adapter="default"):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if f".{adapter}." in n}
+
+
+# transformers' and PEFT's own, about each other
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [torch.optim.AdamW, sft.SelectiveAdamW], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_losses_are_those_of_convert_bit_for_bit(structure, make, dtype):
+    base = llama.tiny_llama(dtype)
+    patterns = [f"*{target}.weight" for target in TARGETS]
+    plan = sft.select(
+        base, density=0.3, structure=structure, score="magnitude", targets=patterns,
+        block_size=(10, 7),
+    )  # fmt: skip
+    sft.convert(base, plan)
+    ours = adapted(structure, dtype)
+    assert train(ours, make=make) == train(base, make=make)
+    assert torch.equal(logits_of(ours), logits_of(base))
+    trained = sft.revert(base).state_dict()
+    merged = ours.merge_and_unload().state_dict()
+    assert merged.keys() == trained.keys()
+    assert all(torch.equal(merged[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("how", ["plan", "recipe"])
+def test_a_plan_or_a_recipe_says_what_trains(how):
+    plan = sft.Plan({"model.layers.0.self_attn.q_proj.weight": sft.Columns([1, 5])})
+    given = {"plan": plan} if how == "plan" else {"recipe": lambda model: plan}
+    model = peft.get_peft_model(llama.tiny_llama(), SelectiveConfig(**given))
+    layers = [m for m in model.modules() if isinstance(m, SelectiveLayer)]
+    assert [layer.label for layer in layers] == ["model.layers.0.self_attn.q_proj"]
+    assert layers[0].selective_slot["default"].selection == sft.Columns([1, 5])
+
+
+def test_without_targets_every_linear_layer_but_the_head_is_chosen_from():
+    for targets in (None, "all-linear"):
+        model = peft.get_peft_model(llama.tiny_llama(), config(target_modules=targets))
+        labels = {m.label for m in model.modules() if isinstance(m, SelectiveLayer)}
+        assert len(labels) == 7 and not any("lm_head" in label for label in labels)
+    excluded = config(target_modules=None, exclude_modules=["q_proj"])
+    model = peft.get_peft_model(llama.tiny_llama(), excluded)
+    assert sum(isinstance(m, SelectiveLayer) for m in model.modules()) == 6
+
+
+def test_batches_rank_by_gradient_as_select_does():
+    examples = [{"input_ids": t, "labels": t} for t in llama.batches(2)]
+    model = peft.get_peft_model(llama.tiny_llama(), config(score=None, batches=examples))
+    plan = sft.select(
+        llama.tiny_llama(), density=0.3, batches=examples, targets=[f"*{t}.weight" for t in TARGETS]
+    )
+    for layer in (m for m in model.modules() if isinstance(m, SelectiveLayer)):
+        assert layer.selective_slot["default"].selection == plan[f"{layer.label}.weight"]
+
+
+def test_print_trainable_parameters_counts_the_selected_entries(capsys):
+    model = adapted()
+    model.print_trainable_parameters()
+    count = sum(values.numel() for values in values_of(model).values())
+    assert f"trainable params: {count:,d} ||" in capsys.readouterr().out
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(values_of(model))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_save_and_load_give_the_same_model_and_train_on(structure, low_cpu_mem_usage, tmp_path):
+    model = adapted(structure, torch.bfloat16)
+    train(model)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").exists()
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["peft_type"] == "SELECTIVE" and "plan" not in saved and "batches" not in saved
+    loaded = peft.PeftModel.from_pretrained(
+        llama.tiny_llama(torch.bfloat16),
+        tmp_path,
+        is_trainable=True,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+    )
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    assert not any(key.endswith(".base") for key in peft.get_peft_model_state_dict(loaded))
+    want, got = values_of(model), values_of(loaded)
+    assert want.keys() == got.keys() and all(torch.equal(got[key], want[key]) for key in want)
+    assert all(values.dtype == torch.float32 for values in got.values())
+    assert train(loaded) == train(model)
+    with loaded.disable_adapter():
+        assert_is_base(loaded, torch.bfloat16)
+
+
+def test_a_file_loads_without_training_by_default(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(llama.tiny_llama(), tmp_path)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def two_adapters():
+    """Adapters "default" and "other", trained apart, on overlapping entries."""
+    model = adapted()
+    train(model)
+    model.add_adapter("other", config("rows", 0.3))
+    model.set_adapter("other")
+    train(model)
+    return model
+
+
+def test_several_adapters_share_one_base():
+    model = two_adapters()
+    first = adapted()
+    train(first)
+    other = adapted("rows", density=0.3)
+    train(other)
+    assert torch.equal(logits_of(model), logits_of(other))
+    model.set_adapter("default")
+    assert torch.equal(logits_of(model), logits_of(first))
+    with model.disable_adapter():
+        assert_is_base(model)
+        assert torch.equal(logits_of(model), logits_of(llama.tiny_llama()))
+    assert torch.equal(logits_of(model), logits_of(first))
+
+
+def test_the_second_adapter_is_chosen_on_the_base_not_on_the_first():
+    model = adapted("entries")
+    train(model)
+    model.add_adapter("same", config("entries"))
+    for layer in (m for m in model.modules() if isinstance(m, SelectiveLayer)):
+        slots = layer.selective_slot
+        assert slots["same"].selection == slots["default"].selection
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_1000_set_adapter_calls_leave_the_base_bit_identical(dtype):
+    model = adapted("entries", dtype)
+    train(model)
+    model.add_adapter("other", config("blocks", 0.3))
+    model.set_adapter("other")
+    train(model)
+    with model.disable_adapter():
+        assert_is_base(model, dtype)
+    before = logits_of(model)
+    for _ in range(500):
+        model.set_adapter("default")
+        model.set_adapter("other")
+    assert torch.equal(logits_of(model), before)
+    with model.disable_adapter():
+        assert_is_base(model, dtype)
+
+
+def test_every_adapter_is_saved_and_loaded(tmp_path):
+    model = two_adapters()
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(llama.tiny_llama(), tmp_path)
+    loaded.load_adapter(tmp_path / "other", "other")
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        loaded.set_adapter(name)
+        assert torch.equal(logits_of(loaded), logits_of(model)), name
+    with loaded.disable_adapter():
+        assert_is_base(loaded)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter other was active")
+def test_delete_adapter_leaves_the_others_and_the_base():
+    model = two_adapters()
+    first = adapted()
+    train(first)
+    model.delete_adapter("other")
+    assert model.active_adapters == ["default"]
+    assert torch.equal(logits_of(model), logits_of(first))
+    model.delete_adapter("default")
+    assert_is_base(model)
+
+
+def test_two_at_once_are_refused_and_change_nothing():
+    model = two_adapters()
+    before = logits_of(model)
+    with pytest.raises(ValueError, match="q_proj: default, other: .*one of them is active"):
+        model.base_model.set_adapter(["default", "other"])
+    assert model.active_adapters == ["other"] and torch.equal(logits_of(model), before)
+
+
+def test_merge_and_unload_and_unload():
+    model, merged = adapted(), adapted()
+    train(model), train(merged)
+    want = logits_of(model)
+    plain = merged.merge_and_unload()
+    assert torch.equal(logits_of(plain), want)
+    assert not any(isinstance(module, SelectiveLayer) for module in plain.modules())
+    assert plain.state_dict().keys() == llama.tiny_llama().state_dict().keys()
+    assert_is_base(model.unload())
+
+
+def test_merge_adapter_and_unmerge_adapter():
+    model = two_adapters()
+    model.set_adapter("default")
+    want = logits_of(model)
+    model.merge_adapter(["default"], safe_merge=True)
+    assert torch.equal(logits_of(model), want)
+    model.unmerge_adapter()
+    assert torch.equal(logits_of(model), want)
+    with model.disable_adapter():
+        assert_is_base(model)
+
+
+def test_merging_an_adapter_that_is_not_active():
+    model = two_adapters()
+    want = logits_of(model)
+    model.set_adapter("default")
+    assert torch.equal(logits_of(model.merge_and_unload(adapter_names=["other"])), want)
+
+
+def test_generate_speaks_with_the_adapter():
+    model = adapted(density=0.6)
+    train(model, steps=30)
+    prompt = next(llama.batches(1))[:, :4]
+    generate = functools.partial(
+        model.generate, prompt, max_new_tokens=5, do_sample=False, use_cache=False
+    )
+    merged = copy.deepcopy(model).merge_and_unload()
+    want = merged.generate(prompt, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert torch.equal(generate(), want)
+    with model.disable_adapter():
+        base = llama.tiny_llama().generate(
+            prompt, max_new_tokens=5, do_sample=False, use_cache=False
+        )
+        assert torch.equal(generate(), base)
+    assert not torch.equal(base, want)
+
+
+def test_a_state_dict_of_the_whole_restores_values_and_base():
+    model, other = two_adapters(), two_adapters()
+    train(model)
+    state = copy.deepcopy(model.state_dict())
+    for each in ("default", "other"):
+        other.set_adapter(each)
+        other.load_state_dict(state)
+        with other.disable_adapter():
+            assert_is_base(other)
+    assert torch.equal(logits_of(other), logits_of(model))
+    with other.disable_adapter():
+        other.load_state_dict(state)
+        assert_is_base(other)
+    assert torch.equal(logits_of(other), logits_of(model))
+
+
+def test_a_copy_has_adapters_of_its_own():
+    model = adapted()
+    train(model)
+    twin = copy.deepcopy(model)
+    want = logits_of(model)
+    train(twin)
+    assert torch.equal(logits_of(model), want) and not torch.equal(logits_of(twin), want)
+    with twin.disable_adapter():
+        assert_is_base(twin)
+
+
+def test_a_cast_keeps_base_and_masters():
+    model = adapted()
+    train(model)
+    values = values_of(model)
+    model.to(torch.bfloat16)
+    assert all(torch.equal(v, values[n]) for n, v in values_of(model).items())
+    with model.disable_adapter():
+        assert_is_base(model, torch.bfloat16)
+
+
+def test_transformers_own_adapters(tmp_path):
+    model = adapted("blocks", torch.bfloat16)
+    train(model)
+    model.save_pretrained(tmp_path / "peft")
+    plain = llama.tiny_llama(torch.bfloat16)
+    plain.load_adapter(str(tmp_path / "peft"), is_trainable=True)
+    assert torch.equal(logits_of(plain), logits_of(model))
+    want = values_of(model)
+    for name, values in values_of(plain).items():
+        assert torch.equal(values, want[f"base_model.model.{name}"]), name
+    plain.disable_adapters()
+    assert torch.equal(logits_of(plain), logits_of(llama.tiny_llama(torch.bfloat16)))
+    plain.enable_adapters()
+    plain.add_adapter(config("rows"), "rows")
+    plain.set_adapter("rows")
+    train(plain)
+    plain.save_pretrained(tmp_path / "own")
+    rows = logits_of(plain)
+    plain.set_adapter("default")
+    assert torch.equal(logits_of(plain), logits_of(model))
+    loaded = peft.PeftModel.from_pretrained(llama.tiny_llama(torch.bfloat16), tmp_path / "own")
+    assert torch.equal(logits_of(loaded), rows)
+    plain.set_adapter("rows")
+    plain.delete_adapter(["default", "rows"])
+    assert_is_base(plain, torch.bfloat16)
+
+
+def test_conv1d_of_gpt2():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 24, "n_layer": 1, "n_head": 2, "vocab_size": 32, "n_positions": 16}
+
+    def build():
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+
+    plan = sft.select(build(), density=0.2, score="magnitude", targets="*c_attn.weight")
+    converted = build()
+    sft.convert(converted, plan)
+    model = peft.get_peft_model(build(), SelectiveConfig(plan=plan))
+    assert train(model) == train(converted)
+
+
+def test_between_forward_and_backward_others_may_run():
+    """As TRL's trainers do: the reference's forward comes between the policy's and its backward."""
+    model, plain = two_adapters(), two_adapters()
+    tokens = next(llama.batches(1))
+    for each in (model, plain):
+        each.zero_grad()
+    llama.loss_of(plain, tokens).backward()
+    loss = llama.loss_of(model, tokens)
+    with torch.no_grad(), model.disable_adapter():
+        llama.loss_of(model, tokens)
+    model.set_adapter("default")
+    with torch.no_grad():
+        llama.loss_of(model, tokens)
+    model.set_adapter("other")
+    loss.backward()
+    for name, p in plain.named_parameters():
+        grad = model.get_parameter(name).grad
+        assert (p.grad is None and grad is None) or torch.equal(p.grad, grad), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("other", ["default", None])
+def test_a_backward_under_another_adapter_is_refused(other, checkpointing):
+    model = two_adapters()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        model.train()
+    loss = llama.loss_of(model, next(llama.batches(1)))
+    then = "the adapter 'other'"
+    if other is None:
+        now = r"the base \(no adapter\)"
+        with model.disable_adapter(), pytest.raises(RuntimeError, match=f"{now}.*with {then}"):
+            loss.backward()
+    else:
+        model.set_adapter(other)
+        now = "the adapter 'default'"
+        with pytest.raises(RuntimeError, match=f"{now}.*with {then}"):
+            loss.backward()
+
+
+def test_a_backward_after_a_step_under_another_adapter_is_refused():
+    """The entries changed while they were hidden, so what the forward saved is gone."""
+    model = adapted()
+    optimizer = optimizer_of(model, sft.SelectiveAdamW)
+    tokens = next(llama.batches(1))
+    llama.loss_of(model, tokens).backward()
+    pending = llama.loss_of(model, tokens)
+    with model.disable_adapter():
+        optimizer.step()
+        assert_is_base(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pending.backward()
+
+
+def test_modules_to_save_train_beside():
+    model = adapted(modules_to_save=["lm_head"])
+    before = (
+        model.get_parameter("base_model.model.lm_head.modules_to_save.default.weight")
+        .detach()
+        .clone()
+    )
+    train(model)
+    after = model.get_parameter("base_model.model.lm_head.modules_to_save.default.weight")
+    assert not torch.equal(before, after)
+
+
+def test_hooks_on_the_layer_see_its_calls():
+    seen = []
+    base = llama.tiny_llama()
+    layer = base.model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    model = peft.get_peft_model(base, config())
+    got, want = train(model), train(adapted())
+    assert len(seen) == STEPS and got == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_first_then_convert_trains_both_and_saves_both(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        lora = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+        return peft.get_peft_model(llama.tiny_llama(), lora)
+
+    model = build()
+    name = "base_model.model.model.layers.0.mlp.up_proj.weight"
+    adapters = {key: "all" for key, _ in model.named_parameters() if "lora" in key}
+    sft.convert(model, {name: sft.Rows([1]), **adapters})
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    train(model)
+    assert all(not torch.equal(model.get_parameter(n), old) for n, old in before.items())
+    torch.save(model.state_dict(), tmp_path / "both.pt")
+    other = build()
+    sft.load(other, torch.load(tmp_path / "both.pt"))
+    assert torch.equal(logits_of(other), logits_of(model))
+
+
+def lora():
+    return peft.LoraConfig(target_modules=["q_proj"], r=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_beside_a_selective_adapter_is_refused_by_name():
+    model = adapted()
+    with pytest.raises(ValueError, match="SELECTIVE.*LORA"):
+        model.add_adapter("beside", lora())
+    with pytest.raises(ValueError, match="q_proj: it has an adapter of another method.*lora.*sft"):
+        peft.get_peft_model(peft.get_peft_model(llama.tiny_llama(), lora()), config())
+    plain = llama.tiny_llama()
+    plain.add_adapter(lora(), "beside")
+    with pytest.raises(ValueError, match="q_proj: it has an adapter of another method"):
+        plain.add_adapter(config(), "selective")
+    with pytest.raises(ValueError, match="(?i)selective"):
+        peft.get_peft_model(llama.tiny_llama(), config(), mixed=True)
+
+
+def test_a_converted_model_is_refused():
+    model = llama.tiny_llama()
+    sft.convert(model, {"model.layers.0.self_attn.q_proj.weight": sft.Rows([1])})
+    with pytest.raises(ValueError, match="sft.revert.*SelectiveConfig"):
+        peft.get_peft_model(model, config())
+    model = adapted()
+    with pytest.raises(ValueError, match="selective already"):
+        sft.convert(model, {"base_model.model.lm_head.weight": sft.Rows([1])})
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens: .*not for Embedding"),
+        ({"target_modules": ["nothing"]}, "target_modules: .*'nothing'.* matches no module"),
+        ({"density": 1.5}, "density"),
+        ({"structure": "diagonal"}, "structure"),
+        ({"plan": {"a.bias": sft.Rows([1])}}, "'a.bias' is no weight"),
+        ({"plan": {"a.weight": "all"}}, r"'a.weight' is to train whole.*modules_to_save=\['a'\]"),
+        ({"plan": {"a.weight": sft.Rows([1])}}, "the model has no module 'a'"),
+        ({"plan": {"lm_head.weight": sft.Rows([99])}}, "row 99 is out of range"),
+        ({"plan": {"a.weight": sft.Rows([1])}, "recipe": len}, "recipe: there is a plan"),
+        ({"recipe": "lift"}, "recipe: expected a callable"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Model has")
+def test_what_cannot_be_is_named_and_the_model_is_as_it_was(wrong, message):
+    model = llama.tiny_llama()
+    with pytest.raises((ValueError, TypeError, IndexError), match=message):
+        peft.get_peft_model(model, config(**wrong))
+    assert not any(isinstance(module, SelectiveLayer) for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_tied_weights_are_refused_by_name():
+    base = llama.tiny_llama()
+    base.lm_head.weight = base.model.embed_tokens.weight
+    with pytest.raises(ValueError, match="lm_head: its weight is shared by model.embed_tokens"):
+        peft.get_peft_model(base, SelectiveConfig(plan={"lm_head.weight": sft.Rows([1])}))
+
+
+def test_a_config_from_a_file_without_its_entries_says_so(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    fresh = peft.PeftConfig.from_pretrained(tmp_path)
+    model = peft.get_peft_model(llama.tiny_llama(), fresh)
+    with pytest.raises(RuntimeError, match="made for the entries in a file.*from_pretrained"):
+        logits_of(model)
+
+
+def test_entries_of_another_choice_are_refused(tmp_path):
+    adapted(score="random", seed=1).save_pretrained(tmp_path)
+    model = adapted()
+    before = logits_of(model)
+    with pytest.raises(RuntimeError, match="another selection.*delete"):
+        model.load_adapter(tmp_path, "default")
+    assert torch.equal(logits_of(model), before)
+
+
+def test_a_batch_of_several_adapters_is_refused():
+    model = two_adapters()
+    tokens = next(llama.batches(1))
+    with pytest.raises(ValueError, match="adapter_names: .*one by one"):
+        model(tokens, adapter_names=["default", "other", "default", "other"])
+
+
+def test_one_config_for_two_models():
+    shared = config()
+    first = peft.get_peft_model(llama.tiny_llama(), shared)
+    second = peft.get_peft_model(llama.tiny_llama(seed=3), shared)
+    fresh = peft.get_peft_model(llama.tiny_llama(seed=3), config())
+    train(first)
+    assert train(second) == train(fresh)
+
+
+ELSEWHERE = """
+import sys, torch
+from helpers import llama
+from peft import PeftModel
+import sparse_ft.peft
+model = PeftModel.from_pretrained(llama.tiny_llama(), sys.argv[1])
+with torch.no_grad():
+    torch.save(model(next(llama.batches(1, seed=9))).logits, sys.argv[2])
+"""
+
+
+def test_three_lines_train_save_and_load_in_another_process(tmp_path):
+    model = peft.get_peft_model(llama.tiny_llama(), config())
+    train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    command = [sys.executable, "-c", ELSEWHERE, tmp_path / "adapter", tmp_path / "logits.pt"]
+    tests = llama.__file__.rpartition("/helpers/")[0]
+    subprocess.run(command, check=True, timeout=300, cwd=tests)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits_of(model))
+
+
+def test_a_chain_of_two_layers_without_transformers():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    model = peft.get_peft_model(net, SelectiveConfig(density=0.5, score="random"))
+    optimizer = optimizer_of(model)
+    before = values_of(model)
+    model(torch.randn(5, 8)).square().mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(v, before[n]) for n, v in values_of(model).items())
