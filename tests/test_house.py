@@ -124,7 +124,11 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.p
 OWN = {name for path, tree in TREES.items() if path != DOOR for name in own_names(tree)}
 
 
-@pytest.mark.parametrize("path", [path for path in TREES if path != DOOR], ids=str)
+# The one place that adds a member to PEFT's closed enum of methods; the page says why.
+ENUM = PACKAGE / "peft" / "registration.py"
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if path not in (DOOR, ENUM)], ids=str)
 def test_private_torch_is_asked_for_behind_the_door_alone(path):
     found = [f"{path.name}:{line}: {name}" for line, name in private_uses(TREES[path], OWN)]
     assert not found, f"private names of others; move them to {DOOR.name}, with a fallback: {found}"

@@ -46,6 +46,7 @@ MAY = {
     "optim": ("nn",),
     "memory": ("conversion", "lean_modules", "nn", "optim", "plan", "salience"),
     "salience": ("conversion", "nn", "plan", "ranks"),
+    "peft": ("conversion", "nn", "plan", "salience"),
 }
 
 

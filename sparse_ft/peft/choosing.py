@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ..conversion import matrix_shape, record_of
@@ -21,9 +21,7 @@ from .layer import SelectiveLayer, is_linear
 ALL_LINEAR = "all-linear"
 
 
-def choose(
-    tuner: BaseTuner, config: SelectiveConfig, model: nn.Module
-) -> dict[str, Selection | dict[str, Any]]:
+def choose(config: SelectiveConfig, model: nn.Module) -> dict[str, Selection | dict[str, Any]]:
     """{module: selection} for a new adapter, or, for one from a file, what the file says of it.
 
     Raises ValueError or TypeError that name the module; the model is as it was.
@@ -32,7 +30,7 @@ def choose(
     if config.is_from_file and config.plan is None:
         chosen = dict(config.selections)
     else:
-        plan = _plan(tuner, config, model)
+        plan = _plan(config, model)
         chosen = {name.removesuffix(".weight"): what for name, what in plan.items()}
     holders = _holders(model)
     for name, what in chosen.items():
@@ -75,7 +73,7 @@ def _is_selective(model: nn.Module) -> bool:
     return any(isinstance(module, Selected) and module not in own for module in model.modules())
 
 
-def _plan(tuner: BaseTuner, config: SelectiveConfig, model: nn.Module) -> Plan:
+def _plan(config: SelectiveConfig, model: nn.Module) -> Plan:
     if config.plan is not None:
         return config.plan
     with _without_adapters(model) as names:
@@ -91,14 +89,12 @@ def _plan(tuner: BaseTuner, config: SelectiveConfig, model: nn.Module) -> Plan:
                 seed=config.seed,
                 batches=config.batches,
                 loss=config.loss,
-                targets=_targets(tuner, config, model, names),
+                targets=_targets(config, model, names),
             )
     return checked_plan({names.get(name, name): what for name, what in plan.items()})
 
 
-def _targets(
-    tuner: BaseTuner, config: SelectiveConfig, model: nn.Module, names: dict[str, str]
-) -> list[str] | None:
+def _targets(config: SelectiveConfig, model: nn.Module, names: dict[str, str]) -> list[str] | None:
     """Patterns of the parameters to choose from, as `select` takes them.
 
     names: {name of a weight below an adapter's layer: its name in the base model}.
@@ -120,7 +116,7 @@ def _targets(
     found = []
     for name in weights:
         module = names.get(name, name).removesuffix(".weight")
-        if tuner._check_target_module_exists(rules, module):
+        if check_target_module_exists(rules, module):
             _linear(model, name.removesuffix(".weight"))
             found.append(glob.escape(name))
     if not found:

@@ -35,7 +35,7 @@ class SelectiveModel(BaseTuner):
 
     def _prepare_model(self, peft_config: SelectiveConfig, model: nn.Module) -> None:
         """Choose and check everything before anything of the model is changed."""
-        self.chosen = self._of_twin(peft_config, model) or choose(self, peft_config, model)
+        self.chosen = self._of_twin(peft_config, model) or choose(peft_config, model)
         peft_config.target_modules = set(self.chosen)
 
     def _of_twin(self, config: SelectiveConfig, model: nn.Module) -> dict[str, Selection]:
@@ -68,7 +68,7 @@ class SelectiveModel(BaseTuner):
             layer = SelectiveLayer(target, current_key)
         layer.add(adapter_name, self.chosen[current_key])
         if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
+            setattr(parent, target_name, layer)
         if adapter_name not in self.active_adapters:
             layer.selective_slot[adapter_name].requires_grad_(False)
 
