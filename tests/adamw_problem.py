@@ -98,6 +98,12 @@ class Problem:
             [torch.zeros_like(v, dtype=dtype) for v in self.values] for _ in range(2)
         )
 
+    def to_channels_last(self):
+        """Values, gradients and moments in another order of memory."""
+        for name in ("values", "grads", "exp_avgs", "exp_avg_sqs"):
+            tensors = [t.to(memory_format=torch.channels_last) for t in getattr(self, name)]
+            setattr(self, name, tensors)
+
     def new_grads(self):
         self.grads = [
             torch.randn(v.shape, dtype=torch.float64).to(v.device, v.dtype) for v in self.values

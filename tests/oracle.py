@@ -8,6 +8,12 @@ import functools
 import torch
 
 KINDS = ("rows", "columns", "blocks", "entries")
+ACTIVATIONS = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+    "relu": torch.nn.functional.relu,
+}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BITS = {
     torch.float32: torch.int32,

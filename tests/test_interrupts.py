@@ -3,10 +3,10 @@ again, a step is whole.
 """
 
 import itertools
-import sys
 
 import pytest
 import torch
+from helpers.interrupting import interrupted
 from helpers.llama import tiny_llama
 from torch import nn
 
@@ -35,39 +35,13 @@ def looks(model):
     return modules, [(name, p.requires_grad, p.tolist()) for name, p in model.named_parameters()]
 
 
-def interrupted(act, line):
-    """Call `act`, interrupted before the given line of sparse_ft that it executes.
-
-    Whether it came that far.
-    """
-    count = itertools.count(1)
-
-    def trace(frame, event, _):
-        if "sparse_ft" not in frame.f_code.co_filename:
-            return None
-        if event == "line" and next(count) == line:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        act()
-        return False
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-        torch.set_grad_enabled(True)  # an interrupt in the last line of `with torch.no_grad()`
-
-
 def each_line(prepare, stride=1):
     """`(model, line)` after an interrupt at each line in turn (or each `stride`th) of what
     `prepare` gives to do.
     """
     for line in itertools.count(1, stride):
         model, act = prepare()
-        if not interrupted(act, line):
+        if not interrupted(act, line, lambda file: "sparse_ft" in file):
             return
         yield model, line
 

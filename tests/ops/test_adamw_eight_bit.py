@@ -167,12 +167,7 @@ def test_permuted_memory_has_the_blocks_of_its_own_order():
     for adamw_ in (masked_adamw_ref_, ops.masked_adamw_):
         torch.manual_seed(5)
         made.append(Problem(kinds=(), plain=((7, 3, 5, 4),), stored="8 bits"))
-        for name in ("values", "grads", "exp_avgs", "exp_avg_sqs"):
-            setattr(
-                made[-1],
-                name,
-                [t.to(memory_format=torch.channels_last) for t in getattr(made[-1], name)],
-            )
+        made[-1].to_channels_last()
         made[-1].step(adamw_)
     assert all(torch.equal(a, b) for a, b in zip(made[0].state, made[1].state))
     flat = made[0].grads[0].permute(0, 2, 3, 1).reshape(-1)

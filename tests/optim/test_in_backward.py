@@ -6,13 +6,13 @@ The same bits as the ordinary step, one gradient alive at a time, refusals by na
 import copy
 import gc
 import io
-import json
 import pickle
 import warnings
 import weakref
 
 import pytest
 import torch
+from helpers.allocations import allocated_by
 from helpers.small_net import (
     Net,
     assert_same_bits,
@@ -404,25 +404,6 @@ class Deep(nn.Module):
         return x
 
 
-def most_allocated(call, tmp_path):
-    """The most bytes alive at one time that `call` allocated, as torch's allocator saw it."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        call()
-    profile.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = [
-        e
-        for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-        if e["name"] == "[memory]"
-    ]
-    live = most = 0
-    for event in sorted(events, key=lambda e: e["ts"]):
-        live += event["args"]["Bytes"]
-        most = max(most, live)
-    return most
-
-
 @pytest.mark.parametrize("whole", [False, True])
 def test_gradients_of_all_layers_are_never_alive_together(whole, tmp_path):
     layers, width, peaks = 8, 128, []
@@ -438,7 +419,7 @@ def test_gradients_of_all_layers_are_never_alive_together(whole, tmp_path):
             optimizer.zero_grad()
 
         step()  # makes the state
-        peaks.append(most_allocated(step, tmp_path))
+        peaks.append(allocated_by(step, tmp_path).most)
     gradient = width * width * 4
     assert peaks[0] >= layers * gradient
     assert peaks[1] < 2.5 * gradient

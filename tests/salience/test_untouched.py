@@ -5,11 +5,11 @@ or the user's Ctrl-C do.
 import copy
 import itertools
 import random
-import sys
 
 import numpy
 import pytest
 import torch
+from helpers.interrupting import interrupted
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -191,29 +191,8 @@ def test_exceptions(error, where):
     handle.remove()
 
 
-def interrupted(act, line):
-    """Call `act`, interrupted before the given line of salience that it executes.
-
-    Whether it came that far.
-    """
-    count = itertools.count(1)
-
-    def trace(frame, event, _):
-        if "salience" not in frame.f_code.co_filename or "tests" in frame.f_code.co_filename:
-            return None
-        if event == "line" and next(count) == line:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        act()
-        return False
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
+def is_salience(file):
+    return "salience" in file and "tests" not in file
 
 
 def test_an_interrupt_at_any_line():
@@ -221,7 +200,8 @@ def test_an_interrupt_at_any_line():
     model[0].linear.weight.grad = torch.ones(2, 4)
     before = looks(model)
     for line in itertools.count(1, 3):
-        if not interrupted(lambda: choose(model, batches=lambda: batches()[:1]), line):
+        act = lambda: choose(model, batches=lambda: batches()[:1])  # noqa: E731
+        if not interrupted(act, line, is_salience):
             break
         assert_left_alone(model, before)
     assert line > 100
