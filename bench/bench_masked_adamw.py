@@ -10,9 +10,10 @@ from bench.records import Must
 from bench.stats import median
 from bench.suite import OURS, must
 from sparse_ft import nn, ops
-from sparse_ft.ops.masked_adamw import step_rows
+from sparse_ft.ops._adamw_native import step_on_cpu_
+from sparse_ft.ops._adamw_tensor import Flags, Settings
 from sparse_ft.optim.pages import FAR_APART, use_huge_pages
-from sparse_ft.optim.prepared import PreparedRows
+from sparse_ft.optim.prepared import Prepared, native_call_of
 
 OP = "masked_adamw"
 TESTS = [
@@ -137,18 +138,18 @@ class Setting:
         """
         linear = torch.nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
         linear.weight = torch.nn.Parameter(self.weight.clone())
-        owner, known = nn.SelectiveLinear.from_linear(linear, self.selection), PreparedRows()
+        owner = nn.SelectiveLinear.from_linear(linear, self.selection)
         values, weight = owner.values, linear.weight
         self.stepped = weight.detach(), values.detach()
         values.grad = self.values.grad
-        state = {
+        prepared = Prepared(values)
+        prepared.settings = Settings(**optimizers.HYPER)
+        prepared.state = {
             "step": torch.zeros(()),
             "exp_avg": torch.zeros_like(values),
             "exp_avg_sq": torch.zeros_like(values),
         }
-        entries = [(values, tuple(optimizers.HYPER.values()), state, owner, None)]
-        written = [values, *state.values(), weight]
-        return lambda: step_rows(known.rows(entries), written, False, None, None, False)
+        return lambda: step_on_cpu_(native_call_of([prepared], [owner], []), Flags())
 
     def lines(self):
         """What no step on a 16-bit weight does without.

@@ -26,11 +26,6 @@ namespace {
 using Address = uintptr_t;
 // kind, index, index_bits, n, block_h, block_w, rows, columns
 using LayoutTuple = std::tuple<int, Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// correction or 0, seed or -1 (to nearest), exp_avg_absmax and exp_avg_sq_absmax or 0
-using StorageTuple = std::tuple<Address, int64_t, Address, Address>;
-// values, grad, exp_avg, exp_avg_sq, step, count, dtype, weight, weight_dtype, layout, storage, lr, beta1, beta2, eps, weight_decay, lr_at
-using AdamWTuple = std::tuple<Address, Address, Address, Address, Address, int64_t, int, Address, int, std::optional<LayoutTuple>,
-                              std::optional<StorageTuple>, double, double, double, double, double, Address>;
 
 void require(bool holds, const char* argument, int64_t value, const char* expected) {
   if (holds) return;
@@ -65,9 +60,11 @@ Layout layout(const LayoutTuple& tuple) {
 }
 
 // An index in host memory. Messages name the argument as sparse_ft.ops has it: whoever edits an index calls no kernel himself.
+void require_readable(const Layout& l) { require(l.index || !l.n || l.kind == kAll, "index", 0, "a tensor whose memory is there"); }
+
 Layout readable_layout(const LayoutTuple& tuple) {
   const Layout l = layout(tuple);
-  require(l.index || !l.n || l.kind == kAll, "index", 0, "a tensor whose memory is there");
+  require_readable(l);
   return l;
 }
 
@@ -84,9 +81,14 @@ void require_inside(const Layout& l) {
 }
 
 // Kernels that walk single entries look at those themselves.
-Layout walked_layout(const LayoutTuple& tuple) {
-  const Layout l = readable_layout(tuple);
+void require_walkable(const Layout& l) {
+  require_readable(l);
   if (l.kind != kEntries) require_inside(l);
+}
+
+Layout walked_layout(const LayoutTuple& tuple) {
+  const Layout l = layout(tuple);
+  require_walkable(l);
   return l;
 }
 
@@ -154,8 +156,7 @@ void dense_product(Address input, int64_t input_stride, Address weight, int64_t 
   cpu_ops().dense_product(operands, static_cast<float*>(pointer(output)), thread_count(threads));
 }
 
-AdamWStorage storage(const StorageTuple& tuple, DType values) {
-  const auto [correction, seed, exp_avg_absmax, exp_avg_sq_absmax] = tuple;
+AdamWStorage storage(DType values, Address correction, int64_t seed, Address exp_avg_absmax, Address exp_avg_sq_absmax) {
   const bool by_chance = seed >= 0;
   require(!correction || values == kBFloat16, "dtype", values, "2 (bfloat16) with a correction");
   require(!by_chance || values == kBFloat16 || values == kFloat16, "dtype", values, "2 (bfloat16) or 3 (float16) with a seed");
@@ -167,31 +168,53 @@ AdamWStorage storage(const StorageTuple& tuple, DType values) {
                       static_cast<float*>(pointer(exp_avg_absmax)), static_cast<float*>(pointer(exp_avg_sq_absmax))};
 }
 
-// on_host: whether the index can be looked at here.
-AdamWTensor adamw_tensor(const AdamWTuple& tuple, bool on_host) {
-  const auto& [values, grad, exp_avg, exp_avg_sq, step, count, code, weight, weight_code, where, how, lr, beta1, beta2, eps, decay, lr_at] =
-      tuple;
+// A tensor of masked_adamw_ as Python holds it from step to step, but for what comes with each: gradient and settings.
+AdamWTensor adamw_tensor(Address values, Address exp_avg, Address exp_avg_sq, Address step, int64_t count, int code, int64_t seed,
+                         Address correction, Address exp_avg_absmax, Address exp_avg_sq_absmax, Address weight, int weight_code,
+                         const std::optional<LayoutTuple>& where) {
   require(count >= 0, "count", count, "non-negative");
-  AdamWTensor t{pointer(values), pointer(grad), pointer(exp_avg), pointer(exp_avg_sq), static_cast<float*>(pointer(step)), count,
-                dtype(code, "dtype"), nullptr, kFloat32, Layout{}, lr, beta1, beta2, eps, decay, static_cast<const float*>(pointer(lr_at)),
-                AdamWStorage{}};
-  if (how) t.storage = storage(*how, t.dtype);
+  AdamWTensor t{};
+  t.values = pointer(values), t.exp_avg = pointer(exp_avg), t.exp_avg_sq = pointer(exp_avg_sq);
+  t.step = static_cast<float*>(pointer(step));
+  t.count = count;
+  t.dtype = dtype(code, "dtype");
+  t.storage = storage(t.dtype, correction, seed, exp_avg_absmax, exp_avg_sq_absmax);
   if (!weight) return t;
   require(where.has_value(), "layout", 0, "given with a weight");
-  t.weight = pointer(weight), t.weight_dtype = dtype(weight_code, "weight_dtype"), t.layout = on_host ? walked_layout(*where) : layout(*where);
+  t.weight = pointer(weight), t.weight_dtype = dtype(weight_code, "weight_dtype"), t.layout = layout(*where);
   require(count == values_count(t.layout), "count", count, "the number of values of the layout");
   return t;
 }
 
-std::vector<AdamWTensor> adamw_tensors(const std::vector<AdamWTuple>& tuples, bool on_host) {
+struct AdamWSettings {
+  double lr, beta1, beta2, eps, weight_decay;
+  Address lr_at;  // of one float that counts instead of lr, or 0
+};
+
+// One gradient's address and one settings a tensor.
+std::vector<AdamWTensor> adamw_tensors(const std::vector<const AdamWTensor*>& known, const std::vector<Address>& grads,
+                                       const std::vector<const AdamWSettings*>& settings) {
+  const int64_t count = static_cast<int64_t>(known.size());
+  require(static_cast<int64_t>(grads.size()) == count, "grads", static_cast<int64_t>(grads.size()), "as many as tensors");
+  require(static_cast<int64_t>(settings.size()) == count, "settings", static_cast<int64_t>(settings.size()), "as many as tensors");
   std::vector<AdamWTensor> tensors;
-  tensors.reserve(tuples.size());
-  for (const AdamWTuple& tuple : tuples) tensors.push_back(adamw_tensor(tuple, on_host));
+  tensors.reserve(known.size());
+  for (size_t i = 0; i < known.size(); ++i) {
+    const AdamWSettings& s = *settings[i];
+    AdamWTensor t = *known[i];
+    t.grad = pointer(grads[i]);
+    t.lr = s.lr, t.beta1 = s.beta1, t.beta2 = s.beta2, t.eps = s.eps, t.weight_decay = s.weight_decay;
+    t.lr_at = static_cast<const float*>(pointer(s.lr_at));
+    tensors.push_back(t);
+  }
   return tensors;
 }
 
-bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
-  const std::vector<AdamWTensor> tensors = adamw_tensors(tuples, true);
+bool masked_adamw_(const std::vector<const AdamWTensor*>& known, const std::vector<Address>& grads,
+                   const std::vector<const AdamWSettings*>& settings, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
+  const std::vector<AdamWTensor> tensors = adamw_tensors(known, grads, settings);
+  for (const AdamWTensor& t : tensors)
+    if (t.weight) require_walkable(t.layout);  // each time: who edits an index in place is found out
   const StepOutcome outcome = cpu_ops().masked_adamw_(tensors.data(), static_cast<int64_t>(tensors.size()), maximize, inv_scale,
                                                       skip_nonfinite, thread_count(threads));
   for (const AdamWTensor& t : tensors)
@@ -200,14 +223,15 @@ bool masked_adamw_(const std::vector<AdamWTuple>& tuples, bool maximize, double 
 }
 
 // grad_scale, found_inf: addresses of one float each, or 0.
-void masked_adamw_cuda_(const std::vector<AdamWTuple>& tuples, bool maximize, Address grad_scale, Address found_inf, bool skip_nonfinite,
-                        Address stream) {
+void masked_adamw_cuda_(const std::vector<const AdamWTensor*>& known, const std::vector<Address>& grads,
+                        const std::vector<const AdamWSettings*>& settings, bool maximize, Address grad_scale, Address found_inf,
+                        bool skip_nonfinite, Address stream) {
   require(found_inf || !skip_nonfinite, "found_inf", 0, "an address with skip_nonfinite");
 #if SFT_CUDA
-  cuda::masked_adamw_(adamw_tensors(tuples, false), maximize, static_cast<const float*>(pointer(grad_scale)),
+  cuda::masked_adamw_(adamw_tensors(known, grads, settings), maximize, static_cast<const float*>(pointer(grad_scale)),
                       static_cast<float*>(pointer(found_inf)), skip_nonfinite, stream);
 #else
-  (void)tuples, (void)maximize, (void)grad_scale, (void)stream;
+  (void)known, (void)grads, (void)settings, (void)maximize, (void)grad_scale, (void)stream;
   throw std::runtime_error("masked_adamw_cuda_: this build has no CUDA: " SFT_CUDA_REASON);
 #endif
 }
@@ -374,6 +398,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("scatter_selected_cuda_", &scatter_selected_cuda_, NoGil());
   m.def("selected_wgrad", &selected_wgrad, NoGil());
   m.def("dense_product", &dense_product, NoGil());
+  py::class_<AdamWSettings>(m, "AdamWSettings")
+      .def(py::init([](double lr, double beta1, double beta2, double eps, double weight_decay, Address lr_at) {
+        return AdamWSettings{lr, beta1, beta2, eps, weight_decay, lr_at};
+      }));
+  py::class_<AdamWTensor>(m, "AdamWTensor")
+      .def(py::init(&adamw_tensor), py::kw_only(), py::arg("values"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("step"),
+           py::arg("count"), py::arg("dtype"), py::arg("seed") = -1, py::arg("correction") = 0, py::arg("exp_avg_absmax") = 0,
+           py::arg("exp_avg_sq_absmax") = 0, py::arg("weight") = 0, py::arg("weight_dtype") = 0, py::arg("layout") = py::none());
   m.def("masked_adamw_", &masked_adamw_, NoGil());
   m.def("masked_adamw_cuda_", &masked_adamw_cuda_, NoGil());
   m.def("activation", &activation, NoGil());

@@ -1,138 +1,235 @@
-"""How masked_adamw_ keeps the values and moments of one tensor: read as fp32 (fp64 over fp64),
-written back. Plain PyTorch.
+"""StateFormat: how masked_adamw_ keeps value and moments of a tensor.
+
+It makes, reads and writes them, and hands them to the compiled part.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import torch
 
+from . import _native
+from ._adamw_tensor import AdamWTensor
 from ._eight_bit import dequantize, num_blocks, quantize
+from ._memory_order import as_in_memory, in_memory_order
 from ._rounding import join, random_words, round_by_chance, split
+from .layout import check_layout, values_shape
 
 SIXTEEN_BITS = torch.bfloat16, torch.float16
 
 
-class State(NamedTuple):
-    """What a step changes of one tensor, but for its step number and its weight."""
+@dataclasses.dataclass(slots=True, frozen=True)
+class StateFormat:
+    """Plain: value and moments in one dtype, rounded to the nearest.
 
-    value: torch.Tensor
-    exp_avg: (
-        torch.Tensor
-    )  # in the shape of value and in its dtype; fp32 beside a correction; uint8 with an absmax
-    exp_avg_sq: torch.Tensor  # likewise
-    correction: torch.Tensor | None = None  # int16: with a bfloat16 value the fp32 master
-    seed: int | None = None  # what is stored in 16 bits is rounded by chance
-    exp_avg_absmax: torch.Tensor | None = None  # fp32, one a block of 128 entries; both or neither
-    exp_avg_sq_absmax: torch.Tensor | None = None
+    by_chance: what has 16 bits is rounded up or down by chance. corrected: bfloat16 values with an
+    int16 that completes them to the fp32 master, and fp32 moments. eight_bit: moments as codes of
+    8 bits with an absmax a block. Reading and writing is plain PyTorch.
+    """
 
-    @property
-    def plain(self):
-        return self.correction is None and self.seed is None and self.exp_avg_absmax is None
+    by_chance: bool = False
+    corrected: bool = False
+    eight_bit: bool = False
 
-    @property
-    def moments_dtype(self):
-        if self.exp_avg_absmax is not None:
-            return torch.uint8
-        return self.value.dtype if self.correction is None else torch.float32
-
-    @property
-    def absmaxes(self):
-        return () if self.exp_avg_absmax is None else (self.exp_avg_absmax, self.exp_avg_sq_absmax)
-
-
-def check_state(state):
-    """Raise ValueError or TypeError that names what does not go with the value."""
-    dtype, correction, seed = state.value.dtype, state.correction, state.seed
-    if not dtype.is_floating_point:
-        raise TypeError(f"values: expected a floating-point dtype, got {dtype}")
-    if correction is not None:
-        if dtype != torch.bfloat16:
-            raise TypeError(f"corrections: they go with values in bfloat16, got {dtype}")
-        if seed is not None:
-            raise ValueError(
-                f"seeds: with a correction nothing is rounded, expected -1, got {seed}"
-            )
-        check_like("corrections", correction, state.value, torch.int16)
-    if seed is not None:
-        if dtype not in SIXTEEN_BITS:
-            raise TypeError(
-                f"seeds: only what is stored in 16 bits is rounded by chance, got values in {dtype}"
-            )
-        if not 0 <= seed < 1 << 48:
-            raise ValueError(
-                f"seeds: expected numbers in [0, 2^48), or -1 to round to the nearest, got {seed}"
-            )
-    if state.absmaxes and dtype == torch.float64:
-        raise TypeError(
-            f"absmaxes: moments in 8 bits go with values of at most 32 bits, got {dtype}"
+    @classmethod
+    def of(cls, t: AdamWTensor) -> "StateFormat":
+        """The format of tensors that exist."""
+        return cls(
+            by_chance=t.seed is not None,
+            corrected=t.correction is not None,
+            eight_bit=t.exp_avg_absmax is not None,
         )
-    for absmax in state.absmaxes:
-        blocks = num_blocks(state.value.numel())
-        if absmax.shape != (blocks,) or absmax.dtype != torch.float32:
-            got = f"{absmax.dtype} {tuple(absmax.shape)}"
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.by_chance or self.corrected or self.eight_bit)
+
+    def moments_dtype(self, value: torch.Tensor) -> torch.dtype:
+        if self.eight_bit:
+            return torch.uint8
+        return torch.float32 if self.corrected else value.dtype
+
+    def dtypes(self, value: torch.Tensor) -> dict[str, torch.dtype]:
+        """{name: dtype} of what is kept beside value and step."""
+        moments = self.moments_dtype(value)
+        dtypes = {"exp_avg": moments, "exp_avg_sq": moments}
+        if self.eight_bit:
+            dtypes |= {"exp_avg_absmax": torch.float32, "exp_avg_sq_absmax": torch.float32}
+        if self.corrected:
+            dtypes["correction"] = torch.int16
+        return dtypes
+
+    def shape(self, name: str, value: torch.Tensor) -> tuple[int, ...]:
+        """The shape of what is kept under `name`."""
+        return (num_blocks(value.numel()),) if name.endswith("absmax") else tuple(value.shape)
+
+    def new(self, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is kept before the first step, as an optimiser's state has it."""
+        state = {"step": torch.zeros((), dtype=torch.float32, device=value.device)}
+        for name, dtype in self.dtypes(value).items():
+            if name.endswith("absmax"):
+                state[name] = value.new_zeros(self.shape(name, value), dtype=dtype)
+            else:
+                state[name] = torch.zeros_like(value, dtype=dtype)
+        return state
+
+    def read(self, t: AdamWTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(value, exp_avg, exp_avg_sq) in the dtype that the step is computed in: fp32, or fp64."""
+        wide = torch.promote_types(torch.float32, t.value.dtype)
+        value = join(t.value, t.correction) if self.corrected else t.value.to(wide)
+        if not self.eight_bit:
+            return value, t.exp_avg.to(wide), t.exp_avg_sq.to(wide)
+        exp_avg = dequantize(as_in_memory(t.exp_avg, value), t.exp_avg_absmax, signed=True)
+        exp_avg_sq = dequantize(
+            as_in_memory(t.exp_avg_sq, value), t.exp_avg_sq_absmax, signed=False
+        )
+        return value, in_memory_order(exp_avg, t.value), in_memory_order(exp_avg_sq, t.value)
+
+    def write(
+        self, t: AdamWTensor, value: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor
+    ) -> None:
+        """Store what `read` gave, changed by step number `t.step`."""
+        if self.corrected:
+            high, low = split(value)
+            t.value.copy_(high)
+            t.correction.copy_(low)
+        else:
+            self._store(t, t.value, value, stream=0)
+        if self.eight_bit:
+            _store_codes(t.value, t.exp_avg, t.exp_avg_absmax, exp_avg, signed=True)
+            _store_codes(t.value, t.exp_avg_sq, t.exp_avg_sq_absmax, exp_avg_sq, signed=False)
+        else:
+            self._store(t, t.exp_avg, exp_avg, stream=1)
+            self._store(t, t.exp_avg_sq, exp_avg_sq, stream=2)
+
+    def _store(self, t, stored, wide, stream):
+        if self.by_chance and stored.dtype in SIXTEEN_BITS:
+            count = stored.numel()
+            words = random_words(t.seed, t.step.item(), count, stream, stored.device)
+            wide = round_by_chance(wide, in_memory_order(words, stored), stored.dtype)
+        stored.copy_(wide)
+
+    def native(self, t: AdamWTensor) -> Any:
+        """`t` as the compiled part knows it, but for gradient and settings; None for one that it
+        does not take as it is. It holds addresses: the tensors must stay where they are.
+        """
+        value_dtype = _native.DTYPES.get(t.value.dtype)
+        if value_dtype is None or t.step.dtype != torch.float32 or t.step.numel() != 1:
+            return None
+        if not self._lies_alike(t):
+            return None
+        weight = {}
+        if t.weight is not None:
+            if not _can_be_written_through(t):
+                return None
+            weight["weight"] = t.weight.data_ptr()
+            weight["weight_dtype"] = _native.DTYPES[t.weight.dtype]
+            weight["layout"] = _native.layout(*t.layout, t.weight.shape)
+        return _native.C.AdamWTensor(
+            values=t.value.data_ptr(),
+            exp_avg=t.exp_avg.data_ptr(),
+            exp_avg_sq=t.exp_avg_sq.data_ptr(),
+            step=t.step.data_ptr(),
+            count=t.value.numel(),
+            dtype=value_dtype,
+            seed=-1 if t.seed is None else t.seed,
+            correction=_address(t.correction),
+            exp_avg_absmax=_address(t.exp_avg_absmax),
+            exp_avg_sq_absmax=_address(t.exp_avg_sq_absmax),
+            **weight,
+        )
+
+    def _lies_alike(self, t):
+        """Whether one walk through memory meets all that is kept of an entry."""
+        if self.is_plain:
+            return _native.alike(t.value, t.exp_avg, t.exp_avg_sq)
+        self.check(t)
+        stride = t.value.stride()
+        if t.exp_avg.stride() != stride or t.exp_avg_sq.stride() != stride:
+            return False
+        if self.corrected and t.correction.stride() != stride:
+            return False
+        if self.eight_bit:
+            if not (t.exp_avg_absmax.is_contiguous() and t.exp_avg_sq_absmax.is_contiguous()):
+                return False
+        return _native.alike(t.value)
+
+    def check(self, t: AdamWTensor) -> None:
+        """Raise ValueError or TypeError that names what does not go with the value."""
+        dtype = t.value.dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"values: expected a floating-point dtype, got {dtype}")
+        if self.corrected:
+            self._check_correction(t)
+        if self.by_chance:
+            _check_seed(t)
+        if self.eight_bit:
+            _check_absmax(t, t.exp_avg_absmax)
+            _check_absmax(t, t.exp_avg_sq_absmax)
+        check_like("exp_avgs", t.exp_avg, t.value, self.moments_dtype(t.value))
+        check_like("exp_avg_sqs", t.exp_avg_sq, t.value, self.moments_dtype(t.value))
+
+    def _check_correction(self, t):
+        if t.value.dtype != torch.bfloat16:
+            raise TypeError(f"corrections: they go with values in bfloat16, got {t.value.dtype}")
+        if self.by_chance:
             raise ValueError(
-                f"absmaxes: expected torch.float32 ({blocks},), one a block of the values, got"
-                f" {got}"
+                f"seeds: with a correction nothing is rounded, expected -1, got {t.seed}"
             )
-    for name in ("exp_avg", "exp_avg_sq"):
-        check_like(f"{name}s", getattr(state, name), state.value, state.moments_dtype)
+        check_like("corrections", t.correction, t.value, torch.int16)
 
 
-def check_like(name, tensor, value, dtype):
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _can_be_written_through(t):
+    """Whether the compiled part finds the selected entries of the weight as it lies."""
+    kind, index, block_h, block_w = t.layout
+    weight = t.weight
+    if weight.dtype not in _native.DTYPES or weight.dim() != 2:
+        return False
+    if not (weight.is_contiguous() and index.is_contiguous()):
+        return False
+    check_layout(kind, index, block_h, block_w)
+    return t.value.shape == values_shape(kind, index, block_h, block_w, weight.shape)
+
+
+def _store_codes(value, codes, absmax, wide, signed):
+    new_codes, new_absmax = quantize(as_in_memory(wide, value), signed)
+    absmax.copy_(new_absmax)
+    codes.copy_(in_memory_order(new_codes, value))
+
+
+def _check_seed(t):
+    if t.value.dtype not in SIXTEEN_BITS:
+        raise TypeError(
+            "seeds: only what is stored in 16 bits is rounded by chance, got values in"
+            f" {t.value.dtype}"
+        )
+    if not 0 <= t.seed < 1 << 48:
+        raise ValueError(
+            f"seeds: expected numbers in [0, 2^48), or -1 to round to the nearest, got {t.seed}"
+        )
+
+
+def _check_absmax(t, absmax):
+    if t.value.dtype == torch.float64:
+        raise TypeError(
+            f"absmaxes: moments in 8 bits go with values of at most 32 bits, got {t.value.dtype}"
+        )
+    blocks = num_blocks(t.value.numel())
+    if absmax.shape != (blocks,) or absmax.dtype != torch.float32:
+        got = f"{absmax.dtype} {tuple(absmax.shape)}"
+        raise ValueError(
+            f"absmaxes: expected torch.float32 ({blocks},), one a block of the values, got {got}"
+        )
+
+
+def check_like(name: str, tensor: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError unless `tensor` has the shape of `value` and this dtype."""
     if tensor.shape != value.shape or tensor.dtype != dtype:
         got = f"{tensor.dtype} {tuple(tensor.shape)}"
         raise ValueError(
             f"{name}: expected {dtype} {tuple(value.shape)} as its values have it, got {got}"
         )
-
-
-def read_state(state):
-    """(value, exp_avg, exp_avg_sq) in the dtype that the step is computed in."""
-    wide = torch.promote_types(torch.float32, state.value.dtype)
-    value = (
-        state.value.to(wide) if state.correction is None else join(state.value, state.correction)
-    )
-    if not state.absmaxes:
-        return value, state.exp_avg.to(wide), state.exp_avg_sq.to(wide)
-    moments = zip((state.exp_avg, state.exp_avg_sq), state.absmaxes, (True, False))
-    flat = (
-        dequantize(_as_in_memory(codes, value), absmax, signed) for codes, absmax, signed in moments
-    )
-    return value, *(_in_memory_order(each, state.value) for each in flat)
-
-
-def write_state(state, new, step):
-    """Store new (value, exp_avg, exp_avg_sq), the results of step number `step`."""
-    for stream, (tensor, wide) in enumerate(zip(state, new)):
-        if stream and state.absmaxes:
-            wide, absmax = quantize(_as_in_memory(wide, state.value), signed=stream == 1)
-            state.absmaxes[stream - 1].copy_(absmax)
-            wide = _in_memory_order(wide, state.value)
-        elif tensor is state.value and state.correction is not None:
-            wide, low = split(wide)
-            state.correction.copy_(low)
-        elif state.seed is not None and tensor.dtype in SIXTEEN_BITS:
-            words = random_words(state.seed, step, tensor.numel(), stream, tensor.device)
-            wide = round_by_chance(wide, _in_memory_order(words, tensor), tensor.dtype)
-        tensor.copy_(wide)
-
-
-def _dims_in_memory(tensor):
-    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
-
-
-def _as_in_memory(tensor, like):
-    """The numbers of `tensor` one after the other, in the order in which the entries of `like` lie
-    in memory.
-    """
-    return tensor.permute(_dims_in_memory(like)).reshape(-1)
-
-
-def _in_memory_order(flat, tensor):
-    """`flat` in the shape of `tensor`, its numbers in the order in which the entries lie
-    in memory.
-    """
-    dims = _dims_in_memory(tensor)
-    return flat.view([tensor.size(d) for d in dims]).permute(
-        sorted(range(tensor.dim()), key=dims.__getitem__)
-    )

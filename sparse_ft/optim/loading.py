@@ -8,17 +8,11 @@ from typing import Any
 import torch
 
 from ..nn.steps import owner_of
-from ..ops._eight_bit import num_blocks
 from .in_backward import name_of
-from .kept import ABSMAXES, Kept
+from .settings import SETTINGS
+from .storage import Storage
 
 SELECTIONS = "selections"  # in the groups of a state_dict
-SETTINGS = (
-    "lr",
-    "betas",
-    "eps",
-    "weight_decay",
-)  # of a parameter group, without which there is no step
 
 
 class Exactly:
@@ -38,12 +32,11 @@ def unboxed(state: dict) -> None:
                 of_one[name] = what.tensor
 
 
-def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, kept: Kept) -> dict:
-    """`state_dict` whose tensors come through `Optimizer.load_state_dict` in the dtypes that are
-    kept.
+def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, storage: Storage) -> dict:
+    """`state_dict` for `Optimizer.load_state_dict`, with tensors that keep their dtypes there.
 
-    kept: how `optimizer` stores state. Raises ValueError or TypeError that names the parameter and
-    what is wrong with its state, or the setting that a group lacks; nothing is loaded then.
+    storage: how `optimizer` stores state. Raises ValueError or TypeError that names the parameter
+    and what is wrong with its state, or the setting that a group lacks; nothing is loaded then.
     """
     saved, own = state_dict["param_groups"], optimizer.param_groups
     counts = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
@@ -68,7 +61,7 @@ def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, kept: Kept) -> dic
             )
     for number, (group, i) in places.items():
         if state.get(number):
-            state[number] = _boxed(state[number], group["params"][i], name_of(group, i), kept)
+            state[number] = _boxed(state[number], group["params"][i], name_of(group, i), storage)
     return {**state_dict, "state": state, "param_groups": groups}
 
 
@@ -108,20 +101,16 @@ def _group(number, saved, own, defaults):
     return settings
 
 
-def _boxed(loaded, p, name, kept):
-    dtypes = kept.dtypes(p)
+def _boxed(loaded, p, name, storage):
+    dtypes = storage.format_of(p).dtypes(p)
     for what in loaded.keys() - dtypes.keys() - {"step"}:
-        raise ValueError(
-            f"state_dict: {name}: it holds {what!r}, which {kept.described()} does not keep"
-        )
+        raise ValueError(f"state_dict: {name}: it holds {what!r}, which {storage} does not keep")
     boxed = {"step": Exactly(_step(loaded.get("step"), p, name))}
     for what, dtype in dtypes.items():
-        if what == "correction" and what not in loaded:
-            boxed[what] = Exactly(
-                torch.zeros_like(p, dtype=dtype)
-            )  # of a run without: its values are all there is
-            continue
-        boxed[what] = Exactly(_tensor(loaded, what, dtype, p, name, kept))
+        if what == "correction" and what not in loaded:  # of a run without: values are all there is
+            boxed[what] = Exactly(torch.zeros_like(p, dtype=dtype))
+        else:
+            boxed[what] = Exactly(_tensor(loaded, what, dtype, p, name, storage))
     return boxed
 
 
@@ -139,13 +128,12 @@ def _step(step: Any, p, name):
     return step.to(p.device, torch.float32).reshape(())
 
 
-def _tensor(loaded, what, dtype, p, name, kept):
+def _tensor(loaded, what, dtype, p, name, storage):
     tensor = loaded.get(what)
-    shape = (num_blocks(p.numel()),) if what in ABSMAXES else tuple(p.shape)
+    shape = storage.format_of(p).shape(what, p)
     if tensor is None:
         raise ValueError(
-            f"state_dict: {name}: its {what} is missing; {kept.described()} keeps one of shape"
-            f" {shape}"
+            f"state_dict: {name}: its {what} is missing; {storage} keeps one of shape {shape}"
         )
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
         raise TypeError(
@@ -154,19 +142,17 @@ def _tensor(loaded, what, dtype, p, name, kept):
     is_like = tensor.is_floating_point() if dtype.is_floating_point else tensor.dtype == dtype
     if not is_like:
         raise ValueError(
-            f"state_dict: {name}: its {what} is {tensor.dtype}, and {kept.described()} keeps"
-            f" {dtype}"
+            f"state_dict: {name}: its {what} is {tensor.dtype}, and {storage} keeps {dtype}"
         )
     if tuple(tensor.shape) != shape:
         raise ValueError(
             f"state_dict: {name}: its {what} has shape {tuple(tensor.shape)}, expected {shape}"
         )
     tensor = tensor.to(p.device, dtype)
-    if what in ABSMAXES or tensor.stride() == p.stride():
+    if tensor.shape != p.shape or tensor.stride() == p.stride():
         return tensor
-    return torch.empty_like(p, dtype=dtype).copy_(
-        tensor
-    )  # in the order in which the parameter lies in memory
+    # in the order in which the parameter lies in memory
+    return torch.empty_like(p, dtype=dtype).copy_(tensor)
 
 
 def _kind(what):

@@ -1,12 +1,14 @@
 """Huge pages for weights on the CPU whose selected entries lie far apart."""
 
+import torch
+
 from ..ops import _native
 
 FAR_APART = ("columns", "entries")  # rows and blocks are runs, and gain 4 to 7 % only
 LEAST = 4 << 20  # bytes: the second-level TLB of a core of today holds the pages of 6 to 12 MB
 
 
-def use_huge_pages(kind, weight, *streams):
+def use_huge_pages(kind: str, weight: torch.Tensor, *streams: torch.Tensor) -> None:
     """Spread `weight`, and what is walked beside it, over pages of 2 MiB, if its selection is of a
     `kind` that gains by it.
 

@@ -1,74 +1,150 @@
-"""PreparedRows: what the native core needs to know of parameters that step again and again, checked
-once.
-"""
+"""Prepared: a parameter as the steps of a SelectiveAdamW know it, checked once."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from .._torch import is_undisturbed
 from ..ops import _native
-from ..ops._adamw_rows import row_of
+from ..ops._adamw_native import NativeCall, native_settings
+from ..ops._adamw_state import StateFormat
+from ..ops._adamw_tensor import AdamWTensor, Settings
 from ..ops._library import plain
-from .kept import ABSMAXES, state_of
 from .pages import use_huge_pages
 
 
-class PreparedRows:
-    """Rows for `ops.masked_adamw.step_rows`, kept from step to step while the tensors that they
-    tell of stay in place.
+class Prepared:
+    """One parameter. `state`, `seed` and `settings` are given anew at every step.
+
+    What the compiled part knows of it (`native`) stays while the tensors stay where they are. The
+    module that owns the values is an argument: an optimiser does not keep modules alive.
     """
 
-    def __init__(self):
-        # id of a parameter -> (what tells that its row holds, the row, who must live for that)
-        self._known = {}
+    __slots__ = (
+        "parameter", "state", "seed", "settings",
+        "_native", "_holds", "_alive", "_stride", "_dtype", "_count",
+    )  # fmt: skip
 
-    def rows(self, entries):
-        """A row for each (parameter, five numbers, state, owner, seed); None unless the native core
-        takes them all.
-        """
-        if _native.C is None or not is_undisturbed():
-            return None
-        rows = []
-        for p, settings, state, owner, seed in entries:
-            (stride, dtype, count, *_), row, _ = self._of(p, state, owner, seed)
-            grad = p.grad
-            if row is None or type(grad) is not torch.Tensor or grad.dtype != dtype:
-                return None
-            if grad.stride() != stride or grad.numel() != count or grad.is_neg():
-                return None
-            address = grad.data_ptr()
-            if not address and count:  # zeros without memory
-                return None
-            rows.append((row[0], address, *row[1], *settings, 0))
-        return rows
+    def __init__(self, parameter: torch.Tensor):
+        self.parameter = parameter
+        self.state: dict[str, torch.Tensor] = {}
+        self.seed: int | None = None
+        self.settings: Settings | None = None
+        self._native = self._holds = self._alive = None
 
-    def _of(self, p, state, owner, seed):
-        exp_avg, exp_avg_sq, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        holds = (
-            p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), seed,
-            exp_avg.numel(), exp_avg.data_ptr(), exp_avg_sq.numel(), exp_avg_sq.data_ptr(), step.data_ptr(),
-        )  # fmt: skip
-        for name in ("correction", *ABSMAXES):
-            if name in state:
-                holds += state[name].numel(), state[name].data_ptr()
-        selection = None
+    def tensor(self, owner: Any) -> AdamWTensor:
+        """All of it by name, but for the gradient."""
+        state = self.state
+        t = AdamWTensor(
+            value=self.parameter.detach(),
+            exp_avg=state["exp_avg"],
+            exp_avg_sq=state["exp_avg_sq"],
+            step=state["step"],
+            correction=state.get("correction"),
+            exp_avg_absmax=state.get("exp_avg_absmax"),
+            exp_avg_sq_absmax=state.get("exp_avg_sq_absmax"),
+            seed=self.seed,
+            settings=self.settings,
+        )
         if owner is not None:
-            weight, selection = owner._weight(), owner._sparse_ft_state.selection
-            holds += (
-                weight.stride(),
-                weight.dtype,
-                weight.data_ptr(),
-                id(selection),
-                owner._sparse_ft_state.tracked._version,
-            )
-            holds += (selection.index.data_ptr(),)
-        known = self._known.get(id(p))
-        if known is None or known[0] != holds:
-            through = () if owner is None else (owner._matrix(), *selection.layout)
-            ordinary = plain((p, *state.values(), *through[:1]))
-            row = row_of(state_of(p, state, seed), step, *through) if ordinary else None
-            if row is not None and owner is not None:
-                use_huge_pages(
-                    selection.kind, weight, p, *(t for t in state.values() if t is not step)
-                )  # they have come to stay
-            known = self._known[id(p)] = holds, row, (p, selection)
-        return known
+            t.weight = owner._matrix()
+            t.layout = owner._sparse_ft_state.selection.layout
+        return t
+
+    def native(self, owner: Any) -> Any:
+        """What `StateFormat.native` makes of it; None where the compiled part does not take it."""
+        holds = self._fingerprint(owner)
+        if holds != self._holds:
+            p = self.parameter
+            t = self.tensor(owner)
+            through = () if t.weight is None else (t.weight,)
+            is_ordinary = plain((p, *self.state.values(), *through))
+            self._native = StateFormat.of(t).native(t) if is_ordinary else None
+            self._stride, self._dtype, self._count = p.stride(), p.dtype, p.numel()
+            # what the fingerprint knows by its address
+            self._alive = owner and owner._sparse_ft_state.selection
+            self._holds = holds
+        return self._native
+
+    def _fingerprint(self, owner):
+        """What `native` tells of: while this is the same, so is that."""
+        p = self.parameter
+        holds = [p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), self.seed]
+        for tensor in self.state.values():
+            holds += tensor.data_ptr(), tensor.numel()
+        if owner is not None:
+            weight, of_owner = owner._weight(), owner._sparse_ft_state
+            selection = of_owner.selection
+            holds += weight.stride(), weight.dtype, weight.data_ptr()
+            holds += id(selection), of_owner.tracked._version, selection.index.data_ptr()
+        return holds
+
+    def gradient_address(self) -> int | None:
+        """Of a gradient that lies in memory as the parameter does, when `native` was last asked
+        for; None for any other.
+        """
+        grad = self.parameter.grad
+        if type(grad) is not torch.Tensor or grad.dtype != self._dtype:
+            return None
+        if grad.stride() != self._stride or grad.numel() != self._count or grad.is_neg():
+            return None
+        address = grad.data_ptr()
+        if not address and self._count:  # zeros without memory
+            return None
+        return address
+
+    def spread(self, owner: Any) -> None:
+        """Move weight, values and moments into huge pages where that pays: they have come to
+        stay.
+        """
+        if _native.C is not None and is_undisturbed() and self.native(owner) is not None:
+            state = self.state
+            streams = [tensor for name, tensor in state.items() if name != "step"]
+            kind = owner._sparse_ft_state.selection.kind
+            use_huge_pages(kind, owner._weight(), self.parameter, *streams)
+
+
+def native_call_of(
+    linked: Sequence[Prepared], owners: Sequence[Any], others: Sequence[Prepared]
+) -> NativeCall | None:
+    """One call on parameters in host memory; None unless the compiled part takes them all.
+
+    linked: the values of the modules `owners`. others: parameters that train whole.
+    """
+    if _native.C is None or not is_undisturbed():
+        return None
+    call = NativeCall(tensors=[], grads=[], settings=[], written=[])
+    for prepared, owner in zip(linked, owners):
+        if not _add(call, prepared, owner):
+            return None
+        call.written.append(owner._weight())
+    for prepared in others:
+        if not _add(call, prepared, None):
+            return None
+    _add_settings(call, linked)
+    _add_settings(call, others)
+    return call
+
+
+def _add(call, prepared, owner):
+    """False where the compiled part does not take it."""
+    native = prepared.native(owner)
+    address = None if native is None else prepared.gradient_address()
+    if address is None:
+        return False
+    call.tensors.append(native)
+    call.grads.append(address)
+    call.written.append(prepared.parameter)
+    call.written += prepared.state.values()
+    return True
+
+
+def _add_settings(call, parameters):
+    """Those of a group are one object."""
+    last = native = None
+    for prepared in parameters:
+        if prepared.settings is not last:
+            last = prepared.settings
+            native = native_settings(last)
+        call.settings.append(native)

@@ -3,19 +3,22 @@ written through.
 """
 
 import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
-from ..nn.steps import owner_of
-from ..ops import masked_adamw_
-from ..ops._rounding import seed_of
-from ..ops.masked_adamw import step_rows
+from ..ops._adamw_native import step_on_cpu_
+from ..ops._adamw_tensor import Flags
+from ..ops.masked_adamw import masked_adamw_call_
+from .batches import Batch, linked_owner
 from .groups import groups_of
 from .in_backward import InBackward, name_of
-from .kept import ABSMAXES, Kept
-from .loading import SELECTIONS, SETTINGS, boxed, selections_of, unboxed
-from .prepared import PreparedRows
+from .loading import SELECTIONS, boxed, selections_of, unboxed
+from .prepared import Prepared, native_call_of
+from .settings import check_settings, settings_of
 from .skipping import SkippedSteps, any_nonfinite
+from .storage import Storage
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
@@ -52,23 +55,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
     huge pages, where Linux gives
     them: no memory, 0.3 ms a MiB once (see `sparse_ft.optim.pages`).
 
-    Values in 16 bits without an fp32 master (`sft.convert(..., values_dtype=torch.bfloat16)`) lose
-    updates below half a unit in the last place. Two ways keep them; plain parameters in full
-    precision are left as they are:
-    stochastic_rounding: values and moments in 16 bits are rounded up or down by chance, right in
-    expectation (Gupta et al., Deep Learning with Limited Numerical Precision, 2015). seed: what
-    decides, with a parameter's place among the others, the step and the entry; neither threads nor
-    the backend do, and a run resumed from `state_dict` goes on with the same bits.
-    correction: state has an int16 that with the bfloat16 value is the fp32 master, bit for bit;
-    moments are fp32 then. As many bytes as fp32 values take, but for a gradient of 2 an entry
-    instead of 4.
-
-    optim_bits: 8 keeps exp_avg and exp_avg_sq in 8 bits (uint8, and one float32 absmax a block of
-    128 entries, as they lie in memory), with the dynamic codes of Dettmers et al., 8-bit Optimizers
-    via Block-wise Quantization, 2022: 2.06 bytes an entry instead of 8. The step itself is fp32,
-    and values are stored as without it. Parameters of fewer than 4096 entries keep full moments, as
-    in bitsandbytes; float64 is refused. An inf or NaN in a gradient reaches all 128 entries of its
-    block.
+    stochastic_rounding, seed, correction, optim_bits: how values and moments are kept in 16 or 8
+    bits; see `sparse_ft.optim.storage`.
 
     State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and,
     but for the options above, in its dtype. Weight decay acts on selected entries only. Raises
@@ -80,23 +68,24 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-2,
+        params: Iterable,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
         *,
-        maximize=False,
-        no_decay=(),
-        skip_nonfinite=False,
-        in_backward=False,
-        unscale_in_step=False,
-        stochastic_rounding=False,
-        correction=False,
-        seed=0,
-        optim_bits=32,
+        maximize: bool = False,
+        no_decay: str | Iterable[str] = (),
+        skip_nonfinite: bool = False,
+        in_backward: bool = False,
+        unscale_in_step: bool = False,
+        stochastic_rounding: bool = False,
+        correction: bool = False,
+        seed: int = 0,
+        optim_bits: int = 32,
     ):
-        _check_hyperparameters(lr, betas, eps, weight_decay)
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        check_settings(defaults)
         if in_backward and skip_nonfinite:
             raise ValueError(
                 "skip_nonfinite: it looks at all gradients before any step, and in_backward=True"
@@ -104,31 +93,31 @@ class SelectiveAdamW(torch.optim.Optimizer):
             )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"seed: expected an integer, got {seed!r}")
-        self._kept = Kept(bool(stochastic_rounding), bool(correction), optim_bits)
-        self._kept.check()
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         if stochastic_rounding:
             defaults["seed"] = seed
-        self.skip_nonfinite, self.unscale_in_step = skip_nonfinite, bool(unscale_in_step)
-        self._skipped, self._prepared = SkippedSteps(), PreparedRows()
+        self._storage = Storage(bool(stochastic_rounding), bool(correction), optim_bits)
+        self.skip_nonfinite = skip_nonfinite
+        self.unscale_in_step = bool(unscale_in_step)
+        self._skipped = SkippedSteps()
+        self._prepared: dict[int, Prepared] = {}  # id of a parameter -> what is known of it
         self._backward = InBackward(self) if in_backward else None
         super().__init__(groups_of(params, no_decay), defaults)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         own = dict(
             skip_nonfinite=self.skip_nonfinite,
             unscale_in_step=self.unscale_in_step,
             _skipped=self.skipped_steps,
             _backward=bool(self._backward),
-            _kept=self._kept,
+            _storage=self._storage,
         )
         return {**super().__getstate__(), **own}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict) -> None:
         """Also what `load_state_dict` ends with, on an optimiser that has its hooks."""
         super().__setstate__(state)
         unboxed(self.state)
-        self._prepared = PreparedRows()
+        self._prepared = {}
         self._count()
         if isinstance(self.__dict__.get("_skipped"), int):
             self._skipped = SkippedSteps(self._skipped)
@@ -137,13 +126,12 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self._backward:
             self._backward.attach()
 
-    def add_param_group(self, param_group):
-        settings = {**self.defaults, **param_group}
-        _check_hyperparameters(*(settings[name] for name in SETTINGS))
+    def add_param_group(self, param_group: dict) -> None:
+        check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             for i, p in enumerate(self.param_groups[-1]["params"]):
-                self._kept.check_parameter(p, name_of(self.param_groups[-1], i))
+                self._storage.check(p, name_of(self.param_groups[-1], i))
         except ValueError:
             self.param_groups.pop()
             raise
@@ -151,7 +139,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self._backward:
             self._backward.attach(len(self.param_groups) - 1)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         """As torch's; its groups also hold digests of what is selected, by which `load_state_dict`
         tells another selection.
         """
@@ -162,7 +150,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 saved[SELECTIONS] = selections
         return state
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, but state keeps its own dtypes where torch casts it to the parameter's.
 
         Raises ValueError or TypeError, naming the parameter, where something is missing, has
@@ -170,9 +158,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """
 
         def checked(_, state_dict):
-            found = boxed(self, state_dict, self._kept)
+            found = boxed(self, state_dict, self._storage)
             for group in found["param_groups"]:
-                _check_hyperparameters(*(group[name] for name in SETTINGS))
+                check_settings(group)
             return found
 
         last = self.register_load_state_dict_pre_hook(checked)
@@ -181,7 +169,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         finally:
             last.remove()
 
-    def zero_grad(self, set_to_none=True):
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's. With in_backward it also leaves a backward behind that `step()` did not
         follow: one that failed.
         """
@@ -206,23 +194,21 @@ class SelectiveAdamW(torch.optim.Optimizer):
         return any(p.dtype == torch.float16 for group in self.param_groups for p in group["params"])
 
     @property
-    def skipped_steps(self):
+    def skipped_steps(self) -> int:
         """How many steps skip_nonfinite has skipped. Waits for the device that knows."""
         return int(self._skipped)
 
-    def got_gradient(self, parameter):
+    def got_gradient(self, parameter: torch.Tensor) -> bool:
         """Whether the last step had a gradient of it, for who wants to warn."""
-        return (
-            id(parameter) in self._backward.reached
-            if self._backward
-            else parameter.grad is not None
-        )
+        if self._backward:
+            return id(parameter) in self._backward.reached
+        return parameter.grad is not None
 
     @torch.compiler.disable(
         reason="the step of SelectiveAdamW is one compiled call a device already"
     )
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on every parameter that has a gradient. closure: re-evaluates the model, its
         loss is returned.
 
@@ -236,13 +222,13 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self._backward:
             self._backward.finish()
             return loss
-        batches = self._gather()
+        batches = self._batches()
+        if not batches:
+            return loss
         found_inf = self._found_inf(batches)
-        for (device, maximize, _), entries in batches.items():
-            self._step_on(
-                device, maximize, entries, found_inf, look=self.skip_nonfinite and len(batches) == 1
-            )
-        if self.skip_nonfinite and batches:
+        for batch in batches:
+            self._step_on(batch, found_inf, look=self.skip_nonfinite and len(batches) == 1)
+        if self.skip_nonfinite:
             self._skipped.add(found_inf)
         return loss
 
@@ -251,152 +237,91 @@ class SelectiveAdamW(torch.optim.Optimizer):
         nothing does.
         """
         found_inf = getattr(self, "found_inf", None)  # a GradScaler's
-        if not self.skip_nonfinite or not batches:
+        if not self.skip_nonfinite:
             return found_inf
         if len(batches) > 1:
-            found = any_nonfinite(batches.values())
+            found = any_nonfinite([p.grad for p in batch.parameters()] for batch in batches)
             return found if found_inf is None else torch.maximum(found, found_inf.to(found.device))
-        ((device, *_),) = batches
-        return (
-            torch.zeros((), dtype=torch.float32, device=device)
-            if found_inf is None
-            else found_inf.to(device)
-        )
+        device = batches[0].device
+        if found_inf is None:
+            return torch.zeros((), dtype=torch.float32, device=device)
+        return found_inf.to(device)
 
-    def _gather(self):
-        """(parameter, settings, state, owner, seed) of each gradient, by what a call has in common;
-        with an owner first.
-        """
+    def _batches(self):
+        """The parameters that have a gradient, by what a call has in common."""
         batches = {}
         for group in self.param_groups:
-            device = None
+            device = batch = None
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 if p.device != device:
-                    device, settings = p.device, _settings(group, p.device)
-                key = device, group["maximize"], _stays(settings[0])
-                batches.setdefault(key, []).append(self._entry(p, group, settings))
-        return {key: sorted(batch, key=lambda e: e[3] is None) for key, batch in batches.items()}
+                    device = p.device
+                    settings = settings_of(group, device)
+                    key = device, group["maximize"], settings.lr_at is None
+                    batch = batches.get(key)
+                    if batch is None:
+                        batch = batches[key] = Batch(device, group["maximize"])
+                self._add(batch, p, group, settings)
+        return list(batches.values())
 
-    def _entry(self, p, group, settings):
+    def _add(self, batch, p, group, settings):
         if p.grad.is_sparse:
             raise RuntimeError(
                 "grad: SelectiveAdamW takes dense gradients, got a sparse one of shape"
                 f" {tuple(p.shape)}"
             )
-        seed = seed_of(group.get("seed", 0), self._number[id(p)]) if self._kept.rounds(p) else None
-        return p, settings, self._state_of(p), _linked(p), seed
-
-    def _step_one(self, p, group):
-        """The step of one parameter that has its gradient."""
-        self._step_on(
-            p.device, group["maximize"], [self._entry(p, group, _settings(group, p.device))]
-        )
+        prepared = self._prepared.get(id(p))
+        is_new = prepared is None
+        if is_new:
+            prepared = self._prepared[id(p)] = Prepared(p)
+        prepared.state = self._state_of(p)
+        prepared.seed = self._storage.seed_of(p, group, self._number[id(p)])
+        prepared.settings = settings
+        owner = linked_owner(p)
+        if owner is None:
+            batch.others.append(prepared)
+            return
+        batch.linked.append(prepared)
+        batch.owners.append(owner)
+        if is_new and p.is_cpu:
+            prepared.spread(owner)
 
     def _state_of(self, p):
         state = self.state[p]
         if not state:
-            state.update(self._kept.new(p))  # whole or not at all
+            state.update(self._storage.format_of(p).new(p))  # whole or not at all
         if state["step"].device != p.device:  # a loaded one is still where its checkpoint was
             state["step"] = state["step"].to(p.device)
         return state
 
-    def _step_on(self, device, maximize, entries, found_inf=None, look=False):
+    def _step_one(self, p, group):
+        """The step of one parameter that has its gradient."""
+        batch = Batch(p.device, group["maximize"])
+        self._add(batch, p, group, settings_of(group, p.device))
+        self._step_on(batch)
+
+    def _step_on(self, batch, found_inf=None, look=False):
         """look: at the gradients first, and set found_inf if one is not finite."""
-        params, settings, states, owners, seeds = zip(*entries)
-        owners = [owner for owner in owners if owner is not None]
-        scale, found_inf = (
-            x if x is None else x.to(device) for x in (getattr(self, "grad_scale", None), found_inf)
+        flags = Flags(
+            maximize=batch.maximize,
+            grad_scale=_on(batch.device, getattr(self, "grad_scale", None)),
+            found_inf=_on(batch.device, found_inf),
+            skip_nonfinite=look,
         )
         if found_inf is not None:
-            for owner in owners:
+            for owner in batch.owners:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
-        flags = dict(maximize=maximize, grad_scale=scale, found_inf=found_inf, skip_nonfinite=look)
-        rows = self._prepared.rows(entries) if device.type == "cpu" else None
-        if rows is not None:
-            state = [tensor for s in states for tensor in s.values()]
-            step_rows(rows, [*params, *state, *(owner._weight() for owner in owners)], **flags)
+        native = None
+        if batch.device.type == "cpu":
+            native = native_call_of(batch.linked, batch.owners, batch.others)
+        if native is not None:
+            step_on_cpu_(native, flags)
         else:
-            _step_through_op(params, settings, states, owners, seeds, flags)
-        for owner in owners:
+            masked_adamw_call_(batch.call(flags))
+        for owner in batch.owners:
             owner._mark_shown()
 
 
-def _settings(group, device):
-    """lr, beta1, beta2, eps, weight_decay: numbers, except an lr that need not be read
-    on the host.
-    """
-    lr = group["lr"]
-    lr = lr.detach().to(device, torch.float32) if _stays(lr) and device.type != "cpu" else float(lr)
-    return lr, *(float(x) for x in (*group["betas"], group["eps"], group["weight_decay"]))
-
-
-def _stays(lr):
-    return isinstance(lr, torch.Tensor) and not lr.is_cpu
-
-
-def _step_through_op(params, settings, states, owners, seeds, flags):
-    layouts = [owner._sparse_ft_state.selection.layout for owner in owners]
-    lrs = None
-    if _stays(settings[0][0]):
-        lrs, settings = [lr for lr, *_ in settings], [(0.0, *others) for _, *others in settings]
-    masked_adamw_(
-        [p.detach() for p in params],
-        [p.grad for p in params],
-        *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")),
-        [owner._matrix() for owner in owners],
-        [kind for kind, *_ in layouts],
-        [index for _, index, *_ in layouts],
-        [n for _, _, *block in layouts for n in block],
-        **dict(zip(("lr", "beta1", "beta2", "eps", "weight_decay"), map(list, zip(*settings)))),
-        lrs=lrs,
-        **_storage(states, seeds),
-        **flags,
-    )
-
-
-def _storage(states, seeds):
-    """What the op must know of state that is not stored plainly."""
-    storage = {}
-    if any("correction" in state for state in states):
-        storage["corrections"] = [
-            state.get("correction", state["step"].new_empty(0)) for state in states
-        ]
-    if any("exp_avg_absmax" in state for state in states):
-        storage["absmaxes"] = [
-            state.get(name, state["step"].new_empty(0)) for state in states for name in ABSMAXES
-        ]
-    if any(seed is not None for seed in seeds):
-        storage["seeds"] = [-1 if seed is None else seed for seed in seeds]
-    return storage
-
-
-def _linked(p):
-    """The owner whose weight this step can write through into, or None (its module then scatters
-    before its next forward).
-    """
-    owner = owner_of(p)
-    if owner is None:
-        return None
-    weight = owner._weight_or_none()
-    if weight is None:
-        return None
-    return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None
-
-
-def _check_hyperparameters(lr, betas, eps, weight_decay):
-    if isinstance(lr, torch.Tensor) and lr.numel() != 1:
-        raise ValueError(
-            f"lr: expected a float or a tensor of one element, got shape {tuple(lr.shape)}"
-        )
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not _stays(value) and (
-            isinstance(value, str) or not float(value) >= 0
-        ):  # on a device it is not looked at
-            raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas: expected two numbers, got {betas}")
-    for i, beta in enumerate(betas):
-        if not 0 <= float(beta) < 1:
-            raise ValueError(f"betas: expected numbers in [0, 1), got {beta} at position {i}")
+def _on(device, scalar):
+    return scalar if scalar is None else scalar.to(device)

@@ -2,21 +2,21 @@
 on a device.
 """
 
+from collections.abc import Iterable
 from functools import reduce
 
 import torch
 
 
-def any_nonfinite(batches):
-    """1.0 where a gradient of the batches holds inf or NaN, 0.0 otherwise: float32, one element, on
-    the device of the first.
+def any_nonfinite(gradients: Iterable[Iterable[torch.Tensor]]) -> torch.Tensor:
+    """1.0 where a gradient holds inf or NaN, 0.0 otherwise: float32, one element, on the device of
+    the first.
 
-    batches: lists of (parameter, …), each list on one device. A kernel sees only the gradients of
-    its own launch.
+    gradients: lists, each on one device. A kernel sees only the gradients of its own launch.
     """
     finite = [
-        reduce(torch.logical_and, (p.grad.isfinite().all() for p, *_ in entries))
-        for entries in batches
+        reduce(torch.logical_and, (gradient.isfinite().all() for gradient in on_one))
+        for on_one in gradients
     ]
     return 1.0 - reduce(torch.logical_and, (each.to(finite[0].device) for each in finite)).float()
 

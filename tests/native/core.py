@@ -76,43 +76,37 @@ def wgrad(values, grad_output, input, layout, *, compact=False, accumulate=False
     return values
 
 
-def storage(t):
-    """What stands beside the values and moments of a tensor of `adamw_`.
-
-    Correction, seed and absmaxes, where it has them.
-    """
-    if not t.keys() & {"correction", "seed", "exp_avg_absmax"}:
-        return None
-    correction, *absmaxes = (
-        t[name].data_ptr() if name in t else 0
-        for name in ("correction", "exp_avg_absmax", "exp_avg_sq_absmax")
+def adamw_tensor(t):
+    """A dict as `adamw_` takes it, as the core knows it."""
+    addresses = {"values": t["value"]}
+    stored = "exp_avg", "exp_avg_sq", "step", "correction", "exp_avg_absmax", "exp_avg_sq_absmax"
+    addresses |= {name: t[name] for name in (*stored, "weight") if name in t}
+    more = {}
+    if "weight" in t:
+        more["weight_dtype"] = DTYPES[t["weight"].dtype]
+        more["layout"] = native_layout(t["layout"], t["weight"].shape)
+    return C.AdamWTensor(
+        count=t["value"].numel(),
+        dtype=DTYPES[t["value"].dtype],
+        seed=t.get("seed", -1),
+        **{name: tensor.data_ptr() for name, tensor in addresses.items()},
+        **more,
     )
-    return correction, t.get("seed", -1), *absmaxes
+
+
+def adamw_settings(t):
+    lr_at = t["lr_at"].data_ptr() if "lr_at" in t else 0
+    names = "lr", "beta1", "beta2", "eps", "weight_decay"
+    return C.AdamWSettings(*(t[name] for name in names), lr_at)
 
 
 def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, threads=2):
     """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither,
     and the hyperparameters; correction, seed, exp_avg_absmax, exp_avg_sq_absmax."""
-    table = []
-    for t in tensors:
-        weight = t.get("weight")
-        table.append(
-            (
-                *(
-                    t[name].data_ptr()
-                    for name in ("value", "grad", "exp_avg", "exp_avg_sq", "step")
-                ),
-                t["value"].numel(),
-                DTYPES[t["value"].dtype],
-                0 if weight is None else weight.data_ptr(),
-                0 if weight is None else DTYPES[weight.dtype],
-                None if weight is None else native_layout(t["layout"], weight.shape),
-                storage(t),
-                *(t[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
-                t["lr_at"].data_ptr() if "lr_at" in t else 0,
-            )
-        )
-    return C.masked_adamw_(table, maximize, inv_scale, skip_nonfinite, threads)
+    known = [adamw_tensor(t) for t in tensors]
+    grads = [t["grad"].data_ptr() for t in tensors]
+    settings = [adamw_settings(t) for t in tensors]
+    return C.masked_adamw_(known, grads, settings, maximize, inv_scale, skip_nonfinite, threads)
 
 
 def rows(matrix):

@@ -39,12 +39,16 @@ class Core:
         self.calls.append(arguments[-1])
         self.core.gather_selected(*arguments[:-1], 1)
 
-    def masked_adamw_cuda_(self, rows, maximize, grad_scale, found_inf, skip_nonfinite, stream):
+    def masked_adamw_cuda_(
+        self, tensors, grads, settings, maximize, grad_scale, found_inf, skip_nonfinite, stream
+    ):
         self.calls.append(stream)
         if found_inf and number(found_inf)[0]:
             return
         inv_scale = 1 / number(grad_scale)[0] if grad_scale else 1.0
-        if self.core.masked_adamw_(rows, maximize, inv_scale, skip_nonfinite, 1):
+        if self.core.masked_adamw_(
+            tensors, grads, settings, maximize, inv_scale, skip_nonfinite, 1
+        ):
             number(found_inf)[0] = 1
 
 

@@ -1,0 +1,61 @@
+"""One tensor of a masked_adamw_ step, with a name for everything that the step reads and writes."""
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass(slots=True)
+class Settings:
+    """The hyperparameters of a step; `lr_at`, one float32, is read when it runs and counts for
+    lr.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lr_at: torch.Tensor | None = None
+
+    def read_lr(self) -> float:
+        """Waits for the device that holds `lr_at`."""
+        return self.lr if self.lr_at is None else self.lr_at.item()
+
+
+@dataclasses.dataclass(slots=True)
+class Flags:
+    """What is the same for every tensor of a call. Scalars are float32 tensors of one element."""
+
+    maximize: bool = False
+    grad_scale: torch.Tensor | None = None  # gradients are divided by it
+    found_inf: torch.Tensor | None = None  # nonzero: nothing changes
+    skip_nonfinite: bool = False  # look at every gradient first, and set found_inf
+
+
+@dataclasses.dataclass(slots=True)
+class AdamWTensor:
+    """A tensor that steps. What is None is not there: `StateFormat` says what goes together.
+
+    The fields from `exp_avg` to `exp_avg_sq_absmax` but for `weight`, `layout` and `seed` are those
+    of the optimiser's state under the same names.
+    """
+
+    value: torch.Tensor  # any shape and floating dtype
+    exp_avg: torch.Tensor  # in the shape of value, in its dtype or in what the format says
+    exp_avg_sq: torch.Tensor  # likewise
+    step: torch.Tensor  # float32, one element: how many steps were taken
+    correction: torch.Tensor | None = None  # int16 like value: with it the fp32 master
+    exp_avg_absmax: torch.Tensor | None = None  # float32, one a block of 128 entries
+    exp_avg_sq_absmax: torch.Tensor | None = None
+    seed: int | None = None  # in [0, 2^48): what is stored in 16 bits is rounded by chance
+    weight: torch.Tensor | None = None  # [rows, columns]: shows the values after the step
+    layout: tuple | None = None  # (kind, index, block_h, block_w) of the values in the weight
+    grad: torch.Tensor | None = None  # like value
+    settings: Settings | None = None
+
+    def written(self) -> list[torch.Tensor]:
+        """What a step changes."""
+        state = self.value, self.exp_avg, self.exp_avg_sq, self.step, self.weight
+        stored = self.correction, self.exp_avg_absmax, self.exp_avg_sq_absmax
+        return [tensor for tensor in (*state, *stored) if tensor is not None]

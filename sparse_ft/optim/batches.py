@@ -1,0 +1,46 @@
+"""Batch: the parameters that one call of a step is about."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..nn.steps import owner_of
+from ..ops._adamw_call import Call
+from ..ops._adamw_tensor import Flags
+from .prepared import Prepared
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """What one call steps on: parameters on one device, in one direction."""
+
+    device: torch.device
+    maximize: bool
+    linked: list[Prepared] = dataclasses.field(default_factory=list)
+    owners: list[Any] = dataclasses.field(default_factory=list)  # the modules of `linked`
+    others: list[Prepared] = dataclasses.field(default_factory=list)
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [prepared.parameter for prepared in (*self.linked, *self.others)]
+
+    def call(self, flags: Flags) -> Call:
+        """For who asks for each tensor by name."""
+        linked = [prepared.tensor(owner) for prepared, owner in zip(self.linked, self.owners)]
+        tensors = linked + [prepared.tensor(None) for prepared in self.others]
+        for t, parameter in zip(tensors, self.parameters()):
+            t.grad = parameter.grad
+        return Call(tensors, flags)
+
+
+def linked_owner(p: torch.Tensor) -> Any:
+    """The owner whose weight this step can write through into, or None (its module then scatters
+    before its next forward).
+    """
+    owner = owner_of(p)
+    if owner is None:
+        return None
+    weight = owner._weight_or_none()
+    if weight is None:
+        return None
+    return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None
