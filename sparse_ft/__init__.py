@@ -6,9 +6,10 @@ print(sft.convert(model, plan, lean=True))
 optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
-from . import functional, memory, nn
+from . import deltas, functional, memory, nn
 from .checkpoint import load, state_dict
 from .conversion import convert, matrix_shape, revert, summary, sync
+from .deltas import Delta, apply, diff, load_delta, remove, save_delta
 from .diagnosis import backends
 from .lean_modules import lean
 from .memory import estimate
@@ -21,22 +22,29 @@ __version__ = "0.1.0"
 __all__ = [
     "Blocks",
     "Columns",
+    "Delta",
     "Entries",
     "Plan",
     "Rows",
     "Selection",
     "SelectiveAdamW",
+    "apply",
     "backends",
     "convert",
+    "deltas",
+    "diff",
     "estimate",
     "from_mask",
     "functional",
     "lean",
     "load",
+    "load_delta",
     "matrix_shape",
     "memory",
     "nn",
+    "remove",
     "revert",
+    "save_delta",
     "select",
     "state_dict",
     "summary",

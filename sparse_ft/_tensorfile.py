@@ -1,4 +1,4 @@
-"""A safetensors file with one JSON document in its metadata: what plans are saved as.
+"""A safetensors file with one JSON document in its metadata: what plans and deltas are saved as.
 
 Reading checks every claim of the file.
 
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -29,6 +29,10 @@ _NAMES = {
     torch.bfloat16: "BF16",
     torch.bool: "BOOL",
     torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
@@ -46,8 +50,22 @@ def save(
 
     Raises OSError, TypeError or ValueError that name `path`.
     """
-    header, offset = {"__metadata__": {"sparse_ft": json.dumps(document)}}, 0
-    for name, tensor in tensors.items():
+    save_tensors(path, tensors, {"sparse_ft": json.dumps(document, separators=(",", ":"))})
+
+
+def save_tensors(
+    path: str | bytes | os.PathLike,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a plain safetensors file, whole or not at all.
+
+    The widest dtypes come first, as the safetensors library wants them: each tensor begins at a
+    multiple of its item size.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+    header, offset = {"__metadata__": dict(metadata)}, 0
+    for name, tensor in ordered.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
@@ -59,8 +77,13 @@ def save(
     text += b" " * (-len(text) % 8)
     with written_whole(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
+        for tensor in ordered.values():
             file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+
+
+def holds(dtype: torch.dtype) -> bool:
+    """Whether files of this format hold tensors of `dtype`."""
+    return dtype in _NAMES
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -77,19 +100,29 @@ def load(path: str | bytes | os.PathLike) -> tuple[dict[str, torch.Tensor], Any]
     header, 100 MB of text at most, and for the bytes of the tensors. Raises OSError that names
     `path` where it cannot be read.
     """
+    return _load(path, lambda metadata: json.loads(metadata["sparse_ft"]))
+
+
+def load_tensors(path: str | bytes | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """`(tensors, metadata)` of any safetensors file, checked as in `load`."""
+    return _load(path, dict)
+
+
+def _load(path: str | bytes | os.PathLike, of_metadata: Callable[[dict], Any]) -> tuple[dict, Any]:
     path = checked_path(path)
     with naming_path(path), open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "expected a file, this is a device or a pipe")
         try:
-            return _read(file, status.st_size)
+            return _read(file, status.st_size, of_metadata)
         except (
             ValueError,
             KeyError,
             TypeError,
             AttributeError,
             RuntimeError,
+            RecursionError,
             OverflowError,
             MemoryError,
         ) as error:
@@ -101,14 +134,16 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read(file: BinaryIO, size: int) -> tuple[dict[str, torch.Tensor], Any]:
+def _read(
+    file: BinaryIO, size: int, of_metadata: Callable[[dict], Any]
+) -> tuple[dict[str, torch.Tensor], Any]:
     if size < 8:
         raise ValueError(f"{size} bytes are too few for a header")
     length = int.from_bytes(file.read(8), "little")
     if length > min(_HEADER_LIMIT, size - 8):
         raise ValueError(f"the header claims {length} bytes, the file has {size - 8} left")
     header = json.loads(file.read(length).decode("utf-8"))
-    document = json.loads(header.pop("__metadata__")["sparse_ft"])
+    document = of_metadata(header.pop("__metadata__", {}))
     claims = _claims(header, size - 8 - length)
     return {name: _read_tensor(file, dtype, shape) for name, dtype, shape in claims}, document
 

@@ -43,6 +43,7 @@ MAY = {
     "carried": ("nn", "plan"),
     "checkpoint": ("carried", "conversion", "nn", "report"),
     "conversion": ("carried", "lean_modules", "nn", "plan", "ranks", "report"),
+    "deltas": ("carried", "checkpoint", "conversion", "nn", "plan"),
     "optim": ("nn",),
     "memory": ("conversion", "lean_modules", "nn", "optim", "plan", "salience"),
     "salience": ("conversion", "nn", "plan", "ranks"),

@@ -1,0 +1,155 @@
+"""apply and remove: a delta goes into a base model and comes out again, bit for bit."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..conversion import record_of
+from ..nn import Selected
+from . import places
+from .base import Known, differences, refuse
+from .delta import Delta, Part
+from .exchange import Exchange, exchanges_of, swap_all, tensor_of
+from .overlap import overlapping
+
+_APPLIED = "_sparse_ft_applied"  # on the model: its `Applied`
+
+
+@dataclasses.dataclass
+class Record:
+    """A delta that is in a model, and what was there before."""
+
+    delta: Delta
+    exchanges: list[Exchange]
+
+
+@dataclasses.dataclass
+class Applied:
+    """The deltas that are in a model, in the order in which they came, and what is known of its
+    base.
+    """
+
+    records: list[Record] = dataclasses.field(default_factory=list)
+    known: Known = dataclasses.field(default_factory=Known)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Applied":
+        """That of `model`, made where there is none yet."""
+        return model.__dict__.setdefault(_APPLIED, cls())
+
+    @contextlib.contextmanager
+    def taken_out(self, model: nn.Module) -> Iterator[None]:
+        """In here the model is its base; no version counter tells of it."""
+        exchanges = [each for record in reversed(self.records) for each in record.exchanges]
+        swap_all(model, exchanges, into=False, quietly=True)
+        try:
+            yield
+        finally:
+            swap_all(model, exchanges[::-1], into=True, quietly=True)
+
+    def swap(self, model: nn.Module, exchanges: list[Exchange], into: bool) -> None:
+        """Swap, and go on knowing the base."""
+        pairs = [(each.name, tensor_of(model, each.name, each.part)) for each in exchanges]
+        valid = set(self.known.valid(pairs))
+        swap_all(model, exchanges, into)
+        for name, tensor in pairs:
+            if name in valid:
+                self.known.restamp(name, tensor)
+
+
+def apply(
+    model: nn.Module, delta: Delta, *, alpha: float = 1.0, force: bool = False, undo: bool = True
+) -> nn.Module:
+    """Put `delta` into `model`, in place: the fine-tuned model, bit for bit. Returns the model.
+
+    model: the base, not converted. Deltas that change other entries can be in it at once.
+    alpha: 0 for the base, 1 for the fine-tuned model, in between or beyond a mix of both: base +
+    alpha * (new - base), in fp32 and rounded once; the base's values come from the delta where it
+    has them (`origin`), else from the model. force: do not look whether the model is the base that
+    the delta was made for. undo: keep what was there (as many bytes as the delta) for `sft.remove`.
+
+    Raises ValueError for a converted model, another base and a delta that is in it already,
+    KeyError for a tensor that it does not have; the model is as it was then, as after any
+    exception.
+    """
+    if not isinstance(delta, Delta):
+        raise TypeError(f"delta: expected a Delta (see sft.load_delta), got {type(delta).__name__}")
+    _refuse_converted(model)
+    applied = Applied.of(model)
+    if any(record.delta is delta for record in applied.records):
+        raise ValueError("delta: it is in this model already; sft.remove(model, delta) first")
+    exchanges = exchanges_of(model, list(delta.items()))
+    if not force:
+        with applied.taken_out(model):
+            wrong = differences(model, delta, applied.known)
+        if wrong:
+            refuse(delta, wrong)
+    if alpha != 1.0:
+        parts = [(name, _mixed(model, name, part, alpha)) for name, part in delta.items()]
+        exchanges = exchanges_of(model, parts)
+    if undo:
+        applied.swap(model, exchanges, into=True)
+        applied.records.append(Record(delta, exchanges))
+    else:
+        swap_all(model, exchanges, into=True)
+    return model
+
+
+def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:
+    """Take `delta` (default: the last one) out of `model`, in place: what was there before it comes
+    back bit for bit, also if entries were changed since. Returns the model.
+
+    Raises ValueError where it is not in the model, or where a later one changed some of its
+    entries, which must come out first.
+    """
+    _refuse_converted(model)
+    records = Applied.of(model).records
+    at = next(
+        (i for i in reversed(range(len(records))) if delta is None or records[i].delta is delta),
+        None,
+    )
+    if at is None:
+        what = "no delta is in this model" if delta is None else "it is not in this model"
+        raise ValueError(f"delta: {what}; sft.apply(model, delta) puts one in")
+    for later in records[at + 1 :]:
+        name = overlapping(records[at].delta, later.delta)
+        if name is not None:
+            raise ValueError(
+                f"delta: a delta that came later has changed {name!r} too; remove that one first"
+            )
+    Applied.of(model).swap(model, records[at].exchanges, into=False)
+    del records[at]
+    return model
+
+
+def _refuse_converted(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if record_of(model) is not None or any(isinstance(each, Selected) for each in model.modules()):
+        raise ValueError(
+            "model: it is converted, and its `values` would overwrite a delta at the next forward;"
+            " sft.revert(model) first. To train on from a delta: apply it, then sft.convert(model,"
+            " delta.plan)"
+        )
+
+
+def _mixed(model: nn.Module, name: str, part: Part, alpha: float) -> Part:
+    """`part` with values between the base's and its own."""
+    if not part.values.is_floating_point():
+        return part  # counters: there is no half way
+    tensor = tensor_of(model, name, part).detach()
+    origin = part.origin
+    if origin is None and part.selection is None:
+        origin = tensor
+    elif origin is None:
+        origin = places.gathered(tensor.view(part.matrix_shape), part.selection)
+    return part.with_values(mixed(origin.to(part.values), part.values, alpha))
+
+
+def mixed(origin: torch.Tensor, values: torch.Tensor, alpha: float) -> torch.Tensor:
+    """origin + alpha * (values - origin), in fp32 or wider, rounded once; exact at 0 and 1."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return torch.lerp(origin.to(wide), values.to(wide), alpha).to(values.dtype)

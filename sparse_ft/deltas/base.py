@@ -1,0 +1,104 @@
+"""Whether a model is the base that a delta was made for."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from . import places
+from .delta import Delta, Part
+from .fingerprint import bits_of, fingerprint, written
+from .rest import rest_of, rest_of_matrix
+
+
+class Seen(NamedTuple):
+    """What a tensor was like when its fingerprint was taken."""
+
+    version: int
+    address: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Seen":
+        version = 0 if tensor.is_inference() else tensor._version
+        return cls(version, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape))
+
+
+class Known:
+    """Fingerprints of the base's parameters, taken once: a switch of deltas is to cost what they
+    change, not what the model holds.
+
+    One is taken anew when its parameter was written or replaced by anybody but `sft.apply` and
+    `sft.remove`; a bare write through `.data` leaves no trace, here as elsewhere.
+    """
+
+    def __init__(self):
+        self._numbers: dict[str, tuple[Seen, int]] = {}
+
+    def of(self, name: str, tensor: torch.Tensor) -> int:
+        """The fingerprint of `tensor`, which is the base's, called `name`."""
+        seen = Seen.of(tensor)
+        before = self._numbers.get(name)
+        if before is None or before[0] != seen:
+            before = self._numbers[name] = seen, fingerprint(tensor)
+        return before[1]
+
+    def valid(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+        """The names whose fingerprint is still that of their tensor."""
+        names = []
+        for name, tensor in tensors:
+            before = self._numbers.get(name)
+            if before is not None and before[0] == Seen.of(tensor):
+                names.append(name)
+        return names
+
+    def restamp(self, name: str, tensor: torch.Tensor) -> None:
+        """The fingerprint of `name` still counts, after a write that will be taken back."""
+        self._numbers[name] = Seen.of(tensor), self._numbers[name][1]
+
+
+def differences(model: nn.Module, delta: Delta, known: Known) -> list[str]:
+    """Where `model` is not the base of `delta`, in words; empty where it is. Looks only."""
+    wrong = []
+    for name, part in delta.items():
+        why = _difference(model, name, part, known)
+        if why is not None:
+            wrong.append(f"{name!r} {why}")
+    if delta.rest is not None and rest_of(model, delta, known.of) != delta.rest:
+        wrong.append("what the delta leaves alone has other numbers, names or shapes")
+    return wrong
+
+
+def _difference(model: nn.Module, name: str, part: Part, known: Known) -> str | None:
+    tensor = places.tensor_of(*places.owner_of(model, name)).detach()
+    if tensor.dtype != part.values.dtype:
+        return f"is {tensor.dtype}, and the delta's are {part.values.dtype}"
+    if part.selection is None:
+        return None if _is_origin(tensor, part) else "does not hold what its base did"
+    matrix = tensor.view(part.matrix_shape)
+    values = places.gathered(matrix, part.selection)
+    if not _is_origin(values, part):
+        return "does not hold what its base did where the delta changes it"
+    whole = known.of(name, tensor)
+    rest = written(rest_of_matrix(matrix, part.selection, values, whole))
+    return None if part.rest in ("", rest) else "has other numbers where the delta changes nothing"
+
+
+def _is_origin(values: torch.Tensor, part: Part) -> bool:
+    if part.origin is None:
+        return True
+    origin = part.origin.to(values.device)
+    return origin.dtype == values.dtype and torch.equal(bits_of(values), bits_of(origin))
+
+
+def refuse(delta: Delta, wrong: list[str]) -> None:
+    """Raise ValueError for a model that is not the base of `delta`."""
+    of = f" ({delta.base_name!r})" if delta.base_name else ""
+    more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
+    raise ValueError(
+        f"model: it is not the base that this delta was made for{of}: {'; '.join(wrong[:2])}{more}."
+        " Load that base, take out what was put in before, or force=True to put the values in all"
+        " the same"
+    )

@@ -1,0 +1,134 @@
+"""Where the entries of a delta are: tensors of a model by name, their matrix, what reads them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .. import ops
+from ..carried import selected_modules
+from ..conversion import matrix_shape, record_of
+from ..messages import did_you_mean
+from ..nn import Selected, SelectedParameter, SelectiveConv1D, stored
+from ..nn.apart import as_matrix
+from ..nn.linear import is_conv1d
+from ..ops.layout import coordinates, inside
+from ..plan import ALL
+from ..selection import Selection
+
+LINEAR, CONV1D, EMBEDDING, OTHER = "linear", "conv1d", "embedding", "other"
+
+
+class Trained(NamedTuple):
+    """One tensor of a converted model that trains, showing its values. selection: None where it
+    trains whole. reader: what its module is, as in `reader_of`. module: None where no selective one
+    owns it.
+    """
+
+    name: str
+    weight: torch.Tensor
+    selection: Selection | None
+    matrix_shape: tuple[int, int]
+    reader: str
+    module: Selected | None
+
+
+def trained(model: nn.Module) -> Iterator[Trained]:
+    """What trains in a converted model, in the order of its modules; each weight is synchronised.
+
+    Raises ValueError for a model that is not converted.
+    """
+    record = record_of(model)
+    if record is None:
+        raise ValueError(
+            "model: it is not converted, so nothing tells what was trained; sft.convert it first,"
+            " or compare two models: sft.diff(base, trained)"
+        )
+    seen = set()
+    for prefix, module in selected_modules(model):
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        module.sync()
+        state = module._sparse_ft_state
+        name, _ = module._keys(prefix)
+        weight = module._weight().detach()
+        reader = _reader_of_selected(module)
+        yield Trained(name, weight, state.selection, state.matrix_shape, reader, module)
+    for name, what in record[0].items():
+        if what == ALL:
+            owner, attribute = owner_of(model, name)
+            weight = tensor_of(owner, attribute).detach()
+            yield Trained(name, weight, None, _shape(weight), reader_of(owner, attribute), None)
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module and the attribute behind a name in `model.state_dict()`. Raises KeyError."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+        tensor_of(owner, attribute)
+    except (AttributeError, KeyError):
+        names = [known for known, _ in model.named_parameters()]
+        known = did_you_mean(name, names)
+        raise KeyError(f"delta: the model has no tensor {name!r}{known}") from None
+    return owner, attribute
+
+
+def tensor_of(owner: nn.Module, attribute: str) -> torch.Tensor:
+    """The parameter or buffer `attribute` of `owner` itself. Raises KeyError."""
+    if owner._parameters.get(attribute) is not None:
+        return stored(owner, attribute)
+    tensor = owner._buffers[attribute]
+    if tensor is None:
+        raise KeyError(attribute)
+    return tensor
+
+
+def reader_of(owner: nn.Module, attribute: str) -> str:
+    """What reads a tensor: "linear" (stored [out, in]), "conv1d" (transformers' Conv1D, stored
+    [in, out]), "embedding" or "other". Adapter formats want to know.
+    """
+    if attribute != "weight":
+        return OTHER
+    if isinstance(owner, nn.Linear):
+        return LINEAR
+    if isinstance(owner, SelectiveConv1D) or is_conv1d(type(owner)):
+        return CONV1D
+    return EMBEDDING if isinstance(owner, nn.Embedding) else OTHER
+
+
+def _reader_of_selected(module: Selected) -> str:
+    if isinstance(module, SelectedParameter):
+        return reader_of(module.owner, module.name)
+    return reader_of(module, "weight")
+
+
+def matrix_of(model: nn.Module, name: str) -> torch.Tensor:
+    """The tensor `name` of a plain model as the matrix that a selection speaks of, sharing its
+    memory. Raises KeyError or ValueError that name it.
+    """
+    owner, attribute = owner_of(model, name)
+    return as_matrix(tensor_of(owner, attribute).detach(), matrix_shape(model, name), name)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, int]:
+    """The matrix of a tensor of which every entry is meant: one row."""
+    return 1, tensor.numel()
+
+
+def positions_of(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
+    """Flat positions [n] int64 of the values of `selection` on a matrix of `shape`, in the order of
+    the values; -1 for padding of blocks.
+    """
+    if selection.kind == "entries":
+        return selection.index.long()
+    row, column = torch.broadcast_tensors(*coordinates(*selection.layout, shape))
+    flat = row * shape[1] + column
+    return flat.masked_fill(~inside(row, column, shape), -1).reshape(-1)
+
+
+def gathered(matrix: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """The selected entries of `matrix`, in its dtype and on its device."""
+    return ops.gather_selected(matrix, *selection.to(matrix.device).layout)
