@@ -13,6 +13,9 @@ STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # Other releases of transformers, each in a folder of its own: tests/lean_modules/test_other_releases.py.
 OTHER := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-compile --upgrade
+# What the tests of trainers need beside transformers; why in a folder: tests/helpers/trl_runs.py.
+TRAINERS := trl diffusers datasets pyarrow pandas python-dateutil six dill multiprocess xxhash \
+	importlib_metadata zipp requests urllib3 idna certifi charset-normalizer
 OLDEST := 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23' requests urllib3 idna certifi charset-normalizer
 # What the compiled part and the installed metadata are made from.
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
@@ -44,6 +47,7 @@ $(STAMPS)/test: $(SOURCES) | $(STAMPS)
 	@echo 'installing sparse_ft and what the tests need into $(VENV) (once, minutes)'
 	$(PIP) -e '.[test,demo]'
 	$(PIP) --upgrade --no-deps --target $(VENV)/vision torchvision timm
+	-$(OTHER) -c constraints.txt --target $(VENV)/trl $(TRAINERS)
 	-$(OTHER) --target $(VENV)/transformers-oldest $(OLDEST)
 	-$(OTHER) --target $(VENV)/transformers-newest transformers
 	@touch $@
