@@ -8,12 +8,14 @@ optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 
 from . import deltas, functional, memory, nn
 from .checkpoint import load, state_dict
-from .conversion import convert, matrix_shape, revert, summary, sync
+from .conversion import convert, revert
+from .converted import summary, sync
 from .deltas import Delta, apply, diff, load_delta, remove, save_delta
 from .diagnosis import backends
 from .lean_modules import lean
 from .memory import estimate
 from .optim import SelectiveAdamW
+from .places import matrix_shape
 from .plan import Plan
 from .salience import select
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from .carried import carried_by, selected_modules
-from .conversion import convert, record_of, summary, unconvert
+from .conversion import convert, unconvert
+from .converted import record_of, summary
 from .report import Report
 
 
@@ -64,7 +65,7 @@ def load(
     if convert_first:
         plan, values_dtype = carried
         convert(model, plan, values_dtype=values_dtype, process_group=process_group)
-    elif carried is not None and record[0] != carried[0]:
+    elif carried is not None and record.plan != carried[0]:
         raise ValueError(
             "model: converted with another plan than the checkpoint's; call sft.revert(model), then"
             " sft.load, then make the optimiser"

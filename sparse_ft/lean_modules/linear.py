@@ -17,7 +17,7 @@ from .._torch import direct, is_compiling
 from ..double_backward import first_order
 from ..functional import lean_product
 from ..nn import SelectiveConv1D, SelectiveLinear
-from ..nn.selected import is_shown
+from ..nn.showing import is_shown
 from ..rebuild import unviewed
 from .register import lean_for
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from .._torch import unset_fake_temporarily
-from ..conversion import convert, matrix_shape
+from ..conversion import convert
+from ..places import matrix_shape
 from ..plan import Plan
 from ..salience.budget import STRUCTURES, count_of, fitted
 from ..salience.targets import targets_of

@@ -13,10 +13,10 @@ from torch import nn
 
 from .._torch import flat_names, hook_tables, is_compiling, set_flat_weight
 from ..functional import alias
-from .foreign import refuse_tracing
+from .foreign import check_weight, refuse_tracing
 from .loading import check_loaded
 from .reading import Parameters, stored
-from .selected import Selected, check_weight
+from .selected import Selected
 
 
 class SelectedParameter(Selected):

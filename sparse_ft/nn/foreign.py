@@ -81,6 +81,33 @@ def why_not(weight: torch.Tensor) -> str | None:
     return None
 
 
+def check_weight(label: str, weight: torch.Tensor, values_dtype: torch.dtype | None = None) -> None:
+    """Raise for a weight that cannot have selected entries (in `values_dtype`), naming it and the
+    way out.
+    """
+    why = why_not(weight)
+    if why is not None:
+        raise (TypeError if weight.dtype not in FLOATS else ValueError)(f"{label}: {why}")
+    if weight.is_inference() or torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{label}: created under inference_mode, or converted there, so nothing tells when it"
+            " changes; do both outside"
+        )
+    if weight.device.type == "meta":
+        raise ValueError(
+            f"{label}: on the meta device, so it has no values to select from; load the model first"
+        )
+    if not weight.is_leaf:
+        raise ValueError(
+            f"{label}: computed from other tensors (parametrized?), not a parameter of its own"
+        )
+    if values_dtype is not None and torch.promote_types(values_dtype, weight.dtype) != values_dtype:
+        raise TypeError(
+            f"values_dtype: {values_dtype} does not hold every number of {label}, which is"
+            f" {weight.dtype}; take a wider one"
+        )
+
+
 def is_plain(kind: type) -> bool:
     """Whether tensors of class `kind` compute as torch.Tensor does: nothing between it and
     nn.Parameter redefines anything.

@@ -42,7 +42,7 @@ def warn_of_held_apart(model: nn.Module) -> None:
                         f"{label}: `{f'{prefix}.{attribute}'.lstrip('.')}` holds it too, and who"
                         " reads it there sends no gradient to its selected entries; read it from"
                         " its module",
-                        stacklevel=4,
+                        stacklevel=3,
                     )
 
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from .._torch import is_eager
 from ..functional import apply_product, selective_product
-from .foreign import refuse_tracing
+from .foreign import check_weight, refuse_tracing
 from .loading import check_loaded
 from .reading import read
-from .selected import Selected, check_weight, is_shown
+from .selected import Selected
+from .showing import is_shown
 from .state import NAME
 
 

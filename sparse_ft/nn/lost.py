@@ -73,4 +73,4 @@ def warn_of_adapters(model: nn.Module) -> None:
     converted now.
     """
     if getattr(model, "peft_config", None) and hasattr(model, "save_pretrained"):
-        warnings.warn(ADAPTERS, stacklevel=4)
+        warnings.warn(ADAPTERS, stacklevel=3)

@@ -18,7 +18,7 @@ NAME = "_sparse_ft_state"  # in the module's `__dict__`
 class Stamp:
     """What values, weight and index were like when the weight last showed the values.
 
-    Slots, read one by one: every forward compares them (`selected.is_shown`).
+    Slots, read one by one: every forward compares them (`showing.is_shown`).
     """
 
     values_version: int

@@ -1,0 +1,104 @@
+"""A model that is converted: the record of it, what trains in it, and its weights showing their
+values.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .lean_modules import is_lean, selected_channels
+from .nn.alias import SelectedParameter
+from .nn.linear import Adopted
+from .nn.lost import LOST, lost_from
+from .nn.selected import Selected
+from .plan import ALL, Plan
+from .report import Report, Row
+
+RECORD = "_sparse_ft"  # on the converted model
+
+
+class Record(NamedTuple):
+    """How a model was converted. flags: the requires_grad of its parameters before."""
+
+    plan: Plan
+    flags: dict[str, bool]
+    values_dtype: torch.dtype | None
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """The record of a converted model; None of any other."""
+    return model.__dict__.get(RECORD)
+
+
+def sync(model: nn.Module) -> nn.Module:
+    """Make every weight of `model` show its values. Needed only after writes that leave no trace:
+    bare `.data` edits, `vector_to_parameters`, swapping an EMA in. Returns the model."""
+    for module in model.modules():
+        if isinstance(module, Selected):
+            module.sync(force=True)
+    return model
+
+
+def summary(model: nn.Module) -> Report:
+    """What trains in `model`: a `Report`, which prints as a table (trainable / total, layer by
+    layer).
+    """
+    record = record_of(model)
+    return report_of(model, record.plan if record else None)
+
+
+def selected_in(plan: Plan) -> list[str]:
+    """The parameters of which a selection trains."""
+    return [name for name, what in plan.items() if what != ALL]
+
+
+def report_of(model: nn.Module, plan: Plan | None, lean: object = None) -> Report:
+    """What trains in `model`. lean: the `LeanReport` that belongs to it."""
+    lost = [] if plan is None else lost_from(model, selected_in(plan))
+    rows, seen = [], set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, SelectedParameter):
+            continue
+        for attribute, parameter in module._parameters.items():
+            is_values = isinstance(module, Selected) and attribute == "values"
+            if parameter is None or is_values or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            name = f"{prefix}.{attribute}".lstrip(".")
+            row = _row(name, module, attribute, parameter, plan is not None)
+            rows.append(row._replace(how=f"LOST: {LOST}") if name in lost else row)
+    return Report(rows, lean, lost)
+
+
+def _row(
+    name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, has_plan: bool
+) -> Row:
+    shape, total = tuple(parameter.shape), parameter.numel()
+    holder = _holder(module, attribute)
+    if holder is not None:
+        state = holder._sparse_ft_state
+        trainable = state.selection.nnz(state.matrix_shape)
+        how = _how(module, attribute, holder)
+        return Row(name, shape, total, trainable, state.selection.kind, how)
+    if parameter.requires_grad:
+        return Row(name, shape, total, total, "all", "trains whole")
+    why = "frozen: not in the plan" if has_plan else "frozen"
+    return Row(name, shape, total, 0, "", why)
+
+
+def _holder(module: nn.Module, attribute: str) -> Selected | None:
+    """Who holds the values of a parameter; None where it has none."""
+    if isinstance(module, Adopted) and attribute == "weight":
+        return module
+    return module._modules.get(f"{attribute}_selected")
+
+
+def _how(module: nn.Module, attribute: str, holder: Selected) -> str:
+    """What serves a selected parameter."""
+    if holder is module:
+        return type(module).__name__
+    is_weight = attribute == "weight"
+    if is_weight and is_lean(module) and selected_channels(module) is not None:
+        return "lean convolution"
+    return "alias: dense gradient, transient"

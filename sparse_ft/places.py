@@ -1,0 +1,228 @@
+"""Where the names of a plan lead in a model, and what is put there so that their selections train.
+
+Everything here only looks, and refuses by name what cannot train; `Action`s are carried out by
+`conversion.convert`, once all of them are known to fit.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from .lean_modules import is_lean
+from .messages import did_you_mean
+from .nn.alias import SelectedParameter
+from .nn.apart import as_matrix
+from .nn.embedding import SelectiveEmbedding, check_embedding
+from .nn.foreign import check_weight
+from .nn.linear import SelectiveConv1D, SelectiveLinear, adopt, is_conv1d
+from .nn.reading import stored
+from .plan import ALL, Plan
+from .selection import Selection
+
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict  # they run through their children
+
+Action = Callable[[], None]  # puts one selection in place
+Shared = dict[tuple[int, str], str]  # (id of a module, attribute) -> dotted name
+
+
+class Place(NamedTuple):
+    """Where a parameter is kept: `attribute` of the module `owner`."""
+
+    owner: nn.Module
+    attribute: str
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return stored(self.owner, self.attribute)
+
+
+def matrix_shape(module: nn.Module, name: str) -> tuple[int, int]:
+    """Shape (rows, columns) of the matrix that a Selection of parameter `name` of `module` speaks
+    of.
+
+    The matrix is the stored tensor: (out, in * kernel) for a convolution's weight, (product of the
+    leading dimensions, last) for everything else. name may be dotted. Raises KeyError for an
+    unknown name.
+    """
+    place = find(module, name)
+    shape = place.parameter.shape
+    if len(shape) == 0:
+        raise ValueError(f"name: {name!r} is a scalar; it can train whole ('all') or not at all")
+    if isinstance(place.owner, CONVOLUTIONS) and place.attribute == "weight":
+        return shape[0], shape[1:].numel()
+    return shape[:-1].numel(), shape[-1]
+
+
+def find(model: nn.Module, name: str) -> Place:
+    """The place of the parameter `name`. Raises KeyError, which tells what was probably meant."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        place = Place(model.get_submodule(path), attribute)
+        found = place.parameter is not None
+    except (AttributeError, KeyError):
+        found = False
+    if found:
+        return place
+    if attribute in _packed(model, path):
+        raise KeyError(
+            f"plan: {name!r} is no parameter of its {type(model.get_submodule(path)).__name__},"
+            " which keeps it in another form (quantised, or computed); load the model without,"
+            " or leave it out of the plan"
+        )
+    raise KeyError(f"plan: the model has no parameter {name!r}{_meant(model, name)}")
+
+
+def _packed(model: nn.Module, path: str) -> set[str]:
+    """Names of what the module at `path` gives as attributes or methods of its class, as torch's
+    quantised layers do.
+    """
+    try:
+        return set(dir(type(model.get_submodule(path)))) - set(dir(nn.Module))
+    except AttributeError:
+        return set()
+
+
+def _meant(model: nn.Module, name: str) -> str:
+    """The parameters that an unknown name was probably meant to be: of that module, in a wrapper,
+    or spelt alike.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    same = [
+        known for known in names if known.startswith(f"{name}.") or f".{known}".endswith(f".{name}")
+    ]
+    # It was named in a wrapper of this model.
+    inner = [known for known in names if name.endswith(f".{known}")]
+    near = (same or inner)[:3]
+    if not near:
+        return did_you_mean(name, names)
+    return f"; did you mean {' or '.join(map(repr, near))}?"
+
+
+def check_names(model: nn.Module, plan: Plan) -> None:
+    """Raise unless each entry of the plan names a parameter that can train, and no two of them want
+    different things of one.
+    """
+    first = {}
+    for name, what in plan.items():
+        parameter = find(model, name).parameter
+        other = first.setdefault(id(parameter), name)
+        if other != name and not what == plan[other] == ALL:
+            raise ValueError(f"plan: {other!r} and {name!r} are one parameter; name it once")
+        if what == ALL and not parameter.is_floating_point():
+            raise TypeError(f"plan: {name!r} is {parameter.dtype}, which cannot train")
+
+
+def actions(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> list[Action]:
+    """What puts each selection of `plan` in place. Raises for the first that does not fit."""
+    readers = _readers(model)
+    return [
+        _action(model, name, what, readers, values_dtype)
+        for name, what in plan.items()
+        if what != ALL
+    ]
+
+
+def _memory(parameter: torch.Tensor) -> int:
+    """What tells whether two parameters are tied: where their entries lie (or, without any, who
+    they are).
+    """
+    return parameter.data_ptr() or id(parameter)
+
+
+def _readers(model: nn.Module) -> dict[int, Shared]:
+    """{memory: who holds the parameters that lie there}."""
+    readers = {}
+    for prefix, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                places = readers.setdefault(_memory(parameter), {})
+                places[id(module), attribute] = f"{prefix}.{attribute}".lstrip(".")
+    return readers
+
+
+def _action(
+    model: nn.Module,
+    name: str,
+    selection: Selection,
+    readers: Mapping[int, Shared],
+    values_dtype: torch.dtype | None,
+) -> Action:
+    """Check one selected parameter and return the call that puts its selection in place."""
+    place = find(model, name)
+    weight = place.parameter
+    check_weight(name, weight, values_dtype)
+    _refuse_tied(name, readers[_memory(weight)])
+    shape = matrix_shape(model, name)
+    try:
+        selection.check(shape)
+        as_matrix(weight.detach(), shape)
+    except (IndexError, ValueError) as error:
+        raise type(error)(f"plan: {name!r}: {error}") from None
+    owner, attribute = place
+    cls = _selective_class(place, selection)
+    if cls is not None:
+        return lambda: adopt(cls, owner, selection, name, values_dtype)
+    if isinstance(owner, CONTAINERS) and not isinstance(owner, ParametrizationList):
+        raise ValueError(
+            f"plan: {name!r} belongs to a {type(owner).__name__}, which runs through its children,"
+            " and the selection would be one of them; train it whole ('all') or leave it out"
+        )
+    reader = _reader(model, name, owner)
+    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name, values_dtype)
+
+
+def _refuse_tied(name: str, shared: Shared) -> None:
+    """Raise ValueError for a parameter that several modules hold."""
+    others = [other for other in shared.values() if other != name]
+    if len(shared) > 1:
+        raise ValueError(
+            f"plan: {name!r} is one parameter with {', '.join(others)} (tied), and a selection of a"
+            " shared parameter is not supported; untie them, train it whole ('all') or leave"
+            " it out"
+        )
+
+
+def _selective_class(place: Place, selection: Selection) -> type | None:
+    """The class that replaces the owner's, or None where the parameter is aliased."""
+    owner = place.owner
+    if place.attribute != "weight":
+        return None
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+        check_embedding("embedding", owner)
+    if "forward" in owner.__dict__ and not is_lean(owner):
+        # wrapped on the instance (accelerate's hooks, patches): what it calls reads the weight in
+        # its own way
+        return None
+    kind = type(owner)
+    if kind is nn.Linear:
+        return SelectiveLinear
+    if is_conv1d(kind):
+        return SelectiveConv1D
+    if kind is nn.Embedding and selection.kind == "rows":
+        return SelectiveEmbedding
+    return None
+
+
+def _reader(model: nn.Module, name: str, owner: nn.Module) -> nn.Module:
+    """The module whose forward reads a parameter of `owner`: mostly itself."""
+    path = name.rpartition(".")[0]
+    while path:
+        parent_path = path.rpartition(".")[0]
+        parent = model.get_submodule(parent_path)
+        by_parent = isinstance(parent, nn.MultiheadAttention) and owner is parent.out_proj
+        has_forward = type(owner).forward is not nn.Module.forward
+        if has_forward and not by_parent:
+            return owner
+        owner, path = parent, parent_path
+    return owner
