@@ -2,17 +2,14 @@
 what was kept for it.
 """
 
-import weakref
-
 import torch
 import torch.nn.functional as F
 
 from . import ops
-from ._torch import direct_apply, fix_weakref, is_eager, is_view
+from ._torch import direct_apply, is_eager, is_view
 from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
-from .ops._library import refuse_layout
-from .rebuild import cast, source_of, unviewed
+from .rebuild import cast, shared_copy, source_of, unviewed
 
 # less than one feature in so many of an input is copied: to make it again takes longer than the
 # bytes are worth
@@ -157,44 +154,6 @@ def _as_autocast_has_it(input):
     return input
 
 
-def _keep(input, features, dtype):
-    """`input[..., features]`, one copy for all who ask for the same features of the same input
-    while it is unchanged.
-
-    q, k and v ask in a row: the features know their last copy (copy, input, its version), copy and
-    input weakly.
-    """
-    try:
-        version = input._version
-    except RuntimeError:  # made under inference_mode; to ask first takes longer
-        return input.index_select(-1, features).to(dtype)
-    last = getattr(features, "last_copy", None)
-    if (
-        last is not None
-        and last[1]() is input
-        and last[2] == version
-        and (kept := last[0]()) is not None
-    ):
-        fix_weakref(kept)
-        if kept.dtype == dtype:
-            return kept
-    flat = (
-        input.view(-1, input.size(-1)) if input.dim() != 2 and input.is_contiguous() else input
-    )  # of 3-D takes 4 x as long
-    try:
-        kept = flat.index_select(-1, features)
-    except NotImplementedError:
-        refuse_layout("input", input)
-    if kept.dim() != 2:
-        kept = kept.view(
-            -1, kept.size(-1)
-        )  # however the input lies: a checkpoint's second forward may get a contiguous copy
-    if kept.dtype != dtype:
-        kept = kept.to(dtype)
-    features.last_copy = weakref.ref(kept), weakref.ref(input), version
-    return kept
-
-
 def _flat(tensor):
     """[..., features] as [T, features], also without features."""
     return (
@@ -238,7 +197,10 @@ def _save(ctx, input, weight, values, part, input_dim, dtype):
         source = None if few or input.is_leaf else source_of(input)
         kept = None if source is None else source.tensors()
         if kept is None:
-            kept, source = (input if features is None else _keep(input, features, dtype),), None
+            kept, source = (
+                (input if features is None else shared_copy(input, features, dtype),),
+                None,
+            )
     ctx.save_for_backward(weight if input.requires_grad else None, *kept)
     ctx.how = part, input_dim, source  # one attribute: each takes 0.2 µs
 

@@ -1,30 +1,28 @@
 """What makes a tensor again in backward from other tensors that are held anyway, so that whoever
-reads it need not save it.
+reads it need not save it; and copies that several readers share.
 
 A lean module that made `output` says so (`remember`); a layer that would save it as its input asks
-(`source_of`). The output is recognised by identity and version: a view, a copy or an in-place
-change is another tensor, and what it was made of must be as it was. And it counts only where it was
-made: a checkpoint's region, which runs twice, must save the same both times, and what came from
-outside, or from another thread, is forgotten by then.
+(`source_of`). The output is recognised as `known` says: by identity and version, and what it was
+made of must be as it was. And it counts only where it was made: a checkpoint's region, which runs
+twice, must save the same both times, so what came from outside, or from another thread, does not
+count there.
 """
 
-import threading
 import weakref
-from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from threading import get_ident
+from typing import Any
 
 import torch
 
-from ._torch import fix_weakref, hooks_in_force, is_compiling, is_view
+from ._torch import fix_weakref, hooks_in_force, is_compiling, is_view, will_run
+from .known import Known
+from .ops._library import refuse_layout
 
+Make = Callable[..., torch.Tensor]  # make(*tensors, *small, features=None)
 
-class _Remembered(threading.local):
-    def __init__(self):
-        self.sources = deque(
-            maxlen=8
-        )  # of the last outputs, weakly: the node that made an output owns its source
-
-
-_remembered = _Remembered()
+_sources = Known()  # of outputs: `Source`s, each owned by the node that made the output
+_copies = Known()  # of inputs: copies of some features, each owned by the nodes that saved it
 
 
 class Source:
@@ -32,23 +30,23 @@ class Source:
     saves `tensors()`.
     """
 
-    def __init__(self, output, make, tensors, small):
-        self._output, self._version = weakref.ref(output), output._version
-        self._tensors, self._small = [weakref.ref(t) for t in tensors], small
+    def __init__(
+        self, make: Make, tensors: Sequence[torch.Tensor], small: Sequence[torch.Tensor | None]
+    ):
+        self._tensors = [weakref.ref(tensor) for tensor in tensors]
+        self._small = small
         self._versions = _versions((*tensors, *small))
-        self._make, self._made = make, None
+        self._make = make
+        self._features: torch.Tensor | None = None
+        self._made: torch.Tensor | None = None
         self._readers = self._served = 0
-        self._hooks = hooks_in_force()
+        self._place = _place()
 
-    def made(self, tensor):
-        """Whether `tensor` is the output, unchanged."""
-        return (
-            self._output() is tensor
-            and self._version == tensor._version
-            and self._hooks == hooks_in_force()
-        )
+    def is_made_here(self) -> bool:
+        """Whether the output was made in this thread, under the saved-tensor hooks in force now."""
+        return self._place == _place()
 
-    def tensors(self):
+    def tensors(self) -> tuple[torch.Tensor | None, ...] | None:
         """What `rebuild` needs, to be saved for backward by one more reader; None where some of it
         is gone or was changed.
         """
@@ -63,23 +61,32 @@ class Source:
         self._readers += 1
         return tensors
 
-    def rebuild(self, tensors, features=None):
+    def rebuild(
+        self, tensors: Iterable[torch.Tensor | None], features: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The output [..., F], or its `features` alone; kept for the next reader (q, k and v) until
         the last has had it.
         """
-        if self._made is None or self._made[0] is not features:
-            self._made = features, self._make(*tensors, features=features)
-        made, self._served = self._made[1], self._served + 1
+        if self._made is None or self._features is not features:
+            self._made, self._features = self._make(*tensors, features=features), features
+        made = self._made
+        self._served += 1
         if self._served >= self._readers:
             self.forget()
         return made
 
-    def forget(self, *_):
+    def forget(self, *_: Any) -> None:
         """Called before the backward of the output's maker, too: no reader comes after it."""
-        self._made, self._served = None, 0
+        self._made = self._features = None
+        self._served = 0
 
 
-def remember(output, make, tensors, small=()):
+def remember(
+    output: torch.Tensor,
+    make: Make,
+    tensors: Sequence[torch.Tensor],
+    small: Sequence[torch.Tensor | None] = (),
+) -> None:
     """Say that `make(*tensors, *small, features=None or index)` gives `output`, or `output[...,
     features]`, again.
 
@@ -88,27 +95,91 @@ def remember(output, make, tensors, small=()):
     """
     if is_compiling() or output.grad_fn is None:
         return
-    source = Source(output, make, tensors, small)
+    source = Source(make, tensors, small)
     output.grad_fn.register_prehook(source.forget)  # the node owns the hook, and so the source
-    _remembered.sources.append(weakref.ref(source))
+    _sources.tell(output, source)
 
 
-def source_of(tensor):
+def source_of(tensor: torch.Tensor) -> Source | None:
     """The Source of `tensor`, or None if nobody remembered it as it is now. Not for a graph of
     torch.compile.
     """
-    for weak in reversed(_remembered.sources):
-        source = weak()
-        if source is not None and source.made(tensor):
-            return source
-    return None
+    source = _sources.of(tensor)
+    return source if source is not None and source.is_made_here() else None
 
 
-def _versions(tensors):
-    return [t._version for t in tensors if t is not None]
+class Handover:
+    """From who makes an output again, during backward, to the backward of the node that made it
+    first, which runs next and need not compute the same anew.
+    """
+
+    __slots__ = ("_node", "_left")
+
+    def __init__(self) -> None:
+        self._node: weakref.ref | None = None
+        self._left: Any = None
+
+    def to(self, node: Any) -> None:
+        """`node` is who takes it; held weakly, for it holds this."""
+        self._node = weakref.ref(node)
+
+    def is_awaited(self) -> bool:
+        """Whether the backward that runs now will reach the node: what is left is taken."""
+        return self._node is not None and will_run(self._node())
+
+    def leave(self, left: torch.Tensor) -> None:
+        self._left = left
+
+    def take(self) -> torch.Tensor | None:
+        """What was left, once."""
+        left, self._left = self._left, None
+        return left
 
 
-def select(tensor, features):
+def shared_copy(input: torch.Tensor, features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`input[..., features]` in `dtype`, as [T, features]; one copy for all who ask for the same
+    while the input is unchanged (q, k and v ask in a row).
+    """
+    what = weakref.ref(features)
+    known = _copies.of(input, what)
+    if known is not None:
+        fix_weakref(known)
+        if known.dtype == dtype:
+            return known
+    try:
+        made = _selected(input, features)
+    except NotImplementedError:
+        refuse_layout("input", input)
+        raise
+    if made.dtype != dtype:
+        made = made.to(dtype)
+    try:
+        _copies.tell(input, made, what)
+    except RuntimeError:
+        pass  # made under inference_mode: nothing tells of changes, so it is copied each time
+    return made
+
+
+def _selected(input: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """`input[..., features]` as [T, features], however the input lies: a checkpoint's second
+    forward may get a contiguous copy.
+    """
+    if input.dim() == 2:
+        return input.index_select(1, features)
+    if input.is_contiguous():  # to select in 3-D takes 4 x as long
+        return input.view(-1, input.size(-1)).index_select(1, features)
+    return input.index_select(-1, features).view(-1, features.size(0))
+
+
+def _place() -> tuple[int, Any]:
+    return get_ident(), hooks_in_force()
+
+
+def _versions(tensors: Iterable[torch.Tensor | None]) -> list[int]:
+    return [tensor._version for tensor in tensors if tensor is not None]
+
+
+def select(tensor: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
     """`tensor[..., features]`, all of it for None."""
     if features is None:
         return tensor
@@ -118,7 +189,7 @@ def select(tensor, features):
     return tensor.index_select(-1, features)
 
 
-def cast(tensor, dtype):
+def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`tensor.to(dtype)`, which takes 1.4 µs to do nothing."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 

@@ -28,6 +28,7 @@ LEVELS = {
     "trees": 0,
     "ops": 1,
     "selection": 2,
+    "known": 0,
     "rebuild": 2,
 }
 LEVELS |= {"linear_cross_entropy": 2, "functional": 3}

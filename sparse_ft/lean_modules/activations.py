@@ -2,7 +2,6 @@
 output again.
 """
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import ops
-from .._torch import direct, is_compiling, is_hooked, will_run
+from .._torch import direct, is_compiling, is_hooked
 from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..ops._channels import in_order
 from ..ops._library import plain
-from ..rebuild import remember, select
+from ..rebuild import Handover, remember, select
 from .attach import lean_forward_of
 from .probe import Case, Child, pattern, stand_in
 from .register import lean_for, lean_if
@@ -42,9 +41,11 @@ def _activated(input: torch.Tensor, name: str) -> torch.Tensor:
     than torch's own.
     """
     if _is_faster(input, name):
-        output = _activation(input, name)
+        handover = Handover()
+        output = _activation(input, name, handover)
         if output.grad_fn is not None:
-            remember(output, _remake(name, weakref.ref(output.grad_fn)), (input,))
+            handover.to(output.grad_fn)
+            remember(output, _remake(name, handover), (input,))
         return output
     return _remembered(ACTIVATIONS[name][0], input)
 
@@ -60,7 +61,7 @@ def _is_faster(input: torch.Tensor, name: str) -> bool:
     return input.numel() >= WORTH[input.dtype][name] and input.is_contiguous()
 
 
-def _remake(name: str, node: Callable[[], Any]) -> Callable[..., torch.Tensor]:
+def _remake(name: str, handover: Handover) -> Callable[..., torch.Tensor]:
     """Makes the activation again.
 
     All of a GELU in fp32 comes with its derivative, of the same exponential: the node's own
@@ -70,34 +71,33 @@ def _remake(name: str, node: Callable[[], Any]) -> Callable[..., torch.Tensor]:
 
     def make(input: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
         is_whole_gelu = name == "gelu" and features is None and input.dtype == torch.float32
-        if not is_whole_gelu or not will_run(node()):
+        if not is_whole_gelu or not handover.is_awaited():
             return ops.activation(select(input, features), name)
         one = input.new_ones(input.size(-1)).expand(input.shape)
-        node().slope, output = ops.gated_product_backward(one, input, one, name)
+        derivative, output = ops.gated_product_backward(one, input, one, name)
+        handover.leave(derivative)
         return output
 
     return make
 
 
 class _Activation(torch.autograd.Function):
-    """Keeps its input.
-
-    During backward, in `slope`, act'(input), if a reader of the output has left it there.
-    """
+    """Keeps its input. A reader of the output that makes it again may hand act'(input) over."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, name: str) -> torch.Tensor:
+    def forward(ctx: Any, input: torch.Tensor, name: str, handover: Handover) -> torch.Tensor:
         ctx.save_for_backward(input)
-        ctx.name = name
+        ctx.name, ctx.handover = name, handover
         return ops.activation(input, name)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (input,), slope = ctx.saved_tensors, ctx.__dict__.pop("slope", None)
-        if slope is not None:
-            return slope.mul_(grad_output), None
-        return ops.activation_backward(grad_output, input, ctx.name), None
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (input,) = ctx.saved_tensors
+        derivative = ctx.handover.take()
+        if derivative is not None:
+            return derivative.mul_(grad_output), None, None
+        return ops.activation_backward(grad_output, input, ctx.name), None, None
 
 
 _activation = direct(_Activation)

@@ -3,14 +3,12 @@
 A padded batch keeps its key and value heads unrepeated, and one mask a model.
 """
 
-import collections
 import copy
 import dis
 import functools
 import inspect
 import sys
 import types
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,15 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._torch import fix_weakref, is_compiling
+from ..known import Known
 
 NAME = "sparse_ft_sdpa"
 OF_NO_MODEL = "torch.", "builtins", "transformers.modeling_utils", "transformers.generation."
 SETTING = "_attn_implementation"  # of a config of transformers
 
-# The last masks: (the model's, weakly, its version and the dtype asked, the additive one made of
-# it, weakly). A model has up to three in turn (encoder, decoder and across), and two models may run
-# in turn.
-_masks = collections.deque(maxlen=8)
+_masks = Known()  # of masks: additive ones by dtype, each owned by the nodes that saved it
 
 
 class Before(dict):
@@ -249,12 +245,11 @@ def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     if mask.dtype != torch.bool or is_compiling() or mask.is_inference():
         return mask
-    state = mask._version, dtype
-    for known, known_state, made in tuple(_masks):
-        if known() is mask and known_state == state and (found := made()) is not None:
-            fix_weakref(found)
-            return found
+    known = _masks.of(mask, dtype)
+    if known is not None:
+        fix_weakref(known)
+        return known
     made = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     made.masked_fill_(~mask, float("-inf"))
-    _masks.append((weakref.ref(mask), state, weakref.ref(made)))
+    _masks.tell(mask, made, dtype)
     return made

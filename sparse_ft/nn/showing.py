@@ -113,7 +113,7 @@ class Showing(nn.Module):
                 f"{state.label}: selected, but no gradient reached it before the optimiser's step;"
                 " did the module that reads it take part in the forward, through its own"
                 " forward()?",
-                stacklevel=7,
+                stacklevel=8,
             )
         if written:
             return
@@ -138,7 +138,7 @@ class Showing(nn.Module):
             state.reported = True  # a compiled forward does not look
             warnings.warn(
                 f"{state.label}: {_managed('made a DTensor (fully_shard) after sft.convert')}",
-                stacklevel=6,
+                stacklevel=8,
             )
 
     def sync(self, force: bool = False) -> None:

@@ -10,23 +10,37 @@ process.
 - A claim ends with its optimiser. One that lives on without stepping (a warm-up's) must not hide
   what follows it: it counts against another optimiser once it has stepped after a step of that one,
   as the two of a GAN do in turns.
+
+The hook is torch's as long as a selective module or the values of one live, and no longer: a
+process that is done with this package steps as if it had never been imported.
 """
 
 import warnings
 import weakref
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .._torch import is_compiling
 from .lost import warn_of_lost
 
-_owners = {}  # id of values, while they live -> the Selected modules that have held them, weakly
-_live = weakref.WeakSet()  # every Selected module
-_unclaimed = {}  # id of a Selected module that no optimiser has stepped -> the module, weakly
-_steppers = weakref.WeakKeyDictionary()  # optimiser that has stepped -> its Stepper
-_step_hook = None
+if TYPE_CHECKING:
+    from .showing import Showing
+
+
+class Owner(weakref.ref):
+    """A module that has held some values, and how it is called, which stays known when it is
+    gone.
+    """
+
+    __slots__ = ("label",)
+
+    def __init__(self, module: "Showing"):
+        super().__init__(module)
+        self.label = module._sparse_ft_state.label
 
 
 class Stepper:
@@ -37,82 +51,101 @@ class Stepper:
     stranger this one is until its next step.
     """
 
-    def __init__(self):
-        self.modules = weakref.WeakSet()
-        self.strangers = set()
-        self.waiting = set()
+    def __init__(self) -> None:
+        self.modules: weakref.WeakSet[Showing] = weakref.WeakSet()
+        self.strangers: set[Stepper] = set()
+        self.waiting: set[Stepper] = set()
+
+
+_owners: dict[int, tuple[Owner, ...]] = {}  # id of values, while they live -> who has held them
+_live: dict[int, weakref.ref] = {}  # id of a Selected module -> it, weakly
+_unclaimed: dict[int, weakref.ref] = {}  # id of a Selected module that nobody stepped -> it, weakly
+_steppers: "weakref.WeakKeyDictionary[Optimizer, Stepper]" = weakref.WeakKeyDictionary()
+_hook: Any = None  # the handle of `_after_step`, while torch has it
+_noting = 0  # how many calls of `_note` are under way
 
 
 def owner_of(values: torch.Tensor) -> Any:
     """The one `Selected` module whose `values` this tensor is; None where there is none or more
     than one.
     """
-    owners = _owners_of(values)
+    owners = _holders(_owners.get(id(values), ()), values)
     return owners[0] if len(owners) == 1 else None
 
 
-def _owners_of(values):
-    return _holders(_owners.get(id(values), ()), values)
-
-
-def _holders(owners, values):
+def _holders(owners: Iterable[Owner], values: torch.Tensor) -> "list[Showing]":
+    """Those of the owners whose values these are still."""
+    modules = [owner() for owner in owners]
     return [
         module
-        for of in owners
-        if (module := of()) is not None and module._parameters.get("values") is values
+        for module in modules
+        if module is not None and module._parameters.get("values") is values
     ]
 
 
-class _Owner(weakref.ref):
-    """A module that has held some values, and how it is called, which stays known when
-    it is gone.
-    """
-
-    __slots__ = ("label",)
-
-
-def own(module: Any, values: torch.Tensor) -> None:
+def own(module: "Showing", values: torch.Tensor) -> None:
     """Remember that the Selected `module` has held `values`, until one of them is gone; nobody has
     stepped these yet.
     """
-    global _step_hook
-    if _step_hook is None:
-        _step_hook = register_optimizer_step_post_hook(_after_step)
-    if id(values) not in _owners:
-        weakref.finalize(values, _owners.pop, id(values), None).atexit = False
-    others = [
-        reference for reference in _owners.get(id(values), ()) if reference() not in (None, module)
-    ]
-    owner = _Owner(module)
-    owner.label = module._sparse_ft_state.label
-    _owners[id(values)] = *others, owner
-    if module not in _live:
-        _live.add(module)
-        weakref.finalize(module, _unclaimed.pop, id(module), None).atexit = False
+    key = id(values)
+    if key not in _owners:
+        weakref.finalize(values, _forget, key).atexit = False
+    others = [owner for owner in _owners.get(key, ()) if owner() not in (None, module)]
+    _owners[key] = (*others, Owner(module))
+    if id(module) not in _live:
+        _live[id(module)] = weakref.ref(module)
+        weakref.finalize(module, _forget_module, id(module)).atexit = False
     _unclaim(module)
+    _hook_or_unhook()
 
 
-def disown(module: Any) -> None:
-    """Forget a module that is selective no more. The hook stays: an optimiser may still hold its
-    values, and is told so.
+def disown(module: "Showing") -> None:
+    """Forget a module that is selective no more. An optimiser may still hold its values, and is
+    told so: they are known until they are gone.
     """
-    _live.discard(module)
-    _unclaimed.pop(id(module), None)
+    _forget_module(id(module))
     state = module.__dict__["_sparse_ft_state"]
-    if (
-        state.claim is not None
-    ):  # its optimiser may live on beside others, whose steps are no business of a plain layer
+    if state.claim is not None:
+        # Its optimiser may live on beside others, whose steps are no business of a plain layer.
         state.claim.modules.discard(module)
         state.claim = None
 
 
-def _unclaim(module):
-    if module in _live:
+def _forget(key: int) -> None:
+    """The values with this id are gone, or nobody is to be told of them any more."""
+    _owners.pop(key, None)
+    _hook_or_unhook()
+
+
+def _forget_module(key: int) -> None:
+    """The module with this id is gone, or selective no more."""
+    _live.pop(key, None)
+    _unclaimed.pop(key, None)
+    _hook_or_unhook()
+
+
+def _hook_or_unhook() -> None:
+    """Hold the invariant: torch has the hook as long as a module or any values are known.
+
+    While the hook runs, torch goes through its hooks, and none may be taken out: the next change
+    does it.
+    """
+    global _hook
+    is_needed = bool(_owners or _live)
+    if is_needed and _hook is None:
+        _hook = register_optimizer_step_post_hook(_after_step)
+    elif not is_needed and _hook is not None and not _noting:
+        _hook.remove()
+        _hook = None
+
+
+def _unclaim(module: "Showing") -> None:
+    if id(module) in _live:
         module._sparse_ft_state.claim = None
         _unclaimed[id(module)] = weakref.ref(module)
 
 
-def _after_step(optimizer, *_):
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
     """torch calls this after the step of every optimiser: what it holds may have changed without
     any other trace.
     """
@@ -120,41 +153,55 @@ def _after_step(optimizer, *_):
         _note(optimizer)
 
 
-def _holds_values(optimizer):
-    return any(
-        id(parameter) in _owners
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    )
+def _held_by(optimizer: Optimizer) -> Iterable[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _holds_values(optimizer: Optimizer) -> bool:
+    return any(id(parameter) in _owners for parameter in _held_by(optimizer))
 
 
 @torch.compiler.disable(
     reason="sparse_ft notes the step of an optimiser that holds, or may hold, selected values"
 )
-def _note(optimizer):
-    stepper = _steppers.get(optimizer)
-    if stepper is None:
-        stepper = _new_stepper(optimizer)
-        _warn_if_made_before_conversion(optimizer)
-    for other in stepper.waiting:
-        other.strangers.discard(stepper)
-    stepper.waiting.clear()
+def _note(optimizer: Optimizer) -> None:
+    global _noting
+    _noting += 1
+    try:
+        stepper = _steppers.get(optimizer)
+        if stepper is None:
+            stepper = _new_stepper(optimizer)
+            _warn_if_made_before_conversion(optimizer)
+        for other in stepper.waiting:
+            other.strangers.discard(stepper)
+        stepper.waiting.clear()
+        _tell_holders(optimizer, stepper)
+        _tell_strangers(stepper)
+    finally:
+        _noting -= 1
+
+
+def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
+    """The modules whose values it holds are told of its step, and are its from now on."""
     written = getattr(optimizer, "writes_through", False)
-    reached = getattr(
-        optimizer, "got_gradient", _has_gradient
-    )  # an optimiser may have used it and freed it
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            owners = _owners.get(id(parameter))
-            if owners is None:
-                continue
-            holders = _holders(owners, parameter)
-            for holder in holders:
-                holder.after_step(written, reached(parameter))
-                if holder._sparse_ft_state.claim is not stepper:
-                    _claim(holder, stepper)
-            if not holders:
-                _warn_of_orphan(parameter)
+    # An optimiser may have used the gradient and freed it.
+    reached = getattr(optimizer, "got_gradient", _has_gradient)
+    for parameter in _held_by(optimizer):
+        owners = _owners.get(id(parameter))
+        if owners is None:
+            continue
+        holders = _holders(owners, parameter)
+        for holder in holders:
+            holder.after_step(written, reached(parameter))
+            if holder._sparse_ft_state.claim is not stepper:
+                _claim(holder, stepper)
+        if not holders:
+            _warn_of_orphan(parameter)
+
+
+def _tell_strangers(stepper: Stepper) -> None:
+    """The modules that this step may have changed without any trace are told of it."""
     for other in stepper.strangers:
         other.waiting.add(stepper)
         for module in list(other.modules):
@@ -165,31 +212,32 @@ def _note(optimizer):
             module.after_foreign_step()
 
 
-def _warn_of_orphan(values):
+def _warn_of_orphan(values: torch.Tensor) -> None:
     """An optimiser steps on values that train no weight any more: their module was replaced, or has
     other values.
     """
-    owners = _owners.pop(id(values))  # told once
+    label = _owners[id(values)][-1].label
+    _forget(id(values))  # told once
     warnings.warn(
-        f"{owners[-1].label}: this optimiser holds values that train no weight any more (the module"
+        f"{label}: this optimiser holds values that train no weight any more (the module"
         " was replaced, resized or reverted since); convert anew where needed, and make a new"
         " optimiser from model.parameters()",
-        stacklevel=6,
+        stacklevel=7,
     )
 
 
-def _has_gradient(parameter):
+def _has_gradient(parameter: torch.Tensor) -> bool:
     return parameter.grad is not None
 
 
-def _new_stepper(optimizer):
+def _new_stepper(optimizer: Optimizer) -> Stepper:
     stepper = _steppers[optimizer] = Stepper()
     stepper.strangers.update(other for other in _steppers.values() if other.modules)
     weakref.finalize(optimizer, _end, stepper).atexit = False
     return stepper
 
 
-def _claim(module, stepper):
+def _claim(module: "Showing", stepper: Stepper) -> None:
     state = module._sparse_ft_state
     if state.claim is not None:
         state.claim.modules.discard(module)
@@ -202,7 +250,7 @@ def _claim(module, stepper):
     _unclaimed.pop(id(module), None)
 
 
-def _end(stepper):
+def _end(stepper: Stepper) -> None:
     """Its optimiser is gone."""
     for module in list(stepper.modules):
         _unclaim(module)
@@ -211,16 +259,21 @@ def _end(stepper):
         other.waiting.discard(stepper)
 
 
-def _warn_if_made_before_conversion(optimizer):
+def _alive() -> "list[Showing]":
+    modules = [reference() for reference in list(_live.values())]
+    return [module for module in modules if module is not None]
+
+
+def _warn_if_made_before_conversion(optimizer: Optimizer) -> None:
     """An optimiser that holds a weight but not the values that train in its place does nothing,
     silently.
     """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    lost = [
-        module._sparse_ft_state.label
-        for module in list(_live)
-        if id(module._parameters.get("values")) not in held and id(module._weight_or_none()) in held
-    ]
+    held = {id(parameter) for parameter in _held_by(optimizer)}
+    lost = []
+    for module in _alive():
+        values, weight = module._parameters.get("values"), module._weight_or_none()
+        if id(values) not in held and id(weight) in held:
+            lost.append(module._sparse_ft_state.label)
     if lost:
         warnings.warn(
             f"{', '.join(sorted(lost)[:3])}: this optimiser holds the weight but not the values"

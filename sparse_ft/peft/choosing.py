@@ -9,8 +9,10 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from ..conversion import matrix_shape, record_of
-from ..nn.selected import Selected, check_weight
+from ..converted import record_of
+from ..nn.foreign import check_weight
+from ..nn.selected import Selected
+from ..places import matrix_shape
 from ..plan import Plan
 from ..salience import select
 from ..salience.targets import targets_of

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..nn.linear import is_conv1d
-from ..nn.selected import Selected, check_weight
+from ..nn.foreign import check_weight
+from ..nn.selected import Selected
 from ..plan import describe, selection_of
 from ..selection import Selection
 

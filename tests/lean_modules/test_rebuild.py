@@ -207,12 +207,12 @@ def test_changing_what_it_is_made_of_raises():
 
 def test_nothing_outlives_the_graph():
     model, x = norm_then_linear()
-    out = model(x)
-    source = rebuild._remembered.sources[-1]
-    assert source() is not None
+    given = model[0](x)
+    source = weakref.ref(rebuild.source_of(given))
+    out = model[1](given)
     out.sum().backward()
     assert source()._made is None  # the maker's backward let go of the copy
-    del out
+    del out, given
     gc.collect()
     assert source() is None
     inputs = weakref.ref(x)
@@ -276,16 +276,13 @@ def test_made_of_something_changed_before_it_was_read_the_output_is_saved(norm):
 
 def test_a_backward_that_ends_before_the_maker_holds_no_copy():
     model, x = norm_then_linear()
-    out = model(x)
-    torch.autograd.grad(out.sum(), model[1].values)
-    assert rebuild._remembered.sources[-1]()._made is None
+    given = model[0](x)
+    torch.autograd.grad(model[1](given).sum(), model[1].values)
+    assert rebuild.source_of(given)._made is None
 
 
 def test_what_other_threads_make_does_not_count():
-    """Neither is it found, nor does it push out what was made here.
-
-    A checkpoint must save the same twice.
-    """
+    """It is not found, and what was made here stays: a checkpoint must save the same twice."""
     model, x = norm_then_linear()
     given = model[0](x)
     found, others = [], []

@@ -3,6 +3,8 @@
 Never a tensor of the weight's size, and for backward only what some entry needs.
 """
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sparse_ft as sft
+from sparse_ft import rebuild
 from sparse_ft.memory.watching import Watching
 
 OUT, IN, TOKENS = 96, 160, 3
@@ -145,12 +148,12 @@ def test_the_shared_copy_dies_with_its_graph():
     x = torch.randn(4, 256)
     module = sft.nn.SelectiveLinear.from_linear(nn.Linear(256, 8), sft.Columns([1, 2]))
     out = module(x)
-    copy, known, _ = module._sparse_ft_state.part[0].last_copy
-    assert known() is x and copy() is not None
+    assert [tuple(copy.shape) for copy in rebuild._copies.alive()] == [(4, 2)]
     del out
-    assert copy() is None
+    assert not rebuild._copies.alive()
+    watched = weakref.ref(x)
     del x
-    assert known() is None
+    assert watched() is None
 
 
 def test_autocast_keeps_no_copy_of_a_weight():
