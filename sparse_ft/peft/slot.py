@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn.linear import is_conv1d
 from ..nn.foreign import check_weight
+from ..nn.linear import is_conv1d
 from ..nn.selected import Selected
 from ..plan import describe, selection_of
 from ..selection import Selection
