@@ -17,7 +17,7 @@ from .memory import estimate
 from .optim import SelectiveAdamW
 from .places import matrix_shape
 from .plan import Plan
-from .salience import select
+from .salience import NM, LikeLora, PerRow, Score, Share, scores, select
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
 __version__ = "0.1.0"
@@ -26,11 +26,16 @@ __all__ = [
     "Columns",
     "Delta",
     "Entries",
+    "LikeLora",
+    "NM",
+    "PerRow",
     "Plan",
     "Rows",
+    "Score",
     "Selection",
     "SelectiveAdamW",
     "apply",
+    "Share",
     "backends",
     "convert",
     "deltas",
@@ -47,6 +52,7 @@ __all__ = [
     "remove",
     "revert",
     "save_delta",
+    "scores",
     "select",
     "state_dict",
     "summary",

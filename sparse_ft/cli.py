@@ -12,7 +12,7 @@ from typing import Any
 
 from .diagnosis import diagnosis
 from .memory import estimate, side_by_side
-from .salience.budget import STRUCTURES
+from .salience.units import STRUCTURES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

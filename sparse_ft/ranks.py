@@ -102,6 +102,10 @@ class Ranks:
             if what["wanted"] != first:
                 raise RuntimeError(f"{self._name}: {_difference(first, what['wanted'], rank)}")
 
+    def begin(self) -> None:
+        """What comes next may fail again, and ends with another `agree`."""
+        self._agreed = False
+
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` with the sum over the ranks in it, in place; the same bits on each."""
         if self.size > 1:

@@ -25,15 +25,17 @@ def check_batches(batches: Any) -> None:
         raise TypeError(f"batches: expected an iterable of batches, got {described(batches)}")
 
 
-def checked(loss: Loss | None) -> Loss:
+def checked(loss: Loss | None, by_example: bool = False) -> Loss:
     """`loss`, or the model's own for None, with errors that say what came instead of a scalar that
-    can train.
+    can train. by_example: it may also give one number an example.
     """
     take = loss or _own_loss
 
     def checked_loss(model: nn.Module, batch: Any) -> torch.Tensor:
         value = take(model, batch)
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        is_scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+        is_vector = by_example and isinstance(value, torch.Tensor) and value.dim() == 1
+        if not is_scalar and not is_vector:
             raise TypeError(f"loss: expected a scalar tensor, got {described(value)}")
         if not value.requires_grad:
             raise ValueError(

@@ -1,41 +1,55 @@
 """select: score every targeted weight and keep the best part of each."""
 
-import itertools
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from ..conversion import matrix_shape
-from ..messages import did_you_mean
-from ..nn.foreign import why_not
-from ..nn.selected import Selected
 from ..plan import Plan
 from ..ranks import Ranks
 from ..selection import Selection, as_block_size
-from .budget import STRUCTURES, top
-from .losses import Loss, check_batches, checked
-from .progress import followed, is_shown, number_of
-from .scores import gradient_scores, magnitude_scores, random_scores
+from .arguments import (
+    as_budget,
+    check_batches_of,
+    check_choices,
+    check_not_converted,
+    check_weights,
+)
+from .budgets import Density, DensityPerRow
+from .choosing import NONE_CHOSEN, Chooser, Source
+from .collecting import GradientSource
+from .job import Batches, Job
+from .losses import Loss, checked
+from .progress import is_shown
+from .scope import Bound, Scope
+from .score import Score
+from .scores import as_score, gradient, random
 from .targets import targets_of
-
-SCORES = ("random", "magnitude", "gradient")
+from .units import Structure
+from .warn import warn
 
 
 def select(
     model: nn.Module,
     *,
-    density: float,
-    structure: str = "columns",
-    score: str | None = None,
-    scope: str = "layer",
+    density: float | None = None,
+    budget: Any = None,
+    structure: str | None = None,
+    score: str | Score | Mapping[str, torch.Tensor] | None = None,
+    scope: str | None = None,
+    groups: Mapping[str, str | Iterable[str]] | None = None,
+    floor: Bound = None,
+    cap: Bound = None,
+    normalize: str | None = None,
+    combine: str = "sum",
     targets: str | Iterable[str] | None = None,
     batches: Iterable[Any] | None = None,
+    max_batches: int | None = None,
     loss: Loss | None = None,
     block_size: int | tuple[int, int] = 64,
+    accumulate: str = "device",
+    passes: int = 4,
     seed: int = 0,
     progress: bool | None = None,
     process_group: Any = None,
@@ -43,166 +57,173 @@ def select(
     """Choose what trains: a `Plan` with a selection for every targeted weight. `print(plan)` says
     what was chosen.
 
-    density: share of each weight that trains, in (0, 1]. structure: "rows", "columns", "blocks" (of
-    `block_size`, int or pair, cut to a weight that is smaller), "entries" or "entries_per_row".
-    score: "random" (seeded by `seed`), "magnitude" (|W|) or "gradient" (|mean gradient| over
-    `batches`); default: "gradient" where batches are given, else "random" with a warning. scope:
-    "layer", each weight on its own. batches: iterable of batches for "gradient"; four of them are
-    enough to rank. loss: callable (model, batch) -> scalar; default `model(**batch).loss`.
-    progress: whether to show it on stderr;
-    default: in a terminal or a notebook.
+    density: share of what is targeted that trains, in (0, 1]. budget: instead of it, a number of
+    units (int), `sft.PerRow(k)`, `sft.NM(n, m)`, `sft.LikeLora(r)`, `sft.Share(p)`,
+    `sft.Bytes("16GB")` or `sft.Flops(share)`.
+    structure: what trains together: "columns" (the default), "rows", "blocks" (of `block_size`, int
+    or pair, cut to a weight that is smaller), "entries", "entries_per_row" or whole "tensors".
+    combine: a row, column, block or tensor is worth the "sum" of its entries' scores, or the
+    "abs_of_sum" of what they are with their signs (SMT's blocks).
+
+    score: "random" (seeded by `seed`), "magnitude", "magnitude_bottom", "principal", of weights
+    alone; "gradient", "gradient_abs", "fisher", "fisher_expected", "saliency", "taylor", "snip",
+    "synflow", "grasp", "sensitivity", "ratio", "activation", of `batches`; an `sft.Score`, one of
+    `sft.scores`, or a mapping {parameter name: tensor}. Default: "gradient" where batches are
+    given, else "random" with a warning.
+    A freshly made head sends gradients that have nothing to do with the task yet: train it for a
+    few steps first (a plan with the head alone), or take a score without gradients.
+
+    scope: which weights share the budget: "layer" (or "tensor"), each has its own; "group", those
+    that `groups` {label: glob pattern(s)} puts together, by default those whose names differ in the
+    number of their layer only; "global", all (the default for "tensors"). A shared budget needs
+    bounds, or a few weights take it all: floor and cap are what each weight gets at least and at
+    most, a share (float) or a number of units (int); normalize divides each weight's scores by
+    their "mean", "norm" or "max" first. `plan.left` names weights that got nothing.
+    Of equal scores at the border some are drawn by `seed`, the same on every device and rank.
 
     targets: glob pattern(s) on parameter names, such as "*q_proj.weight". Default: the weights of
     all linear layers, and of the convolutions where these hold more entries than the linear layers;
     without output heads, adapters (PEFT) and depthwise convolutions. `plan.left` names the matrices
-    that the default passed over, and why.
+    that the default passed over, and why. Weights without entries are left out.
 
-    process_group: in several processes, whose gradients count for "gradient". None: those of all,
-    where torch.distributed is initialised by now, which all must call this then (each with its own
-    batches: the mean over all batches is ranked, and all choose alike); a ProcessGroup: those of
+    batches: iterable of batches, or a DataLoader, of which `max_batches` are taken: by default all,
+    8 of a DataLoader. Four are enough to rank. loss: callable (model, batch) -> scalar; default
+    `model(**batch).loss`. progress: whether to show it on stderr; default: in a terminal or a
+    notebook.
+
+    Memory: one accumulator (fp32; fp64 for weights in fp64) a target, and never more than one
+    layer's dense gradient. accumulate: where they are: "device", beside the weight; "cpu";
+    "passes", 1/`passes` of them at a time, for as many runs over the batches (under a shared budget
+    five times as many). Scores that are sums of what each gradient gives ("gradient_abs",
+    "fisher", "taylor", "snip"; with "abs_of_sum" "gradient", "saliency", "synflow" too) need
+    one number a row, column or block instead.
+
+    process_group: in several processes, whose batches count. None: those of all, where
+    torch.distributed is initialised by now, which all must call this then (each with its own
+    batches: sums over all batches are ranked, and all choose alike); a ProcessGroup: those of
     its ranks; False: this process chooses by itself.
 
     The model is left as it was. Warns where the density asks for less than one row, column or
     block, which trains then. Raises ValueError or TypeError that name the argument.
     """
-    by_gradient = score == "gradient" or (score is None and batches is not None)
-    with Ranks("sft.select", process_group if by_gradient else False) as ranks:
+    by_batches = score is None and batches is not None
+    by_batches = by_batches or (score is not None and _needs_batches(score))
+    with Ranks("sft.select", process_group if by_batches else False) as ranks:
         ranks.warn_if_early()
-        return _select(
-            model,
-            density,
-            structure,
-            score,
-            scope,
-            targets,
-            batches,
-            loss,
-            block_size,
-            seed,
-            progress,
-            ranks,
+        bounds = {"floor": floor, "cap": cap, "normalize": normalize}
+        words = {"combine": combine, "accumulate": accumulate}
+        counts = {"passes": passes, "max_batches": max_batches}
+        kind = structure or _default_structure(budget)
+        rule = as_budget(density, budget, kind)
+        check_choices(structure, scope, **bounds, **words, **counts)
+        rated = None if score is None else as_score(score)
+        check_batches_of(rated, batches)
+        check_not_converted(model)
+        where = scope or ("global" if kind == "tensors" else "layer")
+        weights, left = targets_of(model, targets)
+        check_weights(weights)
+        weights, empty = _without_empty(weights)
+        rated = _with_default(rated, batches)
+        per_example = getattr(rated, "per", "batch") == "example"
+        job = Job(
+            model=model,
+            weights=weights,
+            structure=Structure(kind, as_block_size(block_size), combine),
+            batches=None if batches is None else Batches(batches, max_batches),
+            loss=checked(loss, per_example),
+            ranks=ranks,
+            seed=seed,
+            accumulate=accumulate,
+            passes=passes,
+            shown=is_shown(progress),
+            given_loss=loss,
         )
+        chooser = Chooser(job, source_of(rated, job), Scope(where, groups, **bounds), rated.name)
+        chosen = _chosen(chooser, rule)
+    if isinstance(rule, (Density, DensityPerRow)) and where in ("layer", "tensor"):
+        _warn_of_coarse(job, chosen, rule.density)
+    none = {name: NONE_CHOSEN for name in weights if name not in chosen}
+    return Plan(chosen, left={**left, **empty, **none})
 
 
-def _select(
-    model,
-    density,
-    structure,
-    score,
-    scope,
-    targets,
-    batches,
-    loss,
-    block_size,
-    seed,
-    progress,
-    ranks,
-):
-    _check(density, structure, score, scope, batches)
-    _check_not_converted(model)
-    block_size = as_block_size(block_size)
-    weights, left = targets_of(model, targets)
-    for name, weight in weights.items():
-        if is_lazy(weight):
-            raise ValueError(f"targets: {name!r}: {why_not(weight)}")
-    if score is None:
-        score = "random" if batches is None else "gradient"
-        if score == "random":
-            _warn(
-                "score: what trains is drawn at random; pass batches= to rank by gradients, or"
-                " score='random' to mean it"
-            )
-    elif score != "gradient" and batches is not None:
-        _warn(f"batches: score={score!r} does not look at them; score='gradient' does")
-    shown = is_shown(progress)
-    if score == "random":
-        scores = random_scores(_matrices(model, weights), torch.Generator().manual_seed(seed))
-    elif score == "magnitude":
-        scores = magnitude_scores(_matrices(model, weights))
+def source_of(score: Any, job: Job) -> Source:
+    """Where the scores of a job come from."""
+    return GradientSource(score, job) if isinstance(score, Score) else score.source(job)
+
+
+def _chosen(chooser: Chooser, budget: Any) -> dict[str, Selection | str]:
+    for method in ("pick", "allowance", "choose"):
+        if hasattr(budget, method):
+            break
     else:
-        batches = followed(batches, "gradients of batches", number_of(batches), shown)
-        scores = gradient_scores(model, weights, batches, checked(loss), ranks)
-    chosen = {}
-    scores = itertools.chain(
-        [next(scores)], scores
-    )  # all gradients are taken before the first score comes
-    for name, values in followed(scores, "choosing in weights", len(weights), shown):
-        if not values.isfinite().all():
+        raise TypeError(
+            "budget: expected a share, a number of units, or one of sft.PerRow, NM, LikeLora,"
+            f" Share, Bytes and Flops, got {budget!r}"
+        )
+    if method == "pick":
+        if not chooser.job.structure.is_entries:
             raise ValueError(
-                f"score: {score!r} of {name!r} is not finite everywhere; look for NaN or inf in the"
-                " weights and batches"
+                f"structure: {budget!r} chooses single entries, got"
+                f" {chooser.job.structure.kind!r}; pass structure='entries'"
             )
-        matrix = values.reshape(matrix_shape(model, name))
-        best = top(matrix, density, structure, block_size).on(matrix.shape)
-        chosen[name] = best.to(weights[name].device)
-    _warn_of_coarse(model, chosen, density, structure)
-    return Plan(chosen, left=left)
+        return chooser.patterned(budget)
+    return chooser.amount(budget) if method == "allowance" else budget.choose(chooser)
 
 
-def _check(density, structure, score, scope, batches):
-    if not (isinstance(density, (int, float)) and 0 < density <= 1):
-        percent = ""
-        if isinstance(density, (int, float)) and 1 < density <= 100:
-            percent = f"; {density:g} % is {density / 100:g}"
-        raise ValueError(f"density: expected a share in (0, 1], got {density!r}{percent}")
-    known = {
-        "structure": (structure, STRUCTURES),
-        "score": (score, (*SCORES, None)),
-        "scope": (scope, ("layer",)),
-    }
-    for name, (value, choices) in known.items():
-        if value not in choices:
-            meant = did_you_mean(value, [c for c in choices if c]) if isinstance(value, str) else ""
-            near = meant if "did you mean" in meant else ""
-            raise ValueError(
-                f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}{near}"
-            )
-    if batches is not None:
-        check_batches(batches)
-    elif score == "gradient":
-        raise ValueError("batches: score='gradient' needs batches to take gradients on, got None")
+def _default_structure(budget: Any) -> str:
+    """Single entries for a budget that picks them, or what it says itself; else columns."""
+    own = "entries" if hasattr(budget, "pick") else "columns"
+    return getattr(budget, "structure", own)
 
 
-def _check_not_converted(model):
-    for name, module in model.named_modules():
-        if isinstance(module, Selected):
-            raise ValueError(
-                f"model: it is converted already ({name!r} holds selected values); call"
-                " sft.revert(model) first, then select and convert anew"
-            )
+def _needs_batches(score: Any) -> bool:
+    """Whether the processes' batches count. An unknown score is told of later."""
+    try:
+        return as_score(score).needs_batches
+    except (TypeError, ValueError):
+        return False
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)  # at the call of select
+def _with_default(score: Any, batches: Any) -> Any:
+    """The score, by default the gradient or a random one; says what the user may not expect."""
+    if score is None and batches is None:
+        warn(
+            "score: what trains is drawn at random; pass batches= to rank by gradients, or"
+            " score='random' to mean it"
+        )
+        return random()
+    if score is not None and batches is not None and not score.needs_batches:
+        warn(f"batches: score={score.name!r} does not look at them; score='gradient' does")
+    return gradient() if score is None else score
 
 
-def _warn_of_coarse(
-    model: nn.Module, chosen: dict[str, Selection], density: float, structure: str
-) -> None:
+def _without_empty(
+    weights: dict[str, nn.Parameter],
+) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+    """(the weights with entries, {name: why} of those without)."""
+    full = {name: weight for name, weight in weights.items() if weight.numel()}
+    empty = {name: "it has no entries" for name in weights if name not in full}
+    if not full:
+        raise ValueError(f"targets: {next(iter(empty))!r} has no entries, and nothing else is left")
+    return full, empty
+
+
+def _warn_of_coarse(job: Job, chosen: dict[str, Selection | str], density: float) -> None:
     """Name the weights of which less than half a row, column or block was asked for: one trains all
     the same.
     """
-    shares = {
-        name: selection.density(matrix_shape(model, name)) for name, selection in chosen.items()
-    }
+    structure = job.structure.kind
+    shares = {name: selection.density(job.shape(name)) for name, selection in chosen.items()}
     coarse = [name for name, share in shares.items() if share > 2 * density]
     if not coarse:
         return
     worst = max(coarse, key=shares.get)
-    unit = {"entries": "entry", "entries_per_row": "entry a row"}.get(
-        structure, structure.rstrip("s")
-    )
+    units = {"entries": "entry", "entries_per_row": "entry a row"}
+    unit = units.get(structure, structure.rstrip("s"))
     others = f" and of {len(coarse) - 1} more" if len(coarse) > 1 else ""
     finer = "" if structure == "entries" else "; structure='entries' trains what is asked"
-    message = (
+    warn(
         f"density: {density:g} is less than one {unit} of {worst!r}{others}, and one trains:"
         f" {shares[worst]:.3g} of {worst!r}, {shares[worst] / density:.3g} times what was"
         f" asked{finer}"
     )
-    warnings.warn(message, UserWarning, stacklevel=4)
-
-
-def _matrices(model, weights):
-    return {
-        name: weight.detach().reshape(matrix_shape(model, name)) for name, weight in weights.items()
-    }

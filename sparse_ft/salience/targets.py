@@ -11,7 +11,7 @@ from torch import nn
 from ..messages import did_you_mean
 from ..nn.linear import is_conv1d
 
-_CONVOLUTIONS = (
+CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
@@ -92,7 +92,7 @@ def _default(model: nn.Module) -> Targets:
     layers = [
         module
         for module in model.modules()
-        if is_linear(module) or isinstance(module, _CONVOLUTIONS)
+        if is_linear(module) or isinstance(module, CONVOLUTIONS)
     ]
     heads, adapters = _heads(model, layers), _adapters(model)
     holders = _count_holders(model)
@@ -113,7 +113,7 @@ def _default(model: nn.Module) -> Targets:
             left[name] = f"{parameter.dtype} cannot train"
         elif is_weight and is_linear(owner):
             linear[name] = parameter
-        elif is_weight and isinstance(owner, _CONVOLUTIONS) and not _is_depthwise(owner):
+        elif is_weight and isinstance(owner, CONVOLUTIONS) and not _is_depthwise(owner):
             convolutions[name] = parameter
         else:
             left[name] = f"of {_a(owner)}"
@@ -150,7 +150,7 @@ def _a(module: nn.Module) -> str:
 
 def _is_depthwise(module: nn.Module) -> bool:
     return (
-        isinstance(module, _CONVOLUTIONS)
+        isinstance(module, CONVOLUTIONS)
         and module.groups > 1
         and module.groups == module.in_channels
     )
@@ -259,6 +259,6 @@ def _widths(layer: nn.Module) -> tuple[int, int]:
     """Features that a linear layer or convolution takes, and that it gives."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         return layer.in_channels, layer.out_channels
     return tuple(layer.weight.shape)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Untouched:
         self._rewritten = rewritten.keys()
         self._random = _random_states(model)
         self._ended = self.is_restored = False
+        self._undo = []  # what else to call, the last first
         self._stand_ins = {}  # name -> (parameter, what stands in for it)
 
     def stand_ins(self, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -86,6 +88,17 @@ class Untouched:
             collecting[name] = made[id(parameter)] if id(parameter) in placed else parameter
         return collecting
 
+    def also(self, undo: Callable[[], object]) -> None:
+        """Call `undo`, which must not mind to be called twice, when all is put back."""
+        self._undo.append(undo)
+
+    def take_magnitudes(self) -> None:
+        """Let every parameter hold the sizes of its numbers, without their signs, from now on."""
+        for parameter in self._model.parameters():
+            if parameter.is_floating_point():
+                self._undo.append(Signs(parameter).restore)
+                parameter.data.abs_()
+
     def _refusal(self, name):
         """A hook against gradients that come to the weight itself, from a reference that someone
         has taken of it before.
@@ -104,6 +117,8 @@ class Untouched:
     def restore(self) -> None:
         """Put all of it back; to do so twice is as good as once."""
         self._ended = True
+        for undo in reversed(self._undo):
+            undo()
         for part in (*self._modules, *self._parameters, *self._copies):
             part.restore()
         for put_back, state in self._random:
@@ -130,9 +145,31 @@ class Untouched:
         if written:
             raise RuntimeError(
                 f"loss: running the model wrote to its parameter {written[0]!r}, and no copy of it"
-                " was kept to put back; score='gradient' needs a model and loss that leave"
+                " was kept to put back; scores of gradients need a model and loss that leave"
                 " parameters alone (model.eval() may do)"
             )
+
+
+class Signs:
+    """The signs of a parameter's numbers, a bit each."""
+
+    def __init__(self, parameter: nn.Parameter):
+        self._parameter = parameter
+        negative = torch.signbit(parameter.detach()).reshape(-1)
+        bits = F.pad(negative, (0, -negative.numel() % 8)).view(-1, 8)
+        self._packed = (bits.to(torch.uint8) << _places(bits.device)).sum(1, dtype=torch.uint8)
+
+    def restore(self) -> None:
+        """Give the numbers their signs again; to do so twice is as good as once."""
+        numbers = self._parameter.data
+        bits = (self._packed[:, None] >> _places(numbers.device)) & 1
+        negative = bits.reshape(-1)[: numbers.numel()].view(numbers.shape).bool()
+        numbers.abs_()
+        numbers.copy_(torch.where(negative, -numbers, numbers))
+
+
+def _places(device: torch.device) -> torch.Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
 
 
 class _Module:

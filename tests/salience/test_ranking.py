@@ -9,10 +9,21 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
-from sparse_ft.salience.budget import top
+from sparse_ft.salience.best import best
+from sparse_ft.salience.budgets import Density, DensityPerRow
+from sparse_ft.salience.units import Structure
 
 STRUCTURES = ("rows", "columns", "blocks", "entries", "entries_per_row")
 SCORES = ("random", "magnitude", "gradient")
+
+
+def top(score, density, structure, block_size=64):
+    """The selection of the best units of one matrix, whatever gave the score."""
+    if structure == "entries_per_row":
+        return sft.Entries(DensityPerRow(density).pick(score, seed=0))
+    kind = Structure(structure, block_size)
+    units = Density(density).allowance([score.shape], kind).units
+    return kind.selection(best(kind.judged(score, False), units, seed=0), score.shape)
 
 
 class Head(nn.Module):

@@ -1,0 +1,102 @@
+"""The arguments of `select`, checked before anything is run; each error names one and the way
+out.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..messages import did_you_mean
+from ..nn.foreign import why_not
+from ..nn.selected import Selected
+from .budgets import Count, Density, DensityPerRow
+from .losses import check_batches
+from .scope import NORMALIZE, SCOPES
+from .units import COMBINE, KINDS
+
+ACCUMULATE = ("device", "cpu", "passes")
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ValueError unless `value` is one of the `choices` of an argument."""
+    choices = tuple(choices)
+    if value in choices:
+        return
+    named = [choice for choice in choices if choice]
+    meant = did_you_mean(value, named) if isinstance(value, str) else ""
+    near = meant if "did you mean" in meant else ""
+    raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}{near}")
+
+
+def check_choices(structure: str | None, scope: str | None, **others: Any) -> None:
+    """The arguments that are one of a few words."""
+    one_of("structure", structure, (*KINDS, None))
+    one_of("scope", scope, (*SCOPES, None))
+    one_of("combine", others["combine"], COMBINE)
+    one_of("normalize", others["normalize"], (*NORMALIZE, None))
+    one_of("accumulate", others["accumulate"], ACCUMULATE)
+    for name in ("passes", "max_batches"):
+        value = others[name]
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not is_count and not (name == "max_batches" and value is None):
+            raise ValueError(f"{name}: expected a positive int, got {value!r}")
+    for name in ("floor", "cap"):
+        check_bound(name, others[name])
+
+
+def check_bound(name: str, bound: Any) -> None:
+    """Raise ValueError unless `bound` is None, a share in [0, 1] or a number of units."""
+    is_share = isinstance(bound, float) and 0 <= bound <= 1
+    is_count = isinstance(bound, int) and not isinstance(bound, bool) and bound >= 0
+    if bound is not None and not is_share and not is_count:
+        raise ValueError(
+            f"{name}: expected a share in [0, 1], a number of units (int) or None, got {bound!r}"
+        )
+
+
+def as_budget(density: Any, budget: Any, structure: str) -> Any:
+    """The budget that `density` or `budget` means. Raises ValueError for both and for neither."""
+    if density is not None and budget is not None:
+        raise ValueError(f"density: {density!r} and budget={budget!r} were given; pass one")
+    given, name = (budget, "budget") if budget is not None else (density, "density")
+    if name == "budget" and not isinstance(given, (int, float)):
+        return given
+    if name == "budget" and isinstance(given, int) and not isinstance(given, bool):
+        if given < 1:
+            raise ValueError(f"budget: expected a positive number of units, got {given!r}")
+        return Count(given)
+    if not (isinstance(given, (int, float)) and 0 < given <= 1):
+        percent = ""
+        if isinstance(given, (int, float)) and 1 < given <= 100:
+            percent = f"; {given:g} % is {given / 100:g}"
+        raise ValueError(f"{name}: expected a share in (0, 1], got {given!r}{percent}")
+    return DensityPerRow(given) if structure == "entries_per_row" else Density(given)
+
+
+def check_batches_of(score: Any, batches: Any) -> None:
+    """Raise where the score needs batches and there are none, or they are no batches."""
+    if batches is not None:
+        check_batches(batches)
+    elif score is not None and score.needs_batches:
+        raise ValueError(
+            f"batches: score={score.name!r} needs batches to take gradients on, got None"
+        )
+
+
+def check_not_converted(model: nn.Module) -> None:
+    """Raise ValueError for a model that has selected values."""
+    for name, module in model.named_modules():
+        if isinstance(module, Selected):
+            raise ValueError(
+                f"model: it is converted already ({name!r} holds selected values); call"
+                " sft.revert(model) first, then select and convert anew"
+            )
+
+
+def check_weights(weights: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError for a weight that has no numbers yet."""
+    for name, weight in weights.items():
+        if is_lazy(weight):
+            raise ValueError(f"targets: {name!r}: {why_not(weight)}")

@@ -1,0 +1,146 @@
+"""Capture: the two factors of a linear layer's weight gradient, input and output gradient, in the
+place of the gradient. It is then made strip by strip, or example by example, and never whole.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..nn.linear import is_conv1d
+
+Sink = Callable[[str, torch.Tensor, torch.Tensor], None]  # name, input, grad_output
+
+
+def layers_of(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+    """{name: module} of the weights that one linear layer holds, and no other module."""
+    wanted = {id(model.get_parameter(name)): name for name in names}
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if id(parameter) in wanted:
+                holders.setdefault(id(parameter), []).append(module)
+    found = {}
+    for key, modules in holders.items():
+        only = modules[0]
+        is_plain = "forward" not in vars(only) and getattr(only, "weight", None) is not None
+        if len(modules) == 1 and is_plain and _is_linear(only) and id(only.weight) == key:
+            found[wanted[key]] = only
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or is_conv1d(type(module))
+
+
+def capture(layers: dict[str, nn.Module], sink: Sink) -> None:
+    """Have every layer's backward call `sink` instead of making the gradient of its weight.
+
+    The forward of the module object is replaced; whoever calls this puts its attributes back
+    (`untouched` does).
+    """
+    for name, module in layers.items():
+        module.forward = _Captured(name, module, sink)
+
+
+class _Captured:
+    """A forward in the place of a linear layer's own."""
+
+    def __init__(self, name: str, module: nn.Module, sink: Sink):
+        self.name, self.sink, self.module = name, sink, module
+        self.own_forward = module.forward
+        self.anchor = torch.empty(0, requires_grad=True)  # the output depends on something
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(input, self.anchor, self)
+
+
+class _Product(torch.autograd.Function):
+    """The layer's own forward, and of its backward the gradient of the input."""
+
+    @staticmethod
+    def forward(ctx, input: torch.Tensor, anchor: torch.Tensor, captured: _Captured):
+        ctx.save_for_backward(input)
+        ctx.captured = captured
+        return captured.own_forward(input)
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor):
+        (input,) = ctx.saved_tensors
+        captured = ctx.captured
+        captured.sink(captured.name, input.detach(), grad_output)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        weight = captured.module.weight.detach().to(grad_output.dtype)
+        is_linear = type(captured.module) is nn.Linear
+        grad_input = grad_output @ (weight if is_linear else weight.T)
+        return grad_input.to(input.dtype), None, None
+
+
+class Factors:
+    """A weight's gradient as a product: left [tokens, rows]ᵀ · right [tokens, columns].
+
+    examples: over how many of them, of as many tokens each; None for tokens of all.
+    """
+
+    def __init__(self, module: nn.Module, input: torch.Tensor, grad_output: torch.Tensor):
+        input = input.to(grad_output.dtype)
+        is_linear = type(module) is nn.Linear
+        self._left, self._right = (grad_output, input) if is_linear else (input, grad_output)
+
+    def of_batch(self) -> "Product":
+        """The gradient of all examples together."""
+        left, right = self._left, self._right
+        return Product(left.reshape(-1, left.size(-1)), right.reshape(-1, right.size(-1)))
+
+    def of_example(self, number: int, weight: float) -> "Product":
+        """The gradient of an example that counts `weight` in the loss of all."""
+        left, right = self._left[number], self._right[number]
+        left = left.reshape(-1, left.size(-1)) / weight
+        return Product(left, right.reshape(-1, right.size(-1)))
+
+    @property
+    def first_size(self) -> int:
+        """How many parts the first dimension has: examples, where they lie there."""
+        return self._left.size(0) if self._left.dim() > 1 else 1
+
+
+class Product:
+    """left [tokens, rows]ᵀ · right [tokens, columns], some rows of it at a time."""
+
+    def __init__(self, left: torch.Tensor, right: torch.Tensor):
+        self._left, self._right = left, right
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        """[end - begin, columns]."""
+        return self._left[:, begin:end].T @ self._right
+
+    def fingerprint(self, probe: "Probe") -> torch.Tensor:
+        """See `Probe`."""
+        down = probe.times(self._left, probe.down)
+        across = probe.times(self._right, probe.across)
+        return (down.T @ across).reshape(-1).double().cpu()
+
+
+class Probe:
+    """Tells gradients apart by a few numbers: downᵀ · G · across, for fixed random vectors."""
+
+    COUNT = 3
+
+    def __init__(self, shape: tuple[int, int]):
+        generator = torch.Generator().manual_seed(shape[0] * 1_000_003 + shape[1])
+        rows, columns = shape
+        self.down = torch.randn(rows, self.COUNT, generator=generator)
+        self.across = torch.randn(columns, self.COUNT, generator=generator)
+
+    @staticmethod
+    def times(matrix: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """matrix [n, size] · vectors [size, COUNT], in fp32 at least."""
+        wide = torch.promote_types(matrix.dtype, torch.float32)
+        return matrix.to(wide) @ vectors.to(matrix.device, wide)
+
+    def of(self, gradient: torch.Tensor) -> torch.Tensor:
+        """fp64 [COUNT²] of a gradient [rows, columns]."""
+        across = self.times(gradient, self.across)
+        down = self.down.to(across)
+        return (down.T @ across).reshape(-1).double().cpu()

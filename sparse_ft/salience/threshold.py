@@ -1,0 +1,174 @@
+"""How many entries of each of many weights are among the best of all, without putting them
+together.
+
+A score's bits, read as an integer, order as the numbers do: its 11 highest bits are a sign, an
+exponent and two bits of the mantissa, so a histogram over them is one of logarithms. The first pass
+over the scores finds in which of its 2,048 bins the border lies, the second and the third go on
+inside of that bin with the other bits (fp64: six passes). What is held is one histogram a weight.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+
+from .best import drawn
+
+STRIP = 1 << 20  # scores that are looked at together
+Scores = Callable[[], Iterator[tuple[str, torch.Tensor]]]  # each call gives them all, 1-D, anew
+
+
+class Digit(NamedTuple):
+    """A part of a key: key >> shift, of which the lowest `bits` count."""
+
+    shift: int
+    bits: int
+
+
+DIGITS = {
+    torch.float32: [Digit(21, 11), Digit(10, 11), Digit(0, 10)],
+    torch.float64: [*(Digit(shift, 11) for shift in (53, 42, 31, 20, 9)), Digit(0, 9)],
+}
+_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+class Search(Protocol):
+    """Looks for a border, a digit after the other: `count` of all scores, then `settle`."""
+
+    def count(self, name: str, score: torch.Tensor, digit: Digit) -> None: ...
+
+    def settle(self, digit: Digit) -> None: ...
+
+
+def run(searches: Mapping[str, Search], scores: Scores, dtype: torch.dtype) -> None:
+    """Bring searches to their end, with one pass over the scores a digit. searches: {name of a
+    weight: the search that it takes part in}.
+    """
+    for digit in DIGITS[dtype]:
+        for name, score in scores():
+            if name in searches:
+                searches[name].count(name, score, digit)
+        for search in {id(search): search for search in searches.values()}.values():
+            search.settle(digit)
+
+
+class BestOfAll:
+    """{name: how many of its best are taken}, `want` in all.
+
+    Every weight gets its floor first; what is left goes to the best of all, to no weight beyond its
+    cap. `want` is at least the sum of the floors and at most that of the caps.
+    """
+
+    def __init__(self, dtype: torch.dtype, want: int, floors: dict[str, int], caps: dict[str, int]):
+        self._dtype, self._want = dtype, want
+        self._place = {name: number for number, name in enumerate(floors)}
+        self._floors = torch.tensor(list(floors.values()))
+        self._caps = torch.tensor([caps[name] for name in floors])
+        self._prefix: int | None = None
+        self._above = torch.zeros(len(floors), dtype=torch.int64)  # known to be over the border
+        self._at_border = torch.zeros_like(self._above)
+        self._counts: torch.Tensor | None = None
+
+    def count(self, name: str, score: torch.Tensor, digit: Digit) -> None:
+        if self._counts is None:
+            self._counts = torch.zeros(len(self._place), 1 << digit.bits, dtype=torch.int64)
+        counts = self._counts[self._place[name]]
+        for digits, _ in _in_strips(score, self._dtype, digit, self._prefix):
+            counts += torch.bincount(digits, minlength=1 << digit.bits).cpu()
+
+    def settle(self, digit: Digit) -> None:
+        counts, self._counts = self._counts, None
+        # from the highest bin down: how many there are in it and above
+        reached = counts.flip(1).cumsum(1).flip(1) + self._above[:, None]
+        taken = reached.clamp(min=self._floors[:, None], max=self._caps[:, None]).sum(0)
+        border = int((taken >= self._want).nonzero().amax())
+        self._at_border = counts[:, border]
+        self._above = reached[:, border] - self._at_border
+        self._prefix = _joined(self._prefix, border, digit)
+
+    def shares(self, seed: int) -> dict[str, int]:
+        """The number of each, now that all at the border are equal: of these some are drawn."""
+        certain = self._above.clamp(min=self._floors, max=self._caps)
+        possible = (self._above + self._at_border).clamp(min=self._floors, max=self._caps)
+        extra = divided(self._want - int(certain.sum()), possible - certain, seed)
+        return dict(zip(self._place, (certain + extra).tolist()))
+
+
+class LargestSum:
+    """How few of the best make up a sum, of scores that are not negative."""
+
+    def __init__(self, dtype: torch.dtype, want: float):
+        self._dtype, self._missing = dtype, want
+        self.number = 0
+        self._prefix: int | None = None
+        self._counts: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None
+
+    def count(self, name: str, score: torch.Tensor, digit: Digit) -> None:
+        if self._counts is None:
+            self._counts = torch.zeros(1 << digit.bits, dtype=torch.int64)
+            self._sums = torch.zeros(1 << digit.bits, dtype=torch.float64)
+        for digits, inside in _in_strips(score, self._dtype, digit, self._prefix):
+            self._counts += torch.bincount(digits, minlength=1 << digit.bits).cpu()
+            sums = torch.bincount(digits, inside.double(), minlength=1 << digit.bits)
+            self._sums += sums.cpu()
+
+    def settle(self, digit: Digit) -> None:
+        counts, sums = self._counts, self._sums
+        self._counts = self._sums = None
+        reached = sums.flip(0).cumsum(0).flip(0)
+        enough = (reached >= self._missing) & (counts > 0)
+        filled = counts.nonzero()
+        if not filled.numel():
+            return
+        border = int(enough.nonzero().amax()) if enough.any() else int(filled.amin())
+        self.number += int(counts[border + 1 :].sum())
+        self._missing -= float(reached[border] - sums[border])
+        self._prefix = _joined(self._prefix, border, digit)
+        if digit.shift == 0:  # all in this bin are equal
+            one = float(sums[border]) / int(counts[border])
+            needed = -(-self._missing // one) if one > 0 else 0
+            self.number += int(min(max(needed, 0), int(counts[border])))
+
+
+def keys_of(score: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """int64: integers that order as the numbers of `score` do, as fp32 or fp64; −0 is 0."""
+    integer = torch.iinfo(_INTEGER[dtype])
+    bits = (score.to(dtype) + 0.0).view(_INTEGER[dtype])
+    negative = bits >> (integer.bits - 1)
+    return (bits ^ (negative & integer.max)).to(torch.int64)
+
+
+def _in_strips(
+    score: torch.Tensor, dtype: torch.dtype, digit: Digit, prefix: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(digits, scores) of the scores that begin with `prefix`."""
+    for strip in score.split(STRIP):
+        rest = keys_of(strip, dtype) >> digit.shift
+        if prefix is None:
+            yield rest + (1 << (digit.bits - 1)), strip  # the highest digit holds the sign
+        else:
+            inside = (rest >> digit.bits) == prefix
+            yield rest[inside] & ((1 << digit.bits) - 1), strip[inside]
+
+
+def _joined(prefix: int | None, digit_value: int, digit: Digit) -> int:
+    """The prefix with one more digit."""
+    if prefix is None:
+        return digit_value - (1 << (digit.bits - 1))
+    return (prefix << digit.bits) | digit_value
+
+
+def divided(number: int, room: torch.Tensor, seed: int) -> torch.Tensor:
+    """int64 like `room`: `number` divided in proportion to the room there is, to none more than
+    that; what proportion leaves over goes to some that the seed draws.
+    """
+    total = int(room.sum())
+    if number >= total:
+        return room.clone()
+    shares = torch.tensor([number * int(size) // total for size in room], dtype=torch.int64)
+    while left := number - int(shares.sum()):
+        open_ones = (shares < room).nonzero().squeeze(1)
+        lucky = open_ones[drawn(open_ones.numel(), left, seed)]
+        shares[lucky] += 1
+    return shares
