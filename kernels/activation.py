@@ -104,7 +104,7 @@ def _activation_backward_kernel(
     )
 
 
-def matrices(*tensors):
+def matrices(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors as matrices of one shape.
 
     One long row where all are contiguous, else [..., F] as [rows, F].
@@ -114,34 +114,37 @@ def matrices(*tensors):
     return [x.reshape(shape) for x in tensors]
 
 
-def activation_triton(input, activation):
-    """act(input), in fp32 (fp64 for fp64), rounded once.
+def activation_triton(input: torch.Tensor, activation: str, output: torch.Tensor) -> None:
+    """output = act(input), in fp32 (fp64 for fp64), rounded once.
 
-    The caller has checked the dtype and the activation.
+    The caller has checked dtypes, shapes and the activation. output: contiguous.
     """
     check_tensors(input=input)
-    output = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-    if output.numel():
-        (input,) = matrices(input)
-        grid, options = copy_tile(1, *input.shape)
-        with on_device(input):
-            _activation_kernel[grid](
-                input, output, *input.shape, *input.stride(), ACTIVATION=activation, **options
-            )
-    return output
+    if not output.numel():
+        return
+    (x,) = matrices(input)
+    grid, options = copy_tile(1, *x.shape)
+    with on_device(x):
+        _activation_kernel[grid](x, output, *x.shape, *x.stride(), ACTIVATION=activation, **options)
 
 
-def activation_backward_triton(grad_output, input, activation):
-    """grad_input of activation_triton."""
+def activation_backward_triton(
+    grad_output: torch.Tensor, input: torch.Tensor, activation: str, grad_input: torch.Tensor
+) -> None:
+    """grad_input of activation_triton. grad_input: contiguous."""
     check_tensors(input=input, grad_output=grad_output)
-    grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-    if input.numel():
-        grad_output, input = matrices(grad_output, input)
-        strides = *grad_output.stride(), *input.stride()
-        grid, options = copy_tile(1, *input.shape)
-        with on_device(input):
-            _activation_backward_kernel[grid](
-                grad_output, input, grad_input, *input.shape, *strides,
-                ACTIVATION=activation, **options,
-            )  # fmt: skip
-    return grad_input
+    if not grad_input.numel():
+        return
+    grad, x = matrices(grad_output, input)
+    grid, options = copy_tile(1, *x.shape)
+    with on_device(x):
+        _activation_backward_kernel[grid](
+            grad,
+            x,
+            grad_input,
+            *x.shape,
+            *grad.stride(),
+            *x.stride(),
+            ACTIVATION=activation,
+            **options,
+        )

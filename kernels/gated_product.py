@@ -69,34 +69,56 @@ def _gated_product_backward_kernel(
     tl.store(grad_up_ptr + offs, round_to(grad * value, grad_up_ptr.dtype.element_ty), mask=mask)
 
 
-def gated_product_triton(gate, up, activation):
-    """act(gate) * up, in fp32 (fp64 for fp64), rounded once.
+def gated_product_triton(
+    gate: torch.Tensor, up: torch.Tensor, activation: str, output: torch.Tensor
+) -> None:
+    """output = act(gate) * up, in fp32 (fp64 for fp64), rounded once.
 
-    The caller has checked shapes, dtypes and the activation.
+    The caller has checked shapes, dtypes and the activation. output: contiguous.
     """
     check_tensors(gate=gate, up=up)
-    output = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    if output.numel():
-        gate, up = matrices(gate, up)
-        grid, options = copy_tile(1, *gate.shape)
-        with on_device(gate):
-            _gated_product_kernel[grid](
-                gate, up, output, *gate.shape, *gate.stride(), *up.stride(),
-                ACTIVATION=activation, **options,
-            )  # fmt: skip
-    return output
+    if not output.numel():
+        return
+    gate, up = matrices(gate, up)
+    grid, options = copy_tile(1, *gate.shape)
+    with on_device(gate):
+        _gated_product_kernel[grid](
+            gate,
+            up,
+            output,
+            *gate.shape,
+            *gate.stride(),
+            *up.stride(),
+            ACTIVATION=activation,
+            **options,
+        )
 
 
-def gated_product_backward_triton(grad_output, gate, up, activation):
-    """(grad_gate, grad_up) of gated_product_triton."""
+def gated_product_backward_triton(
+    grad_output: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    activation: str,
+    grad_gate: torch.Tensor,
+    grad_up: torch.Tensor,
+) -> None:
+    """grad_gate and grad_up of gated_product_triton, both contiguous."""
     check_tensors(gate=gate, up=up, grad_output=grad_output)
-    grads = [torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2)]
-    if gate.numel():
-        operands = matrices(grad_output, gate, up)
-        grid, options = copy_tile(1, *operands[0].shape)
-        strides = [stride for x in operands for stride in x.stride()]
-        with on_device(gate):
-            _gated_product_backward_kernel[grid](
-                *operands, *grads, *operands[0].shape, *strides, ACTIVATION=activation, **options
-            )  # fmt: skip
-    return tuple(grads)
+    if not grad_gate.numel():
+        return
+    grad_output, gate, up = matrices(grad_output, gate, up)
+    grid, options = copy_tile(1, *gate.shape)
+    with on_device(gate):
+        _gated_product_backward_kernel[grid](
+            grad_output,
+            gate,
+            up,
+            grad_gate,
+            grad_up,
+            *gate.shape,
+            *grad_output.stride(),
+            *gate.stride(),
+            *up.stride(),
+            ACTIVATION=activation,
+            **options,
+        )

@@ -3,6 +3,7 @@
 where_bits: a gradient let through by its bit.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -52,33 +53,43 @@ def _where_bits_kernel(
     tl.store(output_ptr + offs, tl.where(kept, scaled, 0.0).to(grad.dtype), mask=offs < count)
 
 
-def positive_bits_triton(input, bits, relu=None):
-    """Fills bits, uint8 [ceil(numel / 8)].
+def positive_bits_triton(
+    input: torch.Tensor, bits: torch.Tensor, relu: torch.Tensor | None = None
+) -> None:
+    """Fills bits, uint8 [ceil(numel / 8)], as `positive_bits` packs them.
 
     Bit i % 8 of byte i // 8 is that of ~(input.flatten()[i] <= 0).
-
     relu: contiguous, gets input.relu(); may be input itself, as a program reads what it writes
     before it writes.
     """
     check_tensors(input=input, **({} if relu is None else {"relu": relu}))
-    if bits.numel():
-        with on_device(input):
-            _positive_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
-                input.contiguous(), bits, relu, input.numel(), BYTES=BYTES, **OPTIONS
-            )
+    if not bits.numel():
+        return
+    with on_device(input):
+        _positive_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
+            input.contiguous(), bits, relu, input.numel(), BYTES=BYTES, **OPTIONS
+        )
 
 
-def where_bits_triton(grad, bits, scale, output):
+def relu_bits_triton(input: torch.Tensor, output: torch.Tensor, bits: torch.Tensor) -> None:
+    """Fills output with input.relu(), and bits as positive_bits_triton does."""
+    positive_bits_triton(input, bits, output)
+
+
+def where_bits_triton(
+    grad: torch.Tensor, bits: torch.Tensor, scale: float, output: torch.Tensor
+) -> None:
     """Fills output, contiguous: grad * scale where the bit is set, 0 elsewhere."""
     check_tensors(grad=grad, output=output, bits=bits)
-    if bits.numel():
-        with on_device(grad):
-            _where_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
-                grad.contiguous(),
-                bits.contiguous(),
-                output,
-                grad.numel(),
-                scale=scale,
-                BYTES=BYTES,
-                **OPTIONS,
-            )
+    if not bits.numel():
+        return
+    with on_device(grad):
+        _where_bits_kernel[(triton.cdiv(bits.numel(), BYTES),)](
+            grad.contiguous(),
+            bits.contiguous(),
+            output,
+            grad.numel(),
+            scale=scale,
+            BYTES=BYTES,
+            **OPTIONS,
+        )

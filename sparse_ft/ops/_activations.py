@@ -3,23 +3,28 @@ both make.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-ACTIVATIONS = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+_aten = torch.ops.aten
+
+# name -> (the function, (grad_output, input) -> grad_input)
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "silu": (F.silu, _aten.silu_backward),
+    "gelu": (F.gelu, _aten.gelu_backward),
     "gelu_tanh": (
         functools.partial(F.gelu, approximate="tanh"),
-        functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+        functools.partial(_aten.gelu_backward, approximate="tanh"),
     ),
-    "relu": (F.relu, functools.partial(torch.ops.aten.threshold_backward, threshold=0)),
+    "relu": (F.relu, functools.partial(_aten.threshold_backward, threshold=0)),
 }
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as csrc/activation.h counts them
 
 
-def check(activation, known=ACTIVATIONS, **tensors):
+def check(activation: str, known: Iterable[str] = ACTIVATIONS, **tensors: Tensor) -> None:
     """The activation is among the `known`; the tensors have one shape and floating-point dtype,
     that of the first.
     """
@@ -40,6 +45,6 @@ def check(activation, known=ACTIVATIONS, **tensors):
             )
 
 
-def widened(*tensors):
+def widened(tensor: Tensor) -> Tensor:
     """In the dtype of the arithmetic: fp32, or fp64 for fp64."""
-    return [t.to(torch.promote_types(torch.float32, t.dtype)) for t in tensors]
+    return tensor.to(torch.promote_types(torch.float32, tensor.dtype))

@@ -3,60 +3,76 @@ of BatchNorm share.
 """
 
 import torch
+from torch import Tensor
 
 from . import _native
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_LAST = {4: ((0, 2, 3, 1), (0, 3, 1, 2)), 5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3))}  # there and back
+
+Axes = tuple[int, ...]
+# By dimensions: the axes that make what is channels last contiguous, and those that undo it.
+_LAST: dict[int, tuple[Axes, Axes]] = {
+    4: ((0, 2, 3, 1), (0, 3, 1, 2)),
+    5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3)),
+}
 
 
-def check(name, tensor, **of_channels):
+def check(name: str, tensor: Tensor, **of_channels: Tensor | None) -> None:
     """tensor: [N, C, ...]; of_channels: [C] each, or None. Everything floating point."""
     if tensor.dim() < 2:
         raise ValueError(f"{name}: expected [N, C, ...], got shape {tuple(tensor.shape)}")
-    of_channels = {key: t for key, t in of_channels.items() if t is not None}
-    for key, t in ((name, tensor), *of_channels.items()):
-        if not t.is_floating_point():
-            raise TypeError(f"{key}: expected a floating-point dtype, got {t.dtype}")
+    _check_dtype(name, tensor)
     shape = tensor.shape[1:2]
-    for key, t in of_channels.items():
-        if t.shape != shape:
-            raise ValueError(f"{key}: expected shape {tuple(shape)}, got {tuple(t.shape)}")
+    for key, vector in of_channels.items():
+        if vector is None:
+            continue
+        _check_dtype(key, vector)
+        if vector.shape != shape:
+            raise ValueError(f"{key}: expected shape {tuple(shape)}, got {tuple(vector.shape)}")
 
 
-def in_order(tensor):
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+
+
+def in_order(tensor: Tensor) -> tuple[tuple[Axes, Axes] | None, Tensor]:
     """((there, back), a view that is contiguous) of a tensor that is channels last; (None, the
     tensor) of any other.
     """
     axes = _LAST.get(tensor.dim())
-    if (
-        axes is None
-        or tensor.is_contiguous()
-        or not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
-    ):
+    if axes is None or tensor.is_contiguous():
         return None, tensor
-    return axes, tensor.permute(axes[0])
+    if not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim()]):
+        return None, tensor
+    there, _ = axes
+    return axes, tensor.permute(there)
 
 
-def extents(tensor):
+def extents(tensor: Tensor) -> tuple[int, int, int]:
     """(outer, channels, inner) of the memory of [N, C, ...] that is contiguous, or
     channels last.
     """
+    channels = tensor.size(1)
     if tensor.is_contiguous():
-        return tensor.size(0), tensor.size(1), tensor.shape[2:].numel()
-    return tensor.numel() // tensor.size(1), tensor.size(1), 1
+        return tensor.size(0), channels, tensor.shape[2:].numel()
+    return tensor.numel() // channels, channels, 1
 
 
-def by_channel(vector, tensor):
+def by_channel(vector: Tensor, tensor: Tensor) -> Tensor:
     """A [C] in the shape that broadcasts to `tensor`, in the dtype that its arithmetic has."""
-    wide = torch.promote_types(torch.float32, tensor.dtype)
-    return vector.to(wide).view(-1, *[1] * (tensor.dim() - 2))
+    return vector.to(accumulator(tensor.dtype)).view(-1, *[1] * (tensor.dim() - 2))
 
 
-def operand(vector):
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic: fp32, or fp64 for fp64."""
+    return torch.promote_types(torch.float32, dtype)
+
+
+def operand(vector: Tensor | None) -> tuple[int, int]:
     """(address, code of the dtype) of a contiguous [C] or None, for the compiled part."""
     return (0, 0) if vector is None else (vector.data_ptr(), _native.DTYPES[vector.dtype])
 
 
-def contiguous(vector):
+def contiguous(vector: Tensor | None) -> Tensor | None:
     return vector if vector is None else vector.contiguous()

@@ -27,7 +27,20 @@ except ImportError as error:
 
 CUDA = C is not None and C.build_info()["cuda"]
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+class Unserved(Exception):
+    """Raised by a backend, before it wrote anything, for tensors that it does not take."""
+
+
+class Codes(dict[torch.dtype, int]):
+    """{dtype: how the native core calls it}."""
+
+    def __missing__(self, dtype: torch.dtype) -> int:
+        raise Unserved(dtype)
+
+
+DTYPES = Codes({torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3})
 _DENSE = {
     4: [torch.channels_last],
     5: [torch.channels_last_3d],

@@ -4,87 +4,95 @@ bit an element.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import _native
-from ._channels import check, contiguous, extents, in_order, operand
-from ._library import define, implement, plain, wrote
-from .positive_bits import positive_bits_ref
-
-SCHEMA = (
-    "batch_norm_(Tensor(a!) input, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor?"
-    " bias, float eps, bool relu) -> Tensor"
-)
+from ._channels import accumulator, check, contiguous, extents, in_order, operand
+from ._registry import launcher, op, reference
+from .positive_bits import num_bytes
 
 
-def _check(input, running_mean, running_var, weight, bias):
+def _shapes(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+) -> Tensor:
     check(
         "input", input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias
     )
-    if not in_order(input)[1].is_contiguous():
+    _, ordered = in_order(input)
+    if not ordered.is_contiguous():
         raise ValueError(
             f"input: expected contiguous or channels last, got shape {tuple(input.shape)},"
             f" {input.stride()}"
         )
+    return input.new_empty(num_bytes(input) if relu else 0, dtype=torch.uint8)
 
 
-def batch_norm_ref_(input, running_mean, running_var, weight, bias, eps, relu):
-    _check(input, running_mean, running_var, weight, bias)
-    wide = torch.promote_types(torch.float32, input.dtype)
-    parameters = [t if t is None else t.to(wide) for t in (running_mean, running_var, weight, bias)]
-    output = F.batch_norm(input.to(wide), *parameters, False, 0.0, eps).to(input.dtype)
-    bits = positive_bits_ref(in_order(output)[1]) if relu else input.new_empty(0, dtype=torch.uint8)
-    input.copy_(output.relu() if relu else output)
-    return bits
-
-
-def _fake(input, running_mean, running_var, weight, bias, eps, relu):
-    _check(input, running_mean, running_var, weight, bias)
-    return input.new_empty((input.numel() + 7) // 8 if relu else 0, dtype=torch.uint8)
-
-
-def batch_norm_cpu_(input, running_mean, running_var, weight, bias, eps, relu):
-    if not all(
-        t is None or t.dtype in _native.DTYPES
-        for t in (input, running_mean, running_var, weight, bias)
-    ):
-        return batch_norm_ref_(input, running_mean, running_var, weight, bias, eps, relu)
-    bits = _fake(input, running_mean, running_var, weight, bias, eps, relu)
-    of_channels = [contiguous(t) for t in (running_mean, running_var, weight, bias)]
+def _cpu(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool,
+    bits: Tensor,
+) -> None:
+    mean, variance = running_mean.contiguous(), running_var.contiguous()
+    weight, bias = contiguous(weight), contiguous(bias)
     _native.C.batch_norm_(
         input.data_ptr(),
         _native.DTYPES[input.dtype],
         *extents(input),
-        *(number for t in of_channels for number in operand(t)),
+        *operand(mean),
+        *operand(variance),
+        *operand(weight),
+        *operand(bias),
         eps,
         bits.data_ptr() if relu else 0,
         torch.get_num_threads(),
     )
-    wrote(input)
-    return bits
 
 
-def batch_norm_triton_(input, running_mean, running_var, weight, bias, eps, relu):
-    from sparse_ft.kernels import batch_norm as kernels
-
-    bits = _fake(input, running_mean, running_var, weight, bias, eps, relu)
-    wide = torch.promote_types(torch.float32, input.dtype)
+def _triton(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool,
+    bits: Tensor,
+) -> None:
+    wide = accumulator(input.dtype)
     scale = (running_var.to(wide) + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
+    if weight is not None:
+        scale = scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    kernels.batch_norm_triton_(
-        input, scale.to(wide), shift.to(wide), bits if relu else None, *extents(input)
-    )
-    wrote(input)
-    return bits
+    launch = launcher("batch_norm.batch_norm_triton_")
+    launch(input, scale.to(wide), shift.to(wide), bits if relu else None, *extents(input))
 
 
-define(SCHEMA, fake=_fake)
-_batch_norm_ = implement(
-    "batch_norm_", reference=batch_norm_ref_, cpu=batch_norm_cpu_, triton=batch_norm_triton_
+@op(
+    "batch_norm_(Tensor(a!) input, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor?"
+    " bias, float eps, bool relu) -> Tensor bits",
+    shapes=_shapes,
+    cpu=_cpu,
+    triton=_triton,
 )
-
-
-def batch_norm_(input, running_mean, running_var, weight, bias, eps, relu=False):
+def batch_norm_(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+) -> Tensor:
     """`input.copy_(F.batch_norm(input, running_mean, running_var, weight, bias, False, eps=eps))`,
     with relu `.relu()` of it.
 
@@ -94,8 +102,13 @@ def batch_norm_(input, running_mean, running_var, weight, bias, eps, relu=False)
     normalised input in the order of its memory (for `batch_norm_backward`); [0] without. Raises
     ValueError or TypeError that names the argument.
     """
-    if plain([t for t in (input, running_mean, running_var, weight, bias) if t is not None]):
-        return _batch_norm_(input, running_mean, running_var, weight, bias, eps, relu)
-    return torch.ops.sparse_ft.batch_norm_(
-        input, running_mean, running_var, weight, bias, eps, relu
-    )
+    wide = accumulator(input.dtype)
+    of_channels = (running_mean, running_var, weight, bias)
+    parameters = [t if t is None else t.to(wide) for t in of_channels]
+    output = F.batch_norm(input.to(wide), *parameters, False, 0.0, eps).to(input.dtype)
+    if not relu:
+        input.copy_(output)
+        return input.new_empty(0, dtype=torch.uint8)
+    _, ordered = in_order(output)
+    input.copy_(output.relu())
+    return reference("positive_bits")(ordered)

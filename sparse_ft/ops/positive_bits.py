@@ -3,113 +3,71 @@ where_bits: its backward.
 """
 
 import torch
+from torch import Tensor
 
 from . import _native
-from ._library import define, implement, plain, wrote
-
-SCHEMA = "positive_bits(Tensor input) -> Tensor"
-RELU_SCHEMA = "relu_bits(Tensor input, Tensor(a!) output) -> Tensor"
-WHERE_SCHEMA = "where_bits(Tensor grad, Tensor bits, float scale) -> Tensor"
+from ._registry import op, reference
 
 
-def _check(input):
-    if not input.is_floating_point():
-        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+def num_bytes(tensor: Tensor) -> int:
+    """How many bytes hold one bit an element."""
+    return (tensor.numel() + 7) // 8
 
 
-def _check_relu(input, output):
-    _check(input)
+def _check(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+
+
+def _shapes(input: Tensor) -> Tensor:
+    _check("input", input)
+    return input.new_empty(num_bytes(input), dtype=torch.uint8)
+
+
+def _relu_shapes(input: Tensor, output: Tensor) -> Tensor:
+    _check("input", input)
     if output.shape != input.shape or output.dtype != input.dtype or not output.is_contiguous():
         expected = f"contiguous, {tuple(input.shape)} and {input.dtype} as input"
         raise ValueError(
             f"output: expected {expected}, got {tuple(output.shape)}, strides {output.stride()},"
             f" {output.dtype}"
         )
+    return input.new_empty(num_bytes(input), dtype=torch.uint8)
 
 
-def _check_where(grad, bits):
-    if not grad.is_floating_point():
-        raise TypeError(f"grad: expected a floating-point dtype, got {grad.dtype}")
+def _where_shapes(grad: Tensor, bits: Tensor) -> Tensor:
+    _check("grad", grad)
     if bits.dtype != torch.uint8:
         raise TypeError(f"bits: expected torch.uint8, got {bits.dtype}")
-    if bits.shape != (_bytes(grad),):
+    if bits.shape != (num_bytes(grad),):
         raise ValueError(
-            f"bits: expected shape {(_bytes(grad),)}, one bit an element of grad, got"
+            f"bits: expected shape {(num_bytes(grad),)}, one bit an element of grad, got"
             f" {tuple(bits.shape)}"
         )
-
-
-def _bytes(tensor):
-    return (tensor.numel() + 7) // 8
-
-
-def positive_bits_ref(input):
-    _check(input)
-    flags = input.new_zeros(8 * _bytes(input), dtype=torch.uint8)
-    flags[: input.numel()] = ~(input.flatten() <= 0)
-    return (flags.view(-1, 8) << torch.arange(8, dtype=torch.uint8, device=input.device)).sum(
-        1, dtype=torch.uint8
-    )
-
-
-def relu_bits_ref(input, output):
-    _check_relu(input, output)
-    bits = positive_bits_ref(input)
-    output.copy_(input.relu())
-    return bits
-
-
-def where_bits_ref(grad, bits, scale):
-    _check_where(grad, bits)
-    flags = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
-    flags = flags.flatten()[: grad.numel()].view(grad.shape).bool()
-    scaled = grad.to(torch.promote_types(torch.float32, grad.dtype)) * scale
-    return scaled.to(grad.dtype).masked_fill(~flags, 0).contiguous()
-
-
-def _fake(input):
-    _check(input)
-    return input.new_empty(_bytes(input), dtype=torch.uint8)
-
-
-def _relu_fake(input, output):
-    _check_relu(input, output)
-    return input.new_empty(_bytes(input), dtype=torch.uint8)
-
-
-def _where_fake(grad, bits, scale):
-    _check_where(grad, bits)
     return grad.new_empty(grad.shape)
 
 
-def positive_bits_cpu(input):
-    _check(input)
-    return _bits(input) if input.dtype in _native.DTYPES else positive_bits_ref(input)
+def _cpu(input: Tensor, bits: Tensor) -> None:
+    _pack(input, bits, relu_address=0)
 
 
-def relu_bits_cpu(input, output):
-    _check_relu(input, output)
-    if input.dtype not in _native.DTYPES:
-        return relu_bits_ref(input, output)
-    bits = _bits(input, output.data_ptr())
-    wrote(output)
-    return bits
+def _relu_cpu(input: Tensor, output: Tensor, bits: Tensor) -> None:
+    _pack(input, bits, relu_address=output.data_ptr())
 
 
-def _bits(input, relu=0):
-    bits = torch.empty(_bytes(input), dtype=torch.uint8)
+def _pack(input: Tensor, bits: Tensor, relu_address: int) -> None:
     input = input.contiguous()
-    dtype = _native.DTYPES[input.dtype]
     _native.C.positive_bits(
-        input.data_ptr(), dtype, input.numel(), bits.data_ptr(), relu, torch.get_num_threads()
+        input.data_ptr(),
+        _native.DTYPES[input.dtype],
+        input.numel(),
+        bits.data_ptr(),
+        relu_address,
+        torch.get_num_threads(),
     )
-    return bits
 
 
-def where_bits_cpu(grad, bits, scale):
-    output = _where_fake(grad, bits, scale)
-    if grad.dtype not in _native.DTYPES:
-        return where_bits_ref(grad, bits, scale)
+def _where_cpu(grad: Tensor, bits: Tensor, scale: float, output: Tensor) -> None:
     grad, bits = grad.contiguous(), bits.contiguous()
     _native.C.where_bits(
         grad.data_ptr(),
@@ -120,72 +78,51 @@ def where_bits_cpu(grad, bits, scale):
         output.data_ptr(),
         torch.get_num_threads(),
     )
-    return output
 
 
-def positive_bits_triton(input):
-    from sparse_ft.kernels import positive_bits as kernels
-
-    bits = _fake(input)
-    kernels.positive_bits_triton(input, bits)
-    return bits
-
-
-def relu_bits_triton(input, output):
-    from sparse_ft.kernels import positive_bits as kernels
-
-    bits = _relu_fake(input, output)
-    kernels.positive_bits_triton(input, bits, output)
-    wrote(output)
-    return bits
-
-
-def where_bits_triton(grad, bits, scale):
-    from sparse_ft.kernels import positive_bits as kernels
-
-    output = _where_fake(grad, bits, scale)
-    kernels.where_bits_triton(grad, bits, scale, output)
-    return output
-
-
-define(SCHEMA, fake=_fake)
-_positive_bits = implement(
-    "positive_bits", reference=positive_bits_ref, cpu=positive_bits_cpu, triton=positive_bits_triton
+@op(
+    "positive_bits(Tensor input) -> Tensor bits",
+    shapes=_shapes,
+    cpu=_cpu,
+    triton="positive_bits.positive_bits_triton",
 )
-define(RELU_SCHEMA, fake=_relu_fake)
-_relu_bits = implement(
-    "relu_bits", reference=relu_bits_ref, cpu=relu_bits_cpu, triton=relu_bits_triton
-)
-define(WHERE_SCHEMA, fake=_where_fake)
-_where_bits = implement(
-    "where_bits", reference=where_bits_ref, cpu=where_bits_cpu, triton=where_bits_triton
-)
-
-
-def positive_bits(input):
+def positive_bits(input: Tensor) -> Tensor:
     """`~(input <= 0)` as uint8 [ceil(numel / 8)]: bit i % 8 of byte i // 8 is that of
     `input.flatten()[i]`; past the end 0.
 
     input: floating point, any shape; the bit of NaN is set, as ReLU lets its gradient through.
     Raises TypeError that names the argument.
     """
-    if plain((input,)):
-        return _positive_bits(input)
-    return torch.ops.sparse_ft.positive_bits(input)
+    flags = input.new_zeros(8 * num_bytes(input), dtype=torch.uint8)
+    flags[: input.numel()] = ~(input.flatten() <= 0)
+    places = torch.arange(8, dtype=torch.uint8, device=input.device)
+    return (flags.view(-1, 8) << places).sum(1, dtype=torch.uint8)
 
 
-def relu_bits(input, output):
+@op(
+    "relu_bits(Tensor input, Tensor(a!) output) -> Tensor bits",
+    shapes=_relu_shapes,
+    cpu=_relu_cpu,
+    triton="positive_bits.relu_bits_triton",
+)
+def relu_bits(input: Tensor, output: Tensor) -> Tensor:
     """`output.copy_(input.relu())` and `positive_bits(input)`, which it returns, in one pass.
 
     input: floating point, any shape. output: contiguous, shape and dtype of input, perhaps input
     itself. Raises TypeError or ValueError that names the argument.
     """
-    if plain((input, output)):
-        return _relu_bits(input, output)
-    return torch.ops.sparse_ft.relu_bits(input, output)
+    bits = reference("positive_bits")(input)
+    output.copy_(input.relu())
+    return bits
 
 
-def where_bits(grad, bits, scale=1.0):
+@op(
+    "where_bits(Tensor grad, Tensor bits, float scale) -> Tensor output",
+    shapes=_where_shapes,
+    cpu=_where_cpu,
+    triton="positive_bits.where_bits_triton",
+)
+def where_bits(grad: Tensor, bits: Tensor, scale: float = 1.0) -> Tensor:
     """`torch.where(flags, grad * scale, 0)`, flags as `positive_bits` packs them: the backward of
     ReLU and of dropout.
 
@@ -194,6 +131,8 @@ def where_bits(grad, bits, scale=1.0):
     dropped is 0 even where grad is not finite. Raises ValueError or TypeError that names the
     argument.
     """
-    if plain((grad, bits)):
-        return _where_bits(grad, bits, scale)
-    return torch.ops.sparse_ft.where_bits(grad, bits, scale)
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flags = (bits[:, None] >> places) & 1
+    flags = flags.flatten()[: grad.numel()].view(grad.shape).bool()
+    scaled = grad.to(torch.promote_types(torch.float32, grad.dtype)) * scale
+    return scaled.to(grad.dtype).masked_fill(~flags, 0).contiguous()

@@ -138,8 +138,8 @@ def test_adamw_steps(capability, record, tmp_path):
 def test_activation(name, dtype, capability, record, tmp_path):
     launches = [record(activation, f"_activation{part}_kernel") for part in ("", "_backward")]
     x = torch.empty(32, 2 * SIDE, dtype=dtype)
-    activation.activation_triton(x, name)
-    activation.activation_backward_triton(x, x, name)
+    activation.activation_triton(x, name, x)
+    activation.activation_backward_triton(x, x, name, x)
     for (launch,), operands in zip(launches, (1, 2)):
         result = compile_launch(launch, capability, tmp_path)
         check_resources(result, capability)
@@ -152,8 +152,9 @@ def test_activation(name, dtype, capability, record, tmp_path):
 def test_gated_product(activation, dtype, capability, record, tmp_path):
     launches = [record(gated_product, f"_gated_product{part}_kernel") for part in ("", "_backward")]
     gate, up = torch.empty(32, 2 * SIDE, dtype=dtype).chunk(2, 1)
-    gated_product.gated_product_triton(gate, up, activation)
-    gated_product.gated_product_backward_triton(gate.contiguous(), gate, up, activation)
+    output = gate.contiguous()
+    gated_product.gated_product_triton(gate, up, activation, output)
+    gated_product.gated_product_backward_triton(output, gate, up, activation, output, output)
     for (launch,), operands in zip(launches, (2, 3)):
         result = compile_launch(launch, capability, tmp_path)
         check_resources(result, capability)

@@ -1,0 +1,273 @@
+"""From one declaration of an op: what torch.library knows of it, what serves it, and the function
+that is called.
+
+    @op(
+        "double(Tensor input) -> Tensor output",
+        shapes=_shapes,
+        cpu=_cpu,
+        triton="double.double_triton",
+    )
+    def double(input: Tensor) -> Tensor:
+        '''`2 * input`. input: [...]. Returns a tensor of its shape.'''
+        return 2 * input
+
+The function is the reference: its body is the specification, in plain PyTorch; its signature and
+docstring are the public ones. `shapes` checks the arguments, and makes the results without their
+numbers. A backend writes the numbers. `shapes` and backends name in their parameters what they
+want: arguments and results as the schema calls them.
+
+What is made of these calls them in as few steps as one would by hand, so it is source, as in
+`dataclasses`: `python -c "from sparse_ft.ops import _registry; print(_registry.source_of('max_pool'))"`.
+"""
+
+import functools
+import importlib
+import inspect
+import linecache
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from . import _native
+from ._library import HAS_TRITON, define, implement, plain, wrote
+from ._native import Unserved
+from ._schema import Argument, Schema, parse
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Whole(NamedTuple):
+    """A backend that checks its arguments and makes its results itself."""
+
+    function: Callable[..., Any]
+
+
+class Op(NamedTuple):
+    """What was made of a declaration."""
+
+    schema: Schema
+    reference: Callable[..., Any]  # checked, and called as torch.library calls its kernels
+    public: Callable[..., Any]
+
+
+OPS: dict[str, Op] = {}
+_SOURCES: dict[str, list[str]] = {}
+
+
+def reference(name: str) -> Callable[..., Any]:
+    """The reference of an op: plain PyTorch, with the checks that every backend makes."""
+    return OPS[name].reference
+
+
+def source_of(name: str) -> str:
+    """The source of everything that was made for an op."""
+    return "\n".join(_SOURCES[name])
+
+
+def op(
+    schema: str,
+    *,
+    shapes: Callable[..., Any],
+    cpu: Callable[..., Any] | Whole,
+    triton: Callable[..., Any] | Whole | str,
+    cuda: Callable[..., Any] | Whole | None = None,
+    before: Callable[..., Any] | None = None,
+) -> Callable[[Function], Function]:
+    """Declare the decorated function as an op.
+
+    schema: as `torch.library.define` takes it; results have names.
+    shapes: raises the error that names an argument and its value; returns the results, empty.
+    cpu, cuda, triton: write the results. `_native.Unserved`, raised before anything is written,
+    hands the call on: from CUDA to Triton, from there and the CPU to the reference.
+    triton: perhaps "file.launcher" of `sparse_ft.kernels`, which takes the arguments in order but
+    for the dtype of the result, then the results. before: asked before the dispatcher is.
+
+    Raises TypeError for a function whose arguments are not those of the schema.
+    """
+
+    def declare(function: Function) -> Function:
+        maker = _Maker(parse(schema), function)
+        fake = maker.fake(shapes)
+        define(schema, fake=fake)
+        plainly = maker.reference(shapes)
+        launch = launcher(triton) if isinstance(triton, str) else triton
+        by_triton = maker.backend("triton", shapes, launch, plainly)
+        on_cpu = maker.backend("cpu", shapes, cpu, plainly)
+        by_cuda = None
+        if cuda is not None:
+            otherwise = by_triton if HAS_TRITON else plainly
+            by_cuda = maker.backend("cuda", shapes, cuda, otherwise)
+        name = maker.schema.name
+        implement(name, reference=plainly, cpu=on_cpu, triton=by_triton, cuda=by_cuda)
+        public = maker.public(plainly if _native.C is None else on_cpu, before)
+        OPS[name] = Op(maker.schema, plainly, public)
+        return public
+
+    return declare
+
+
+def launcher(path: str) -> Callable[..., Any]:
+    """`file.function` of `sparse_ft.kernels`, imported at its first call: triton takes a second."""
+
+    def launch(*arguments: Any, **keywords: Any) -> Any:
+        return _launcher(path)(*arguments, **keywords)
+
+    return launch
+
+
+@functools.cache
+def _launcher(path: str) -> Callable[..., Any]:
+    file, _, name = path.partition(".")
+    return getattr(importlib.import_module(f"sparse_ft.kernels.{file}"), name)
+
+
+class _Maker:
+    """Writes the functions of one op.
+
+    function: the decorated one.
+    """
+
+    def __init__(self, schema: Schema, function: Callable[..., Any]):
+        self.schema, self.function = schema, function
+        self.names = [argument.name for argument in schema.arguments]
+        declared = list(inspect.signature(function).parameters)
+        if declared != self.names:
+            raise TypeError(
+                f"{schema.name}: the schema has the arguments {self.names}, the function {declared}"
+            )
+
+    def fake(self, shapes: Callable[..., Any]) -> Callable[..., Any]:
+        lines = [f"return {self._call('shapes', shapes)}"]
+        return self._make("fake", lines, shapes=shapes)
+
+    def reference(self, shapes: Callable[..., Any]) -> Callable[..., Any]:
+        body = self.function
+        lines = [self._call("shapes", shapes), f"return {self._call('body', body)}"]
+        return self._make("reference", lines, shapes=shapes, body=body)
+
+    def backend(
+        self,
+        device: str,
+        shapes: Callable[..., Any],
+        launch: Callable[..., Any] | Whole,
+        otherwise: Callable[..., Any],
+    ) -> Callable[..., Any]:
+        """What serves the op on a device."""
+        results = ", ".join(self.schema.results)
+        makes_results = isinstance(launch, Whole)
+        function = launch.function if isinstance(launch, Whole) else launch
+        made, called = self._call("shapes", shapes), self._call("launch", function)
+        if results and makes_results:
+            called = f"{results} = {called}"
+        if results and not makes_results:
+            made = f"{results} = {made}"
+        lines = [] if makes_results else [made]
+        lines += ["try:", f"    {called}", "except Unserved:"]
+        lines += [f"    return {self._call('otherwise', otherwise)}"]
+        lines += self._tell_autograd()
+        lines += [f"return {results}"] if results else []
+        return self._make(device, lines, shapes=shapes, launch=function, otherwise=otherwise)
+
+    def public(
+        self, on_cpu: Callable[..., Any], before: Callable[..., Any] | None
+    ) -> Callable[..., Any]:
+        """The function that is called: round the dispatcher where nobody would miss it, who takes 3
+        µs, and 30 for lists of tensors.
+        """
+        tensors = [argument for argument in self.schema.arguments if argument.is_tensor]
+        surely = _tuple(_spread(each) for each in tensors if not each.is_optional)
+        perhaps = _tuple(each.name for each in tensors if each.is_optional)
+        given = f"{surely}, {perhaps}" if perhaps != "()" else surely
+        lines = [
+            f"if plain({given}) and not (is_grad_enabled() and is_tracked({given})):",
+            f"    return {self._call('on_cpu', on_cpu)}",
+        ]
+        lines += [] if before is None else [self._call("before", before)]
+        dispatched = getattr(torch.ops.sparse_ft, self.schema.name)
+        lines += [f"return dispatched({self._in_order()})"]
+        names = dict(on_cpu=on_cpu, before=before, dispatched=dispatched)
+        public = self._make("", lines, **names)
+        public.__defaults__ = self.function.__defaults__
+        public.__kwdefaults__ = self.function.__kwdefaults__
+        return functools.update_wrapper(public, self.function)
+
+    def _call(self, called: str, function: Callable[..., Any]) -> str:
+        """The text of a call that hands a function what it names; everything, if it names nothing
+        of its own.
+        """
+        parameters = inspect.signature(function).parameters
+        if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+            return self._call_of_launcher(called)
+        unknown = parameters.keys() - {*self.names, *self.schema.results}
+        if unknown:
+            raise TypeError(f"{self.schema.name}: {function.__name__} asks for {sorted(unknown)}")
+        by_name = {each.name for each in parameters.values() if each.kind is each.KEYWORD_ONLY}
+        handed = [f"{name}={name}" if name in by_name else name for name in parameters]
+        return f"{called}({', '.join(handed)})"
+
+    def _call_of_launcher(self, called: str) -> str:
+        arguments = [each for each in self.schema.arguments if each.type != "ScalarType?"]
+        positional = [each.name for each in arguments if not each.is_keyword]
+        keywords = [f"{each.name}={each.name}" for each in arguments if each.is_keyword]
+        return f"{called}({', '.join([*positional, *self.schema.results, *keywords])})"
+
+    def _in_order(self) -> str:
+        """All arguments, as the dispatcher takes them."""
+        return ", ".join(
+            f"{each.name}={each.name}" if each.is_keyword else each.name
+            for each in self.schema.arguments
+        )
+
+    def _tell_autograd(self) -> list[str]:
+        written = ", ".join(_spread(argument) for argument in self.schema.written)
+        return [f"wrote({written})"] if written else []
+
+    def _parameters(self, with_defaults: bool) -> str:
+        """The parameters of a function that the dispatcher calls, which leaves defaults out."""
+        texts = []
+        for argument in self.schema.arguments:
+            if argument.is_keyword and "*" not in texts:
+                texts.append("*")
+            has_default = with_defaults and argument.default is not None
+            texts.append(f"{argument.name}={argument.default}" if has_default else argument.name)
+        return ", ".join(texts)
+
+    def _make(self, suffix: str, lines: list[str], **names: Any) -> Callable[..., Any]:
+        """A function of the op's arguments: `lines`, which know `names`."""
+        op_name = self.schema.name
+        name = "_".join(filter(None, [op_name.removesuffix("_"), suffix]))
+        head = f"def {name}({self._parameters(with_defaults=bool(suffix))}):"
+        source = "\n    ".join([head, *lines]) + "\n"
+        file = f"<sparse_ft.ops._registry: {name}>"
+        known = dict(
+            Unserved=Unserved,
+            is_grad_enabled=torch.is_grad_enabled,
+            is_tracked=is_tracked,
+            plain=plain,
+            wrote=wrote,
+            **names,
+        )
+        exec(compile(source, file, "exec"), known)
+        # So that tracebacks and debuggers show the lines.
+        linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
+        _SOURCES.setdefault(op_name, []).append(source)
+        return known[name]
+
+
+def _tuple(texts: Any) -> str:
+    """The text of a tuple."""
+    listed = list(texts)
+    return f"({listed[0]},)" if len(listed) == 1 else f"({', '.join(listed)})"
+
+
+def _spread(argument: Argument) -> str:
+    """The text of one or more tensors among others."""
+    return f"*{argument.name}" if argument.is_list else argument.name
+
+
+def is_tracked(tensors: tuple, optional: tuple = ()) -> bool:
+    """Whether autograd would follow one of these: the dispatcher tells it that no op is
+    differentiable.
+    """
+    return any(t is not None and t.requires_grad for t in (*tensors, *optional))
