@@ -13,18 +13,13 @@ from bench.training import Step
 FLOAT = 4  # bytes
 STEPS = 3  # profiled, after as many that are not
 REST = "everything else"
-# What torch's profiler calls the work of a part. Backward nodes of ours hold their dense product
-# and the selected one.
+# What torch's profiler calls the work of a part. Nodes of ours hold what they call: backward nodes
+# of linear layers their dense product and the selected one.
 EVENTS = {
     "dense and selected products": ("_LeanProduct", "aten::mm", "aten::addmm", "aten::linear"),
     "attention": ("scaled_dot_product", "_softmax", "aten::bmm", "aten::baddbmm"),
-    "activations": (
-        "sparse_ft::activation",
-        "sparse_ft::gated_product",
-        "aten::gelu",
-        "aten::silu",
-    ),
-    "norms": ("native_layer_norm", "sparse_ft::rms_norm"),
+    "activations": ("_Activation", "_GatedProduct", "aten::gelu", "aten::silu"),
+    "norms": ("native_layer_norm", "_RMSNorm"),
     "optimiser": ("Optimizer.step",),
 }
 

@@ -71,13 +71,14 @@ def _always(*_: Any) -> bool:
 # The flag behind `torch.compiler.is_compiling`, which takes 0.07 µs, 0.1 by its full name; this way
 # takes 0.06, and every forward asks. Otherwise: the public question.
 if _find("torch.compiler._is_compiling_flag") is None:
-    is_compiling = torch.compiler.is_compiling
+    _is_in_graph, _flags = torch.compiler.is_compiling, {"_is_compiling_flag": False}
 else:
     _is_in_graph, _flags = torch.compiler.is_dynamo_compiling, vars(torch.compiler)
 
-    def is_compiling() -> bool:
-        """Whether torch.compile or torch.export reads this code: `torch.compiler.is_compiling`."""
-        return _is_in_graph() or _flags["_is_compiling_flag"]
+
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export reads this code: `torch.compiler.is_compiling`."""
+    return _is_in_graph() or _flags["_is_compiling_flag"]
 
 
 # Whether torch.func (grad, vmap, jvp) runs this code. Otherwise: torch refuses by itself a Function
@@ -107,7 +108,8 @@ def is_eager() -> bool:
 
 def is_undisturbed() -> bool:
     """Whether, besides, no trace and no mode sees operators: the dispatcher may be gone round."""
-    return not (is_compiling() or is_transformed() or _dispatch_modes() or _tracing())
+    is_read = _is_in_graph() or _flags["_is_compiling_flag"]  # `is_compiling`, without its call
+    return not (is_read or is_transformed() or _dispatch_modes() or _tracing())
 
 
 def is_watched() -> bool:

@@ -130,9 +130,7 @@ def implement(
     return on_cpu
 
 
-def plain(
-    tensors: Iterable[torch.Tensor], optional: Iterable[torch.Tensor | None] = ()
-) -> bool:
+def plain(tensors: Iterable[torch.Tensor], optional: Iterable[torch.Tensor | None] = ()) -> bool:
     """Whether the implementation for the CPU may be called without the dispatcher, which takes 30
     µs for lists of tensors.
 

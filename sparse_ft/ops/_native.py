@@ -28,7 +28,6 @@ except ImportError as error:
 CUDA = C is not None and C.build_info()["cuda"]
 
 
-
 class Unserved(Exception):
     """Raised by a backend, before it wrote anything, for tensors that it does not take."""
 

@@ -17,7 +17,7 @@ numbers. A backend writes the numbers. `shapes` and backends name in their param
 want: arguments and results as the schema calls them.
 
 What is made of these calls them in as few steps as one would by hand, so it is source, as in
-`dataclasses`: `python -c "from sparse_ft.ops import _registry; print(_registry.source_of('max_pool'))"`.
+`dataclasses`; `source_of("max_pool")` shows it.
 """
 
 import functools
@@ -89,7 +89,6 @@ def op(
     def declare(function: Function) -> Function:
         maker = _Maker(parse(schema), function)
         fake = maker.fake(shapes)
-        define(schema, fake=fake)
         plainly = maker.reference(shapes)
         launch = launcher(triton) if isinstance(triton, str) else triton
         by_triton = maker.backend("triton", shapes, launch, plainly)
@@ -98,6 +97,7 @@ def op(
         if cuda is not None:
             otherwise = by_triton if HAS_TRITON else plainly
             by_cuda = maker.backend("cuda", shapes, cuda, otherwise)
+        define(schema, fake=fake)
         name = maker.schema.name
         implement(name, reference=plainly, cpu=on_cpu, triton=by_triton, cuda=by_cuda)
         public = maker.public(plainly if _native.C is None else on_cpu, before)
@@ -199,11 +199,15 @@ class _Maker:
         parameters = inspect.signature(function).parameters
         if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
             return self._call_of_launcher(called)
-        unknown = parameters.keys() - {*self.names, *self.schema.results}
+        known = {*self.names, *self.schema.results}
+        wanted = [each for each in parameters.values() if each.name in known]
+        unknown = {each.name for each in parameters.values() if each.default is each.empty} - known
         if unknown:
             raise TypeError(f"{self.schema.name}: {function.__name__} asks for {sorted(unknown)}")
-        by_name = {each.name for each in parameters.values() if each.kind is each.KEYWORD_ONLY}
-        handed = [f"{name}={name}" if name in by_name else name for name in parameters]
+        handed = [
+            f"{each.name}={each.name}" if each.kind is each.KEYWORD_ONLY else each.name
+            for each in wanted
+        ]
         return f"{called}({', '.join(handed)})"
 
     def _call_of_launcher(self, called: str) -> str:

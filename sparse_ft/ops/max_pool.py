@@ -14,12 +14,7 @@ MOST = 256  # elements of a window that a byte can tell apart
 
 
 def _shapes(
-    input: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
+    input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
 ) -> tuple[Tensor, Tensor]:
     _check(input, kernel_size, stride, padding, dilation)
     sizes = [

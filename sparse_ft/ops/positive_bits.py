@@ -14,48 +14,40 @@ def num_bytes(tensor: Tensor) -> int:
     return (tensor.numel() + 7) // 8
 
 
-def _check(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
-
-
 def _shapes(input: Tensor) -> Tensor:
-    _check("input", input)
-    return input.new_empty(num_bytes(input), dtype=torch.uint8)
+    if not input.is_floating_point():
+        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+    return input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8)
 
 
 def _relu_shapes(input: Tensor, output: Tensor) -> Tensor:
-    _check("input", input)
-    if output.shape != input.shape or output.dtype != input.dtype or not output.is_contiguous():
+    if not input.is_floating_point():
+        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+    alike = output.shape == input.shape and output.dtype is input.dtype
+    if not (alike and output.is_contiguous()):
         expected = f"contiguous, {tuple(input.shape)} and {input.dtype} as input"
         raise ValueError(
             f"output: expected {expected}, got {tuple(output.shape)}, strides {output.stride()},"
             f" {output.dtype}"
         )
-    return input.new_empty(num_bytes(input), dtype=torch.uint8)
+    return input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8)
 
 
 def _where_shapes(grad: Tensor, bits: Tensor) -> Tensor:
-    _check("grad", grad)
+    if not grad.is_floating_point():
+        raise TypeError(f"grad: expected a floating-point dtype, got {grad.dtype}")
     if bits.dtype != torch.uint8:
         raise TypeError(f"bits: expected torch.uint8, got {bits.dtype}")
-    if bits.shape != (num_bytes(grad),):
+    length = (grad.numel() + 7) // 8
+    if bits.shape != (length,):
         raise ValueError(
-            f"bits: expected shape {(num_bytes(grad),)}, one bit an element of grad, got"
-            f" {tuple(bits.shape)}"
+            f"bits: expected shape {(length,)}, one bit an element of grad, got {tuple(bits.shape)}"
         )
     return grad.new_empty(grad.shape)
 
 
-def _cpu(input: Tensor, bits: Tensor) -> None:
-    _pack(input, bits, relu_address=0)
-
-
-def _relu_cpu(input: Tensor, output: Tensor, bits: Tensor) -> None:
-    _pack(input, bits, relu_address=output.data_ptr())
-
-
-def _pack(input: Tensor, bits: Tensor, relu_address: int) -> None:
+def _cpu(input: Tensor, bits: Tensor, relu_address: int = 0) -> None:
+    """relu_address: of what ReLU of the input is written to."""
     input = input.contiguous()
     _native.C.positive_bits(
         input.data_ptr(),
@@ -65,6 +57,10 @@ def _pack(input: Tensor, bits: Tensor, relu_address: int) -> None:
         relu_address,
         torch.get_num_threads(),
     )
+
+
+def _relu_cpu(input: Tensor, output: Tensor, bits: Tensor) -> None:
+    _cpu(input, bits, output.data_ptr())
 
 
 def _where_cpu(grad: Tensor, bits: Tensor, scale: float, output: Tensor) -> None:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from oracle import DTYPES, name_of
 
 from sparse_ft import ops
-from sparse_ft.ops.activation import activation_backward_ref, activation_ref
+from sparse_ft.ops._registry import reference
 
 IMPLEMENTATIONS = {
     "op": (ops.activation, ops.activation_backward),
-    "reference": (activation_ref, activation_backward_ref),
+    "reference": (reference("activation"), reference("activation_backward")),
 }
 ACTIVATIONS = {
     "silu": F.silu,

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from oracle import DTYPES, name_of
 
 from sparse_ft import ops
-from sparse_ft.ops.batch_norm import batch_norm_ref_
-from sparse_ft.ops.positive_bits import positive_bits_ref
+from sparse_ft.ops._registry import reference
 
 EPS = 1e-5
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -23,7 +22,7 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @pytest.fixture(params=["op", "reference"])
 def batch_norm_(request):
-    return ops.batch_norm_ if request.param == "op" else batch_norm_ref_
+    return ops.batch_norm_ if request.param == "op" else reference("batch_norm_")
 
 
 def channels(count, dtype, device):
@@ -69,7 +68,7 @@ def test_as_good_as_torch(batch_norm_, dtype, shape, device):
                 and relu._version > version
             )
             assert bits.dtype == torch.uint8 and torch.equal(
-                bits, positive_bits_ref(ordered(normed))
+                bits, reference("positive_bits")(ordered(normed))
             )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from oracle import DTYPES, name_of
 
 from sparse_ft import ops
-from sparse_ft.ops.batch_norm_backward import batch_norm_backward_ref
+from sparse_ft.ops._registry import reference
 
 EPS = 1e-5
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -17,7 +17,7 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @pytest.fixture(params=["op", "reference"])
 def backward(request):
-    return ops.batch_norm_backward if request.param == "op" else batch_norm_backward_ref
+    return ops.batch_norm_backward if request.param == "op" else reference("batch_norm_backward")
 
 
 def through(relu, input, grad_output, parameters):

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from oracle import DTYPES, name_of
 
 from sparse_ft import ops
-from sparse_ft.ops.gated_product import gated_product_backward_ref, gated_product_ref
+from sparse_ft.ops._registry import reference
 
 IMPLEMENTATIONS = {
     "op": (ops.gated_product, ops.gated_product_backward),
-    "reference": (gated_product_ref, gated_product_backward_ref),
+    "reference": (reference("gated_product"), reference("gated_product_backward")),
 }
 ACTIVATIONS = {
     "silu": F.silu,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from oracle import DTYPES, name_of
 
 from sparse_ft import ops
-from sparse_ft.ops.max_pool import max_pool_ref
+from sparse_ft.ops._registry import reference
 
 WINDOWS = {  # kernel_size, stride, padding, dilation, ceil_mode
     "one": ((1, 1), (1, 1), (0, 0), (1, 1), False),
@@ -20,7 +20,7 @@ WINDOWS = {  # kernel_size, stride, padding, dilation, ceil_mode
 
 @pytest.fixture(params=["op", "reference"])
 def max_pool(request):
-    return ops.max_pool if request.param == "op" else max_pool_ref
+    return ops.max_pool if request.param == "op" else reference("max_pool")
 
 
 def places(numbers, kernel_size, stride, padding, dilation, width):

@@ -8,12 +8,12 @@ import torch
 from oracle import DTYPES, name_of
 
 from sparse_ft import ops
-from sparse_ft.ops.rms_norm import rms_norm_backward_ref, rms_norm_ref
+from sparse_ft.ops._registry import reference
 
 EPS = 1e-6
 IMPLEMENTATIONS = {
     "op": (ops.rms_norm, ops.rms_norm_backward),
-    "reference": (rms_norm_ref, rms_norm_backward_ref),
+    "reference": (reference("rms_norm"), reference("rms_norm_backward")),
 }
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 
@@ -187,7 +187,7 @@ def test_errors_name_the_argument_and_its_value(norm, change, error, message):
         (torch.ones(2).half(), TypeError, "rstd: .*float32.*float16"),
     ],
 )
-@pytest.mark.parametrize("backward", [ops.rms_norm_backward, rms_norm_backward_ref])
+@pytest.mark.parametrize("backward", [ops.rms_norm_backward, reference("rms_norm_backward")])
 def test_errors_of_rstd(backward, rstd, error, message):
     with pytest.raises(error, match=message):
         backward(torch.zeros(2, 3), torch.zeros(2, 3), rstd, None, 0.0)

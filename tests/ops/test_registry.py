@@ -1,0 +1,115 @@
+"""What `ops._registry` makes of a declaration, and what it refuses."""
+
+import inspect
+
+import pytest
+import torch
+
+from sparse_ft import ops
+from sparse_ft.ops import _native, _registry
+from sparse_ft.ops._registry import OPS, op, reference, source_of
+from sparse_ft.ops._schema import parse
+
+NATIVE = pytest.mark.skipif(_native.C is None, reason="no compiled part")
+
+
+def test_a_schema_taken_apart():
+    schema = parse(
+        "step_(Tensor(a!)[] values, Tensor? scale, int[2] size, *, float eps=1e-05, ScalarType?"
+        " dtype=None) -> (Tensor output, Tensor rstd)"
+    )
+    assert schema.name == "step_" and schema.results == ["output", "rstd"]
+    values, scale, size, eps, dtype = schema.arguments
+    assert schema.written == [values] and values.type == "Tensor[]" and values.is_list
+    assert scale.is_optional and scale.is_tensor and not scale.is_keyword
+    assert not size.is_tensor and size.name == "size"
+    assert eps.default == "1e-05" and eps.is_keyword and dtype.default == "None"
+    assert parse("nothing(Tensor(a!) input) -> ()").results == []
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_public_function_looks_like_its_declaration(name):
+    public = getattr(ops, name)
+    assert public is OPS[name].public
+    declared = [argument.name for argument in OPS[name].schema.arguments]
+    parameters = inspect.signature(public).parameters
+    assert list(parameters) == declared and public.__name__ == name
+    assert inspect.isfunction(public) and inspect.getdoc(public)
+    assert all(each.annotation is not each.empty for each in parameters.values())
+
+
+def test_arguments_that_are_not_those_of_the_schema():
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    declare = op("double(Tensor input) -> Tensor output", shapes=double, cpu=double, triton=double)
+    with pytest.raises(TypeError, match=r"double: .* \['input'\], the function \['x'\]"):
+        declare(double)
+
+
+def test_a_backend_that_asks_for_what_is_not_there():
+    def triple(input: torch.Tensor) -> torch.Tensor:
+        return 3 * input
+
+    def launch(input: torch.Tensor, workspace: torch.Tensor) -> None: ...
+
+    declare = op("triple(Tensor input) -> Tensor output", shapes=launch, cpu=launch, triton=launch)
+    with pytest.raises(TypeError, match=r"triple: launch asks for \['workspace'\]"):
+        declare(triple)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Which way a public function went: the names of those that it calls, in order."""
+
+    def watch(name):
+        public = OPS[name].public
+        seen = []
+        for way in ("on_cpu", "dispatched"):
+            made = public.__globals__[way]
+
+            def noted(*arguments, _way=way, _made=made, **keywords):
+                seen.append(_way)
+                return _made(*arguments, **keywords)
+
+            monkeypatch.setitem(public.__globals__, way, noted)
+        return seen
+
+    return watch
+
+
+def test_round_the_dispatcher_where_nobody_would_miss_it(calls):
+    seen = calls("activation")
+    x = torch.randn(3, 4)
+    want = reference("activation")(x, "silu")
+    torch.testing.assert_close(ops.activation(x, "silu"), want)
+    assert seen == ["on_cpu"]
+    torch.testing.assert_close(ops.activation(torch._neg_view(-x), "silu"), want)
+    assert seen == ["on_cpu", "dispatched"]
+
+
+def test_autograd_is_told_of_what_it_would_follow(calls):
+    seen = calls("activation")
+    x = torch.randn(3, 4, requires_grad=True)
+    ops.activation(x, "silu")
+    with torch.no_grad():
+        ops.activation(x, "silu")
+    assert seen == ["dispatched", "on_cpu"]
+
+
+@NATIVE
+def test_a_dtype_that_the_native_core_has_not_goes_to_the_reference(monkeypatch):
+    x = torch.randn(3, 8, dtype=torch.bfloat16)
+    want = ops.activation(x, "gelu")
+    monkeypatch.delitem(_native.DTYPES, torch.bfloat16)
+    with pytest.raises(_native.Unserved):
+        _native.DTYPES[x.dtype]
+    monkeypatch.setitem(OPS["activation"].public.__globals__, "dispatched", None)
+    assert torch.equal(ops.activation(x, "gelu"), reference("activation")(x, "gelu"))
+    torch.testing.assert_close(ops.activation(x, "gelu"), want)
+
+
+def test_tracebacks_show_the_lines_that_were_made():
+    assert "return dispatched(" in source_of("max_pool")
+    code = OPS["max_pool"].public.__code__
+    assert "def max_pool(" in "".join(_registry.linecache.getlines(code.co_filename))
