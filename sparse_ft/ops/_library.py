@@ -148,8 +148,8 @@ def plain(tensors: Iterable[torch.Tensor], optional: Iterable[torch.Tensor | Non
                 return False
             if not t.data_ptr() and t.numel():
                 return False
-        for t in optional:
-            if t is not None and not _is_ordinary(t):
+        for maybe in optional:
+            if maybe is not None and not _is_ordinary(maybe):
                 return False
     except RuntimeError:  # of data_ptr: no address
         return False

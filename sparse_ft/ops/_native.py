@@ -5,10 +5,12 @@ plain pointers).
 import contextlib
 import importlib
 import warnings
+from typing import Any
 
 import torch
 
-C, WHY_NOT = None, ""
+C: Any = None
+WHY_NOT = ""
 try:
     C = importlib.import_module("sparse_ft._C")
 except ImportError as error:
@@ -47,12 +49,12 @@ _DENSE = {
 KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3, "all": 4}
 
 
-def describe():
+def describe() -> str:
     """One line on the compiled part in use: the instruction set chosen for this CPU."""
     return f"compiled, {C.build_info()['cpu_variant']} instructions"
 
 
-def describe_cuda():
+def describe_cuda() -> str:
     """One line on the compiled CUDA kernels: the architectures they were built for."""
     return f"compiled for {', '.join(C.build_info()['cuda_architectures'])}"
 
@@ -70,14 +72,14 @@ def layout(kind, index, block_h, block_w, shape):
     )
 
 
-def served(*tensors):
+def served(*tensors: torch.Tensor) -> bool:
     """Whether the native core takes these tensors as they are: contiguous, of a dtype that it
     knows.
     """
     return all(t.is_contiguous() and t.dtype in DTYPES for t in tensors)
 
 
-def alike(first, *others):
+def alike(first: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether elementwise work on these may walk their memory in order: one shape, dtype and dense
     layout.
     """

@@ -86,7 +86,7 @@ def op(
     Raises TypeError for a function whose arguments are not those of the schema.
     """
 
-    def declare(function: Function) -> Function:
+    def declare(function: Callable[..., Any]) -> Any:
         maker = _Maker(parse(schema), function)
         fake = maker.fake(shapes)
         plainly = maker.reference(shapes)

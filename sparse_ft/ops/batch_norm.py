@@ -103,9 +103,14 @@ def batch_norm_(
     ValueError or TypeError that names the argument.
     """
     wide = accumulator(input.dtype)
-    of_channels = (running_mean, running_var, weight, bias)
-    parameters = [t if t is None else t.to(wide) for t in of_channels]
-    output = F.batch_norm(input.to(wide), *parameters, False, 0.0, eps).to(input.dtype)
+    output = F.batch_norm(
+        input.to(wide),
+        running_mean.to(wide),
+        running_var.to(wide),
+        None if weight is None else weight.to(wide),
+        None if bias is None else bias.to(wide),
+        eps=eps,
+    ).to(input.dtype)
     if not relu:
         input.copy_(output)
         return input.new_empty(0, dtype=torch.uint8)

@@ -131,15 +131,17 @@ def dense_product(
     who = server(input, weight, bias)
     if who == "panels":
         return dense_product_panels(input, weight, bias)
-    if who == "onednn":
-        return _onednn.product(_onednn.find_linear(), input, weight, bias)
+    linear = _onednn.find_linear() if who == "onednn" else None
+    if linear is not None:
+        return _onednn.product(linear, input, weight, bias)
     return dense_product_ref(input, weight, bias)
 
 
 def served() -> dict[str, tuple[str, str]]:
     """What `sft.backends()` says of this op: {device: (implementation, why)}."""
     elsewhere = "torch", "its own product is the fastest there"
-    return {"cpu": tuple(choice()), "cuda": elsewhere, "other": elsewhere}
+    here = choice()
+    return {"cpu": (here.library, here.why), "cuda": elsewhere, "other": elsewhere}
 
 
 SERVED["dense_product"] = served
