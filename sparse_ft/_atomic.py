@@ -9,8 +9,9 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows: what a killed process left behind stays there

@@ -14,7 +14,8 @@ import math
 import os
 import stat
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import torch
 
@@ -64,7 +65,8 @@ def save_tensors(
     multiple of its item size.
     """
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    header, offset = {"__metadata__": dict(metadata)}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)}
+    offset = 0
     for name, tensor in ordered.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
@@ -88,7 +90,7 @@ def holds(dtype: torch.dtype) -> bool:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor in host memory, as a buffer."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def load(path: str | bytes | os.PathLike) -> tuple[dict[str, torch.Tensor], Any]:
@@ -135,7 +137,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _read(
-    file: BinaryIO, size: int, of_metadata: Callable[[dict], Any]
+    file: BufferedReader, size: int, of_metadata: Callable[[dict], Any]
 ) -> tuple[dict[str, torch.Tensor], Any]:
     if size < 8:
         raise ValueError(f"{size} bytes are too few for a header")
@@ -176,7 +178,7 @@ def _claims(header: dict[str, dict[str, Any]], left: int) -> list[Claim]:
     return claims
 
 
-def _read_tensor(file: BinaryIO, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
+def _read_tensor(file: BufferedReader, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
     tensor = torch.empty(shape, dtype=dtype)
     memory = _bytes_of(tensor) if tensor.numel() else memoryview(b"")
     if tensor.numel() and file.readinto(memory) != len(memory):

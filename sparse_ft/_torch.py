@@ -112,6 +112,13 @@ def is_undisturbed() -> bool:
     return not (is_read or is_transformed() or _dispatch_modes() or _tracing())
 
 
+def holds_nothing(hook: Callable) -> Callable:
+    """For a hook that keeps none of the outputs that it sees: a lean layer may write over them."""
+    marked: Any = hook
+    marked.holds_nothing = True
+    return hook
+
+
 def is_watched() -> bool:
     """Whether a trace or a mode (selective checkpointing, say) may keep what operations return.
 

@@ -118,7 +118,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if grad is None else grad * scale for grad in ctx.saved_tensors), None, None
 
 
-def _wide_zeros(like: torch.Tensor) -> torch.Tensor:
+def _wide_zeros(like: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
+    if like is None or not needed:
+        return None
     return torch.zeros_like(like, dtype=torch.promote_types(torch.float32, like.dtype))
 
 
@@ -140,9 +142,9 @@ class _Gradients:
         self.weight, self.layout = weight, layout
         self.of_hidden = torch.empty_like(hidden) if needs[0] else None
         _, needs_weight, needs_bias, needs_values = needs
-        self.of_weight = _wide_zeros(weight) if needs_weight else None
-        self.of_bias = _wide_zeros(bias) if needs_bias else None
-        self.of_values = _wide_zeros(values) if needs_values else None
+        self.of_weight = _wide_zeros(weight, needs_weight)
+        self.of_bias = _wide_zeros(bias, needs_bias)
+        self.of_values = _wide_zeros(values, needs_values)
         self.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
 
     def add(self, begin: int, part: torch.Tensor, grad_logits: torch.Tensor) -> None:

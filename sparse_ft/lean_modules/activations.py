@@ -149,9 +149,14 @@ def is_wasteful(module: nn.Module) -> bool:
         return False
     case = cases[0]
     x = case.input.clone().requires_grad_()
-    kept = []
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
     try:
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = type(module).forward(case.module, x * 1)
     except Exception:
         return False
@@ -235,7 +240,7 @@ def relu_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return _relu(x, inplace)
 
 
-OP_NAMES = {
+OP_NAMES: dict[Callable | None, str] = {
     exact_gelu_forward: "gelu",
     tanh_gelu_forward: "gelu_tanh",
     silu_forward: "silu",

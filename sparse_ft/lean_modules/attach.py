@@ -43,7 +43,7 @@ class Given:
         """The module is made already, and gets the rest of its own state next, of which this is a
         part.
         """
-        self.__init__(*state)
+        Given.__init__(self, *state)
         _give(self)
 
 
@@ -89,10 +89,13 @@ def _function(own: Callable, name: str, forward: Callable) -> Callable:
             return forward(*given.values())
         return forward(module, *args, **kwargs)
 
-    lean.__name__, lean.__qualname__ = own.__name__, own.__qualname__
-    lean.__module__, lean.__doc__ = own.__module__, own.__doc__
-    lean.__signature__ = signature  # not __wrapped__: who unwraps a model would unwrap it past this
-    return lean
+    named: Any = lean
+    named.__name__, named.__qualname__ = own.__name__, own.__qualname__
+    named.__module__, named.__doc__ = own.__module__, own.__doc__
+    named.__signature__ = (
+        signature  # not __wrapped__: who unwraps a model would unwrap it past this
+    )
+    return named
 
 
 def _state(module: nn.Module) -> Any:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._torch import fix_weakref, is_compiling
+from ..annotations import AnyModule
 from ..known import Known
 
 NAME = "sparse_ft_sdpa"
@@ -91,7 +92,7 @@ def why_no_lean_attention(model: nn.Module) -> str:
     return ""
 
 
-def use_lean_attention(model: nn.Module, before: Before) -> bool:
+def use_lean_attention(model: AnyModule, before: Before) -> bool:
     """Switch a model, and its parts, from "sdpa" to `attention`.
 
     Returns whether it took. before: its `attention_before`.
@@ -104,7 +105,7 @@ def use_lean_attention(model: nn.Module, before: Before) -> bool:
     return model.config._attn_implementation == NAME
 
 
-def restore_attention(model: nn.Module, before: Before) -> None:
+def restore_attention(model: AnyModule, before: Before) -> None:
     """Undo `use_lean_attention`.
 
     A config that was changed in the meantime stays the model's own.
@@ -123,7 +124,7 @@ def _copies(model: nn.Module) -> list[tuple[Any, Any]]:
     # transformers 4 has the second name only
     base = getattr(transformers, "PreTrainedConfig", None) or transformers.PretrainedConfig
     held = {id(v): v for m in model.modules() for v in vars(m).values() if isinstance(v, base)}
-    memo = {}
+    memo: dict[int, Any] = {}
     return [(config, copy.deepcopy(config, memo)) for config in held.values()]
 
 

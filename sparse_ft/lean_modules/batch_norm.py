@@ -10,15 +10,15 @@ from torch import nn
 
 from .. import ops
 from .._torch import direct
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from .register import lean_for
 
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 
 
 @lean_for(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-def batch_norm_forward(module: BatchNorm, input: torch.Tensor) -> torch.Tensor:
+def batch_norm_forward(module: AnyModule, input: torch.Tensor) -> torch.Tensor:
     """`nn.BatchNorm1d`, `nn.BatchNorm2d`, `nn.BatchNorm3d` in eval mode with a frozen weight.
 
     Torch's own otherwise.

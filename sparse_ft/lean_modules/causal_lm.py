@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .._torch import is_compiling, is_hooked, make_wrapper
+from ..annotations import AnyModule
 from ..nn import SelectiveLinear
 from .attach import lean_forward_of
 from .deferred import DeferredLogits
@@ -30,11 +31,12 @@ from .linear import linear_forward
 class _Deferring(threading.local):
     def __init__(self) -> None:
         # the (head, [what it gave]) of the training forwards that run now, the innermost last
-        self.heads = []
+        self.heads: list[tuple[nn.Module, list[DeferredLogits]]] = []
 
 
 _deferring = _Deferring()
-_warned = weakref.WeakSet()  # language models of which a warning said that their logits are made
+# Language models of which a warning said that their logits are made.
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class Found(NamedTuple):
@@ -56,7 +58,7 @@ def language_models(model: nn.Module) -> Iterator[Found]:
             yield Found(name, module, head, _why_not(module, head))
 
 
-def _head(module: nn.Module) -> nn.Module | None:
+def _head(module: AnyModule) -> nn.Module | None:
     # Asked of the class: a wrapper hands on what its model has.
     if not hasattr(type(module), "get_output_embeddings"):
         return None
@@ -108,7 +110,7 @@ def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     return linear_forward(module, input)
 
 
-def language_model_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def language_model_forward(module: AnyModule, *args: Any, **kwargs: Any) -> Any:
     """The class's own forward.
 
     In training, with labels: the same loss, its logits None in the output.
@@ -150,14 +152,16 @@ def _say_compiled(kind: str) -> bool:
 
 def _trains(module: nn.Module, own: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     position = _position_of_labels(own)
-    labels = kwargs.get("labels", args[position] if len(args) > position else None)
+    labels = kwargs.get("labels")
+    if "labels" not in kwargs and position is not None and len(args) > position:
+        labels = args[position]
     as_tuple = kwargs.get("return_dict", True) is False
     return labels is not None and module.training and torch.is_grad_enabled() and not as_tuple
 
 
 @contextlib.contextmanager
 def _deferred(head: nn.Module) -> Iterator[list[DeferredLogits]]:
-    given = []
+    given: list[DeferredLogits] = []
     _deferring.heads.append((head, given))
     try:
         yield given

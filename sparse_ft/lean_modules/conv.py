@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._torch import WeakTensorKeyDictionary, below_autograd, direct, is_compiling, output_padding
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..nn import stored
 from ..rebuild import unviewed
@@ -21,9 +22,6 @@ from .register import lean_for
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-Convolution = (
-    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-)
 Size = tuple[int, ...]  # a number for each dimension of a picture
 # Stride, padding, dilation, whether it is transposed, output_padding, groups.
 Options = tuple[Size, Size, Size, bool, Size, int]
@@ -35,7 +33,7 @@ _found = WeakTensorKeyDictionary()
 
 
 @lean_for(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def conv_forward(module: Convolution, input: torch.Tensor) -> torch.Tensor:
+def conv_forward(module: AnyModule, input: torch.Tensor) -> torch.Tensor:
     """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, with every padding, stride, dilation and number of
     groups.
     """
@@ -52,7 +50,7 @@ def conv_forward(module: Convolution, input: torch.Tensor) -> torch.Tensor:
 
 @lean_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def conv_transpose_forward(
-    module: Convolution, input: torch.Tensor, output_size: list[int] | None = None
+    module: AnyModule, input: torch.Tensor, output_size: list[int] | None = None
 ) -> torch.Tensor:
     """`nn.ConvTranspose1d`, `nn.ConvTranspose2d`, `nn.ConvTranspose3d`."""
     trains = _trains(module, input)
@@ -75,7 +73,7 @@ def conv_transpose_forward(
     return output if batched is input else output.squeeze(0)
 
 
-def _trains(module: Convolution, input: torch.Tensor) -> Trains | None:
+def _trains(module: AnyModule, input: torch.Tensor) -> Trains | None:
     """What of the weight trains: (values, dimension, channels), all None if nothing does.
 
     None: torch's own path is the way.
@@ -98,7 +96,7 @@ def _trains(module: Convolution, input: torch.Tensor) -> Trains | None:
     return found and (module.weight_selected.values, *found)
 
 
-def selected_channels(module: nn.Module) -> tuple[int, torch.Tensor] | None:
+def selected_channels(module: AnyModule) -> tuple[int, torch.Tensor] | None:
     """(dimension, channels) of a convolution's weight that its selection consists of.
 
     None where it has another, or none.
@@ -133,7 +131,7 @@ def _whole_channels(index: torch.Tensor, kernel: int) -> torch.Tensor | None:
     return known[1]
 
 
-def _pad(module: Convolution, input: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+def _pad(module: AnyModule, input: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The input with the padding that the convolution itself cannot do, and the padding that it
     can.
     """
@@ -153,7 +151,7 @@ def _pad(module: Convolution, input: torch.Tensor) -> tuple[torch.Tensor, tuple[
     return F.pad(input, excess), tuple(left)
 
 
-def _sides(module: nn.Module) -> list[int]:
+def _sides(module: AnyModule) -> list[int]:
     """Its padding as `F.pad` takes it: (left, right) of the last dimension, then of the one before
     it, …
     """
@@ -203,7 +201,7 @@ class _Convolution(torch.autograd.Function):
         output = unviewed(_convolve(input, weight, bias, options))
         needs_input, _, needs_values = ctx.needs_input_grad[:3]
         kept = None
-        if needs_values:
+        if needs_values and values is not None and channels is not None:
             ctx.by_input = (dimension == 1) != options[3]
             kept = input.index_select(1, channels).to(output.dtype) if ctx.by_input else input
             ctx.dimension, ctx.channels = dimension, channels

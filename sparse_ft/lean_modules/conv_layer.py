@@ -21,6 +21,7 @@ from .._torch import (
     is_view,
     is_watched,
 )
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..ops._channels import CHANNELS_LAST, in_order
 from .activations import relu_forward
@@ -57,19 +58,19 @@ def _waves(module: nn.Module, training: bool) -> nn.Module:
 
 
 @lean_if(layer_cases("convolution", "normalization", "activation"))
-def conv_layer_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def conv_layer_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """ResNet, RegNet, RT-DETR's ResNet, ..."""
     return _layer(x, module.convolution, module.normalization, module.activation)
 
 
 @lean_if(layer_cases("convolution", "normalization"))
-def shortcut_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def shortcut_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """ResNet, RegNet, RT-DETR's ResNet."""
     return _layer(x, module.convolution, module.normalization)
 
 
 @lean_if(layer_cases("conv", "norm", "activation"))
-def conv_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def conv_norm_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """RT-DETR, D-FINE, LW-DETR, ..."""
     return _layer(x, module.conv, module.norm, module.activation)
 
@@ -98,7 +99,7 @@ def _layer(
     return x if relu or activation is None else activation(x)
 
 
-def _is_fixed(n: nn.Module, dtype: torch.dtype) -> bool:
+def _is_fixed(n: AnyModule, dtype: torch.dtype) -> bool:
     """Whether this is a lean BatchNorm2d by statistics and parameters that do not change, of dtypes
     that torch takes.
     """

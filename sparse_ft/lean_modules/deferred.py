@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._torch import make_wrapper
+from ..annotations import AnyModule
 from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear, stored
 from ..trees import map_leaves
@@ -25,13 +26,13 @@ Parent = tuple["DeferredLogits", Callable[[torch.Tensor], torch.Tensor]]
 class _Origin:
     """One call of a head: what it was given, and what became of its logits."""
 
-    def __init__(self, head: nn.Module, hidden: torch.Tensor, forward: Callable) -> None:
+    def __init__(self, head: AnyModule, hidden: torch.Tensor, forward: Callable) -> None:
         device = hidden.device.type
         self.head, self.hidden, self.forward, self.version = head, hidden, forward, hidden._version
         self.autocast = torch.is_autocast_enabled(device)
         self.autocast_dtype = torch.get_autocast_dtype(device)
         self.took_loss = False  # a loss was taken from the hidden states
-        self.made_by = None  # the name of what made the logits whole
+        self.made_by: str | None = None  # the name of what made the logits whole
 
     def context(self) -> torch.autocast:
         return torch.autocast(self.hidden.device.type, self.autocast_dtype, self.autocast)
@@ -75,7 +76,8 @@ class DeferredLogits(torch.Tensor):
         dtype: torch.dtype,
         parent: Parent | None = None,
     ) -> None:
-        self.origin, self.hidden, self.parent, self.made = origin, hidden, parent, None
+        self.origin, self.hidden, self.parent = origin, hidden, parent
+        self.made: torch.Tensor | None = None
 
     @classmethod
     def of(cls, head: nn.Module, hidden: torch.Tensor, forward: Callable) -> DeferredLogits:
@@ -113,19 +115,15 @@ class DeferredLogits(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable,
-        types: Iterable[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares another one than it calls
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(
             f"sft.lean(model, loss=True): {func} reached logits that were not made yet by a way"
             " that torch tells nobody of; use sft.lean(model) for this model"
         )
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"DeferredLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
@@ -241,12 +239,14 @@ def _cross_entropy(
         or target.is_floating_point()
     ):
         return None
-    origin, head, selected = input.origin, input.origin.head, {}
+    origin, head = input.origin, input.origin.head
+    selected: dict[str, Any] = {}
     origin.check()
     weight = head.weight
     if isinstance(head, SelectiveLinear):
+        state: Any = head._sparse_ft_state
         weight = stored(head, "weight")  # in step with its values by the line before
-        selected = {"values": head.values, "selection": head._sparse_ft_state.selection}
+        selected = {"values": head.values, "selection": state.selection}
     with origin.context():
         loss = linear_cross_entropy(
             input.hidden,
@@ -261,13 +261,9 @@ def _cross_entropy(
     return loss if origin.autocast else loss.to(input.dtype)
 
 
+_PROPERTIES = "shape", "dtype", "device", "ndim", "is_cuda", "layout"
 _FACTS = {
-    torch.Tensor.shape.__get__,
-    torch.Tensor.dtype.__get__,
-    torch.Tensor.device.__get__,
-    torch.Tensor.ndim.__get__,
-    torch.Tensor.is_cuda.__get__,
-    torch.Tensor.layout.__get__,
+    *(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES),
     torch.Tensor.size,
     torch.Tensor.dim,
     torch.Tensor.numel,
@@ -278,7 +274,7 @@ _FACTS = {
     torch.is_floating_point,
     torch.numel,
 }
-_LEAN = {
+_LEAN: dict[Callable, Callable[..., Any]] = {
     torch.Tensor.float: _float,
     torch.Tensor.to: _to,
     torch.Tensor.contiguous: _contiguous,

@@ -47,7 +47,8 @@ class _Dropout(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         scale = grad_output.new_ones(()).div_(1 - ctx.p).item()  # as torch rounds it
-        return ops.where_bits(grad_output, *ctx.saved_tensors, scale), None, None
+        (bits,) = ctx.saved_tensors
+        return ops.where_bits(grad_output, bits, scale), None, None
 
 
 _dropout = direct(_Dropout)

@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import ops
 from .._torch import direct, is_hooked
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..ops._activations import ACTIVATIONS
 from ..rebuild import remember, select
@@ -54,7 +55,8 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        return *ops.gated_product_backward(grad_output, *ctx.saved_tensors, ctx.activation), None
+        gate, up = ctx.saved_tensors
+        return *ops.gated_product_backward(grad_output, gate, up, ctx.activation), None
 
 
 _gated_product = direct(_GatedProduct)
@@ -139,13 +141,14 @@ def _small(
         children[roles.last] = linear(FEATURES, HIDDEN, last, first=2)
     if roles.activation is None:
         return stand_in(module, children=children, training=training)
-    activation = module._modules[roles.activation]
+    activation: AnyModule = module._modules[roles.activation]
     if is_hooked(activation):
         raise Undecided("its activation has hooks, which would not run")
     if name_of(activation) is None:
         raise Undecided(f"its activation {type(activation).__name__} is not one that is known")
     twin = stand_in(activation, training=training)
-    attach(twin, "forward", lean_forward_of(activation))
+    forward: Any = lean_forward_of(activation)
+    attach(twin, "forward", forward)
     children[roles.activation] = Child(twin)
     return stand_in(module, children=children, training=training)
 
@@ -155,7 +158,7 @@ NUMBERED = Roles(("w1", "w3"), "w2", "act_fn")
 
 
 @lean_if(gated_cases(LLAMA))
-def llama_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def llama_mlp_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """down(act(gate(x)) * up(x)): Llama, Mistral, Qwen, Gemma and most others."""
     name = name_of(module.act_fn)
     if name is None:  # it was put there since, or hooks were
@@ -164,13 +167,13 @@ def llama_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @lean_if(gated_cases(LLAMA._replace(activation=None)))
-def silu_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def silu_mlp_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """Llama's with `F.silu` in its forward."""
     return module.down_proj(gated_product(module.gate_proj(x), module.up_proj(x), "silu"))
 
 
 @lean_if(gated_cases(NUMBERED))
-def numbered_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def numbered_mlp_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """Llama's with other names: Mixtral's experts before transformers 5."""
     name = name_of(module.act_fn)
     if name is None:
@@ -179,13 +182,13 @@ def numbered_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @lean_if(gated_cases(NUMBERED._replace(activation=None)))
-def numbered_silu_mlp_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def numbered_silu_mlp_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """Llama's as Meta wrote it: `w2(F.silu(w1(x)) * w3(x))`."""
     return module.w2(gated_product(module.w1(x), module.w3(x), "silu"))
 
 
 @lean_if(gated_cases(Roles(("gate_up_proj",), "down_proj", "activation_fn")))
-def phi3_mlp_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def phi3_mlp_forward(module: AnyModule, hidden_states: torch.Tensor) -> torch.Tensor:
     """As above, with gate and up from one projection."""
     name = name_of(module.activation_fn)
     if name is None:
@@ -195,7 +198,7 @@ def phi3_mlp_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Te
 
 
 @lean_if(gated_cases(Roles(("wi_0", "wi_1"), "wo", "act")))
-def t5_gated_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def t5_gated_forward(module: AnyModule, hidden_states: torch.Tensor) -> torch.Tensor:
     """T5's gated feed-forward; wo may be kept in fp32."""
     name = name_of(module.act)
     if name is None:
@@ -210,7 +213,7 @@ def t5_gated_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Te
 
 
 @lean_if(gated_cases(Roles((), None, "act_fn")), attribute="_apply_gate")
-def experts_gate(module: nn.Module, gate_up: torch.Tensor) -> torch.Tensor:
+def experts_gate(module: AnyModule, gate_up: torch.Tensor) -> torch.Tensor:
     """The gate of transformers' grouped experts (Mixtral, Qwen MoE).
 
     Gate and up from one product, [S, 2 F].

@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import ops
 from .._torch import direct, is_compiling
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..functional import lean_product
 from ..nn import SelectiveConv1D, SelectiveLinear
@@ -76,7 +77,7 @@ def linear_forward(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
 
 
 @lean_for(SelectiveConv1D)
-def conv1d_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def conv1d_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """transformers' `Conv1D`, a linear layer whose weight is stored [in, out]."""
     if isinstance(module, SelectiveConv1D):  # converted since
         return selective_forward(module, x)
@@ -88,9 +89,7 @@ def conv1d_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return ops.dense_product(x, weight.T, bias)
 
 
-def selective_forward(
-    module: SelectiveLinear | SelectiveConv1D, input: torch.Tensor
-) -> torch.Tensor:
+def selective_forward(module: AnyModule, input: torch.Tensor) -> torch.Tensor:
     """`SelectiveLinear` and `SelectiveConv1D`."""
     parameters, state = module._parameters, module._sparse_ft_state
     weight, values = parameters["weight"], parameters["values"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..annotations import AnyModule
 from ..nn import SelectiveConv1D, SelectiveLinear
 from .attach import attach, attached, detach, lean_forward_of
 from .attention import (
@@ -68,7 +69,7 @@ def lean(model: nn.Module, loss: bool = False, eight_bit_inputs: bool = False) -
     return LeanReport(reversed(rows), attention is not None, offers, attention_left)
 
 
-def _lean_forward(module: nn.Module, eight_bit_inputs: bool, recogniser: Recogniser) -> Found:
+def _lean_forward(module: AnyModule, eight_bit_inputs: bool, recogniser: Recogniser) -> Found:
     """(the lean forward of one module, why there is none): None and "" where nothing can be won."""
     selective = isinstance(module, (SelectiveLinear, SelectiveConv1D))
     if eight_bit_inputs and selective and module._sparse_ft_state.part[0] is None:
@@ -85,7 +86,9 @@ def _of_loss(
     """({module: lean forward}, {module: why it has none}, [classes whose loss could be lean]) of
     the language models in `model`.
     """
-    forwards, left, offers = {}, {}, []
+    forwards: dict[nn.Module, Callable] = {}
+    left: dict[nn.Module, str] = {}
+    offers: list[str] = []
     for _, module, head, why in language_models(model):
         if asked and not why:
             forwards |= {module: language_model_forward, head: head_forward}

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from .. import ops
 from .._torch import direct, is_compiling
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..nn import Selected
 from ..rebuild import cast, remember, select
@@ -172,12 +173,17 @@ def _eps(module: nn.Module) -> float:
     raise AttributeError(f"{type(module).__name__} has none of {', '.join(EPS)}")
 
 
+def _stored(module: nn.Module, name: str) -> Any:
+    """A parameter as it lies in the module, whatever its table does when it is read."""
+    return dict.get(module._parameters, name)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is built as a norm of the last dimension.
 
     No parts, a weight of that size, and an eps.
     """
-    weight = dict.get(module._parameters, "weight")
+    weight = _stored(module, "weight")
     if weight is None or is_lazy(weight):
         return False
     return weight.dim() == 1 and _is_leaf_with_eps(module)
@@ -197,7 +203,7 @@ def rms_norm_cases(module: nn.Module) -> list[Case] | None:
     others = [name for name in dict.keys(module._parameters) if name != "weight"]
     if others or module._buffers:
         raise Undecided(f"it has {', '.join([*others, *module._buffers])} besides its weight")
-    features = _features(dict.get(module._parameters, "weight"))
+    features = _features(_stored(module, "weight"))
     return _cases(module, features, pattern(features).mul(0.4).add(0.7))
 
 
@@ -210,7 +216,7 @@ def bare_norm_cases(module: nn.Module) -> list[Case] | None:
 
 def layer_norm_cases(module: nn.Module) -> list[Case] | None:
     """The same for a module with the attributes of `nn.LayerNorm`: for classes made from it."""
-    weight, bias = (dict.get(module._parameters, name) for name in ("weight", "bias"))
+    weight, bias = _stored(module, "weight"), _stored(module, "bias")
     if weight is None or is_lazy(weight) or not _is_leaf_with_eps(module):
         return None
     if "normalized_shape" not in module.__dict__:
@@ -239,13 +245,13 @@ def _cases(
         training: bool = True,
         gradients: bool = False,
         weight_dtype: torch.dtype = torch.float32,
-        **eps: float,
+        **eps: Any,
     ) -> Case:
         parameters = {name: value.to(weight_dtype) for name, value in own.items()}
         twin = stand_in(module, parameters, training=training, **eps)
         return Case(twin, input, gradients, elementwise=bias is None)
 
-    large = {_eps_name(module): LARGE_EPS}
+    large: dict[Any, Any] = {_eps_name(module): LARGE_EPS}
     cases = [case(small * 1e-3), case(small * 1e-3, False), case(small, gradients=True, **large)]
     for input_dtype, weight_dtype in PAIRS:
         for training in (True, False):
@@ -255,7 +261,7 @@ def _cases(
 
 
 @lean_if(rms_norm_cases)
-def llama_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def llama_forward(module: AnyModule, hidden_states: torch.Tensor) -> torch.Tensor:
     """RMSNorm of Llama, Mistral, Qwen and most others.
 
     The weight multiplies in the input's dtype.
@@ -264,13 +270,13 @@ def llama_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tenso
 
 
 @lean_if(rms_norm_cases)
-def olmo_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def olmo_forward(module: AnyModule, hidden_states: torch.Tensor) -> torch.Tensor:
     """Olmo's: the weight multiplies in fp32."""
     return rms_norm(hidden_states, module.weight, _eps(module), 0.0, dtype=hidden_states.dtype)
 
 
 @lean_if(rms_norm_cases)
-def t5_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def t5_forward(module: AnyModule, hidden_states: torch.Tensor) -> torch.Tensor:
     """T5's: a 16-bit weight sets the dtype of the result."""
     half = module.weight.dtype in (torch.float16, torch.bfloat16)
     dtype = module.weight.dtype if half else None
@@ -278,19 +284,19 @@ def t5_forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 @lean_if(rms_norm_cases)
-def gemma_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def gemma_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """Gemma's: the weight is stored as its distance from one."""
     return rms_norm(x, module.weight, _eps(module), 1.0, dtype=x.dtype)
 
 
 @lean_if(bare_norm_cases)
-def bare_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def bare_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """RMSNorm without a weight: the norms of queries, keys and values of some."""
     return rms_norm(x, None, _eps(module), 0.0, dtype=x.dtype)
 
 
 @lean_for(nn.RMSNorm)
-def torch_rms_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def torch_rms_norm_forward(module: AnyModule, x: torch.Tensor) -> torch.Tensor:
     """`nn.RMSNorm` over the last dimension."""
     widest = torch.promote_types(torch.float32, x.dtype)
     eps = torch.finfo(widest).eps if module.eps is None else module.eps
@@ -299,6 +305,6 @@ def torch_rms_norm_forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @lean_for(nn.LayerNorm)
 @lean_if(layer_norm_cases)
-def layer_norm_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+def layer_norm_forward(module: AnyModule, input: torch.Tensor) -> torch.Tensor:
     """`nn.LayerNorm`."""
     return layer_norm(input, module.normalized_shape, module.weight, module.bias, module.eps)

@@ -11,13 +11,13 @@ from torch import nn
 
 from .. import ops
 from .._torch import direct, is_compiling
+from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..ops._library import plain
 from ..ops.max_pool import MOST
 from .hollow import hollow, stand_in
 from .register import lean_for
 
-MaxPool = nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d
 Size = tuple[int, ...]  # a number for each dimension of a picture
 # See `_new_places`.
 Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -25,7 +25,7 @@ DIMS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 
 
 @lean_for(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-def max_pool_forward(module: MaxPool, input: torch.Tensor) -> torch.Tensor:
+def max_pool_forward(module: AnyModule, input: torch.Tensor) -> torch.Tensor:
     """`nn.MaxPool1d`, `nn.MaxPool2d`, `nn.MaxPool3d`; with `return_indices` torch's own.
 
     Kept for backward: one byte an output element, two for windows of more than 256 elements.
@@ -116,12 +116,13 @@ def _new_places(
     Returns int64 [*out_size] (below zero in the padding), int64 [product of kernel], and what tells
     from such a position which element it is, in the smallest dtype that holds the numbers.
     """
-    starts, offsets = None, [0]
+    starts = torch.zeros((), dtype=torch.int64, device=device)
+    offsets = [0]
     for d in range(len(size)):
         pitch = math.prod(size[d + 1 :])
         first, step = -padding[d] * pitch, stride[d] * pitch
         along = torch.arange(first, first + out_size[d] * step, step, device=device)
-        starts = along if starts is None else starts[..., None] + along
+        starts = starts[..., None] + along
         offsets = [offset + k * dilation[d] * pitch for offset in offsets for k in range(kernel[d])]
     dtype = _smallest_dtype(len(offsets))
     numbers = torch.empty(max(offsets) + 1, dtype=dtype, device=device)

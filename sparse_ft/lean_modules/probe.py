@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .._torch import is_hooked
+from ..annotations import AnyModule
 from .attach import ATTRIBUTES, attached, lean_forward_of
 
 INTERNAL = frozenset(nn.Module().__dict__)  # what every module has
@@ -173,7 +174,7 @@ class Outcome(NamedTuple):
 
 def outcome(forward: Callable, case: Case) -> Outcome:
     """What `forward(module, input)` does. Raises Undecided where it changes the module."""
-    module = case.module
+    module: AnyModule = case.module
     before = {name: (value, _copied(value)) for name, value in module.__dict__.items()}
     children = [child for child in module._modules.values() if isinstance(child, Child)]
     for child in children:
@@ -191,7 +192,7 @@ def outcome(forward: Callable, case: Case) -> Outcome:
         raise Undecided("its forward changes the module")
     if type(output) is not torch.Tensor:
         raise Undecided(f"its forward returns a {type(output).__name__}")
-    gradients = ()
+    gradients: tuple = ()
     if case.gradients and output.requires_grad:
         owners = module, *children
         weights = [p for owner in owners for p in owner._parameters.values() if p is not None]
@@ -235,7 +236,8 @@ def alike(want: Outcome, got: Outcome, case: Case) -> bool:
 
 
 def _close(want: torch.Tensor, got: torch.Tensor, case: Case) -> bool:
-    dtypes = {want.dtype, case.input.dtype, *(p.dtype for p in case.module._parameters.values())}
+    weights = [p for p in case.module._parameters.values() if p is not None]
+    dtypes = {want.dtype, case.input.dtype, *(weight.dtype for weight in weights)}
     coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
     relative = 1e-5 if coarsest <= torch.finfo(torch.float32).eps else ROUNDINGS * coarsest
     wide, other = want.double(), got.double()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..annotations import AnyModule
 from ..nn import Selected
 from ..nn.linear import is_conv1d
 from . import activations, batch_norm, conv, conv_layer, dropout, gated, linear, norms, pool
@@ -54,7 +55,7 @@ class Recogniser:
         return (forward, why) if forward is None else _usable(module, forward)
 
 
-def _usable(module: nn.Module, forward: Callable) -> Found:
+def _usable(module: AnyModule, forward: Callable) -> Found:
     if attribute_of(forward) in module.__dict__:
         return None, "its forward was replaced by someone else"
     if forward is activations.silu_forward and getattr(module, "inplace", False):

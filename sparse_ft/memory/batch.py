@@ -17,7 +17,7 @@ def batch_for(
 
     padded: with an attention mask that has zeros, as a batch of rows of several lengths has.
     """
-    main = getattr(model, "main_input_name", None)
+    main = getattr(model, "main_input_name", "")
     make = {"input_ids": _text, "pixel_values": _pictures, "input_features": _sound}.get(main)
     if make is None:
         raise ValueError(

@@ -115,7 +115,7 @@ def _grouped_mm(
 ) -> torch.Tensor:
     """torch's shape function knows bf16 only, the CPU's kernel any floating dtype."""
     shape = [*mat_a.shape[:-1], mat_b.size(-1)]
-    if mat_a.dim() == mat_b.dim() == 2:
+    if mat_a.dim() == mat_b.dim() == 2 and offs is not None:
         shape = [offs.size(0), *shape]
     elif mat_a.dim() == 3 and mat_b.dim() == 2:
         shape = shape[1:]
@@ -148,7 +148,7 @@ class _Addresses(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
-            tensor = args[0]
+            tensor: Any = args[0]
             offset = tensor.storage_offset() * tensor.element_size()
             return key_of(tensor.untyped_storage()) + offset
         return func(*args, **(kwargs or {}))

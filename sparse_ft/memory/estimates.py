@@ -133,11 +133,11 @@ def _from_config(config: Any, dtype: torch.dtype | None) -> nn.Module:
     config = copy.deepcopy(config)  # it is written to
     _keep_off_the_network(config, base)
     architectures = getattr(config, "architectures", None) or [None]
-    cls = (
-        getattr(transformers, architectures[0], None) if isinstance(architectures[0], str) else None
-    )
-    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
-        return cls._from_config(config, dtype=dtype)
+    first = architectures[0]
+    named: Any = getattr(transformers, first, None) if isinstance(first, str) else None
+    if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        make: Any = named
+        return make._from_config(config, dtype=dtype)
     known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     if not known and type(config) not in transformers.MODEL_MAPPING:
         own = (

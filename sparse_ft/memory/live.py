@@ -26,7 +26,8 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self._alive = {}  # key: (weak reference to the storage, its size)
+        # {key: (weak reference to the storage, its size)}
+        self._alive: dict[int, tuple[weakref.ref, int]] = {}
 
     def __torch_dispatch__(
         self,

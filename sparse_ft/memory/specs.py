@@ -46,7 +46,7 @@ def prepare(
     if "structure" in plan or "density" in plan:
         plan = _drawn(model, dry, **plan)
     else:
-        known = {}
+        known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         plan = Plan(
             {
                 name: what
@@ -158,10 +158,10 @@ def _sized(
     dims = (n, 2) if issubclass(cls, Blocks) else (n,)
     largest = max(shape) if cls is not Entries else shape[0] * shape[1] - 1
     index = dry.integers(*dims, dtype=torch.int32 if largest <= INT32_MAX else torch.int64)
-    block_size = as_block_size(block_size)
+    size = as_block_size(block_size)
     bound = [0, 0] if issubclass(cls, Blocks) else 0
-    selection = rebuilt(_DryBlocks if cls is Blocks else cls, index, block_size, bound)
+    selection = rebuilt(_DryBlocks if cls is Blocks else cls, index, size, bound)
     for dim, used in features.items():
         compact = dry.integers(*dims, dtype=torch.int32)
-        selection._features[dim, shape[dim]] = used, (cls.kind, compact, *block_size)
+        selection._features[dim, shape[dim]] = used, (cls.kind, compact, *size)
     return selection

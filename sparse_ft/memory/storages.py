@@ -34,7 +34,8 @@ def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     if tensor.layout != torch.strided:
         return [storage for part in _sparse_parts(tensor) for storage in storages_of(part)]
     if hasattr(type(tensor), "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
+        wrapper: Any = tensor
+        names, _ = wrapper.__tensor_flatten__()
         return [storage for name in names for storage in storages_of(getattr(tensor, name))]
     return [tensor.untyped_storage()]
 
@@ -53,7 +54,7 @@ def model_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
     """{key: storage} of all that a model holds anyway: parameters, buffers, and tensors in its
     modules' plain attributes.
     """
-    found = {}
+    found: dict[int, torch.UntypedStorage] = {}
     for module in model.modules():
         plain = {
             k: v
@@ -74,8 +75,8 @@ def tensors_in(thing: Any) -> list[torch.Tensor]:
 
     Modules are not entered: what they hold is the model's.
     """
-    found, seen = [], set()
-    _collect(thing, found, seen, _DEPTH)
+    found: list[torch.Tensor] = []
+    _collect(thing, found, set(), _DEPTH)
     return found
 
 
@@ -126,7 +127,7 @@ class Watched:
     """
 
     def __init__(self) -> None:
-        self._seen = {}
+        self._seen: dict[int, tuple[weakref.ref, int, torch.device, str]] = {}
 
     def add(self, storage: torch.UntypedStorage, device: torch.device, label: str) -> None:
         """Note a storage under `label`; the first stays. device: its tensor's; without data the

@@ -26,7 +26,7 @@ class Ledger:
     def __init__(self, rows: Iterable[Row], tokens: int | None = None) -> None:
         self.rows, self.tokens = tuple(rows), tokens
         self.total = sum(row.bytes for row in self.rows)
-        self.devices = {}
+        self.devices: dict[str, int] = {}
         for row in self.rows:
             self.devices[row.device] = self.devices.get(row.device, 0) + row.bytes
 
@@ -36,7 +36,7 @@ class Ledger:
 
         [(Row, number of modules)].
         """
-        sums = {}
+        sums: dict[tuple[str, str, str], list[Row]] = {}
         for row in self.rows:
             pattern = re.sub(r"(?<![^.])\d+(?=\.)", "*", row.module, count=1)
             sums.setdefault((pattern, row.kind, row.device), []).append(row)

@@ -11,7 +11,15 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from .._torch import hooks_in_force, is_compiling, is_newest, key_of, nodes_made, number_of
+from .._torch import (
+    holds_nothing,
+    hooks_in_force,
+    is_compiling,
+    is_newest,
+    key_of,
+    nodes_made,
+    number_of,
+)
 from .graph import held_by, nodes_of
 from .storages import Watched, model_storages, storages_of, tensors_in
 from .table import Ledger, Row
@@ -49,7 +57,8 @@ class _Packed:
         # The very tensor: others tell tensors by identity. But an alias of the saving node's own
         # output, the newest of all: it would hold the node that holds it.
         node = tensor.grad_fn
-        self.tensor = tensor.detach() if node is not None and is_newest(node) else tensor
+        is_own = node is not None and is_newest(node)
+        self.tensor: torch.Tensor | None = tensor.detach() if is_own else tensor
 
 
 class Watching:
@@ -63,7 +72,7 @@ class Watching:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._own, self._seen, self._stack = model_storages(model), Watched(), [""]
-        self._packed = weakref.WeakSet()
+        self._packed: weakref.WeakSet[_Packed] = weakref.WeakSet()
         # From this sequence number of autograd on, this module ran.
         self._when = [0]
         self._where = [""]
@@ -88,7 +97,7 @@ class Watching:
         for node in nodes_of(outputs):
             for tensor in held_by(node):
                 self._note(tensor, self._module_at(number_of(node)))
-        sums = {}
+        sums: dict[tuple[str, str], tuple[int, int]] = {}
         for size, device, name in self._seen.alive():
             tensors, total = sums.get((name, str(device)), (0, 0))
             sums[name, str(device)] = tensors + 1, total + size
@@ -130,19 +139,19 @@ class Watching:
 
     def _before(self, module: nn.Module, _: Any) -> None:
         if not is_compiling():  # a compiled region is one module's
-            self._enter(self._names.get(id(module), self._stack[-1]), 1)
+            self._stack.append(self._names.get(id(module), self._stack[-1]))
+            self._note_place()
 
+    @holds_nothing
     def _after(self, *_: Any) -> None:
-        if not is_compiling():
-            self._enter(None, -1)
-
-    _after.holds_nothing = True  # of the outputs that it sees: a lean layer may write over them
-
-    def _enter(self, name: str | None, direction: int) -> None:
-        if direction > 0:
-            self._stack.append(name)
-        elif len(self._stack) > 1:
+        if is_compiling():
+            return
+        if len(self._stack) > 1:
             self._stack.pop()
+        self._note_place()
+
+    def _note_place(self) -> None:
+        """From here on nodes are those of the module on top of the stack."""
         self._when.append(nodes_made())
         self._where.append(self._stack[-1])
 

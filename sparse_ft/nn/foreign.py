@@ -26,7 +26,10 @@ HARMLESS = {
     "__hash__",
 }
 HARMLESS |= {"__annotations__", "__deepcopy__", "__reduce_ex__"}
-PLAIN = {nn.Parameter, torch.Tensor}  # `sft.estimate` adds torch's tensors without memory
+PLAIN: set[type] = {
+    nn.Parameter,
+    torch.Tensor,
+}  # `sft.estimate` adds torch's tensors without memory
 
 
 def _class_of(module: str, name: str) -> type | tuple:
