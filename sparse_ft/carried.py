@@ -6,7 +6,7 @@ not; where it is there, `values` of another plan are refused by it, and everywhe
 checkpoint itself knows: the entries of its weight that are selected are its values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> No
     """From now on a `state_dict` of `model` carries `plan`, and one that does not fit is
     refused.
     """
-    handles = []
+    handles: list[Any] = []
     model.__dict__[_CARRIED] = plan, values_dtype, handles
     handles.append(model.register_state_dict_post_hook(_after_save))
     handles.append(model.register_load_state_dict_pre_hook(_before_load))
@@ -40,7 +40,7 @@ def detach(model: nn.Module) -> None:
     model.__dict__.pop(_CARRIED, None)
 
 
-def carried_by(state_dict: dict) -> tuple[Plan, torch.dtype | None] | None:
+def carried_by(state_dict: Mapping) -> tuple[Plan, torch.dtype | None] | None:
     """The plan and the values_dtype of the model that `state_dict` is of; None where it does not
     say.
 
@@ -74,7 +74,9 @@ def selected_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}." if name else prefix, module
 
 
-def _after_save(model, state_dict, prefix, metadata):
+def _after_save(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
     if _CARRIED not in model.__dict__:  # the hook of an `attach` that was interrupted
         return
     plan, values_dtype, _ = model.__dict__[_CARRIED]
@@ -86,18 +88,20 @@ def _after_save(model, state_dict, prefix, metadata):
     metadata[_KEY] = {"plan": described, "values_dtype": dtype}
 
 
-def _before_load(model, state_dict, prefix, metadata, *_):
+def _before_load(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
     """Look at all that concerns selections before any of it is loaded. Raises RuntimeError."""
     saved = _read(metadata)
-    plan = {} if saved is None else saved[0]
+    plan: Mapping[str, Any] = {} if saved is None else saved[0]
     for of_module, module in selected_modules(model, prefix):
-        _, values = module._keys(of_module)
+        _, key = module._keys(of_module)
         state = module._sparse_ft_state
-        if values in state_dict and plan.get(state.label, state.selection) != state.selection:
+        if key in state_dict and plan.get(state.label, state.selection) != state.selection:
             raise RuntimeError(
-                f"state_dict: its {values!r} belong to another selection ({plan[state.label]!r})"
+                f"state_dict: its {key!r} belong to another selection ({plan[state.label]!r})"
                 f" than the one that trains here ({state.selection!r}). Convert with the plan that"
                 " it was made under: sft.load(model, state_dict) does, for a model that is not"
-                f" converted. Or leave {values!r} out to load the weight alone."
+                f" converted. Or leave {key!r} out to load the weight alone."
             )
         check_loaded(module, state_dict, of_module)

@@ -62,10 +62,10 @@ def load(
             stacklevel=2,
         )
     convert_first = carried is not None and record is None
-    if convert_first:
+    if carried is not None and record is None:
         plan, values_dtype = carried
         convert(model, plan, values_dtype=values_dtype, process_group=process_group)
-    elif carried is not None and record.plan != carried[0]:
+    elif carried is not None and record is not None and record.plan != carried[0]:
         raise ValueError(
             "model: converted with another plan than the checkpoint's; call sft.revert(model), then"
             " sft.load, then make the optimiser"
@@ -80,7 +80,7 @@ def load(
     return summary(model)
 
 
-def _check(model, state_dict):
+def _check(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Raise RuntimeError unless each tensor has its place: torch says so too, when it has loaded
     the others.
     """

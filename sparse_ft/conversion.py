@@ -114,7 +114,7 @@ def _convert(
 ) -> Report:
     to_do = actions(model, plan, values_dtype)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    was_lean = lean_state(model) if lean else None
+    was_lean = lean_state(model)
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -184,7 +184,7 @@ def revert(model: nn.Module) -> nn.Module:
 def unconvert(model: nn.Module) -> None:
     """Undo what `convert` did alone: the weights stay as they are, and a lean model stays lean."""
     unwatch(model)
-    _undo(model, record_of(model).flags)
+    _undo(model, model.__dict__[RECORD].flags)
     detach(model)
     del model.__dict__[RECORD]
 
@@ -205,7 +205,7 @@ def _undo(model: nn.Module, flags: dict[str, bool]) -> None:
             restore(module)
         elif isinstance(module, SelectedParameter):
             module.remove()
-        for parameter in SelectedParameter.of_reader(module):
-            parameter.remove()  # its owner was replaced
+        for selected in SelectedParameter.of_reader(module):
+            selected.remove()  # its owner was replaced
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(name, parameter.requires_grad))

@@ -2,7 +2,7 @@
 values.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -87,7 +87,7 @@ def _row(
     return Row(name, shape, total, 0, "", why)
 
 
-def _holder(module: nn.Module, attribute: str) -> Selected | None:
+def _holder(module: nn.Module, attribute: str) -> Any:
     """Who holds the values of a parameter; None where it has none."""
     if isinstance(module, Adopted) and attribute == "weight":
         return module

@@ -22,7 +22,7 @@ def families(names: Iterable[tuple[str, Hashable]]) -> list[Family]:
     """Group (name, kind): one family for names that differ in numbers only and are of one kind, in
     order of appearance.
     """
-    groups = {}
+    groups: dict[Hashable, list[str]] = {}
     for name, kind in names:
         groups.setdefault((_without_numbers(name), kind), []).append(name)
     return [Family(_label(members), members) for members in groups.values()]

@@ -5,7 +5,7 @@ Everything here only looks, and refuses by name what cannot train; `Action`s are
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ CONVOLUTIONS = (
 )
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict  # they run through their children
 
-Action = Callable[[], None]  # puts one selection in place
+Action = Callable[[], Any]  # puts one selection in place
 Shared = dict[tuple[int, str], str]  # (id of a module, attribute) -> dotted name
 
 
@@ -113,7 +113,7 @@ def check_names(model: nn.Module, plan: Plan) -> None:
     """Raise unless each entry of the plan names a parameter that can train, and no two of them want
     different things of one.
     """
-    first = {}
+    first: dict[int, str] = {}
     for name, what in plan.items():
         parameter = find(model, name).parameter
         other = first.setdefault(id(parameter), name)
@@ -142,7 +142,7 @@ def _memory(parameter: torch.Tensor) -> int:
 
 def _readers(model: nn.Module) -> dict[int, Shared]:
     """{memory: who holds the parameters that lie there}."""
-    readers = {}
+    readers: dict[int, Shared] = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:

@@ -3,7 +3,9 @@ safetensors + JSON.
 """
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -30,7 +32,11 @@ class Plan(Mapping):
     nothing else looks at it.
     """
 
-    def __init__(self, items=(), left: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        items: Mapping[str, Selection | str] | Iterable[tuple[str, Selection | str]] = (),
+        left: Mapping[str, str] | None = None,
+    ) -> None:
         try:
             self._items = dict(items)
         except (TypeError, ValueError):
@@ -44,25 +50,25 @@ class Plan(Mapping):
                 raise TypeError(f"plan: expected a Selection or 'all' for {name!r}, got {what!r}")
         self.left = {name: why for name, why in dict(left or {}).items() if name not in self._items}
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Selection | str:
         return self._items[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._items)
 
-    def __or__(self, other):
+    def __or__(self, other: Any) -> "Plan":
         if not isinstance(other, Mapping):
             return NotImplemented
         return Plan({**self._items, **other}, {**self.left, **getattr(other, "left", {})})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = [f"  {name!r}: {what!r}," for name, what in self._items.items()]
         return "\n".join(["Plan({", *lines, "})"])
 
-    def __str__(self):
+    def __str__(self) -> str:
         """The plan in short: layers that differ in their number only share a line, and what was
         passed over has its own.
         """
@@ -113,11 +119,12 @@ class Plan(Mapping):
             f" of {block_size[0]} × {block_size[1]}" if kind == "blocks" else ""
         )
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Write the plan to `path`, a safetensors file with a JSON document (no pickle); it appears
         whole or not at all.
         """
-        tensors, plan = {}, {}
+        tensors: dict[str, torch.Tensor] = {}
+        plan: dict[str, Any] = {}
         for number, (name, what) in enumerate(self._items.items()):
             if isinstance(what, str):
                 plan[name] = ALL
@@ -127,7 +134,7 @@ class Plan(Mapping):
         _tensorfile.save(path, tensors, {"format": _FORMAT, "version": _VERSION, "plan": plan})
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike) -> "Plan":
         """The plan that `save` wrote. Raises ValueError, naming file and fault, for a corrupt,
         truncated or foreign one.
         """
@@ -156,10 +163,13 @@ class Plan(Mapping):
             raise ValueError(f"path: {str(path)!r} holds a broken plan: {error}") from None
 
 
-def _items(plan, tensors):
+def _items(
+    plan: Iterable[tuple[str, Any]], tensors: dict[str, torch.Tensor]
+) -> dict[str, Selection | str]:
     """{name: Selection | "all"} of what a file says. Each tensor is used once: a selection copies
     it, so that a small file that names one for every parameter would take any amount of memory."""
-    items, used = {}, set()
+    items: dict[str, Selection | str] = {}
+    used = set()
     for name, what in plan:
         if what == ALL:
             items[name] = ALL

@@ -37,7 +37,7 @@ class Ranks:
     exception that comes before `agree` was called.
     """
 
-    def __init__(self, name: str, process_group: Any = None):
+    def __init__(self, name: str, process_group: Any = None) -> None:
         if (
             process_group is not None
             and process_group is not False
@@ -57,8 +57,10 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, Exception) and not self._agreed and self.size > 1:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
+        if kind is not None and isinstance(error, Exception) and not self._agreed and self.size > 1:
             self.exchange({"error": f"{kind.__name__}: {error}"})
 
     def warn_if_early(self) -> None:
@@ -124,7 +126,7 @@ class Ranks:
             waiting.cancel()
         return told
 
-    def _warn_of_waiting(self):
+    def _warn_of_waiting(self) -> None:
         warnings.warn(
             f"{self._name}: waiting for the other {self.size - 1} processes to call it too;"
             f" {ALONE}",
@@ -136,11 +138,11 @@ def distributed_is_initialized() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _is_group(thing) -> bool:
+def _is_group(thing: Any) -> bool:
     return distributed.is_available() and isinstance(thing, distributed.ProcessGroup)
 
 
-def _difference(first, other, rank) -> str:
+def _difference(first: Mapping[str, str], other: Mapping[str, str], rank: int) -> str:
     name = next(n for n in [*first, *other] if first.get(n) != other.get(n))
     said = [
         what.get(name, "not in it").rpartition(" #")[0] or "not in it" for what in (first, other)

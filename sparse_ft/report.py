@@ -29,7 +29,7 @@ class Report:
     names of selections whose module was replaced since.
     """
 
-    def __init__(self, rows: Iterable[Row], lean: Any = None, lost: Iterable[str] = ()):
+    def __init__(self, rows: Iterable[Row], lean: Any = None, lost: Iterable[str] = ()) -> None:
         self.rows = tuple(rows)
         self.lean = lean
         self.lost = tuple(lost)
@@ -37,21 +37,21 @@ class Report:
         self.trainable = sum(row.trainable for row in self.rows)
 
     @property
-    def replaced(self):
+    def replaced(self) -> list[str]:
         """Names of the weights whose module is a selective one."""
         return [row.name for row in self.rows if row.how.startswith("Selective")]
 
     @property
-    def transient(self):
+    def transient(self) -> list[str]:
         """Names of the selected parameters whose dense gradient exists for a moment."""
         return [row.name for row in self.rows if row.how.startswith("alias")]
 
     @property
-    def frozen(self):
+    def frozen(self) -> list[str]:
         """Names of the parameters that do not train."""
         return [row.name for row in self.rows if not row.trainable]
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [
             ("parameter", "shape", "trainable", "of", "share", "structure", "how"),
             *self._lines(),
@@ -75,7 +75,7 @@ class Report:
         training.
         """
         trained = {row.name: row for row in self.rows if row.trainable}
-        lines = []
+        lines: list[tuple[str, ...]] = []
         for family in families(
             (name, (row.shape, row.structure, row.how)) for name, row in trained.items()
         ):

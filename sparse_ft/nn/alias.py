@@ -8,11 +8,14 @@ parameter's name leads to an alias of the weight whose backward reduces the dens
 by `reading.Parameters`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .._torch import flat_names, hook_tables, is_compiling, set_flat_weight
 from ..functional import alias
+from ..selection import Selection
 from .foreign import check_weight, refuse_tracing
 from .loading import check_loaded
 from .reading import Parameters, stored
@@ -28,7 +31,21 @@ class SelectedParameter(Selected):
     over a 16-bit weight).
     """
 
-    def __init__(self, owner, name, selection, shape, reader, label, values_dtype=None):
+    owner: nn.Module
+    name: str
+    reader: nn.Module
+    _handles: list[Any]
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        name: str,
+        selection: Selection,
+        shape: tuple[int, int],
+        reader: nn.Module,
+        label: str,
+        values_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(owner, nn.RNNBase) and flat_names(owner) is None:
             raise RuntimeError(
@@ -47,16 +64,16 @@ class SelectedParameter(Selected):
         if parameters is not None:
             parameters.selected[name] = self
 
-    def _is_flat(self):
+    def _is_flat(self) -> bool:
         """Recurrent modules read most weights from a list of their own, which must hold what is
         stored.
         """
         return isinstance(self.owner, nn.RNNBase) and self.name in flat_names(self.owner)
 
-    def _weight(self):
+    def _weight(self) -> nn.Parameter:
         return stored(self.owner, self.name)
 
-    def __delattr__(self, name):
+    def __delattr__(self, name: str) -> None:
         if name == "values":
             raise RuntimeError(
                 f"{self._sparse_ft_state.label}: its values train in its place; sft.revert(model)"
@@ -64,11 +81,11 @@ class SelectedParameter(Selected):
             )
         super().__delattr__(name)
 
-    def _weight_or_none(self):
+    def _weight_or_none(self) -> Any:
         return self.owner._parameters.get(self.name)  # what is stored
 
     @staticmethod
-    def of_reader(module):
+    def of_reader(module: nn.Module) -> "list[SelectedParameter]":
         """Those that hooks of `module` lead to, also where their owner was replaced and they are in
         no model any more.
         """
@@ -76,7 +93,7 @@ class SelectedParameter(Selected):
         found = [getattr(hook, "__self__", None) for hook in before.values()]
         return [each for each in found if isinstance(each, SelectedParameter)]
 
-    def before_forward(self, module, inputs):
+    def before_forward(self, module: nn.Module, inputs: tuple) -> None:
         """Put the alias in the parameter's place: an instance attribute is found before a
         registered parameter.
         """
@@ -94,7 +111,7 @@ class SelectedParameter(Selected):
                 self._weight().detach().requires_grad_()
             )  # torch picks kernels by it: the bits of the original forward
 
-    def after_forward(self, *_):
+    def after_forward(self, *_: Any) -> None:
         if (
             self._take_away() is None
             and torch.is_grad_enabled()
@@ -106,11 +123,10 @@ class SelectedParameter(Selected):
                 " or leave it out"
             )
 
-    after_forward.holds_nothing = (
-        True  # of the outputs that it sees: a lean layer may write over them
-    )
+    # Of the outputs that it sees: a lean layer may write over them.
+    after_forward.holds_nothing = True  # type: ignore[attr-defined]
 
-    def _take_away(self):
+    def _take_away(self) -> torch.Tensor | None:
         weight = self._weight_or_none()
         taken = (
             self.owner.__dict__.get(self.name) if weight is not None else None
@@ -122,20 +138,20 @@ class SelectedParameter(Selected):
             )  # last: who is interrupted before finds it again
         return taken
 
-    def _put(self, tensor):
+    def _put(self, tensor: torch.Tensor) -> None:
         self.owner.__dict__[self.name] = tensor
         self._put_flat(tensor)
 
-    def _put_flat(self, tensor):
+    def _put_flat(self, tensor: torch.Tensor) -> None:
         if self._is_flat():
             set_flat_weight(self.owner, self.name, tensor)
 
-    def after_step(self, written, reached):
+    def after_step(self, written: bool, reached: bool) -> None:
         super().after_step(written, reached)
         if self._weight_or_none() is not None:
             self.sync()  # at once: others than the reader may read this weight, and would not look
 
-    def remove(self):
+    def remove(self) -> None:
         """Undo the constructor, but for requires_grad; the weight stays as it is.
 
         Called again after an interrupt, it does the rest: the place in the model, by which it is
@@ -154,7 +170,9 @@ class SelectedParameter(Selected):
         if self.owner._modules.get(f"{self.name}_selected") is self:
             del self.owner._modules[f"{self.name}_selected"]
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         if self._parameters["values"].dtype != self._weight().dtype:
             super()._save_to_state_dict(destination, prefix, keep_vars)
         self.sync()
@@ -162,7 +180,9 @@ class SelectedParameter(Selected):
     def _keys(self, prefix: str) -> tuple[str, str]:
         return prefix.removesuffix(f"{self.name}_selected.") + self.name, prefix + "values"
 
-    def _before_owner_loads(self, owner, state_dict, prefix, *_):
+    def _before_owner_loads(
+        self, owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+    ) -> None:
         check_loaded(self, state_dict, f"{prefix}{self.name}_selected.")
         self.sync()  # a weight that fails to load is what values come from
         self._sparse_ft_state.shown = self._sparse_ft_state.held = (
@@ -170,10 +190,18 @@ class SelectedParameter(Selected):
         )
         self.__dict__["_weight_comes"] = prefix + self.name in state_dict
 
-    def _weight_is_in(self, state_dict, prefix):
+    def _weight_is_in(self, state_dict: dict[str, Any], prefix: str) -> bool:
         return self.__dict__.pop("_weight_comes", False)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, *rest):
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *rest: list[str],
+    ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
         if self._parameters["values"].dtype == self._weight().dtype:
             missing_keys[:] = [k for k in missing_keys if k != prefix + "values"]

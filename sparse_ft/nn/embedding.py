@@ -2,9 +2,11 @@
 touched.
 """
 
+import torch
 from torch import nn
 
 from ..functional import selective_embedding
+from ..selection import Selection
 from .foreign import refuse_tracing
 from .linear import Adopted
 from .state import NAME
@@ -20,14 +22,14 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
     """
 
     @classmethod
-    def from_embedding(cls, embedding, selection):
+    def from_embedding(cls, embedding: nn.Embedding, selection: Selection) -> "SelectiveEmbedding":
         """A selective module on `embedding`'s own weight (not copied). selection: `Rows`."""
         if type(embedding) is not nn.Embedding:
             raise TypeError(f"embedding: expected an nn.Embedding, got {type(embedding).__name__}")
         check_embedding("embedding", embedding)
         return cls._from(embedding, selection)
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         parameters, state = self._parameters, self.__dict__.get(NAME)
         if state is None:
             return type(self).forward(self, input)  # see SelectiveLinear
@@ -40,7 +42,7 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
             raise
 
 
-def check_embedding(label, embedding):
+def check_embedding(label: str, embedding: nn.Embedding | nn.EmbeddingBag) -> None:
     """Raise ValueError for an option whose effect on unselected rows or on the gradient cannot be
     kept.
     """

@@ -7,6 +7,7 @@ with the way out.
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -168,7 +169,7 @@ def check_whole(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def unswapped():
+def unswapped() -> Iterator[None]:
     """Casts and loads in here change parameters in the way of old: torch.__future__ may ask to swap
     tensors, which those that are referred to weakly refuse, after others were swapped."""
     swaps = torch.__future__.get_swap_module_params_on_conversion()

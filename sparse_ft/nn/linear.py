@@ -3,6 +3,7 @@ entries only.
 """
 
 import copy
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 
 from .._torch import is_eager
 from ..functional import apply_product, selective_product
+from ..selection import Selection
 from .foreign import check_weight, refuse_tracing
 from .loading import check_loaded
 from .reading import read
@@ -18,7 +20,7 @@ from .showing import is_shown
 from .state import NAME
 
 
-def fresh_weight(self):
+def fresh_weight(self: Any) -> torch.Tensor:
     """The dense weight, showing `values`; with gradients on, whoever reads it sends its gradient to
     them.
     """
@@ -27,7 +29,13 @@ def fresh_weight(self):
     return read(self)
 
 
-def adopt(cls, module, selection, label, values_dtype=None):
+def adopt(
+    cls: type,
+    module: Any,
+    selection: Selection,
+    label: str,
+    values_dtype: torch.dtype | None = None,
+) -> None:
     """Turn `module` itself into a `cls` with `selection`; `restore` undoes it, also half done."""
     weight = module._parameters["weight"]
     check_weight(label, weight)
@@ -36,13 +44,13 @@ def adopt(cls, module, selection, label, values_dtype=None):
     module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)), values_dtype)
 
 
-def is_adopted(module):
+def is_adopted(module: nn.Module) -> bool:
     """Whether `adopt` has begun on this module, and `restore` has not ended."""
     state = module.__dict__.get(NAME)
     return state is not None and state.original is not None
 
 
-def restore(module):
+def restore(module: Any) -> None:
     """Undo `adopt`: the original class, holding the weight as it is. Its requires_grad is the
     caller's to put back.
 
@@ -54,7 +62,7 @@ def restore(module):
     del module.__dict__[NAME]
 
 
-def _class_without_selection(cls, original):
+def _class_without_selection(cls: type, original: type) -> type:
     """`original` in the place of the selective class, also below a class that someone put on top (a
     parametrised bias).
     """
@@ -77,7 +85,7 @@ class Adopted(Selected):
 
     weight = property(fresh_weight, lambda self, value: self._refuse())
 
-    def register_parameter(self, name, param):
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """torch's; refuses the new forms that weight_norm, spectral_norm and prune give to a
         weight, and leaves it in its place.
         """
@@ -97,19 +105,19 @@ class Adopted(Selected):
                 self._refuse()
         super().register_parameter(name, param)
 
-    def __delattr__(self, name):
+    def __delattr__(self, name: str) -> None:
         if name in ("weight", "values"):
             self._refuse()
         super().__delattr__(name)
 
-    def _refuse(self):
+    def _refuse(self) -> NoReturn:
         raise RuntimeError(
             f"{self._sparse_ft_state.label}: it has selected entries, so it cannot be deleted,"
             " pruned, normalised, parametrised or set to a plain tensor; sft.revert(model) first"
         )
 
     @classmethod
-    def _from(cls, module, selection):
+    def _from(cls, module: nn.Module, selection: Selection) -> Any:
         """A new module on the weight and bias of `module`; their storage is shared, `weight` stops
         requiring grad.
         """
@@ -127,14 +135,14 @@ class Adopted(Selected):
                 weight.requires_grad_()
             raise
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         check_loaded(
             self, state_dict, prefix
         )  # first: what is loaded may be this module's own memory, filled from a file
         self.sync()  # a weight that fails to load is what values come from
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, selection={self._sparse_ft_state.selection}"
 
 
@@ -150,7 +158,7 @@ class SelectiveLinear(Adopted, nn.Linear):
     _input_dim = 1
 
     @classmethod
-    def from_linear(cls, linear, selection):
+    def from_linear(cls, linear: nn.Linear, selection: Selection) -> "SelectiveLinear":
         """A selective module on `linear`'s own weight and bias (not copied; the weight stops
         requiring grad).
 
@@ -164,7 +172,7 @@ class SelectiveLinear(Adopted, nn.Linear):
             )
         return cls._from(linear, selection)
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         own = self.__dict__  # host time: see `is_shown`
         p, state = own["_parameters"], own.get("_sparse_ft_state")
         if state is None:
@@ -197,7 +205,7 @@ class SelectiveConv1D(Adopted):
 
     _input_dim = 0
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         p, state = self._parameters, self.__dict__.get(NAME)
         if state is None:
             return type(self).forward(self, x)  # see SelectiveLinear
@@ -208,5 +216,5 @@ class SelectiveConv1D(Adopted):
             refuse_tracing(state.label, (x,))
             raise
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"nf={self.nf}, nx={self.nx}, selection={self._sparse_ft_state.selection}"

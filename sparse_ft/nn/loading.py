@@ -20,7 +20,8 @@ def check_loaded(module: Any, state_dict: dict, prefix: str) -> None:
     if own is None or own.numel() != state.matrix_shape[0] * state.matrix_shape[1]:
         return  # somebody deleted or replaced it
     keys = module._keys(prefix)
-    weight, values = (state_dict.get(key) for key in keys)
+    found: list[Any] = [state_dict.get(key) for key in keys]
+    weight, values = found
     for tensor, like in (weight, own), (values, module._parameters["values"]):
         plain = type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta
         if not plain or tensor.dtype not in _COMPARED or tensor.shape != like.shape:

@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,7 @@ ADAPTERS = (
     "model: it has adapters of PEFT, whose save_pretrained saves the adapters and not the selected"
     " entries; torch.save(model.state_dict(), path) saves both, and sft.load takes it"
 )
-_watched = weakref.WeakKeyDictionary()  # converted model -> the names of its selections
+_watched: Any = weakref.WeakKeyDictionary()  # converted model -> the names of its selections
 
 
 def watch(model: nn.Module, names: Iterable[str]) -> None:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """The parameter `name` of `module` itself, whatever a reader gets; KeyError where there is
-    none.
+    """The parameter `name` of `module` itself, whatever a reader gets.
+
+    KeyError where there is none.
     """
-    parameters = module._parameters
+    parameters: Any = module._parameters
     return (
         dict.__getitem__(parameters, name) if type(parameters) is Parameters else parameters[name]
     )

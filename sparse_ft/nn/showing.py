@@ -15,6 +15,7 @@ before.
 
 import warnings
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,12 +52,14 @@ class Showing(nn.Module):
     (`_link`).
     """
 
+    _sparse_ft_state: State
+    _parameters: dict[str, Any]
     label, selection, matrix_shape = FromState(), FromState(), FromState()
 
     def _weight(self) -> nn.Parameter:
         return self._parameters["weight"]
 
-    def _weight_or_none(self) -> nn.Parameter | None:
+    def _weight_or_none(self) -> Any:
         return self._parameters.get("weight")
 
     def _matrix(self) -> torch.Tensor:
@@ -141,6 +144,12 @@ class Showing(nn.Module):
                 stacklevel=8,
             )
 
+    def _link(self, values: nn.Parameter) -> None:
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        raise NotImplementedError
+
     def sync(self, force: bool = False) -> None:
         """Make the weight show `values` if they may differ (force: in any case). Writes the
         selected entries only.
@@ -202,7 +211,8 @@ class Showing(nn.Module):
         place is lost with a warning.
         """
         state = self._sparse_ft_state
-        values, weight = self._parameters.get("values"), self._weight_or_none()
+        values: Any = self._parameters.get("values")
+        weight = self._weight_or_none()
         if state.selection is None:
             return  # a revert that was interrupted has been here
         why = why_apart(state, values, weight)

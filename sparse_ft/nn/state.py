@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from ..selection import Selection
-
 NAME = "_sparse_ft_state"  # in the module's `__dict__`
 
 
@@ -56,8 +54,10 @@ class State:
 
     label: str
     original: type | None = None  # the class that `restore` gives back to an adopted module
-    selection: Selection | None = None
-    matrix_shape: tuple[int, int] | None = None
+    # None until something is selected, and of `selection` again when it is no more: who asks
+    # knows which it is.
+    selection: Any = None
+    matrix_shape: Any = None
     # of values, as asked for; None: fp32 or wider, whatever the weight becomes
     chosen_dtype: torch.dtype | None = None
     reported: bool = False  # whether a missing gradient was warned of
@@ -65,7 +65,7 @@ class State:
         False  # whether the weight was given more or fewer rows, and no optimiser has stepped since
     )
     # What follows belongs to the objects that live now: a copy of the module finds its own.
-    tracked: torch.Tensor | None = None  # its version tells that the selection's index was edited
+    tracked: Any = None  # its version tells that the selection's index was edited
     part: tuple | None = None  # what backward needs of the input: `selection.restrict`
     linked: torch.Tensor | None = None  # the values through which optimisers find the module
     shown: Stamp | None = None  # None: the weight may not show the values
@@ -73,7 +73,7 @@ class State:
         None  # `shown` until an optimiser stepped that may step a copy of the values
     )
     claim: Any = None  # the `steps.Stepper` that steps the values; None: nobody has yet
-    held: Held | None = None
+    held: Any = None  # a `Held`
 
     def for_copy(self) -> "State":
         """What a copy or a pickle of the module takes along."""
@@ -95,10 +95,10 @@ class FromState:
     No data descriptor: an attribute of the user's own wins.
     """
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type | None, name: str) -> None:
         self.name = name
 
-    def __get__(self, module, owner=None):
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
         if module is None:
             return self
         state = module.__dict__.get(NAME)

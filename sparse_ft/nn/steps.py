@@ -38,9 +38,13 @@ class Owner(weakref.ref):
 
     __slots__ = ("label",)
 
-    def __init__(self, module: "Showing"):
-        super().__init__(module)
-        self.label = module._sparse_ft_state.label
+    label: str
+
+    @classmethod
+    def of(cls, module: "Showing") -> "Owner":
+        owner = cls(module)
+        owner.label = module._sparse_ft_state.label
+        return owner
 
 
 class Stepper:
@@ -91,7 +95,7 @@ def own(module: "Showing", values: torch.Tensor) -> None:
     if key not in _owners:
         weakref.finalize(values, _forget, key).atexit = False
     others = [owner for owner in _owners.get(key, ()) if owner() not in (None, module)]
-    _owners[key] = (*others, Owner(module))
+    _owners[key] = (*others, Owner.of(module))
     if id(module) not in _live:
         _live[id(module)] = weakref.ref(module)
         weakref.finalize(module, _forget_module, id(module)).atexit = False
@@ -207,9 +211,9 @@ def _tell_strangers(stepper: Stepper) -> None:
         for module in list(other.modules):
             module.after_foreign_step()
     for reference in list(_unclaimed.values()):
-        module = reference()
-        if module is not None:
-            module.after_foreign_step()
+        unclaimed = reference()
+        if unclaimed is not None:
+            unclaimed.after_foreign_step()
 
 
 def _warn_of_orphan(values: torch.Tensor) -> None:
