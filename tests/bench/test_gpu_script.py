@@ -12,18 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import (
-    cases,
-    device,
-    gpu_cases,
-    gpu_checks,
-    gpu_floors,
-    gpu_ops,
-    gpu_pybind11,
-    gpu_results,
-    gpu_roofline,
-    stats,
-)
+from bench import cases, device, gpu_cases, gpu_checks, gpu_ops, gpu_pybind11, gpu_results, stats
 from bench.gpu_results import OK, RED, SHORT, SKIPPED, Results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -377,48 +366,6 @@ def test_a_missing_library_and_a_failing_way_cost_their_own_row(folder):
     for way in ("columns", "entries"):
         gpu_model.measure("tiny", way, results, lambda *_: slow, {**slow, "value": 1.0})
     assert [row.status for row in found(folder, "model")[3:]] == [SHORT, OK]
-
-
-# The floors and their page.
-
-
-def test_floors_of_the_notes():
-    """Bytes an entry of a step at random densities, and the dense product, worked out by hand."""
-    for density, bytes_each in {0.01: 61.7, 0.05: 54.4, 0.1: 48.3, 0.25: 39.9}.items():
-        assert gpu_floors.adamw("entries", 1, density)[0].dram == pytest.approx(
-            bytes_each, abs=0.05
-        )
-    dense = gpu_floors.dense_wgrad(8192, (4096, 4096))
-    assert gpu_floors.floor(dense, gpu_floors.H200) == pytest.approx(348e-6, rel=0.01)
-    (alone,) = gpu_floors.single_blocks_wgrad(8192, (4096, 4096), 0.25)
-    (grouped,) = gpu_floors.blocks_wgrad(8192, (4096, 4096), 0.25)
-    assert alone.flop / alone.l2 == pytest.approx(
-        32
-    ) and grouped.flop / grouped.l2 == pytest.approx(51.2)
-
-
-def test_the_page_is_what_the_floors_say():
-    assert gpu_roofline.PAGE.read_text() == gpu_roofline.document(), (
-        "python -m bench.gpu_roofline writes it anew"
-    )
-
-
-def test_measurements_come_into_the_page(tmp_path, monkeypatch):
-    monkeypatch.setenv("RESULTS", str(tmp_path))
-    Results().add("ops", gpu_floors.name("selected_wgrad", "rows", 0.05), "ours", fraction=0.83)
-    monkeypatch.setattr(gpu_roofline, "MEASURED", tmp_path / "results.csv")
-    assert "|             83 % |" in gpu_roofline.document()
-
-
-def test_a_crossover_is_where_floors_meet():
-    def of(bytes_each):
-        return lambda density: [gpu_floors.Phase(dram=1 + bytes_each * density)]
-
-    def flat(density):
-        return [gpu_floors.Phase(dram=11)]
-
-    assert gpu_floors.crossover(of(100), flat, gpu_floors.H200) == pytest.approx(0.1, rel=1e-6)
-    assert gpu_floors.crossover(of(1), flat, gpu_floors.H200) is None
 
 
 def test_pybind11_from_the_headers_of_torch(tmp_path):

@@ -4,8 +4,9 @@ import traceback
 
 import torch
 
+from .dense_run import Dense
 from .optimizers import OPTIMIZERS
-from .runs import DTYPES, Dense, Selective, build
+from .runs import DTYPES, Selective, build
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 

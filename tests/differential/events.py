@@ -13,7 +13,7 @@ from torch import nn
 
 import sparse_ft as sft
 
-from .networks import MODELS
+from .models import MODELS
 
 
 class Kind(NamedTuple):

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from .models import MODELS, VOCABULARY
+from .sequences import CrossAttention, Decoder, Encoder, Recurrent, SelfAttention, as_sequences
 
 
 class Layer(NamedTuple):
@@ -33,7 +35,6 @@ class Network(NamedTuple):
     layers: tuple = ()
 
 
-VOCABULARY = 11
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -52,7 +53,6 @@ TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 class Chain(nn.ModuleDict):
@@ -75,105 +75,6 @@ class Chain(nn.ModuleDict):
                 x = x.detach().requires_grad_()
             x = checkpoint(layer, x, use_reentrant=self.checkpointing == "reentrant")
         return x
-
-
-def heads_of(width):
-    return 2 if width % 2 == 0 else 1
-
-
-def as_sequences(x):
-    """[batch, tokens, width] of an input of any rank."""
-    return x[(None,) * (3 - x.dim())] if x.dim() <= 3 else x.flatten(0, -3)
-
-
-class OnSequences(nn.Module):
-    """A layer that takes [batch, tokens, width], on an input of any rank."""
-
-    def forward(self, x):
-        out = self.on_sequence(as_sequences(x))
-        return out.reshape(*x.shape[:-1], out.shape[-1])
-
-
-def causal(tokens, x):
-    """Each token sees itself and those before it."""
-    return torch.full((tokens, tokens), float("-inf"), dtype=x.dtype).triu(1)
-
-
-def padded(x):
-    """The last token of every sequence but the first is padding, where there is more than one."""
-    mask = torch.zeros(x.shape[:2], dtype=torch.bool)
-    if x.shape[1] > 1:
-        mask[1:, -1] = True
-    return mask
-
-
-class SelfAttention(OnSequences):
-    """mask: None, "causal" or "padded" (with batch_first)."""
-
-    def __init__(self, width, mask=None, **options):
-        super().__init__()
-        self.mask, self.attention = mask, nn.MultiheadAttention(width, heads_of(width), **options)
-
-    def on_sequence(self, x):
-        masks = {}
-        if self.mask == "causal":
-            masks["attn_mask"] = causal(x.shape[1] if self.attention.batch_first else x.shape[0], x)
-        if self.mask == "padded" and self.attention.batch_first:
-            masks["key_padding_mask"] = padded(x)
-        return x + self.attention(x, x, x, need_weights=False, **masks)[0]
-
-
-class CrossAttention(OnSequences):
-    """Keys and values of another width.
-
-    q_proj_weight, k_proj_weight and v_proj_weight instead of in_proj_weight.
-    """
-
-    def __init__(self, width, **options):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(
-            width, heads_of(width), kdim=width - 1, vdim=width - 1, batch_first=True, **options
-        )
-
-    def on_sequence(self, x):
-        return x + self.attention(x, x[..., 1:], x[..., :-1])[0]
-
-
-class Encoder(OnSequences):
-    def __init__(self, width, dropout=0.0, mask=None, batch_first=True, **options):
-        super().__init__()
-        self.mask, self.batch_first = mask, batch_first
-        self.layer = nn.TransformerEncoderLayer(
-            width, heads_of(width), 2 * width, dropout=dropout, batch_first=batch_first, **options
-        )
-
-    def on_sequence(self, x):
-        masks = {}
-        if self.mask == "causal":
-            masks["src_mask"] = causal(x.shape[1] if self.batch_first else x.shape[0], x)
-        if self.mask == "padded" and self.batch_first:
-            masks["src_key_padding_mask"] = padded(x)
-        return self.layer(x, **masks)
-
-
-class Decoder(OnSequences):
-    def __init__(self, width, dropout=0.0, **options):
-        super().__init__()
-        self.layer = nn.TransformerDecoderLayer(
-            width, heads_of(width), width + 1, dropout=dropout, **options
-        )
-
-    def on_sequence(self, x):
-        return self.layer(x, x.flip(1))
-
-
-class Recurrent(OnSequences):
-    def __init__(self, width, kind, **options):
-        super().__init__()
-        self.recurrent = RECURRENT[kind](width, **options)
-
-    def on_sequence(self, x):
-        return self.recurrent(x)[0]
 
 
 class Gated(nn.Module):
@@ -396,103 +297,6 @@ def build(network, seed, dtype):
         else:
             chain[name], width = image_layer(kind, len(network.shape) - 1, width, options)
     return chain.to(dtype).train()
-
-
-class Logits(nn.Module):
-    """A model of transformers, from tokens to logits.
-
-    The last token of every sequence but the first is padding.
-    """
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens):
-        return self.model(tokens, attention_mask=(~padded(tokens)).long()).logits
-
-
-class Loss(Logits):
-    """A causal language model of transformers, from tokens to its own loss."""
-
-    def forward(self, tokens):
-        labels = tokens.masked_fill(tokens == 3, -100)
-        return self.model(
-            tokens, attention_mask=(~padded(tokens)).long(), labels=labels
-        ).loss.reshape(1)
-
-
-def llama(dtype):
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=4,
-        max_position_embeddings=8,
-        use_cache=False,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    if dtype == torch.float64:  # transformers' norm rounds to fp32 inside, always
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child).__name__ == "LlamaRMSNorm":
-                    setattr(parent, name, nn.RMSNorm(8, eps=1e-6))
-    return Logits(model)
-
-
-def bert(dtype):
-    config = transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=12,
-        max_position_embeddings=8,
-        initializer_range=0.3,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return Logits(transformers.BertForSequenceClassification(config))
-
-
-def gpt2(dtype):
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=8,
-        n_embd=8,
-        n_layer=1,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        initializer_range=0.3,
-        use_cache=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return Logits(transformers.GPT2LMHeadModel(config))
-
-
-def llama_loss(dtype):
-    return Loss(llama(dtype).model)
-
-
-def gpt2_loss(dtype):
-    return Loss(gpt2(dtype).model)
-
-
-MODELS = {
-    "llama": llama,
-    "bert": bert,
-    "gpt2": gpt2,
-    "llama loss": llama_loss,
-    "gpt2 loss": gpt2_loss,
-}
 
 
 def checkpoint_blocks(model, how):

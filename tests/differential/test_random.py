@@ -15,7 +15,7 @@ from differential.case import Choice, draw
 from differential.compare import Refused, failure
 from differential.events import EVENTS
 from differential.minimise import minimised, program
-from differential.networks import MODELS
+from differential.models import MODELS
 from differential.optimizers import OPTIMIZERS
 
 NUMBER, FIRST = map(int, os.environ.get("SPARSE_FT_DIFFERENTIAL", "400,0").split(","))

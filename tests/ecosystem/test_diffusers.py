@@ -1,6 +1,5 @@
 """diffusers' own adapters: a selective one on the attention of a tiny UNet."""
 
-import pytest
 import torch
 from helpers import trl_runs
 
