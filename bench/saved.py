@@ -170,7 +170,7 @@ def main(argv=None):
         f"held for backward by one layer, batch {arguments.batch} × {arguments.sequence}, × hidden"
         " size a token"
     )
-    print("\n".join(columns(lines, numbers=(1, 2))))
+    print("\n".join(aligned(lines, numbers=(1, 2))))
 
 
 if __name__ == "__main__":

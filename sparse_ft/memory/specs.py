@@ -10,8 +10,8 @@ from .._torch import unset_fake_temporarily
 from ..conversion import convert
 from ..places import matrix_shape
 from ..plan import Plan
-from ..salience.units import STRUCTURES, count_of, fitted
 from ..salience.targets import targets_of
+from ..salience.units import STRUCTURES, count_of, fitted
 from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, as_block_size, rebuilt
 from .dry import Dry
 
