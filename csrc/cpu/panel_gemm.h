@@ -113,17 +113,33 @@ void pack(const Operand& operand, DType dtype, int64_t first_token, int64_t toke
   }
 }
 
-// result [Rows, kTileColumns] = (add: +=) a [tokens, kTileRows] transposed * b [tokens, kTileColumns], for the first Rows of a
-template <int Rows, class T>
-void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b, T* __restrict result, int64_t result_stride, bool add) {
+// A panel of a that was packed, [tokens, kTileRows].
+template <class T>
+struct PackedRows {
+  const T* data;
+  T at(int row, int64_t token) const { return data[token * kTileRows + row]; }
+};
+
+// The rows of a as they lie in memory, [rows, tokens]: their tokens are innermost, so that there is nothing to pack.
+template <class T>
+struct RowsInPlace {
+  const T* data;
+  int64_t stride;
+  T at(int row, int64_t token) const { return data[row * stride + token]; }
+};
+
+// result [Rows, kTileColumns] = (add: +=) the first Rows of a * b [tokens, kTileColumns]
+template <int Rows, class T, class A>
+void multiply_rows(int64_t tokens, const A a, const T* __restrict b, T* __restrict result, int64_t result_stride, bool add) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sum[Rows][2] = {};
-  for (int64_t t = 0; t < tokens; ++t, a += kTileRows, b += 2 * lanes) {
+  for (int64_t t = 0; t < tokens; ++t, b += 2 * lanes) {
     const Vec<T> b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      sum[i][0] += a[i] * b0;
-      sum[i][1] += a[i] * b1;
+      const T a_i = a.at(i, t);
+      sum[i][0] += a_i * b0;
+      sum[i][1] += a_i * b1;
     }
   }
 #pragma GCC unroll 16
@@ -135,8 +151,8 @@ void multiply_rows(int64_t tokens, const T* __restrict a, const T* __restrict b,
 }
 
 // Writes `rows` of the result, rounded up to a multiple of kRowStep: the last panel of a may be narrow.
-template <class T>
-void multiply_panels(int64_t rows, int64_t tokens, const T* a, const T* b, T* result, int64_t result_stride, bool add) {
+template <class T, class A>
+void multiply_panels(int64_t rows, int64_t tokens, const A a, const T* b, T* result, int64_t result_stride, bool add) {
   if (rows <= kRowStep) return multiply_rows<kRowStep>(tokens, a, b, result, result_stride, add);
   if (rows <= 2 * kRowStep) return multiply_rows<2 * kRowStep>(tokens, a, b, result, result_stride, add);
   multiply_rows<kTileRows>(tokens, a, b, result, result_stride, add);
@@ -203,7 +219,7 @@ void compute_tile(const PanelProblem& problem, const Tile& tile, const TileWorks
       pack<kTileColumns<T>>(problem.b, problem.dtype, t, tokens, w.b_columns, b_panels, w.b);
       for (int64_t q = 0; q < b_panels; ++q)
         for (int64_t p = 0; p < a_panels; ++p)
-          multiply_panels(height - p * kTileRows, tokens, w.a + p * tokens * kTileRows, w.b + q * tokens * columns,
+          multiply_panels(height - p * kTileRows, tokens, PackedRows<T>{w.a + p * tokens * kTileRows}, w.b + q * tokens * columns,
                           w.result + p * kTileRows * result_stride + n - tile.n0 + q * columns, result_stride, t > 0);
     }
   }
