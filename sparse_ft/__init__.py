@@ -10,7 +10,7 @@ from . import deltas, functional, memory, nn
 from .checkpoint import load, state_dict
 from .conversion import convert, revert
 from .converted import summary, sync
-from .deltas import Delta, apply, diff, load_delta, remove, save_delta
+from .deltas import Delta, apply, diff, disabled, load_delta, merge, remove, save_delta
 from .diagnosis import backends
 from .lean_modules import lean
 from .memory import estimate
@@ -40,6 +40,7 @@ __all__ = [
     "convert",
     "deltas",
     "diff",
+    "disabled",
     "estimate",
     "from_mask",
     "functional",
@@ -48,6 +49,7 @@ __all__ = [
     "load_delta",
     "matrix_shape",
     "memory",
+    "merge",
     "nn",
     "remove",
     "revert",

@@ -1,8 +1,27 @@
 """Deltas: what fine-tuning changed, kept exactly, put into a model and taken out bit for bit."""
 
 from .applying import apply, remove
+from .base import on_base
 from .delta import Delta, Part
 from .differences import diff
 from .files import load_delta, save_delta
+from .merging import merge
+from .scaling import lines, model_stock, momentum, wise_ft
+from .switching import disabled
 
-__all__ = ["Delta", "Part", "apply", "diff", "load_delta", "remove", "save_delta"]
+__all__ = [
+    "Delta",
+    "Part",
+    "apply",
+    "diff",
+    "disabled",
+    "lines",
+    "load_delta",
+    "merge",
+    "model_stock",
+    "momentum",
+    "on_base",
+    "remove",
+    "save_delta",
+    "wise_ft",
+]

@@ -9,8 +9,7 @@ from torch import nn
 
 from ..conversion import record_of
 from ..nn import Selected
-from . import places
-from .base import Known, differences, refuse
+from .base import Known, base_values, differences, refuse
 from .delta import Delta, Part
 from .exchange import Exchange, exchanges_of, swap_all, tensor_of
 from .overlap import overlapping
@@ -141,11 +140,7 @@ def _mixed(model: nn.Module, name: str, part: Part, alpha: float) -> Part:
     if not part.values.is_floating_point():
         return part  # counters: there is no half way
     tensor = tensor_of(model, name, part).detach()
-    origin = part.origin
-    if origin is None and part.selection is None:
-        origin = tensor
-    elif origin is None:
-        origin = places.gathered(tensor.view(part.matrix_shape), part.selection)
+    origin = base_values(tensor, part) if part.origin is None else part.origin
     return part.with_values(mixed(origin.to(part.values), part.values, alpha))
 
 

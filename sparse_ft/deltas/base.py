@@ -1,5 +1,6 @@
 """Whether a model is the base that a delta was made for."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from . import places
 from .delta import Delta, Part
+from .exchange import tensor_of
 from .fingerprint import bits_of, fingerprint, written
 from .rest import rest_of, rest_of_matrix
 
@@ -102,3 +104,28 @@ def refuse(delta: Delta, wrong: list[str]) -> None:
         " Load that base, take out what was put in before, or force=True to put the values in all"
         " the same"
     )
+
+
+def on_base(delta: Delta, base: nn.Module, force: bool = False) -> Delta:
+    """`delta` with what `base` holds at its entries (`origin`): what interpolation, merging and
+    LoRA calculate with.
+
+    base: the model that it was made for, without it. force: do not look whether it is. Raises
+    ValueError for another one.
+    """
+    wrong = [] if force else differences(base, delta, Known())
+    if wrong:
+        refuse(delta, wrong)
+    parts = {}
+    for name, part in delta.items():
+        tensor = tensor_of(base, name, part).detach()
+        origin = base_values(tensor, part)
+        parts[name] = dataclasses.replace(part, origin=origin.to(part.values, copy=True))
+    return delta.with_parts(parts)
+
+
+def base_values(tensor: torch.Tensor, part: Part) -> torch.Tensor:
+    """What `tensor` holds at the entries of `part`, shaped as its values."""
+    if part.selection is None:
+        return tensor
+    return places.gathered(tensor.view(part.matrix_shape), part.selection)

@@ -24,7 +24,8 @@ class Part:
     shape: of the tensor; matrix_shape: of the matrix that the selection speaks of.
     origin: what the base holds there, shaped as values; None where it is not known.
     rest: fingerprint of the base's other entries, 16 hexadecimal digits; "" where there are none.
-    reader: "linear", "conv1d" (stored [in, out]), "embedding" or "other": adapter formats ask.
+    reader: "linear", "conv1d" (stored [in, out]), "embedding", "other" or "buffer": adapter formats
+    ask.
     """
 
     selection: Selection | None
@@ -89,7 +90,8 @@ class Delta(Mapping):
         parts = {each.name: _part_of(each) for each in places.trained(model)}
         for name, buffer in _buffers(model):
             shape = tuple(buffer.shape)
-            parts[name] = Part(None, buffer.detach().clone(), shape, (1, buffer.numel()))
+            copied = buffer.detach().clone()
+            parts[name] = Part(None, copied, shape, (1, buffer.numel()), reader=places.BUFFER)
         name = base_name if base_name is not None else name_of(model)
         return cls(parts, rest_of(model, parts), name, recipe)
 

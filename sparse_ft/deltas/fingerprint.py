@@ -87,14 +87,23 @@ def written(number: int) -> str:
     return f"{number:016x}"
 
 
-def joint(lines: Iterable[str]) -> str:
-    """One digest of many lines, in any order: 32 hexadecimal digits."""
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
+def line_of(name: str, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> int:
+    """What a parameter adds to the fingerprint of its model, in [0, 2^128)."""
+    line = f"{name} {tuple(shape)} {dtype} {written(number)}"
+    return int.from_bytes(hashlib.sha256(line.encode()).digest()[:16], "little")
 
 
-def line_of(name: str, tensor: torch.Tensor, number: int) -> str:
-    """What `joint` is made of for a parameter that no delta touches."""
-    return f"{name} {tuple(tensor.shape)} {tensor.dtype} {written(number)}"
+def joint(lines: Iterable[int]) -> str:
+    """The fingerprint of a model, of what `line_of` gave of its parameters: 32 hexadecimal digits.
+
+    It is a sum as well: who knows the line of a parameter can leave it out (`without`).
+    """
+    return f"{sum(lines) % (1 << 128):032x}"
+
+
+def without(fingerprint_of_model: str, lines: Iterable[int]) -> str:
+    """What `joint` would have given without `lines`."""
+    return joint([int(fingerprint_of_model, 16), *(-line for line in lines)])
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

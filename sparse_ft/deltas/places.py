@@ -17,7 +17,8 @@ from ..ops.layout import coordinates, inside
 from ..plan import ALL
 from ..selection import Selection
 
-LINEAR, CONV1D, EMBEDDING, OTHER = "linear", "conv1d", "embedding", "other"
+LINEAR, CONV1D, EMBEDDING = "linear", "conv1d", "embedding"
+BUFFER, OTHER = "buffer", "other"
 
 
 class Trained(NamedTuple):
@@ -88,8 +89,10 @@ def tensor_of(owner: nn.Module, attribute: str) -> torch.Tensor:
 
 def reader_of(owner: nn.Module, attribute: str) -> str:
     """What reads a tensor: "linear" (stored [out, in]), "conv1d" (transformers' Conv1D, stored
-    [in, out]), "embedding" or "other". Adapter formats want to know.
+    [in, out]), "embedding" or "other"; "buffer" where it is no parameter.
     """
+    if owner._parameters.get(attribute) is None:
+        return BUFFER
     if attribute != "weight":
         return OTHER
     if isinstance(owner, nn.Linear):

@@ -35,7 +35,7 @@ def rest_of(
     left = {id(places.tensor_of(*places.owner_of(model, name))) for name in touched}
     left |= {id(module._parameters["values"]) for _, module in selected_modules(model)}
     return joint(
-        line_of(name, parameter, of(name, parameter))
+        line_of(name, parameter.shape, parameter.dtype, of(name, parameter))
         for name, parameter in model.named_parameters()
         if id(parameter) not in left
     )

@@ -1,0 +1,94 @@
+"""disabled: the base model for a while, for the reference of a preference loss or a comparison."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..conversion import record_of
+from . import places
+from .applying import Applied
+from .delta import Part, origin_of
+from .exchange import Exchange, swap_all, tensor_of
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """In here `model` is its base, bit for bit, and afterwards exactly what it was.
+
+    Takes out the deltas that `sft.apply` put in, and, of a converted model, what has trained:
+    `sft.convert(..., origin=True)` keeps what the base held. Gradients are off in here. No version
+    counter moves, so a forward before it may have its backward after it.
+
+    Parameters that train whole ("all") have no base to go back to; they are named by a warning and
+    stay as they are. Raises ValueError where there is nothing to take out, or no origin.
+    """
+    applied = Applied.of(model)
+    if record_of(model) is None and not applied.records:
+        raise ValueError(
+            "model: nothing is in it that could be taken out; sft.apply(model, delta), or convert"
+            " with origin=True"
+        )
+    rewritten = _Rewritten.of(model)
+    with torch.no_grad(), rewritten, applied.taken_out(model):
+        yield model
+
+
+class _Rewritten(contextlib.AbstractContextManager):
+    """The selected entries of a converted model hold the base's numbers, in the weight and in
+    `values`, which a compiled forward writes over the weight.
+    """
+
+    def __init__(self, exchanges: list[Exchange], values: list[tuple[nn.Parameter, torch.Tensor]]):
+        self.exchanges = exchanges
+        self.values = values  # (parameter, the base's numbers)
+        self.kept: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self.model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Rewritten":
+        exchanges, values, whole = [], [], []
+        for each in places.trained(model) if record_of(model) is not None else ():
+            if each.selection is None:
+                whole.append(each.name)
+                continue
+            origin = origin_of(each, each.weight)
+            if origin is None:
+                raise ValueError(
+                    f"model: nothing tells what {each.name!r} held before it trained; sft.convert("
+                    "model, plan, origin=True) keeps it"
+                )
+            part = Part(each.selection, origin, tuple(each.weight.shape), each.matrix_shape)
+            exchanges.append(Exchange.of(each.name, part, tensor_of(model, each.name, part)))
+            values.append((each.module._parameters["values"], origin))
+        if whole:
+            warnings.warn(
+                f"disabled: {', '.join(whole[:3])} train whole, so nothing keeps what they held"
+                " before; they stay as they are",
+                stacklevel=5,
+            )
+        rewritten = cls(exchanges, values)
+        rewritten.model = model
+        return rewritten
+
+    def __enter__(self) -> "_Rewritten":
+        try:
+            for parameter, origin in self.values:
+                self.kept.append((parameter, parameter.data.clone()))
+                parameter.data.copy_(origin)
+            swap_all(self.model, self.exchanges, into=True, quietly=True)
+        except BaseException:
+            self._put_values_back()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._put_values_back()
+        swap_all(self.model, self.exchanges, into=False, quietly=True)
+
+    def _put_values_back(self) -> None:
+        for parameter, values in self.kept:
+            parameter.data.copy_(values)
+        self.kept.clear()
