@@ -56,7 +56,7 @@ MAY = {
         "ranks",
         "report",
     ),
-    "deltas": ("carried", "checkpoint", "conversion", "converted", "nn", "places", "plan"),
+    "deltas": ("carried", "checkpoint", "converted", "nn", "places", "plan"),
     "optim": ("nn",),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
     "salience": ("conversion", "nn", "places", "plan", "ranks"),

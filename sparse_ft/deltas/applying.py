@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..conversion import record_of
+from ..converted import record_of
 from ..nn import Selected
 from .base import Known, base_values, differences, refuse
 from .delta import Delta, Part
@@ -18,7 +18,7 @@ _APPLIED = "_sparse_ft_applied"  # on the model: its `Applied`
 
 
 @dataclasses.dataclass
-class Record:
+class InModel:
     """A delta that is in a model, and what was there before."""
 
     delta: Delta
@@ -31,7 +31,7 @@ class Applied:
     base.
     """
 
-    records: list[Record] = dataclasses.field(default_factory=list)
+    records: list[InModel] = dataclasses.field(default_factory=list)
     known: Known = dataclasses.field(default_factory=Known)
 
     @classmethod
@@ -91,7 +91,7 @@ def apply(
         exchanges = exchanges_of(model, parts)
     if undo:
         applied.swap(model, exchanges, into=True)
-        applied.records.append(Record(delta, exchanges))
+        applied.records.append(InModel(delta, exchanges))
     else:
         swap_all(model, exchanges, into=True)
     return model

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import state_dict
-from ..conversion import matrix_shape
+from ..places import matrix_shape
 from ..selection import Columns, Entries, Rows, Selection
 from . import places
 from .delta import Delta, Part, name_of

@@ -8,12 +8,13 @@ from torch import nn
 
 from .. import ops
 from ..carried import selected_modules
-from ..conversion import matrix_shape, record_of
+from ..converted import record_of
 from ..messages import did_you_mean
 from ..nn import Selected, SelectedParameter, SelectiveConv1D, stored
 from ..nn.apart import as_matrix
 from ..nn.linear import is_conv1d
 from ..ops.layout import coordinates, inside
+from ..places import matrix_shape
 from ..plan import ALL
 from ..selection import Selection
 
@@ -57,7 +58,7 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         weight = module._weight().detach()
         reader = _reader_of_selected(module)
         yield Trained(name, weight, state.selection, state.matrix_shape, reader, module)
-    for name, what in record[0].items():
+    for name, what in record.plan.items():
         if what == ALL:
             owner, attribute = owner_of(model, name)
             weight = tensor_of(owner, attribute).detach()

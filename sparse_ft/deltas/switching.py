@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..conversion import record_of
+from ..converted import record_of
 from . import places
 from .applying import Applied
 from .delta import Part, origin_of
