@@ -10,7 +10,20 @@ from . import deltas, functional, memory, nn
 from .checkpoint import load, state_dict
 from .conversion import convert, revert
 from .converted import summary, sync
-from .deltas import Delta, apply, diff, disabled, load_delta, merge, remove, save_delta
+from .deltas import (
+    Delta,
+    apply,
+    diff,
+    disabled,
+    export_lora,
+    export_shira,
+    load_delta,
+    load_shira,
+    load_supertuning,
+    merge,
+    remove,
+    save_delta,
+)
 from .diagnosis import backends
 from .lean_modules import lean
 from .memory import estimate
@@ -42,11 +55,15 @@ __all__ = [
     "diff",
     "disabled",
     "estimate",
+    "export_lora",
+    "export_shira",
     "from_mask",
     "functional",
     "lean",
     "load",
     "load_delta",
+    "load_shira",
+    "load_supertuning",
     "matrix_shape",
     "memory",
     "merge",
