@@ -30,6 +30,7 @@ from .memory import estimate
 from .optim import SelectiveAdamW
 from .places import matrix_shape
 from .plan import Plan
+from .restoring import restore
 from .salience import NM, LikeLora, PerRow, Score, Share, scores, select
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
@@ -69,6 +70,7 @@ __all__ = [
     "merge",
     "nn",
     "remove",
+    "restore",
     "revert",
     "save_delta",
     "scores",

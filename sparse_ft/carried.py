@@ -7,12 +7,13 @@ checkpoint itself knows: the entries of its weight that are selected are its val
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .nn.loading import check_loaded
+from .nn.origin import origins_in
 from .nn.selected import Selected
 from .plan import ALL, Plan, describe, selection_of
 
@@ -22,41 +23,49 @@ _CARRIED = (  # on the converted model: what goes into its metadata, and the hoo
 _KEY = "sparse_ft"  # in the metadata
 
 
-def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> None:
+class Carried(NamedTuple):
+    """What a `state_dict` says of how its model was converted."""
+
+    plan: Plan
+    values_dtype: torch.dtype | None
+    origin: bool
+
+
+def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None, origin: bool) -> None:
     """From now on a `state_dict` of `model` carries `plan`, and one that does not fit is
     refused.
     """
     handles: list[Any] = []
-    model.__dict__[_CARRIED] = plan, values_dtype, handles
+    model.__dict__[_CARRIED] = Carried(plan, values_dtype, origin), handles
     handles.append(model.register_state_dict_post_hook(_after_save))
     handles.append(model.register_load_state_dict_pre_hook(_before_load))
 
 
 def detach(model: nn.Module) -> None:
     """Undo `attach`, as far as it got; called again, it does the rest."""
-    _, _, handles = model.__dict__.get(_CARRIED, (None, None, ()))
+    _, handles = model.__dict__.get(_CARRIED, (None, ()))
     for handle in handles:
         handle.remove()
     model.__dict__.pop(_CARRIED, None)
 
 
-def carried_by(state_dict: Mapping) -> tuple[Plan, torch.dtype | None] | None:
-    """The plan and the values_dtype of the model that `state_dict` is of; None where it does not
-    say.
+def carried_by(state_dict: Mapping) -> Carried | None:
+    """How the model was converted that `state_dict` is of; None where it does not say.
 
     Raises ValueError where what it says is no plan.
     """
     return _read(getattr(state_dict, "_metadata", {}).get("", {}))
 
 
-def _read(metadata: dict) -> tuple[Plan, torch.dtype | None] | None:
+def _read(metadata: dict) -> Carried | None:
     saved = metadata.get(_KEY)
     if saved is None:
         return None
     try:
         plan = {name: _selection(what) for name, what in saved["plan"].items()}
-        values_dtype = saved["values_dtype"]
-        return Plan(plan), None if values_dtype is None else getattr(torch, values_dtype)
+        name = saved["values_dtype"]
+        values_dtype = None if name is None else getattr(torch, name)
+        return Carried(Plan(plan), values_dtype, bool(saved.get("origin", False)))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"state_dict: its metadata holds a broken plan: {error}") from None
 
@@ -79,13 +88,19 @@ def _after_save(
 ) -> None:
     if _CARRIED not in model.__dict__:  # the hook of an `attach` that was interrupted
         return
-    plan, values_dtype, _ = model.__dict__[_CARRIED]
+    carried, _ = model.__dict__[_CARRIED]
     described = {
         name: ALL if what == ALL else {**describe(what), "index": what.index}
-        for name, what in plan.items()
+        for name, what in carried.plan.items()
     }
-    dtype = None if values_dtype is None else str(values_dtype).removeprefix("torch.")
-    metadata[_KEY] = {"plan": described, "values_dtype": dtype}
+    dtype = carried.values_dtype
+    metadata[_KEY] = {
+        "plan": described,
+        "values_dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "origin": carried.origin,
+    }
+    for known, _ in origins_in(model):
+        state_dict[origin_key(known.label, prefix)] = known.origin
 
 
 def _before_load(
@@ -93,7 +108,7 @@ def _before_load(
 ) -> None:
     """Look at all that concerns selections before any of it is loaded. Raises RuntimeError."""
     saved = _read(metadata)
-    plan: Mapping[str, Any] = {} if saved is None else saved[0]
+    plan: Mapping[str, Any] = {} if saved is None else saved.plan
     for of_module, module in selected_modules(model, prefix):
         _, key = module._keys(of_module)
         state = module._sparse_ft_state
@@ -105,3 +120,28 @@ def _before_load(
                 f" converted. Or leave {key!r} out to load the weight alone."
             )
         check_loaded(module, state_dict, of_module)
+    _load_origins(model, state_dict, prefix)
+
+
+def origin_key(name: str, prefix: str = "") -> str:
+    """Where a state_dict holds the origin of the parameter `name` of a plan."""
+    return f"{prefix}{name}_origin"
+
+
+def _load_origins(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Take the origins out of a state_dict. Those that are not in it stay as they are."""
+    loaded = []
+    for known, _ in origins_in(model):
+        key, origin = origin_key(known.label, prefix), known.origin
+        there = state_dict.get(key)
+        if there is None:
+            continue
+        if there.shape != origin.shape:
+            raise RuntimeError(
+                f"state_dict: {key!r} has shape {tuple(there.shape)}, expected"
+                f" {tuple(origin.shape)}"
+            )
+        loaded.append((key, origin, there))
+    for key, origin, there in loaded:
+        origin.copy_(there)
+        del state_dict[key]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .carried import carried_by, selected_modules
+from .carried import carried_by, origin_key, selected_modules
 from .conversion import convert, unconvert
 from .converted import record_of, summary
+from .nn.origin import origins_in
 from .report import Report
 
 
@@ -27,6 +28,8 @@ def state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     for prefix, module in selected_modules(model):
         state.pop(module._keys(prefix)[1], None)
+    for known, _ in origins_in(model):
+        state.pop(origin_key(known.label), None)
     for metadata in getattr(state, "_metadata", {}).values():
         metadata.pop("sparse_ft", None)
     return state
@@ -63,9 +66,14 @@ def load(
         )
     convert_first = carried is not None and record is None
     if carried is not None and record is None:
-        plan, values_dtype = carried
-        convert(model, plan, values_dtype=values_dtype, process_group=process_group)
-    elif carried is not None and record is not None and record.plan != carried[0]:
+        convert(
+            model,
+            carried.plan,
+            values_dtype=carried.values_dtype,
+            process_group=process_group,
+            origin=carried.origin,
+        )
+    elif carried is not None and record is not None and record.plan != carried.plan:
         raise ValueError(
             "model: converted with another plan than the checkpoint's; call sft.revert(model), then"
             " sft.load, then make the optimiser"
@@ -86,6 +94,7 @@ def _check(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
     """
     own = model.state_dict()
     optional = {module._keys(prefix)[1] for prefix, module in selected_modules(model)}
+    optional |= {origin_key(known.label) for known, _ in origins_in(model)}
     wrong = [
         f"{name!r} is missing" for name in own if name not in state_dict and name not in optional
     ]
@@ -105,4 +114,6 @@ def _check(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
         )
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        if any(name.endswith(origin_key("")) for name in unexpected):
+            more += " (its model kept origins: convert with origin=True first)"
         raise RuntimeError(f"state_dict: {'; '.join(wrong[:3])}{more}; nothing was loaded")

@@ -15,8 +15,9 @@ from .nn.foreign import check_whole
 from .nn.held_apart import warn_of_held_apart
 from .nn.linear import is_adopted, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
+from .nn.origin import forget_whole, keep_whole
 from .nn.selected import Selected
-from .places import actions, check_names, find, matrix_shape
+from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
 from .ranks import Ranks, told
 from .report import Report
@@ -31,6 +32,7 @@ def convert(
     lean: bool = False,
     values_dtype: torch.dtype | None = None,
     process_group: Any = None,
+    origin: bool = False,
 ) -> Report:
     """Make exactly what `plan` names trainable, in place, on this model only. Returns a `Report`,
     which prints what trains.
@@ -49,39 +51,40 @@ def convert(
     processes, where torch.distributed is initialised by now, which all must call this then; a
     ProcessGroup: those of its ranks; False: this process converts by itself (rank 0 alone, a stage
     of a pipeline). Plans that differ, and an error on any rank, raise on all.
+    origin: keep what trains as it is now (of selections the selected entries, in the dtype of the
+    weight; what trains whole, whole): for `sft.restore` and decay to it. It goes into
+    `model.state_dict()` as `<name>_origin`.
     """
+    settings = Settings(values_dtype, origin)
     with Ranks("sft.convert", process_group) as ranks:
         plan = plan if isinstance(plan, Plan) else Plan(plan)
         record = record_of(model)
         if record is not None:
-            return _convert_again(model, record, plan, lean, values_dtype, ranks)
+            return _convert_again(model, record, plan, lean, settings, ranks)
         _check(model, plan, values_dtype)
-        report = _convert(model, plan, lean, values_dtype, ranks)
+        report = _convert(model, plan, lean, settings, ranks)
     warn_of_adapters(model)
     warn_of_held_apart(model)
     return report
 
 
 def _convert_again(
-    model: nn.Module,
-    record: Record,
-    plan: Plan,
-    lean: bool,
-    values_dtype: torch.dtype | None,
-    ranks: Ranks,
+    model: nn.Module, record: Record, plan: Plan, lean: bool, settings: Settings, ranks: Ranks
 ) -> Report:
     """Nothing but the report (and a lean model) where all is as it was asked for before."""
     if record.plan != plan:
         raise ValueError("model: already converted with another plan; call sft.revert(model) first")
-    if record.values_dtype != values_dtype:
-        raise ValueError(
-            f"values_dtype: the model was converted with {record.values_dtype}, got"
-            f" {values_dtype}; call sft.revert(model) first"
-        )
+    for name, wanted in settings._asdict().items():
+        had = getattr(record, name)
+        if had != wanted:
+            raise ValueError(
+                f"{name}: the model was converted with {had}, got {wanted}; call sft.revert(model)"
+                " first"
+            )
     lost = lost_from(model, selected_in(plan))
     if lost:
         raise ValueError(f"model: {', '.join(lost[:3])}: {LOST}")
-    _agree(ranks, plan, values_dtype)
+    _agree(ranks, plan, settings)
     return report_of(model, plan, make_lean(model) if lean else None)
 
 
@@ -109,10 +112,9 @@ def _check(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> No
     check_names(model, plan)
 
 
-def _convert(
-    model: nn.Module, plan: Plan, lean: bool, values_dtype: torch.dtype | None, ranks: Ranks
-) -> Report:
-    to_do = actions(model, plan, values_dtype)
+def _convert(model: nn.Module, plan: Plan, lean: bool, settings: Settings, ranks: Ranks) -> Report:
+    to_do = actions(model, plan, settings)
+    whole = {name: find(model, name).parameter for name, what in plan.items() if what == ALL}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     was_lean = lean_state(model)
     try:
@@ -120,18 +122,20 @@ def _convert(
             parameter.requires_grad_(False)
         for act in to_do:
             act()
-        for name, what in plan.items():
-            if what == ALL:
-                find(model, name).parameter.requires_grad_(True)
+        for parameter in whole.values():
+            parameter.requires_grad_(True)
+        if settings.origin:
+            keep_whole(model, whole)
         report = report_of(model, plan, make_lean(model) if lean else None)
         watch(model, selected_in(plan))
-        attach(model, _on_its_matrices(model, plan), values_dtype)
-        model.__dict__[RECORD] = Record(plan, flags, values_dtype)
-        _agree(ranks, plan, values_dtype)
+        attach(model, _on_its_matrices(model, plan), *settings)
+        model.__dict__[RECORD] = Record(plan, flags, *settings)
+        _agree(ranks, plan, settings)
     except BaseException:
         model.__dict__.pop(RECORD, None)
         detach(model)
         unwatch(model)
+        forget_whole(model)
         if lean:
             restore_lean_state(model, was_lean)
         _undo(model, flags)
@@ -149,11 +153,11 @@ def _on_its_matrices(model: nn.Module, plan: Plan) -> Plan:
     )
 
 
-def _agree(ranks: Ranks, plan: Plan, values_dtype: torch.dtype | None) -> None:
+def _agree(ranks: Ranks, plan: Plan, settings: Settings) -> None:
     """Raise on every rank unless all convert alike."""
     if ranks.size == 1:
         return
-    wanted = {"values_dtype": f"{values_dtype} #"}
+    wanted = {name: f"{value} #" for name, value in settings._asdict().items()}
     wanted |= {name: told(what) for name, what in plan.items()}
     ranks.agree(wanted)
 
@@ -186,6 +190,7 @@ def unconvert(model: nn.Module) -> None:
     unwatch(model)
     _undo(model, model.__dict__[RECORD].flags)
     detach(model)
+    forget_whole(model)
     del model.__dict__[RECORD]
 
 

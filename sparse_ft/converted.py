@@ -11,6 +11,7 @@ from .lean_modules import is_lean, selected_channels
 from .nn.alias import SelectedParameter
 from .nn.linear import Adopted
 from .nn.lost import LOST, lost_from
+from .nn.origin import origins_in
 from .nn.selected import Selected
 from .plan import ALL, Plan
 from .report import Report, Row
@@ -24,6 +25,7 @@ class Record(NamedTuple):
     plan: Plan
     flags: dict[str, bool]
     values_dtype: torch.dtype | None
+    origin: bool = False
 
 
 def record_of(model: nn.Module) -> Record | None:
@@ -68,7 +70,8 @@ def report_of(model: nn.Module, plan: Plan | None, lean: object = None) -> Repor
             name = f"{prefix}.{attribute}".lstrip(".")
             row = _row(name, module, attribute, parameter, plan is not None)
             rows.append(row._replace(how=f"LOST: {LOST}") if name in lost else row)
-    return Report(rows, lean, lost)
+    kept = [known.origin for known, _ in origins_in(model)]
+    return Report(rows, lean, lost, sum(origin.nbytes for origin in kept))
 
 
 def _row(

@@ -123,13 +123,18 @@ def check_names(model: nn.Module, plan: Plan) -> None:
             raise TypeError(f"plan: {name!r} is {parameter.dtype}, which cannot train")
 
 
-def actions(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> list[Action]:
+class Settings(NamedTuple):
+    """How `sft.convert` was asked to convert, beside the plan."""
+
+    values_dtype: torch.dtype | None = None
+    origin: bool = False
+
+
+def actions(model: nn.Module, plan: Plan, settings: Settings) -> list[Action]:
     """What puts each selection of `plan` in place. Raises for the first that does not fit."""
     readers = _readers(model)
     return [
-        _action(model, name, what, readers, values_dtype)
-        for name, what in plan.items()
-        if what != ALL
+        _action(model, name, what, readers, settings) for name, what in plan.items() if what != ALL
     ]
 
 
@@ -156,12 +161,12 @@ def _action(
     name: str,
     selection: Selection,
     readers: Mapping[int, Shared],
-    values_dtype: torch.dtype | None,
+    settings: Settings,
 ) -> Action:
     """Check one selected parameter and return the call that puts its selection in place."""
     place = find(model, name)
     weight = place.parameter
-    check_weight(name, weight, values_dtype)
+    check_weight(name, weight, settings.values_dtype)
     _refuse_tied(name, readers[_memory(weight)])
     shape = matrix_shape(model, name)
     try:
@@ -172,14 +177,14 @@ def _action(
     owner, attribute = place
     cls = _selective_class(place, selection)
     if cls is not None:
-        return lambda: adopt(cls, owner, selection, name, values_dtype)
+        return lambda: adopt(cls, owner, selection, name, *settings)
     if isinstance(owner, CONTAINERS) and not isinstance(owner, ParametrizationList):
         raise ValueError(
             f"plan: {name!r} belongs to a {type(owner).__name__}, which runs through its children,"
             " and the selection would be one of them; train it whole ('all') or leave it out"
         )
     reader = _reader(model, name, owner)
-    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name, values_dtype)
+    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name, *settings)
 
 
 def _refuse_tied(name: str, shared: Shared) -> None:

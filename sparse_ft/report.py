@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .families import families
-from .texts import aligned
+from .texts import aligned, readable
 
 
 class Row(NamedTuple):
@@ -26,13 +26,17 @@ class Report:
 
     Prints as a table in which layers that differ in their number only share a line; `.rows` has
     each parameter by itself. `.lean`: the `LeanReport` of `convert(lean=True)`, else None. `.lost`:
-    names of selections whose module was replaced since.
+    names of selections whose module was replaced since. `.origin`: bytes of the pretrained values
+    that `convert(origin=True)` keeps.
     """
 
-    def __init__(self, rows: Iterable[Row], lean: Any = None, lost: Iterable[str] = ()) -> None:
+    def __init__(
+        self, rows: Iterable[Row], lean: Any = None, lost: Iterable[str] = (), origin: int = 0
+    ) -> None:
         self.rows = tuple(rows)
         self.lean = lean
         self.lost = tuple(lost)
+        self.origin = origin
         self.total = sum(row.total for row in self.rows)
         self.trainable = sum(row.trainable for row in self.rows)
 
@@ -66,6 +70,8 @@ class Report:
             end.append(
                 f"LOST: the selection of {name!r}; its module was replaced after sft.convert"
             )
+        if self.origin:
+            end.append(f"their pretrained values are kept: {readable(self.origin)}")
         if self.lean is not None:
             end.append(self.lean.brief())
         return "\n".join([*aligned(lines, numbers=(2, 3, 4)), *end])

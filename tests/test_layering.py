@@ -56,6 +56,7 @@ MAY = {
         "ranks",
         "report",
     ),
+    "restoring": ("converted", "nn"),
     "deltas": ("carried", "checkpoint", "converted", "nn", "places", "plan"),
     "optim": ("nn",),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),

@@ -12,6 +12,7 @@ from torch import nn
 from .._torch import key_of
 from ..lean_modules import lean as make_lean
 from ..nn import Selected
+from ..nn.origin import origins_in
 from ..optim import SelectiveAdamW
 from ..texts import aligned, readable
 from .batch import batch_for, loss_of
@@ -26,6 +27,7 @@ LINES = {
     "weights": "weights and buffers",
     "values": "values that train beside them",
     "indices": "which entries those are",
+    "origin": "their pretrained values",
     "gradients": "gradients of what trains",
     "optimizer_state": "state of the optimiser",
     "activations": "held for backward",
@@ -52,6 +54,7 @@ class Estimate(NamedTuple):
     peak: int
     peaks: dict
     ledger: Ledger
+    origin: int = 0
 
     def __str__(self) -> str:
         return side_by_side({"bytes": self})
@@ -69,6 +72,7 @@ def estimate(
     inputs: Mapping[str, Any] | None = None,
     padded: bool = False,
     values_dtype: torch.dtype | None = None,
+    origin: bool = False,
 ) -> Estimate:
     """Bytes that training takes: an `Estimate`.
 
@@ -80,8 +84,8 @@ def estimate(
     model to train as it is. lean: with `sft.lean`. optimizer: "adamw" (ours for selections, torch's
     fused one otherwise), "sgd", None, or a callable of the parameters. dtype: to cast the model to.
     inputs: {argument: tensor} of one batch, for models that transformers does not know; batch_size
-    and sequence_length do not count then. padded: the batch has an attention mask. values_dtype: as
-    in `sft.convert`. Autocast is on where the caller has it on.
+    and sequence_length do not count then. padded: the batch has an attention mask. values_dtype,
+    origin: as in `sft.convert`. Autocast is on where the caller has it on.
 
     The peak is that of any step but the first: state is there, gradients are not yet. It lacks what
     kernels allocate for themselves (convolutions on the CPU reorder their operands: about a fifth
@@ -108,7 +112,7 @@ def estimate(
             for name, what in inputs.items()
         }
         weights = sum(storage.nbytes() for storage in _parameters(model).values())
-        model = prepare(model.train(), plan, dry, values_dtype)
+        model = prepare(model.train(), plan, dry, values_dtype, origin)
     if lean:
         make_lean(model)  # tries its modules out on numbers, which a dry run has none of
     with dry:
@@ -226,9 +230,19 @@ def _one_step(
         peaks["step"] = live.since()
     for phase in ("forward", "backward"):
         peaks[phase] += state
-    indices = everything - weights - values
+    origin = sum(known.origin.nbytes for known, _ in origins_in(model))
+    indices = everything - weights - values - origin
     return Estimate(
-        weights, values, indices, gradients, state, held.total, max(peaks.values()), peaks, held
+        weights,
+        values,
+        indices,
+        gradients,
+        state,
+        held.total,
+        max(peaks.values()),
+        peaks,
+        held,
+        origin,
     )
 
 
@@ -243,5 +257,6 @@ def side_by_side(estimates: Mapping[str, Estimate]) -> str:
     lines += [
         (what, *(readable(getattr(e, field)) for e in estimates.values()))
         for field, what in LINES.items()
+        if field != "origin" or any(e.origin for e in estimates.values())
     ]
     return "\n".join([*aligned(lines, numbers=range(1, len(estimates) + 1)), NOTE])

@@ -24,7 +24,11 @@ class _DryBlocks(Blocks):
 
 
 def prepare(
-    model: nn.Module, plan: Any, dry: Dry, values_dtype: torch.dtype | None = None
+    model: nn.Module,
+    plan: Any,
+    dry: Dry,
+    values_dtype: torch.dtype | None = None,
+    origin: bool = False,
 ) -> nn.Module:
     """`model` as `plan` has it train, inside of a dry run: what to call, mostly the model itself.
 
@@ -55,7 +59,7 @@ def prepare(
                 for name, what in Plan(plan).items()
             }
         )
-    convert(model, plan, values_dtype=values_dtype, process_group=False)
+    convert(model, plan, values_dtype=values_dtype, process_group=False, origin=origin)
     return model
 
 

@@ -3,6 +3,7 @@
 from .alias import SelectedParameter
 from .embedding import SelectiveEmbedding
 from .linear import SelectiveConv1D, SelectiveLinear
+from .origin import origin_of
 from .reading import stored
 from .selected import Selected
 
@@ -12,5 +13,6 @@ __all__ = [
     "SelectiveConv1D",
     "SelectiveEmbedding",
     "SelectiveLinear",
+    "origin_of",
     "stored",
 ]

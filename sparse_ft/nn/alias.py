@@ -45,6 +45,7 @@ class SelectedParameter(Selected):
         reader: nn.Module,
         label: str,
         values_dtype: torch.dtype | None = None,
+        origin: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(owner, nn.RNNBase) and flat_names(owner) is None:
@@ -55,7 +56,7 @@ class SelectedParameter(Selected):
         check_weight(label, stored(owner, name))
         self.__dict__.update(owner=owner, name=name, reader=reader, _handles=[])
         self._begin(label)
-        self._select(selection, shape, values_dtype)
+        self._select(selection, shape, values_dtype, origin)
         owner.add_module(f"{name}_selected", self)
         self._handles.append(reader.register_forward_pre_hook(self.before_forward))
         self._handles.append(reader.register_forward_hook(self.after_forward, always_call=True))

@@ -35,13 +35,18 @@ def adopt(
     selection: Selection,
     label: str,
     values_dtype: torch.dtype | None = None,
+    origin: bool = False,
 ) -> None:
-    """Turn `module` itself into a `cls` with `selection`; `restore` undoes it, also half done."""
+    """Turn `module` itself into a `cls` with `selection`; `restore` undoes it, also half done.
+
+    origin: keep what the selected entries are now.
+    """
     weight = module._parameters["weight"]
     check_weight(label, weight)
     Selected._begin(module, label, original=type(module))
     module.__class__ = cls
-    module._select(selection, (weight.shape[:-1].numel(), weight.size(-1)), values_dtype)
+    shape = weight.shape[:-1].numel(), weight.size(-1)
+    module._select(selection, shape, values_dtype, origin)
 
 
 def is_adopted(module: nn.Module) -> bool:

@@ -49,10 +49,14 @@ class Selected(Showing):
         return self
 
     def _select(
-        self, selection: Selection, shape: tuple[int, int], values_dtype: torch.dtype | None = None
+        self,
+        selection: Selection,
+        shape: tuple[int, int],
+        values_dtype: torch.dtype | None = None,
+        origin: bool = False,
     ) -> None:
         """Become the owner of `selection` on a weight whose matrix has `shape`. values_dtype: None
-        for fp32 or wider.
+        for fp32 or wider. origin: keep the selected entries as they are now.
         """
         weight = self._weight()
         matrix = as_matrix(weight.detach(), shape)
@@ -64,6 +68,7 @@ class Selected(Showing):
         state.selection = selection
         state.matrix_shape = tuple(shape)
         state.chosen_dtype = values_dtype
+        state.origin = selection.gather(matrix) if origin else None
         self.register_parameter("values", values)
         self._mark_shown()
         weight.requires_grad_(False)  # last: who fails before has changed nothing of the weight
@@ -74,6 +79,7 @@ class Selected(Showing):
         """
         state = self.__dict__[NAME]
         state.selection = None  # first: it tells that the values are written back already
+        state.origin = state.slide = None
         disown(self)
         self._parameters.pop("values", None)
 
@@ -122,6 +128,8 @@ class Selected(Showing):
 
         with unswapped():
             super()._apply(keeping_precision, recurse)
+        if state.origin is not None:
+            state.origin = _followed(fn, state.origin)
         self._settle()
         return self
 
@@ -134,6 +142,8 @@ class Selected(Showing):
         if selection is not state.selection or state.linked is not values:
             state.selection = selection
             self._link(values)
+        if state.origin is not None and values.device.type != "meta":
+            state.origin = state.origin.to(values.device)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -180,6 +190,14 @@ class Selected(Showing):
             " nn.DataParallel (its replicas are copies that cannot be kept in step); use"
             " DistributedDataParallel"
         )
+
+
+def _followed(fn: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` where and what `fn` makes of others; never without its numbers, as `to_empty` and a
+    meta device would have it.
+    """
+    like = fn(tensor.new_empty(0))
+    return tensor if like.device.type == "meta" else tensor.to(like.device, like.dtype)
 
 
 def _keep_precision(

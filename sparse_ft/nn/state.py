@@ -47,6 +47,17 @@ class Held:
 
 
 @dataclasses.dataclass(slots=True)
+class Slide:
+    """What `sft.restore` took away and what it put in its place, until it brings the first back.
+
+    Both are shaped as what trains.
+    """
+
+    trained: torch.Tensor
+    shown: torch.Tensor
+
+
+@dataclasses.dataclass(slots=True)
 class State:
     """label: the module's name in messages. selection: of the matrix `matrix_shape` (rows,
     columns).
@@ -60,6 +71,8 @@ class State:
     matrix_shape: Any = None
     # of values, as asked for; None: fp32 or wider, whatever the weight becomes
     chosen_dtype: torch.dtype | None = None
+    origin: Any = None  # what the selected entries were at first, shaped as values; None: not kept
+    slide: Slide | None = None  # None: values are what was trained
     reported: bool = False  # whether a missing gradient was warned of
     resized: bool = (
         False  # whether the weight was given more or fewer rows, and no optimiser has stepped since
