@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import _tensorfile
-from ..conversion import record_of
+from ..converted import record_of
 from ..deltas import save_delta
 from ..deltas.files import FILE
 from .refusals import refuse_clipping_in_backward

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..carried import selected_modules
-from ..conversion import record_of
+from ..converted import record_of
 from ..deltas import Delta
 from ..plan import ALL
 
