@@ -9,6 +9,7 @@
 namespace sparse_ft {
 
 enum Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+constexpr const char* kActivationNames[] = {"silu", "gelu", "gelu_tanh", "relu"};
 
 // a * b + c, rounded once where the instruction set can: asked for by name, a vector loop and its tail round alike.
 SFT_HD float fused(float a, float b, float c) {

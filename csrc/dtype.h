@@ -1,4 +1,4 @@
-// The four dtypes, and their conversions on host and device: round to nearest even, NaN stays NaN.
+// The four dtypes of arithmetic, and their conversions on host and device: round to nearest even, NaN stays NaN.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,14 @@
 namespace sparse_ft {
 
 enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+// Of indices and bits, which no arithmetic runs on: `with_dtype` does not know them.
+constexpr DType kUInt8 = static_cast<DType>(4), kInt16 = static_cast<DType>(5);
+constexpr DType kInt32 = static_cast<DType>(6), kInt64 = static_cast<DType>(7);
+constexpr DType kOtherDType = static_cast<DType>(8);
+// As torch names them, in the order above.
+constexpr const char* kDTypeNames[] = {"torch.float32", "torch.float64", "torch.bfloat16",
+                                       "torch.float16", "torch.uint8",   "torch.int16",
+                                       "torch.int32",   "torch.int64",   "another dtype"};
 
 struct BFloat16 {
   uint16_t bits;

@@ -8,6 +8,7 @@
 namespace sparse_ft {
 
 enum Kind : int { kRows = 0, kColumns = 1, kBlocks = 2, kEntries = 3, kAll = 4 };
+constexpr const char* kKindNames[] = {"rows", "columns", "blocks", "entries", "all"};
 
 struct Layout {
   Kind kind;

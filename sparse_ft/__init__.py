@@ -21,7 +21,6 @@ from .deltas import (
     load_shira,
     load_supertuning,
     merge,
-    patches,
     remove,
     save_delta,
 )
@@ -70,7 +69,6 @@ __all__ = [
     "memory",
     "merge",
     "nn",
-    "patches",
     "remove",
     "restore",
     "revert",

@@ -44,6 +44,7 @@ def sanitized(folder, *flags, driver="asan_ops"):
         pytest.skip("the compiler has no sanitizers")
     objects = []
     for source in (
+        *sorted((ROOT / "csrc").glob("[!b]*.cpp")),
         *sorted((ROOT / "csrc" / "cpu").glob("*.cpp")),
         ROOT / "tests" / "native" / f"{driver}.cpp",
     ):

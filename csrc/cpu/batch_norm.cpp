@@ -1,14 +1,9 @@
 // BatchNorm by fixed statistics, in place: every channel by one product and one sum; then ReLU and its bits, while a piece is in the
 // first-level cache.
-#include <vector>
-
-#include "bits.h"
-#include "ops.h"
+#include "channels.h"
 
 namespace sparse_ft {
 namespace {
-
-constexpr double kNanoseconds = 0.4;  // an element takes in the third-level cache, where activations are
 
 // One rounding where the processor has an instruction for it, as torch's kernels for the CPU have.
 template <class T>
@@ -26,20 +21,15 @@ struct Line {
   std::vector<T> scale, shift;  // [channels]
 };
 
-template <class T>
-std::vector<T> widened(Channels from, int64_t channels, T otherwise) {
-  std::vector<T> to(channels, otherwise);
-  if (from.data) convert_any(to.data(), sizeof(T) == 8 ? kFloat64 : kFloat32, from.data, from.dtype, channels);
-  return to;
-}
-
 // All in the type of the arithmetic, as torch has it on the CPU.
 template <class T>
-Line<T> line_of(const ChannelOperands& n, Channels mean, Channels bias) {
-  const std::vector<T> means = widened<T>(mean, n.channels, 0), variance = widened<T>(n.variance, n.channels, 1);
-  Line<T> line{widened<T>(n.weight, n.channels, 1), widened<T>(bias, n.channels, 0)};
-  for (int64_t c = 0; c < n.channels; ++c) {
-    const T rstd = 1 / (sizeof(T) == 8 ? __builtin_sqrt(variance[c] + n.eps) : __builtin_sqrtf(variance[c] + static_cast<float>(n.eps)));
+Line<T> line_of(int64_t channels, In mean, In variance, MaybeIn weight, MaybeIn bias, double eps) {
+  const std::vector<T> means = widened<T>(mean, channels, 0);
+  const std::vector<T> variances = widened<T>(variance, channels, 1);
+  Line<T> line{widened<T>(weight, channels, 1), widened<T>(bias, channels, 0)};
+  for (int64_t c = 0; c < channels; ++c) {
+    const T rstd = 1 / (sizeof(T) == 8 ? __builtin_sqrt(variances[c] + eps)
+                                       : __builtin_sqrtf(variances[c] + static_cast<float>(eps)));
     line.scale[c] *= rstd;
     line.shift[c] = multiply_add(-means[c], line.scale[c], line.shift[c]);
   }
@@ -60,15 +50,22 @@ void channels_run(T* data, const T* __restrict scale, const T* __restrict shift,
 
 namespace SFT_VARIANT {
 
-// bits: where those of ReLU go; null for no ReLU.
-void batch_norm_(const ChannelOperands& n, Channels mean, Channels bias, void* input, DType dtype, uint8_t* bits, int threads) {
-  with_dtype(dtype, [&](auto stored) {
+// bits: where those of ReLU go; without them there is no ReLU.
+void batch_norm_(Out input, In mean, In variance, MaybeIn weight, MaybeIn bias, double eps,
+                 MaybeOut bits, int threads) {
+  const ByChannel n = by_channel(input);
+  check_floats(mean, n.channels);
+  check_floats(variance, n.channels);
+  check_channels(weight, n.channels);
+  check_channels(bias, n.channels);
+  if (bits.data) check_bits(bits, input.count);
+  with_dtype(input.dtype, [&](auto stored) {
     using Stored = decltype(stored);
     using T = Wide<Stored>;
-    const Line<T> line = line_of<T>(n, mean, bias);
+    const Line<T> line = line_of<T>(n.channels, mean, variance, weight, bias, eps);
     const bool last = n.inner == 1;  // the channels lie side by side
-    const int64_t columns = last ? n.channels : n.inner, count = n.outer * n.channels * n.inner;
-    auto* data = static_cast<Stored*>(input);
+    const int64_t columns = last ? n.channels : n.inner, count = input.count;
+    auto* data = data_of<Stored>(input);
     const auto normalize = [&](int64_t begin, int64_t end) {
       Widened<Stored> wide;
       for_each_row_piece(begin, end, columns, [&](int64_t k, int64_t row, int64_t column, int64_t size) {
@@ -83,10 +80,10 @@ void batch_norm_(const ChannelOperands& n, Channels mean, Channels bias, void* i
       });
     };
     for_each_chunk(count, team_for(count * kNanoseconds, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
-      if (!bits) return normalize(chunk_begin, chunk_end);
+      if (!bits.data) return normalize(chunk_begin, chunk_end);
       for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
         normalize(begin, end);
-        bits_piece(data + begin, bits + begin / 8, data + begin, end - begin);
+        bits_piece(data + begin, data_of<uint8_t>(bits) + begin / 8, data + begin, end - begin);
       });
     });
   });

@@ -1,14 +1,9 @@
 // The gradient of an input that was normalised by fixed statistics: every channel by two numbers, in one pass over memory; of what a
 // ReLU after it let through, by its bits.
-#include <vector>
-
-#include "bits.h"
-#include "ops.h"
+#include "channels.h"
 
 namespace sparse_ft {
 namespace {
-
-constexpr double kNanoseconds = 0.4;  // an element takes in the third-level cache, where activations are
 
 template <class T>
 struct Factors {
@@ -17,12 +12,11 @@ struct Factors {
 
 // 1 / sqrt(variance + eps) in fp64, rounded once, as torch has it on the CPU.
 template <class T>
-Factors<T> factors_of(const ChannelOperands& n) {
-  std::vector<double> variance(n.channels);
-  Factors<T> f{std::vector<T>(n.channels), std::vector<T>(n.channels, T(1))};
-  convert_any(variance.data(), kFloat64, n.variance.data, n.variance.dtype, n.channels);
-  for (int64_t c = 0; c < n.channels; ++c) f.rstd[c] = static_cast<T>(1 / __builtin_sqrt(variance[c] + n.eps));
-  if (n.weight.data) convert_any(f.weight.data(), sizeof(T) == 8 ? kFloat64 : kFloat32, n.weight.data, n.weight.dtype, n.channels);
+Factors<T> factors_of(int64_t channels, In variance, MaybeIn weight, double eps) {
+  const std::vector<double> variances = widened<double>(variance, channels, 1);
+  Factors<T> f{std::vector<T>(channels), widened<T>(weight, channels, 1)};
+  for (int64_t c = 0; c < channels; ++c)
+    f.rstd[c] = static_cast<T>(1 / __builtin_sqrt(variances[c] + eps));
   return f;
 }
 
@@ -40,16 +34,22 @@ void channels_run(const T* grad, const T* __restrict rstd, const T* __restrict w
 
 namespace SFT_VARIANT {
 
-// positive: one bit an element, in the order of memory; null where all pass.
-void batch_norm_backward(const ChannelOperands& n, const void* grad_output, DType dtype, const uint8_t* positive, void* grad_input,
-                         int threads) {
-  with_dtype(dtype, [&](auto stored) {
+// positive: one bit an element, in the order of memory; without them all pass.
+void batch_norm_backward(In grad_output, In variance, MaybeIn weight, double eps, MaybeIn positive,
+                         Out grad_input, int threads) {
+  const ByChannel n = by_channel(grad_output);
+  check_floats(variance, n.channels);
+  check_channels(weight, n.channels);
+  if (positive.data) check_bits(positive, grad_output.count);
+  check_dtype(grad_input, grad_output.dtype);
+  check_same_layout(grad_input, grad_output);
+  with_dtype(grad_output.dtype, [&](auto stored) {
     using Stored = decltype(stored);
     using T = Wide<Stored>;
-    const Factors<T> factors = factors_of<T>(n);
+    const Factors<T> factors = factors_of<T>(n.channels, variance, weight, eps);
     const bool last = n.inner == 1;  // the channels lie side by side
-    const int64_t columns = last ? n.channels : n.inner, count = n.outer * n.channels * n.inner;
-    auto* to = static_cast<Stored*>(grad_input);
+    const int64_t columns = last ? n.channels : n.inner, count = grad_output.count;
+    auto* to = data_of<Stored>(grad_input);
     // from: the gradient of elements begin …
     const auto multiply = [&](const Stored* from, int64_t begin, int64_t end) {
       Widened<Stored> grad, result;
@@ -64,12 +64,13 @@ void batch_norm_backward(const ChannelOperands& n, const void* grad_output, DTyp
         result.finish(to + k, size);
       });
     };
-    const auto* from = static_cast<const Stored*>(grad_output);
+    const auto* from = data_of<const Stored>(grad_output);
     for_each_chunk(count, team_for(count * kNanoseconds, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
-      if (!positive) return multiply(from + chunk_begin, chunk_begin, chunk_end);
+      if (!positive.data) return multiply(from + chunk_begin, chunk_begin, chunk_end);
       Stored passed[kPiece];
       for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
-        let_through(from + begin, positive + begin / 8, Wide<Stored>(1), passed, end - begin);
+        const uint8_t* bits = data_of<const uint8_t>(positive) + begin / 8;
+        let_through(from + begin, bits, Wide<Stored>(1), passed, end - begin);
         multiply(passed, begin, end);
       });
     });

@@ -1,9 +1,39 @@
 // output [tokens, columns] = input · weight + bias in float32: a layer's forward, or its gradient to the input. The inner dimension is
 // cut into chunks of kTokens (what the panels call tokens): each is summed in registers, then added, so that errors stay small.
+#include "../checks.h"
 #include "packed_product.h"
 
 namespace sparse_ft {
 namespace {
+
+// output [tokens, columns] = input [tokens, inner] · weight + bias, all float32.
+struct DenseOperands {
+  const float* input;  // [tokens, inner]
+  int64_t input_stride;
+  const float* weight;  // [inner, columns], or [columns, inner] when weight_transposed
+  int64_t weight_stride;
+  bool weight_transposed;
+  const float* bias;  // [columns], or null
+  int64_t tokens, inner, columns;
+};
+
+DenseOperands operands_of(In input, In weight, MaybeIn bias, Out output) {
+  const Matrix x = matrix_of(input, false);
+  const bool by_rows = lies_by_rows(weight);
+  const int64_t columns = weight.size[0];
+  check_size(weight, 1, x.columns);
+  check_dtype(input, kFloat32);
+  check_dtype(weight, kFloat32);
+  if (bias.data) {
+    check_dtype(bias, kFloat32);
+    check_count(bias, columns);
+  }
+  check_dtype(output, kFloat32);
+  check_count(output, x.rows * columns);
+  return {data_of<const float>(input), x.where.stride,
+          data_of<const float>(weight), weight.stride[by_rows ? 0 : 1], by_rows,
+          data_of<const float>(bias), x.rows, x.columns, columns};
+}
 
 constexpr int64_t kDensePart = 2304;  // of the output, either way: the packed operands of a chunk are 4.5 MiB
 constexpr int64_t kDenseHeight = 192, kDenseWidth = 256;  // a tile, as in matrix_panels.h
@@ -47,11 +77,14 @@ void multiply_part(const DenseOperands& o, int64_t m0, int64_t m, int64_t n0, in
 
 namespace SFT_VARIANT {
 
-void dense_product(const DenseOperands& o, float* output, int threads) {
+// weight: [columns, inner], stored by rows or, as a transposed view has it, by columns.
+void dense_product(In input, In weight, MaybeIn bias, Out output, int threads) {
+  const DenseOperands o = operands_of(input, weight, bias, output);
   if (o.tokens == 0 || o.columns == 0) return;
+  float* to = data_of<float>(output);
   if (o.inner == 0) {
     for (int64_t m = 0; m < o.tokens; ++m)
-      for (int64_t n = 0; n < o.columns; ++n) output[m * o.columns + n] = o.bias ? o.bias[n] : 0.0f;
+      for (int64_t n = 0; n < o.columns; ++n) to[m * o.columns + n] = o.bias ? o.bias[n] : 0.0f;
     return;
   }
   constexpr int64_t rows_most = kDensePart + kTileRows, columns_most = kDensePart + kTileColumns<float>;
@@ -60,7 +93,7 @@ void dense_product(const DenseOperands& o, float* output, int threads) {
   int64_t *rows = from.cut<int64_t>(rows_most), *columns = from.cut<int64_t>(columns_most);
   for (int64_t m0 = 0; m0 < o.tokens; m0 += kDensePart)
     for (int64_t n0 = 0; n0 < o.columns; n0 += kDensePart)
-      multiply_part(o, m0, smaller(kDensePart, o.tokens - m0), n0, smaller(kDensePart, o.columns - n0), rows, columns, output, threads);
+      multiply_part(o, m0, smaller(kDensePart, o.tokens - m0), n0, smaller(kDensePart, o.columns - n0), rows, columns, to, threads);
 }
 
 }  // namespace SFT_VARIANT

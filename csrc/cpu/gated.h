@@ -45,29 +45,33 @@ void gradient_run(const T* __restrict grad_output, const T* __restrict gate, con
 
 // kGated: there is an up; without it the pointers to it and to its gradient are null.
 template <class Act, bool kGated, class Stored>
-void product(Rows gate, Rows up, int64_t rows, int64_t columns, Stored* output, int threads) {
+void product(const Matrix& gate, Rows up, Stored* output, int threads) {
   using T = Wide<Stored>;
-  for_each_chunk(rows * columns, activators<Act, Stored>(rows * columns, threads), [&](int64_t begin, int64_t end) {
+  const int64_t total = gate.rows * gate.columns;
+  for_each_chunk(total, activators<Act, Stored>(total, threads), [&](int64_t begin, int64_t end) {
     Widened<Stored> g, u, y;
-    for_each_row_piece(begin, end, columns, [&](int64_t k, int64_t row, int64_t column, int64_t count) {
+    for_each_row_piece(begin, end, gate.columns, [&](int64_t k, int64_t row, int64_t column, int64_t count) {
       const T* by = kGated ? u.load(at<Stored>(up, row, column), count) : nullptr;
       T* to = y.target(output + k);
-      product_run<Act, kGated>(g.load(at<Stored>(gate, row, column), count), by, to, count);
+      product_run<Act, kGated>(g.load(at<Stored>(gate.where, row, column), count), by, to, count);
       y.finish(output + k, count);
     });
   });
 }
 
 template <class Act, bool kGated, class Stored>
-void gradients(Rows grad_output, Rows gate, Rows up, int64_t rows, int64_t columns, Stored* grad_gate, Stored* grad_up, int threads) {
+void gradients(Rows grad_output, const Matrix& gate, Rows up, Stored* grad_gate, Stored* grad_up,
+               int threads) {
   using T = Wide<Stored>;
-  for_each_chunk(rows * columns, activators<Act, Stored>(rows * columns, threads), [&](int64_t begin, int64_t end) {
+  const int64_t total = gate.rows * gate.columns;
+  for_each_chunk(total, activators<Act, Stored>(total, threads), [&](int64_t begin, int64_t end) {
     Widened<Stored> dy, g, u, dg, du;
-    for_each_row_piece(begin, end, columns, [&](int64_t k, int64_t row, int64_t column, int64_t count) {
+    for_each_row_piece(begin, end, gate.columns, [&](int64_t k, int64_t row, int64_t column, int64_t count) {
       const T* by = kGated ? u.load(at<Stored>(up, row, column), count) : nullptr;
       T *to_gate = dg.target(grad_gate + k), *to_up = kGated ? du.target(grad_up + k) : nullptr;
-      gradient_run<Act, kGated>(dy.load(at<Stored>(grad_output, row, column), count), g.load(at<Stored>(gate, row, column), count), by,
-                                to_gate, to_up, count);
+      const T* dy_at = dy.load(at<Stored>(grad_output, row, column), count);
+      const T* gate_at = g.load(at<Stored>(gate.where, row, column), count);
+      gradient_run<Act, kGated>(dy_at, gate_at, by, to_gate, to_up, count);
       dg.finish(grad_gate + k, count);
       if (kGated) du.finish(grad_up + k, count);
     });
@@ -75,21 +79,22 @@ void gradients(Rows grad_output, Rows gate, Rows up, int64_t rows, int64_t colum
 }
 
 template <bool kGated>
-void product_of(Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation, void* output, int threads) {
+void product_of(const Matrix& gate, Rows up, DType dtype, Activation activation, void* output,
+                int threads) {
   with_activation(activation, [&](auto act) {
     with_dtype(dtype, [&](auto stored) {
-      product<decltype(act), kGated>(gate, up, rows, columns, static_cast<decltype(stored)*>(output), threads);
+      product<decltype(act), kGated>(gate, up, static_cast<decltype(stored)*>(output), threads);
     });
   });
 }
 
 template <bool kGated>
-void gradients_of(Rows grad_output, Rows gate, Rows up, DType dtype, int64_t rows, int64_t columns, Activation activation, void* grad_gate,
-                  void* grad_up, int threads) {
+void gradients_of(Rows grad_output, const Matrix& gate, Rows up, DType dtype, Activation activation,
+                  void* grad_gate, void* grad_up, int threads) {
   with_activation(activation, [&](auto act) {
     with_dtype(dtype, [&](auto stored) {
       using Stored = decltype(stored);
-      gradients<decltype(act), kGated>(grad_output, gate, up, rows, columns, static_cast<Stored*>(grad_gate),
+      gradients<decltype(act), kGated>(grad_output, gate, up, static_cast<Stored*>(grad_gate),
                                        static_cast<Stored*>(grad_up), threads);
     });
   });

@@ -1,23 +1,29 @@
+#include "../checks.h"
 #include "move.h"
 #include "ops.h"
 
 namespace sparse_ft {
 namespace SFT_VARIANT {
 
-bool gather_selected(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, int threads) {
-  void* from = const_cast<void*>(matrix);  // Load only reads it
+// first: the position that entries have for the first of the matrix, which may be a part of a larger
+// one.
+void gather_selected(In matrix, Where where, Out values, int64_t first, int threads) {
+  Layout layout = layout_on(where, matrix, values);
+  layout.first = first;
+  check_inside_unless_walked(layout);
   bool inside = true;
   for_each_chunk(values_count(layout), movers(layout, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
-    char* to = static_cast<char*>(values);
-    if (matrix_dtype == values_dtype)
-      return keep(inside, move<Load>(from, matrix_dtype, layout, chunk_begin, chunk_end, to + chunk_begin * size_of(values_dtype)));
+    const auto to = [&](int64_t k) { return data_of<char>(values) + k * size_of(values.dtype); };
+    if (matrix.dtype == values.dtype)
+      return keep(inside, move<Load>(matrix.data, matrix.dtype, layout, chunk_begin, chunk_end,
+                                     to(chunk_begin)));
     for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
       Piece piece;
-      keep(inside, move<Load>(from, matrix_dtype, layout, begin, end, &piece));
-      convert_any(to + begin * size_of(values_dtype), values_dtype, &piece, matrix_dtype, end - begin);
+      keep(inside, move<Load>(matrix.data, matrix.dtype, layout, begin, end, &piece));
+      convert_any(to(begin), values.dtype, &piece, matrix.dtype, end - begin);
     });
   });
-  return inside;
+  if (!inside) refuse_outside(layout);
 }
 
 }  // namespace SFT_VARIANT

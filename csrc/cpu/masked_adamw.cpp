@@ -2,6 +2,7 @@
 // weight while it sits in the first-level cache. The chunks do not depend on the number of threads.
 // Compiled with -ffp-contract=off: every variant, and the vector loop and its tail, round alike.
 #include "../adamw.h"
+#include "../checks.h"
 #include "adamw_state.h"
 #include "move.h"
 #include "ops.h"
@@ -64,7 +65,8 @@ void update_piece(const AdamWTensor& tensor, const Job& job, int64_t k, int64_t 
   }
 }
 
-// What `values` holds after rounding, so that the weight shows it bit for bit. False as in `ops.h`.
+// What `values` holds after rounding, so that the weight shows it bit for bit. False where an index
+// names entries that the matrix has not. These are left out.
 bool write_through(const AdamWTensor& tensor, int64_t begin, int64_t end) {
   char* values = static_cast<char*>(tensor.values) + begin * size_of(tensor.dtype);
   if (tensor.dtype == tensor.weight_dtype) return move<Store>(tensor.weight, tensor.weight_dtype, tensor.layout, begin, end, values);
@@ -125,7 +127,13 @@ void for_each_step_chunk(const AdamWTensor* tensors, const Job* jobs, int64_t te
 
 namespace SFT_VARIANT {
 
-StepOutcome masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool maximize, double inv_scale, bool skip_nonfinite, int threads) {
+bool masked_adamw_(Known known, Addresses grads, Settings settings, bool maximize, double inv_scale,
+                   bool skip_nonfinite, int threads) {
+  const std::vector<AdamWTensor> given = stepping(known, grads, settings, kHost);
+  const AdamWTensor* tensors = given.data();
+  const int64_t tensor_count = static_cast<int64_t>(given.size());
+  for (int64_t i = 0; i < tensor_count; ++i)
+    if (tensors[i].weight) check_inside_unless_walked(tensors[i].layout);
   Job* jobs = new Job[tensor_count];
   int64_t chunks = 0;
   double cost = 0;
@@ -139,20 +147,22 @@ StepOutcome masked_adamw_(const AdamWTensor* tensors, int64_t tensor_count, bool
     cost += step_cost(t);
   }
   threads = static_cast<int>(smaller(team_for(cost, threads), larger(chunks, 1)));
-  StepOutcome outcome = kStepped;
-  const auto found = [&](StepOutcome what) { __atomic_store_n(&outcome, what, __ATOMIC_RELAXED); };
+  bool nonfinite = false, outside = false;
+  const auto note = [](bool& what) { __atomic_store_n(&what, true, __ATOMIC_RELAXED); };
   if (skip_nonfinite)
     for_each_step_chunk(tensors, jobs, tensor_count, chunks, threads, [&](int64_t i, int64_t begin, int64_t end) {
-      if (any_nonfinite(tensors[i].grad, tensors[i].dtype, begin, end)) found(kNonfinite);
+      if (any_nonfinite(tensors[i].grad, tensors[i].dtype, begin, end)) note(nonfinite);
     });
-  if (outcome != kNonfinite) {
+  if (!nonfinite) {
     for_each_step_chunk(tensors, jobs, tensor_count, chunks, threads, [&](int64_t i, int64_t begin, int64_t end) {
-      if (!step_chunk(tensors[i], jobs[i], begin, end)) found(kOutside);
+      if (!step_chunk(tensors[i], jobs[i], begin, end)) note(outside);
     });
     for (int64_t i = 0; i < tensor_count; ++i) *tensors[i].step += 1.0f;
   }
   delete[] jobs;
-  return outcome;
+  for (int64_t i = 0; outside && i < tensor_count; ++i)
+    if (tensors[i].weight) check_inside(tensors[i].layout);
+  return nonfinite;
 }
 
 }  // namespace SFT_VARIANT

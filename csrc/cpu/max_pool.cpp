@@ -1,5 +1,6 @@
 // Max pooling of planes with where in its window each maximum was, in one byte. An output row is gone over once for each element of
 // the window, so that columns lie side by side in vectors; a row and its numbers stay in the first-level cache.
+#include "../checks.h"
 #include "ops.h"
 #include "wide.h"
 
@@ -7,6 +8,30 @@ namespace sparse_ft {
 namespace {
 
 constexpr double kNanoseconds = 0.3;  // an element of a window takes
+
+struct PoolWindow {
+  int64_t size[2], out_size[2];  // of a plane and of what it becomes
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+};
+
+// The last two sizes of a tensor.
+Pair plane_of(In t) { return {t.size[t.dim - 2], t.size[t.dim - 1]}; }
+
+PoolWindow window_of(In input, Pair kernel, Pair stride, Pair padding, Pair dilation, Out output) {
+  const Pair size = plane_of(input), out_size = plane_of(output);
+  PoolWindow w;
+  for (int d = 0; d < 2; ++d) {
+    check_range("kernel_size", kernel[d], 1);
+    check_range("stride", stride[d], 1);
+    check_range("padding", padding[d], 0);
+    check_range("dilation", dilation[d], 1);
+    w.size[d] = size[d], w.out_size[d] = out_size[d];
+    w.kernel[d] = kernel[d], w.stride[d] = stride[d];
+    w.padding[d] = padding[d], w.dilation[d] = dilation[d];
+  }
+  check_range("kernel_size", kernel[0] * kernel[1], 1, 256);  // a byte tells them apart
+  return w;
+}
 
 // As torch has it: a larger element, or NaN, takes the place.
 template <int Stride, class Stored, class T, class Number>
@@ -58,15 +83,21 @@ void pool_piece(const Stored* plane, const PoolWindow& w, int64_t row, int64_t c
 
 namespace SFT_VARIANT {
 
-void max_pool(const void* input, DType dtype, int64_t planes, const PoolWindow& w, void* output, uint8_t* numbers, int threads) {
-  with_dtype(dtype, [&](auto stored) {
+void max_pool(In input, Pair kernel, Pair stride, Pair padding, Pair dilation, Out output, Out numbers,
+              int threads) {
+  check_planes(input, output);
+  const PoolWindow w = window_of(input, kernel, stride, padding, dilation, output);
+  check_dtype(numbers, kUInt8);
+  check_count(numbers, output.count);
+  with_dtype(input.dtype, [&](auto stored) {
     using Stored = decltype(stored);
-    const int64_t count = planes * w.out_size[0] * w.out_size[1], plane_size = w.size[0] * w.size[1];
+    const int64_t count = output.count, plane_size = w.size[0] * w.size[1];
     const double nanoseconds = count * kNanoseconds * w.kernel[0] * w.kernel[1];
     for_each_chunk(count, team_for(nanoseconds, threads), [&](int64_t begin, int64_t end) {
       for_each_row_piece(begin, end, w.out_size[1], [&](int64_t k, int64_t row, int64_t column, int64_t size) {
-        const Stored* plane = static_cast<const Stored*>(input) + row / w.out_size[0] * plane_size;
-        pool_piece(plane, w, row % w.out_size[0], column, size, static_cast<Stored*>(output) + k, numbers + k);
+        const Stored* plane = data_of<const Stored>(input) + row / w.out_size[0] * plane_size;
+        pool_piece(plane, w, row % w.out_size[0], column, size, data_of<Stored>(output) + k,
+                   data_of<uint8_t>(numbers) + k);
       });
     });
   });

@@ -31,6 +31,16 @@ constexpr int64_t kTileEntries = 131072; // of the result, a thread: 512 KiB fp3
 // instead of 6.9 (T = in = out = 2048, fp32, AVX2).
 constexpr int64_t kPackTokens = 4, kTokensAhead = 8;
 
+struct WgradOperands {
+  const void* grad_output;  // [tokens, rows]
+  int64_t grad_output_stride;
+  const void* input;  // [tokens, columns], or [tokens, C] in index order when compact_input
+  int64_t input_stride;
+  DType dtype;
+  int64_t tokens;
+  bool compact_input;  // kind columns only
+};
+
 struct Operand {
   const void* data;  // [tokens, …]
   int64_t stride;

@@ -2,12 +2,32 @@
 // from a cache. Sums run over a fixed number of lanes, so that every variant and every number of threads gives the same bits.
 #include <type_traits>
 
+#include "../checks.h"
 #include "ops.h"
 #include "simd.h"
 #include "wide.h"
 
 namespace sparse_ft {
 namespace {
+
+struct NormOperands {
+  Rows input;
+  DType input_dtype;
+  const void* weight;  // [columns], or null: no factor
+  DType weight_dtype;
+  int64_t rows, columns;
+  double offset;  // added to the weight
+  DType wide;     // of the arithmetic and of rstd [rows]: float32 or float64
+};
+
+NormOperands operands_of(In input, MaybeIn weight, double offset, In rstd) {
+  const Matrix x = matrix_of(input, false);
+  if (weight.data) check_floats(weight, x.columns);
+  if (rstd.dtype != kFloat64) check_dtype(rstd, kFloat32);
+  check_count(rstd, x.rows);
+  return NormOperands{x.where,   input.dtype, weight.data, weight.dtype,
+                      x.rows,    x.columns,   offset,      rstd.dtype};
+}
 
 // The sum of a[i] * b[i] over at most kPiece elements.
 template <class T>
@@ -150,20 +170,27 @@ void with_wide(DType wide, F&& f) {
 
 namespace SFT_VARIANT {
 
-void rms_norm(const NormOperands& n, double eps, void* output, DType output_dtype, void* rstd, int threads) {
+void rms_norm(In input, MaybeIn weight, double eps, double offset, Out output, Out rstd,
+              int threads) {
+  const NormOperands n = operands_of(input, weight, offset, rstd);
+  check_floats(output, input.count);
   with_wide(n.wide, [&](auto wide) {
     using T = decltype(wide);
     for_each_row(n.rows, n.columns, threads, [&](int64_t row) {
-      normalise_row<T>(n, row, static_cast<T>(eps), static_cast<T*>(rstd), static_cast<char*>(output), output_dtype);
+      normalise_row<T>(n, row, static_cast<T>(eps), data_of<T>(rstd), data_of<char>(output), output.dtype);
     });
   });
 }
 
-void rms_norm_backward(const NormOperands& n, Rows grad_output, DType grad_dtype, const void* rstd, void* grad_input, int threads) {
+void rms_norm_backward(In grad_output, In input, In rstd, MaybeIn weight, double offset,
+                       Out grad_input, int threads) {
+  const NormOperands n = operands_of(input, weight, offset, rstd);
+  const Rows grad = rows_like(grad_output, input, {n.input, n.rows, n.columns}, false);
+  check_like(grad_input, input);
   with_wide(n.wide, [&](auto wide) {
     using T = decltype(wide);
     for_each_row(n.rows, n.columns, threads, [&](int64_t row) {
-      gradient_row<T>(n, row, grad_output, grad_dtype, static_cast<const T*>(rstd)[row], static_cast<char*>(grad_input));
+      gradient_row<T>(n, row, grad, grad_output.dtype, data_of<const T>(rstd)[row], data_of<char>(grad_input));
     });
   });
 }

@@ -1,3 +1,4 @@
+#include "../checks.h"
 #include "move.h"
 #include "ops.h"
 
@@ -37,20 +38,27 @@ bool add_piece(const Target& target, const void* values, DType values_dtype, int
 
 namespace SFT_VARIANT {
 
-bool scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
-                       int threads) {
-  const Target target{matrix, matrix_dtype, layout};
+void scatter_selected_(Out matrix, Where where, Out values, ScatterMode mode, int threads) {
+  const Layout layout = layout_on(where, matrix, values);
+  if (mode == kSwap) check_dtype(values, matrix.dtype);
+  check_inside_unless_walked(layout);
+  const DType dtype = matrix.dtype;
+  const Target target{matrix.data, dtype, layout};
   bool inside = true;
   for_each_chunk(values_count(layout), movers(layout, threads), [&](int64_t chunk_begin, int64_t chunk_end) {
-    const auto at = [&](int64_t k) { return static_cast<char*>(values) + k * size_of(values_dtype); };
-    if (mode == kSwap) return keep(inside, move<Exchange>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin)));
-    if (mode == kCopy && matrix_dtype == values_dtype)
-      return keep(inside, move<Store>(matrix, matrix_dtype, layout, chunk_begin, chunk_end, at(chunk_begin)));
+    const auto at = [&](int64_t k) { return data_of<char>(values) + k * size_of(values.dtype); };
+    const auto move_all = [&](auto action) {
+      void* held = at(chunk_begin);
+      keep(inside, move<decltype(action)>(matrix.data, dtype, layout, chunk_begin, chunk_end, held));
+    };
+    if (mode == kSwap) return move_all(Exchange());
+    if (mode == kCopy && dtype == values.dtype) return move_all(Store());
     for_each_piece(chunk_begin, chunk_end, [&](int64_t begin, int64_t end) {
-      keep(inside, (mode == kAdd ? add_piece : copy_piece)(target, at(begin), values_dtype, begin, end));
+      const auto write = mode == kAdd ? add_piece : copy_piece;
+      keep(inside, write(target, at(begin), values.dtype, begin, end));
     });
   });
-  return inside;
+  if (!inside) refuse_outside(layout);
 }
 
 }  // namespace SFT_VARIANT

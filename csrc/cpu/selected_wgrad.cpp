@@ -1,3 +1,4 @@
+#include "../checks.h"
 #include "block_panels.h"
 #include "entry_dots.h"
 #include "matrix_panels.h"
@@ -31,14 +32,24 @@ void wgrad(const WgradOperands& operands, const Layout& layout, void* values, DT
 
 namespace SFT_VARIANT {
 
-void selected_wgrad(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads) {
-  const int64_t count = values_count(layout);
-  if (count == 0 || (operands.tokens == 0 && accumulate)) return;
-  if (operands.tokens == 0)
-    return with_dtype(values_dtype, [&](auto v) { memset(values, 0, count * sizeof v); });
-  if (static_cast<double>(count) * operands.tokens < kParallelProducts) threads = 1;
-  if (operands.dtype == kFloat64) return wgrad<double>(operands, layout, values, values_dtype, accumulate, threads);
-  wgrad<float>(operands, layout, values, values_dtype, accumulate, threads);
+void selected_wgrad(In grad_output, In input, Where where, Out values, bool accumulate,
+                    int threads) {
+  const Matrix a = matrix_of(grad_output, false), b = matrix_of(input, false);
+  check_dtype(input, grad_output.dtype);
+  check_size(input, 0, a.rows);
+  const Layout layout = layout_of(where, a.columns, b.columns);
+  const bool compact_input = layout.kind == kColumns && b.columns == layout.n;
+  if (!compact_input) check_inside(layout);  // else the caller has chosen the columns already
+  const int64_t count = values_count(layout), tokens = a.rows;
+  check_floats(values, count);
+  if (count == 0 || (tokens == 0 && accumulate)) return;
+  if (tokens == 0)
+    return with_dtype(values.dtype, [&](auto v) { memset(values.data, 0, count * sizeof v); });
+  if (static_cast<double>(count) * tokens < kParallelProducts) threads = 1;
+  const WgradOperands operands{a.where.data, a.where.stride, b.where.data, b.where.stride,
+                               input.dtype,  tokens,         compact_input};
+  const auto run = input.dtype == kFloat64 ? wgrad<double> : wgrad<float>;
+  run(operands, layout, values.data, values.dtype, accumulate, threads);
 }
 
 }  // namespace SFT_VARIANT

@@ -12,12 +12,12 @@ struct Variant {
   CpuOps ops;
 };
 
-#define SFT_OPS(variant)                                                                                        \
-  { variant::gather_selected, variant::scatter_selected_, variant::selected_wgrad, variant::dense_product,      \
-    variant::masked_adamw_,                                                                                     \
-    variant::activation, variant::activation_backward, variant::gated_product, variant::gated_product_backward, \
-    variant::rms_norm, variant::rms_norm_backward, variant::positive_bits, variant::where_bits,                 \
-    variant::batch_norm_, variant::batch_norm_backward, variant::max_pool }
+#define SFT_NAME(result, name, ...) name,
+#define SFT_OPS(variant)            \
+  [] {                              \
+    using namespace variant;        \
+    return CpuOps{SFT_CPU_OPS(SFT_NAME)}; \
+  }()
 
 const Variant kVariants[] = {
 #ifdef SFT_HAVE_AVX512

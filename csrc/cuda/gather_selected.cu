@@ -1,7 +1,7 @@
-#include "gather_selected.h"
-
+#include "../checks.h"
 #include "gather_thread.h"
 #include "launch.h"
+#include "ops.h"
 
 namespace sparse_ft {
 namespace {
@@ -16,23 +16,22 @@ __global__ void __launch_bounds__(kGatherThreads, 4)
 
 }  // namespace
 
-namespace cuda {
-
-void gather_selected(const void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, uintptr_t stream) {
-  const int64_t count = values_count(layout);
+void gather_selected_cuda(In matrix, Where where, Out values,
+                          uintptr_t stream) {
+  const Layout layout = layout_on(where, matrix, values);
+  const int64_t count = values.count;
   if (count == 0) return;
-  const DeviceOf device(kOp, "values", values);
-  with_dtype(matrix_dtype, [&](auto m) {
-    with_dtype(values_dtype, [&](auto v) {
+  const DeviceOf device(kOp, "values", values.data);
+  with_dtype(matrix.dtype, [&](auto m) {
+    with_dtype(values.dtype, [&](auto v) {
       using Matrix = decltype(m);
       using Values = decltype(v);
       const unsigned blocks = static_cast<unsigned>(gather_blocks<Matrix, Values>(count));
       gather_selected_kernel<<<blocks, kGatherThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
-          static_cast<const Matrix*>(matrix), layout, static_cast<Values*>(values), count);
+          data_of<const Matrix>(matrix), layout, data_of<Values>(values), count);
     });
   });
   check(kOp, cudaGetLastError());
 }
 
-}  // namespace cuda
 }  // namespace sparse_ft

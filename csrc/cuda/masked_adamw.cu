@@ -1,9 +1,8 @@
 // Three launches for up to 576 tensors of one format (dtype, rounding): a look at every gradient (if asked for), the update, and one thread
 // a tensor that advances its step. Another format takes another look and update.
-#include "masked_adamw.h"
-
 #include "adamw_eight_bit.h"
 #include "launch.h"
+#include "ops.h"
 
 namespace sparse_ft {
 namespace {
@@ -82,19 +81,22 @@ __global__ void steps_kernel(const __grid_constant__ StepTable table, StepFlags 
 
 }  // namespace
 
-namespace cuda {
-
-void masked_adamw_(const std::vector<AdamWTensor>& tensors, bool maximize, const float* grad_scale, float* found_inf, bool skip_nonfinite,
-                   uintptr_t stream) {
+void masked_adamw_cuda_(Known known, Addresses grads, Settings settings, bool maximize,
+                        uintptr_t grad_scale, uintptr_t found_inf, bool skip_nonfinite,
+                        uintptr_t stream) {
+  if (skip_nonfinite && !found_inf)
+    throw std::invalid_argument("found_inf: expected an address with skip_nonfinite, got 0");
+  const std::vector<AdamWTensor> tensors = stepping(known, grads, settings, kCuda);
   if (tensors.empty()) return;
   const std::vector<AdamWTable> tables = adamw_tables(tensors);
   const DeviceOf device(kOp, "step", tensors[0].step);
   const cudaStream_t queue = reinterpret_cast<cudaStream_t>(stream);
-  const StepFlags flags{grad_scale, found_inf, maximize};
+  float* const found = reinterpret_cast<float*>(found_inf);
+  const StepFlags flags{reinterpret_cast<const float*>(grad_scale), found, maximize};
   for (const AdamWTable& table : tables)
     if (skip_nonfinite)
       with_format(table.format, [&](auto f) {
-        nonfinite_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, found_inf);
+        nonfinite_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, found);
       });
   for (const AdamWTable& table : tables)
     with_format(table.format, [&](auto f) {
@@ -105,5 +107,4 @@ void masked_adamw_(const std::vector<AdamWTensor>& tensors, bool maximize, const
   check(kOp, cudaGetLastError());
 }
 
-}  // namespace cuda
 }  // namespace sparse_ft

@@ -1,6 +1,6 @@
-#include "scatter_selected.h"
-
+#include "../checks.h"
 #include "launch.h"
+#include "ops.h"
 #include "scatter_thread.h"
 
 namespace sparse_ft {
@@ -16,24 +16,23 @@ __global__ void __launch_bounds__(kGatherThreads, 4)
 
 }  // namespace
 
-namespace cuda {
-
-void scatter_selected_(void* matrix, DType matrix_dtype, const Layout& layout, void* values, DType values_dtype, ScatterMode mode,
-                       uintptr_t stream) {
-  const int64_t count = values_count(layout);
+void scatter_selected_cuda_(Out matrix, Where where, Out values,
+                            ScatterMode mode, uintptr_t stream) {
+  const Layout layout = layout_on(where, matrix, values);
+  if (mode == kSwap) check_dtype(values, matrix.dtype);
+  const int64_t count = values.count;
   if (count == 0) return;
-  const DeviceOf device(kOp, "matrix", matrix);
-  with_dtype(matrix_dtype, [&](auto m) {
-    with_dtype(values_dtype, [&](auto v) {
+  const DeviceOf device(kOp, "matrix", matrix.data);
+  with_dtype(matrix.dtype, [&](auto m) {
+    with_dtype(values.dtype, [&](auto v) {
       using Matrix = decltype(m);
       using Values = decltype(v);
       const unsigned blocks = static_cast<unsigned>(gather_blocks<Matrix, Values>(count));
       scatter_selected_kernel<<<blocks, kGatherThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
-          static_cast<Matrix*>(matrix), static_cast<Values*>(values), layout, count, mode);
+          data_of<Matrix>(matrix), data_of<Values>(values), layout, count, mode);
     });
   });
   check(kOp, cudaGetLastError());
 }
 
-}  // namespace cuda
 }  // namespace sparse_ft

@@ -21,7 +21,6 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     ),
     "relu": (F.relu, functools.partial(_aten.threshold_backward, threshold=0)),
 }
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as csrc/activation.h counts them
 
 
 def check(activation: str, known: Iterable[str] = ACTIVATIONS, **tensors: Tensor) -> None:

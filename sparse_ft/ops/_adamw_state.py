@@ -113,30 +113,24 @@ class StateFormat:
         """`t` as the compiled part knows it, but for gradient and settings; None for one that it
         does not take as it is. It holds addresses: the tensors must stay where they are.
         """
-        value_dtype = _native.DTYPES.get(t.value.dtype)
-        if value_dtype is None or t.step.dtype != torch.float32 or t.step.numel() != 1:
+        is_known = t.value.dtype in _native.DTYPES
+        if not is_known or t.step.dtype != torch.float32 or t.step.numel() != 1:
             return None
         if not self._lies_alike(t):
             return None
-        weight = {}
-        if t.weight is not None:
-            if not _can_be_written_through(t):
-                return None
-            weight["weight"] = t.weight.data_ptr()
-            weight["weight_dtype"] = _native.DTYPES[t.weight.dtype]
-            weight["layout"] = _native.layout(*t.layout, t.weight.shape)
+        if t.weight is not None and not _can_be_written_through(t):
+            return None
         return _native.C.AdamWTensor(
-            values=t.value.data_ptr(),
-            exp_avg=t.exp_avg.data_ptr(),
-            exp_avg_sq=t.exp_avg_sq.data_ptr(),
-            step=t.step.data_ptr(),
-            count=t.value.numel(),
-            dtype=value_dtype,
+            values=t.value,
+            exp_avg=t.exp_avg,
+            exp_avg_sq=t.exp_avg_sq,
+            step=t.step,
             seed=-1 if t.seed is None else t.seed,
-            correction=_address(t.correction),
-            exp_avg_absmax=_address(t.exp_avg_absmax),
-            exp_avg_sq_absmax=_address(t.exp_avg_sq_absmax),
-            **weight,
+            correction=t.correction,
+            exp_avg_absmax=t.exp_avg_absmax,
+            exp_avg_sq_absmax=t.exp_avg_sq_absmax,
+            weight=t.weight,
+            layout=t.layout,
         )
 
     def _lies_alike(self, t):
@@ -177,10 +171,6 @@ class StateFormat:
                 f"seeds: with a correction nothing is rounded, expected -1, got {t.seed}"
             )
         check_like("corrections", t.correction, t.value, torch.int16)
-
-
-def _address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _can_be_written_through(t):

@@ -5,8 +5,6 @@ of BatchNorm share.
 import torch
 from torch import Tensor
 
-from . import _native
-
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 Axes = tuple[int, ...]
@@ -67,11 +65,6 @@ def by_channel(vector: Tensor, tensor: Tensor) -> Tensor:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic: fp32, or fp64 for fp64."""
     return torch.promote_types(torch.float32, dtype)
-
-
-def operand(vector: Tensor | None) -> tuple[int, int]:
-    """(address, code of the dtype) of a contiguous [C] or None, for the compiled part."""
-    return (0, 0) if vector is None else (vector.data_ptr(), _native.DTYPES[vector.dtype])
 
 
 def contiguous(vector: Tensor | None) -> Tensor | None:

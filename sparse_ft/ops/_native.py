@@ -1,6 +1,4 @@
-"""The compiled part, `sparse_ft._C`: whether it is there, and how tensors are handed to it (as
-plain pointers).
-"""
+"""The compiled part, `sparse_ft._C`: whether it is there, and which tensors it takes."""
 
 import contextlib
 import importlib
@@ -30,23 +28,18 @@ except ImportError as error:
 CUDA = C is not None and C.build_info()["cuda"]
 
 
-class Unserved(Exception):
+class Unserved(TypeError):
     """Raised by a backend, before it wrote anything, for tensors that it does not take."""
 
 
-class Codes(dict[torch.dtype, int]):
-    """{dtype: how the native core calls it}."""
+if C is not None:
+    Unserved = C.Unserved  # which it raises itself for a dtype that it does not know
 
-    def __missing__(self, dtype: torch.dtype) -> int:
-        raise Unserved(dtype)
-
-
-DTYPES = Codes({torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3})
+DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _DENSE = {
     4: [torch.channels_last],
     5: [torch.channels_last_3d],
 }  # dimensions: memory formats besides the contiguous one
-KINDS = {"rows": 0, "columns": 1, "blocks": 2, "entries": 3, "all": 4}
 
 
 def describe() -> str:
@@ -57,19 +50,6 @@ def describe() -> str:
 def describe_cuda() -> str:
     """One line on the compiled CUDA kernels: the architectures they were built for."""
     return f"compiled for {', '.join(C.build_info()['cuda_architectures'])}"
-
-
-def layout(kind, index, block_h, block_w, shape):
-    """The eight integers by which the native core knows a layout; `index` must outlive the call."""
-    return (
-        KINDS[kind],
-        index.data_ptr(),
-        index.element_size() * 8,
-        index.shape[0],
-        block_h,
-        block_w,
-        *shape,
-    )
 
 
 def served(*tensors: torch.Tensor) -> bool:

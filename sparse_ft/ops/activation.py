@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._activations import ACTIVATIONS, CODES, check, widened
+from ._activations import ACTIVATIONS, check, widened
 from ._registry import op
-from ._rows import as_rows, rows
+from ._rows import as_rows
 
 KNOWN = ("silu", "gelu", "gelu_tanh")  # for ReLU one bit an element is enough: see positive_bits
 
@@ -22,28 +22,14 @@ def _backward_shapes(grad_output: Tensor, input: Tensor, activation: str) -> Ten
 
 
 def _cpu(input: Tensor, activation: str, output: Tensor) -> None:
-    shape, (input,) = as_rows(input)
-    _native.C.activation(
-        *rows(input),
-        _native.DTYPES[input.dtype],
-        *shape,
-        CODES[activation],
-        output.data_ptr(),
-        torch.get_num_threads(),
-    )
+    (input,) = as_rows(input)
+    _native.C.activation(input, activation, output, torch.get_num_threads())
 
 
 def _backward_cpu(grad_output: Tensor, input: Tensor, activation: str, grad_input: Tensor) -> None:
-    shape, (grad_output, input) = as_rows(grad_output, input)
-    _native.C.activation_backward(
-        *rows(grad_output),
-        *rows(input),
-        _native.DTYPES[input.dtype],
-        *shape,
-        CODES[activation],
-        grad_input.data_ptr(),
-        torch.get_num_threads(),
-    )
+    grad_output, input = as_rows(grad_output, input)
+    threads = torch.get_num_threads()
+    _native.C.activation_backward(grad_output, input, activation, grad_input, threads)
 
 
 @op(

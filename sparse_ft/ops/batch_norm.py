@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _native
-from ._channels import accumulator, check, contiguous, extents, in_order, operand
+from ._channels import accumulator, check, contiguous, extents, in_order
 from ._registry import launcher, op, reference
 from .positive_bits import num_bytes
 
@@ -44,18 +44,9 @@ def _cpu(
 ) -> None:
     mean, variance = running_mean.contiguous(), running_var.contiguous()
     weight, bias = contiguous(weight), contiguous(bias)
-    _native.C.batch_norm_(
-        input.data_ptr(),
-        _native.DTYPES[input.dtype],
-        *extents(input),
-        *operand(mean),
-        *operand(variance),
-        *operand(weight),
-        *operand(bias),
-        eps,
-        bits.data_ptr() if relu else 0,
-        torch.get_num_threads(),
-    )
+    written = bits if relu else None
+    threads = torch.get_num_threads()
+    _native.C.batch_norm_(input, mean, variance, weight, bias, eps, written, threads)
 
 
 def _triton(

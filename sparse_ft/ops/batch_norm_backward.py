@@ -6,16 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._channels import (
-    CHANNELS_LAST,
-    accumulator,
-    by_channel,
-    check,
-    contiguous,
-    extents,
-    in_order,
-    operand,
-)
+from ._channels import CHANNELS_LAST, accumulator, by_channel, check, contiguous, extents, in_order
 from ._registry import launcher, op, reference
 from .positive_bits import num_bytes
 
@@ -69,17 +60,8 @@ def _cpu(
 ) -> None:
     grad, variance = _dense(grad_output), running_var.contiguous()
     weight, positive = contiguous(weight), contiguous(positive)
-    _native.C.batch_norm_backward(
-        grad.data_ptr(),
-        _native.DTYPES[grad.dtype],
-        *extents(grad),
-        *operand(variance),
-        *operand(weight),
-        eps,
-        0 if positive is None else positive.data_ptr(),
-        grad_input.data_ptr(),
-        torch.get_num_threads(),
-    )
+    threads = torch.get_num_threads()
+    _native.C.batch_norm_backward(grad, variance, weight, eps, positive, grad_input, threads)
 
 
 def _triton(

@@ -98,22 +98,8 @@ def dense_product_ref(
 def dense_product_panels(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    outputs, features = weight.shape
-    output = input.new_empty(*input.shape[:-1], outputs)
-    by_rows = weight.stride(1) == 1
-    _native.C.dense_product(
-        input.data_ptr(),
-        features,
-        weight.data_ptr(),
-        weight.stride(0) if by_rows else weight.stride(1),
-        by_rows,
-        0 if bias is None else bias.data_ptr(),
-        input.numel() // features,
-        features,
-        outputs,
-        output.data_ptr(),
-        torch.get_num_threads(),
-    )
+    output = input.new_empty(*input.shape[:-1], weight.size(0))
+    _native.C.dense_product(input, weight, bias, output, torch.get_num_threads())
     return output
 
 

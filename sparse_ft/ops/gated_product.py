@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._activations import ACTIVATIONS, CODES, check, widened
+from ._activations import ACTIVATIONS, check, widened
 from ._registry import op
-from ._rows import as_rows, rows
+from ._rows import as_rows
 
 
 def _shapes(gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -22,16 +22,8 @@ def _backward_shapes(
 
 
 def _cpu(gate: Tensor, up: Tensor, activation: str, output: Tensor) -> None:
-    shape, (gate, up) = as_rows(gate, up)
-    _native.C.gated_product(
-        *rows(gate),
-        *rows(up),
-        _native.DTYPES[gate.dtype],
-        *shape,
-        CODES[activation],
-        output.data_ptr(),
-        torch.get_num_threads(),
-    )
+    gate, up = as_rows(gate, up)
+    _native.C.gated_product(gate, up, activation, output, torch.get_num_threads())
 
 
 def _backward_cpu(
@@ -42,18 +34,9 @@ def _backward_cpu(
     grad_gate: Tensor,
     grad_up: Tensor,
 ) -> None:
-    shape, (grad_output, gate, up) = as_rows(grad_output, gate, up)
-    _native.C.gated_product_backward(
-        *rows(grad_output),
-        *rows(gate),
-        *rows(up),
-        _native.DTYPES[gate.dtype],
-        *shape,
-        CODES[activation],
-        grad_gate.data_ptr(),
-        grad_up.data_ptr(),
-        torch.get_num_threads(),
-    )
+    operands = as_rows(grad_output, gate, up)
+    threads = torch.get_num_threads()
+    _native.C.gated_product_backward(*operands, activation, grad_gate, grad_up, threads)
 
 
 @op(

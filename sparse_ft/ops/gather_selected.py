@@ -39,14 +39,8 @@ def gather_selected_cpu(matrix, kind, index, block_h, block_w, *, dtype=None):
     index = index.contiguous()
     if not _native.served(matrix, values):
         return gather_selected_ref(matrix, kind, index, block_h, block_w, dtype=dtype)
-    _native.C.gather_selected(
-        matrix.data_ptr(),
-        _native.DTYPES[matrix.dtype],
-        _native.layout(kind, index, block_h, block_w, matrix.shape),
-        values.data_ptr(),
-        _native.DTYPES[values.dtype],
-        torch.get_num_threads(),
-    )
+    where = (kind, index, block_h, block_w)
+    _native.C.gather_selected(matrix, where, values, 0, torch.get_num_threads())
     return values
 
 
@@ -66,15 +60,10 @@ def gather_selected_cuda(matrix, kind, index, block_h, block_w, *, dtype=None):
     if not _native.served(matrix, values):  # strided
         otherwise = gather_selected_triton if HAS_TRITON else gather_selected_ref
         return otherwise(matrix, kind, index, block_h, block_w, dtype=dtype)
+    where = (kind, index, block_h, block_w)
     with torch.cuda.device(matrix.device):
-        _native.C.gather_selected_cuda(
-            matrix.data_ptr(),
-            _native.DTYPES[matrix.dtype],
-            _native.layout(kind, index, block_h, block_w, matrix.shape),
-            values.data_ptr(),
-            _native.DTYPES[values.dtype],
-            torch.cuda.current_stream().cuda_stream,
-        )
+        stream = torch.cuda.current_stream().cuda_stream
+        _native.C.gather_selected_cuda(matrix, where, values, stream)
     return values
 
 

@@ -98,8 +98,8 @@ def masked_adamw_cuda_(*arguments, **keywords):
     call = call_of(*arguments, **keywords)
     if not call.tensors:
         return
-    native = native_call(call)
     call.check_device()
+    native = native_call(call)
     if native is None:  # a strided weight, say
         return (masked_adamw_triton_ if HAS_TRITON else masked_adamw_ref_)(*arguments, **keywords)
     step_on_cuda_(native, call.flags, call.tensors[0].value.device)

@@ -80,21 +80,9 @@ def _cpu(
     output: Tensor,
     numbers: Tensor,
 ) -> None:
-    input = input.contiguous()
-    _native.C.max_pool(
-        input.data_ptr(),
-        _native.DTYPES[input.dtype],
-        input.shape[:-2].numel(),
-        input.shape[-2:],
-        output.shape[-2:],
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        output.data_ptr(),
-        numbers.data_ptr(),
-        torch.get_num_threads(),
-    )
+    window = kernel_size, stride, padding, dilation
+    threads = torch.get_num_threads()
+    _native.C.max_pool(input.contiguous(), *window, output, numbers, threads)
 
 
 def _triton(

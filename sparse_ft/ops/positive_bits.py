@@ -46,34 +46,17 @@ def _where_shapes(grad: Tensor, bits: Tensor) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
-def _cpu(input: Tensor, bits: Tensor, relu_address: int = 0) -> None:
-    """relu_address: of what ReLU of the input is written to."""
-    input = input.contiguous()
-    _native.C.positive_bits(
-        input.data_ptr(),
-        _native.DTYPES[input.dtype],
-        input.numel(),
-        bits.data_ptr(),
-        relu_address,
-        torch.get_num_threads(),
-    )
+def _cpu(input: Tensor, bits: Tensor) -> None:
+    _native.C.positive_bits(input.contiguous(), bits, None, torch.get_num_threads())
 
 
 def _relu_cpu(input: Tensor, output: Tensor, bits: Tensor) -> None:
-    _cpu(input, bits, output.data_ptr())
+    _native.C.positive_bits(input.contiguous(), bits, output, torch.get_num_threads())
 
 
 def _where_cpu(grad: Tensor, bits: Tensor, scale: float, output: Tensor) -> None:
     grad, bits = grad.contiguous(), bits.contiguous()
-    _native.C.where_bits(
-        grad.data_ptr(),
-        _native.DTYPES[grad.dtype],
-        grad.numel(),
-        bits.data_ptr(),
-        scale,
-        output.data_ptr(),
-        torch.get_num_threads(),
-    )
+    _native.C.where_bits(grad, bits, scale, output, torch.get_num_threads())
 
 
 @op(

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import _native
 from ._library import refuse_layout
 from ._registry import op
-from ._rows import as_rows, rows
+from ._rows import as_rows
 
 
 def _wide(input: Tensor, weight: Tensor | None) -> torch.dtype:
@@ -64,29 +64,12 @@ def _backward_shapes(
     return input.new_empty(input.shape)
 
 
-def _weight(weight: Tensor | None) -> tuple[int, int]:
-    """Address and dtype code; 0 where there is none."""
-    return (0, 0) if weight is None else (weight.data_ptr(), _native.DTYPES[weight.dtype])
-
-
 def _cpu(
     input: Tensor, weight: Tensor | None, eps: float, offset: float, output: Tensor, rstd: Tensor
 ) -> None:
     weight = weight if weight is None else weight.contiguous()
-    shape, (input,) = as_rows(input, flat=False)
-    _native.C.rms_norm(
-        *rows(input),
-        _native.DTYPES[input.dtype],
-        *_weight(weight),
-        *shape,
-        eps,
-        offset,
-        output.data_ptr(),
-        _native.DTYPES[output.dtype],
-        rstd.data_ptr(),
-        _native.DTYPES[rstd.dtype],
-        torch.get_num_threads(),
-    )
+    (input,) = as_rows(input)
+    _native.C.rms_norm(input, weight, eps, offset, output, rstd, torch.get_num_threads())
 
 
 def _backward_cpu(
@@ -98,20 +81,9 @@ def _backward_cpu(
     grad_input: Tensor,
 ) -> None:
     weight, rstd = weight if weight is None else weight.contiguous(), rstd.contiguous()
-    shape, (grad_output, input) = as_rows(grad_output, input, flat=False)
-    _native.C.rms_norm_backward(
-        *rows(grad_output),
-        _native.DTYPES[grad_output.dtype],
-        *rows(input),
-        _native.DTYPES[input.dtype],
-        rstd.data_ptr(),
-        _native.DTYPES[rstd.dtype],
-        *_weight(weight),
-        *shape,
-        offset,
-        grad_input.data_ptr(),
-        torch.get_num_threads(),
-    )
+    grad_output, input = as_rows(grad_output, input)
+    threads = torch.get_num_threads()
+    _native.C.rms_norm_backward(grad_output, input, rstd, weight, offset, grad_input, threads)
 
 
 def _refuse_nested(input: Tensor, weight: Tensor | None) -> None:

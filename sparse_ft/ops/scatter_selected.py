@@ -16,7 +16,6 @@ SWAP = (
     "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int"
     " block_w) -> ()"
 )
-COPY, ADD, EXCHANGE = 0, 1, 2  # the native core's modes
 
 
 def _places(matrix, kind, index, block_h, block_w):
@@ -60,16 +59,14 @@ def _check_swap(matrix, values, kind, index, block_h, block_w):
 
 
 def _write(matrix, values, kind, index, block_h, block_w, mode):
-    """Hand the tensors to the compiled kernel of their device."""
-    arguments = (
-        matrix.data_ptr(), _native.DTYPES[matrix.dtype], _native.layout(kind, index, block_h, block_w, matrix.shape),
-        values.data_ptr(), _native.DTYPES[values.dtype], mode,
-    )  # fmt: skip
+    """Hand the tensors to the compiled kernel of their device. mode: "copy", "add" or "swap"."""
+    where = (kind, index, block_h, block_w)
     if matrix.is_cuda:
         with torch.cuda.device(matrix.device):
-            _native.C.scatter_selected_cuda_(*arguments, torch.cuda.current_stream().cuda_stream)
+            stream = torch.cuda.current_stream().cuda_stream
+            _native.C.scatter_selected_cuda_(matrix, where, values, mode, stream)
     else:
-        _native.C.scatter_selected_(*arguments, torch.get_num_threads())
+        _native.C.scatter_selected_(matrix, where, values, mode, torch.get_num_threads())
 
 
 def scatter_selected_native_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
@@ -79,7 +76,7 @@ def scatter_selected_native_(matrix, values, kind, index, block_h, block_w, *, a
         return scatter_selected_ref_(
             matrix, values, kind, index, block_h, block_w, accumulate=accumulate
         )
-    _write(matrix, values, kind, index, block_h, block_w, ADD if accumulate else COPY)
+    _write(matrix, values, kind, index, block_h, block_w, "add" if accumulate else "copy")
     wrote(matrix)
 
 
@@ -88,7 +85,7 @@ def swap_selected_native_(matrix, values, kind, index, block_h, block_w):
     index = index.contiguous()
     if not _native.served(matrix, values):
         return swap_selected_ref_(matrix, values, kind, index, block_h, block_w)
-    _write(matrix, values, kind, index, block_h, block_w, EXCHANGE)
+    _write(matrix, values, kind, index, block_h, block_w, "swap")
     wrote(matrix, values)
 
 

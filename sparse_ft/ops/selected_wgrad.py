@@ -130,22 +130,9 @@ def _fake_(values_grad, grad_output, input, kind, index, block_h, block_w):
 def _native_wgrad(values, grad_output, input, kind, index, block_h, block_w, accumulate):
     if kind == "entries" and index.numel() > STRIPS_FROM * grad_output.size(1) * input.size(1):
         return _native_strips(values, grad_output, input, index, accumulate)
-    compact = kind == "columns" and input.size(1) == index.size(0)
-    shape = (grad_output.size(1), input.size(1))
-    _native.C.selected_wgrad(
-        grad_output.data_ptr(),
-        grad_output.stride(0),
-        input.data_ptr(),
-        input.stride(0),
-        _native.DTYPES[input.dtype],
-        input.size(0),
-        _native.layout(kind, index, block_h, block_w, shape),
-        compact,
-        values.data_ptr(),
-        _native.DTYPES[values.dtype],
-        accumulate,
-        torch.get_num_threads(),
-    )
+    where = (kind, index, block_h, block_w)
+    threads = torch.get_num_threads()
+    _native.C.selected_wgrad(grad_output, input, where, values, accumulate, threads)
 
 
 def _native_strips(values, grad_output, input, index, accumulate):
@@ -157,15 +144,9 @@ def _native_strips(values, grad_output, input, index, accumulate):
         strip = input.new_empty(rows.stop - rows.start, columns, dtype=_accumulator(input.dtype))
         _native_wgrad(strip, grad_output[:, rows], input, "all", none, 1, 1, accumulate=False)
         taken = torch.empty_like(values[some]) if accumulate else values[some]
-        _native.C.gather_selected(
-            strip.data_ptr(),
-            _native.DTYPES[strip.dtype],
-            _native.layout("entries", index[some], 1, 1, strip.shape),
-            taken.data_ptr(),
-            _native.DTYPES[taken.dtype],
-            torch.get_num_threads(),
-            first=rows.start * columns,  # the index counts from the first row of the matrix
-        )
+        where = ("entries", index[some], 1, 1)
+        first = rows.start * columns  # the index counts from the first row of the matrix
+        _native.C.gather_selected(strip, where, taken, first, torch.get_num_threads())
         if accumulate:
             values[some] += taken
 

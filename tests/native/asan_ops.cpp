@@ -1,5 +1,5 @@
 // Runs every op of the CPU core over heap buffers of exactly the size that its contract names, for AddressSanitizer to watch, and
-// compares the sums with a plain loop. With the argument "plant", one index lies outside of the matrix: the sanitizer must say so.
+// compares the sums with a plain loop. With the argument "plant", a buffer is shorter than its tensor: the sanitizer must say so.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/ops.h"
+#include "views.h"
 
 using namespace sparse_ft;
 
@@ -71,23 +72,33 @@ void expect(bool holds, const char* what, const Layout& layout, int64_t k) {
   exit(2);
 }
 
+Tensor matrix_of(const Buffer& of, int64_t rows, int64_t columns, int64_t stride = 0) {
+  return view(of.data, of.dtype, {rows, columns}, stride);
+}
+
+Tensor line_of(const Buffer& of) { return view(of.data, of.dtype, {of.count}); }
+
+const MaybeTensor kNone{};
+
 void copies(const Layout& layout, DType matrix_dtype, DType values_dtype) {
   Buffer matrix(matrix_dtype, layout.rows * layout.columns), values(values_dtype, values_count(layout), 1);
-  baseline::gather_selected(matrix.data, matrix_dtype, layout, values.data, values_dtype, 2);
+  const Tensor whole = matrix_of(matrix, layout.rows, layout.columns), some = line_of(values);
+  const Selection where = selection_of(layout);
+  baseline::gather_selected(whole, where, some, 0, 2);
   for (int64_t k = 0; k < values.count; ++k) {
     const int64_t at = position(layout, k);
     expect(values.get(k) == (at == kPadding ? 0 : matrix.get(at)), "gather", layout, k);
   }
-  baseline::scatter_selected_(matrix.data, matrix_dtype, layout, values.data, values_dtype, kAdd, 2);
-  baseline::scatter_selected_(matrix.data, matrix_dtype, layout, values.data, values_dtype, kCopy, 2);
-  if (matrix_dtype == values_dtype) baseline::scatter_selected_(matrix.data, matrix_dtype, layout, values.data, values_dtype, kSwap, 2);
+  baseline::scatter_selected_(whole, where, some, kAdd, 2);
+  baseline::scatter_selected_(whole, where, some, kCopy, 2);
+  if (matrix_dtype == values_dtype) baseline::scatter_selected_(whole, where, some, kSwap, 2);
 }
 
 void wgrad(const Layout& layout, DType dtype, DType values_dtype, int64_t tokens, bool compact) {
   const int64_t width = compact ? layout.n : layout.columns;
   Buffer grad_output(dtype, tokens * layout.rows, 2), input(dtype, tokens * width, 3), values(values_dtype, values_count(layout));
-  const WgradOperands operands{grad_output.data, layout.rows, input.data, width, dtype, tokens, compact};
-  baseline::selected_wgrad(operands, layout, values.data, values_dtype, false, 3);
+  const Tensor a = matrix_of(grad_output, tokens, layout.rows), b = matrix_of(input, tokens, width);
+  baseline::selected_wgrad(a, b, selection_of(layout), line_of(values), false, 3);
   for (int64_t k = 0; k < values.count; ++k) {
     const int64_t at = position(layout, k);
     double want = 0;
@@ -97,7 +108,7 @@ void wgrad(const Layout& layout, DType dtype, DType values_dtype, int64_t tokens
     rounded.set(0, want);
     expect(values.get(k) == rounded.get(0), "wgrad", layout, k);
   }
-  baseline::selected_wgrad(operands, layout, values.data, values_dtype, true, 3);
+  baseline::selected_wgrad(a, b, selection_of(layout), line_of(values), true, 3);
 }
 
 void adamw(const Layout& layout, DType dtype, DType weight_dtype) {
@@ -105,10 +116,9 @@ void adamw(const Layout& layout, DType dtype, DType weight_dtype) {
   Buffer value(dtype, count), grad(dtype, count, 1), m(dtype, count, 2), v(dtype, count), weight(weight_dtype, layout.rows * layout.columns);
   for (int64_t i = 0; i < count; ++i) v.set(i, 1);
   float* step = static_cast<float*>(calloc(1, sizeof(float)));
-  const AdamWTensor tensors[] = {
-      {value.data, grad.data, m.data, v.data, step, count, dtype, weight.data, weight_dtype, layout, 0.01, 0.9, 0.99, 1e-8, 0.1,
-       nullptr, AdamWStorage{}}};
-  expect(!baseline::masked_adamw_(tensors, 1, false, 1.0, true, 2) && *step == 1, "adamw", layout, 0);
+  const AdamWTensor tensor{value.data, grad.data, m.data, v.data, step, count, dtype, weight.data, weight_dtype, layout,
+                           0.01, 0.9, 0.99, 1e-8, 0.1, nullptr, AdamWStorage{}};
+  expect(!step_on_cpu({tensor}, false, 1.0, 2) && *step == 1, "adamw", layout, 0);
   free(step);
 }
 
@@ -116,10 +126,11 @@ void adamw(const Layout& layout, DType dtype, DType weight_dtype) {
 void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
   const int64_t stride = columns + 5, held = (rows - 1) * stride + columns;
   Buffer a(dtype, held, 1), b(dtype, held, 2), c(dtype, held, 3), weight(other, columns, 4), out(dtype, rows * columns), out2(dtype, rows * columns);
-  const Rows ra{a.data, stride}, rb{b.data, stride}, rc{c.data, stride};
+  const Tensor ra = matrix_of(a, rows, columns, stride), rb = matrix_of(b, rows, columns, stride), rc = matrix_of(c, rows, columns, stride);
+  const Tensor to = line_of(out), to2 = line_of(out2);
   for (Activation activation : {kSilu, kGelu, kGeluTanh, kRelu}) {
-    baseline::activation(ra, dtype, rows, columns, activation, out.data, 2);
-    baseline::activation_backward(rc, ra, dtype, rows, columns, activation, out2.data, 2);
+    baseline::activation(ra, activation, to, 2);
+    baseline::activation_backward(rc, ra, activation, to2, 2);
   }
   for (int64_t k = 0; k < rows * columns; ++k) {  // of relu, exact in every dtype
     const int64_t at = k / columns * stride + k % columns;
@@ -127,38 +138,37 @@ void rowwise(DType dtype, DType other, int64_t rows, int64_t columns) {
     expect(out2.get(k) == (a.get(at) > 0 ? c.get(at) : 0), "activation_backward", Layout{}, k);
   }
   for (Activation activation : {kSilu, kGelu, kGeluTanh, kRelu}) {
-    baseline::gated_product(ra, rb, dtype, rows, columns, activation, out.data, 2);
-    baseline::gated_product_backward(rc, ra, rb, dtype, rows, columns, activation, out.data, out2.data, 2);
+    baseline::gated_product(ra, rb, activation, to, 2);
+    baseline::gated_product_backward(rc, ra, rb, activation, to, to2, 2);
   }
   for (int64_t k = 0; k < rows * columns; ++k) {  // of relu: the grads, exact in every dtype
     const int64_t at = k / columns * stride + k % columns;
     expect(out.get(k) == (a.get(at) > 0 ? c.get(at) * b.get(at) : 0), "grad_gate", Layout{}, k);
     expect(out2.get(k) == (a.get(at) > 0 ? c.get(at) * a.get(at) : 0), "grad_up", Layout{}, k);
   }
-  const DType wide = dtype == kFloat64 || other == kFloat64 ? kFloat64 : kFloat32;
-  Buffer rstd(wide, rows), output(other, rows * columns);
-  for (const void* w : {static_cast<const void*>(weight.data), static_cast<const void*>(nullptr)}) {
-    const NormOperands operands{ra, dtype, w, other, rows, columns, 1.0, wide};
-    baseline::rms_norm(operands, 1e-6, output.data, other, rstd.data, 2);
-    baseline::rms_norm_backward(operands, rc, dtype, rstd.data, out.data, 2);
+  Buffer rstd(dtype == kFloat64 || other == kFloat64 ? kFloat64 : kFloat32, rows), output(other, rows * columns);
+  for (const MaybeTensor& w : {maybe(line_of(weight)), kNone}) {
+    baseline::rms_norm(ra, w, 1e-6, 1.0, line_of(output), line_of(rstd), 2);
+    baseline::rms_norm_backward(rc, ra, line_of(rstd), w, 1.0, to, 2);
   }
   for (int64_t k = 0; k < rows * columns; ++k) expect(std::isfinite(output.get(k)) && std::isfinite(out.get(k)), "rms_norm", Layout{}, k);
 }
 
 // Rows that lie apart, the last one ending where its buffer ends.
-void dense(int64_t tokens, int64_t inner, int64_t columns, bool transposed) {
-  const int64_t lines = transposed ? columns : inner, line = transposed ? inner : columns, input_stride = inner + 3, weight_stride = line + 5;
+void dense(int64_t tokens, int64_t inner, int64_t columns, bool by_rows) {
+  const int64_t lines = by_rows ? columns : inner, line = by_rows ? inner : columns, input_stride = inner + 3, weight_stride = line + 5;
   Buffer input(kFloat32, (tokens - 1) * input_stride + inner, 1), weight(kFloat32, (lines - 1) * weight_stride + line, 2);
   Buffer bias(kFloat32, columns, 3), output(kFloat32, tokens * columns);
-  const auto floats = [](Buffer& of) { return reinterpret_cast<float*>(of.data); };
-  for (const float* added : {static_cast<const float*>(nullptr), static_cast<const float*>(floats(bias))}) {
-    const DenseOperands operands{floats(input), input_stride, floats(weight), weight_stride, transposed, added, tokens, inner, columns};
-    for (int threads : {1, 3}) baseline::dense_product(operands, floats(output), threads);
+  const Tensor from = matrix_of(input, tokens, inner, input_stride);
+  Tensor stored = matrix_of(weight, lines, line, weight_stride);
+  if (!by_rows) std::swap(stored.size[0], stored.size[1]), std::swap(stored.stride[0], stored.stride[1]);
+  for (const MaybeTensor& added : {kNone, maybe(line_of(bias))}) {
+    for (int threads : {1, 3}) baseline::dense_product(from, stored, added, line_of(output), threads);
     for (int64_t k = 0; k < tokens * columns; ++k) {
-      double want = added ? bias.get(k % columns) : 0;
+      double want = added.data ? bias.get(k % columns) : 0;
       for (int64_t i = 0; i < inner; ++i)
         want += input.get(k / columns * input_stride + i) *
-                weight.get(transposed ? k % columns * weight_stride + i : i * weight_stride + k % columns);
+                weight.get(by_rows ? k % columns * weight_stride + i : i * weight_stride + k % columns);
       expect(std::fabs(output.get(k) - want) <= 1e-4 * (1 + inner), "dense_product", Layout{}, k);
     }
   }
@@ -167,26 +177,27 @@ void dense(int64_t tokens, int64_t inner, int64_t columns, bool transposed) {
 void bits(DType dtype, int64_t count) {
   Buffer input(dtype, count, 1), output(dtype, count), relu(dtype, count);
   uint8_t* packed = static_cast<uint8_t*>(malloc((count + 7) / 8));
-  baseline::positive_bits(input.data, dtype, count, packed, nullptr, 2);
-  baseline::positive_bits(input.data, dtype, count, packed, relu.data, 2);
+  const Tensor flags = view(packed, kUInt8, {(count + 7) / 8});
+  baseline::positive_bits(line_of(input), flags, kNone, 2);
+  baseline::positive_bits(line_of(input), flags, maybe(line_of(relu)), 2);
   for (int64_t k = 0; k < count; ++k) expect(relu.get(k) == (input.get(k) > 0 ? input.get(k) : 0), "relu", Layout{}, k);
   if (count % 2 == 0)
     for (int64_t inner : {int64_t{1}, count / 2}) {
       const int64_t channels = inner == 1 ? count : 2;
       Buffer variance(dtype, channels, 2);
-      const ChannelOperands operands{1, channels, inner, {variance.data, dtype}, {nullptr, dtype}, 100.0};
-      for (const uint8_t* positive : {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(packed)}) {
-        baseline::batch_norm_backward(operands, input.data, dtype, positive, output.data, 2);
+      const Tensor from = view(input.data, dtype, {1, channels, inner}), to = view(output.data, dtype, {1, channels, inner});
+      for (const MaybeTensor& positive : {kNone, maybe(flags)}) {
+        baseline::batch_norm_backward(from, line_of(variance), kNone, 100.0, positive, to, 2);
         for (int64_t k = 0; k < count; ++k) expect(std::isfinite(output.get(k)), "batch_norm_backward", Layout{}, k);
       }
-      for (uint8_t* written : {static_cast<uint8_t*>(nullptr), packed}) {
-        baseline::batch_norm_(operands, {variance.data, dtype}, {nullptr, dtype}, output.data, dtype, written, 2);
+      for (const MaybeTensor& written : {kNone, maybe(flags)}) {
+        baseline::batch_norm_(to, line_of(variance), line_of(variance), kNone, kNone, 100.0, written, 2);
         for (int64_t k = 0; k < count; ++k) expect(std::isfinite(output.get(k)), "batch_norm_", Layout{}, k);
       }
-      baseline::positive_bits(input.data, dtype, count, packed, nullptr, 2);  // for where_bits
+      baseline::positive_bits(line_of(input), flags, kNone, 2);  // for where_bits
     }
   for (double scale : {1.0, 2.0}) {
-    baseline::where_bits(input.data, dtype, count, packed, scale, output.data, 2);
+    baseline::where_bits(line_of(input), flags, scale, line_of(output), 2);
     for (int64_t k = 0; k < count; ++k) expect(output.get(k) == (input.get(k) > 0 ? scale * input.get(k) : 0), "bits", Layout{}, k);
   }
   free(packed);
@@ -198,8 +209,8 @@ void pool(DType dtype, int64_t side) {
       const int64_t padding = k / 2, out = (side + 2 * padding - k) / step + 1;
       Buffer input(dtype, 2 * side * side, 1), output(dtype, 2 * out * out);
       uint8_t* numbers = static_cast<uint8_t*>(malloc(2 * out * out));
-      const PoolWindow window{{side, side}, {out, out}, {k, k}, {step, step}, {padding, padding}, {1, 1}};
-      baseline::max_pool(input.data, dtype, 2, window, output.data, numbers, 2);
+      const Tensor from = view(input.data, dtype, {2, side, side}), to = view(output.data, dtype, {2, out, out});
+      baseline::max_pool(from, {k, k}, {step, step}, {padding, padding}, {1, 1}, to, view(numbers, kUInt8, {2, out, out}), 2);
       for (int64_t i = 0; i < 2 * out * out; ++i) expect(numbers[i] < k * k && std::isfinite(output.get(i)), "max_pool", Layout{}, i);
       free(numbers);
     }
@@ -223,9 +234,8 @@ void every_op(const Layout& layout) {
 
 int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "plant")) {
-    Selected selected(kRows, 32, 5, 7, 1, 1);
-    selected.set(selected.layout.n - 1, 5);
-    copies(selected.layout, kFloat32, kFloat32);
+    Buffer input(kFloat32, 6), output(kFloat32, 7);
+    baseline::activation(view(input.data, kFloat32, {7}), kRelu, line_of(output), 1);
     return 0;
   }
   const int64_t shapes[][2] = {{1, 1}, {1, 13}, {11, 1}, {7, 10}, {33, 37}};

@@ -14,6 +14,7 @@ static void on_write(const void* address, size_t bytes);
 #include "../../csrc/cuda/adamw_eight_bit.h"
 #include "../../csrc/cuda/gather_thread.h"
 #include "../../csrc/cuda/scatter_thread.h"
+#include "views.h"
 
 using namespace sparse_ft;
 
@@ -56,6 +57,9 @@ struct Buffer {
 
   int64_t bytes() const { return count * size_of(dtype); }
 };
+
+Tensor matrix_of(const Buffer& of, const Layout& layout) { return view(of.data, of.dtype, {layout.rows, layout.columns}); }
+Tensor line_of(const Buffer& of) { return view(of.data, of.dtype, {of.count}); }
 
 void expect_same(const Buffer& got, const Buffer& want, const char* what) {
   if (!memcmp(got.data, want.data, got.bytes())) return;
@@ -116,7 +120,7 @@ void gather(const Layout& layout, DType matrix_dtype, DType values_dtype, int64_
   Buffer matrix(matrix_dtype, layout.rows * layout.columns, 1, false, offset);
   Buffer values(values_dtype, values_count(layout), 2, false, offset);
   Buffer want(values);
-  baseline::gather_selected(matrix.data, matrix_dtype, layout, want.data, values_dtype, 1);
+  if (!plant("bounds")) baseline::gather_selected(matrix_of(matrix, layout), selection_of(layout), line_of(want), 0, 1);
   writes.clear();
   with_dtype(matrix_dtype, [&](auto m) {
     with_dtype(values_dtype, [&](auto v) {
@@ -140,7 +144,7 @@ void scatter(const Selected& selected, DType matrix_dtype, DType values_dtype, S
   Buffer matrix(matrix_dtype, layout.rows * layout.columns, 1, false, offset);
   Buffer values(values_dtype, values_count(layout), 2, false, offset);
   Buffer want_matrix(matrix), want_values(values);
-  baseline::scatter_selected_(want_matrix.data, matrix_dtype, layout, want_values.data, values_dtype, mode, 1);
+  baseline::scatter_selected_(matrix_of(want_matrix, layout), selection_of(layout), line_of(want_values), mode, 1);
   writes.clear();
   with_dtype(matrix_dtype, [&](auto m) {
     with_dtype(values_dtype, [&](auto v) {
@@ -275,7 +279,7 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
   const double inv_scale = grad_scale ? 1.0 / static_cast<double>(*grad_scale) : 1.0;
   writes.clear();
   const bool found = launch(tensors, StepFlags{grad_scale, &found_inf, maximize}, &found_inf, true);
-  if (found != baseline::masked_adamw_(host.data(), static_cast<int64_t>(host.size()), maximize, inv_scale, true, 1) || found != nonfinite)
+  if (found != step_on_cpu(host, maximize, inv_scale, 1) || found != nonfinite)
     fail("found_inf", found);
   for (size_t i = 0; i < made.size(); ++i) {
     const auto once = [&](int64_t) { return found ? 0 : 1; };

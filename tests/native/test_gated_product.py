@@ -78,14 +78,3 @@ def test_every_float16_gate(variant, activation):
     ):
         error = (got.double() - exact).abs() / exact.abs().clamp(min=0.1)
         assert error.max() < 8 * torch.finfo(torch.float32).eps
-
-
-def test_arguments_are_checked():
-    x = torch.zeros(2, 3)
-    head = *core.rows(x), *core.rows(x)
-    with pytest.raises(ValueError, match="activation must be 0 .*got 4"):
-        core.C.gated_product(*head, 0, 2, 3, 4, x.data_ptr(), 1)
-    with pytest.raises(ValueError, match="columns must be non-negative, got -3"):
-        core.C.gated_product(*head, 0, 2, -3, 0, x.data_ptr(), 1)
-    with pytest.raises(ValueError, match="dtype must be 0 .*got 9"):
-        core.C.gated_product(*head, 9, 2, 3, 0, x.data_ptr(), 1)

@@ -193,5 +193,81 @@ def test_a_count_that_is_not_the_layouts_is_refused():
     t = linked("rows", (8, 5), torch.float32, torch.float32)
     for name in STATE:
         t[name] = t[name].view(-1)[:-1].clone()
-    with pytest.raises(ValueError, match="count must be the number of values of the layout"):
+    with pytest.raises(ValueError, match=r"values: expected \d+ elements, got shape"):
         core.adamw_([t])
+
+
+def stored(corrected=False, eight_bit=False):
+    dtype = torch.bfloat16 if corrected else torch.float32
+    moments = torch.uint8 if eight_bit else torch.float32
+    t = dict(values=torch.ones(6, 4, dtype=dtype), step=torch.zeros(()))
+    t |= {name: torch.zeros(6, 4, dtype=moments) for name in ("exp_avg", "exp_avg_sq")}
+    if corrected:
+        t["correction"] = torch.zeros(6, 4, dtype=torch.int16)
+    if eight_bit:
+        t |= {name: torch.zeros(1) for name in ("exp_avg_absmax", "exp_avg_sq_absmax")}
+    index = torch.arange(6)
+    return t | dict(weight=torch.ones(6, 4), layout=("rows", index, 1, 1))
+
+
+STORED = {"plain": {}, "corrected": {"corrected": True}, "8 bits": {"eight_bit": True}}
+WRONG = {
+    "not a tensor": (lambda t: 1, TypeError, "expected a dense tensor, got int"),
+    "elsewhere": (lambda t: t.to("meta"), ValueError, "expected a tensor .*, got one"),
+    "complex": (lambda t: t.to(torch.complex64), TypeError, "expected .*, got another dtype"),
+    "longer": (lambda t: torch.cat([t.view(-1)] * 2), ValueError, "expected .*, got "),
+    "apart": (lambda t: torch.stack([t] * 2, -1).select(-1, 0), ValueError, "expected .*strides"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("form", STORED)
+def test_a_wrong_tensor_is_refused_by_name(form, wrong):
+    make, error, message = WRONG[wrong]
+    given = stored(**STORED[form])
+    core.C.AdamWTensor(**given)
+    for name in given.keys() - {"layout"}:
+        if wrong == "apart" and given[name].numel() == 1:
+            continue
+        told = name if wrong != "longer" else "|".join(given)
+        changed = given | {name: make(given[name])}
+        if wrong == "elsewhere" and name == "values":
+            told = "values|exp_avg"
+        with pytest.raises(error, match=f"^({told}): {message}"):
+            core.C.AdamWTensor(**changed)
+
+
+REFUSED = {
+    "a seed for 32 bits": (dict(seed=1), "seed: expected -1 with values of more than 16 bits"),
+    "a large seed": (dict(seed=1 << 48), "seed: expected at most"),
+    "a correction of 32 bits": (
+        dict(correction=torch.zeros(6, 4, dtype=torch.int16)),
+        "correction: expected none beside these values",
+    ),
+    "a weight without layout": (dict(layout=None), "layout: expected one with a weight"),
+}
+
+
+@pytest.mark.parametrize("change, message", REFUSED.values(), ids=REFUSED)
+def test_what_does_not_go_together_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        core.C.AdamWTensor(**stored() | change)
+
+
+def test_one_absmax_of_two_is_refused():
+    given = stored(eight_bit=True)
+    for name in ("exp_avg_absmax", "exp_avg_sq_absmax"):
+        with pytest.raises((TypeError, ValueError), match="^exp_avg"):
+            core.C.AdamWTensor(**{key: t for key, t in given.items() if key != name})
+
+
+def test_a_step_needs_a_gradient_and_settings_for_each_tensor():
+    known = core.C.AdamWTensor(**stored())
+    grad, settings = torch.zeros(6, 4), core.C.AdamWSettings(1e-3, 0.9, 0.99, 1e-8, 0.0, 0)
+    for grads, each, told in (
+        ([], [settings], "grads: expected at least 1, got 0"),
+        ([grad.data_ptr()], [settings] * 2, "settings: expected at most 1, got 2"),
+        ([grad.data_ptr()], [None], "tensors: expected no None"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            core.C.masked_adamw_([known], grads, each, False, 1.0, False, 1)

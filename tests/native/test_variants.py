@@ -44,17 +44,34 @@ spec = spec_from_file_location("_C", sys.argv[1])
 C = module_from_spec(spec)
 spec.loader.exec_module(C)
 assert C.build_info()["threads"] == "std::thread" and "torch" not in sys.modules
+
+class Tensor:
+    is_cpu = True
+
+    def __init__(self, items, dtype, *shape):
+        self.items, self.dtype, self.shape = items, dtype, shape
+
+    def data_ptr(self):
+        return self.items.buffer_info()[0]
+
+    def stride(self):
+        return (self.shape[1], 1) if len(self.shape) == 2 else (1,)
+
+def zeros(*shape):
+    return Tensor(array.array("f", bytes(4 * n * n)), "torch.float32", *shape)
+
+def layout(kind, index):
+    return kind, Tensor(array.array("q", index), "torch.int64", len(index)), 1, 1
+
 n = 300
-a, out = array.array("f", range(n * n)), array.array("f", bytes(4 * n * n))
-address = lambda x: x.buffer_info()[0]
-C.gather_selected(address(a), 0, (4, 0, 32, 0, 1, 1, n, n), address(out), 0, 4)
-assert a == out
-ones, grad = array.array("f", [1.0] * n * n), array.array("f", bytes(4 * n * n))
-for kind, index in ((4, array.array("q")), (3, array.array("q", range(n * n)))):
-    layout = kind, address(index), 64, len(index), 1, 1, n, n
-    operands = address(ones), n, address(ones), n, 0, n
-    C.selected_wgrad(*operands, layout, False, address(grad), 0, False, 3)
-    assert set(grad) == {float(n)}, kind
+a, out = Tensor(array.array("f", range(n * n)), "torch.float32", n, n), zeros(n, n)
+C.gather_selected(a, layout("all", ()), out, 0, 4)
+assert a.items == out.items
+ones = Tensor(array.array("f", [1.0] * n * n), "torch.float32", n, n)
+for where in (layout("all", ()), layout("entries", range(n * n))):
+    grad = zeros(n, n)
+    C.selected_wgrad(ones, ones, where, grad, False, 3)
+    assert set(grad.items) == {float(n)}, where
 """
     subprocess.run([sys.executable, "-c", script, C.__file__], check=True, timeout=60)
 

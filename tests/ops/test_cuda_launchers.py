@@ -35,9 +35,9 @@ class Core:
     def __getattr__(self, name):
         return getattr(self.core, name)
 
-    def gather_selected_cuda(self, *arguments):
-        self.calls.append(arguments[-1])
-        self.core.gather_selected(*arguments[:-1], 1)
+    def gather_selected_cuda(self, matrix, where, values, stream):
+        self.calls.append(stream)
+        self.core.gather_selected(matrix, where, values, 0, 1)
 
     def masked_adamw_cuda_(
         self, tensors, grads, settings, maximize, grad_scale, found_inf, skip_nonfinite, stream
