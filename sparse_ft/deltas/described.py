@@ -28,7 +28,7 @@ def index_of(name: str, part: Part) -> dict[str, torch.Tensor]:
 
 def described(part: Part) -> dict:
     """What the JSON says of a part; what a reader can tell from the rest is left out."""
-    told = {"kind": _WHOLE if part.selection is None else part.selection.kind}
+    told: dict[str, Any] = {"kind": _WHOLE if part.selection is None else part.selection.kind}
     told["shape"] = list(part.shape)
     if part.selection is not None:
         more = describe(part.selection)

@@ -67,7 +67,7 @@ def _part(model: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor) -> 
     is_matrix = old.is_floating_point() and old.dim() and attribute in owner._parameters
     matrix = matrix_shape(model, name) if is_matrix else None
     selection = None if matrix is None else _selection(changed.view(matrix), old.element_size())
-    if selection is None:
+    if selection is None or matrix is None:
         return Part(None, new.clone(), shape, (1, old.numel()), old.clone(), reader=reader)
     selection = selection.on(matrix)
     values = places.gathered(new.view(matrix), selection)
@@ -89,7 +89,7 @@ def _selection(changed: torch.Tensor, size: int) -> Selection | None:
         "columns": int(columns.sum()) * (changed.size(0) * size + 4),
         "entries": entries * (size + _POSITION),
     }
-    kind = min(sizes, key=sizes.get)
+    kind = min(sizes, key=sizes.__getitem__)
     if kind == "all":
         return None
     if kind == "rows":

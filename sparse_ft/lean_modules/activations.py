@@ -51,11 +51,9 @@ def _activated(input: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _is_faster(input: torch.Tensor, name: str) -> bool:
-    if (
-        input.dtype not in WORTH
-        or ops.SERVED["activation"]["cpu"][0] != "native"
-        or not plain([input])
-    ):
+    served: Any = ops.SERVED["activation"]
+    is_native = served["cpu"][0] == "native"
+    if input.dtype not in WORTH or not is_native or not plain([input]):
         return False
     # Other layouts are kept by torch's own.
     return input.numel() >= WORTH[input.dtype][name] and input.is_contiguous()

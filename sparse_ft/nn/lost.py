@@ -52,7 +52,8 @@ def frozen_in(model: nn.Module) -> list[str]:
         for module in model.modules()
         if module.__dict__.get(NAME) is not None and "values" in module._parameters
     ]
-    if any(module._parameters["values"].requires_grad for module in found):
+    values = [module._parameters["values"] for module in found]
+    if any(one is not None and one.requires_grad for one in values):
         return []
     return [module.__dict__[NAME].label for module in found]
 

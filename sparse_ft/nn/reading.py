@@ -5,7 +5,7 @@ the weight (`F.linear(x, layer.weight)`, a tied head, a hook) gets a `ReadWeight
 whose dense gradient exists for a moment.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -45,6 +45,11 @@ def read(selected: "Selected") -> torch.Tensor:
     return ReadWeight.of(handed, weight, values)
 
 
+# The attributes as torch.Tensor has them: descriptors, which its annotations do not tell.
+_TENSOR: Any = torch.Tensor
+_DATA, _GRAD, _REQUIRES_GRAD = _TENSOR.data, _TENSOR.grad, _TENSOR.requires_grad
+
+
 class ReadWeight(torch.Tensor):
     """What a reader of a weight gets: not a leaf, and otherwise the stored parameter, of which it
     is an instance.
@@ -56,7 +61,7 @@ class ReadWeight(torch.Tensor):
 
     __torch_function__ = as_plain_tensors  # what is computed from it is of no class of ours
     parameter: nn.Parameter | None = None
-    values: nn.Parameter | None = None
+    values: nn.Parameter | None = None  # type: ignore[assignment]  # a sparse tensor's method
 
     @classmethod
     def of(
@@ -73,12 +78,12 @@ class ReadWeight(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:
-        return torch.Tensor.data.__get__(self) if self.parameter is None else self.parameter.data
+        return _DATA.__get__(self) if self.parameter is None else self.parameter.data
 
     @data.setter
     def data(self, tensor: torch.Tensor) -> None:
         if self.parameter is None:
-            torch.Tensor.data.__set__(self, tensor)
+            _DATA.__set__(self, tensor)
         else:
             self.parameter.data = tensor
 
@@ -87,19 +92,20 @@ class ReadWeight(torch.Tensor):
         """None, as the stored parameter's: `values` have it. The dense one for who called
         `retain_grad`.
         """
-        own = self.parameter is None or self.retains_grad
-        return torch.Tensor.grad.__get__(self) if own else self.parameter.grad
+        if self.parameter is None or self.retains_grad:
+            return _GRAD.__get__(self)
+        return self.parameter.grad
 
     @grad.setter
     def grad(self, tensor: torch.Tensor | None) -> None:
         if self.parameter is None:
-            torch.Tensor.grad.__set__(self, tensor)
+            _GRAD.__set__(self, tensor)
         else:
             self.parameter.grad = tensor
 
     @property
     def requires_grad(self) -> bool:
-        return torch.Tensor.requires_grad.__get__(self)
+        return _REQUIRES_GRAD.__get__(self)
 
     @requires_grad.setter
     def requires_grad(self, flag: bool) -> None:
@@ -127,7 +133,7 @@ class ReadWeight(torch.Tensor):
         memo[id(self)] = copied
         return copied
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return self._plain(torch.Tensor.detach(self).as_subclass(torch.Tensor)).__reduce_ex__(
             protocol
         )

@@ -40,7 +40,8 @@ def stays_on_device(lr: Any) -> bool:
 
 def settings_of(group: dict, device: torch.device) -> Settings:
     """What the parameters of `group` on `device` step with."""
-    lr, lr_at = group["lr"], None
+    lr: Any = group["lr"]
+    lr_at = None
     beta1, beta2 = group["betas"]
     if stays_on_device(lr) and device.type != "cpu":
         lr, lr_at = 0.0, lr.detach().to(device, torch.float32)

@@ -1,7 +1,7 @@
 """What a SelectiveConfig chooses in a model, checked before anything is changed."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
+from ..annotations import AnyModule
 from ..converted import record_of
 from ..nn.foreign import check_weight
 from ..nn.selected import Selected
 from ..places import matrix_shape
-from ..plan import Plan
 from ..salience import select
 from ..salience.targets import targets_of
 from ..selection import Selection
@@ -29,14 +29,15 @@ def choose(config: SelectiveConfig, model: nn.Module) -> dict[str, Selection | d
     Raises ValueError or TypeError that name the module; the model is as it was.
     """
     _check_alone(model)
-    if config.is_from_file and config.plan is None:
+    chosen: dict[str, Any]
+    if config.selections is not None and config.is_from_file and config.plan is None:
         chosen = dict(config.selections)
     else:
         plan = _plan(config, model)
         chosen = {name.removesuffix(".weight"): what for name, what in plan.items()}
     holders = _holders(model)
     for name, what in chosen.items():
-        layer = _linear(model, name)
+        layer: AnyModule = _linear(model, name)
         check_weight(f"{name}.weight", layer.weight)
         if len(holders[id(layer.weight)]) > 1:
             raise ValueError(
@@ -75,7 +76,7 @@ def _is_selective(model: nn.Module) -> bool:
     return any(isinstance(module, Selected) and module not in own for module in model.modules())
 
 
-def _plan(config: SelectiveConfig, model: nn.Module) -> Plan:
+def _plan(config: SelectiveConfig, model: nn.Module) -> Mapping[str, Any]:
     if config.plan is not None:
         return config.plan
     with _without_adapters(model) as names:
@@ -163,7 +164,7 @@ def _linear(model: nn.Module, name: str) -> nn.Module:
 
 def _holders(model: nn.Module) -> dict[int, list[str]]:
     """{id of a parameter: every name of it}."""
-    holders = {}
+    holders: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), []).append(name)
     return holders

@@ -32,8 +32,8 @@ class SelectiveConfig(PeftConfig):
     in the adapter's file. Raises ValueError for more than one of plan and recipe.
     """
 
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
+    target_modules: set[str] | list[str] | str | None = None
+    exclude_modules: set[str] | list[str] | str | None = None
     modules_to_save: list[str] | None = None
     density: float = 0.01
     structure: str = "columns"

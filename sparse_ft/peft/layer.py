@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .._torch import is_compiling, is_hooked
+from ..annotations import AnyModule
 from ..functional import alias, selective_product
 from ..nn.linear import is_conv1d
 from ..selection import Selection
@@ -32,6 +33,9 @@ class SelectiveLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("selective_slot",)
     other_param_names = ()
+    base_layer: AnyModule
+    selective_slot: AnyModule  # {adapter: Slot, or a Placeholder of one}
+    shown: Slot | None
 
     def __init__(self, base_layer: nn.Module, label: str) -> None:
         """label: the module's name in the base model."""
@@ -40,8 +44,8 @@ class SelectiveLayer(nn.Module, BaseTunerLayer):
         self.selective_slot = nn.ModuleDict()
         self.label = label
         self._disable_adapters = False
-        self._active_adapter = []
-        self.merged_adapters = []
+        self._active_adapter: list[str] = []
+        self.merged_adapters: list[str] = []
         self.__dict__["shown"] = None  # the Slot that is in the weight
         self.register_load_state_dict_pre_hook(_before_load)
         self.register_load_state_dict_post_hook(_after_load)
@@ -52,10 +56,10 @@ class SelectiveLayer(nn.Module, BaseTunerLayer):
         """A new adapter. selection: or what a file says of one, whose entries are loaded next."""
         self._hide()
         if isinstance(selection, Selection):
-            slot = Slot(self.base_layer, selection, f"{self.label}.weight")
+            made: nn.Module = Slot(self.base_layer, selection, f"{self.label}.weight")
         else:
-            slot = Placeholder(selection, f"{self.label}.weight")
-        self.selective_slot[name] = slot
+            made = Placeholder(selection, f"{self.label}.weight")
+        self.selective_slot[name] = made
         self._show()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -184,7 +188,7 @@ class SelectiveLayer(nn.Module, BaseTunerLayer):
         """
         if self._disable_adapters or self.shown is not None:
             return self.shown
-        names = self.merged_adapters or self.active_adapters
+        names: Any = self.merged_adapters or self.active_adapters
         for name in names:
             if name in self.selective_slot and (is_needed or _is_filled(self.selective_slot[name])):
                 self._put(self._slot(name))
@@ -253,5 +257,5 @@ def _after_load(layer: SelectiveLayer, _: Any) -> None:
     layer._show()
 
 
-def _is_filled(slot: nn.Module) -> bool:
+def _is_filled(slot: AnyModule) -> bool:
     return isinstance(slot, Slot) or slot.is_filled

@@ -26,7 +26,7 @@ class SelectiveModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = SelectiveLayer
-    target_module_mapping = {}
+    target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(
         self, peft_config: SelectiveConfig, model_config: dict

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..annotations import AnyModule
 from ..nn.foreign import check_weight
 from ..nn.linear import is_conv1d
 from ..nn.selected import Selected
@@ -27,7 +28,13 @@ class Slot(Selected):
     another one is. Values that changed while they were hidden do leave one, as a step does.
     """
 
-    def __init__(self, linear: nn.Module, selection: Selection, label: str) -> None:
+    linear: AnyModule
+    base: torch.Tensor | None
+    left: Any
+    was_shown: bool
+    values: nn.Parameter
+
+    def __init__(self, linear: AnyModule, selection: Selection, label: str) -> None:
         """linear: the layer whose weight it is, which shows the base now. label: for messages."""
         super().__init__()
         check_weight(label, linear.weight)
@@ -114,7 +121,7 @@ class Slot(Selected):
         if self.base is not None:
             destination[prefix + "base"] = self.base
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # type: ignore[override]  # torch gives all seven by position
         self,
         state_dict: dict,
         prefix: str,
@@ -153,6 +160,8 @@ class Placeholder(nn.Module):
     `load_state_dict`: both find `index` and `values` here.
     """
 
+    index: torch.Tensor
+
     def __init__(self, described: dict[str, Any], label: str) -> None:
         """described: by `describe_slot`. label: for messages."""
         super().__init__()
@@ -189,9 +198,9 @@ def _moved(fn: Callable, tensor: torch.Tensor) -> torch.Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
-def describe_slot(slot: Slot) -> dict[str, Any]:
+def describe_slot(slot: AnyModule) -> dict[str, Any]:
     """What `adapter_config.json` says of a slot: all but its numbers."""
-    selection = slot.selection
+    selection: Any = slot.selection
     return {
         **describe(selection.on(slot.matrix_shape)),
         "index_shape": list(selection.index.shape),

@@ -5,7 +5,7 @@ on stderr.
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _SECONDS = 2.0  # between two lines of plain progress
@@ -18,7 +18,7 @@ def is_shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def number_of(items: Iterable) -> int | None:
+def number_of(items: Any) -> int | None:
     """How many items there are, None where that is not known: a generator, a DataLoader over a
     stream.
     """

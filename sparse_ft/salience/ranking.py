@@ -110,7 +110,7 @@ def select(
     by_batches = by_batches or (score is not None and _needs_batches(score))
     with Ranks("sft.select", process_group if by_batches else False) as ranks:
         ranks.warn_if_early()
-        bounds = {"floor": floor, "cap": cap, "normalize": normalize}
+        bounds: dict[str, Any] = {"floor": floor, "cap": cap, "normalize": normalize}
         words = {"combine": combine, "accumulate": accumulate}
         counts = {"passes": passes, "max_batches": max_batches}
         kind = structure or _default_structure(budget)
@@ -208,7 +208,7 @@ def _without_empty(
     return full, empty
 
 
-def _warn_of_coarse(job: Job, chosen: dict[str, Selection | str], density: float) -> None:
+def _warn_of_coarse(job: Job, chosen: dict[str, Any], density: float) -> None:
     """Name the weights of which less than half a row, column or block was asked for: one trains all
     the same.
     """
@@ -217,7 +217,7 @@ def _warn_of_coarse(job: Job, chosen: dict[str, Selection | str], density: float
     coarse = [name for name, share in shares.items() if share > 2 * density]
     if not coarse:
         return
-    worst = max(coarse, key=shares.get)
+    worst = max(coarse, key=shares.__getitem__)
     units = {"entries": "entry", "entries_per_row": "entry a row"}
     unit = units.get(structure, structure.rstrip("s"))
     others = f" and of {len(coarse) - 1} more" if len(coarse) > 1 else ""

@@ -22,7 +22,9 @@ class Tally:
         self._reduced = reduced
         self._device = torch.device("cpu") if on_cpu else weight.device
         self._dtype = torch.promote_types(weight.dtype, torch.float32)
-        self._acc = self._zeros(structure.grid(weight.shape) if reduced else self._full(weight))
+        rows, columns = weight.shape
+        shape = structure.grid((rows, columns)) if reduced else self._full(weight)
+        self._acc = self._zeros(shape)
         self.is_reached = False
 
     def _full(self, weight: torch.Tensor) -> tuple[int, ...]:
@@ -67,7 +69,8 @@ class Tally:
         zeros = torch.zeros(gradient.shape, dtype=self._dtype, device=gradient.device)
         added = self._score.updated(zeros, weight, gradient)
         if self._is_blocks:
-            height, width = self._structure.block(self._weight.shape)
+            rows, columns = self._weight.shape
+            height, width = self._structure.block((rows, columns))
             sums = Structure("blocks", (min(height, end - begin), width)).summed(added)
             first = begin // height
         else:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..annotations import AnyModule
 from ..messages import did_you_mean
 from ..nn.linear import is_conv1d
 
@@ -158,7 +159,7 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 def _count_holders(model: nn.Module) -> dict[int, int]:
     """{id(parameter): number of modules that hold it}; a module that appears twice counts once."""
-    count = {}
+    count: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             count[id(parameter)] = count.get(id(parameter), 0) + 1
@@ -255,7 +256,7 @@ def _last_layer(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
     return [last] if taken_in and _widths(last)[1] not in taken_in else []
 
 
-def _widths(layer: nn.Module) -> tuple[int, int]:
+def _widths(layer: AnyModule) -> tuple[int, int]:
     """Features that a linear layer or convolution takes, and that it gives."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features

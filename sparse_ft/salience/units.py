@@ -83,7 +83,7 @@ class Structure:
         if self.is_entries:
             return score
         rows, columns = score.shape
-        height, width = self.block(score.shape)
+        height, width = self.block((rows, columns))
         padded = F.pad(score, (0, -columns % width, 0, -rows % height))
         tiles = padded.unflatten(1, (-1, width)).unflatten(0, (-1, height))
         return tiles.sum((1, 3), dtype=wide)

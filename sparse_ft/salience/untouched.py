@@ -10,7 +10,7 @@ import functools
 import random
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -61,8 +61,10 @@ class Untouched:
         self._rewritten = rewritten.keys()
         self._random = _random_states(model)
         self._ended = self.is_restored = False
-        self._undo = []  # what else to call, the last first
-        self._stand_ins = {}  # name -> (parameter, what stands in for it)
+        # What else to call, the last first.
+        self._undo: list[Callable[[], object]] = []
+        # {name: (parameter, what stands in for it)}
+        self._stand_ins: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def stand_ins(self, weights: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """{name: what collects the gradient of that weight}; no other parameter of the model needs
@@ -119,7 +121,8 @@ class Untouched:
         self._ended = True
         for undo in reversed(self._undo):
             undo()
-        for part in (*self._modules, *self._parameters, *self._copies):
+        parts: list[Any] = [*self._modules, *self._parameters, *self._copies]
+        for part in parts:
             part.restore()
         for put_back, state in self._random:
             put_back(state)

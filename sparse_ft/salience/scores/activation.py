@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ...annotations import AnyModule
 from ...nn.linear import is_conv1d
 from ..job import Job
 from ..score import Matrix
@@ -119,7 +120,7 @@ def activation() -> Activation:
     return Activation()
 
 
-def _features_of(module: nn.Module) -> int:
+def _features_of(module: AnyModule) -> int:
     if isinstance(module, CONVOLUTIONS):
         return module.in_channels
     return module.weight.size(0) if is_conv1d(type(module)) else module.in_features
