@@ -50,6 +50,7 @@ $(STAMPS)/test: $(SOURCES) | $(STAMPS)
 	-$(OTHER) -c constraints.txt --target $(VENV)/trl $(TRAINERS)
 	-$(OTHER) --target $(VENV)/transformers-oldest $(OLDEST)
 	-$(OTHER) --target $(VENV)/transformers-newest transformers
+	-$(BIN)/python tests/helpers/vllm_source.py $(VENV)/vllm
 	@touch $@
 
 $(STAMPS)/bench: $(SOURCES) | $(STAMPS)

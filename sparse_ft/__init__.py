@@ -21,6 +21,7 @@ from .deltas import (
     load_shira,
     load_supertuning,
     merge,
+    patches,
     remove,
     save_delta,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "memory",
     "merge",
     "nn",
+    "patches",
     "remove",
     "restore",
     "revert",

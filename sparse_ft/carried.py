@@ -6,6 +6,9 @@ not; where it is there, `values` of another plan are refused by it, and everywhe
 checkpoint itself knows: the entries of its weight that are selected are its values.
 """
 
+import functools
+import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ _CARRIED = (  # on the converted model: what goes into its metadata, and the hoo
     "_sparse_ft_carried"
 )
 _KEY = "sparse_ft"  # in the metadata
+_SAVE = "save_pretrained"  # of Hugging Face's models
 
 
 class Carried(NamedTuple):
@@ -39,6 +43,8 @@ def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None, origi
     model.__dict__[_CARRIED] = Carried(plan, values_dtype, origin), handles
     handles.append(model.register_state_dict_post_hook(_after_save))
     handles.append(model.register_load_state_dict_pre_hook(_before_load))
+    if hasattr(type(model), _SAVE):
+        model.__dict__[_SAVE] = functools.partial(_save_plain, model)
 
 
 def detach(model: nn.Module) -> None:
@@ -46,7 +52,36 @@ def detach(model: nn.Module) -> None:
     _, handles = model.__dict__.get(_CARRIED, (None, ()))
     for handle in handles:
         handle.remove()
+    model.__dict__.pop(_SAVE, None)
     model.__dict__.pop(_CARRIED, None)
+
+
+def _save_plain(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`save_pretrained` of a converted model: the original keys, holding the trained weights.
+
+    Values that are wider than their weight are saved as the weight shows them, with a warning.
+    """
+    save = type(model).save_pretrained
+    call = inspect.signature(save).bind(model, *args, **kwargs)
+    state = call.arguments.get("state_dict")
+    state = dict(model.state_dict() if state is None else state)
+    wider = []
+    for prefix, module in selected_modules(model):
+        name, values = module._keys(prefix)
+        state.pop(values, None)
+        if module._parameters["values"].dtype != module._weight().dtype:
+            wider.append(name)
+    for known, _ in origins_in(model):
+        state.pop(origin_key(known.label), None)
+    if wider:
+        warnings.warn(
+            f"save_pretrained: {len(wider)} weights ({wider[0]} …) are saved in their own dtype,"
+            " which rounds the values that train; to go on training bit for bit, save"
+            " model.state_dict() too, or let sparse_ft.trainers.SparseCallback make checkpoints",
+            stacklevel=2,
+        )
+    kwargs = {key: value for key, value in call.arguments.items() if key not in ("self", "kwargs")}
+    return save(model, **{**kwargs, **call.arguments.get("kwargs", {}), "state_dict": state})
 
 
 def carried_by(state_dict: Mapping) -> Carried | None:

@@ -34,3 +34,16 @@ def test_a_cap_below_one_batch_is_not_called_a_success():
         timeout=600,
     )
     assert ran.returncode == 1 and "0 sequences" in ran.stdout
+
+
+def test_an_engine_in_another_process_holds_the_trainers_bits():
+    ran = subprocess.run(
+        [sys.executable, EXAMPLES / "async_engine.py", "8"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    *steps, last = ran.stdout.splitlines()
+    assert last == "engine and trainer hold the same bits" and len(steps) == 8
+    assert all(float(line.split()[-3]) <= 2 for line in steps)

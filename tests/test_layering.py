@@ -61,6 +61,7 @@ MAY = {
     "optim": ("nn",),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
     "salience": ("conversion", "nn", "places", "plan", "ranks"),
+    "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),
     "peft": ("conversion", "converted", "nn", "places", "plan", "salience"),
 }
 

@@ -115,7 +115,8 @@ class Delta(Mapping):
     @property
     def plan(self) -> Plan:
         """What trained, as a plan: `sft.convert(model, delta.plan)` goes on where it ended."""
-        return Plan({name: part.selection or ALL for name, part in self.items()})
+        trained = {name: part for name, part in self.items() if part.reader != places.BUFFER}
+        return Plan({name: part.selection or ALL for name, part in trained.items()})
 
     @property
     def entries(self) -> int:
