@@ -27,20 +27,23 @@ from .deltas import (
 )
 from .diagnosis import backends
 from .lean_modules import lean
-from .memory import estimate
+from .memory import Bytes, estimate
 from .optim import SelectiveAdamW
 from .places import matrix_shape
 from .plan import Plan
 from .restoring import restore
 from .salience import NM, LikeLora, PerRow, Score, Share, scores, select
+from .salience import NM, Flops, LikeLora, PerRow, Score, Share, layer_scores, scores, select
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
 __version__ = "0.1.0"
 __all__ = [
     "Blocks",
+    "Bytes",
     "Columns",
     "Delta",
     "Entries",
+    "Flops",
     "LikeLora",
     "NM",
     "PerRow",
@@ -49,8 +52,8 @@ __all__ = [
     "Score",
     "Selection",
     "SelectiveAdamW",
-    "apply",
     "Share",
+    "apply",
     "backends",
     "convert",
     "deltas",
@@ -61,6 +64,7 @@ __all__ = [
     "export_shira",
     "from_mask",
     "functional",
+    "layer_scores",
     "lean",
     "load",
     "load_delta",

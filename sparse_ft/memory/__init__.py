@@ -1,7 +1,8 @@
 """Memory: what a training step holds. `ledger` measures a model, `estimate` tells it beforehand."""
 
+from .budget import Bytes
 from .estimates import Estimate, estimate, side_by_side
 from .table import Ledger
 from .watching import ledger
 
-__all__ = ["Estimate", "Ledger", "estimate", "ledger", "side_by_side"]
+__all__ = ["Bytes", "Estimate", "Ledger", "estimate", "ledger", "side_by_side"]

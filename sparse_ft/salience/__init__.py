@@ -1,8 +1,18 @@
 """Choosing what trains: scores, budgets, and `select`, which puts them together into a Plan."""
 
-from . import scores
-from .budgets import NM, LikeLora, PerRow, Share
+from . import layer_scores, scores
+from .budgets import NM, Flops, LikeLora, PerRow, Share
 from .ranking import select
 from .score import Score
 
-__all__ = ["NM", "LikeLora", "PerRow", "Score", "Share", "scores", "select"]
+__all__ = [
+    "NM",
+    "Flops",
+    "LikeLora",
+    "PerRow",
+    "Score",
+    "Share",
+    "layer_scores",
+    "scores",
+    "select",
+]

@@ -3,11 +3,13 @@ place of the gradient. It is then made strip by strip, or example by example, an
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..nn.linear import is_conv1d
+from .untouched import Untouched
 
 Sink = Callable[[str, torch.Tensor, torch.Tensor], None]  # name, input, grad_output
 
@@ -43,6 +45,27 @@ def capture(layers: dict[str, nn.Module], sink: Sink) -> None:
         module.forward = _Captured(name, module, sink)
 
 
+def refuse_strays(
+    saved: Untouched, weights: dict[str, nn.Parameter], notice: Callable[[str], object]
+) -> None:
+    """Have `notice` told of each of the weights that gets a gradient by itself, although its layer
+    is captured: it is read by somebody else, and the two factors are not all of its gradient.
+    """
+    for name, parameter in saved.stand_ins(weights).items():
+        saved.also(parameter.register_post_accumulate_grad_hook(_Stray(name, notice)).remove)
+
+
+class _Stray:
+    """A hook of a weight whose own layer sends it no gradient."""
+
+    def __init__(self, name: str, notice: Callable[[str], object]):
+        self.name, self.notice = name, notice
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        parameter.grad = None
+        self.notice(self.name)
+
+
 class _Captured:
     """A forward in the place of a linear layer's own."""
 
@@ -52,29 +75,38 @@ class _Captured:
         self.anchor = torch.empty(0, requires_grad=True)  # the output depends on something
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(input, self.anchor, self)
+        bias = self.module.bias
+        return _Product.apply(input, self.anchor if bias is None else bias, self.anchor, self)
 
 
 class _Product(torch.autograd.Function):
-    """The layer's own forward, and of its backward the gradient of the input."""
+    """The layer's own forward, and of its backward the gradients of input and bias."""
 
     @staticmethod
-    def forward(ctx, input: torch.Tensor, anchor: torch.Tensor, captured: _Captured):
+    def forward(
+        ctx: Any, input: torch.Tensor, bias: torch.Tensor, anchor: torch.Tensor, captured: _Captured
+    ) -> torch.Tensor:
         ctx.save_for_backward(input)
         ctx.captured = captured
         return captured.own_forward(input)
 
     @staticmethod
-    def backward(ctx, grad_output: torch.Tensor):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple:
         (input,) = ctx.saved_tensors
         captured = ctx.captured
+        module = captured.module
         captured.sink(captured.name, input.detach(), grad_output)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        weight = captured.module.weight.detach().to(grad_output.dtype)
-        is_linear = type(captured.module) is nn.Linear
-        grad_input = grad_output @ (weight if is_linear else weight.T)
-        return grad_input.to(input.dtype), None, None
+        grad_input = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            weight = module.weight.detach().to(grad_output.dtype)
+            is_linear = type(module) is nn.Linear
+            grad_input = grad_output @ (weight if is_linear else weight.T)
+            grad_input = grad_input.to(input.dtype)
+        if ctx.needs_input_grad[1] and module.bias is not None:
+            others = tuple(range(grad_output.dim() - 1))
+            grad_bias = grad_output.sum(others) if others else grad_output
+            grad_bias = grad_bias.to(module.bias.dtype)
+        return grad_input, grad_bias, None, None
 
 
 class Factors:
@@ -120,6 +152,14 @@ class Product:
         down = probe.times(self._left, probe.down)
         across = probe.times(self._right, probe.across)
         return (down.T @ across).reshape(-1).double().cpu()
+
+
+class NoProduct(Exception):
+    """The gradient of a captured layer is more than one product. name: of its weight."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
 
 
 class Probe:

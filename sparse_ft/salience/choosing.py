@@ -68,6 +68,10 @@ class Chooser:
             return self._entries_of_all(budget, shapes, pools, last)
         return self._units_of_all(budget, shapes, pools, last)
 
+    def worths(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, what each of its units is worth), for the last time."""
+        return self._units(last=True)
+
     def _one_by_one(self, budget: Amount, shapes: dict, last: bool) -> dict:
         """Every weight by itself: one score at a time."""
         chosen = {}
@@ -95,7 +99,7 @@ class Chooser:
         concatenation.
         """
         facts = self._survey()
-        dtype = threshold.torch.float64
+        dtype = torch.float64
         if all(fact.dtype != torch.float64 for fact in facts.values()):
             dtype = torch.float32
         wanted = self._wanted(budget, shapes, pools, facts, dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture import Factors, capture, layers_of
+from .capture import Factors, NoProduct, capture, layers_of
 from .examples import example, number_of_examples
 from .job import Job
 from .score import Score
@@ -28,7 +28,7 @@ class GradientSource:
         self.absolute = score.absolute
         self.reduced = _can_reduce(score, job)
         self._held: dict[str, torch.Tensor] | None = None
-        self._verified: Verified | None = None
+        self._capturable: Verified | None = None
         _check_can_differentiate(score, job.weights)
 
     def scores(self, last: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
@@ -47,9 +47,7 @@ class GradientSource:
         job.ranks.begin()
         if job.accumulate == "passes":
             untouched(job.model, lambda saved: job.batches.keep())
-        captured = self._captured(names)
-        run = Run(self._score, job, names, captured, self.reduced)
-        seen = run.over_batches()
+        run, seen = self._run(names)
         seen = _over_ranks(job, self._score, seen, run.tallies)
         if not seen:
             raise ValueError(
@@ -67,15 +65,33 @@ class GradientSource:
             finished[name] = run.tallies.pop(name).finished(count)
         return finished
 
-    def _captured(self, names: list[str]) -> Verified:
-        """Those of the weights whose gradient may come as two factors."""
-        if not self.reduced and self._score.per == "batch":
-            return Verified({}, None)
-        if self._verified is None:
-            layers = layers_of(self._job.model, list(self._job.weights))
-            self._verified = verified(self._score, self._job, layers)
-        layers = {name: self._verified.layers[name] for name in names if name in self._verified}
-        return Verified(layers, self._verified.counting)
+    def _run(self, names: list[str]) -> tuple["Run", int]:
+        """(a finished run, how many gradients there were). Layers that turn out to give more than
+        one product go the plain way, from the beginning.
+        """
+        may = self._may_capture()
+        while True:
+            layers = {name: may.layers[name] for name in names if name in may.layers}
+            if layers:
+                untouched(self._job.model, lambda saved: self._job.batches.keep())
+            captured = Verified(layers, may.counting)
+            run = Run(self._score, self._job, names, captured, self.reduced)
+            try:
+                return run, run.over_batches()
+            except NoProduct as found:
+                del may.layers[found.name]
+
+    def _may_capture(self) -> Verified:
+        """The layers whose gradient may come as two factors."""
+        if self._capturable is None:
+            layers = {}
+            if self.reduced or self._score.per == "example":
+                layers = layers_of(self._job.model, list(self._job.weights))
+            if self._score.per == "example":
+                self._capturable = verified(self._score, self._job, layers)
+            else:
+                self._capturable = Verified(layers)
+        return self._capturable
 
 
 class Run:
@@ -88,7 +104,7 @@ class Run:
         for name in names:
             weight = job.weights[name].detach().reshape(job.shape(name))
             self.tallies[name] = Tally(score, job.structure, weight, reduced, on_cpu)
-        self._dense = [name for name in names if name not in captured]
+        self._dense = [name for name in names if name not in captured.layers]
         self._came: set[str] = set()  # gradients of this backward
         self._weights: torch.Tensor | None = None  # what each example counts
 
@@ -100,13 +116,11 @@ class Run:
         if self._captured.layers:
             seen = untouched(self._job.model, self._by_example_together)
         if self._dense:
-            if self._captured.layers:
-                untouched(self._job.model, lambda saved: self._job.batches.keep())
             seen = untouched(self._job.model, self._by_example_alone)
         return seen
 
     def _by_batch(self, saved: Untouched) -> int:
-        self._listen(saved, self._dense)
+        self._listen(saved, [*self._dense, *self._captured.layers])
         capture(self._captured.layers, self._take_batch)
         seen = 0
         for batch in self._job.followed("gradients of batches"):
@@ -116,7 +130,7 @@ class Run:
 
     def _by_example_together(self, saved: Untouched) -> int:
         """One backward a batch, whose factors are taken apart."""
-        self._listen(saved, [])
+        self._listen(saved, list(self._captured.layers))
         capture(self._captured.layers, self._take_examples)
         seen = 0
         for batch in self._job.followed("gradients of batches"):
@@ -152,6 +166,8 @@ class Run:
 
     def _take_gradient(self, name: str, parameter: nn.Parameter) -> None:
         gradient, parameter.grad = parameter.grad, None
+        if name in self._captured.layers:  # it is read past its layer's forward
+            raise NoProduct(name)
         self._notice(name)
         if gradient.is_sparse:
             gradient = gradient.to_dense()
@@ -171,6 +187,8 @@ class Run:
 
     def _notice(self, name: str) -> None:
         """Refuse a gradient that comes in parts where the whole is needed."""
+        if name in self._came and name in self._captured.layers:
+            raise NoProduct(name)
         if name in self._came and not self._score.additive:
             raise RuntimeError(
                 f"score: {self._score.name!r} needs the gradient of {name!r} whole, and it comes in"

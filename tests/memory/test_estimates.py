@@ -12,41 +12,14 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
-from bench.memory import allocator_peak
-from sparse_ft.memory.batch import batch_for, loss_of
-from sparse_ft.memory.storages import model_storages
+from sparse_ft.memory.batch import batch_for
 
 transformers = pytest.importorskip("transformers")
 from helpers import wide_models  # noqa: E402
+from helpers.measured_steps import measured  # noqa: E402
 
 PLANS = {"full": None, "columns": 0.05, "rows": 0.05, "entries": 0.01}  # structure: density
 SHAPES = [(4, 64), (2, 96)]
-
-
-def measured(model, plan, batch, lean=False):
-    """(bytes held for backward, peak of a step) of a real model.
-
-    Its second step, above what it holds before.
-    """
-    if plan is not None:
-        sft.convert(model, plan)
-    if lean:
-        sft.lean(model)
-    held = sft.memory.ledger(model, **batch).total
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = (
-        torch.optim.AdamW(trained, fused=True) if plan is None else sft.SelectiveAdamW(trained)
-    )
-
-    def step():
-        loss_of(model(**batch)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step()
-    before = sum(storage.nbytes() for storage in model_storages(model).values())
-    before += sum(t.nbytes for state in optimizer.state.values() for t in state.values())
-    return held, before + allocator_peak(step)[0]
 
 
 def assert_close(model, plan, shape, **settings):

@@ -312,3 +312,12 @@ def test_what_is_no_score_is_named(score, error, message):
     with pytest.raises(error, match=message):
         score = score() if callable(score) and not isinstance(score, sft.Score) else score
         sft.select(case.model, density=0.1, score=score, batches=case.batches)
+
+
+def test_biases_beside_layers_that_give_factors():
+    case = choosing_models.case("BERT")._replace(targets=["*query.weight", "*query.bias"])
+    for score in ("gradient_abs", "fisher"):
+        found = scored(case, score, "tensors")
+        assert len(found) == 4
+        dense = dense_scores.GENERAL[score](case.model, list(found), case.batches)
+        assert_same(found, {name: s.sum().reshape(1) for name, s in dense.items()})

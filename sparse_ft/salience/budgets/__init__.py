@@ -1,6 +1,7 @@
 """Budgets: how much of a model trains. One file a family."""
 
 from .amounts import Allowance, Amount, Count, Density, LikeLora, Share
+from .flops import Flops
 from .patterns import NM, DensityPerRow, PerRow
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Count",
     "Density",
     "DensityPerRow",
+    "Flops",
     "LikeLora",
     "PerRow",
     "Share",
