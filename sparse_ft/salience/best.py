@@ -2,6 +2,9 @@
 
 import torch
 
+from . import threshold
+from .lots import drawn
+
 
 def best(score: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """int64 [count], ascending: where the `count` largest numbers of `score` [units] are.
@@ -12,7 +15,7 @@ def best(score: torch.Tensor, count: int, seed: int) -> torch.Tensor:
         return torch.empty(0, dtype=torch.int64, device=score.device)
     if count >= score.numel():
         return torch.arange(score.numel(), device=score.device)
-    least = score.topk(count, sorted=False).values.amin()
+    least = threshold.kth_largest(score, count)
     above = (score > least).nonzero().squeeze(1)
     equal = (score == least).nonzero().squeeze(1)
     missing = count - above.numel()
@@ -38,9 +41,3 @@ def best_per_row(score: torch.Tensor, count: int, seed: int) -> torch.Tensor:
         place = lots.argsort(dim=1, stable=True).argsort(dim=1)
         equal &= place < missing
     return (above | equal).reshape(-1).nonzero().squeeze(1)
-
-
-def drawn(number: int, count: int, seed: int) -> torch.Tensor:
-    """`count` of the numbers from 0 to `number` - 1, drawn by `seed` on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(number, generator=generator)[:count]

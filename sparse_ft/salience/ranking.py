@@ -17,7 +17,7 @@ from .arguments import (
     check_weights,
 )
 from .budgets import Density, DensityPerRow
-from .choosing import NONE_CHOSEN, Chooser, Source
+from .choosing import NONE_CHOSEN, Chooser
 from .collecting import GradientSource
 from .job import Batches, Job
 from .losses import Loss, checked
@@ -28,6 +28,7 @@ from .scores import as_score, gradient, random
 from .targets import targets_of
 from .units import Structure
 from .warn import warn
+from .worths import Source
 
 
 def select(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from ..families import families
+from .sums import total_of_sizes, total_of_squares
 from .units import Shape
 
 SCOPES = ("layer", "tensor", "group", "global")
@@ -54,10 +55,10 @@ class Scope:
         if self.normalize is None or not score.numel():
             return 1.0
         if self.normalize == "max":
-            return float(score.abs().amax()) or 1.0
+            return max(float(end) for end in (score.amax(), -score.amin())) or 1.0
         if self.normalize == "norm":
-            return float(torch.linalg.vector_norm(score, dtype=torch.float64)) or 1.0
-        return float(score.abs().mean(dtype=torch.float64)) or 1.0
+            return total_of_squares(score) ** 0.5 or 1.0
+        return total_of_sizes(score) / score.numel() or 1.0
 
 
 def _bound(bound: float | int, units: int) -> int:

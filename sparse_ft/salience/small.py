@@ -2,8 +2,8 @@
 
 import torch
 
-from .best import drawn
 from .budgets import Allowance
+from .lots import drawn
 
 Numbers = dict[str, torch.Tensor]  # {name of a weight: [units]}
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from .best import drawn
+from .lots import drawn
 
 STRIP = 1 << 20  # scores that are looked at together
 Scores = Callable[[], Iterator[tuple[str, torch.Tensor]]]  # each call gives them all, 1-D, anew
@@ -48,6 +48,7 @@ def run(searches: Mapping[str, Search], scores: Scores, dtype: torch.dtype) -> N
         for name, score in scores():
             if name in searches:
                 searches[name].count(name, score, digit)
+            del score  # before the next one is made
         for search in {id(search): search for search in searches.values()}.values():
             search.settle(digit)
 
@@ -85,6 +86,13 @@ class BestOfAll:
         self._at_border = counts[:, border]
         self._above = reached[:, border] - self._at_border
         self._prefix = _joined(self._prefix, border, digit)
+
+    def border(self, device: torch.device) -> torch.Tensor:
+        """The score at the border, once all digits are settled."""
+        key = torch.tensor([self._prefix], device=device)
+        integer = torch.iinfo(_INTEGER[self._dtype])
+        bits = key ^ ((key >> (integer.bits - 1)) & integer.max)
+        return bits.to(_INTEGER[self._dtype]).view(self._dtype)[0]
 
     def shares(self, seed: int) -> dict[str, int]:
         """The number of each, now that all at the border are equal: of these some are drawn."""
@@ -129,6 +137,21 @@ class LargestSum:
             one = float(sums[border]) / int(counts[border])
             needed = -(-self._missing // one) if one > 0 else 0
             self.number += int(min(max(needed, 0), int(counts[border])))
+
+
+def kth_largest(score: torch.Tensor, number: int) -> torch.Tensor:
+    """The smallest of the `number` largest of `score` [n], as a number of its dtype.
+
+    A large tensor is looked through in strips: sorting it would take four times its memory.
+    """
+    if score.numel() <= STRIP:
+        return score.topk(number, sorted=False).values.amin()
+    dtype = torch.promote_types(score.dtype, torch.float32)
+    search = BestOfAll(dtype, number, {"": 0}, {"": score.numel()})
+    for digit in DIGITS[dtype]:
+        search.count("", score, digit)
+        search.settle(digit)
+    return search.border(score.device).to(score.dtype)
 
 
 def keys_of(score: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

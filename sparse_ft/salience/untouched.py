@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from .signs import Signs
 
 T = TypeVar("T")
 CONTAINERS = dict, OrderedDict, list, set
@@ -151,28 +152,6 @@ class Untouched:
                 " was kept to put back; scores of gradients need a model and loss that leave"
                 " parameters alone (model.eval() may do)"
             )
-
-
-class Signs:
-    """The signs of a parameter's numbers, a bit each."""
-
-    def __init__(self, parameter: nn.Parameter):
-        self._parameter = parameter
-        negative = torch.signbit(parameter.detach()).reshape(-1)
-        bits = F.pad(negative, (0, -negative.numel() % 8)).view(-1, 8)
-        self._packed = (bits.to(torch.uint8) << _places(bits.device)).sum(1, dtype=torch.uint8)
-
-    def restore(self) -> None:
-        """Give the numbers their signs again; to do so twice is as good as once."""
-        numbers = self._parameter.data
-        bits = (self._packed[:, None] >> _places(numbers.device)) & 1
-        negative = bits.reshape(-1)[: numbers.numel()].view(numbers.shape).bool()
-        numbers.abs_()
-        numbers.copy_(torch.where(negative, -numbers, numbers))
-
-
-def _places(device: torch.device) -> torch.Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)
 
 
 class _Module:
