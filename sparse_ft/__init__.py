@@ -32,7 +32,6 @@ from .optim import SelectiveAdamW
 from .places import matrix_shape
 from .plan import Plan
 from .restoring import restore
-from .salience import NM, LikeLora, PerRow, Score, Share, scores, select
 from .salience import NM, Flops, LikeLora, PerRow, Score, Share, layer_scores, scores, select
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 

@@ -1,9 +1,9 @@
 """What a training step of a real model holds, as torch's allocator sees it."""
 
 import torch
-from bench.memory import allocator_peak
 
 import sparse_ft as sft
+from bench.memory import allocator_peak
 from sparse_ft.memory.batch import loss_of
 from sparse_ft.memory.storages import model_storages
 
