@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..nn import origin_of
 from ..plan import ALL, Plan
 from ..selection import Selection
 from . import places
@@ -125,8 +126,10 @@ class Delta(Mapping):
 
     @property
     def has_origin(self) -> bool:
-        """Whether it knows what the base holds at all of its entries."""
-        return all(part.origin is not None for part in self.values())
+        """Whether it knows what the base holds at all entries that trained (buffers aside)."""
+        return all(
+            part.origin is not None or part.reader == places.BUFFER for part in self.values()
+        )
 
     def with_parts(self, parts: Mapping[str, Part]) -> "Delta":
         """This delta with other parts, of the same base."""
@@ -148,19 +151,22 @@ class Delta(Mapping):
 def _part_of(each: places.Trained) -> Part:
     shape = tuple(each.weight.shape)
     if each.selection is None:
-        return Part(None, each.weight.clone(), shape, each.matrix_shape, reader=each.reader)
+        values, origin = each.weight.clone(), kept_origin(each)
+        return Part(None, values, shape, each.matrix_shape, origin, reader=each.reader)
     matrix = each.weight.view(each.matrix_shape)
     selection = each.selection.on(each.matrix_shape)
     values = places.gathered(matrix, selection)
-    origin = origin_of(each, values)
+    origin = kept_origin(each)
     rest = written(rest_of_matrix(matrix, selection, values, fingerprint(matrix)))
     return Part(selection, values, shape, each.matrix_shape, origin, rest, each.reader)
 
 
-def origin_of(each: places.Trained, values: torch.Tensor) -> torch.Tensor | None:
-    """What the base holds at the entries that train, where `sft.convert` has kept it."""
-    origin = getattr(each.module._sparse_ft_state, "origin", None)
-    return None if origin is None else origin.detach().to(values.dtype, copy=True)
+def kept_origin(each: places.Trained) -> torch.Tensor | None:
+    """What the base holds at the entries that train, in the dtype of the weight, where
+    `sft.convert(..., origin=True)` has kept it.
+    """
+    origin = origin_of(each.parameter)
+    return None if origin is None else origin.detach().to(each.weight.dtype, copy=True)
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

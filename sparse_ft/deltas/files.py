@@ -112,7 +112,7 @@ def _write(delta: Delta, path: str, origin: bool) -> None:
         if not _tensorfile.holds(part.values.dtype):
             raise TypeError(f"{name}: a delta file holds no tensors of {part.values.dtype}")
         tensors[f"{name}.values"] = part.values
-        if origin:
+        if origin and part.origin is not None:
             tensors[f"{name}.origin"] = part.origin
         parts[name] = described(part)
         tensors |= index_of(name, part)

@@ -24,8 +24,8 @@ BUFFER, OTHER = "buffer", "other"
 
 class Trained(NamedTuple):
     """One tensor of a converted model that trains, showing its values. selection: None where it
-    trains whole. reader: what its module is, as in `reader_of`. module: None where no selective one
-    owns it.
+    trains whole. reader: what its module is, as in `reader_of`. parameter: what an optimiser holds:
+    the values of a selective module, or the tensor itself.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Trained(NamedTuple):
     selection: Selection | None
     matrix_shape: tuple[int, int]
     reader: str
-    module: Selected | None
+    parameter: nn.Parameter
 
 
 def trained(model: nn.Module) -> Iterator[Trained]:
@@ -57,12 +57,14 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         name, _ = module._keys(prefix)
         weight = module._weight().detach()
         reader = _reader_of_selected(module)
-        yield Trained(name, weight, state.selection, state.matrix_shape, reader, module)
+        values = module._parameters["values"]
+        yield Trained(name, weight, state.selection, state.matrix_shape, reader, values)
     for name, what in record.plan.items():
         if what == ALL:
             owner, attribute = owner_of(model, name)
-            weight = tensor_of(owner, attribute).detach()
-            yield Trained(name, weight, None, _shape(weight), reader_of(owner, attribute), None)
+            parameter = tensor_of(owner, attribute)
+            weight, reader = parameter.detach(), reader_of(owner, attribute)
+            yield Trained(name, weight, None, _shape(weight), reader, parameter)
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -1,7 +1,7 @@
 """Functions over deltas that know their base: WiSE-FT, LiNeS, model stock, momentum.
 
-Each gives a delta of the same base. `sft.diff`, `sft.convert(..., origin=True)` and
-`sft.deltas.on_base(delta, base)` give deltas that know it.
+Each gives a delta of the same base; buffers whose base is not known stay as they are. `sft.diff`,
+`sft.convert(..., origin=True)` and `sft.deltas.on_base(delta, base)` give deltas that know it.
 """
 
 import re
@@ -12,6 +12,7 @@ import torch
 from .applying import mixed
 from .delta import Delta, Part
 from .dense import names_of, put_together, shared
+from .places import BUFFER
 from .same_base import rest_of_both, rest_of_part
 
 
@@ -66,8 +67,8 @@ def _scaled(delta: Delta, share: Callable[[str], float]) -> Delta:
     _check_origin([delta])
     parts = {}
     for name, part in delta.items():
-        is_number = part.values.is_floating_point()
-        values = mixed(part.origin, part.values, share(name)) if is_number else part.values
+        is_kept = part.origin is None or not part.values.is_floating_point()
+        values = part.values if is_kept else mixed(part.origin, part.values, share(name))
         parts[name] = part.with_values(values)
     return delta.with_parts(parts)
 
@@ -124,7 +125,7 @@ def _combined(deltas: Sequence[Delta], change: Callable[[torch.Tensor], torch.Te
     parts = {}
     for name in names_of(deltas):
         mine = [delta[name] for delta in deltas if name in delta]
-        if not mine[0].values.is_floating_point():
+        if not mine[0].values.is_floating_point() or any(part.origin is None for part in mine):
             parts[name] = mine[-1]
             continue
         parts[name] = _combined_part(name, mine, [name in delta for delta in deltas], change)
@@ -158,7 +159,7 @@ def _combined_part(
 def _check_origin(deltas: Sequence[Delta]) -> None:
     for delta in deltas:
         for name, part in delta.items():
-            if part.origin is None:
+            if part.origin is None and part.reader != BUFFER:
                 raise ValueError(
                     f"delta: nothing tells what the base holds of {name!r};"
                     " sft.deltas.on_base(delta, base) looks it up"

@@ -10,7 +10,7 @@ from torch import nn
 from ..converted import record_of
 from . import places
 from .applying import Applied
-from .delta import Part, origin_of
+from .delta import Part, kept_origin
 from .exchange import Exchange, swap_all, tensor_of
 
 
@@ -22,8 +22,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     `sft.convert(..., origin=True)` keeps what the base held. Gradients are off in here. No version
     counter moves, so a forward before it may have its backward after it.
 
-    Parameters that train whole ("all") have no base to go back to; they are named by a warning and
-    stay as they are. Raises ValueError where there is nothing to take out, or no origin.
+    Buffers stay as they are. So do parameters that train whole ("all") where nobody kept their
+    origin; a warning names them. Raises ValueError where there is nothing to take out, or no
+    origin of selected entries.
     """
     applied = Applied.of(model)
     if record_of(model) is None and not applied.records:
@@ -51,10 +52,10 @@ class _Rewritten(contextlib.AbstractContextManager):
     def of(cls, model: nn.Module) -> "_Rewritten":
         exchanges, values, whole = [], [], []
         for each in places.trained(model) if record_of(model) is not None else ():
-            if each.selection is None:
+            origin = kept_origin(each)
+            if origin is None and each.selection is None:
                 whole.append(each.name)
                 continue
-            origin = origin_of(each, each.weight)
             if origin is None:
                 raise ValueError(
                     f"model: nothing tells what {each.name!r} held before it trained; sft.convert("
@@ -62,7 +63,8 @@ class _Rewritten(contextlib.AbstractContextManager):
                 )
             part = Part(each.selection, origin, tuple(each.weight.shape), each.matrix_shape)
             exchanges.append(Exchange.of(each.name, part, tensor_of(model, each.name, part)))
-            values.append((each.module._parameters["values"], origin))
+            if each.selection is not None:
+                values.append((each.parameter, origin))
         if whole:
             warnings.warn(
                 f"disabled: {', '.join(whole[:3])} train whole, so nothing keeps what they held"

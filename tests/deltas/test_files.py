@@ -147,6 +147,17 @@ def test_origin_is_kept_where_it_is_known(tmp_path):
     assert all(torch.equal(loaded[name].origin, delta[name].origin) for name in delta)
 
 
+def test_a_converted_model_knows_its_base_where_it_was_kept(tmp_path):
+    model = trained(origin=True)
+    sft.save_delta(model, tmp_path / "delta", origin=True)
+    delta = sft.load_delta(tmp_path / "delta")
+    base = sft.deltas.on_base(sft.Delta.of(trained()), net())
+    assert delta.has_origin and list(delta) == list(base)
+    for name, part in delta.items():
+        assert part.origin is None or torch.equal(part.origin, base[name].origin)
+    assert same_bits(sft.apply(net(), delta), small_deltas.reverted(model))
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(ValueError, match="model: it is not converted.*sft.diff"):
         sft.save_delta(net(), tmp_path / "delta")
