@@ -86,7 +86,8 @@ class Untouched:
         for name, parameter in weights.items():
             parameter.requires_grad_(True)
             if id(parameter) in placed:
-                parameter.register_hook(self._refusal(name))
+                # A hook that stayed would keep this, and every gradient in it, as long as the model.
+                self._undo.append(parameter.register_hook(self._refusal(name)).remove)
                 self._stand_ins[name] = parameter, made[id(parameter)]
             collecting[name] = made[id(parameter)] if id(parameter) in placed else parameter
         return collecting

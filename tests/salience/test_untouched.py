@@ -3,6 +3,7 @@ or the user's Ctrl-C do.
 """
 
 import copy
+import gc
 import itertools
 import random
 
@@ -315,3 +316,19 @@ def test_no_gradient_of_a_target_outlives_its_hook():
     choose(model, watching, targets="*.weight")
     assert seen[0] == [(True, True), (True, False)] * 2  # biases need none
     assert seen[1] == seen[2] == seen[0]  # each is taken as soon as it is there
+
+
+def test_nothing_of_a_choice_outlives_it():
+    """A hook left on a weight kept every dense gradient of the choice as long as the model."""
+    model = build()
+    choose(model)
+    assert all(not parameter._backward_hooks for parameter in model.parameters())
+    before = tensors_alive()
+    choose(model)
+    choose(model)
+    assert tensors_alive() == before
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(type(thing) in (torch.Tensor, nn.Parameter) for thing in gc.get_objects())
