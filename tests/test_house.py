@@ -302,6 +302,9 @@ class _Private:
 GONE = {
     r"\bshown\[\d": "the fields of a `Stamp` have names",
     r"\binspect\.getsource\b": "modules are known by what they do, not by their text",
+    r"map\(list, zip\(\*": "each setting is given by its name",
+    r"\bclass Kept\b": "a `StateFormat` makes, reads and writes the state of the optimiser",
+    r"\blast_copy\b|\(\)\.slope\b|deque\(maxlen=8\)": "`known` alone says what outputs are made of",
 }
 
 
