@@ -223,7 +223,7 @@ def _gradients(ctx, grad_output, product):
         input = kept[0] if source is None else source.rebuild(kept, features)
         input = cast(_flat(input), flat.dtype)  # [T, features]
         operands = (flat, input) if input_dim == 1 else (input, flat)
-        grad_values = ops.selected_wgrad(*operands, *layout)
+        grad_values = ops.selected_wgrad(*operands, layout)
     if ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0)
     return grad_input, None, grad_values, grad_bias, None, None
@@ -319,4 +319,4 @@ class _Alias(torch.autograd.Function):
     def backward(ctx, grad_weight):
         refuse_double_backward("alias")
         matrix = grad_weight.reshape(ctx.shape)
-        return None, ops.gather_selected(matrix, *ctx.layout, dtype=ctx.dtype), None, None
+        return None, ops.gather_selected(matrix, ctx.layout, dtype=ctx.dtype), None, None

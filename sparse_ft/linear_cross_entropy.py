@@ -161,8 +161,7 @@ class _Gradients:
         if self.of_weight is not None:
             self.of_weight += grad_logits.T @ part
         if self.of_values is not None:
-            kind, index, *block = self.layout
-            ops.selected_wgrad_(self.of_values, grad_logits, part, kind, index, *block)
+            ops.selected_wgrad_(self.of_values, grad_logits, part, self.layout)
 
     def all(self) -> list[torch.Tensor | None]:
         grads = (self.of_hidden, self.of_weight, self.of_bias, self.of_values)

@@ -29,6 +29,7 @@ LEVELS = {
     "trees": 0,
     "ops": 1,
     "selection": 2,
+    "structures": 2,
     "known": 0,
     "rebuild": 2,
 }

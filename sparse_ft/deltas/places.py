@@ -13,7 +13,7 @@ from ..messages import did_you_mean
 from ..nn import Selected, SelectedParameter, SelectiveConv1D, stored
 from ..nn.apart import as_matrix
 from ..nn.linear import is_conv1d
-from ..ops.layout import coordinates, inside
+from ..ops.layout import inside
 from ..places import matrix_shape
 from ..plan import ALL
 from ..selection import Selection
@@ -130,11 +130,11 @@ def positions_of(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
     """
     if selection.kind == "entries":
         return selection.index.long()
-    row, column = torch.broadcast_tensors(*coordinates(*selection.layout, shape))
+    row, column = torch.broadcast_tensors(*selection.layout.places(shape))
     flat = row * shape[1] + column
     return flat.masked_fill(~inside(row, column, shape), -1).reshape(-1)
 
 
 def gathered(matrix: torch.Tensor, selection: Selection) -> torch.Tensor:
     """The selected entries of `matrix`, in its dtype and on its device."""
-    return ops.gather_selected(matrix, *selection.to(matrix.device).layout)
+    return ops.gather_selected(matrix, selection.to(matrix.device).layout)

@@ -93,7 +93,7 @@ def write_across(state: State, values: torch.Tensor, weight: torch.Tensor) -> No
         selection = state.selection.to(weight.device)
         dense = weight.detach().contiguous()  # itself where it is
         matrix, moved = dense.view(state.matrix_shape), values.detach().to(weight.device)
-        ops.scatter_selected_(matrix, moved, *selection.layout)
+        ops.scatter_selected_(matrix, moved, selection.layout)
         if dense.data_ptr() != weight.data_ptr():
             weight.detach().copy_(dense)
 

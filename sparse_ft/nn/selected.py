@@ -179,7 +179,7 @@ class Selected(Showing):
             values = self._parameters["values"]
             layout = self._sparse_ft_state.selection.layout
             with torch.no_grad():
-                there = ops.gather_selected(self._matrix(), *layout, dtype=values.dtype)
+                there = ops.gather_selected(self._matrix(), layout, dtype=values.dtype)
                 values.copy_(there)
             missing_keys[:] = [k for k in missing_keys if k != key]
         self.sync(force=True)

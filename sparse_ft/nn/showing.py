@@ -204,7 +204,7 @@ class Showing(nn.Module):
         values, state = self._parameters["values"], self._sparse_ft_state
         matrix = as_matrix(self._weight().data, state.matrix_shape) if quietly else self._matrix()
         with torch.no_grad():
-            ops.scatter_selected_(matrix, values.detach(), *state.selection.layout)
+            ops.scatter_selected_(matrix, values.detach(), state.selection.layout)
 
     def write_back(self) -> None:
         """The last `sync`, before the values go. Whatever somebody did to the module: what has no
@@ -232,8 +232,8 @@ class Showing(nn.Module):
         state, matrix = self._sparse_ft_state, self._matrix()
         values, selection = self._parameters["values"].detach(), state.selection
         shown = selection.scatter_(matrix.clone(), values)
-        wanted = ops.gather_selected(shown, *selection.layout)
-        there = ops.gather_selected(matrix, *selection.layout)
+        wanted = ops.gather_selected(shown, selection.layout)
+        there = ops.gather_selected(matrix, selection.layout)
         if not torch.allclose(there, wanted, rtol=0, atol=0, equal_nan=True):
             warnings.warn(
                 f"{state.label}: selected entries were changed behind the module's back; `values`"

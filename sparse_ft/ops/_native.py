@@ -29,17 +29,15 @@ CUDA = C is not None and C.build_info()["cuda"]
 
 
 class Unserved(TypeError):
-    """Raised by a backend, before it wrote anything, for tensors that it does not take."""
+    """Raised by a backend, before it wrote anything, for arguments that it does not take."""
 
 
 if C is not None:
     Unserved = C.Unserved  # which it raises itself for a dtype that it does not know
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_DENSE = {
-    4: [torch.channels_last],
-    5: [torch.channels_last_3d],
-}  # dimensions: memory formats besides the contiguous one
+# By dimensions: memory formats besides the contiguous one.
+_DENSE = {4: [torch.channels_last], 5: [torch.channels_last_3d]}
 
 
 def describe() -> str:
@@ -52,11 +50,13 @@ def describe_cuda() -> str:
     return f"compiled for {', '.join(C.build_info()['cuda_architectures'])}"
 
 
-def served(*tensors: torch.Tensor) -> bool:
-    """Whether the native core takes these tensors as they are: contiguous, of a dtype that it
-    knows.
+def require_served(*tensors: torch.Tensor) -> None:
+    """Raise `Unserved` unless the native core takes these tensors as they are: contiguous, of a
+    dtype that it knows.
     """
-    return all(t.is_contiguous() and t.dtype in DTYPES for t in tensors)
+    for tensor in tensors:
+        if not tensor.is_contiguous() or tensor.dtype not in DTYPES:
+            raise Unserved(tensor)
 
 
 def alike(first: torch.Tensor, *others: torch.Tensor) -> bool:

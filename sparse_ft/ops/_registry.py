@@ -14,7 +14,8 @@ that is called.
 The function is the reference: its body is the specification, in plain PyTorch; its signature and
 docstring are the public ones. `shapes` checks the arguments, and makes the results without their
 numbers. A backend writes the numbers. `shapes` and backends name in their parameters what they
-want: arguments and results as the schema calls them.
+want: arguments and results as the schema calls them, and `layout` for the four arguments of which
+one is made (`str kind, Tensor index, int block_h, int block_w`).
 
 What is made of these calls them in as few steps as one would by hand, so it is source, as in
 `dataclasses`; `source_of("max_pool")` shows it.
@@ -33,6 +34,7 @@ from . import _native
 from ._library import HAS_TRITON, define, implement, plain, wrote
 from ._native import Unserved
 from ._schema import Argument, Schema, parse
+from .layout import Layout, as_layout
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,17 +49,21 @@ class Op(NamedTuple):
     """What was made of a declaration."""
 
     schema: Schema
-    reference: Callable[..., Any]  # checked, and called as torch.library calls its kernels
+    # "reference", "cpu", "triton", perhaps "cuda": called as torch.library calls its kernels.
+    backends: dict[str, Callable[..., Any]]
     public: Callable[..., Any]
 
 
 OPS: dict[str, Op] = {}
+# What the dispatcher takes in the place of a `Layout`, of which the library makes one.
+LAYOUT = {"kind": "layout.kind", "index": "layout.index", "block_h": "layout.block_h"}
+LAYOUT |= {"block_w": "layout.block_w"}
 _SOURCES: dict[str, list[str]] = {}
 
 
 def reference(name: str) -> Callable[..., Any]:
     """The reference of an op: plain PyTorch, with the checks that every backend makes."""
-    return OPS[name].reference
+    return OPS[name].backends["reference"]
 
 
 def source_of(name: str) -> str:
@@ -88,20 +94,20 @@ def op(
 
     def declare(function: Callable[..., Any]) -> Any:
         maker = _Maker(parse(schema), function)
-        fake = maker.fake(shapes)
+        name, of_dispatcher = maker.schema.name, maker.of_dispatcher
+        fake = of_dispatcher(maker.fake(shapes))
         plainly = maker.reference(shapes)
         launch = launcher(triton) if isinstance(triton, str) else triton
-        by_triton = maker.backend("triton", shapes, launch, plainly)
-        on_cpu = maker.backend("cpu", shapes, cpu, plainly)
-        by_cuda = None
+        made = {"reference": plainly, "cpu": maker.backend("cpu", shapes, cpu, plainly)}
+        made["triton"] = maker.backend("triton", shapes, launch, plainly)
         if cuda is not None:
-            otherwise = by_triton if HAS_TRITON else plainly
-            by_cuda = maker.backend("cuda", shapes, cuda, otherwise)
+            otherwise = made["triton"] if HAS_TRITON else plainly
+            made["cuda"] = maker.backend("cuda", shapes, cuda, otherwise)
+        backends = {backend: of_dispatcher(one) for backend, one in made.items()}
         define(schema, fake=fake)
-        name = maker.schema.name
-        implement(name, reference=plainly, cpu=on_cpu, triton=by_triton, cuda=by_cuda)
-        public = maker.public(plainly if _native.C is None else on_cpu, before)
-        OPS[name] = Op(maker.schema, plainly, public)
+        implement(name, **backends)
+        public = maker.public(plainly if _native.C is None else made["cpu"], before)
+        OPS[name] = Op(maker.schema, backends, public)
         return public
 
     return declare
@@ -125,12 +131,18 @@ def _launcher(path: str) -> Callable[..., Any]:
 class _Maker:
     """Writes the functions of one op.
 
-    function: the decorated one.
+    function: the decorated one. Inside of what is written there is a `layout` where the op takes
+    one, and the dispatcher's four arguments are its parts.
     """
 
     def __init__(self, schema: Schema, function: Callable[..., Any]):
         self.schema, self.function = schema, function
         self.names = [argument.name for argument in schema.arguments]
+        self.has_layout = LAYOUT.keys() <= set(self.names)
+        # How what is written has what a function may ask for.
+        self.known = {name: name for name in [*self.names, *schema.results]}
+        if self.has_layout:
+            self.known |= {**LAYOUT, "layout": "layout"}
         declared = list(inspect.signature(function).parameters)
         if declared != self.names:
             raise TypeError(
@@ -169,6 +181,15 @@ class _Maker:
         lines += [f"return {results}"] if results else []
         return self._make(device, lines, shapes=shapes, launch=function, otherwise=otherwise)
 
+    def of_dispatcher(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that was made, as torch.library calls it."""
+        if not self.has_layout:
+            return function
+        lines = ["layout = as_layout(kind, index, block_h, block_w)"]
+        lines += [f"return {self._call('function', function)}"]
+        suffix = function.__name__.rpartition("_")[2]
+        return self._make(f"{suffix}_", lines, function=function)
+
     def public(
         self, on_cpu: Callable[..., Any], before: Callable[..., Any] | None
     ) -> Callable[..., Any]:
@@ -176,18 +197,21 @@ class _Maker:
         µs, and 30 for lists of tensors.
         """
         tensors = [argument for argument in self.schema.arguments if argument.is_tensor]
-        surely = _tuple(_spread(each) for each in tensors if not each.is_optional)
-        perhaps = _tuple(each.name for each in tensors if each.is_optional)
+        surely = _tuple(self._spread(each) for each in tensors if not each.is_optional)
+        perhaps = _tuple(self._spread(each) for each in tensors if each.is_optional)
         given = f"{surely}, {perhaps}" if perhaps != "()" else surely
-        lines = [
+        lines = []
+        if self.has_layout:
+            made = "as_layout(kind, index, block_h, block_w)"
+            lines += [f"layout = kind if type(kind) is Layout else {made}"]
+        lines += [
             f"if plain({given}) and not (is_grad_enabled() and is_tracked({given})):",
             f"    return {self._call('on_cpu', on_cpu)}",
         ]
         lines += [] if before is None else [self._call("before", before)]
         dispatched = getattr(torch.ops.sparse_ft, self.schema.name)
         lines += [f"return dispatched({self._in_order()})"]
-        names = dict(on_cpu=on_cpu, before=before, dispatched=dispatched)
-        public = self._make("", lines, **names)
+        public = self._make("", lines, on_cpu=on_cpu, before=before, dispatched=dispatched)
         public.__defaults__ = self.function.__defaults__
         public.__kwdefaults__ = self.function.__kwdefaults__
         return functools.update_wrapper(public, self.function)
@@ -196,41 +220,45 @@ class _Maker:
         """The text of a call that hands a function what it names; everything, if it names nothing
         of its own.
         """
-        parameters = inspect.signature(function).parameters
-        if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+        parameters = inspect.signature(function).parameters.values()
+        if any(each.kind is each.VAR_POSITIONAL for each in parameters):
             return self._call_of_launcher(called)
-        known = {*self.names, *self.schema.results}
-        wanted = [each for each in parameters.values() if each.name in known]
-        unknown = {each.name for each in parameters.values() if each.default is each.empty} - known
-        if unknown:
-            raise TypeError(f"{self.schema.name}: {function.__name__} asks for {sorted(unknown)}")
-        handed = [
-            f"{each.name}={each.name}" if each.kind is each.KEYWORD_ONLY else each.name
-            for each in wanted
-        ]
+        needed = {each.name for each in parameters if each.default is each.empty}
+        if needed - self.known.keys():
+            unknown = sorted(needed - self.known.keys())
+            raise TypeError(f"{self.schema.name}: {function.__name__} asks for {unknown}")
+        wanted = [each for each in parameters if each.name in self.known]
+        handed = [_prefix(each) + self.known[each.name] for each in wanted]
         return f"{called}({', '.join(handed)})"
 
     def _call_of_launcher(self, called: str) -> str:
         arguments = [each for each in self.schema.arguments if each.type != "ScalarType?"]
-        positional = [each.name for each in arguments if not each.is_keyword]
+        positional = [self.known[each.name] for each in arguments if not each.is_keyword]
         keywords = [f"{each.name}={each.name}" for each in arguments if each.is_keyword]
         return f"{called}({', '.join([*positional, *self.schema.results, *keywords])})"
 
     def _in_order(self) -> str:
         """All arguments, as the dispatcher takes them."""
         return ", ".join(
-            f"{each.name}={each.name}" if each.is_keyword else each.name
+            f"{each.name}={each.name}" if each.is_keyword else self.known[each.name]
             for each in self.schema.arguments
         )
 
     def _tell_autograd(self) -> list[str]:
-        written = ", ".join(_spread(argument) for argument in self.schema.written)
+        written = ", ".join(self._spread(argument) for argument in self.schema.written)
         return [f"wrote({written})"] if written else []
 
-    def _parameters(self, with_defaults: bool) -> str:
-        """The parameters of a function that the dispatcher calls, which leaves defaults out."""
+    def _spread(self, argument: Argument) -> str:
+        """The text of one or more tensors among others."""
+        return f"*{argument.name}" if argument.is_list else self.known[argument.name]
+
+    def _parameters(self, *, with_layout: bool, with_defaults: bool) -> str:
+        """The parameters of a function that was made; the dispatcher leaves defaults out."""
         texts = []
         for argument in self.schema.arguments:
+            if with_layout and argument.name in LAYOUT:
+                texts += ["layout"] if argument.name == "kind" else []
+                continue
             if argument.is_keyword and "*" not in texts:
                 texts.append("*")
             has_default = with_defaults and argument.default is not None
@@ -238,14 +266,20 @@ class _Maker:
         return ", ".join(texts)
 
     def _make(self, suffix: str, lines: list[str], **names: Any) -> Callable[..., Any]:
-        """A function of the op's arguments: `lines`, which know `names`."""
-        op_name = self.schema.name
-        name = "_".join(filter(None, [op_name.removesuffix("_"), suffix]))
-        head = f"def {name}({self._parameters(with_defaults=bool(suffix))}):"
-        source = "\n    ".join([head, *lines]) + "\n"
-        file = f"<sparse_ft.ops._registry: {name}>"
+        """A function of the op's arguments: `lines`, which know `names`.
+
+        suffix: "" for the public one, which is given its defaults; "_" at the end of the
+        dispatcher's.
+        """
+        name = "_".join(filter(None, [self.schema.name.removesuffix("_"), suffix]))
+        with_layout = self.has_layout and bool(suffix) and not suffix.endswith("_")
+        parameters = self._parameters(with_layout=with_layout, with_defaults=bool(suffix))
+        source = "\n    ".join([f"def {name}({parameters}):", *lines]) + "\n"
+        file = f"<sparse_ft.ops: {self.schema.name}, {suffix or 'public'}>"
         known = dict(
+            Layout=Layout,
             Unserved=Unserved,
+            as_layout=as_layout,
             is_grad_enabled=torch.is_grad_enabled,
             is_tracked=is_tracked,
             plain=plain,
@@ -255,19 +289,18 @@ class _Maker:
         exec(compile(source, file, "exec"), known)
         # So that tracebacks and debuggers show the lines.
         linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
-        _SOURCES.setdefault(op_name, []).append(source)
+        _SOURCES.setdefault(self.schema.name, []).append(source)
         return known[name]
+
+
+def _prefix(parameter: inspect.Parameter) -> str:
+    return f"{parameter.name}=" if parameter.kind is parameter.KEYWORD_ONLY else ""
 
 
 def _tuple(texts: Any) -> str:
     """The text of a tuple."""
     listed = list(texts)
     return f"({listed[0]},)" if len(listed) == 1 else f"({', '.join(listed)})"
-
-
-def _spread(argument: Argument) -> str:
-    """The text of one or more tensors among others."""
-    return f"*{argument.name}" if argument.is_list else argument.name
 
 
 def is_tracked(tensors: tuple, optional: tuple = ()) -> bool:

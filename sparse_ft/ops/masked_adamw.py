@@ -13,7 +13,7 @@ from ._adamw_call import Call, Tensors, arguments_of, call_of
 from ._adamw_native import native_call, step_on_cpu_, step_on_cuda_
 from ._adamw_state import StateFormat
 from ._library import HAS_TRITON, define, implement, plain, wrote
-from .scatter_selected import scatter_selected_ref_
+from ._registry import reference
 
 SCHEMA = (
     "masked_adamw_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[]"
@@ -76,7 +76,7 @@ def masked_adamw_ref_(*arguments, **keywords):
         )
         format.write(t, new_p, new_m, new_v)
         if t.weight is not None:
-            scatter_selected_ref_(t.weight, t.value, *t.layout)
+            reference("scatter_selected_")(t.weight, t.value, *t.layout)
 
 
 def _fake(*arguments, **keywords):

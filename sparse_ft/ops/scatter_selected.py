@@ -3,54 +3,21 @@ entries in place.
 """
 
 import torch
+from torch import Tensor
 
 from . import _native
-from ._library import define, implement, wrote
-from .layout import check_layout, check_matrix, check_values, coordinates, explain_layout, inside
-
-SCATTER = (
-    "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int"
-    " block_w, *, bool accumulate=False) -> ()"
-)
-SWAP = (
-    "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int"
-    " block_w) -> ()"
-)
+from ._registry import op
+from .layout import Layout, as_layout, check_matrix, inside
 
 
-def _places(matrix, kind, index, block_h, block_w):
-    """(row, column, flat position in values) of every value that is not padding."""
-    row, column = torch.broadcast_tensors(*coordinates(kind, index, block_h, block_w, matrix.shape))
-    keep = inside(row, column, matrix.shape).reshape(-1).nonzero().squeeze(1)
-    return row.reshape(-1)[keep], column.reshape(-1)[keep], keep
-
-
-def scatter_selected_ref_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
-    _check(matrix, values, kind, index, block_h, block_w)
-    row, column, keep = _places(matrix, kind, index, block_h, block_w)
-    new = values.reshape(-1)[keep]
-    if accumulate:
-        new = matrix[row, column].to(torch.promote_types(torch.float32, matrix.dtype)) + new
-    matrix[row, column] = new.to(matrix.dtype)
-
-
-def swap_selected_ref_(matrix, values, kind, index, block_h, block_w):
-    _check_swap(matrix, values, kind, index, block_h, block_w)
-    row, column, keep = _places(matrix, kind, index, block_h, block_w)
-    old, new = matrix[row, column], values.reshape(-1)[keep]
-    matrix[row, column] = new
-    inner = torch.unravel_index(keep, values.shape)
-    values[inner] = old
-
-
-def _check(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
+def _check(matrix: Tensor, values: Tensor, layout: Layout) -> None:
     check_matrix(matrix)
-    check_layout(kind, index, block_h, block_w)
-    check_values(values, kind, index, block_h, block_w, matrix.shape)
+    layout.check()
+    layout.check_values(values, matrix.shape)
 
 
-def _check_swap(matrix, values, kind, index, block_h, block_w):
-    _check(matrix, values, kind, index, block_h, block_w)
+def _check_swap(matrix: Tensor, values: Tensor, layout: Layout) -> None:
+    _check(matrix, values, layout)
     if matrix.dtype != values.dtype:
         raise TypeError(
             f"values: a swap is exact only between equal dtypes, got {values.dtype} for a"
@@ -58,74 +25,51 @@ def _check_swap(matrix, values, kind, index, block_h, block_w):
         )
 
 
-def _write(matrix, values, kind, index, block_h, block_w, mode):
+def _write(matrix: Tensor, values: Tensor, layout: Layout, mode: str) -> None:
     """Hand the tensors to the compiled kernel of their device. mode: "copy", "add" or "swap"."""
-    where = (kind, index, block_h, block_w)
-    if matrix.is_cuda:
-        with torch.cuda.device(matrix.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            _native.C.scatter_selected_cuda_(matrix, where, values, mode, stream)
-    else:
-        _native.C.scatter_selected_(matrix, where, values, mode, torch.get_num_threads())
+    layout = layout.compiled()
+    _native.require_served(matrix, values)
+    if not matrix.is_cuda:
+        _native.C.scatter_selected_(matrix, layout, values, mode, torch.get_num_threads())
+        return
+    with torch.cuda.device(matrix.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        _native.C.scatter_selected_cuda_(matrix, layout, values, mode, stream)
 
 
-def scatter_selected_native_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
-    _check(matrix, values, kind, index, block_h, block_w)
-    index, values = index.contiguous(), values.contiguous()
-    if not _native.served(matrix, values):
-        return scatter_selected_ref_(
-            matrix, values, kind, index, block_h, block_w, accumulate=accumulate
-        )
-    _write(matrix, values, kind, index, block_h, block_w, "add" if accumulate else "copy")
-    wrote(matrix)
+def _scatter_native(matrix: Tensor, values: Tensor, layout: Layout, accumulate: bool) -> None:
+    _write(matrix, values.contiguous(), layout, "add" if accumulate else "copy")
 
 
-def swap_selected_native_(matrix, values, kind, index, block_h, block_w):
-    _check_swap(matrix, values, kind, index, block_h, block_w)
-    index = index.contiguous()
-    if not _native.served(matrix, values):
-        return swap_selected_ref_(matrix, values, kind, index, block_h, block_w)
-    _write(matrix, values, kind, index, block_h, block_w, "swap")
-    wrote(matrix, values)
+def _swap_native(matrix: Tensor, values: Tensor, layout: Layout) -> None:
+    _write(matrix, values, layout, "swap")
 
 
-def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
-    from sparse_ft.kernels import scatter_selected as kernels
-
-    _check(matrix, values, kind, index, block_h, block_w)
-    kernels.scatter_selected_triton_(
-        matrix, values, kind, index, block_h, block_w, accumulate=accumulate
-    )
-    wrote(matrix)
+def _places(matrix: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, column, flat position in values) of every value that is not padding."""
+    row, column = torch.broadcast_tensors(*layout.places(matrix.shape))
+    keep = inside(row, column, matrix.shape).reshape(-1).nonzero().squeeze(1)
+    return row.reshape(-1)[keep], column.reshape(-1)[keep], keep
 
 
-def swap_selected_triton_(matrix, values, kind, index, block_h, block_w):
-    from sparse_ft.kernels import scatter_selected as kernels
-
-    _check_swap(matrix, values, kind, index, block_h, block_w)
-    kernels.swap_selected_triton_(matrix, values, kind, index, block_h, block_w)
-    wrote(matrix, values)
-
-
-define(SCATTER, fake=_check)
-define(SWAP, fake=_check_swap)
-implement(
-    "scatter_selected_",
-    reference=scatter_selected_ref_,
-    cpu=scatter_selected_native_,
-    cuda=scatter_selected_native_,
-    triton=scatter_selected_triton_,
+@op(
+    "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int"
+    " block_w, *, bool accumulate=False) -> ()",
+    shapes=_check,
+    cpu=_scatter_native,
+    cuda=_scatter_native,
+    triton="scatter_selected.scatter_selected_triton_",
 )
-implement(
-    "swap_selected_",
-    reference=swap_selected_ref_,
-    cpu=swap_selected_native_,
-    cuda=swap_selected_native_,
-    triton=swap_selected_triton_,
-)
-
-
-def scatter_selected_(matrix, values, kind, index=None, block_h=1, block_w=1, *, accumulate=False):
+def scatter_selected_(
+    matrix: Tensor,
+    values: Tensor,
+    kind: str | Layout,
+    index: Tensor | None = None,
+    block_h: int = 1,
+    block_w: int = 1,
+    *,
+    accumulate: bool = False,
+) -> None:
     """Write `values` to the selected entries of `matrix`, in place; for rows, `matrix[index] =
     values`.
 
@@ -134,19 +78,35 @@ def scatter_selected_(matrix, values, kind, index=None, block_h=1, block_w=1, *,
     matrix), rounded once. Padding of blocks is ignored. Raises ValueError or TypeError that names
     the argument, before anything is written.
     """
-    if type(kind) is not str or index is None:
-        explain_layout(kind, index)
-    torch.ops.sparse_ft.scatter_selected_(
-        matrix, values, kind, index, block_h, block_w, accumulate=accumulate
-    )
+    row, column, keep = _places(matrix, as_layout(kind, index, block_h, block_w))
+    new = values.reshape(-1)[keep]
+    if accumulate:
+        new = matrix[row, column].to(torch.promote_types(torch.float32, matrix.dtype)) + new
+    matrix[row, column] = new.to(matrix.dtype)
 
 
-def swap_selected_(matrix, values, kind, index=None, block_h=1, block_w=1):
+@op(
+    "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int"
+    " block_w) -> ()",
+    shapes=_check_swap,
+    cpu=_swap_native,
+    cuda=_swap_native,
+    triton="scatter_selected.swap_selected_triton_",
+)
+def swap_selected_(
+    matrix: Tensor,
+    values: Tensor,
+    kind: str | Layout,
+    index: Tensor | None = None,
+    block_h: int = 1,
+    block_w: int = 1,
+) -> None:
     """Exchange `values` with the selected entries of `matrix`, both in place; a second call
     restores every bit.
 
     Shapes as in `scatter_selected_`; both of one dtype, else TypeError.
     """
-    if type(kind) is not str or index is None:
-        explain_layout(kind, index)
-    torch.ops.sparse_ft.swap_selected_(matrix, values, kind, index, block_h, block_w)
+    row, column, keep = _places(matrix, as_layout(kind, index, block_h, block_w))
+    old, new = matrix[row, column], values.reshape(-1)[keep]
+    matrix[row, column] = new
+    values[torch.unravel_index(keep, values.shape)] = old

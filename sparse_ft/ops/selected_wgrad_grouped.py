@@ -1,25 +1,38 @@
 """selected_wgrad_grouped: several weight gradients at their selected entries in one call."""
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 
 from ._library import define, implement, wrote
-from .layout import explain_layout
-from .selected_wgrad import _fake as _fake_one
-from .selected_wgrad import _fake_ as _fake_one_
-from .selected_wgrad import (
-    selected_wgrad_cpu,
-    selected_wgrad_cpu_,
-    selected_wgrad_ref,
-    selected_wgrad_ref_,
-)
+from ._registry import launcher, reference
+from .layout import Layout, as_layout
+from .selected_wgrad import check_into, selected_wgrad, selected_wgrad_
 
 ARGUMENTS = "Tensor[] grad_outputs, Tensor[] inputs, str[] kinds, Tensor[] indices, int[] blocks"
 SCHEMA = f"selected_wgrad_grouped({ARGUMENTS}, *, ScalarType? dtype=None) -> Tensor[]"
 SCHEMA_ = f"selected_wgrad_grouped_(Tensor(a!)[] values_grads, {ARGUMENTS}) -> ()"
 
 
-def _problems(grad_outputs, inputs, kinds, indices, blocks, **first):
-    """The arguments of `selected_wgrad` or `selected_wgrad_`, problem by problem."""
+class Problem(NamedTuple):
+    """The arguments of one `selected_wgrad`."""
+
+    grad_output: Tensor
+    input: Tensor
+    layout: Layout
+
+
+def _problems(
+    grad_outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    kinds: Sequence[str],
+    indices: Sequence[Tensor],
+    blocks: Sequence[int],
+    **first: Sequence[Tensor],
+) -> Iterator[Problem]:
+    """The lists, problem by problem."""
     lists = {**first, "inputs": inputs, "kinds": kinds, "indices": indices}
     for name, items in lists.items():
         if len(items) != len(grad_outputs):
@@ -32,72 +45,70 @@ def _problems(grad_outputs, inputs, kinds, indices, blocks, **first):
             f"blocks: expected block_h and block_w of {len(grad_outputs)} problems, got"
             f" {len(blocks)} numbers"
         )
-    return list(
-        zip(*first.values(), grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2])
-    )
+    layouts = map(as_layout, kinds, indices, blocks[::2], blocks[1::2])
+    return map(Problem, grad_outputs, inputs, layouts)
 
 
-def _each(function):
-    def grouped(*lists, dtype=None):
-        return [function(*problem, dtype=dtype) for problem in _problems(*lists)]
+def _each(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+    def grouped(*lists: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
+        return [
+            function(problem.grad_output, problem.input, *problem.layout, dtype=dtype)
+            for problem in _problems(*lists)
+        ]
 
     return grouped
 
 
-def _each_(function):
-    def grouped_(values_grads, *lists):
-        problems = _problems(*lists, values_grads=values_grads)
-        for problem in problems:  # before any is written
-            _fake_one_(*problem)
-        for problem in problems:
-            function(*problem)
+def _each_(function: Callable[..., None] | None) -> Callable[..., None]:
+    def grouped_(values_grads: Sequence[Tensor], *lists: Any) -> None:
+        problems = list(zip(values_grads, _problems(*lists, values_grads=values_grads)))
+        for values_grad, problem in problems:  # before any is written
+            check_into(values_grad, *problem)
+        for values_grad, problem in problems if function else ():
+            function(values_grad, problem.grad_output, problem.input, *problem.layout)
 
     return grouped_
 
 
-selected_wgrad_grouped_ref, selected_wgrad_grouped_ref_ = (
-    _each(selected_wgrad_ref),
-    _each_(selected_wgrad_ref_),
-)
-selected_wgrad_grouped_cpu, selected_wgrad_grouped_cpu_ = (
-    _each(selected_wgrad_cpu),
-    _each_(selected_wgrad_cpu_),
-)
-_fake, _fake_ = _each(_fake_one), _each_(_fake_one_)
-
-
-def selected_wgrad_grouped_triton(*lists, dtype=None):
-    from sparse_ft.kernels import selected_wgrad as kernels
-
+def _triton(*lists: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
     _problems(*lists)
-    return kernels.selected_wgrad_grouped_triton(*lists, dtype=dtype)
+    return launcher("selected_wgrad.selected_wgrad_grouped_triton")(*lists, dtype=dtype)
 
 
-def selected_wgrad_grouped_triton_(values_grads, *lists):
-    from sparse_ft.kernels import selected_wgrad as kernels
-
+def _triton_(values_grads: Sequence[Tensor], *lists: Any) -> None:
     _problems(*lists, values_grads=values_grads)
-    kernels.selected_wgrad_grouped_triton_(values_grads, *lists)
+    launcher("selected_wgrad.selected_wgrad_grouped_triton_")(values_grads, *lists)
     wrote(*values_grads)
 
 
-define(SCHEMA, fake=_fake)
-define(SCHEMA_, fake=_fake_)
+selected_wgrad_grouped_ref = _each(reference("selected_wgrad"))
+selected_wgrad_grouped_ref_ = _each_(reference("selected_wgrad_"))
+
+define(SCHEMA, fake=_each(selected_wgrad))
+define(SCHEMA_, fake=_each_(None))
 implement(
     "selected_wgrad_grouped",
     reference=selected_wgrad_grouped_ref,
-    cpu=selected_wgrad_grouped_cpu,
-    triton=selected_wgrad_grouped_triton,
+    cpu=_each(selected_wgrad),
+    triton=_triton,
 )
 implement(
     "selected_wgrad_grouped_",
     reference=selected_wgrad_grouped_ref_,
-    cpu=selected_wgrad_grouped_cpu_,
-    triton=selected_wgrad_grouped_triton_,
+    cpu=_each_(selected_wgrad_),
+    triton=_triton_,
 )
 
 
-def selected_wgrad_grouped(grad_outputs, inputs, kinds, indices, blocks, *, dtype=None):
+def selected_wgrad_grouped(
+    grad_outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    kinds: Sequence[str],
+    indices: Sequence[Tensor],
+    blocks: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
     """`[selected_wgrad(...) for each problem]`, the same bits, for a caller that holds several
     gradients at one time.
 
@@ -110,21 +121,26 @@ def selected_wgrad_grouped(grad_outputs, inputs, kinds, indices, blocks, *, dtyp
     Nothing in the library calls it: autograd brings the gradients of layers one after another, and
     experts whose weights are one parameter train through their dense gradient.
     """
-    for kind in kinds:
-        if type(kind) is not str:
-            explain_layout(kind)
+    for kind, index in zip(kinds, indices):
+        as_layout(kind, index, 1, 1)
     return torch.ops.sparse_ft.selected_wgrad_grouped(
         grad_outputs, inputs, kinds, indices, blocks, dtype=dtype
     )
 
 
-def selected_wgrad_grouped_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
+def selected_wgrad_grouped_(
+    values_grads: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    kinds: Sequence[str],
+    indices: Sequence[Tensor],
+    blocks: Sequence[int],
+) -> None:
     """`values_grads[i] += selected_wgrad_grouped(…)[i]` in place; nothing is written if any problem
     is refused.
     """
-    for kind in kinds:
-        if type(kind) is not str:
-            explain_layout(kind)
+    for kind, index in zip(kinds, indices):
+        as_layout(kind, index, 1, 1)
     torch.ops.sparse_ft.selected_wgrad_grouped_(
         values_grads, grad_outputs, inputs, kinds, indices, blocks
     )

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_ft import ops
 from sparse_ft.ops import _native
-from sparse_ft.ops.gather_selected import gather_selected_cuda
+from sparse_ft.ops._registry import OPS
 from sparse_ft.ops.masked_adamw import masked_adamw_cuda_, masked_adamw_triton_
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason="no compiled part")
@@ -169,9 +169,9 @@ def test_gather_hands_over_what_the_cpu_gathers(core, kind):
     matrix = torch.randn(9, 14)
     layout = oracle.layout(kind, matrix.shape, "some", block=(4, 5))
     with NothingReadBack():
-        values = gather_selected_cuda(matrix, *layout, dtype=torch.bfloat16)
+        values = OPS["gather_selected"].backends["cuda"](matrix, *layout, dtype=torch.bfloat16)
     assert core.calls == [STREAM] and oracle.same_bits(
         values, oracle.gather(matrix, layout).bfloat16()
     )
     with pytest.raises(ValueError, match="index: expected a tensor on cpu"):
-        gather_selected_cuda(matrix, kind, layout[1].to("meta"), *layout[2:])
+        OPS["gather_selected"].backends["cuda"](matrix, kind, layout[1].to("meta"), *layout[2:])

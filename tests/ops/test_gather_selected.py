@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sparse_ft import ops
-from sparse_ft.ops.gather_selected import gather_selected_ref
+from sparse_ft.ops._registry import reference
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
-IMPLEMENTATIONS = {"op": ops.gather_selected, "reference": gather_selected_ref}
+IMPLEMENTATIONS = {"op": ops.gather_selected, "reference": reference("gather_selected")}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

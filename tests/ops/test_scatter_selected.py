@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sparse_ft import ops
-from sparse_ft.ops.scatter_selected import scatter_selected_ref_, swap_selected_ref_
+from sparse_ft.ops._registry import reference
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
 IMPLEMENTATIONS = {
     "op": (ops.scatter_selected_, ops.swap_selected_),
-    "reference": (scatter_selected_ref_, swap_selected_ref_),
+    "reference": (reference("scatter_selected_"), reference("swap_selected_")),
 }
 
 

@@ -2,18 +2,17 @@
 own product.
 """
 
-import sys
-
 import oracle
 import pytest
 import torch
 
 from sparse_ft import ops
-from sparse_ft.ops.selected_wgrad import _strips, selected_wgrad_ref, selected_wgrad_ref_
+from sparse_ft.ops import strips as strips_of
+from sparse_ft.ops._registry import reference
 
 IMPLEMENTATIONS = {
     "op": (ops.selected_wgrad, ops.selected_wgrad_),
-    "reference": (selected_wgrad_ref, selected_wgrad_ref_),
+    "reference": (reference("selected_wgrad"), reference("selected_wgrad_")),
 }
 SHAPES = [(7, 5), (1, 9), (9, 1), (33, 70)]
 
@@ -198,7 +197,7 @@ def test_many_entries_over_several_strips(wgrad, monkeypatch):
 
     No strip may lose or shift an entry.
     """
-    monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", 100)
+    monkeypatch.setattr(strips_of, "STRIP", 100)
     grad_output, input = operands(9, (33, 70))
     for which in ("some", "all", "last"):
         layout = oracle.layout("entries", (33, 70), which)
@@ -318,7 +317,7 @@ def test_many_entries_go_by_strips_of_rows(accumulate, strip, monkeypatch):
 
     Same values, same bits on any threads.
     """
-    monkeypatch.setattr(sys.modules["sparse_ft.ops.selected_wgrad"], "STRIP", strip)
+    monkeypatch.setattr(strips_of, "STRIP", strip)
     tokens = 50
     index = torch.rand(37 * 29).topk(37 * 29 * 3 // 4).indices.sort().values.to(torch.int32)
     grad_output, input = torch.randn(tokens, 37), torch.randn(tokens, 29)
@@ -343,6 +342,6 @@ def test_strips_keep_the_last_entry_below_2_to_the_31(dtype):
     index = torch.tensor([0, columns - 1, columns * 64, 2**31 - 1], dtype=dtype)
     found = [
         (rows.start, rows.stop, some.start, some.stop)
-        for rows, some in _strips(index, rows, columns)
+        for rows, some in strips_of.strips(index, rows, columns)
     ]
     assert found == [(0, 64, 0, 2), (64, 128, 2, 3), (rows - 64, rows, 3, 4)]

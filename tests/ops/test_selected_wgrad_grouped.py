@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparse_ft import ops
-from sparse_ft.ops.selected_wgrad import selected_wgrad_ref, selected_wgrad_ref_
+from sparse_ft.ops._registry import reference
 from sparse_ft.ops.selected_wgrad_grouped import (
     selected_wgrad_grouped_ref,
     selected_wgrad_grouped_ref_,
@@ -23,8 +23,8 @@ IMPLEMENTATIONS = {
     "reference": (
         selected_wgrad_grouped_ref,
         selected_wgrad_grouped_ref_,
-        selected_wgrad_ref,
-        selected_wgrad_ref_,
+        reference("selected_wgrad"),
+        reference("selected_wgrad_"),
     ),
 }
 
