@@ -8,6 +8,7 @@ from torch import nn
 
 from .._torch import unset_fake_temporarily
 from ..conversion import convert
+from ..ops.layout import Layout
 from ..places import matrix_shape
 from ..plan import Plan
 from ..salience.targets import targets_of
@@ -167,5 +168,5 @@ def _sized(
     selection = rebuilt(_DryBlocks if cls is Blocks else cls, index, size, bound)
     for dim, used in features.items():
         compact = dry.integers(*dims, dtype=torch.int32)
-        selection._features[dim, shape[dim]] = used, (cls.kind, compact, *size)
+        selection._features[dim, shape[dim]] = used, Layout(cls.kind, compact, *size)
     return selection
