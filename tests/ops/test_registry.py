@@ -97,16 +97,23 @@ def test_autograd_is_told_of_what_it_would_follow(calls):
     assert seen == ["dispatched", "on_cpu"]
 
 
+def refuse(input: torch.Tensor) -> None:
+    raise _native.Unserved(input.dtype)
+
+
 @NATIVE
-def test_a_dtype_that_the_native_core_has_not_goes_to_the_reference(monkeypatch):
-    x = torch.randn(3, 8, dtype=torch.bfloat16)
-    want = ops.activation(x, "gelu")
-    monkeypatch.delitem(_native.DTYPES, torch.bfloat16)
-    with pytest.raises(_native.Unserved):
-        _native.DTYPES[x.dtype]
-    monkeypatch.setitem(OPS["activation"].public.__globals__, "dispatched", None)
-    assert torch.equal(ops.activation(x, "gelu"), reference("activation")(x, "gelu"))
-    torch.testing.assert_close(ops.activation(x, "gelu"), want)
+def test_what_a_backend_does_not_take_goes_to_the_reference(monkeypatch):
+    x = torch.randn(3, 8)
+    want = ops.positive_bits(x)
+    served = OPS["positive_bits"].backends["cpu"]
+    asked = []
+    monkeypatch.setitem(served.__globals__, "launch", lambda input, bits: refuse(input))
+    otherwise = served.__globals__["otherwise"]
+    monkeypatch.setitem(
+        served.__globals__, "otherwise", lambda input: asked.append(input) or otherwise(input)
+    )
+    assert torch.equal(ops.positive_bits(x), want)
+    assert asked == [x]
 
 
 def test_tracebacks_show_the_lines_that_were_made():
