@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .lean_modules import is_lean
+from .matrices import shape_of_matrix
 from .messages import did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
@@ -22,14 +23,6 @@ from .nn.reading import stored
 from .plan import ALL, Plan
 from .selection import Selection
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict  # they run through their children
 
 Action = Callable[[], Any]  # puts one selection in place
@@ -59,9 +52,7 @@ def matrix_shape(module: nn.Module, name: str) -> tuple[int, int]:
     shape = place.parameter.shape
     if len(shape) == 0:
         raise ValueError(f"name: {name!r} is a scalar; it can train whole ('all') or not at all")
-    if isinstance(place.owner, CONVOLUTIONS) and place.attribute == "weight":
-        return shape[0], shape[1:].numel()
-    return shape[:-1].numel(), shape[-1]
+    return shape_of_matrix(place.owner, place.attribute, shape)
 
 
 def find(model: nn.Module, name: str) -> Place:

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import _tensorfile
 from .families import Family, families
+from .matching import matched
 from .selection import Blocks, Columns, Entries, Rows, Selection
 
 ALL = "all"
@@ -49,6 +51,29 @@ class Plan(Mapping):
             if not (isinstance(what, Selection) or (isinstance(what, str) and what == ALL)):
                 raise TypeError(f"plan: expected a Selection or 'all' for {name!r}, got {what!r}")
         self.left = {name: why for name, why in dict(left or {}).items() if name not in self._items}
+
+    @classmethod
+    def match(cls, model: nn.Module, patterns: Mapping[str, Selection | str | None]) -> "Plan":
+        """The plan that `patterns` mean in `model`: {parameter name or glob, with or without a
+        slice: what of it trains}.
+
+        Plan.match(model, {
+            "*.norm*": "all",
+            "*embed_tokens.weight[32000:]": "all",  # these rows
+            "*.down_proj.weight[:, :64]": "all",  # these columns
+            "*.q_proj.weight": sft.Columns([0, 7]),
+            "layers.0.*": None,  # left out, whatever a pattern above says
+        })
+
+        Globs are `fnmatch`'s, on dotted names, where a star takes dots, too. A slice [rows] or
+        [rows, columns] at the end is one of the parameter's matrix (`sft.matrix_shape`; of a bias
+        its entries) and goes with "all". Of two patterns that match a parameter the later counts, and of two slices both.
+        A tied parameter is meant by each of its names, and planned under the first.
+
+        Raises KeyError for a pattern that matches nothing, IndexError or ValueError for a slice
+        that is out of range or empty, TypeError for what is no pattern or trains nothing.
+        """
+        return cls(matched(model, patterns))
 
     def __getitem__(self, name: str) -> Selection | str:
         return self._items[name]

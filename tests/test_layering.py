@@ -32,6 +32,8 @@ LEVELS = {
     "structures": 2,
     "known": 0,
     "rebuild": 2,
+    "matrices": 0,
+    "matching": 2,
 }
 LEVELS |= {"linear_cross_entropy": 2, "functional": 3}
 MIDDLE, TOP = 4, {"cli": 5, "__main__": 6, "": 7}
