@@ -17,6 +17,7 @@ from .nn.linear import is_adopted, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.origin import forget_whole, keep_whole
 from .nn.selected import Selected
+from .nn.tied import is_tied, untie
 from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
 from .ranks import Ranks, told
@@ -206,6 +207,8 @@ def _undo(model: nn.Module, flags: dict[str, bool]) -> None:
     it does the rest.
     """
     for module in list(model.modules()):
+        if is_tied(module):
+            untie(module)
         if is_adopted(module):
             restore(module)
         elif isinstance(module, SelectedParameter):

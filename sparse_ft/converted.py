@@ -13,6 +13,7 @@ from .nn.linear import Adopted
 from .nn.lost import LOST, lost_from
 from .nn.origin import origins_in
 from .nn.selected import Selected
+from .nn.tied import home_of, is_tied
 from .plan import ALL, Plan
 from .report import Report, Row
 
@@ -94,13 +95,16 @@ def _holder(module: nn.Module, attribute: str) -> Any:
     """Who holds the values of a parameter; None where it has none."""
     if isinstance(module, Adopted) and attribute == "weight":
         return module
+    if is_tied(module) and attribute == "weight":
+        return home_of(module)
     return module._modules.get(f"{attribute}_selected")
 
 
 def _how(module: nn.Module, attribute: str, holder: Selected) -> str:
     """What serves a selected parameter."""
-    if holder is module:
-        return type(module).__name__
+    if isinstance(holder, Adopted):
+        tied = holder._sparse_ft_state.tied
+        return type(holder).__name__ + (f", tied: {', '.join(tied)}" if tied else "")
     is_weight = attribute == "weight"
     if is_weight and is_lean(module) and selected_channels(module) is not None:
         return "lean convolution"

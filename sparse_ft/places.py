@@ -20,6 +20,8 @@ from .nn.embedding import SelectiveEmbedding, check_embedding
 from .nn.foreign import check_weight
 from .nn.linear import SelectiveConv1D, SelectiveLinear, adopt, is_conv1d
 from .nn.reading import stored
+from .nn.state import NAME
+from .nn.tied import tie
 from .plan import ALL, Plan
 from .selection import Selection
 
@@ -158,13 +160,15 @@ def _action(
     place = find(model, name)
     weight = place.parameter
     check_weight(name, weight, settings.values_dtype)
-    _refuse_tied(name, readers[_memory(weight)])
+    shared = readers[_memory(weight)]
     shape = matrix_shape(model, name)
     try:
         selection.check(shape)
         as_matrix(weight.detach(), shape)
     except (IndexError, ValueError) as error:
         raise type(error)(f"plan: {name!r}: {error}") from None
+    if len(shared) > 1:
+        return _tied_action(model, name, selection, shared, settings)
     owner, attribute = place
     cls = _selective_class(place, selection)
     if cls is not None:
@@ -178,15 +182,42 @@ def _action(
     return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name, *settings)
 
 
-def _refuse_tied(name: str, shared: Shared) -> None:
-    """Raise ValueError for a parameter that several modules hold."""
-    others = [other for other in shared.values() if other != name]
-    if len(shared) > 1:
+def _tied_action(
+    model: nn.Module, name: str, selection: Selection, shared: Shared, settings: Settings
+) -> Action:
+    """Of a parameter that several modules hold: one is its home, the others read it.
+
+    Raises ValueError unless that is possible: rows of an embedding, and heads that are tied to it.
+    """
+    weight = find(model, name).parameter
+    places = {other: find(model, other) for other in shared.values()}
+    homes = [place for place in places.values() if type(place.owner) is nn.Embedding]
+    are_known = all(
+        place.attribute == "weight"
+        and isinstance(place.owner, (nn.Linear, nn.Embedding))
+        and place.parameter is weight
+        for place in places.values()
+    )
+    if not (are_known and homes and selection.kind == "rows"):
+        others = [other for other in places if other != name]
         raise ValueError(
-            f"plan: {name!r} is one parameter with {', '.join(others)} (tied), and a selection of a"
-            " shared parameter is not supported; untie them, train it whole ('all') or leave"
-            " it out"
+            f"plan: {name!r} is one parameter with {', '.join(others)} (tied), and of a shared"
+            " parameter selections are supported that are rows of an embedding which output heads"
+            " are tied to; untie them, train it whole ('all') or leave it out"
         )
+    for place in places.values():
+        if isinstance(place.owner, nn.Embedding):
+            check_embedding("embedding", place.owner)
+    home = homes[0].owner
+    readers = {other: place.owner for other, place in places.items() if place.owner is not home}
+
+    def act() -> None:
+        adopt(SelectiveEmbedding, home, selection, name, *settings)
+        home.__dict__[NAME].tied = tuple(readers)
+        for label, reader in readers.items():
+            tie(reader, home, label)
+
+    return act
 
 
 def _selective_class(place: Place, selection: Selection) -> type | None:

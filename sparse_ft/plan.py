@@ -67,8 +67,9 @@ class Plan(Mapping):
 
         Globs are `fnmatch`'s, on dotted names, where a star takes dots, too. A slice [rows] or
         [rows, columns] at the end is one of the parameter's matrix (`sft.matrix_shape`; of a bias
-        its entries) and goes with "all". Of two patterns that match a parameter the later counts, and of two slices both.
-        A tied parameter is meant by each of its names, and planned under the first.
+        its entries) and goes with "all". Of two patterns that match a parameter the later counts,
+        and of two slices both. A tied parameter is meant by each of its names, and planned under
+        the first.
 
         Raises KeyError for a pattern that matches nothing, IndexError or ValueError for a slice
         that is out of range or empty, TypeError for what is no pattern or trains nothing.

@@ -259,7 +259,7 @@ def test_inference_right_after_a_step(name):
     assert (got - exact).abs().max() <= 2 * (plain - exact).abs().max()
 
 
-@pytest.mark.parametrize("structure", [sft.Rows([1, 2]), sft.Entries([3])])
+@pytest.mark.parametrize("structure", [sft.Columns([1, 2]), sft.Entries([3])])
 def test_tied_weights_are_refused_by_name(structure):
     model, _ = build("GPT-2")
     for name in ("lm_head.weight", "transformer.wte.weight"):

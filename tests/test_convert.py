@@ -277,7 +277,7 @@ def test_a_tied_parameter_is_refused_by_name_or_trains_whole(model):
         with pytest.raises(
             ValueError, match=rf"plan: '{name}' is one parameter with {other} \(tied\)"
         ):
-            sft.convert(model, {name: sft.Rows([1])})
+            sft.convert(model, {name: sft.Columns([1])})
         assert everything(model) == before
     for name in ("embed.weight", "up.weight"):
         report = sft.convert(model, {name: "all"})

@@ -22,7 +22,7 @@ from torch import nn
 
 from .._torch import is_compiling, is_hooked, make_wrapper
 from ..annotations import AnyModule
-from ..nn import SelectiveLinear
+from ..nn import SelectiveLinear, TiedLinear
 from .attach import lean_forward_of
 from .deferred import DeferredLogits
 from .linear import linear_forward
@@ -87,7 +87,7 @@ def _why_called(head: nn.Module, forwards: tuple) -> str:
     """Why a head must be called; "" where a call would do no more than its class does: no adapter,
     no hook, no other forward.
     """
-    if type(head) not in (nn.Linear, SelectiveLinear):
+    if type(head) not in (nn.Linear, SelectiveLinear, TiedLinear):
         return f"its output head is a {type(head).__module__}.{type(head).__name__}"
     if "forward" in head.__dict__ and lean_forward_of(head) not in forwards:
         return "the forward of its output head was replaced by someone else"

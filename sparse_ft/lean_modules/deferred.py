@@ -16,7 +16,7 @@ from torch import nn
 from .._torch import make_wrapper
 from ..annotations import AnyModule
 from ..linear_cross_entropy import linear_cross_entropy
-from ..nn import SelectiveLinear, stored
+from ..nn import SelectiveLinear, TiedLinear, stored
 from ..trees import map_leaves
 
 # What logits were made from, and how.
@@ -243,7 +243,7 @@ def _cross_entropy(
     selected: dict[str, Any] = {}
     origin.check()
     weight = head.weight
-    if isinstance(head, SelectiveLinear):
+    if isinstance(head, (SelectiveLinear, TiedLinear)):
         state: Any = head._sparse_ft_state
         weight = stored(head, "weight")  # in step with its values by the line before
         selected = {"values": head.values, "selection": state.selection}

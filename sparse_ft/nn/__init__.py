@@ -6,6 +6,7 @@ from .linear import SelectiveConv1D, SelectiveLinear
 from .origin import origin_of
 from .reading import stored
 from .selected import Selected
+from .tied import TiedLinear
 
 __all__ = [
     "Selected",
@@ -13,6 +14,7 @@ __all__ = [
     "SelectiveConv1D",
     "SelectiveEmbedding",
     "SelectiveLinear",
+    "TiedLinear",
     "origin_of",
     "stored",
 ]

@@ -71,6 +71,7 @@ class State:
     matrix_shape: Any = None
     # of values, as asked for; None: fp32 or wider, whatever the weight becomes
     chosen_dtype: torch.dtype | None = None
+    tied: tuple[str, ...] = ()  # other names of the weight: modules that read it, too (`tied`)
     origin: Any = None  # what the selected entries were at first, shaped as values; None: not kept
     slide: Slide | None = None  # None: values are what was trained
     reported: bool = False  # whether a missing gradient was warned of
