@@ -2,6 +2,9 @@
 what was kept for it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -10,13 +13,23 @@ from ._torch import direct_apply, is_eager, is_view
 from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
 from .rebuild import cast, shared_copy, source_of, unviewed
+from .selection import Selection
+
+# What backward needs of the input, and the selection's layout on that: `Selection.restrict`.
+Part = tuple[torch.Tensor | None, Any]
 
 # less than one feature in so many of an input is copied: to make it again takes longer than the
 # bytes are worth
 FEW = 64
 
 
-def selective_linear(input, weight, values, selection, bias=None):
+def selective_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    selection: Selection,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """`F.linear(input, weight, bias)` whose gradient reaches `values`, the selected entries of
     `weight`, and never `weight`.
 
@@ -35,7 +48,13 @@ def selective_linear(input, weight, values, selection, bias=None):
     return selective_product(input, weight, values, bias, selection.restrict(1, weight.size(1)), 1)
 
 
-def selective_addmm(input, weight, values, selection, bias):
+def selective_addmm(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    selection: Selection,
+    bias: torch.Tensor,
+) -> torch.Tensor:
     """`selective_linear` for a weight stored [in, out], as in transformers' `Conv1D`: `input @
     weight + bias`.
     """
@@ -43,7 +62,13 @@ def selective_addmm(input, weight, values, selection, bias):
     return selective_product(input, weight, values, bias, selection.restrict(0, weight.size(0)), 0)
 
 
-def selective_embedding(input, weight, values, selection, padding_idx=None):
+def selective_embedding(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    selection: Selection,
+    padding_idx: int | None = None,
+) -> torch.Tensor:
     """`F.embedding(input, weight, padding_idx)` whose gradient reaches `values`, the selected rows
     of `weight`.
 
@@ -63,7 +88,9 @@ def selective_embedding(input, weight, values, selection, padding_idx=None):
     return _SelectiveEmbedding.apply(input, weight, values, selection.index, padding_idx)
 
 
-def alias(weight, values, layout, shape):
+def alias(
+    weight: torch.Tensor, values: torch.Tensor, layout: Any, shape: tuple[int, int]
+) -> torch.Tensor:
     """`weight` itself (no copy), whose gradient is reduced to `values` as soon as it is known.
 
     weight: any shape, viewable as the matrix `shape` (rows, columns). For modules that read a
@@ -72,7 +99,7 @@ def alias(weight, values, layout, shape):
     return _Alias.apply(weight, values, layout, shape)
 
 
-def _checked(weight, values, selection):
+def _checked(weight: torch.Tensor, values: torch.Tensor, selection: Selection) -> Any:
     """The selection, on the weight's device; or the error that names what does not fit."""
     if weight.requires_grad:
         raise ValueError(
@@ -88,7 +115,14 @@ def _checked(weight, values, selection):
     return selection.to(weight.device)
 
 
-def selective_product(input, weight, values, bias, part, input_dim):
+def selective_product(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    part: Part,
+    input_dim: int,
+) -> torch.Tensor:
     """What `selective_linear` (input_dim 1) and `selective_addmm` (input_dim 0) do once their
     arguments are checked.
 
@@ -101,7 +135,14 @@ def selective_product(input, weight, values, bias, part, input_dim):
     return apply(input, weight, values, bias, part, input_dim)
 
 
-def lean_product(input, weight, values, bias, part, input_dim):
+def lean_product(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    part: Part,
+    input_dim: int,
+) -> torch.Tensor:
     """`selective_product` up to rounding: its dense products by whoever is fastest
     (`ops.dense_product`).
     """
@@ -112,7 +153,7 @@ def lean_product(input, weight, values, bias, part, input_dim):
     return _apply_lean_product(input, weight, values, bias, part, input_dim)
 
 
-def _product(input, weight, bias, input_dim):
+def _product(input: torch.Tensor, weight: torch.Tensor, bias: Any, input_dim: int) -> torch.Tensor:
     if input_dim == 1:
         if input.dim() > 2 and not _folds(input, bias):
             input = _as_autocast_has_it(input)
@@ -127,7 +168,7 @@ def _product(input, weight, bias, input_dim):
     return flat.view(*input.shape[:-1], weight.size(1))
 
 
-def _folds(input, bias):
+def _folds(input: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether F.linear makes one matrix of `input`, of three dimensions or more, whatever the
     weight requires.
 
@@ -140,7 +181,7 @@ def _folds(input, bias):
     return all(strides[i] == strides[i + 1] * sizes[i + 1] for i in range(input.dim() - 2))
 
 
-def _as_autocast_has_it(input):
+def _as_autocast_has_it(input: torch.Tensor) -> torch.Tensor:
     """`input` as autocast hands it to F.linear: its copy may be contiguous where the
     input is not.
     """
@@ -154,7 +195,7 @@ def _as_autocast_has_it(input):
     return input
 
 
-def _flat(tensor):
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """[..., features] as [T, features], also without features."""
     return (
         tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.size(-1))
@@ -169,7 +210,15 @@ class _SelectiveProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, input, weight, values, bias, part, input_dim):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+        part: Part,
+        input_dim: int,
+    ) -> torch.Tensor:
         plain = input.dim() == 2 or (
             input.is_contiguous() and (bias is not None or 1 not in input.shape)
         )
@@ -183,15 +232,24 @@ class _SelectiveProduct(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _gradients(ctx, grad_output, _matmul)
 
 
-def _save(ctx, input, weight, values, part, input_dim, dtype):
+def _save(
+    ctx: Any,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    part: Part,
+    input_dim: int,
+    dtype: torch.dtype,
+) -> None:
     """Keep for backward what it needs: the weight for an input that needs a gradient, of the input
     what values need.
     """
-    kept, features, source = (), part[0], None
+    kept: Any = ()
+    features, source = part[0], None
     if values.requires_grad:
         few = features is not None and FEW * features.size(0) < input.size(-1)
         source = None if few or input.is_leaf else source_of(input)
@@ -205,7 +263,11 @@ def _save(ctx, input, weight, values, part, input_dim, dtype):
     ctx.how = part, input_dim, source  # one attribute: each takes 0.2 µs
 
 
-def _gradients(ctx, grad_output, product):
+def _gradients(
+    ctx: Any,
+    grad_output: torch.Tensor,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor | None, ...]:
     """Of a `_SelectiveProduct`'s arguments. product(a, b): `a @ b.T`, for the gradient towards the
     input.
     """
@@ -229,7 +291,7 @@ def _gradients(ctx, grad_output, product):
     return grad_input, None, grad_values, grad_bias, None, None
 
 
-def _matmul(a, b):
+def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a @ b.T
 
 
@@ -239,17 +301,27 @@ class _LeanProduct(_SelectiveProduct):
     """
 
     @staticmethod
-    def forward(ctx, input, weight, values, bias, part, input_dim):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+        part: Part,
+        input_dim: int,
+    ) -> torch.Tensor:
         output = unviewed(_dense_product(input, weight, bias, input_dim))
         _save(ctx, input, weight, values, part, input_dim, output.dtype)
         return output
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _gradients(ctx, grad_output, ops.dense_product)
 
 
-def _dense_product(input, weight, bias, input_dim):
+def _dense_product(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, input_dim: int
+) -> torch.Tensor:
     """`_product` by whoever is fastest; torch's own, bit for bit, where that is torch."""
     as_linear = weight if input_dim == 1 else weight.T
     if ops.serves_dense(input, as_linear, bias):
@@ -263,8 +335,17 @@ class _TracedProduct(_SelectiveProduct):
     """
 
     @staticmethod
-    def forward(ctx, input, weight, values, bias, part, input_dim):
-        output, kept = unviewed(_product(input, weight, bias, input_dim)), ()
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+        part: Part,
+        input_dim: int,
+    ) -> torch.Tensor:
+        output = unviewed(_product(input, weight, bias, input_dim))
+        kept: tuple[torch.Tensor, ...] = ()
         if values.requires_grad:
             features = part[0]
             kept = (
@@ -283,7 +364,14 @@ _apply_lean_product = direct_apply(_LeanProduct)
 
 class _SelectiveEmbedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, weight, values, index, padding_idx):
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        values: torch.Tensor,
+        index: torch.Tensor,
+        padding_idx: int | None,
+    ) -> torch.Tensor:
         ctx.save_for_backward(input)
         ctx.index, ctx.padding_idx, ctx.shape, ctx.dtype = (
             index,
@@ -294,7 +382,7 @@ class _SelectiveEmbedding(torch.autograd.Function):
         return unviewed(F.embedding(input, weight, padding_idx))
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_double_backward("selective_embedding")
         (input,) = ctx.saved_tensors
         tokens = input.reshape(-1)
@@ -311,12 +399,14 @@ class _SelectiveEmbedding(torch.autograd.Function):
 
 class _Alias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, values, layout, shape):
+    def forward(
+        ctx: Any, weight: torch.Tensor, values: torch.Tensor, layout: Any, shape: tuple[int, int]
+    ) -> torch.Tensor:
         ctx.layout, ctx.shape, ctx.dtype = layout, shape, values.dtype
         return weight.detach()
 
     @staticmethod
-    def backward(ctx, grad_weight):
+    def backward(ctx: Any, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_double_backward("alias")
         matrix = grad_weight.reshape(ctx.shape)
         return None, ops.gather_selected(matrix, ctx.layout, dtype=ctx.dtype), None, None

@@ -11,13 +11,13 @@ import torch
 BLOCK = 128  # entries, as they lie in memory
 
 
-def num_blocks(count):
+def num_blocks(count: int) -> int:
     """How many blocks `count` entries take."""
     return -(-count // BLOCK)
 
 
 @functools.lru_cache(None)
-def dynamic_map(signed):
+def dynamic_map(signed: bool) -> torch.Tensor:
     """float32 [256], ascending: what the codes stand for, in units of their block's absmax.
 
     0, 1, and in each of seven decades below 1 the middles of equal parts, half as many as in the
@@ -34,7 +34,7 @@ def dynamic_map(signed):
 
 
 @functools.lru_cache(None)
-def midpoints(signed):
+def midpoints(signed: bool) -> torch.Tensor:
     """float32 [255]: where the nearest code changes.
 
     Unsigned, only 0 itself has the code of 0: an exp_avg_sq that became 0 would have its exp_avg
@@ -47,7 +47,7 @@ def midpoints(signed):
     return between
 
 
-def quantize(x, signed):
+def quantize(x: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """(codes uint8 [count], absmax float32 [num_blocks]) of fp32 x [count]: the nearest codes, the
     lower one of two as near.
 
@@ -62,7 +62,7 @@ def quantize(x, signed):
     return codes.view(-1)[: x.numel()].to(torch.uint8), absmax
 
 
-def dequantize(codes, absmax, signed):
+def dequantize(codes: torch.Tensor, absmax: torch.Tensor, signed: bool) -> torch.Tensor:
     """fp32 [count] from what `quantize` made."""
     return (
         dynamic_map(signed).to(codes.device)[codes.long()]

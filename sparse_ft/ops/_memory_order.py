@@ -19,5 +19,5 @@ def in_memory_order(flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return flat.view([like.size(d) for d in dims]).permute(there_and_back)
 
 
-def _dims_in_memory(tensor):
-    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+def _dims_in_memory(tensor: torch.Tensor) -> list[int]:
+    return sorted(range(tensor.dim()), key=lambda dim: -tensor.stride()[dim])

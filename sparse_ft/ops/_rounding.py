@@ -4,13 +4,16 @@ Plain PyTorch; csrc/rounding.h gives the same bits.
 """
 
 import functools
+from typing import Any
 
 import torch
 
 _WORD = 0xFFFFFFFF
 
 
-def random_words(seed, step, count, stream, device=None):
+def random_words(
+    seed: Any, step: Any, count: int, stream: int, device: torch.device | str | None = None
+) -> torch.Tensor:
     """int64 [count] in [0, 2^32): one word for each entry of a tensor, from seed, step, entry and
     stream alone.
 
@@ -25,21 +28,21 @@ def random_words(seed, step, count, stream, device=None):
 
 
 @functools.lru_cache(None)
-def seed_of(seed, number):
+def seed_of(seed: int, number: int) -> int:
     """A seed in [0, 2^48) for tensor number `number` of those that one seed (an integer modulo
     2^64) is for.
     """
     return _mix64(_mix64(seed) + number) >> 16
 
 
-def _mix64(x):
+def _mix64(x: Any) -> Any:
     mask = (1 << 64) - 1
     x = ((x & mask) ^ (x & mask) >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
     return x ^ x >> 31
 
 
-def _mix32(x):
+def _mix32(x: Any) -> Any:
     x = (
         x ^ x >> 16
     ) * 0x7FEB352D & _WORD  # the low half of a product is right even where it overflows
@@ -47,7 +50,7 @@ def _mix32(x):
     return x ^ x >> 16
 
 
-def round_by_chance(x, words, dtype):
+def round_by_chance(x: torch.Tensor, words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """fp32 `x` in bfloat16 or float16, up or down with the probability of what is dropped: right in
     expectation.
 
@@ -71,7 +74,7 @@ def round_by_chance(x, words, dtype):
     return torch.where(magnitude < info.max, rounded, x.to(dtype))
 
 
-def split(x):
+def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 as (bfloat16, int16): the nearest bfloat16, halves away from zero, and what is left of
     the bits.
 
@@ -86,11 +89,11 @@ def split(x):
     ), low.to(torch.int16)
 
 
-def join(high, low):
+def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     """The fp32 that `split` made (high, low) of."""
     return _float((high.float().view(torch.int32).to(torch.int64) + low) & _WORD)
 
 
-def _float(bits):
+def _float(bits: torch.Tensor) -> torch.Tensor:
     """int64 in [0, 2^32) as the fp32 of these bits."""
     return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)

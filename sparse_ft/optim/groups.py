@@ -32,7 +32,7 @@ def groups_of(params: Any, no_decay: str | Iterable[str]) -> list:
     return _split(trainable, patterns) if patterns else trainable
 
 
-def _listed(params):
+def _listed(params: Any) -> Any:
     """`params` as a list of tensors, of pairs, or of groups whose "params" are lists."""
     if isinstance(params, torch.nn.Module):
         raise TypeError(
@@ -44,14 +44,14 @@ def _listed(params):
     return [{**group, "params": _listed(group["params"])} for group in params]
 
 
-def _items(params):
+def _items(params: Any) -> Any:
     """Every tensor or pair, whatever group it is in."""
     if params and isinstance(params[0], dict):
         return [item for group in params for item in group["params"]]
     return params
 
 
-def _trainable(params):
+def _trainable(params: Any) -> Any:
     if params and isinstance(params[0], dict):
         groups = [
             {**group, "params": [item for item in group["params"] if _requires_grad(item)]}
@@ -61,7 +61,7 @@ def _trainable(params):
     return [item for item in params if _requires_grad(item)]
 
 
-def _requires_grad(item):
+def _requires_grad(item: Any) -> bool:
     parameter = item[1] if isinstance(item, tuple) else item
     if not isinstance(parameter, torch.Tensor):
         raise TypeError(
@@ -70,7 +70,7 @@ def _requires_grad(item):
     return parameter.requires_grad
 
 
-def _check_patterns(params, patterns):
+def _check_patterns(params: Any, patterns: list[str]) -> None:
     items = _items(params)
     if not all(isinstance(item, tuple) for item in items):
         raise ValueError(
@@ -89,7 +89,7 @@ def _check_patterns(params, patterns):
         )
 
 
-def _names(item):
+def _names(item: Any) -> Any:
     """The name that a parameter is listed under; for values also the one of the parameter that they
     are selected of.
     """
@@ -100,11 +100,11 @@ def _names(item):
     return [name, owner._keys(name.removesuffix("values"))[0]]
 
 
-def _matches(item, patterns):
+def _matches(item: Any, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in _names(item) for pattern in patterns)
 
 
-def _split(params, patterns):
+def _split(params: Any, patterns: list[str]) -> Any:
     groups = params if isinstance(params[0], dict) else [{"params": params}]
     split = []
     for group in groups:

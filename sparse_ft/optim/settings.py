@@ -26,7 +26,7 @@ def check_settings(group: dict) -> None:
             raise ValueError(f"betas: expected numbers in [0, 1), got {beta} at position {i}")
 
 
-def _check_not_negative(name, value):
+def _check_not_negative(name: str, value: Any) -> None:
     if stays_on_device(value):  # it is not looked at
         return
     if isinstance(value, str) or not float(value) >= 0:

@@ -4,6 +4,7 @@ on a device.
 
 from collections.abc import Iterable
 from functools import reduce
+from typing import SupportsInt
 
 import torch
 
@@ -26,10 +27,11 @@ class SkippedSteps:
     host memory.
     """
 
-    def __init__(self, count=0):
-        self._here, self._on = count, {}  # device -> int64, one element
+    def __init__(self, count: SupportsInt = 0) -> None:
+        self._here = int(count)
+        self._on: dict[torch.device, torch.Tensor] = {}  # int64, one element
 
-    def add(self, found_inf):
+    def add(self, found_inf: torch.Tensor) -> None:
         """found_inf: one element, nonzero for a step that was skipped."""
         if found_inf.is_cpu:
             self._here += bool(found_inf)
@@ -39,6 +41,6 @@ class SkippedSteps:
             self._on[device] = torch.zeros((), dtype=torch.int64, device=device)
         self._on[device] += found_inf.view(()) != 0
 
-    def __int__(self):
+    def __int__(self) -> int:
         """Waits for the devices."""
         return self._here + sum(count.item() for count in self._on.values())

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..ranks import Ranks
 from .capture import Product
 from .score import Score
 from .units import Structure
@@ -78,7 +79,7 @@ class Tally:
             first = begin if self._structure.kind == "rows" else 0
         self._acc[first : first + sums.size(0)] += sums.to(self._device)
 
-    def over_ranks(self, ranks) -> None:
+    def over_ranks(self, ranks: Ranks) -> None:
         """The sum over the ranks."""
         there = self._acc.to(self._weight.device)
         self._acc = ranks.sum_(there.contiguous()).to(self._device)

@@ -9,7 +9,7 @@ parameter's memory and none of its hooks, passes it by.
 import functools
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy
@@ -51,7 +51,7 @@ def untouched(model: nn.Module, act: Callable[["Untouched"], T]) -> T:
 class Untouched:
     """What a model was when this was made."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._grad_mode = torch.is_grad_enabled()
         self._modules = [_Module(module) for module in model.modules()]
@@ -86,7 +86,7 @@ class Untouched:
         for name, parameter in weights.items():
             parameter.requires_grad_(True)
             if id(parameter) in placed:
-                # A hook that stayed would keep this, and every gradient in it, as long as the model.
+                # A hook that stayed would keep this, and each gradient in it, as long as the model.
                 self._undo.append(parameter.register_hook(self._refusal(name)).remove)
                 self._stand_ins[name] = parameter, made[id(parameter)]
             collecting[name] = made[id(parameter)] if id(parameter) in placed else parameter
@@ -103,12 +103,12 @@ class Untouched:
                 self._undo.append(Signs(parameter).restore)
                 parameter.data.abs_()
 
-    def _refusal(self, name):
+    def _refusal(self, name: str) -> Callable[[torch.Tensor], None]:
         """A hook against gradients that come to the weight itself, from a reference that someone
         has taken of it before.
         """
 
-        def refuse(grad):
+        def refuse(grad: torch.Tensor) -> None:
             if not self._ended:
                 raise ValueError(
                     f"targets: the loss has {name!r} from somewhere else than its module's"
@@ -158,14 +158,14 @@ class Untouched:
 class _Module:
     """The attributes of a module, and what is in those that are containers."""
 
-    def __init__(self, module):
+    def __init__(self, module: nn.Module) -> None:
         self._module, self._training = module, module.training
         self._attributes = dict(vars(module))
         self._contents = {
             name: value.copy() for name, value in vars(module).items() if type(value) in CONTAINERS
         }
 
-    def replace(self, made):
+    def replace(self, made: dict[int, nn.Parameter]) -> set[int]:
         """Put made[id of a tensor] in the place of that tensor; returns the ids that were found."""
         found = set()
         attributes = vars(self._module)
@@ -178,7 +178,7 @@ class _Module:
                 container[key] = made[id(container[key])]
         return found
 
-    def restore(self):
+    def restore(self) -> None:
         attributes = vars(self._module)
         for name in attributes.keys() - self._attributes.keys():
             del attributes[name]
@@ -198,7 +198,7 @@ class _Module:
             self._module.training = self._training
 
 
-def _members(container):
+def _members(container: Any) -> list:
     """What tells whether a container holds the same objects in the same places."""
     if isinstance(container, dict):
         return [(id(key), id(value)) for key, value in container.items()]
@@ -208,19 +208,19 @@ def _members(container):
 class _Parameter:
     """A parameter's flag, gradient and memory."""
 
-    def __init__(self, name, parameter):
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
         self.name, self.parameter = name, parameter
         self._requires_grad, self._grad = parameter.requires_grad, parameter.grad
         self._memory, self._version = parameter.detach(), _version(parameter)
 
-    def restore(self):
+    def restore(self) -> None:
         _restore_memory(self.parameter, self._memory)
         if self.parameter.requires_grad != self._requires_grad:
             self.parameter.requires_grad_(self._requires_grad)
         if self.parameter.grad is not self._grad:
             self.parameter.grad = self._grad
 
-    def written(self):
+    def written(self) -> bool:
         return (
             _version(self.parameter) != self._version
             and self.parameter.data_ptr() == self._memory.data_ptr()
@@ -230,7 +230,7 @@ class _Parameter:
 class _Copy:
     """A tensor's memory and the numbers in it."""
 
-    def __init__(self, tensor):
+    def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor, self._memory, self._numbers = tensor, tensor.detach(), tensor.detach().clone()
 
     def restore(self):
@@ -240,17 +240,17 @@ class _Copy:
                 self._tensor.copy_(self._numbers)
 
 
-def _restore_memory(tensor, memory):
+def _restore_memory(tensor: torch.Tensor, memory: torch.Tensor) -> None:
     """After `tensor.data = other`."""
     if tensor.layout is torch.strided and tensor.data_ptr() != memory.data_ptr():
         tensor.data = memory
 
 
-def _version(tensor):
+def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _twin(parameter):
+def _twin(parameter: nn.Parameter) -> nn.Parameter:
     """A leaf in the same memory, with the attributes that someone may have given the parameter, and
     no hook of its own.
     """
@@ -259,7 +259,7 @@ def _twin(parameter):
     return twin
 
 
-def _tensors_of(module):
+def _tensors_of(module: nn.Module) -> list[torch.Tensor]:
     """Buffers, and tensors that are plain attributes. What was made in inference mode cannot be
     written to outside of it.
     """
@@ -268,18 +268,18 @@ def _tensors_of(module):
     return [t for t in tensors if not t.requires_grad and not t.is_inference()]
 
 
-def _rewritten_by(module):
+def _rewritten_by(module: nn.Module) -> Iterable[nn.Parameter]:
     """Parameters that the module's own forward writes to: the rows of an embedding that are longer
     than max_norm.
     """
     return module.parameters(recurse=False) if getattr(module, "max_norm", None) is not None else ()
 
 
-def _random_states(model):
+def _random_states(model: nn.Module) -> list[tuple[Callable, Any]]:
     """[(function that puts a random state back, the state)]: of Python, numpy, torch, and
     generators that modules hold.
     """
-    states = [
+    states: list[tuple[Callable, Any]] = [
         (random.setstate, random.getstate()),
         (numpy.random.set_state, numpy.random.get_state()),
     ]
@@ -298,7 +298,7 @@ def _random_states(model):
     return states
 
 
-def _accelerators(model):
+def _accelerators(model: nn.Module) -> list[str]:
     """The types of devices that may draw random numbers, besides the CPU."""
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     if torch.cuda.is_available():
