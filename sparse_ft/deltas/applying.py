@@ -11,7 +11,7 @@ from ..converted import record_of
 from ..nn import Selected
 from .base import Known, base_values, differences, refuse
 from .delta import Delta, Part
-from .exchange import Exchange, exchanges_of, swap_all, tensor_of
+from .exchange import Exchange, exchanges_of, placed, swap_all, tensor_of
 from .overlap import overlapping
 
 _APPLIED = "_sparse_ft_applied"  # on the model: its `Applied`
@@ -51,7 +51,7 @@ class Applied:
 
     def swap(self, model: nn.Module, exchanges: list[Exchange], into: bool) -> None:
         """Swap, and go on knowing the base."""
-        pairs = [(each.name, tensor_of(model, each.name, each.part)) for each in exchanges]
+        pairs = [(each.name, placed(model, each.name, each.part)) for each in exchanges]
         valid = set(self.known.valid(pairs))
         swap_all(model, exchanges, into)
         for name, tensor in pairs:

@@ -55,7 +55,7 @@ class Exchange:
 
         quietly: no version counter moves. Who swaps back before any backward breaks no graph.
         """
-        tensor = tensor_of(model, self.name, self.part)
+        tensor = placed(model, self.name, self.part)
         self.held = Held(self.held.is_in, _like(tensor, self.held.values))
         target = tensor.data if quietly else tensor.detach()
         selection, values = self.part.selection, self.held.values
@@ -82,7 +82,7 @@ class Exchange:
             is_out = torch.equal(bits_of(held.values), bits_of(new))
             self.held = Held(not is_out, held.values)
         else:
-            tensor = tensor_of(model, self.name, self.part)
+            tensor = placed(model, self.name, self.part)
             (tensor.data if quietly else tensor.detach()).copy_(before)
             self.held = held
         self.begun = None
@@ -112,13 +112,7 @@ def tensor_of(model: nn.Module, name: str, part: Part) -> torch.Tensor:
     """The tensor of a model that `part` is for. Raises KeyError or ValueError that name it where
     there is none, or where it is another one.
     """
-    owner, attribute = places.owner_of(model, name)
-    tensor = places.tensor_of(owner, attribute)
-    if tuple(tensor.shape) != part.shape:
-        raise ValueError(
-            f"delta: {name!r} has shape {tuple(tensor.shape)} in this model, and the delta was made"
-            f" for {part.shape}"
-        )
+    tensor = placed(model, name, part)
     if part.selection is not None:
         matrix = tuple(places.matrix_of(model, name).shape)
         if matrix != part.matrix_shape:
@@ -130,6 +124,19 @@ def tensor_of(model: nn.Module, name: str, part: Part) -> torch.Tensor:
             raise ValueError(f"delta: {name!r} is {tensor.dtype} in this model, which is quantised")
     if tensor.device.type == "meta":
         raise ValueError(f"delta: {name!r} is on the meta device; load the model first")
+    return tensor
+
+
+def placed(model: nn.Module, name: str, part: Part) -> torch.Tensor:
+    """The tensor of a model that `part` has been found to be for. Raises KeyError or ValueError
+    that name it where it is there no more, or has another shape.
+    """
+    tensor = places.tensor_of(*places.owner_of(model, name))
+    if tuple(tensor.shape) != part.shape:
+        raise ValueError(
+            f"delta: {name!r} has shape {tuple(tensor.shape)} in this model, and the delta was made"
+            f" for {part.shape}"
+        )
     return tensor
 
 

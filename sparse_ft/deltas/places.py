@@ -70,8 +70,10 @@ def trained(model: nn.Module) -> Iterator[Trained]:
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module and the attribute behind a name in `model.state_dict()`. Raises KeyError."""
     path, _, attribute = name.rpartition(".")
+    owner = model
     try:
-        owner = model.get_submodule(path)
+        for step in path.split(".") if path else ():
+            owner = owner._modules[step]  # a switch of deltas asks hundreds of times
         tensor_of(owner, attribute)
     except (AttributeError, KeyError):
         names = [known for known, _ in model.named_parameters()]

@@ -2,6 +2,8 @@
 that were promised; what does not fit is named.
 """
 
+import csv
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +18,7 @@ from helpers.small_deltas import PLAN, net, same_bits, trained
 from torch import nn
 
 import sparse_ft as sft
+from demo.assets import encoder_folder, reviews_file
 from sparse_ft import _tensorfile
 from sparse_ft.deltas import Part
 
@@ -115,7 +118,18 @@ def heavy_tailed(rows, columns, generator):
     return by_row * by_column * torch.randn(rows, columns, generator=generator).abs()
 
 
-@pytest.mark.parametrize("density, most", [(0.001, 4.1), (0.01, 3.3), (0.05, 3.1)])
+BYTES = [(0.001, 4.1), (0.01, 3.3), (0.05, 3.1)]  # of values and positions, by density
+
+
+def payload(delta, path):
+    """The bytes of values and positions in a file, an entry."""
+    tensors, _ = _tensorfile.load_tensors(path)
+    return (
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / delta.entries
+    )
+
+
+@pytest.mark.parametrize("density, most", BYTES)
 def test_bytes_an_entry(tmp_path, density, most):
     """bf16, entries chosen by scores with the statistics of a sentence encoder's gradients: the
     bytes of values and positions; the header adds up to 400 a tensor.
@@ -130,10 +144,10 @@ def test_bytes_an_entry(tmp_path, density, most):
         plan[f"{number}.weight"] = sft.Entries(best.sort().values)
     sft.convert(model, plan)
     delta = sft.save_delta(model, tmp_path / "delta")
-    tensors, _ = _tensorfile.load_tensors(tmp_path / "delta")
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    assert held / delta.entries <= most
-    assert (tmp_path / "delta").stat().st_size - held <= 400 * len(shapes) + 400
+    held = payload(delta, tmp_path / "delta")
+    assert held <= most
+    size = (tmp_path / "delta").stat().st_size
+    assert size - held * delta.entries <= 400 * len(shapes) + 400
 
 
 def test_origin_is_kept_where_it_is_known(tmp_path):
@@ -209,3 +223,28 @@ print(delta.entries, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befor
     entries, grown = map(int, run.stdout.split())
     assert entries == count
     assert grown < count * (2 + 4 + 1) + (64 << 20)
+
+
+@pytest.mark.skipif(
+    not (encoder_folder().is_dir() and reviews_file().is_file()),
+    reason="the demo's encoder or its reviews are not installed; make demo fetches them",
+)
+@pytest.mark.parametrize("density, most", BYTES)
+def test_bytes_an_entry_of_the_real_encoder(tmp_path, density, most):
+    """As above, for entries that its gradients choose."""
+    import transformers
+
+    folder = str(encoder_folder())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with open(reviews_file()) as file:
+        texts = [row["text"] for row in itertools.islice(csv.DictReader(file), 8)]
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, dtype=torch.bfloat16
+    )
+    batches = [dict(batch, labels=torch.arange(8) % 2)]
+    plan = sft.select(
+        model, density=density, structure="entries", score="gradient", batches=batches
+    )
+    sft.convert(model, plan)
+    assert payload(sft.save_delta(model, tmp_path / "delta"), tmp_path / "delta") <= most
