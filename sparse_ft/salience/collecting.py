@@ -12,6 +12,7 @@ from torch import nn
 from .capture import Factors, NoProduct, capture, layers_of
 from .examples import example, number_of_examples
 from .job import Job
+from .recompute import recompute
 from .score import Score
 from .tally import Tally
 from .untouched import Untouched, untouched
@@ -151,6 +152,8 @@ class Run:
 
     def _listen(self, saved: Untouched, names: list[str]) -> None:
         """Take each gradient of these weights as soon as it has accumulated."""
+        if self._job.recompute:
+            recompute(self._job.model, saved)
         if self._score.of_magnitudes:
             saved.take_magnitudes()
         weights = {name: self._job.weights[name] for name in names}

@@ -64,6 +64,7 @@ class Job:
     seed: int = 0
     accumulate: str = "device"
     passes: int = 1
+    recompute: bool = False
     shown: bool = False
     given_loss: Loss | None = None
 

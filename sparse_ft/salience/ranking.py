@@ -22,6 +22,7 @@ from .collecting import GradientSource
 from .job import Batches, Job
 from .losses import Loss, checked
 from .progress import is_shown
+from .recompute import check_can_recompute
 from .scope import Bound, Scope
 from .score import Score
 from .scores import as_score, gradient, random
@@ -51,6 +52,7 @@ def select(
     block_size: int | tuple[int, int] = 64,
     accumulate: str = "device",
     passes: int = 4,
+    recompute: bool = False,
     seed: int = 0,
     progress: bool | None = None,
     process_group: Any = None,
@@ -97,7 +99,8 @@ def select(
     "passes", 1/`passes` of them at a time, for as many runs over the batches (under a shared budget
     five times as many). Scores that are sums of what each gradient gives ("gradient_abs",
     "fisher", "taylor", "snip"; with "abs_of_sum" "gradient", "saliency", "synflow" too) need
-    one number a row, column or block instead.
+    one number a row, column or block instead. recompute: hold the activations of one layer only,
+    and compute them again in the backward, in a third more time.
 
     process_group: in several processes, whose batches count. None: those of all, where
     torch.distributed is initialised by now, which all must call this then (each with its own
@@ -123,6 +126,8 @@ def select(
         where = scope or ("global" if kind == "tensors" else "layer")
         weights, left = targets_of(model, targets)
         check_weights(weights)
+        if recompute:
+            check_can_recompute(model)
         weights, empty = _without_empty(weights)
         rated = _with_default(rated, batches)
         per_example = getattr(rated, "per", "batch") == "example"
@@ -136,6 +141,7 @@ def select(
             seed=seed,
             accumulate=accumulate,
             passes=passes,
+            recompute=recompute,
             shown=is_shown(progress),
             given_loss=loss,
         )

@@ -15,6 +15,7 @@ from torch import nn
 from .capture import Factors, Probe, capture, refuse_strays
 from .examples import example, number_of_examples, weights_of
 from .job import Job
+from .recompute import recompute
 from .score import Score
 from .untouched import Untouched, untouched
 
@@ -93,6 +94,8 @@ class _Trial:
             if self._score.of_magnitudes:
                 saved.take_magnitudes()
             weights = {name: self._job.weights[name] for name in self._layers}
+            if self._job.recompute:
+                recompute(self._job.model, saved)
             refuse_strays(saved, weights, self._strays.add)
             capture(self._layers, functools.partial(self._take, found, number))
             loss = self._loss(batch)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ...messages import did_you_mean
+from ..recompute import members_of_lists
 
 
 def layers_of(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
@@ -16,7 +17,10 @@ def layers_of(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str,
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if layers is None:
-        return _members_of_lists(modules)
+        found = members_of_lists(model)
+        if not found:
+            raise ValueError("layers: the model has no nn.ModuleList; name its layers, layers='*'")
+        return found
     found = {}
     for pattern in [layers] if isinstance(layers, str) else layers:
         names = fnmatch.filter(modules, pattern)
@@ -24,16 +28,4 @@ def layers_of(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str,
             near = did_you_mean(pattern.strip("*"), modules)
             raise ValueError(f"layers: {pattern!r} matches no module{near}")
         found |= {name: modules[name] for name in names}
-    return found
-
-
-def _members_of_lists(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
-    outer = [one for one in lists if not any(one.startswith(f"{other}.") for other in lists)]
-    found = {}
-    for name in outer:
-        for number, member in enumerate(modules[name]):
-            found[f"{name}.{number}"] = member
-    if not found:
-        raise ValueError("layers: the model has no nn.ModuleList; name its layers, layers='*'")
     return found
