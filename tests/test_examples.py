@@ -1,10 +1,13 @@
 """The examples do what they say, run as a user runs them."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import trl_runs
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -47,3 +50,45 @@ def test_an_engine_in_another_process_holds_the_trainers_bits():
     *steps, last = ran.stdout.splitlines()
     assert last == "engine and trainer hold the same bits" and len(steps) == 8
     assert all(float(line.split()[-3]) <= 2 for line in steps)
+
+
+# On the CPU DeepSpeed compiles operators of its own for a minute, which no page needs.
+UNCOMPILED = """
+import runpy, sys
+import deepspeed
+for name in deepspeed.ops.__compatible_ops__:
+    deepspeed.ops.__compatible_ops__[name] = False
+sys.argv.pop(0)
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+PAGES = {
+    "plain_loop": (),
+    "transformers_trainer": (),
+    "accelerate_loop": ("accelerate",),
+    "lightning_fit": ("lightning",),
+    "trl_sft": ("trl", "datasets", "peft"),
+    "trl_dpo": ("trl", "datasets", "peft"),
+    "deepspeed_zero 1": ("deepspeed",),
+    "deepspeed_zero 2": ("deepspeed",),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_a_trainer_trains(page, tmp_path):
+    """Its losses fall; the page fits on one screen."""
+    trl_runs.make_importable("transformers", *PAGES[page])
+    name, *arguments = page.split()
+    script = EXAMPLES / "trainers" / f"{name}.py"
+    assert script.read_text().count("\n") <= 30
+    port = str(20000 + os.getpid() % 20000)
+    loopback = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, **loopback, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(trl_runs.FOLDER)
+    ran = subprocess.run(
+        [sys.executable, *(["-c", UNCOMPILED] if arguments else []), script, *arguments],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    losses = [float(x) for x in re.findall(r"^loss (\d+\.\d+)$", ran.stdout, re.M)]
+    assert len(losses) >= 20 and sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
