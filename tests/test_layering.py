@@ -63,7 +63,7 @@ MAY = {
     "deltas": ("carried", "checkpoint", "converted", "nn", "places", "plan"),
     "optim": ("nn",),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
-    "salience": ("conversion", "nn", "places", "plan", "ranks"),
+    "salience": ("converted", "nn", "places", "plan", "ranks"),
     "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),
     "peft": ("conversion", "converted", "nn", "places", "plan", "salience"),
 }

@@ -10,7 +10,6 @@ from torch.nn.parameter import is_lazy
 
 from ..messages import did_you_mean
 from ..nn.foreign import why_not
-from ..nn.selected import Selected
 from .budgets import Count, Density, DensityPerRow
 from .losses import check_batches
 from .scope import NORMALIZE, SCOPES
@@ -83,16 +82,6 @@ def check_batches_of(score: Any, batches: Any) -> None:
         raise ValueError(
             f"batches: score={score.name!r} needs batches to take gradients on, got None"
         )
-
-
-def check_not_converted(model: nn.Module) -> None:
-    """Raise ValueError for a model that has selected values."""
-    for name, module in model.named_modules():
-        if isinstance(module, Selected):
-            raise ValueError(
-                f"model: it is converted already ({name!r} holds selected values); call"
-                " sft.revert(model) first, then select and convert anew"
-            )
 
 
 def check_weights(weights: dict[str, nn.Parameter]) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn.linear import is_conv1d
+from ..nn.linear import Adopted, is_conv1d
 from .untouched import Untouched
 
 Sink = Callable[[str, torch.Tensor, torch.Tensor], None]  # name, input, grad_output
 
 
-def layers_of(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, nn.Module]:
     """{name: module} of the weights that one linear layer holds, and no other module."""
-    wanted = {id(model.get_parameter(name)): name for name in names}
+    wanted = {id(weight): name for name, weight in weights.items()}
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -25,14 +25,15 @@ def layers_of(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
     found = {}
     for key, modules in holders.items():
         only = modules[0]
-        is_plain = "forward" not in vars(only) and getattr(only, "weight", None) is not None
-        if len(modules) == 1 and is_plain and _is_linear(only) and id(only.weight) == key:
+        is_weight = id(only._parameters.get("weight")) == key  # as it is stored
+        if len(modules) == 1 and is_weight and _is_linear(only) and "forward" not in vars(only):
             found[wanted[key]] = only
     return found
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or is_conv1d(type(module))
+    kind = type(module)
+    return kind is nn.Linear or is_conv1d(kind) or isinstance(module, Adopted)
 
 
 def capture(layers: dict[str, nn.Module], sink: Sink) -> None:
@@ -99,7 +100,7 @@ class _Product(torch.autograd.Function):
         grad_input = grad_bias = None
         if ctx.needs_input_grad[0]:
             weight = module.weight.detach().to(grad_output.dtype)
-            is_linear = type(module) is nn.Linear
+            is_linear = isinstance(module, nn.Linear)
             grad_input = grad_output @ (weight if is_linear else weight.T)
             grad_input = grad_input.to(input.dtype)
         if ctx.needs_input_grad[1] and module.bias is not None:
@@ -117,7 +118,7 @@ class Factors:
 
     def __init__(self, module: nn.Module, input: torch.Tensor, grad_output: torch.Tensor):
         input = input.to(grad_output.dtype)
-        is_linear = type(module) is nn.Linear
+        is_linear = isinstance(module, nn.Linear)
         self._left, self._right = (grad_output, input) if is_linear else (input, grad_output)
 
     def of_batch(self) -> "Product":

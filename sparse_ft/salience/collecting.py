@@ -81,17 +81,23 @@ class GradientSource:
                 return run, run.over_batches()
             except NoProduct as found:
                 del may.layers[found.name]
+                if self._job.is_converted:
+                    raise _not_again(found.name) from None
 
     def _may_capture(self) -> Verified:
         """The layers whose gradient may come as two factors."""
         if self._capturable is None:
             layers = {}
-            if self.reduced or self._score.per == "example":
-                layers = layers_of(self._job.model, list(self._job.weights))
+            by_factors = self.reduced or self._score.per == "example" or self._job.is_converted
+            if by_factors:
+                layers = layers_of(self._job.model, self._job.weights)
             if self._score.per == "example":
                 self._capturable = verified(self._score, self._job, layers)
             else:
                 self._capturable = Verified(layers)
+            left = self._job.weights.keys() - self._capturable.layers.keys()
+            if left and self._job.is_converted:
+                raise _not_again(min(left))
         return self._capturable
 
 
@@ -106,6 +112,8 @@ class Run:
             weight = job.weights[name].detach().reshape(job.shape(name))
             self.tallies[name] = Tally(score, job.structure, weight, reduced, on_cpu)
         self._dense = [name for name in names if name not in captured.layers]
+        # A selective layer's weight is read in its own way, and nothing may take its place.
+        self._watched = [] if job.is_converted else list(captured.layers)
         self._came: set[str] = set()  # gradients of this backward
         self._weights: torch.Tensor | None = None  # what each example counts
 
@@ -121,7 +129,7 @@ class Run:
         return seen
 
     def _by_batch(self, saved: Untouched) -> int:
-        self._listen(saved, [*self._dense, *self._captured.layers])
+        self._listen(saved, [*self._dense, *self._watched])
         capture(self._captured.layers, self._take_batch)
         seen = 0
         for batch in self._job.followed("gradients of batches"):
@@ -131,7 +139,7 @@ class Run:
 
     def _by_example_together(self, saved: Untouched) -> int:
         """One backward a batch, whose factors are taken apart."""
-        self._listen(saved, list(self._captured.layers))
+        self._listen(saved, self._watched)
         capture(self._captured.layers, self._take_examples)
         seen = 0
         for batch in self._job.followed("gradients of batches"):
@@ -199,6 +207,14 @@ class Run:
                 " use_reentrant=False gives it whole"
             )
         self._came.add(name)
+
+
+def _not_again(name: str) -> ValueError:
+    return ValueError(
+        f"targets: gradients of {name!r} cannot be taken in a converted model: its layer is called"
+        " more than once, its weight is read by somebody else, or an example's gradient cannot be"
+        " told from the others'; leave it out, or sft.revert(model) first"
+    )
 
 
 def losses_of(score: Score, job: Job, batch: Any) -> Iterator[tuple[torch.Tensor, bool]]:

@@ -65,6 +65,7 @@ class Job:
     accumulate: str = "device"
     passes: int = 1
     recompute: bool = False
+    is_converted: bool = False
     shown: bool = False
     given_loss: Loss | None = None
 

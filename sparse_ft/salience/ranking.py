@@ -9,13 +9,8 @@ from torch import nn
 from ..plan import Plan
 from ..ranks import Ranks
 from ..selection import Selection, as_block_size
-from .arguments import (
-    as_budget,
-    check_batches_of,
-    check_choices,
-    check_not_converted,
-    check_weights,
-)
+from .again import check_again, is_converted, targets_again
+from .arguments import as_budget, check_batches_of, check_choices, check_weights
 from .budgets import Density, DensityPerRow
 from .choosing import NONE_CHOSEN, Chooser
 from .collecting import GradientSource
@@ -107,6 +102,9 @@ def select(
     batches: sums over all batches are ranked, and all choose alike); a ProcessGroup: those of
     its ranks; False: this process chooses by itself.
 
+    In a converted model the parameters with selected entries are chosen in anew, for
+    `sft.reselect`, by scores of weights or by gradients of its selective linear layers.
+
     The model is left as it was. Warns where the density asks for less than one row, column or
     block, which trains then. Raises ValueError or TypeError that name the argument.
     """
@@ -122,14 +120,16 @@ def select(
         check_choices(structure, scope, **bounds, **words, **counts)
         rated = None if score is None else as_score(score)
         check_batches_of(rated, batches)
-        check_not_converted(model)
         where = scope or ("global" if kind == "tensors" else "layer")
-        weights, left = targets_of(model, targets)
+        again = is_converted(model)
+        weights, left = (targets_again if again else targets_of)(model, targets)
         check_weights(weights)
         if recompute:
             check_can_recompute(model)
         weights, empty = _without_empty(weights)
         rated = _with_default(rated, batches)
+        if again:
+            check_again(rated, model, weights)
         per_example = getattr(rated, "per", "batch") == "example"
         job = Job(
             model=model,
@@ -142,6 +142,7 @@ def select(
             accumulate=accumulate,
             passes=passes,
             recompute=recompute,
+            is_converted=again,
             shown=is_shown(progress),
             given_loss=loss,
         )

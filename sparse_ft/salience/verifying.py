@@ -93,7 +93,8 @@ class _Trial:
             self._job.model.eval()  # dropout would draw otherwise for one than for all
             if self._score.of_magnitudes:
                 saved.take_magnitudes()
-            weights = {name: self._job.weights[name] for name in self._layers}
+            watched = () if self._job.is_converted else self._layers
+            weights = {name: self._job.weights[name] for name in watched}
             if self._job.recompute:
                 recompute(self._job.model, saved)
             refuse_strays(saved, weights, self._strays.add)

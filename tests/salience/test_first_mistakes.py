@@ -122,19 +122,6 @@ def test_a_typo_in_a_choice(keywords, message):
         sft.select(Model(), **{"density": 0.1, **keywords})
 
 
-def test_a_converted_model_is_to_be_reverted_first():
-    model = Model()
-    sft.convert(model, {"layers.1.weight": sft.Rows([0])})
-    with pytest.raises(
-        ValueError, match=r"model: it is converted already \('layers.1' .*sft.revert\(model\) first"
-    ):
-        sft.select(model, density=0.1)
-    with pytest.raises(ValueError, match="converted already"):
-        sft.select(model, density=0.1, targets="head.weight")
-    sft.revert(model)
-    sft.select(model, density=0.1, score="random")
-
-
 def test_batches_make_the_score_the_gradient():
     torch.manual_seed(0)
     model = Model()

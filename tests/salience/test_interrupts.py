@@ -89,7 +89,7 @@ def test_at_random_moments(choice):
         except KeyboardInterrupt:
             came += 1
         assert_left_alone(model, before)
-    assert came > MOMENTS / 4
+    assert came >= 5
     assert choose(model, **settings) == wanted
 
 
