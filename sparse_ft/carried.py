@@ -143,13 +143,13 @@ def _before_load(
 ) -> None:
     """Look at all that concerns selections before any of it is loaded. Raises RuntimeError."""
     saved = _read(metadata)
-    plan: Mapping[str, Any] = {} if saved is None else saved.plan
+    known: Mapping[str, Any] = {} if saved is None else saved.plan
     for of_module, module in selected_modules(model, prefix):
         _, key = module._keys(of_module)
         state = module._sparse_ft_state
-        if key in state_dict and plan.get(state.label, state.selection) != state.selection:
+        if key in state_dict and known.get(state.label, state.selection) != state.selection:
             raise RuntimeError(
-                f"state_dict: its {key!r} belong to another selection ({plan[state.label]!r})"
+                f"state_dict: its {key!r} belong to another selection ({known[state.label]!r})"
                 f" than the one that trains here ({state.selection!r}). Convert with the plan that"
                 " it was made under: sft.load(model, state_dict) does, for a model that is not"
                 f" converted. Or leave {key!r} out to load the weight alone."

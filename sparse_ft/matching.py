@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
     names: list[str]
     parameter: torch.Tensor
-    matrix_shape: tuple[int, int] | None  # None for a scalar
+    matrix_shape: Any  # (rows, columns); None for a scalar
 
 
 def matched(model: nn.Module, patterns: Mapping[str, Any]) -> dict[str, Any]:

@@ -208,14 +208,14 @@ def _tied_action(
     for place in places.values():
         if isinstance(place.owner, nn.Embedding):
             check_embedding("embedding", place.owner)
-    home = homes[0].owner
+    home: Any = homes[0].owner
     readers = {other: place.owner for other, place in places.items() if place.owner is not home}
 
     def act() -> None:
         adopt(SelectiveEmbedding, home, selection, name, *settings)
         home.__dict__[NAME].tied = tuple(readers)
         for label, reader in readers.items():
-            tie(reader, home, label)
+            tie(reader, home, label, keeps_class=_is_wrapped(reader))
 
     return act
 
@@ -227,9 +227,7 @@ def _selective_class(place: Place, selection: Selection) -> type | None:
         return None
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
         check_embedding("embedding", owner)
-    if "forward" in owner.__dict__ and not is_lean(owner):
-        # wrapped on the instance (accelerate's hooks, patches): what it calls reads the weight in
-        # its own way
+    if _is_wrapped(owner):
         return None
     kind = type(owner)
     if kind is nn.Linear:
@@ -239,6 +237,13 @@ def _selective_class(place: Place, selection: Selection) -> type | None:
     if kind is nn.Embedding and selection.kind == "rows":
         return SelectiveEmbedding
     return None
+
+
+def _is_wrapped(owner: nn.Module) -> bool:
+    """Whether its forward was replaced on the instance (accelerate's hooks, patches): what that
+    calls reads the weight in its own way.
+    """
+    return "forward" in owner.__dict__ and not is_lean(owner)
 
 
 def _reader(model: nn.Module, name: str, owner: nn.Module) -> nn.Module:

@@ -109,17 +109,14 @@ class Plan(Mapping):
 
     def _head(self) -> str:
         """How many parameters, and the share of the entries of those whose shape is known."""
-        known = [
-            s
-            for s in self._items.values()
-            if isinstance(s, Selection) and s.matrix_shape is not None
-        ]
-        chosen = sum(selection.nnz(selection.matrix_shape) for selection in known)
-        entries = sum(
-            rows * columns for rows, columns in (selection.matrix_shape for selection in known)
-        )
+        chosen, entries, known = 0, 0, 0
+        for what in self._items.values():
+            if isinstance(what, Selection) and what.matrix_shape is not None:
+                chosen += what.nnz(what.matrix_shape)
+                entries += math.prod(what.matrix_shape)
+                known += 1
         share = (
-            f"; of {len(known)} weights {chosen:,} of {entries:,} entries ({chosen / entries:.2%})"
+            f"; of {known} weights {chosen:,} of {entries:,} entries ({chosen / entries:.2%})"
             if known
             else ""
         )
@@ -219,7 +216,7 @@ def selection_of(what: dict, index: torch.Tensor) -> Selection:
     """The selection that `describe` described. Raises ValueError and others for what describes
     none.
     """
-    cls = _KINDS[what["kind"]]
+    cls: Any = _KINDS[what["kind"]]
     selection = cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
     shape = what.get("matrix_shape")  # files of selections that were written by hand have none
     if shape is None:

@@ -162,7 +162,8 @@ def told(what: Selection | str) -> str:
     if isinstance(what, str):
         return f"{what} #"
     index = what.index.detach().cpu().contiguous()
-    digest = hashlib.blake2b(index.view(torch.uint8).numpy(), digest_size=16).hexdigest()
+    there: Any = index.view(torch.uint8).numpy()
+    digest = hashlib.blake2b(there, digest_size=16).hexdigest()
     return (
         f"{what!r} #{what.kind}, {tuple(index.shape)}, {index.dtype}, {tuple(what.block_size)},"
         f" {digest}"

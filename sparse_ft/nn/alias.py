@@ -69,7 +69,9 @@ class SelectedParameter(Selected):
         """Recurrent modules read most weights from a list of their own, which must hold what is
         stored.
         """
-        return isinstance(self.owner, nn.RNNBase) and self.name in flat_names(self.owner)
+        if not isinstance(self.owner, nn.RNNBase):
+            return False
+        return self.name in (flat_names(self.owner) or ())
 
     def _weight(self) -> nn.Parameter:
         return stored(self.owner, self.name)
@@ -144,8 +146,9 @@ class SelectedParameter(Selected):
         self._put_flat(tensor)
 
     def _put_flat(self, tensor: torch.Tensor) -> None:
+        owner: Any = self.owner
         if self._is_flat():
-            set_flat_weight(self.owner, self.name, tensor)
+            set_flat_weight(owner, self.name, tensor)
 
     def after_step(self, written: bool, reached: bool) -> None:
         super().after_step(written, reached)

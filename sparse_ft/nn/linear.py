@@ -126,7 +126,7 @@ class Adopted(Selected):
         """A new module on the weight and bias of `module`; their storage is shared, `weight` stops
         requiring grad.
         """
-        weight = module._parameters["weight"]
+        weight: Any = module._parameters["weight"]
         required_grad = weight is not None and weight.requires_grad
         try:
             twin = copy.copy(module)

@@ -74,7 +74,7 @@ class Showing(nn.Module):
         entries are the same ones there.
         """
         state, values = self._sparse_ft_state, self._parameters["values"]
-        selection = same_entries_on(state, weight)
+        selection: Any = same_entries_on(state, weight)
         if selection is None or selection.values_shape(selection.matrix_shape) != values.shape:
             return
         state.selection = selection

@@ -138,13 +138,14 @@ class TiedLinear(nn.Linear):
         return f"{super().extra_repr()}, tied to {self._sparse_ft_state.label}"
 
 
-def tie(module: nn.Module, home: Selected, label: str) -> None:
+def tie(module: nn.Module, home: Selected, label: str, keeps_class: bool) -> None:
     """Let `module` read the weight of `home`, which is its own, too; `untie` undoes it, also half
     done.
 
+    keeps_class: somebody wrapped its forward, so it must go on reading the weight as it does.
     Raises ValueError for a module whose parameters someone else keeps.
     """
-    if type(module) is nn.Linear and "forward" not in module.__dict__:
+    if type(module) is nn.Linear and not keeps_class:
         module.__dict__[TIE] = Tie(home, label, type(module))
         module.__class__ = TiedLinear
         return

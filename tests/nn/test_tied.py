@@ -172,8 +172,8 @@ def test_an_interrupted_convert_leaves_it_as_it_was(monkeypatch):
 
     tie, calls = places.tie, []
 
-    def interrupted(*args):
-        tie(*args)
+    def interrupted(*args, **kwargs):
+        tie(*args, **kwargs)
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -284,17 +284,20 @@ def batch():
 
 
 @pytest.mark.parametrize("kind", ["GPT-2", "Llama"])
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("lean", ["", "before", "after"])
 def test_after_a_resize_the_new_rows_train_alone(kind, lean, tmp_path):
     model = language_model(kind)
     model.resize_token_embeddings(48, mean_resizing=False)
     dense = copy.deepcopy(model).train()
     plan = sft.Plan.match(model, {"*lm_head.weight[40:]": "all"})
     assert [len(each) for each in plan.values()] == [8]
-    sft.convert(model.train(), plan, lean=lean)
+    if lean == "before":
+        sft.lean(model, loss=True)
+    sft.convert(model.train(), plan)
     if lean:
         report = sft.lean(model, loss=True)
         assert "lm_head" in report.changed
+    assert type(model.lm_head) is TiedLinear
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     embedding = model.get_input_embeddings()
     optimizer = ours([p for p in model.parameters() if p.requires_grad])
@@ -333,3 +336,43 @@ def test_after_a_resize_the_new_rows_train_alone(kind, lean, tmp_path):
     assert torch.equal(got, logits) or (lean and torch.allclose(got, logits, atol=1e-5))
     model.tie_weights()
     assert torch.equal(model(batch()["input_ids"]).logits, logits)
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "Llama"])
+def test_resized_after_convert_the_rows_train_on(kind):
+    model = language_model(kind)
+    sft.convert(model, sft.Plan.match(model, {"*lm_head.weight[:8]": "all"}))
+    with pytest.warns(UserWarning, match="its weight was resized"):
+        model.resize_token_embeddings(48, mean_resizing=False)
+        logits = model(batch()["input_ids"]).logits
+    assert logits.shape[-1] == 48
+    logits.square().sum().backward()
+    grad = model.get_input_embeddings().values.grad
+    sft.revert(model)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.requires_grad_(True)(batch()["input_ids"]).logits.square().sum().backward()
+    torch.testing.assert_close(grad, model.lm_head.weight.grad[:8])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_head_whose_forward_was_wrapped_goes_on_reading(wrapped):
+    dense = Tied().double()
+    model = copy.deepcopy(dense)
+    if wrapped:
+        own = model.head.forward
+        model.head.forward = lambda input: own(input) + 0
+    converted(model)
+    assert (type(model.head) is nn.Linear) == wrapped
+    loss_of(model).backward()
+    loss_of(dense).backward()
+    torch.testing.assert_close(model.embed.values.grad, dense.embed.weight.grad[ROWS])
+    model.head.__dict__.pop("forward", None)
+    sft.revert(model)
+    assert model.head.weight is model.embed.weight
+
+
+def test_estimated():
+    model = Tied()
+    told = sft.estimate(model, {"head.weight": sft.Rows(ROWS)}, inputs={"tokens": TOKENS})
+    assert told.values == told.gradients == len(ROWS) * WIDTH * 4
+    assert told.weights == sum(p.nbytes for p in model.parameters())
