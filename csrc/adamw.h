@@ -20,7 +20,20 @@ struct AdamWConstants {
   T bias_correction2_sqrt;  // sqrt(1 - beta2^step)
   T eps;
   uint64_t from_exp_avg;  // all ones where the nearer end is the old exp_avg, else zero
+  T decay_rate;           // lr * weight_decay
 };
+
+// What depends on how many steps an entry has taken.
+template <class T>
+struct AdamWAge {
+  T step_size;              // lr / (1 - beta1^age)
+  T bias_correction2_sqrt;  // sqrt(1 - beta2^age)
+};
+
+template <class T>
+SFT_HD AdamWAge<T> adamw_age(double age, double lr, double beta1, double beta2) {
+  return AdamWAge<T>{static_cast<T>(lr / (1.0 - pow(beta1, age))), static_cast<T>(sqrt(1.0 - pow(beta2, age)))};
+}
 
 // As torch.lerp does, exp_avg goes from the old one by 1 - beta1 of the difference or, where the gradient is nearer, from that by -beta1
 // of it: with beta1 = 0 it is the gradient, however large the old one was.
@@ -29,15 +42,17 @@ SFT_HD AdamWConstants<T> adamw_constants(double step, double lr, double beta1, d
                                          double inv_scale, bool maximize) {
   const T share = static_cast<T>(1.0 - beta1);
   const bool from_exp_avg = share < static_cast<T>(0.5);
+  const AdamWAge<T> age = adamw_age<T>(step, lr, beta1, beta2);
   return AdamWConstants<T>{static_cast<T>(maximize ? -inv_scale : inv_scale),
                            static_cast<T>(1.0 - lr * weight_decay),
                            from_exp_avg ? share : share - static_cast<T>(1.0),
                            static_cast<T>(beta2),
                            static_cast<T>(1.0 - beta2),
-                           static_cast<T>(lr / (1.0 - pow(beta1, step))),
-                           static_cast<T>(sqrt(1.0 - pow(beta2, step))),
+                           age.step_size,
+                           age.bias_correction2_sqrt,
                            static_cast<T>(eps),
-                           from_exp_avg ? ~uint64_t{0} : 0};
+                           from_exp_avg ? ~uint64_t{0} : 0,
+                           static_cast<T>(lr * weight_decay)};
 }
 
 SFT_HD float square_root(float x) {
@@ -76,6 +91,26 @@ SFT_HD void adamw_update(const AdamWConstants<T>& c, uint64_t from_exp_avg, T gr
   const T v = exp_avg_sq * c.beta2 + g * g * c.one_minus_beta2;
   const T denominator = square_root(v) / c.bias_correction2_sqrt + c.eps;
   value = value * c.decay - c.step_size * m / denominator;
+  exp_avg = m;
+  exp_avg_sq = v;
+}
+
+// Of an entry with an age of its own and, if Scaled, a factor on its update, the decay included; with Decay kToOrigin that pulls towards
+// `origin`. With the tensor's age, factor 1 and origin 0 it is the above, but for the last digit.
+enum AdamWDecay { kToZero, kToOrigin };
+
+template <bool Scaled, AdamWDecay Decay, class T>
+SFT_HD void adamw_update_varied(const AdamWConstants<T>& c, uint64_t from_exp_avg, AdamWAge<T> age, T factor, T origin, T grad, T& value,
+                                T& exp_avg, T& exp_avg_sq) {
+  const T g = grad * c.grad_factor;
+  const T m = either(from_exp_avg, exp_avg, g) + (g - exp_avg) * c.exp_avg_share;
+  const T v = exp_avg_sq * c.beta2 + g * g * c.one_minus_beta2;
+  const T denominator = square_root(v) / age.bias_correction2_sqrt + c.eps;
+  const T decay_rate = Scaled ? c.decay_rate * factor : c.decay_rate;
+  const T step_size = Scaled ? age.step_size * factor : age.step_size;
+  const T shrunk = value * (Scaled ? T(1) - decay_rate : c.decay);
+  const T decayed = Decay == kToOrigin ? value - (value - origin) * decay_rate : shrunk;
+  value = decayed - step_size * m / denominator;
   exp_avg = m;
   exp_avg_sq = v;
 }

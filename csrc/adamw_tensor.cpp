@@ -44,11 +44,51 @@ void check_storage(const Tensor& values, int64_t seed, bool is_corrected, bool h
   if (has_codes && values.dtype == kFloat64) refuse("exp_avg_absmax", "none with float64 values");
 }
 
+// A factor of the first dimension serves as many adjoining entries as the others hold.
+AdamWVariation variation_of(const Tensor& values, const MaybeTensor& generation,
+                            const MaybeTensor& births, const MaybeTensor& factor,
+                            const MaybeTensor& origin) {
+  AdamWVariation v{};
+  if (is_given(generation) != is_given(births)) refuse("births", "some with a generation alone");
+  if (is_given(generation)) {
+    check_state_like(generation, values, kUInt8);
+    check_present(births, values.device);
+    check_dtype(births, kFloat32);
+    check_count(births, births.count);
+    check_range("births", births.count, 1, kGenerations);
+    v.generation = data_of<const uint8_t>(generation);
+    v.births = data_of<const float>(births);
+    v.generations = births.count;
+  }
+  if (is_given(factor)) {
+    const bool by_first = factor.dim == 1 && values.dim > 1;
+    check_present(factor, values.device);
+    check_dtype(factor, kFloat32);
+    if (by_first) {
+      check_count(factor, values.size[0]);
+      check_count(values, values.count);  // contiguous
+    } else {
+      check_state_like(factor, values, kFloat32);
+    }
+    v.factor = data_of<const float>(factor);
+    v.factor_run = by_first && factor.count ? values.count / factor.count : 1;
+  }
+  if (is_given(origin)) {
+    check_floats(origin);
+    check_state_like(origin, values, origin.dtype);
+    v.origin = origin.data;
+    v.origin_dtype = origin.dtype;
+  }
+  return v;
+}
+
 }  // namespace
 
 KnownTensor known_tensor(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                          const Tensor& step, int64_t seed, const MaybeTensor& correction,
                          const MaybeTensor& exp_avg_absmax, const MaybeTensor& exp_avg_sq_absmax,
+                         const MaybeTensor& generation, const MaybeTensor& births,
+                         const MaybeTensor& factor, const MaybeTensor& origin,
                          const MaybeTensor& weight, const Selection* layout) {
   const bool is_corrected = is_given(correction), has_codes = is_given(exp_avg_absmax);
   const Device device = values.device;
@@ -78,6 +118,7 @@ KnownTensor known_tensor(const Tensor& values, const Tensor& exp_avg, const Tens
   t.storage.seed = seed >= 0 ? static_cast<uint64_t>(seed) : 0;
   t.storage.exp_avg_absmax = data_of<float>(exp_avg_absmax);
   t.storage.exp_avg_sq_absmax = data_of<float>(exp_avg_sq_absmax);
+  t.variation = variation_of(values, generation, births, factor, origin);
   if (!is_given(weight)) return known;
   if (!layout) refuse("layout", "one with a weight");
   check_present(weight, device);

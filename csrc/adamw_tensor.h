@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "adamw_variation.h"
 #include "tensor.h"
 
 namespace sparse_ft {
@@ -31,6 +32,7 @@ struct AdamWTensor {
   double lr, beta1, beta2, eps, weight_decay;
   const float* lr_at;  // one number that counts instead of lr, or null
   AdamWStorage storage;
+  AdamWVariation variation;
 };
 
 // What Python holds from step to step: a tensor without its gradient and its settings. It knows
@@ -51,6 +53,8 @@ struct AdamWSettings {
 KnownTensor known_tensor(const Tensor& values, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                          const Tensor& step, int64_t seed, const MaybeTensor& correction,
                          const MaybeTensor& exp_avg_absmax, const MaybeTensor& exp_avg_sq_absmax,
+                         const MaybeTensor& generation, const MaybeTensor& births,
+                         const MaybeTensor& factor, const MaybeTensor& origin,
                          const MaybeTensor& weight, const Selection* layout);
 
 // What steps on a device: one gradient's address and one settings a tensor.

@@ -69,7 +69,8 @@ void refuse_cuda(const char* name) {
 
 KnownTensor known(Tensor& values, Tensor& exp_avg, Tensor& exp_avg_sq, Tensor& step, int64_t seed,
                   MaybeTensor& correction, MaybeTensor& exp_avg_absmax,
-                  MaybeTensor& exp_avg_sq_absmax, MaybeTensor& weight,
+                  MaybeTensor& exp_avg_sq_absmax, MaybeTensor& generation, MaybeTensor& births,
+                  MaybeTensor& factor, MaybeTensor& origin, MaybeTensor& weight,
                   std::optional<Selection>& layout) {
   values.name = "values";
   exp_avg.name = "exp_avg";
@@ -78,9 +79,13 @@ KnownTensor known(Tensor& values, Tensor& exp_avg, Tensor& exp_avg_sq, Tensor& s
   correction.name = "correction";
   exp_avg_absmax.name = "exp_avg_absmax";
   exp_avg_sq_absmax.name = "exp_avg_sq_absmax";
+  generation.name = "generation";
+  births.name = "births";
+  factor.name = "factor";
+  origin.name = "origin";
   weight.name = "weight";
   return known_tensor(values, exp_avg, exp_avg_sq, step, seed, correction, exp_avg_absmax,
-                      exp_avg_sq_absmax, weight, layout ? &*layout : nullptr);
+                      exp_avg_sq_absmax, generation, births, factor, origin, weight, layout ? &*layout : nullptr);
 }
 
 int64_t huge_pages(uintptr_t data, int64_t bytes) {
@@ -134,7 +139,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&known), py::kw_only(), py::arg("values"), py::arg("exp_avg"),
            py::arg("exp_avg_sq"), py::arg("step"), py::arg("seed") = -1,
            py::arg("correction") = py::none(), py::arg("exp_avg_absmax") = py::none(),
-           py::arg("exp_avg_sq_absmax") = py::none(), py::arg("weight") = py::none(),
+           py::arg("exp_avg_sq_absmax") = py::none(), py::arg("generation") = py::none(),
+           py::arg("births") = py::none(), py::arg("factor") = py::none(),
+           py::arg("origin") = py::none(), py::arg("weight") = py::none(),
            py::arg("layout") = py::none());
   SFT_CPU_OPS(SFT_DEFINE)
   SFT_CUDA_OPS(SFT_DEFINE_CUDA)

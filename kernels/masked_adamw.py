@@ -9,29 +9,39 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import (
-    TRITON_DTYPES,
-    address,
-    check_layout,
-    check_tensors,
-    check_values,
-    locate,
-    matrix_strides,
-    on_device,
-    round_to,
+from .adamw_table import (
+    AGES,
+    BLOCK_H,
+    BLOCK_W,
+    CHUNK,
+    COEFFICIENTS,
+    COLUMNS,
+    COUNT,
+    EXP_AVG,
+    EXP_AVG_SQ,
+    FACTOR,
+    FACTOR_RUN,
+    FIELDS,
+    FIRST_CHUNK,
+    GENERATION,
+    GRAD,
+    INDEX,
+    NUM,
+    ORIGIN,
+    ROWS,
+    STRIDE_M,
+    STRIDE_N,
+    TENSOR,
+    VALUES,
+    WEIGHT,
+    M,
+    N,
+    Variation,
+    group,
+    to_device,
+    upload,
 )
-
-# Fields of a table row, int64 each: addresses, sizes, then the layout (zeros for a plain
-# parameter).
-VALUES, GRAD, EXP_AVG, EXP_AVG_SQ, WEIGHT, INDEX = (tl.constexpr(i) for i in range(6))
-COUNT, FIRST_CHUNK, TENSOR = (tl.constexpr(i) for i in range(6, 9))
-ROWS, COLUMNS, STRIDE_M, STRIDE_N, NUM, M, N, BLOCK_H, BLOCK_W = (
-    tl.constexpr(i) for i in range(9, 18)
-)
-FIELDS = tl.constexpr(18)
-COEFFICIENTS = tl.constexpr(7)
-# 8 entries a thread in 4 warps: two 128-bit loads in flight for each of the four float32 streams.
-CHUNK = 1024
+from .layout import TRITON_DTYPES, address, check_tensors, locate, on_device, round_to
 
 
 @triton.jit
@@ -117,6 +127,33 @@ def _steps_kernel(
     tl.store(c_ptrs + 4, lr / correction1, mask=mask)
     tl.store(c_ptrs + 5, tl.sqrt(correction2), mask=mask)
     tl.store(c_ptrs + 6, eps, mask=mask)
+    tl.store(c_ptrs + 7, lr * weight_decay, mask=mask)
+
+
+@triton.jit
+def _ages_kernel(
+    tensor_ptr,  # [num_ages] whose generation it is, int32
+    birth_ptrs,  # [num_ages] addresses of float32: the step when it began
+    step_ptrs,  # [num_tensors] addresses of float32 scalars, of the step to be taken already
+    hyper_ptr,  # [5, num_tensors] float64
+    coefficient_ptr,  # [num_ages, COEFFICIENTS] float64
+    num_ages,
+    num_tensors,
+    BLOCK: tl.constexpr,
+):
+    """What the update needs of each age."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < num_ages
+    tensor = tl.load(tensor_ptr + offs, mask=mask, other=0)
+    lr = tl.load(hyper_ptr + tensor)
+    beta1 = tl.load(hyper_ptr + num_tensors + tensor)
+    beta2 = tl.load(hyper_ptr + 2 * num_tensors + tensor)
+    step = tl.load(tl.load(step_ptrs + tensor).to(tl.pointer_type(tl.float32)))
+    births = tl.load(birth_ptrs + offs, mask=mask, other=0).to(tl.pointer_type(tl.float32))
+    age = step.to(tl.float64) - tl.load(births, mask=mask, other=0.0).to(tl.float64)
+    c_ptrs = coefficient_ptr + offs * COEFFICIENTS
+    tl.store(c_ptrs + 4, lr / (1 - tl.exp(age * tl.log(beta1))), mask=mask)
+    tl.store(c_ptrs + 5, tl.sqrt(1 - tl.exp(age * tl.log(beta2))), mask=mask)
 
 
 @triton.jit
@@ -144,15 +181,32 @@ def _unravel(row_ptr, start, BLOCK: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _adamw(p, g, m, v, c_ptr, MATH: tl.constexpr):
-    """One step of decoupled weight decay Adam (Loshchilov and Hutter, 2019)."""
-    p *= tl.load(c_ptr).to(MATH)
+def _adamw(
+    p, g, m, v, c_ptr, age_ptr, factor, origin,
+    SCALED: tl.constexpr, TO_ORIGIN: tl.constexpr, MATH: tl.constexpr,
+):  # fmt: skip
+    """One step of decoupled weight decay Adam (Loshchilov and Hutter, 2019).
+
+    age_ptr: the coefficients of an age, one for all or one for each; factor: of the update, decay
+    included; origin: what decay goes towards.
+    """
+    rate = tl.load(c_ptr + 7).to(MATH)
+    shrink = tl.load(c_ptr).to(MATH)
+    if SCALED:
+        rate *= factor
+        shrink = 1 - rate
+    if TO_ORIGIN:
+        p -= (p - origin) * rate
+    else:
+        p *= shrink
     # The gradient's share in exp_avg; as in torch.lerp, the nearer end is where it starts from.
     share = tl.load(c_ptr + 1).to(MATH)
     m = tl.where(share < 0.5, m, g) + (g - m) * tl.where(share < 0.5, share, share - 1)
     v = v * tl.load(c_ptr + 2).to(MATH) + g * g * tl.load(c_ptr + 3).to(MATH)
-    step_size = tl.load(c_ptr + 4).to(MATH)
-    sqrt_correction2 = tl.load(c_ptr + 5).to(MATH)
+    step_size = tl.load(age_ptr + 4).to(MATH)
+    sqrt_correction2 = tl.load(age_ptr + 5).to(MATH)
+    if SCALED:
+        step_size *= factor
     eps = tl.load(c_ptr + 6).to(MATH)
     if MATH == tl.float64:
         p -= step_size * (m / (tl.sqrt(v) / sqrt_correction2 + eps))
@@ -173,6 +227,9 @@ def _masked_adamw_kernel(
     INDEX_DTYPE: tl.constexpr,
     KIND: tl.constexpr,
     FLAT: tl.constexpr,
+    AGED: tl.constexpr,
+    SCALED: tl.constexpr,
+    ORIGIN_DTYPE: tl.constexpr,  # None: decay goes to zero
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -193,7 +250,22 @@ def _masked_adamw_kernel(
         g = g / scale if MATH == tl.float64 else tl.div_rn(g, scale)
     if MAXIMIZE:
         g = -g
-    p, m, v = _adamw(p, g, m, v, coefficient_ptr + tl.load(row_ptr + TENSOR) * COEFFICIENTS, MATH)
+    c_ptr = coefficient_ptr + tl.load(row_ptr + TENSOR) * COEFFICIENTS
+    age_ptr, factor, origin = c_ptr, 1.0, 0.0
+    if AGED:
+        generation_ptrs = _pointer(row_ptr, GENERATION, tl.uint8, False) + offs
+        generation = tl.load(generation_ptrs, mask=mask, other=0).to(tl.int32)
+        age_ptr = coefficient_ptr + (tl.load(row_ptr + AGES) + generation) * COEFFICIENTS
+    if SCALED:
+        factor_ptr = _pointer(row_ptr, FACTOR, tl.float32, False)
+        run = tl.load(row_ptr + FACTOR_RUN)
+        factor = tl.load(factor_ptr + offs // run, mask=mask, other=1.0).to(MATH)
+    if ORIGIN_DTYPE is not None:
+        origin_ptrs = _pointer(row_ptr, ORIGIN, ORIGIN_DTYPE, False) + offs
+        origin = tl.load(origin_ptrs, mask=mask, other=0.0).to(MATH)
+    p, m, v = _adamw(
+        p, g, m, v, c_ptr, age_ptr, factor, origin, SCALED, ORIGIN_DTYPE is not None, MATH
+    )
     p = round_to(p, VALUE)
     tl.store(p_ptrs, p, mask=mask)
     tl.store(m_ptrs, round_to(m, VALUE), mask=mask)
@@ -215,108 +287,11 @@ def _masked_adamw_kernel(
         tl.store(w_ptrs, round_to(p, WEIGHT_DTYPE), mask=mask)
 
 
-def _to_device(rows, dtype, device):
-    """Small host data, pinned so that the copy joins the stream without waiting for it."""
-    return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(
-        device, non_blocking=True
-    )
-
-
-def _dense(tensor):
-    """Whether its elements fill memory without gaps or overlap, in any order
-    (channels_last, say).
-    """
-    order = sorted(
-        range(tensor.dim()), key=lambda d: (tensor.stride(d), tensor.size(d)), reverse=True
-    )
-    return tensor.permute(order).is_contiguous()
-
-
-def _check_state(i, values, grad, exp_avg, exp_avg_sq, step):
-    if not _dense(values):
-        raise ValueError(
-            f"values[{i}] must be dense, got {list(values.shape)} with strides {values.stride()}"
-        )
-    state = {
-        f"values[{i}]": values,
-        f"grads[{i}]": grad,
-        f"exp_avgs[{i}]": exp_avg,
-        f"exp_avg_sqs[{i}]": exp_avg_sq,
-    }
-    for name, tensor in state.items():
-        if tensor.dtype != values.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of values[{i}], {values.dtype}, got {tensor.dtype}"
-            )
-        if tensor.shape != values.shape or (
-            tensor is not grad and tensor.stride() != values.stride()
-        ):
-            raise ValueError(
-                f"{name} must have the shape and strides of values[{i}], {list(values.shape)} and"
-                f" {values.stride()}, got {list(tensor.shape)} and {tensor.stride()}"
-            )
-    if step.dtype != torch.float32 or step.numel() != 1:
-        raise TypeError(f"steps[{i}] must be one float32, got {list(step.shape)} of {step.dtype}")
-    check_tensors(**state, **{f"steps[{i}]": step})
-
-
-def _layout_fields(i, values, weight, kind, index, block_h, block_w):
-    """(ROWS to BLOCK_W of the table row, whether flat positions address the weight)."""
-    *strides, flat = matrix_strides(f"weights[{i}]", weight)
-    walk, shape = check_layout(kind, index, block_h, block_w, *weight.shape)
-    check_values(f"values[{i}]", values, shape)
-    if not values.is_contiguous():
-        raise ValueError(
-            f"values[{i}] must be contiguous to be written through, got strides {values.stride()}"
-        )
-    check_tensors(**{f"values[{i}]": values, f"weights[{i}]": weight, "index": index})
-    return [*weight.shape, *strides, *walk, block_h, block_w], flat
-
-
-def _group(states, steps, weights, kinds, indices, blocks):
-    """{what a launch specialises on: table rows}.
-
-    A tensor without elements has a step, but no row.
-    """
-    groups = {}
-    for i, state in enumerate(states):
-        _check_state(i, *state, steps[i])
-        addresses, count = [x.data_ptr() for x in state], state[0].numel()
-        key, weight_and_index, fields = (torch.float32, torch.int32, "all", True), [0, 0], [0] * 9
-        if i < len(weights):
-            weight, index, kind = weights[i], indices[i], kinds[i]
-            fields, flat = _layout_fields(
-                i, state[0], weight, kind, index, *blocks[2 * i : 2 * i + 2]
-            )
-            key, weight_and_index = (
-                (weight.dtype, index.dtype, kind, flat),
-                [weight.data_ptr(), index.data_ptr()],
-            )
-        if count:
-            aligned = count % 8 == 0 and all(address % 16 == 0 for address in addresses)
-            rows = groups.setdefault((state[0].dtype, *key, aligned), [])
-            first = (
-                rows[-1][FIRST_CHUNK.value] + triton.cdiv(rows[-1][COUNT.value], CHUNK)
-                if rows
-                else 0
-            )
-            rows.append([*addresses, *weight_and_index, count, first, i, *fields])
-    return groups
-
-
-def _upload(rows, device):
-    """The chunk and pointer tables of one group, on the device."""
-    chunks = torch.tensor([triton.cdiv(row[COUNT.value], CHUNK) for row in rows])
-    chunks = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), chunks)
-    if device.type == "cuda":
-        chunks = chunks.pin_memory()
-    return chunks.to(device, non_blocking=True), _to_device(rows, torch.int64, device)
-
-
 def masked_adamw_triton_(
     values, grads, exp_avgs, exp_avg_sqs, steps, weights, kinds, indices, blocks,
     *, lr, beta1, beta2, eps, weight_decay,
     maximize=False, grad_scale=None, found_inf=None, skip_nonfinite=False, lrs=None,
+    generations=None, births=None, factors=None, origins=None,
 ):  # fmt: skip
     """One AdamW step of every values[i].
 
@@ -324,7 +299,8 @@ def masked_adamw_triton_(
 
     lr to weight_decay hold one number a tensor, steps one float32 each, as do lrs, which count
     instead of lr. Nothing is read back to the host: grad_scale (gradients are divided by it) and
-    found_inf (nonzero: nothing changes) stay on the device.
+    found_inf (nonzero: nothing changes) stay on the device. generations to origins: what differs
+    from entry to entry; a tensor without elements where nothing does.
     """
     if not values:
         return
@@ -341,7 +317,8 @@ def masked_adamw_triton_(
     ]
     indices = [index.contiguous() for index in indices]
     states = zip(values, grads, exp_avgs, exp_avg_sqs, strict=True)
-    groups = _group(states, steps, weights, kinds, indices, blocks)
+    variation = Variation(generations, births, factors, origins)
+    groups = group(states, steps, weights, kinds, indices, blocks, variation)
     extras = {
         "grad_scale": grad_scale,
         "found_inf": found_inf,
@@ -352,7 +329,7 @@ def masked_adamw_triton_(
     if skip_nonfinite and found_inf is None:
         found_inf = torch.zeros(1, device=device)
     with on_device(values[0]):
-        tables = [(*_upload(rows, device), *key) for key, rows in groups.items()]
+        tables = [(*upload(rows, device), *key) for key, rows in groups.items()]
         if skip_nonfinite:
             for chunks, table, dtype, *_, aligned in tables:
                 _nonfinite_kernel[chunks.shape](
@@ -364,20 +341,31 @@ def masked_adamw_triton_(
                     BLOCK=CHUNK,
                     enable_fp_fusion=True,
                 )
+        ages = variation.ages
         coefficients = torch.empty(
-            len(values), COEFFICIENTS.value, dtype=torch.float64, device=device
+            len(values) + len(ages), COEFFICIENTS.value, dtype=torch.float64, device=device
         )
-        hyper = _to_device(list(hyper.values()), torch.float64, device)
+        hyper = to_device(list(hyper.values()), torch.float64, device)
         if lrs is not None:
             hyper[0] = torch.stack([lr.view(()) for lr in lrs])
-        step_ptrs = _to_device([step.data_ptr() for step in steps], torch.int64, device)
+        step_ptrs = to_device([step.data_ptr() for step in steps], torch.int64, device)
         _steps_kernel[(triton.cdiv(len(values), 128),)](
             step_ptrs, hyper, coefficients, found_inf, len(values), BLOCK=128, enable_fp_fusion=True
         )
-        for chunks, table, dtype, weight_dtype, index_dtype, kind, flat, aligned in tables:
+        if ages:
+            _ages_kernel[(triton.cdiv(len(ages), 128),)](
+                to_device([i for i, _ in ages], torch.int32, device),
+                to_device([address for _, address in ages], torch.int64, device),
+                step_ptrs, hyper, coefficients[len(values) :], len(ages), len(values), BLOCK=128,
+                enable_fp_fusion=True,
+            )  # fmt: skip
+        for chunks, table, dtype, *weight_of, aged, scaled, origin, aligned in tables:
+            weight_dtype, index_dtype, kind, flat = weight_of
             _masked_adamw_kernel[chunks.shape](
                 chunks, table, coefficients, grad_scale, found_inf,
                 VALUE=TRITON_DTYPES[dtype], WEIGHT_DTYPE=TRITON_DTYPES[weight_dtype],
                 INDEX_DTYPE=TRITON_DTYPES[index_dtype], KIND=kind, FLAT=flat,
+                AGED=aged, SCALED=scaled,
+                ORIGIN_DTYPE=None if origin is None else TRITON_DTYPES[origin],
                 MAXIMIZE=maximize, ALIGNED=aligned, BLOCK=CHUNK, enable_fp_fusion=True,
             )  # fmt: skip

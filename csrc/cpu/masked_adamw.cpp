@@ -4,6 +4,7 @@
 #include "../adamw.h"
 #include "../checks.h"
 #include "adamw_state.h"
+#include "adamw_varied.h"
 #include "move.h"
 #include "ops.h"
 
@@ -35,24 +36,35 @@ void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg,
   else update_run<0>(c, grad, value, exp_avg, exp_avg_sq, count);
 }
 
+// What is the same for every chunk of a tensor.
 template <class T>
-void update_in_place(const AdamWConstants<T>& c, const AdamWTensor& tensor, int64_t k, int64_t count) {
-  update_run(c, static_cast<const T*>(tensor.grad) + k, static_cast<T*>(tensor.values) + k, static_cast<T*>(tensor.exp_avg) + k,
-             static_cast<T*>(tensor.exp_avg_sq) + k, count);
-}
+struct Shared {
+  AdamWConstants<T> constants;
+  const AdamWAges<T>* ages;  // of its generations, or null
+};
 
 struct Job {
   int64_t first_chunk;
-  AdamWConstants<float> single;
-  AdamWConstants<double> full;
+  Shared<float> single;
+  Shared<double> full;
   RandomKey random;
 };
+
+template <class T>
+void update_in_place(const Shared<T>& shared, const AdamWTensor& tensor, int64_t k, int64_t count) {
+  const T* grad = static_cast<const T*>(tensor.grad) + k;
+  T *value = static_cast<T*>(tensor.values) + k, *exp_avg = static_cast<T*>(tensor.exp_avg) + k;
+  T* exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq) + k;
+  if (!is_varied(tensor.variation)) return update_run(shared.constants, grad, value, exp_avg, exp_avg_sq, count);
+  update_varied(shared.constants, shared.ages, tensor.variation, k, grad, value, exp_avg, exp_avg_sq, count);
+}
 
 // State in fewer bits: widened into buffers, updated there, narrowed.
 void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t count, WideState& wide) {
   read_plain(wide.grad, t.grad, t.dtype, k, count);
   read_state(t, k, count, wide);
-  update_run(job.single, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
+  if (!is_varied(t.variation)) update_run(job.single.constants, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
+  else update_varied(job.single.constants, job.single.ages, t.variation, k, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
   write_state(t, job.random, k, count, wide);
 }
 
@@ -103,6 +115,21 @@ bool any_nonfinite(const void* data, DType dtype, int64_t begin, int64_t end) {
   return false;
 }
 
+template <class T>
+Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool maximize) {
+  const double lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
+  Shared<T> shared{adamw_constants<T>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize), nullptr};
+  if (!t.variation.generation) return shared;
+  AdamWAges<T>* ages = new AdamWAges<T>{};
+  for (T& root : ages->bias_correction2_sqrt) root = 1;  // of generations that no entry should have: they stay as they are
+  for (int64_t g = 0; g < t.variation.generations; ++g) {
+    const AdamWAge<T> age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);
+    ages->step_size[g] = age.step_size, ages->bias_correction2_sqrt[g] = age.bias_correction2_sqrt;
+  }
+  shared.ages = ages;
+  return shared;
+}
+
 // Nanoseconds, at least: what an entry costs where everything is in the cache.
 double step_cost(const AdamWTensor& tensor) {
   const bool scattered = tensor.weight && (tensor.layout.kind == kColumns || tensor.layout.kind == kEntries);
@@ -134,15 +161,16 @@ bool masked_adamw_(Known known, Addresses grads, Settings settings, bool maximiz
   const int64_t tensor_count = static_cast<int64_t>(given.size());
   for (int64_t i = 0; i < tensor_count; ++i)
     if (tensors[i].weight) check_inside_unless_walked(tensors[i].layout);
-  Job* jobs = new Job[tensor_count];
+  Job* jobs = new Job[tensor_count]{};
   int64_t chunks = 0;
   double cost = 0;
   for (int64_t i = 0; i < tensor_count; ++i) {
     const AdamWTensor& t = tensors[i];
-    const double step = static_cast<double>(*t.step) + 1.0, lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
-    jobs[i] = Job{chunks, adamw_constants<float>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize),
-                  adamw_constants<double>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize),
-                  random_key(t.storage.seed, static_cast<uint64_t>(step))};
+    const double step = static_cast<double>(*t.step) + 1.0;
+    jobs[i].first_chunk = chunks;
+    if (t.dtype == kFloat64) jobs[i].full = shared_of<double>(t, step, inv_scale, maximize);
+    else jobs[i].single = shared_of<float>(t, step, inv_scale, maximize);
+    jobs[i].random = random_key(t.storage.seed, static_cast<uint64_t>(step));
     chunks += (t.count + kStepChunk - 1) / kStepChunk;
     cost += step_cost(t);
   }
@@ -159,6 +187,7 @@ bool masked_adamw_(Known known, Addresses grads, Settings settings, bool maximiz
     });
     for (int64_t i = 0; i < tensor_count; ++i) *tensors[i].step += 1.0f;
   }
+  for (int64_t i = 0; i < tensor_count; ++i) delete jobs[i].single.ages, delete jobs[i].full.ages;
   delete[] jobs;
   for (int64_t i = 0; outside && i < tensor_count; ++i)
     if (tensors[i].weight) check_inside(tensors[i].layout);

@@ -9,9 +9,18 @@ import torch
 
 from ._adamw_state import StateFormat, check_like
 from ._adamw_tensor import AdamWTensor, Flags, Settings
+from ._adamw_variation import check_variation
 from .layout import check_layout, check_matrix, check_values
 
 Tensors = Sequence[torch.Tensor]
+# Argument of the op -> field of a tensor; both may be left out.
+OPTIONAL = {
+    "corrections": "correction",
+    "generations": "generation",
+    "births": "births",
+    "factors": "factor",
+    "origins": "origin",
+}
 
 
 @dataclasses.dataclass(slots=True)
@@ -37,6 +46,7 @@ class Call:
             _check_scalar("steps", t.step)
         for t in self.tensors:
             StateFormat.of(t).check(t)
+            check_variation(t)
             check_like("grads", t.grad, t.value, t.value.dtype)
         for t in self.tensors:
             if t.weight is not None:
@@ -68,6 +78,10 @@ class Call:
             yield "corrections", t.correction
             yield "absmaxes", t.exp_avg_absmax
             yield "absmaxes", t.exp_avg_sq_absmax
+            yield "generations", t.generation
+            yield "births", t.births
+            yield "factors", t.factor
+            yield "origins", t.origin
             if t.weight is not None:
                 yield "weights", t.weight
                 yield "indices", t.layout[1]
@@ -99,6 +113,10 @@ def call_of(
     corrections: Tensors | None = None,
     seeds: Sequence[int] | None = None,
     absmaxes: Tensors | None = None,
+    generations: Tensors | None = None,
+    births: Tensors | None = None,
+    factors: Tensors | None = None,
+    origins: Tensors | None = None,
 ) -> Call:
     """The call that these arguments of the op make. Only their numbers are checked here.
 
@@ -118,6 +136,10 @@ def call_of(
     _check_optional("corrections", corrections, count)
     _check_optional("seeds", seeds, count)
     _check_absmaxes(absmaxes, count)
+    _check_optional("generations", generations, count)
+    _check_optional("births", births, count)
+    _check_optional("factors", factors, count)
+    _check_optional("origins", origins, count)
     _check_layouts(weights, kinds, indices, blocks, count)
     if skip_nonfinite and found_inf is None:
         raise ValueError(
@@ -136,8 +158,11 @@ def call_of(
         if i < len(weights):
             t.weight = weights[i]
             t.layout = kinds[i], indices[i], blocks[2 * i], blocks[2 * i + 1]
-        if corrections and corrections[i].numel():
-            t.correction = corrections[i]
+        t.correction = _given(corrections, i)
+        t.generation = _given(generations, i)
+        t.births = _given(births, i)
+        t.factor = _given(factors, i)
+        t.origin = _given(origins, i)
         if seeds and seeds[i] != -1:
             t.seed = seeds[i]
         if absmaxes and absmaxes[2 * i].numel():
@@ -178,8 +203,10 @@ def arguments_of(call: Call) -> tuple[list, dict]:
     }
     if any(s.lr_at is not None for s in settings):
         keywords["lrs"] = [s.lr_at for s in settings]
-    if any(t.correction is not None for t in tensors):
-        keywords["corrections"] = [_or_nothing(t.correction, t) for t in tensors]
+    for name, field in OPTIONAL.items():
+        given = [getattr(t, field) for t in tensors]
+        if any(tensor is not None for tensor in given):
+            keywords[name] = [_or_nothing(tensor, t) for tensor, t in zip(given, tensors)]
     if any(t.seed is not None for t in tensors):
         keywords["seeds"] = [-1 if t.seed is None else t.seed for t in tensors]
     if any(t.exp_avg_absmax is not None for t in tensors):
@@ -189,6 +216,13 @@ def arguments_of(call: Call) -> tuple[list, dict]:
             for absmax in (t.exp_avg_absmax, t.exp_avg_sq_absmax)
         ]
     return positional, keywords
+
+
+def _given(tensors, i):
+    """Number i of a list in which a tensor without elements stands for none."""
+    if tensors is None or not tensors[i].numel():
+        return None
+    return tensors[i]
 
 
 def _or_nothing(tensor, t):

@@ -10,6 +10,7 @@ import torch
 
 from . import _native
 from ._adamw_tensor import AdamWTensor
+from ._adamw_variation import variation_lies_alike
 from ._eight_bit import dequantize, num_blocks, quantize
 from ._memory_order import as_in_memory, in_memory_order
 from ._rounding import join, random_words, round_by_chance, split
@@ -120,6 +121,8 @@ class StateFormat:
             return None
         if t.weight is not None and not _can_be_written_through(t):
             return None
+        if t.is_varied and not variation_lies_alike(t):
+            return None
         return _native.C.AdamWTensor(
             values=t.value,
             exp_avg=t.exp_avg,
@@ -129,6 +132,10 @@ class StateFormat:
             correction=t.correction,
             exp_avg_absmax=t.exp_avg_absmax,
             exp_avg_sq_absmax=t.exp_avg_sq_absmax,
+            generation=t.generation,
+            births=t.births,
+            factor=t.factor,
+            origin=t.origin,
             weight=t.weight,
             layout=t.layout,
         )

@@ -37,8 +37,7 @@ class Flags:
 class AdamWTensor:
     """A tensor that steps. What is None is not there: `StateFormat` says what goes together.
 
-    The fields from `exp_avg` to `exp_avg_sq_absmax` but for `weight`, `layout` and `seed` are those
-    of the optimiser's state under the same names.
+    The fields from `exp_avg` to `births` are those of the optimiser's state under the same names.
     """
 
     value: torch.Tensor  # any shape and floating dtype
@@ -48,11 +47,23 @@ class AdamWTensor:
     correction: torch.Tensor | None = None  # int16 like value: with it the fp32 master
     exp_avg_absmax: torch.Tensor | None = None  # float32, one a block of 128 entries
     exp_avg_sq_absmax: torch.Tensor | None = None
+    generation: torch.Tensor | None = None  # uint8 like value: entries of one have one age
+    births: torch.Tensor | None = None  # float32 [generations]: `step` when each began
     seed: int | None = None  # in [0, 2^48): what is stored in 16 bits is rounded by chance
     weight: torch.Tensor | None = None  # [rows, columns]: shows the values after the step
     layout: tuple | None = None  # (kind, index, block_h, block_w) of the values in the weight
+    # What the update of an entry is multiplied with: float32, shaped as value or as its first
+    # dimension.
+    factor: torch.Tensor | None = None
+    origin: torch.Tensor | None = None  # like value, any floating dtype: weight decay goes there
     grad: torch.Tensor | None = None  # like value
     settings: Settings | None = None
+
+    @property
+    def is_varied(self) -> bool:
+        """Whether the step differs from entry to entry."""
+        varied = self.generation, self.births, self.factor, self.origin
+        return any(tensor is not None for tensor in varied)
 
     def written(self) -> list[torch.Tensor]:
         """What a step changes."""

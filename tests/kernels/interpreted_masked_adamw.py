@@ -294,3 +294,72 @@ def test_bad_input_is_named():
     fails(ValueError, r"values\[0\] must be \[3, 14\]", weights=lambda x: [random(7, 14)])
     fails(ValueError, r"weights\[0\] must be a \[rows, columns\]", weights=lambda x: [random(7)])
     fails(ValueError, "kind must be one of", kinds=lambda x: ["lines"])
+
+
+class Varied(Problem):
+    """Some tensors have ages, factors and origins of their entries, by `what`; every third has
+    none.
+    """
+
+    def __init__(self, what, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.what, self.varied = what, {}
+        none = [torch.empty(0, device=DEVICE) for _ in self.values]
+        has = [i % 3 != 2 and value.numel() > 0 for i, value in enumerate(self.values)]
+        if "aged" in what:
+            draw = [
+                torch.randint(3, v.shape, dtype=torch.uint8, device=DEVICE) for v in self.values
+            ]
+            births = [torch.tensor([-5.0, -2.0, i + 0.0], device=DEVICE) for i in range(len(has))]
+            self.varied["generations"] = [d if h else n for d, h, n in zip(draw, has, none)]
+            self.varied["births"] = [b if h else n for b, h, n in zip(births, has, none)]
+        if "scaled" in what:
+            shapes = [v.shape[:1] if "by row" in what else v.shape for v in self.values]
+            draw = [torch.rand(shape, device=DEVICE) for shape in shapes]
+            self.varied["factors"] = [d if h else n for d, h, n in zip(draw, has, none)]
+        if "origin" in what:
+            draw = [torch.randn_like(v).bfloat16() for v in self.values]
+            self.varied["origins"] = [d if h else n for d, h, n in zip(draw, has, none)]
+
+    def step(self, **options):
+        super().step(**self.varied, **options)
+
+    def _given(self, name, i):
+        tensors = self.varied.get(name)
+        return None if tensors is None or not tensors[i].numel() else tensors[i]
+
+    def _expected(self, i, math, grad_scale, maximize):
+        p, g = self.values[i].to(math), self.grads[i].to(math)
+        lr, beta1, beta2, eps, weight_decay = (self.hyper[name][i] for name in HYPER)
+        _, m, v = super()._expected(i, math, grad_scale, maximize)
+        age = torch.full(p.shape, self.steps[i].item() + 1, dtype=torch.float64, device=DEVICE)
+        generation, factor = self._given("generations", i), self._given("factors", i)
+        origin = self._given("origins", i)
+        if generation is not None:
+            age -= self.varied["births"][i].double()[generation.long()]
+        factor = torch.ones(()) if factor is None else factor
+        factor = factor.to(g.device, math)
+        factor = factor.view([*factor.shape, *[1] * (p.dim() - factor.dim())])
+        origin = torch.zeros_like(p) if origin is None else origin.to(math)
+        step_size = (lr / (1 - beta1**age)).to(math) * factor
+        root = v.sqrt() / (1 - beta2**age).sqrt().to(math) + eps
+        p = p - (p - origin) * (factor * (lr * weight_decay)) - step_size * m / root
+        return p, m, v
+
+
+@pytest.mark.parametrize(
+    "what", ["aged", "scaled", "scaled by row", "origin", "aged scaled by row origin"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ages_factors_and_origins(what, dtype):
+    names = ["rows", "columns", "blocks-ragged", "entries"]
+    Varied(what, names, [(2100,), (3, 4), (), (7,)], dtype).check_step()
+
+
+def test_they_go_with_scale_and_the_look_at_the_gradients():
+    problem = Varied("aged scaled origin", ["rows", "entries"], [(5,)])
+    problem.check_step(grad_scale=4.0, maximize=True, skip_nonfinite=True)
+    problem.grads[0].view(-1)[3] = float("inf")
+    before = [t.clone() for t in problem.tensors()]
+    problem.step(skip_nonfinite=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, problem.tensors()))

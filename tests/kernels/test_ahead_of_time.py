@@ -74,10 +74,11 @@ def test_scatter(layout, dtype, capability, record, tmp_path):
         check_resources(compile_launch(launch, capability, tmp_path), capability)
 
 
-def adamw_launches(record, layout, dtype, count=8, offset=0):
-    launches = [
-        record(masked_adamw, f"_{name}_kernel") for name in ("nonfinite", "steps", "masked_adamw")
-    ]
+ADAMW_KERNELS = "nonfinite", "steps", "masked_adamw"
+
+
+def adamw_launches(record, layout, dtype, count=8, offset=0, kernels=ADAMW_KERNELS, **varied):
+    launches = [record(masked_adamw, f"_{name}_kernel") for name in kernels]
     shape = {
         "rows": (64, SIDE),
         "columns": (SIDE, 64),
@@ -99,6 +100,7 @@ def adamw_launches(record, layout, dtype, count=8, offset=0):
     masked_adamw.masked_adamw_triton_(
         *state, [torch.zeros(())] * count, *(linked if kind else ([], [], [], [])), **hyper,
         grad_scale=torch.ones(1), found_inf=torch.zeros(1), skip_nonfinite=True,
+        **{name: [make(shape)] * count for name, make in varied.items()},
     )  # fmt: skip
     return [recorded[0] for recorded in launches]
 
@@ -115,6 +117,28 @@ def test_adamw(layout, dtype, capability, record, tmp_path):
     assert count(result, "LDG.E.128") >= streams, "narrow loads"
     if layout == "plain":
         check_resources(compile_launch(nonfinite, capability, tmp_path), capability)
+
+
+VARIED = {
+    "generations": lambda shape: torch.zeros(shape, dtype=torch.uint8),
+    "births": lambda shape: torch.zeros(3),
+    "factors": lambda shape: torch.ones(shape),
+    "origins": lambda shape: torch.ones(shape, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("layout", ["rows", "entries", "plain"])
+@DTYPES
+@ARCHITECTURES
+def test_adamw_with_ages_factors_and_origins(layout, dtype, capability, record, tmp_path):
+    kernels = "ages", "masked_adamw"
+    ages, update = adamw_launches(record, layout, dtype, kernels=kernels, **VARIED)
+    result = compile_launch(update, capability, tmp_path)
+    check_resources(result, capability)
+    streams = 4 * (1 if dtype == torch.bfloat16 else 2)
+    assert count(result, "LDG.E.128") >= streams, "narrow loads"
+    if layout == "plain":
+        check_resources(compile_launch(ages, capability, tmp_path), capability)
 
 
 def test_adamw_claims_alignment_only_where_there_is_some(record):
