@@ -31,8 +31,10 @@ from .memory import Bytes, estimate
 from .optim import SelectiveAdamW
 from .places import matrix_shape
 from .plan import Plan
+from .reselection import reselect
 from .restoring import restore
 from .salience import NM, Flops, LikeLora, PerRow, Score, Share, layer_scores, scores, select
+from .scaling import scale_updates
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
 __version__ = "0.1.0"
@@ -75,9 +77,11 @@ __all__ = [
     "nn",
     "patches",
     "remove",
+    "reselect",
     "restore",
     "revert",
     "save_delta",
+    "scale_updates",
     "scores",
     "select",
     "state_dict",

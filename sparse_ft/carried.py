@@ -47,6 +47,12 @@ def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None, origi
         model.__dict__[_SAVE] = functools.partial(_save_plain, model)
 
 
+def carry(model: nn.Module, plan: Plan) -> None:
+    """From now on it is `plan` that a `state_dict` of `model` carries."""
+    carried, handles = model.__dict__[_CARRIED]
+    model.__dict__[_CARRIED] = carried._replace(plan=plan), handles
+
+
 def detach(model: nn.Module) -> None:
     """Undo `attach`, as far as it got; called again, it does the rest."""
     _, handles = model.__dict__.get(_CARRIED, (None, ()))

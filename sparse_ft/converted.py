@@ -34,6 +34,15 @@ def record_of(model: nn.Module) -> Record | None:
     return model.__dict__.get(RECORD)
 
 
+def holders_of(model: nn.Module) -> dict[str, Selected]:
+    """{parameter name: the module that owns its values} of what trains selected entries."""
+    return {
+        module._sparse_ft_state.label: module
+        for module in model.modules()
+        if isinstance(module, Selected) and module._sparse_ft_state.selection is not None
+    }
+
+
 def sync(model: nn.Module) -> nn.Module:
     """Make every weight of `model` show its values. Needed only after writes that leave no trace:
     bare `.data` edits, `vector_to_parameters`, swapping an EMA in. Returns the model."""

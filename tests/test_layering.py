@@ -62,6 +62,8 @@ MAY = {
     "restoring": ("converted", "nn"),
     "deltas": ("carried", "checkpoint", "converted", "nn", "places", "plan"),
     "optim": ("nn",),
+    "scaling": ("converted", "nn"),
+    "reselection": ("carried", "converted", "nn", "optim", "plan", "ranks"),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
     "salience": ("converted", "nn", "places", "plan", "ranks"),
     "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),

@@ -79,7 +79,7 @@ class Selected(Showing):
         """
         state = self.__dict__[NAME]
         state.selection = None  # first: it tells that the values are written back already
-        state.origin = state.slide = None
+        state.origin = state.slide = state.factor = None
         disown(self)
         self._parameters.pop("values", None)
 
@@ -142,8 +142,12 @@ class Selected(Showing):
         if selection is not state.selection or state.linked is not values:
             state.selection = selection
             self._link(values)
-        if state.origin is not None and values.device.type != "meta":
+        if values.device.type == "meta":
+            return
+        if state.origin is not None:
             state.origin = state.origin.to(values.device)
+        if state.factor is not None:
+            state.factor = state.factor.to(values.device)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -120,6 +120,13 @@ class Showing(nn.Module):
             )
         if written:
             return
+        if state.factor is not None and not state.unscaled:
+            state.unscaled = True
+            warnings.warn(
+                f"{state.label}: sft.scale_updates has no effect on this optimiser; use"
+                " SelectiveAdamW",
+                stacklevel=8,
+            )
         state.shown = state.suspected = None
         weight = self._weight_or_none()
         if weight is not None:

@@ -74,6 +74,9 @@ class State:
     tied: tuple[str, ...] = ()  # other names of the weight: modules that read it, too (`tied`)
     origin: Any = None  # what the selected entries were at first, shaped as values; None: not kept
     slide: Slide | None = None  # None: values are what was trained
+    # of `sft.scale_updates`: float32, shaped as values or as their first dimension
+    factor: torch.Tensor | None = None
+    unscaled: bool = False  # whether an optimiser was warned of that steps without the factor
     reported: bool = False  # whether a missing gradient was warned of
     resized: bool = (
         False  # whether the weight was given more or fewer rows, and no optimiser has stepped since

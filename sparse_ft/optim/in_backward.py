@@ -43,6 +43,13 @@ class InBackward:
                 if p.requires_grad and id(p) not in self._hooks:
                     self._hooks[id(p)] = p.register_post_accumulate_grad_hook(self._step)
 
+    def detach(self, p: torch.Tensor) -> None:
+        """Take the hook of a parameter that is in no group any more."""
+        self._group.pop(id(p), None)
+        hook = self._hooks.pop(id(p), None)
+        if hook is not None:
+            hook.remove()
+
     @torch.compiler.disable
     @torch.no_grad()
     def _step(self, p):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..nn.steps import owner_of
+from .ages import ages_in
 from .in_backward import name_of
 from .settings import SETTINGS
 from .storage import Storage
@@ -103,7 +104,7 @@ def _group(number, saved, own, defaults):
 
 def _boxed(loaded, p, name, storage):
     dtypes = storage.format_of(p).dtypes(p)
-    for what in loaded.keys() - dtypes.keys() - {"step"}:
+    for what in loaded.keys() - dtypes.keys() - {"step", "generation", "births"}:
         raise ValueError(f"state_dict: {name}: it holds {what!r}, which {storage} does not keep")
     boxed = {"step": Exactly(_step(loaded.get("step"), p, name))}
     for what, dtype in dtypes.items():
@@ -111,6 +112,9 @@ def _boxed(loaded, p, name, storage):
             boxed[what] = Exactly(torch.zeros_like(p, dtype=dtype))
         else:
             boxed[what] = Exactly(_tensor(loaded, what, dtype, p, name, storage))
+    if "generation" in loaded or "births" in loaded:
+        generation, births = ages_in(loaded, p, name)
+        boxed["generation"], boxed["births"] = Exactly(generation), Exactly(births)
     return boxed
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .._torch import is_undisturbed
+from ..nn.origin import origin_of
 from ..ops import _native
 from ..ops._adamw_native import NativeCall, native_settings
 from ..ops._adamw_state import StateFormat
@@ -22,7 +23,7 @@ class Prepared:
     """
 
     __slots__ = (
-        "parameter", "state", "seed", "settings",
+        "parameter", "state", "seed", "settings", "to_origin",
         "_native", "_holds", "_alive", "_stride", "_dtype", "_count",
     )  # fmt: skip
 
@@ -31,6 +32,7 @@ class Prepared:
         self.state: dict[str, torch.Tensor] = {}
         self.seed: int | None = None
         self.settings: Settings | None = None
+        self.to_origin = False  # whether weight decay pulls there
         self._native = self._holds = self._alive = None
 
     def tensor(self, owner: Any) -> AdamWTensor:
@@ -44,12 +46,17 @@ class Prepared:
             correction=state.get("correction"),
             exp_avg_absmax=state.get("exp_avg_absmax"),
             exp_avg_sq_absmax=state.get("exp_avg_sq_absmax"),
+            generation=state.get("generation"),
+            births=state.get("births"),
             seed=self.seed,
             settings=self.settings,
         )
         if owner is not None:
             t.weight = owner._matrix()
             t.layout = owner._sparse_ft_state.selection.layout
+            t.factor = owner._sparse_ft_state.factor
+        if self.to_origin:
+            t.origin = origin_of(self.parameter)
         return t
 
     def native(self, owner: Any) -> Any:
@@ -63,7 +70,7 @@ class Prepared:
             self._native = StateFormat.of(t).native(t) if is_ordinary else None
             self._stride, self._dtype, self._count = p.stride(), p.dtype, p.numel()
             # what the fingerprint knows by its address
-            self._alive = owner and owner._sparse_ft_state.selection
+            self._alive = owner and owner._sparse_ft_state.selection, t.factor, t.origin
             self._holds = holds
         return self._native
 
@@ -73,11 +80,15 @@ class Prepared:
         holds = [p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), self.seed]
         for tensor in self.state.values():
             holds += tensor.data_ptr(), tensor.numel()
+        if self.to_origin:
+            holds.append(origin_of(self.parameter).data_ptr())
         if owner is not None:
             weight, of_owner = owner._weight(), owner._sparse_ft_state
             selection = of_owner.selection
             holds += weight.stride(), weight.dtype, weight.data_ptr()
             holds += id(selection), of_owner.tracked._version, selection.index.data_ptr()
+            if of_owner.factor is not None:
+                holds += of_owner.factor.data_ptr(), of_owner.factor.shape
         return holds
 
     def gradient_address(self) -> int | None:

@@ -15,6 +15,7 @@ from .batches import Batch, linked_owner
 from .groups import groups_of
 from .in_backward import InBackward, name_of
 from .loading import SELECTIONS, boxed, selections_of, unboxed
+from .origins import check_origin, decays_to_origin
 from .prepared import Prepared, native_call_of
 from .settings import check_settings, settings_of
 from .skipping import SkippedSteps, any_nonfinite
@@ -55,6 +56,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
     huge pages, where Linux gives
     them: no memory, 0.3 ms a MiB once (see `sparse_ft.optim.pages`).
 
+    decay_to: "origin": weight decay pulls selected entries towards their pretrained value, which
+    `sft.convert(..., origin=True)` keeps, as methods mean it that train the difference (NeuroAda,
+    SHiRA, SpIEL, S2FT, RoSA); a parameter group may say its own.
+
     stochastic_rounding, seed, correction, optim_bits: how values and moments are kept in 16 or 8
     bits; see `sparse_ft.optim.storage`.
 
@@ -83,6 +88,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         correction: bool = False,
         seed: int = 0,
         optim_bits: int = 32,
+        decay_to: str = "zero",
     ):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
         check_settings(defaults)
@@ -95,6 +101,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         if stochastic_rounding:
             defaults["seed"] = seed
+        if decay_to not in ("zero", "origin"):
+            raise ValueError(f"decay_to: expected 'zero' or 'origin', got {decay_to!r}")
+        if decay_to == "origin":
+            defaults["decay_to"] = decay_to
         self._storage = Storage(bool(stochastic_rounding), bool(correction), optim_bits)
         self.skip_nonfinite = skip_nonfinite
         self.unscale_in_step = bool(unscale_in_step)
@@ -127,11 +137,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._backward.attach()
 
     def add_param_group(self, param_group: dict) -> None:
-        check_settings({**self.defaults, **param_group})
+        settings = {**self.defaults, **param_group}
+        check_settings(settings)
         super().add_param_group(param_group)
         try:
             for i, p in enumerate(self.param_groups[-1]["params"]):
-                self._storage.check(p, name_of(self.param_groups[-1], i))
+                name = name_of(self.param_groups[-1], i)
+                self._storage.check(p, name)
+                check_origin(p, name, settings)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -159,8 +172,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
         def checked(_, state_dict):
             found = boxed(self, state_dict, self._storage)
-            for group in found["param_groups"]:
+            for own, group in zip(self.param_groups, found["param_groups"]):
                 check_settings(group)
+                for i, p in enumerate(own["params"]):
+                    check_origin(p, name_of(own, i), group)
             return found
 
         last = self.register_load_state_dict_pre_hook(checked)
@@ -176,6 +191,14 @@ class SelectiveAdamW(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         if self._backward:
             self._backward.leave_behind()
+
+    def _replaced(self, parameter):
+        """Another one has taken its place in a group."""
+        self._prepared.pop(id(parameter), None)
+        self._count()
+        if self._backward:
+            self._backward.detach(parameter)
+            self._backward.attach()
 
     def _count(self):
         """Number the parameters, as `state_dict` does."""
@@ -278,6 +301,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         prepared.state = self._state_of(p)
         prepared.seed = self._storage.seed_of(p, group, self._number[id(p)])
         prepared.settings = settings
+        prepared.to_origin = decays_to_origin(group)
         owner = linked_owner(p)
         if owner is None:
             batch.others.append(prepared)

@@ -1,0 +1,58 @@
+"""scale_updates: the steps of single entries or rows are longer or shorter than the others'."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .converted import holders_of
+from .messages import did_you_mean
+from .nn.selected import Selected
+
+
+def scale_updates(
+    model: nn.Module, factors: Mapping[str, float | torch.Tensor | None]
+) -> nn.Module:
+    """Multiply what `SelectiveAdamW` adds to selected entries, decay included. Returns the model.
+
+    A learning rate for each of them: a scaled gradient changes nothing under Adam. factors:
+    {parameter name: factor}; a number, a tensor shaped as the parameter's values or as their first
+    dimension (rows of `Rows`, rows of the matrix of `Columns`, blocks), one shaped as the
+    parameter, of which the selected entries are taken, or None for none. Not negative, finite. It
+    goes along with copies, devices and `sft.reselect` (1 for entries that join), not with a
+    `state_dict`. Other optimisers know nothing of it, and the first step of one says so. Raises
+    KeyError, TypeError or ValueError that names the parameter; nothing has changed then.
+    """
+    holders = holders_of(model)
+    found = {}
+    for name, factor in factors.items():
+        if name not in holders:
+            raise KeyError(
+                f"factors: {name!r} has no selected entries{did_you_mean(name, list(holders))}; a"
+                " parameter that trains whole takes another lr in a parameter group of its own"
+            )
+        found[name] = None if factor is None else _factor(name, holders[name], factor)
+    for name, factor in found.items():
+        holders[name]._sparse_ft_state.factor = factor
+    return model
+
+
+def _factor(name: str, holder: Selected, factor: float | torch.Tensor) -> torch.Tensor:
+    """float32, shaped as values or as their first dimension, on their device."""
+    values, state = holder._parameters["values"], holder._sparse_ft_state
+    factor = torch.as_tensor(factor).detach()
+    if factor.is_complex() or factor.dtype == torch.bool:
+        raise TypeError(f"factors: {name!r}: expected real numbers, got {factor.dtype}")
+    if not (factor.isfinite().all() and (factor >= 0).all()):
+        raise ValueError(f"factors: {name!r}: expected finite numbers of at least 0")
+    factor = factor.to(values.device, torch.float32)
+    if factor.dim() == 0:
+        return factor.expand(values.shape[:1]).contiguous()
+    if factor.shape in (values.shape, values.shape[:1]):
+        return factor.clone(memory_format=torch.contiguous_format)
+    if factor.shape == holder._weight().shape:
+        return state.selection.gather(factor.reshape(state.matrix_shape))
+    raise ValueError(
+        f"factors: {name!r}: expected a number or a shape of {tuple(values.shape)},"
+        f" {tuple(values.shape[:1])} or {tuple(holder._weight().shape)}, got {tuple(factor.shape)}"
+    )
