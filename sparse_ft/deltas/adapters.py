@@ -85,7 +85,8 @@ def change_of(part: Part) -> torch.Tensor:
 
 def whole_tensors(delta: Delta) -> tuple[list[str], dict[str, torch.Tensor]]:
     """The modules of which a tensor changed whole, and these tensors as PEFT's modules_to_save."""
-    modules, tensors = {}, {}
+    modules: dict[str, None] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, part in delta.items():
         if part.selection is None:
             modules[module_of(name)] = None
@@ -122,7 +123,8 @@ def _part_of_entries(
 ) -> Part:
     owner, attribute = places.owner_of(model, name)
     matrix = places.matrix_of(model, name).cpu()
-    last = matrix.numel()
+    rows, columns = matrix.shape
+    last = rows * columns
     if not len(positions) or positions.min() < 0 or positions.max() >= last:
         raise ValueError(f"path: an adapter's positions in {name!r} are not within its {last}")
     if len(positions) != len(added):
@@ -132,13 +134,13 @@ def _part_of_entries(
     wide = torch.promote_types(matrix.dtype, torch.float32)
     flat, back = positions.long().unique(return_inverse=True)
     total = torch.zeros(len(flat), dtype=wide).index_add(0, back, added.to(wide))
-    selection = Entries(flat).on(tuple(matrix.shape))
+    selection = Entries(flat).on((rows, columns))
     origin = matrix.reshape(-1)[flat]
     values = (origin.to(wide) + total).to(matrix.dtype)
     rest = written(rest_of_matrix(matrix, selection, origin, fingerprint(matrix)))
     shape = tuple(places.tensor_of(owner, attribute).shape)
     reader = places.reader_of(owner, attribute)
-    return Part(selection, values, shape, tuple(matrix.shape), origin, rest, reader)
+    return Part(selection, values, shape, (rows, columns), origin, rest, reader)
 
 
 def _whole_part(model: nn.Module, name: str, new: torch.Tensor) -> Part:

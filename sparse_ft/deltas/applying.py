@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from ..converted import record_of
 from ..nn import Selected
 from .base import Known, base_values, differences, refuse
 from .delta import Delta, Part
-from .exchange import Exchange, exchanges_of, placed, swap_all, tensor_of
+from .exchange import Exchange, exchanges_of, for_a_while, placed, swap_all, tensor_of
 from .overlap import overlapping
 
 _APPLIED = "_sparse_ft_applied"  # on the model: its `Applied`
@@ -39,15 +38,19 @@ class Applied:
         """That of `model`, made where there is none yet."""
         return model.__dict__.setdefault(_APPLIED, cls())
 
-    @contextlib.contextmanager
-    def taken_out(self, model: nn.Module) -> Iterator[None]:
+    def taken_out(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """In here the model is its base; no version counter tells of it."""
-        exchanges = [each for record in reversed(self.records) for each in record.exchanges]
-        swap_all(model, exchanges, into=False, quietly=True)
-        try:
-            yield
-        finally:
-            swap_all(model, exchanges[::-1], into=True, quietly=True)
+        exchanges = [each for record in self.records[::-1] for each in record.exchanges[::-1]]
+        return for_a_while(
+            lambda: swap_all(model, exchanges, into=False, quietly=True),
+            lambda: swap_all(model, exchanges[::-1], into=True, quietly=True),
+        )
+
+    def forget_interrupted(self) -> None:
+        """Drop the records of deltas that are not in, for they were interrupted on their way."""
+        self.records = [
+            record for record in self.records if any(each.held.is_in for each in record.exchanges)
+        ]
 
     def swap(self, model: nn.Module, exchanges: list[Exchange], into: bool) -> None:
         """Swap, and go on knowing the base."""
@@ -78,6 +81,7 @@ def apply(
         raise TypeError(f"delta: expected a Delta (see sft.load_delta), got {type(delta).__name__}")
     _refuse_converted(model)
     applied = Applied.of(model)
+    applied.forget_interrupted()
     if any(record.delta is delta for record in applied.records):
         raise ValueError("delta: it is in this model already; sft.remove(model, delta) first")
     exchanges = exchanges_of(model, list(delta.items()))
@@ -90,8 +94,8 @@ def apply(
         parts = [(name, _mixed(model, name, part, alpha)) for name, part in delta.items()]
         exchanges = exchanges_of(model, parts)
     if undo:
+        applied.records.append(InModel(delta, exchanges))  # first: whoever is in can come out
         applied.swap(model, exchanges, into=True)
-        applied.records.append(InModel(delta, exchanges))
     else:
         swap_all(model, exchanges, into=True)
     return model
@@ -105,6 +109,7 @@ def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:
     entries, which must come out first.
     """
     _refuse_converted(model)
+    Applied.of(model).forget_interrupted()
     records = Applied.of(model).records
     at = next(
         (i for i in reversed(range(len(records))) if delta is None or records[i].delta is delta),
@@ -119,7 +124,7 @@ def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:
             raise ValueError(
                 f"delta: a delta that came later has changed {name!r} too; remove that one first"
             )
-    Applied.of(model).swap(model, records[at].exchanges, into=False)
+    Applied.of(model).swap(model, records[at].exchanges[::-1], into=False)
     del records[at]
     return model
 

@@ -31,9 +31,12 @@ def diff(base: nn.Module, trained: nn.Module | Mapping[str, torch.Tensor]) -> De
     _check(before, after)
     parts, seen = {}, set()
     for name, tensor in before.items():
-        if id(tensor) in seen or not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        memory = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if tensor.numel() and memory in seen:
             continue  # tied to one that has its part
-        seen.add(id(tensor))
+        seen.add(memory)
         part = _part(base, name, tensor, after[name].detach().to(tensor.device))
         if part is not None:
             parts[name] = part

@@ -132,7 +132,7 @@ def _overwrite(patch: Patch) -> bytes:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _one_a_name(made: Patches) -> list[Patch]:

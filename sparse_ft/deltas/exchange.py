@@ -2,8 +2,9 @@
 fails half way.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,22 @@ def swap_all(
             exchange.settle(model, quietly)
             if exchange.held.is_in == into:
                 exchange.swap(model, quietly)
+        raise
+
+
+@contextlib.contextmanager
+def for_a_while(begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """`begin` before, `end` after, also after an interrupt at any line: `end` may be called after a
+    `begin` that did nothing or half, and again.
+    """
+    try:
+        try:
+            begin()
+            yield
+        finally:
+            end()
+    except BaseException:
+        end()
         raise
 
 

@@ -30,7 +30,8 @@ def export_lora(
     Raises ValueError, naming the tensor and the way out, for what no LoRA is.
     """
     delta = known_delta(source, base)
-    tensors, ranks = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
     for name, part in delta.items():
         if part.selection is not None:
             module = module_of(name)

@@ -33,7 +33,7 @@ class Trained(NamedTuple):
     selection: Selection | None
     matrix_shape: tuple[int, int]
     reader: str
-    parameter: nn.Parameter
+    parameter: torch.Tensor
 
 
 def trained(model: nn.Module) -> Iterator[Trained]:

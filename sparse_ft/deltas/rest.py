@@ -17,7 +17,8 @@ def rest_of_matrix(
     """The fingerprint of `matrix`, which is `whole`, without the entries of `selection`, where it
     holds `values`.
     """
-    positions = places.positions_of(selection.to(values.device), tuple(matrix.shape))
+    rows, columns = matrix.shape
+    positions = places.positions_of(selection.to(values.device), (rows, columns))
     kept = positions >= 0
     some = fingerprint_of_entries(values.reshape(-1)[kept], positions[kept])
     return (whole - some) % (1 << 64)

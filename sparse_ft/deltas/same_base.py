@@ -43,7 +43,7 @@ def rest_of_both(deltas: Sequence[Delta], names: Sequence[str]) -> str | None:
     """The fingerprint of the base's parameters other than `names`, all that `deltas` touch; None
     where they do not know enough. Raises ValueError where they are of different bases.
     """
-    lines = {}
+    lines: dict[str, int] = {}
     for delta in deltas:
         for name, part in delta.items():
             whole = _of_base(part)

@@ -39,7 +39,7 @@ def export_shira(
     if not selected:
         raise ValueError("source: no entries of a matrix trained in it; sft.save_delta keeps it")
     rank = max(_rank(name, part) for name, part in selected.items())
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, part in selected.items():
         count = rank * sum(part.matrix_shape)
         if count > math.prod(part.matrix_shape):

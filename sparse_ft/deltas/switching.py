@@ -11,7 +11,7 @@ from ..converted import record_of
 from . import places
 from .applying import Applied
 from .delta import Part, kept_origin
-from .exchange import Exchange, swap_all, tensor_of
+from .exchange import Exchange, for_a_while, swap_all, tensor_of
 
 
 @contextlib.contextmanager
@@ -33,20 +33,29 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             " with origin=True"
         )
     rewritten = _Rewritten.of(model)
-    with torch.no_grad(), rewritten, applied.taken_out(model):
+    with (
+        torch.no_grad(),
+        for_a_while(rewritten.show_base, rewritten.show_trained),
+        applied.taken_out(model),
+    ):
         yield model
 
 
-class _Rewritten(contextlib.AbstractContextManager):
+class _Rewritten:
     """The selected entries of a converted model hold the base's numbers, in the weight and in
     `values`, which a compiled forward writes over the weight.
     """
 
-    def __init__(self, exchanges: list[Exchange], values: list[tuple[nn.Parameter, torch.Tensor]]):
+    def __init__(
+        self,
+        model: nn.Module,
+        exchanges: list[Exchange],
+        values: list[tuple[torch.Tensor, torch.Tensor]],
+    ):
+        self.model = model
         self.exchanges = exchanges
         self.values = values  # (parameter, the base's numbers)
-        self.kept: list[tuple[nn.Parameter, torch.Tensor]] = []
-        self.model: nn.Module | None = None
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @classmethod
     def of(cls, model: nn.Module) -> "_Rewritten":
@@ -71,26 +80,17 @@ class _Rewritten(contextlib.AbstractContextManager):
                 " before; they stay as they are",
                 stacklevel=5,
             )
-        rewritten = cls(exchanges, values)
-        rewritten.model = model
-        return rewritten
+        return cls(model, exchanges, values)
 
-    def __enter__(self) -> "_Rewritten":
-        try:
-            for parameter, origin in self.values:
-                self.kept.append((parameter, parameter.data.clone()))
-                parameter.data.copy_(origin)
-            swap_all(self.model, self.exchanges, into=True, quietly=True)
-        except BaseException:
-            self._put_values_back()
-            raise
-        return self
+    def show_base(self) -> None:
+        for parameter, origin in self.values:
+            self.kept.append((parameter, parameter.data.clone()))
+            parameter.data.copy_(origin)
+        swap_all(self.model, self.exchanges, into=True, quietly=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._put_values_back()
-        swap_all(self.model, self.exchanges, into=False, quietly=True)
-
-    def _put_values_back(self) -> None:
+    def show_trained(self) -> None:
+        """Whatever of `show_base` was done is undone; called again, it does the rest."""
         for parameter, values in self.kept:
             parameter.data.copy_(values)
+        swap_all(self.model, self.exchanges, into=False, quietly=True)
         self.kept.clear()

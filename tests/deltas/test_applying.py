@@ -233,3 +233,23 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(monkeypatch, number):
             sft.remove(base)
     assert same_bits(base, after)
     assert same_bits(sft.remove(base), before)
+
+
+def test_tied_weights_are_one_tensor():
+    """Of a head that is the embedding: one part, under the first name, and exact both ways."""
+
+    def tied():
+        model = net()
+        model.out = torch.nn.Linear(12, 20, bias=False)
+        model.out.weight = model.embed.weight
+        return model
+
+    changed = tied()
+    changed.embed.weight.data[3] += 1
+    delta = sft.diff(tied(), changed)
+    assert list(delta) == ["embed.weight"]
+    model = sft.apply(tied(), delta)
+    assert same_bits(model, changed) and model.out.weight is model.embed.weight
+    assert same_bits(sft.remove(model), tied())
+    twice = sft.Delta({"embed.weight": delta["embed.weight"], "out.weight": delta["embed.weight"]})
+    assert same_bits(sft.remove(sft.apply(tied(), twice, force=True)), tied())
