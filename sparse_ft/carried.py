@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .adapters import allow_adapters, refuse_adapters
 from .nn.loading import check_loaded
 from .nn.origin import origins_in
 from .nn.selected import Selected
@@ -43,6 +44,7 @@ def attach(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None, origi
     model.__dict__[_CARRIED] = Carried(plan, values_dtype, origin), handles
     handles.append(model.register_state_dict_post_hook(_after_save))
     handles.append(model.register_load_state_dict_pre_hook(_before_load))
+    refuse_adapters(model)
     if hasattr(type(model), _SAVE):
         model.__dict__[_SAVE] = functools.partial(_save_plain, model)
 
@@ -58,6 +60,7 @@ def detach(model: nn.Module) -> None:
     _, handles = model.__dict__.get(_CARRIED, (None, ()))
     for handle in handles:
         handle.remove()
+    allow_adapters(model)
     model.__dict__.pop(_SAVE, None)
     model.__dict__.pop(_CARRIED, None)
 

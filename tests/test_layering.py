@@ -21,6 +21,7 @@ LEVELS = {
     "_atomic": 0,
     "_tensorfile": 0,
     "_torch": 0,
+    "adapters": 0,
     "annotations": 0,
     "double_backward": 0,
     "families": 0,

@@ -28,7 +28,7 @@ def choose(config: SelectiveConfig, model: nn.Module) -> dict[str, Selection | d
 
     Raises ValueError or TypeError that name the module; the model is as it was.
     """
-    _check_alone(model)
+    check_alone(model)
     chosen: dict[str, Any]
     if config.selections is not None and config.is_from_file and config.plan is None:
         chosen = dict(config.selections)
@@ -49,7 +49,7 @@ def choose(config: SelectiveConfig, model: nn.Module) -> dict[str, Selection | d
     return chosen
 
 
-def _check_alone(model: nn.Module) -> None:
+def check_alone(model: nn.Module) -> None:
     """Refuse what a selective adapter does not live beside."""
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and not isinstance(module, SelectiveLayer):

@@ -8,12 +8,26 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from ..adapters import Guarded
 from ..selection import Selection
-from .choosing import choose
+from .choosing import check_alone, choose
 from .config import SelectiveConfig
 from .layer import SelectiveLayer
 from .registration import PREFIX
 from .slot import Slot, describe_slot
+
+
+class Configs(Guarded):
+    """{adapter: its config} of a model with selective adapters, which takes no others."""
+
+    def check(self, config: Any) -> None:
+        if not isinstance(config, SelectiveConfig):
+            raise ValueError(
+                f"{type(config).__name__}: the model has selective adapters, beside which PEFT does"
+                " not save those of another method. Let the others come first: model.unload(),"
+                " peft = get_peft_model(model, config), then sft.convert(peft, plan): both train,"
+                " and torch.save(peft.state_dict(), path) holds both"
+            )
 
 
 class SelectiveModel(BaseTuner):
@@ -27,6 +41,29 @@ class SelectiveModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = SelectiveLayer
     target_module_mapping: dict[str, list[str]] = {}
+
+    @property
+    def peft_config(self) -> "Configs":
+        """{adapter: its config}."""
+        try:
+            return self.__dict__["configs"]
+        except KeyError:
+            raise AttributeError("peft_config") from None
+
+    @peft_config.setter
+    def peft_config(self, configs: dict[str, Any]) -> None:
+        is_guarded = isinstance(configs, Configs)
+        self.__dict__["configs"] = configs if is_guarded else Configs(configs)
+
+    def _pre_injection_hook(
+        self, model: nn.Module, config: SelectiveConfig, adapter_name: str
+    ) -> None:
+        try:
+            check_alone(model)
+        except ValueError:
+            # PEFT has put it beside the configs that the model had already.
+            self.peft_config.pop(adapter_name, None)
+            raise
 
     def _prepare_adapter_config(
         self, peft_config: SelectiveConfig, model_config: dict

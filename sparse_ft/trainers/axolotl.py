@@ -72,7 +72,7 @@ class SparsePlugin(BasePlugin):
             choice = {name: options[name] for name in _CHOICE if name in options}
             plan = select(model, **{"score": "random", **choice})
         adapters = {}
-        if hasattr(model, "peft_config"):  # which has frozen everything else
+        if getattr(model, "peft_config", None):  # which has frozen everything else
             trained = (name for name, p in model.named_parameters() if p.requires_grad)
             adapters = dict.fromkeys(trained, ALL)
         print(convert(model, plan | adapters, lean=options.get("lean", False)))

@@ -59,7 +59,7 @@ class SparseCallback(TrainerCallback):
     ) -> None:
         refuse_clipping_in_backward([optimizer], args.max_grad_norm, "max_grad_norm")
         if model is None or record_of(model) is None:
-            if not hasattr(model, "peft_config"):  # an adapter's checkpoint is small as it is
+            if not getattr(model, "peft_config", None):  # an adapter's checkpoint is small as it is
                 _warn("the model is not converted, so checkpoints hold all of it")
             return
         if getattr(args, "deepspeed", None):

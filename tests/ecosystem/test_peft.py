@@ -482,16 +482,50 @@ def lora():
 @pytest.mark.filterwarnings("ignore")
 def test_lora_beside_a_selective_adapter_is_refused_by_name():
     model = adapted()
+    before, names = logits_of(model), {name for name, _ in model.named_parameters()}
     with pytest.raises(ValueError, match="SELECTIVE.*LORA"):
         model.add_adapter("beside", lora())
+    with pytest.raises(ValueError, match="LoraConfig: .*selective adapters.*sft.convert"):
+        peft.get_peft_model(model, lora())
+    assert {name for name, _ in model.named_parameters()} == names
+    assert torch.equal(logits_of(model), before) and list(model.peft_config) == ["default"]
+    plain = llama.tiny_llama()
+    plain.add_adapter(config(), "selective")
+    with pytest.raises(ValueError, match="LoraConfig: .*selective adapters.*sft.convert"):
+        plain.add_adapter(lora(), "beside")
+    assert list(plain.peft_config) == ["selective"]
+    with pytest.raises(ValueError, match="(?i)selective"):
+        peft.get_peft_model(llama.tiny_llama(), config(), mixed=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_selective_adapter_beside_lora_is_refused_by_name():
     with pytest.raises(ValueError, match="q_proj: it has an adapter of another method.*lora.*sft"):
         peft.get_peft_model(peft.get_peft_model(llama.tiny_llama(), lora()), config())
     plain = llama.tiny_llama()
     plain.add_adapter(lora(), "beside")
     with pytest.raises(ValueError, match="q_proj: it has an adapter of another method"):
         plain.add_adapter(config(), "selective")
-    with pytest.raises(ValueError, match="(?i)selective"):
-        peft.get_peft_model(llama.tiny_llama(), config(), mixed=True)
+    assert list(plain.peft_config) == ["beside"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_after_convert_is_refused_with_the_way_out():
+    """PEFT would freeze the selection."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    model = llama.tiny_llama()
+    sft.convert(model, {name: sft.Rows([1])})
+    kept = {n: (p.requires_grad, p.detach().clone()) for n, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="sft.revert.*get_peft_model.*sft.convert"):
+        peft.get_peft_model(model, lora())
+    for n, p in model.named_parameters():
+        assert p.requires_grad == kept[n][0] and torch.equal(p, kept[n][1])
+    wrapped = peft.get_peft_model(sft.revert(model), lora())
+    adapters = {key: "all" for key, p in wrapped.named_parameters() if p.requires_grad}
+    sft.convert(wrapped, {f"base_model.model.{name}": sft.Rows([1]), **adapters})
+    before = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
+    train(wrapped)
+    assert all(not torch.equal(wrapped.get_parameter(n), old) for n, old in before.items())
 
 
 def test_a_converted_model_is_refused():

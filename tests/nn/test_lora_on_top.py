@@ -11,17 +11,17 @@ import sparse_ft as sft
 peft = pytest.importorskip("peft")
 
 
+@pytest.mark.filterwarnings("ignore:model. it has adapters")
 def test_lora_wraps_trains_and_merges_after_revert():
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
-    plan = {"0.weight": sft.Columns([1, 5]), "2.weight": sft.Entries([0, 7, 30])}
-    sft.convert(base, plan)
     model = peft.get_peft_model(
         base, peft.LoraConfig(target_modules=["0", "2"], r=2, init_lora_weights=False)
     )
-    for name, parameter in model.named_parameters():
-        if name.endswith("values"):
-            parameter.requires_grad_(True)  # PEFT freezes everything but its own
+    adapters = {name: "all" for name, p in model.named_parameters() if p.requires_grad}
+    below = "base_model.model.{}.base_layer.weight"
+    plan = {below.format(0): sft.Columns([1, 5]), below.format(2): sft.Entries([0, 7, 30])}
+    sft.convert(model, plan | adapters)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=0.01, fused=True
     )
@@ -33,7 +33,7 @@ def test_lora_wraps_trains_and_merges_after_revert():
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert {n.rsplit(".", 1)[-1] for n in moved} >= {"values", "weight"}
     out = model(x)
-    sft.revert(base)
+    sft.revert(model)
     torch.testing.assert_close(model(x), out)
     torch.testing.assert_close(model.merge_and_unload()(x), out, atol=1e-5, rtol=1e-5)
 
@@ -55,7 +55,9 @@ def step(model, optimizer):
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, sft.SelectiveAdamW])
 def test_a_selection_that_peft_froze_is_named_at_the_first_step(make):
-    model = peft.get_peft_model(converted(), peft.LoraConfig(target_modules=["0"], r=2))
+    """As PEFT freezes the parts of a model that it wraps, where a converted one is among them."""
+    model = converted().requires_grad_(False)
+    model[2].bias.requires_grad_(True)
     optimizer = make([p for p in model.parameters() if p.requires_grad], lr=0.01)
     with pytest.warns(
         UserWarning, match="0.weight, 2.weight: selected, but frozen.*get_peft_model.*sft.load"
