@@ -12,6 +12,7 @@ from . import ops
 from ._torch import direct_apply, is_eager, is_view
 from .double_backward import refuse_double_backward
 from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public here)
+from .products import flattened, product_of
 from .rebuild import cast, shared_copy, source_of, unviewed
 from .selection import Selection
 
@@ -130,7 +131,7 @@ def selective_product(
     says of that dimension.
     """
     if not torch.is_grad_enabled():
-        return _product(input, weight, bias, input_dim)
+        return product_of(input, weight, bias, input_dim)
     apply = apply_product if is_eager() else _TracedProduct.apply
     return apply(input, weight, values, bias, part, input_dim)
 
@@ -151,55 +152,6 @@ def lean_product(
     if not torch.is_grad_enabled():
         return _dense_product(input, weight, bias, input_dim)
     return _apply_lean_product(input, weight, values, bias, part, input_dim)
-
-
-def _product(input: torch.Tensor, weight: torch.Tensor, bias: Any, input_dim: int) -> torch.Tensor:
-    if input_dim == 1:
-        if input.dim() > 2 and not _folds(input, bias):
-            input = _as_autocast_has_it(input)
-            if not _folds(input, bias):
-                # F.linear folds such an input into one mm only for a weight that requires grad, as
-                # the original's did; ours would go through bmm: other bits, and more memory. The
-                # fold is a view where the strides allow one.
-                output = F.linear(_flat(input), weight).view(*input.shape[:-1], weight.size(0))
-                return output if bias is None else output + bias.to(output.dtype)
-        return F.linear(input, weight, bias)
-    flat = torch.addmm(bias, _flat(input), weight)
-    return flat.view(*input.shape[:-1], weight.size(1))
-
-
-def _folds(input: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether F.linear makes one matrix of `input`, of three dimensions or more, whatever the
-    weight requires.
-
-    With a bias it asks for contiguous memory; without, for strides in order, which those of size 1
-    need not be.
-    """
-    if bias is not None or not input.is_contiguous() or 1 not in input.shape:
-        return input.is_contiguous()
-    sizes, strides = input.shape, input.stride()
-    return all(strides[i] == strides[i + 1] * sizes[i + 1] for i in range(input.dim() - 2))
-
-
-def _as_autocast_has_it(input: torch.Tensor) -> torch.Tensor:
-    """`input` as autocast hands it to F.linear: its copy may be contiguous where the
-    input is not.
-    """
-    kind = input.device.type
-    if (
-        torch.is_autocast_enabled(kind)
-        and input.is_floating_point()
-        and input.dtype != torch.float64
-    ):
-        return input.to(torch.get_autocast_dtype(kind))
-    return input
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """[..., features] as [T, features], also without features."""
-    return (
-        tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.size(-1))
-    )
 
 
 class _SelectiveProduct(torch.autograd.Function):
@@ -224,7 +176,7 @@ class _SelectiveProduct(torch.autograd.Function):
         )
         plain = plain and input_dim == 1
         output = (
-            F.linear(input, weight, bias) if plain else _product(input, weight, bias, input_dim)
+            F.linear(input, weight, bias) if plain else product_of(input, weight, bias, input_dim)
         )
         if is_view(output):  # `unviewed`, in less time
             output = output.data
@@ -275,7 +227,7 @@ def _gradients(
     weight, *kept = ctx.saved_tensors
     (features, layout), input_dim, source = ctx.how
     grad_input = grad_values = grad_bias = None
-    flat = _flat(grad_output)  # [T, out]
+    flat = flattened(grad_output)  # [T, out]
     if weight is not None:
         by = cast(weight, flat.dtype)
         grad_input = product(flat, by.T if input_dim == 1 else by)
@@ -283,7 +235,7 @@ def _gradients(
             grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(input_dim))
     if kept:
         input = kept[0] if source is None else source.rebuild(kept, features)
-        input = cast(_flat(input), flat.dtype)  # [T, features]
+        input = cast(flattened(input), flat.dtype)  # [T, features]
         operands = (flat, input) if input_dim == 1 else (input, flat)
         grad_values = ops.selected_wgrad(*operands, layout)
     if ctx.needs_input_grad[3]:
@@ -326,7 +278,7 @@ def _dense_product(
     as_linear = weight if input_dim == 1 else weight.T
     if ops.serves_dense(input, as_linear, bias):
         return ops.dense_product(input, as_linear, bias)
-    return _product(input, weight, bias, input_dim)
+    return product_of(input, weight, bias, input_dim)
 
 
 class _TracedProduct(_SelectiveProduct):
@@ -344,7 +296,7 @@ class _TracedProduct(_SelectiveProduct):
         part: Part,
         input_dim: int,
     ) -> torch.Tensor:
-        output = unviewed(_product(input, weight, bias, input_dim))
+        output = unviewed(product_of(input, weight, bias, input_dim))
         kept: tuple[torch.Tensor, ...] = ()
         if values.requires_grad:
             features = part[0]
@@ -392,7 +344,9 @@ class _SelectiveEmbedding(torch.autograd.Function):
         miss = ctx.index[slot] != tokens
         if ctx.padding_idx is not None:
             miss |= tokens == ctx.padding_idx
-        rows = _flat(grad_output).to(ctx.dtype).masked_fill(miss[:, None], 0)  # [T, embedding_dim]
+        rows = (
+            flattened(grad_output).to(ctx.dtype).masked_fill(miss[:, None], 0)
+        )  # [T, embedding_dim]
         grad_values = rows.new_zeros(ctx.shape).index_add_(0, slot, rows)
         return None, None, grad_values, None, None
 

@@ -35,6 +35,7 @@ LEVELS = {
     "rebuild": 2,
     "matrices": 0,
     "matching": 2,
+    "products": 2,
 }
 LEVELS |= {"linear_cross_entropy": 2, "functional": 3}
 MIDDLE, TOP = 4, {"cli": 5, "__main__": 6, "": 7}
