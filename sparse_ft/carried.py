@@ -70,7 +70,8 @@ def _save_plain(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
     Values that are wider than their weight are saved as the weight shows them, with a warning.
     """
-    save = type(model).save_pretrained
+    kind: Any = type(model)
+    save = kind.save_pretrained
     call = inspect.signature(save).bind(model, *args, **kwargs)
     state = call.arguments.get("state_dict")
     state = dict(model.state_dict() if state is None else state)

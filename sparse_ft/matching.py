@@ -70,7 +70,8 @@ def _union(name: str, before: Selection, other: str, now: Selection, text: str) 
             " (rows, columns, entries); give one selection for it"
         )
     lines = torch.cat([before.index, now.index]).unique()
-    return kind(lines).on(now.matrix_shape)
+    whole = kind(lines)
+    return whole if now.matrix_shape is None else whole.on(now.matrix_shape)
 
 
 def _parameters(model: nn.Module) -> Iterator[Found]:

@@ -229,4 +229,5 @@ def selection_of(what: dict, index: torch.Tensor) -> Selection:
         raise ValueError(f"matrix_shape: expected two positive integers, got {shape!r}")
     if math.prod(shape) >= 1 << 63:
         raise ValueError(f"matrix_shape: expected less than 2^63 entries, got {shape!r}")
-    return selection.on(shape)
+    rows, columns = shape
+    return selection.on((rows, columns))

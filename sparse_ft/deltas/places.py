@@ -1,7 +1,7 @@
 """Where the entries of a delta are: tensors of a model by name, their matrix, what reads them."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ def trained(model: nn.Module) -> Iterator[Trained]:
     for name, what in record.plan.items():
         if what == ALL:
             owner, attribute = owner_of(model, name)
-            parameter = tensor_of(owner, attribute)
+            parameter: Any = tensor_of(owner, attribute)
             weight, reader = parameter.detach(), reader_of(owner, attribute)
             yield Trained(name, weight, None, _shape(weight), reader, parameter)
 

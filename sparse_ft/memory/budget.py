@@ -93,7 +93,7 @@ class _Trials:
         the limit.
         """
         chosen = None
-        peaks = {}
+        peaks: dict[float, int] = {}
         for number in range(TRIALS):
             middle = (low * high) ** 0.5
             if low in peaks and high in peaks and number % 3:

@@ -136,7 +136,7 @@ class Adopted(Selected):
             adopt(cls, twin, selection, f"{type(module).__name__}.weight")
             return twin
         except BaseException:
-            if required_grad and not weight.requires_grad:
+            if weight is not None and required_grad and not weight.requires_grad:
                 weight.requires_grad_()
             raise
 
@@ -215,8 +215,9 @@ class SelectiveConv1D(Adopted):
         if state is None:
             return type(self).forward(self, x)  # see SelectiveLinear
         self.sync()
+        bias: Any = self.bias
         try:
-            return selective_product(x, p["weight"], p["values"], self.bias, state.part, 0)
+            return selective_product(x, p["weight"], p["values"], bias, state.part, 0)
         except ValueError:
             refuse_tracing(state.label, (x,))
             raise

@@ -52,7 +52,8 @@ class Call:
             if t.weight is not None:
                 check_matrix(t.weight)
                 check_layout(*t.layout)
-                check_values(t.value, *t.layout, t.weight.shape)
+                kind, index, block_h, block_w = t.layout
+                check_values(t.value, kind, index, block_h, block_w, t.weight.shape)
         return self
 
     def check_device(self) -> None:

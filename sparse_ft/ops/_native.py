@@ -28,12 +28,12 @@ except ImportError as error:
 CUDA = C is not None and C.build_info()["cuda"]
 
 
-class Unserved(TypeError):
+class _Unserved(TypeError):
     """Raised by a backend, before it wrote anything, for arguments that it does not take."""
 
 
-if C is not None:
-    Unserved = C.Unserved  # which it raises itself for a dtype that it does not know
+# The compiled part raises its own for a dtype that it does not know.
+Unserved: type[TypeError] = _Unserved if C is None else C.Unserved
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 # By dimensions: memory formats besides the contiguous one.

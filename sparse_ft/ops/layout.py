@@ -63,7 +63,7 @@ class Layout(NamedTuple):
     """Where the entries of `values` lie in a matrix."""
 
     kind: str
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # not tuple's method
     block_h: int = 1
     block_w: int = 1
 

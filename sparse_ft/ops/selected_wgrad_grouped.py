@@ -64,7 +64,9 @@ def _each_(function: Callable[..., None] | None) -> Callable[..., None]:
         problems = list(zip(values_grads, _problems(*lists, values_grads=values_grads)))
         for values_grad, problem in problems:  # before any is written
             check_into(values_grad, *problem)
-        for values_grad, problem in problems if function else ():
+        for values_grad, problem in problems:
+            if function is None:
+                continue
             function(values_grad, problem.grad_output, problem.input, *problem.layout)
 
     return grouped_

@@ -85,14 +85,14 @@ class Chooser:
         facts = self._worths.survey()
         is_double = any(fact.dtype == torch.float64 for fact in facts.values())
         dtype = torch.float64 if is_double else torch.float32
-        searches = {}
+        searches: dict[str, Any] = {}
         for pool, want in zip(pools, self._wanted(budget, pools, facts, dtype)):
             floors, caps = self._bounds(pool)
             most = self._within(want, floors, caps)
             search = threshold.BestOfAll(dtype, most, floors, caps)
             searches |= dict.fromkeys(pool, search)
         threshold.run(searches, lambda: self._worths.scaled(facts), dtype)
-        shares = {}
+        shares: dict[str, int] = {}
         for pool in pools:
             shares |= searches[pool[0]].shares(self.job.seed)
         chosen = {}
@@ -110,7 +110,7 @@ class Chooser:
         allowances = [self._allowance(budget, pool) for pool in pools]
         if allowances[0].share is None:
             return [a.units if a.entries is None else a.entries for a in allowances]
-        searches = {}
+        searches: dict[str, Any] = {}
         for pool, allowance in zip(pools, allowances):
             for name in pool:
                 self._worths.check_for_share(name, facts[name].least)

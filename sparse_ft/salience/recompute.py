@@ -5,6 +5,7 @@ import functools
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..annotations import AnyModule
 from .untouched import Untouched
 
 
@@ -17,7 +18,8 @@ def members_of_lists(model: nn.Module) -> dict[str, nn.Module]:
     found = {}
     for name in lists:
         if not any(name.startswith(f"{other}.") for other in lists):
-            for number, member in enumerate(model.get_submodule(name)):
+            members: AnyModule = model.get_submodule(name)
+            for number, member in enumerate(members):
                 found[f"{name}.{number}".lstrip(".")] = member
     return found
 

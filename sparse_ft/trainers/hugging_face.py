@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import _tensorfile
+from ..annotations import AnyModule
 from ..converted import record_of
 from ..deltas import save_delta
 from ..deltas.files import FILE
@@ -82,7 +83,8 @@ class SparseCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         is_converted = model is not None and record_of(model) is not None
         written = folder / SAFE_WEIGHTS_NAME
-        if args.should_save and is_converted and written.exists() and not (folder / FILE).exists():
+        is_whole = written.exists() and not (folder / FILE).exists()
+        if model is not None and args.should_save and is_converted and is_whole:
             _write(model, folder, model.state_dict())
 
     def on_train_end(
@@ -99,7 +101,7 @@ class SparseCallback(TrainerCallback):
 
 
 def _save(
-    model: nn.Module,
+    model: AnyModule,
     whole: Any,
     output_dir: str,
     save_directory: str | os.PathLike,
@@ -123,7 +125,7 @@ def _save(
 def _write(model: nn.Module, folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Both files, each whole or not at all."""
     delta = save_delta(model, folder / FILE)
-    once = {}
+    once: dict[tuple, tuple[str, torch.Tensor]] = {}
     for name, tensor in small_state(model, state, delta).items():
         # Tied parameters that train have several names, and a file holds one.
         place = tensor.data_ptr() or id(tensor)

@@ -69,7 +69,8 @@ def _base_of(delta: Delta) -> dict[str, Any]:
 
 def selections_of(model: nn.Module) -> dict[str, str]:
     """{name in the plan: digest of its selection, or "all"}."""
-    plan, *_ = record_of(model)
+    record: Any = record_of(model)
+    plan, *_ = record
     return {name: ALL if what == ALL else what.digest for name, what in plan.items()}
 
 

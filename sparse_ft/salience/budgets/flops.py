@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from ...annotations import AnyModule
 from ...nn.linear import is_conv1d
 from ...plan import ALL
 from ..scores.outputs import outputs_of
@@ -88,7 +89,7 @@ def _layers_run(job: "Job") -> list[Layer]:
     """All linear layers and convolutions, in the order in which they run on the first batch."""
     found: dict[str, int] = {}
 
-    def see(name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def see(name: str, module: AnyModule, inputs: tuple, output: torch.Tensor) -> None:
         weight = module.weight
         features = weight.size(1) if is_conv1d(type(module)) else weight.size(0)
         positions = output.numel() // features

@@ -56,11 +56,11 @@ class _Path:
     def run(self, batches: Batches, saved: Untouched) -> None:
         inputs = [m for m in self._model.modules() if isinstance(m, nn.Embedding)]
         saved.stand_ins({})
-        for module in inputs:
-            saved.also(module.register_forward_hook(self._shrink_output).remove)
+        for embedding in inputs:
+            saved.also(embedding.register_forward_hook(self._shrink_output).remove)
         if not inputs:
-            hook = self._model.register_forward_pre_hook(self._shrink_input, with_kwargs=True)
-            saved.also(hook.remove)
+            shrink = self._model.register_forward_pre_hook(self._shrink_input, with_kwargs=True)
+            saved.also(shrink.remove)
         for name, module in self._layers.items():
             hook = functools.partial(self._see, name)
             saved.also(module.register_forward_hook(hook).remove)

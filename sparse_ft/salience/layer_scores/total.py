@@ -38,7 +38,7 @@ def total(
     rated = as_score(score)
     check_batches_of(rated, batches)
     found = layers_of(model, layers)
-    owners = {}
+    owners: dict[str, str] = {}
     for layer, module in found.items():
         for name, parameter in module.named_parameters():
             if parameter.numel() and parameter.dim():
