@@ -155,7 +155,7 @@ def _before_load(
     saved = _read(metadata)
     known: Mapping[str, Any] = {} if saved is None else saved.plan
     for of_module, module in selected_modules(model, prefix):
-        _, key = module._keys(of_module)
+        _weight, key = module._keys(of_module)
         state = module._sparse_ft_state
         if key in state_dict and known.get(state.label, state.selection) != state.selection:
             raise RuntimeError(

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .annotations import AnyModule
 from .lean_modules import is_lean
 from .matrices import shape_of_matrix
 from .messages import did_you_mean
