@@ -5,9 +5,12 @@ Rows, columns, blocks or single entries of its matrix [rows, columns]: `sparse_f
 
 import torch
 
-from .structures import SELECTIONS, Blocks, Columns, Entries, Rows, Selection
-from .structures.blocks import as_block_size
+from .structures import SELECTIONS, Selection
+from .structures.blocks import Blocks, as_block_size
+from .structures.columns import Columns
+from .structures.entries import Entries
 from .structures.index import INT32_MAX
+from .structures.rows import Rows
 from .structures.selection import rebuilt
 
 __all__ = [

@@ -1,27 +1,20 @@
 """The structures: which entries of a matrix may be selected together, one file each.
 
 A file holds all that depends on the kind: the public `Selection`, how its values are laid out
-(`ops.layout.Structure`), and the weight gradient in plain PyTorch.
+(`ops.layout.Structure`), and the weight gradient in plain PyTorch. Every file of this folder is
+read; a class that names its `kind` is a structure.
 """
 
+import importlib
+import pkgutil
+
 from ..ops.layout import STRUCTURES
-from .blocks import Blocks
-from .columns import Columns
-from .entries import Entries
-from .rows import Rows
-from .selection import Selection
+from .selection import SELECTIONS, Selection
 
-SELECTIONS: dict[str, type[Selection]] = {}
+FIRST = ("rows", "columns", "blocks", "entries")  # as messages list them; what is new comes behind
 
+_files = [file.name for file in pkgutil.iter_modules(__path__)]
+for _file in dict.fromkeys([*FIRST, *_files]):
+    importlib.import_module(f"{__name__}.{_file}")
 
-def register(selection: type[Selection]) -> None:
-    """Let ops, plans and `sft.from_mask` know a structure by its kind."""
-    STRUCTURES[selection.kind] = SELECTIONS[selection.kind] = selection
-
-
-register(Rows)
-register(Columns)
-register(Blocks)
-register(Entries)
-
-__all__ = ["SELECTIONS", "Blocks", "Columns", "Entries", "Rows", "Selection", "register"]
+__all__ = ["SELECTIONS", "STRUCTURES", "Selection"]

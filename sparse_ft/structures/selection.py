@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .._torch import is_compiling
-from ..ops.layout import Layout, Shape, Structure, inside
+from ..ops.layout import STRUCTURES, Layout, Shape, Structure, inside
 from .index import as_index, check_order, smallest_dtype
 
 
@@ -24,6 +24,9 @@ class Limit(NamedTuple):
 
 # (digest, device) -> index tensor: equal feature sets are one tensor.
 _interned: "weakref.WeakValueDictionary[Any, Tensor]" = weakref.WeakValueDictionary()
+
+
+SELECTIONS: dict[str, "type[Selection]"] = {}  # by kind
 
 
 class Selection(Structure):
@@ -55,6 +58,11 @@ class Selection(Structure):
     _version: int
 
     _index_shape: ClassVar[str] = "[n]"
+
+    def __init_subclass__(cls) -> None:
+        """A class that names its kind is what ops, plans and `sft.from_mask` know by it."""
+        if "kind" in vars(cls):
+            STRUCTURES[cls.kind] = SELECTIONS[cls.kind] = cls
 
     def __init__(self, index: object, *more: object):
         if more:
