@@ -13,10 +13,10 @@ from torch import nn
 from . import _tensorfile
 from .families import Family, families
 from .matching import matched
-from .selection import Blocks, Columns, Entries, Rows, Selection
+from .selection import Blocks, Selection
+from .structures import SELECTIONS
 
 ALL = "all"
-_KINDS = {cls.kind: cls for cls in (Rows, Columns, Blocks, Entries)}
 _FORMAT = "sparse_ft.plan"
 _VERSION = 1
 
@@ -216,7 +216,7 @@ def selection_of(what: dict, index: torch.Tensor) -> Selection:
     """The selection that `describe` described. Raises ValueError and others for what describes
     none.
     """
-    cls: Any = _KINDS[what["kind"]]
+    cls: Any = SELECTIONS[what["kind"]]
     selection = cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
     shape = what.get("matrix_shape")  # files of selections that were written by hand have none
     if shape is None:
