@@ -7,6 +7,8 @@ rows (1, R, columns); columns (1, rows, C); blocks (n, block_h, block_w); entrie
 """
 
 import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,7 +24,21 @@ TRITON_DTYPES = {
 }
 # Names of arguments that are no floating-point numbers.
 INTEGERS = ("index", "bits", "positive", "numbers")
-INDEX_SHAPES = {"rows": "[R]", "columns": "[C]", "blocks": "[n, 2]", "entries": "[nnz]"}
+
+
+class Structure(NamedTuple):
+    """How the values of a kind of layout are walked."""
+
+    index: str  # its shape
+    values: Callable[[int, int, int, int, int], tuple[int, ...]]  # n, block_h, block_w, rows, cols
+
+
+STRUCTURES = {
+    "rows": Structure("[R]", lambda n, block_h, block_w, rows, columns: (n, columns)),
+    "columns": Structure("[C]", lambda n, block_h, block_w, rows, columns: (rows, n)),
+    "blocks": Structure("[n, 2]", lambda n, block_h, block_w, rows, columns: (n, block_h, block_w)),
+    "entries": Structure("[nnz]", lambda n, block_h, block_w, rows, columns: (n,)),
+}
 
 
 @triton.jit
@@ -96,32 +112,29 @@ def round_to(x, DTYPE: tl.constexpr):
     return x.to(DTYPE)
 
 
-def check_layout(kind, index, block_h, block_w, rows, columns):
+def check_layout(
+    kind: str, index: torch.Tensor, block_h: int, block_w: int, rows: int, columns: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Raises with the name and value of what is wrong.
 
     Returns (num, M, N) and the shape of the values.
     """
-    if kind not in INDEX_SHAPES:
-        raise ValueError(f"kind must be one of {', '.join(INDEX_SHAPES)}, got {kind!r}")
+    if kind not in STRUCTURES:
+        raise ValueError(f"kind must be one of {', '.join(STRUCTURES)}, got {kind!r}")
     if index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"index must be int32 or int64, got {index.dtype}")
     if index.dim() != (2 if kind == "blocks" else 1) or (kind == "blocks" and index.size(1) != 2):
         raise ValueError(
-            f"index must be {INDEX_SHAPES[kind]} for kind {kind!r}, got {list(index.shape)}"
+            f"index must be {STRUCTURES[kind].index} for kind {kind!r}, got {list(index.shape)}"
         )
     if kind == "blocks" and (block_h < 1 or block_w < 1):
         raise ValueError(f"block_h and block_w must be positive, got {block_h} and {block_w}")
     n = index.size(0)
-    shape = {
-        "rows": (n, columns),
-        "columns": (rows, n),
-        "blocks": (n, block_h, block_w),
-        "entries": (n,),
-    }[kind]
+    shape = STRUCTURES[kind].values(n, block_h, block_w, rows, columns)
     return (1,) * (3 - len(shape)) + shape, shape
 
 
-def check_tensors(**tensors):
+def check_tensors(**tensors: torch.Tensor) -> None:
     """Floating dtype, one device, and a device that Triton runs on.
 
     The message names the argument.
@@ -146,12 +159,12 @@ def check_tensors(**tensors):
         )
 
 
-def check_values(name, values, shape):
+def check_values(name: str, values: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(values.shape) != tuple(shape):
         raise ValueError(f"{name} must be {list(shape)}, got {list(values.shape)}")
 
 
-def matrix_strides(name, matrix):
+def matrix_strides(name: str, matrix: torch.Tensor) -> tuple[int, int, bool]:
     """(stride_xm, stride_xn, FLAT) of a matrix of any strides; FLAT: flat positions are offsets."""
     if matrix.dim() != 2:
         raise ValueError(f"{name} must be a [rows, columns] matrix, got {list(matrix.shape)}")
@@ -159,24 +172,24 @@ def matrix_strides(name, matrix):
     return (matrix.size(1), 1, True) if flat else (*matrix.stride(), False)
 
 
-def on_device(tensor):
+def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def cdiv(a, b):
+def cdiv(a: int, b: int) -> int:
     """triton.cdiv without its 3 us: it looks for constants of a kernel among its arguments, as
     next_power_of_2 does.
     """
     return -(-a // b)
 
 
-def power_of_two(n):
+def power_of_two(n: int) -> int:
     """The least that is not below n."""
     return 1 << max(0, n - 1).bit_length()
 
 
-def copy_tile(num, M, N):
+def copy_tile(num: int, M: int, N: int) -> tuple[tuple[int], dict[str, Any]]:
     """Grid, tile and warps of a kernel that moves each value once.
 
     Up to 1024 values a program, 8 a thread, N first.

@@ -13,7 +13,7 @@ from torch import nn
 from . import _tensorfile
 from .families import Family, families
 from .matching import matched
-from .selection import Blocks, Selection
+from .selection import Selection
 from .structures import SELECTIONS
 
 ALL = "all"
@@ -217,7 +217,8 @@ def selection_of(what: dict, index: torch.Tensor) -> Selection:
     none.
     """
     cls: Any = SELECTIONS[what["kind"]]
-    selection = cls(index, tuple(what["block_size"])) if cls is Blocks else cls(index)
+    more = (tuple(what["block_size"]),) if cls.has_block_size else ()
+    selection = cls(index, *more)
     shape = what.get("matrix_shape")  # files of selections that were written by hand have none
     if shape is None:
         return selection

@@ -175,7 +175,9 @@ class _Maker:
         if results and not makes_results:
             made = f"{results} = {made}"
         lines = [] if makes_results else [made]
-        lines += ["try:", f"    {called}", "except Unserved:"]
+        lines += ["try:"]
+        lines += ["    layout.of_triton()"] if self.has_layout and device == "triton" else []
+        lines += [f"    {called}", "except Unserved:"]
         lines += [f"    return {self._call('otherwise', otherwise)}"]
         lines += self._tell_autograd()
         lines += [f"return {results}"] if results else []

@@ -30,6 +30,9 @@ class Structure:
     index_columns: ClassVar[int] = 0  # of an index with two dimensions
     has_padding: ClassVar[bool] = False  # whether values may reach past the edge of the matrix
     is_compiled: ClassVar[bool] = False  # whether csrc/layout.h knows it
+    in_triton: ClassVar[bool] = False  # whether kernels/layout.py knows it
+    # Whether kernels/selected_wgrad.py has its weight gradient.
+    product_in_triton: ClassVar[bool] = False
     # Share of the matrix from which the compiled part gathers from strips of the dense product.
     strips_from: ClassVar[float | None] = None
 
@@ -89,6 +92,12 @@ class Layout(NamedTuple):
         if self.index.is_contiguous():
             return self
         return self._replace(index=self.index.contiguous())
+
+    def of_triton(self) -> "Layout":
+        """This layout. Raises `Unserved` for a structure that has no Triton part."""
+        if not STRUCTURES[self.kind].in_triton:
+            raise Unserved(self.kind)
+        return self
 
     def check(self) -> None:
         """Errors that need no data, by the name of the argument and its value."""

@@ -89,8 +89,19 @@ def _write_by_strips(
 def _triton(
     grad_output: Tensor, input: Tensor, layout: Layout, dtype: torch.dtype | None
 ) -> Tensor:
+    _require_product(layout)
     launch = launcher("selected_wgrad.selected_wgrad_triton")
     return launch(grad_output, input, *layout, dtype=dtype or _accumulator(grad_output.dtype))
+
+
+def _triton_into(values_grad: Tensor, grad_output: Tensor, input: Tensor, layout: Layout) -> None:
+    _require_product(layout)
+    launcher("selected_wgrad.selected_wgrad_triton_")(values_grad, grad_output, input, *layout)
+
+
+def _require_product(layout: Layout) -> None:
+    if not STRUCTURES[layout.kind].product_in_triton:
+        raise _native.Unserved(layout.kind)
 
 
 @op(
@@ -128,7 +139,7 @@ def selected_wgrad(
     " index, int block_h, int block_w) -> ()",
     shapes=check_into,
     cpu=_cpu_into,
-    triton="selected_wgrad.selected_wgrad_triton_",
+    triton=_triton_into,
 )
 def selected_wgrad_(
     values_grad: Tensor,

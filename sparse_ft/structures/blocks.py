@@ -19,9 +19,10 @@ class Blocks(Selection):
 
     __slots__ = ()
     kind = "blocks"
-    is_compiled = True
+    is_compiled = in_triton = product_in_triton = True
     index_columns = 2
     has_padding = True
+    has_block_size = True
     _index_shape = "[n, 2] of (block_row, block_col)"
 
     def __init__(self, index: object, block_size: int | tuple[int, int]):

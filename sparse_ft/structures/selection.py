@@ -57,6 +57,7 @@ class Selection(Structure):
     _features: dict[tuple[int, int], tuple[Tensor | None, Layout]]
     _version: int
 
+    has_block_size: ClassVar[bool] = False  # whether it is made of one, too
     _index_shape: ClassVar[str] = "[n]"
 
     def __init_subclass__(cls) -> None:
