@@ -6,6 +6,7 @@ import oracle
 import torch
 
 from sparse_ft import ops
+from sparse_ft.ops._registry import OPS
 
 SHAPE = ROWS, COLUMNS = 6, 9
 TOKENS = 5
@@ -64,7 +65,7 @@ def elementwise():
     variance = numbers(3).abs() + 0.1
     flat = numbers(4, 8)
     _, rstd = ops.rms_norm(flat, None)
-    return {
+    known = {
         "activation": (input, "gelu"),
         "activation_backward": (grad, input, "silu"),
         "gated_product": (input, other, "silu"),
@@ -78,6 +79,14 @@ def elementwise():
         "relu_bits": (input, torch.empty_like(input)),
         "where_bits": (grad, bits_of(input), 0.5),
     }
+    return {**{name: call for name, op in OPS.items() if (call := made_up(op))}, **known}
+
+
+def made_up(op):
+    """A call of an op that takes nothing but tensors of one shape and numbers; None for others."""
+    makers = {"Tensor": lambda: numbers(4, 3, 8, 8), "float": lambda: 0.5}
+    types = [argument.type for argument in op.schema.arguments]
+    return tuple(makers[type]() for type in types) if set(types) <= makers.keys() else None
 
 
 ADAMW = dict(
