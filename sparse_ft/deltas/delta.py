@@ -9,7 +9,7 @@ from torch import nn
 
 from ..nn import origin_of
 from ..plan import ALL, Plan
-from ..selection import Selection
+from ..selection import Entries, Selection
 from . import places
 from .fingerprint import fingerprint, written
 from .rest import rest_of, rest_of_matrix
@@ -154,11 +154,29 @@ def _part_of(each: places.Trained) -> Part:
         values, origin = each.weight.clone(), kept_origin(each)
         return Part(None, values, shape, each.matrix_shape, origin, reader=each.reader)
     matrix = each.weight.view(each.matrix_shape)
-    selection = each.selection.on(each.matrix_shape)
+    selection, origin = ever_selected(each)
     values = places.gathered(matrix, selection)
-    origin = kept_origin(each)
     rest = written(rest_of_matrix(matrix, selection, values, fingerprint(matrix)))
     return Part(selection, values, shape, each.matrix_shape, origin, rest, each.reader)
+
+
+def ever_selected(each: places.Trained) -> tuple[Selection, torch.Tensor | None]:
+    """All entries of a tensor that have trained, and what the base holds there, where that is kept.
+
+    Those of its selection, and, as single entries, those that a reselection has dropped and left as
+    they were.
+    """
+    selection, origin, left = each.selection, kept_origin(each), each.left
+    if left is None:
+        return selection.on(each.matrix_shape), origin
+    now = places.positions_of(selection, each.matrix_shape)
+    every = torch.cat([now[now >= 0], left.positions.to(now.device)])
+    order = every.argsort()
+    known = None
+    if origin is not None and left.origin is not None:
+        dropped = left.origin.to(origin)
+        known = torch.cat([origin.reshape(-1)[now >= 0], dropped])[order]
+    return Entries(every[order]).on(each.matrix_shape), known
 
 
 def kept_origin(each: places.Trained) -> torch.Tensor | None:

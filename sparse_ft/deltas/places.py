@@ -12,6 +12,7 @@ from ..converted import record_of
 from ..messages import did_you_mean
 from ..nn import Selected, SelectedParameter, SelectiveConv1D, stored
 from ..nn.apart import as_matrix
+from ..nn.left import Left
 from ..nn.linear import is_conv1d
 from ..ops.layout import inside
 from ..places import matrix_shape
@@ -25,7 +26,8 @@ BUFFER, OTHER = "buffer", "other"
 class Trained(NamedTuple):
     """One tensor of a converted model that trains, showing its values. selection: None where it
     trains whole. reader: what its module is, as in `reader_of`. parameter: what an optimiser holds:
-    the values of a selective module, or the tensor itself.
+    the values of a selective module, or the tensor itself. left: entries that trained before a
+    reselection, and have kept what they learnt.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Trained(NamedTuple):
     matrix_shape: tuple[int, int]
     reader: str
     parameter: torch.Tensor
+    left: Left | None
 
 
 def trained(model: nn.Module) -> Iterator[Trained]:
@@ -58,13 +61,13 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         weight = module._weight().detach()
         reader = _reader_of_selected(module)
         values = module._parameters["values"]
-        yield Trained(name, weight, state.selection, state.matrix_shape, reader, values)
+        yield Trained(name, weight, state.selection, state.matrix_shape, reader, values, state.left)
     for name, what in record.plan.items():
         if what == ALL:
             owner, attribute = owner_of(model, name)
             parameter: Any = tensor_of(owner, attribute)
             weight, reader = parameter.detach(), reader_of(owner, attribute)
-            yield Trained(name, weight, None, _shape(weight), reader, parameter)
+            yield Trained(name, weight, None, _shape(weight), reader, parameter, None)
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:

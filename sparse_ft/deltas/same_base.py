@@ -3,7 +3,6 @@ them leave alone together.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from .delta import Delta, Part
 from .dense import in_order

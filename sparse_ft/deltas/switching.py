@@ -10,7 +10,7 @@ from torch import nn
 from ..converted import record_of
 from . import places
 from .applying import Applied
-from .delta import Part, kept_origin
+from .delta import Part, ever_selected, kept_origin
 from .exchange import Exchange, for_a_while, swap_all, tensor_of
 
 
@@ -39,6 +39,21 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         applied.taken_out(model),
     ):
         yield model
+
+
+def _exchange(model: nn.Module, each: places.Trained, origin: torch.Tensor) -> Exchange:
+    """What brings the base's numbers to all entries of a tensor that have trained."""
+    selection = each.selection
+    if selection is not None:
+        selection, known = ever_selected(each)
+        if known is None:
+            raise ValueError(
+                f"model: nothing tells what {each.name!r} held where it trained before a"
+                " reselection; sft.convert(model, plan, origin=True) keeps it"
+            )
+        origin = known
+    part = Part(selection, origin, tuple(each.weight.shape), each.matrix_shape)
+    return Exchange.of(each.name, part, tensor_of(model, each.name, part))
 
 
 class _Rewritten:
@@ -70,10 +85,9 @@ class _Rewritten:
                     f"model: nothing tells what {each.name!r} held before it trained; sft.convert("
                     "model, plan, origin=True) keeps it"
                 )
-            part = Part(each.selection, origin, tuple(each.weight.shape), each.matrix_shape)
-            exchanges.append(Exchange.of(each.name, part, tensor_of(model, each.name, part)))
             if each.selection is not None:
                 values.append((each.parameter, origin))
+            exchanges.append(_exchange(model, each, origin))
         if whole:
             warnings.warn(
                 f"disabled: {', '.join(whole[:3])} train whole, so nothing keeps what they held"

@@ -73,6 +73,9 @@ class State:
     chosen_dtype: torch.dtype | None = None
     tied: tuple[str, ...] = ()  # other names of the weight: modules that read it, too (`tied`)
     origin: Any = None  # what the selected entries were at first, shaped as values; None: not kept
+    left: Any = (
+        None  # a `Left`: entries that trained before a reselection and keep what they learnt
+    )
     slide: Slide | None = None  # None: values are what was trained
     # of `sft.scale_updates`: float32, shaped as values or as their first dimension
     factor: torch.Tensor | None = None

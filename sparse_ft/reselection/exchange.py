@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..nn.left import Left, left_after, with_left_origins
 from ..nn.selected import Selected
 from ..optim import SelectiveAdamW
 from ..optim.exchange import Exchange as StateExchange
@@ -25,6 +26,7 @@ class New:
     matrix_values: torch.Tensor | None  # the old entries of the weight, those that go as they were
     origin: torch.Tensor | None
     factor: torch.Tensor | None
+    left: Left | None
     state: Exchanged
 
 
@@ -83,14 +85,18 @@ class Exchange:
         if self.restores:
             shown = ops.gather_selected(matrix, *state.selection.layout)
             restored = torch.where(moves.dropped_entries(values), origin, shown)
+        new_positions = positions(self.selection, state.matrix_shape)
         if origin is not None:
-            origin = moves.moved(origin, joining.to(origin.dtype))
+            pretrained = with_left_origins(state.left, new_positions, joining.to(origin.dtype))
+            origin = moves.moved(origin, pretrained)
+        old_positions = positions(state.selection, state.matrix_shape)
+        left = left_after(state, old_positions, new_positions, keeps=not self.restores)
         factor = state.factor
         if factor is not None:
             factor = moves.moved_factor(factor, values.shape)
         new_values = moves.moved(values, joining)
         exchanged_state = self._new_state(moves, values, new_values)
-        return New(new_values, restored, origin, factor, exchanged_state)
+        return New(new_values, restored, origin, factor, left, exchanged_state)
 
     def _new_state(self, moves, values, new_values):
         member, seeded = self.member, None
@@ -119,7 +125,7 @@ class Exchange:
         if new.matrix_values is not None:
             ops.scatter_selected_(holder._matrix(), new.matrix_values, *old.layout)
         state.shown = state.suspected = None
-        state.selection, state.factor = self.selection, new.factor
+        state.selection, state.factor, state.left = self.selection, new.factor, new.left
         if new.origin is not None:
             state.origin = new.origin
         if values.shape == new.values.shape:

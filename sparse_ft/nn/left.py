@@ -1,0 +1,62 @@
+"""Entries that trained once, train no more and keep what they learnt: part of what fine-tuning
+changed, though no selection names them.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Left(NamedTuple):
+    """positions: [n] int64, sorted flat positions in the matrix. origin: [n], what they held before
+    they trained; None: not kept.
+    """
+
+    positions: torch.Tensor
+    origin: torch.Tensor | None
+
+
+def left_after(state: Any, old: torch.Tensor, new: torch.Tensor, keeps: bool) -> Left | None:
+    """What has left the selection of `state` once it is another one; None where nothing has.
+
+    old, new: int64 [values], flat positions of its values before and after, -1 for padding. keeps:
+    whether entries that train no more keep what they learnt.
+    """
+    before, origin = state.left, state.origin
+    positions, origins = [], []
+    if before is not None:
+        positions.append(before.positions.to(new.device))
+        origins.append(before.origin)
+    if keeps:
+        inside = old >= 0
+        positions.append(old[inside])
+        origins.append(None if origin is None else origin.reshape(-1)[inside])
+    if not positions:
+        return None
+    every = torch.cat(positions)
+    known = _joined(origins, new.device)
+    stays = ~torch.isin(every, new)
+    order = every[stays].argsort()
+    if not len(order):
+        return None
+    return Left(every[stays][order], None if known is None else known[stays][order])
+
+
+def _joined(origins: list[Any], device: torch.device) -> torch.Tensor | None:
+    if any(origin is None for origin in origins):
+        return None
+    return torch.cat([origin.to(device, origins[-1].dtype) for origin in origins])
+
+
+def with_left_origins(
+    left: Left | None, positions: torch.Tensor, found: torch.Tensor
+) -> torch.Tensor:
+    """`found`, what a matrix holds at flat `positions`, but what they held before they trained for
+    those that have `left` the selection: such an entry may join again.
+    """
+    if left is None or left.origin is None:
+        return found
+    known = left.positions.to(positions.device)
+    at = torch.searchsorted(known, positions.clamp(min=0)).clamp(max=len(known) - 1)
+    origin = left.origin.to(found.device, found.dtype)[at]
+    return torch.where(known[at] == positions, origin, found.reshape(-1)).view(found.shape)
