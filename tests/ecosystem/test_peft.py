@@ -15,63 +15,22 @@ import sparse_ft as sft
 
 peft = pytest.importorskip("peft")
 
+from helpers.adapters import (  # noqa: E402
+    TARGETS,
+    adapted,
+    assert_is_base,
+    config,
+    logits_of,
+    optimizer_of,
+    train,
+    two_adapters,
+    values_of,
+)  # fmt: skip
+
 from sparse_ft.peft import SelectiveConfig, SelectiveLayer  # noqa: E402
 
-STEPS, RATE = 4, 1e-2
-TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+STEPS = 4
 STRUCTURES = ["rows", "columns", "blocks", "entries"]
-
-
-def config(structure="columns", density=0.3, **more):
-    defaults = {"score": "magnitude", "block_size": (10, 7), "target_modules": list(TARGETS)}
-    return SelectiveConfig(structure=structure, density=density, **{**defaults, **more})
-
-
-def adapted(structure="columns", dtype=torch.float32, **more):
-    return peft.get_peft_model(llama.tiny_llama(dtype), config(structure, **more))
-
-
-def bytes_of(model):
-    """{name: bytes} of a model's own weights, whatever adapters it has."""
-    return {
-        name.replace(".base_layer", "").removeprefix("base_model.model."): p.detach().clone()
-        for name, p in model.named_parameters()
-        if "selective" not in name
-    }
-
-
-def assert_is_base(model, dtype=torch.float32):
-    want = bytes_of(llama.tiny_llama(dtype))
-    got = bytes_of(model)
-    assert got.keys() == want.keys()
-    assert all(torch.equal(got[name], want[name]) for name in want)
-
-
-def optimizer_of(model, make=torch.optim.AdamW):
-    return make([p for p in model.parameters() if p.requires_grad], lr=RATE)
-
-
-def train(model, steps=STEPS, make=torch.optim.AdamW, optimizer=None):
-    optimizer = optimizer or optimizer_of(model, make)
-    losses = []
-    for tokens in llama.batches(steps):
-        loss = llama.loss_of(model, tokens)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def logits_of(model):
-    with torch.no_grad():
-        return model(next(llama.batches(1, seed=9))).logits
-
-
-def values_of(model, adapter="default"):
-    return {n: p.detach().clone() for n, p in model.named_parameters() if f".{adapter}." in n}
-
-
 # transformers' and PEFT's own, about each other
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -89,7 +48,7 @@ def test_losses_are_those_of_convert_bit_for_bit(structure, make, dtype):
     )  # fmt: skip
     sft.convert(base, plan)
     ours = adapted(structure, dtype)
-    assert train(ours, make=make) == train(base, make=make)
+    assert train(ours, STEPS, make) == train(base, STEPS, make)
     assert torch.equal(logits_of(ours), logits_of(base))
     trained = sft.revert(base).state_dict()
     merged = ours.merge_and_unload().state_dict()
@@ -139,7 +98,7 @@ def test_print_trainable_parameters_counts_the_selected_entries(capsys):
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_save_and_load_give_the_same_model_and_train_on(structure, low_cpu_mem_usage, tmp_path):
     model = adapted(structure, torch.bfloat16)
-    train(model)
+    train(model, STEPS)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").exists()
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -155,7 +114,7 @@ def test_save_and_load_give_the_same_model_and_train_on(structure, low_cpu_mem_u
     want, got = values_of(model), values_of(loaded)
     assert want.keys() == got.keys() and all(torch.equal(got[key], want[key]) for key in want)
     assert all(values.dtype == torch.float32 for values in got.values())
-    assert train(loaded) == train(model)
+    assert train(loaded, STEPS) == train(model, STEPS)
     with loaded.disable_adapter():
         assert_is_base(loaded, torch.bfloat16)
 
@@ -166,22 +125,12 @@ def test_a_file_loads_without_training_by_default(tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def two_adapters():
-    """Adapters "default" and "other", trained apart, on overlapping entries."""
-    model = adapted()
-    train(model)
-    model.add_adapter("other", config("rows", 0.3))
-    model.set_adapter("other")
-    train(model)
-    return model
-
-
 def test_several_adapters_share_one_base():
     model = two_adapters()
     first = adapted()
-    train(first)
+    train(first, STEPS)
     other = adapted("rows", density=0.3)
-    train(other)
+    train(other, STEPS)
     assert torch.equal(logits_of(model), logits_of(other))
     model.set_adapter("default")
     assert torch.equal(logits_of(model), logits_of(first))
@@ -193,7 +142,7 @@ def test_several_adapters_share_one_base():
 
 def test_the_second_adapter_is_chosen_on_the_base_not_on_the_first():
     model = adapted("entries")
-    train(model)
+    train(model, STEPS)
     model.add_adapter("same", config("entries"))
     for layer in (m for m in model.modules() if isinstance(m, SelectiveLayer)):
         slots = layer.selective_slot
@@ -203,10 +152,10 @@ def test_the_second_adapter_is_chosen_on_the_base_not_on_the_first():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_1000_set_adapter_calls_leave_the_base_bit_identical(dtype):
     model = adapted("entries", dtype)
-    train(model)
+    train(model, STEPS)
     model.add_adapter("other", config("blocks", 0.3))
     model.set_adapter("other")
-    train(model)
+    train(model, STEPS)
     with model.disable_adapter():
         assert_is_base(model, dtype)
     before = logits_of(model)
@@ -235,7 +184,7 @@ def test_every_adapter_is_saved_and_loaded(tmp_path):
 def test_delete_adapter_leaves_the_others_and_the_base():
     model = two_adapters()
     first = adapted()
-    train(first)
+    train(first, STEPS)
     model.delete_adapter("other")
     assert model.active_adapters == ["default"]
     assert torch.equal(logits_of(model), logits_of(first))
@@ -253,7 +202,7 @@ def test_two_at_once_are_refused_and_change_nothing():
 
 def test_merge_and_unload_and_unload():
     model, merged = adapted(), adapted()
-    train(model), train(merged)
+    train(model, STEPS), train(merged, STEPS)
     want = logits_of(model)
     plain = merged.merge_and_unload()
     assert torch.equal(logits_of(plain), want)
@@ -283,7 +232,7 @@ def test_merging_an_adapter_that_is_not_active():
 
 def test_generate_speaks_with_the_adapter():
     model = adapted(density=0.6)
-    train(model, steps=30)
+    train(model, 30)
     prompt = next(llama.batches(1))[:, :4]
     generate = functools.partial(
         model.generate, prompt, max_new_tokens=5, do_sample=False, use_cache=False
@@ -301,7 +250,7 @@ def test_generate_speaks_with_the_adapter():
 
 def test_a_state_dict_of_the_whole_restores_values_and_base():
     model, other = two_adapters(), two_adapters()
-    train(model)
+    train(model, STEPS)
     state = copy.deepcopy(model.state_dict())
     for each in ("default", "other"):
         other.set_adapter(each)
@@ -317,10 +266,10 @@ def test_a_state_dict_of_the_whole_restores_values_and_base():
 
 def test_a_copy_has_adapters_of_its_own():
     model = adapted()
-    train(model)
+    train(model, STEPS)
     twin = copy.deepcopy(model)
     want = logits_of(model)
-    train(twin)
+    train(twin, STEPS)
     assert torch.equal(logits_of(model), want) and not torch.equal(logits_of(twin), want)
     with twin.disable_adapter():
         assert_is_base(twin)
@@ -328,7 +277,7 @@ def test_a_copy_has_adapters_of_its_own():
 
 def test_a_cast_keeps_base_and_masters():
     model = adapted()
-    train(model)
+    train(model, STEPS)
     values = values_of(model)
     model.to(torch.bfloat16)
     assert all(torch.equal(v, values[n]) for n, v in values_of(model).items())
@@ -338,7 +287,7 @@ def test_a_cast_keeps_base_and_masters():
 
 def test_transformers_own_adapters(tmp_path):
     model = adapted("blocks", torch.bfloat16)
-    train(model)
+    train(model, STEPS)
     model.save_pretrained(tmp_path / "peft")
     plain = llama.tiny_llama(torch.bfloat16)
     plain.load_adapter(str(tmp_path / "peft"), is_trainable=True)
@@ -351,7 +300,7 @@ def test_transformers_own_adapters(tmp_path):
     plain.enable_adapters()
     plain.add_adapter(config("rows"), "rows")
     plain.set_adapter("rows")
-    train(plain)
+    train(plain, STEPS)
     plain.save_pretrained(tmp_path / "own")
     rows = logits_of(plain)
     plain.set_adapter("default")
@@ -375,7 +324,7 @@ def test_conv1d_of_gpt2():
     converted = build()
     sft.convert(converted, plan)
     model = peft.get_peft_model(build(), SelectiveConfig(plan=plan))
-    assert train(model) == train(converted)
+    assert train(model, STEPS) == train(converted, STEPS)
 
 
 def test_between_forward_and_backward_others_may_run():
@@ -440,7 +389,7 @@ def test_modules_to_save_train_beside():
         .detach()
         .clone()
     )
-    train(model)
+    train(model, STEPS)
     after = model.get_parameter("base_model.model.lm_head.modules_to_save.default.weight")
     assert not torch.equal(before, after)
 
@@ -451,7 +400,7 @@ def test_hooks_on_the_layer_see_its_calls():
     layer = base.model.layers[0].self_attn.q_proj
     layer.register_forward_hook(lambda *_: seen.append(1))
     model = peft.get_peft_model(base, config())
-    got, want = train(model), train(adapted())
+    got, want = train(model, STEPS), train(adapted(), STEPS)
     assert len(seen) == STEPS and got == pytest.approx(want, rel=1e-5)
 
 
@@ -467,7 +416,7 @@ def test_lora_first_then_convert_trains_both_and_saves_both(tmp_path):
     adapters = {key: "all" for key, _ in model.named_parameters() if "lora" in key}
     sft.convert(model, {name: sft.Rows([1]), **adapters})
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    train(model)
+    train(model, STEPS)
     assert all(not torch.equal(model.get_parameter(n), old) for n, old in before.items())
     torch.save(model.state_dict(), tmp_path / "both.pt")
     other = build()
@@ -524,7 +473,7 @@ def test_peft_after_convert_is_refused_with_the_way_out():
     adapters = {key: "all" for key, p in wrapped.named_parameters() if p.requires_grad}
     sft.convert(wrapped, {f"base_model.model.{name}": sft.Rows([1]), **adapters})
     before = {n: p.detach().clone() for n, p in wrapped.named_parameters() if p.requires_grad}
-    train(wrapped)
+    train(wrapped, STEPS)
     assert all(not torch.equal(wrapped.get_parameter(n), old) for n, old in before.items())
 
 
@@ -598,8 +547,8 @@ def test_one_config_for_two_models():
     first = peft.get_peft_model(llama.tiny_llama(), shared)
     second = peft.get_peft_model(llama.tiny_llama(seed=3), shared)
     fresh = peft.get_peft_model(llama.tiny_llama(seed=3), config())
-    train(first)
-    assert train(second) == train(fresh)
+    train(first, STEPS)
+    assert train(second, STEPS) == train(fresh, STEPS)
 
 
 ELSEWHERE = """
@@ -615,7 +564,7 @@ with torch.no_grad():
 
 def test_three_lines_train_save_and_load_in_another_process(tmp_path):
     model = peft.get_peft_model(llama.tiny_llama(), config())
-    train(model)
+    train(model, STEPS)
     model.save_pretrained(tmp_path / "adapter")
     command = [sys.executable, "-c", ELSEWHERE, tmp_path / "adapter", tmp_path / "logits.pt"]
     tests = llama.__file__.rpartition("/helpers/")[0]
