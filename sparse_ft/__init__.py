@@ -35,12 +35,14 @@ from .reselection import reselect
 from .restoring import restore
 from .salience import NM, Flops, LikeLora, PerRow, Score, Share, layer_scores, scores, select
 from .scaling import scale_updates
+from .schedules import Candidates, Rotate, Window
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
 __version__ = "0.1.0"
 __all__ = [
     "Blocks",
     "Bytes",
+    "Candidates",
     "Columns",
     "Delta",
     "Entries",
@@ -49,11 +51,13 @@ __all__ = [
     "NM",
     "PerRow",
     "Plan",
+    "Rotate",
     "Rows",
     "Score",
     "Selection",
     "SelectiveAdamW",
     "Share",
+    "Window",
     "apply",
     "backends",
     "convert",

@@ -184,6 +184,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
         finally:
             last.remove()
 
+    def forget(self, parameter: torch.Tensor) -> None:
+        """Free the state of a parameter, which begins anew with its next gradient."""
+        self.state.pop(parameter, None)
+        self._prepared.pop(id(parameter), None)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's. With in_backward it also leaves a backward behind that `step()` did not
         follow: one that failed.

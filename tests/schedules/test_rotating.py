@@ -1,0 +1,144 @@
+"""Rotate: a few units at a time, nothing of the others held."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import sparse_ft as sft
+
+LAYERS, SIZE = 6, 24
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(LAYERS))
+        self.head = nn.Linear(SIZE, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        return self.head(x)
+
+
+def optimizer_of(kind, model):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sft.SelectiveAdamW(trained, lr=1e-3) if kind == "ours" else torch.optim.AdamW(trained)
+
+
+def train(model, optimizer, schedule, steps):
+    """The labels of every step's units."""
+    seen = []
+    for number in range(steps):
+        seen.append(schedule.active)
+        x = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(number))
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return seen
+
+
+def state_bytes(optimizer):
+    tensors = [t for state in optimizer.state.values() for t in state.values()]
+    return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.dim())
+
+
+@pytest.mark.parametrize("kind", ["ours", "torch's"])
+@pytest.mark.parametrize("converted", [False, True])
+def test_only_the_units_of_a_window_change(kind, converted):
+    model = Net()
+    if converted:
+        sft.convert(model, sft.select(model, density=0.3, structure="rows", score="random"))
+    optimizer = optimizer_of(kind, model)
+    units = {str(number): f"layers.{number}.*" for number in range(LAYERS)}
+    schedule = sft.Rotate(2, 3, units=units, order="ascending").attach(model, optimizer)
+    for window in range(4):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(model, optimizer, schedule, 3)
+        sft.sync(model)  # another optimiser's steps show at the next forward
+        numbers = {(2 * window + i) % LAYERS for i in range(2)}
+        moved = {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
+        layers = {int(name.split(".")[1]) for name in moved if name.startswith("layers")}
+        assert layers == numbers
+        assert any(name.startswith("head") for name in moved) != converted
+
+
+@pytest.mark.parametrize("kind", ["ours", "torch's"])
+def test_memory_does_not_grow_over_ten_windows(kind):
+    model = Net()
+    optimizer = optimizer_of(kind, model)
+    schedule = sft.Rotate(1, 2, order="random", always="*.bias").attach(model, optimizer)
+    train(model, optimizer, schedule, 2)
+    held = []
+    for _ in range(10):
+        optimizer.step()
+        train(model, optimizer, schedule, 1)
+        held.append(state_bytes(optimizer))
+        train(model, optimizer, schedule, 1)
+    assert max(held) == held[0]
+    others = [p for n, p in model.named_parameters() if "layers" in n and not p.requires_grad]
+    assert len(others) == LAYERS - 1
+    assert all(p.grad is None and p not in optimizer.state for p in others)
+    if kind == "ours":  # nor by what its steps have prepared
+        assert not {id(p) for p in others} & optimizer._prepared.keys()
+
+
+def test_orders():
+    def order(name, steps=8, **settings):
+        model = Net()
+        schedule = sft.Rotate(2, 1, order=name, **settings)
+        seen = train(model, optimizer_of("ours", model), schedule.attach(model, None), steps)
+        return [[int(label.split(".")[1]) for label in labels] for labels in seen]
+
+    assert order("ascending", 4) == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert order("descending", 3) == [[5, 4], [3, 2], [1, 0]]
+    drawn = order("random", 30)
+    assert drawn == order("random", 30) != order("random", 30, seed=1)
+    assert all(a < b for a, b in drawn)
+    assert set(itertools.chain.from_iterable(drawn)) == set(range(LAYERS))
+
+
+def test_goes_on_where_it_was_saved():
+    torch.manual_seed(0)
+    whole = Net()
+    optimizer = optimizer_of("torch's", whole)
+    schedule = sft.Rotate(2, 3, seed=5).attach(whole, optimizer)
+    seen = train(whole, optimizer, schedule, 4)
+    state = schedule.state_dict()
+    assert state == {"steps": 4}
+    other = Net()
+    twin = sft.Rotate(2, 3, seed=5).attach(other, None)
+    twin.load_state_dict(state)
+    assert twin.active == schedule.active != seen[0]
+    flags = [p.requires_grad for p in whole.parameters()]
+    assert flags == [p.requires_grad for p in other.parameters()]
+    with pytest.raises(ValueError, match="state: expected a number of steps, got None"):
+        twin.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"n": 0}, "n: expected a positive int, got 0"),
+        ({"every": 1.5}, "every: expected a positive int, got 1.5"),
+        ({"order": "up"}, "order: .*got 'up'"),
+        ({"n": 7}, "n: expected at most 6, the number of units, got 7"),
+        ({"units": ["layer.0"]}, "units: 'layer.0' of 'layer.0' matches no parameter"),
+        ({"units": ["layers.0.*", "*.weight"]}, "units: 'layers.0.weight' is in"),
+    ],
+)
+def test_what_cannot_rotate_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sft.Rotate(**{"n": 1, "every": 1, **settings}).attach(Net(), None)
+
+
+def test_a_model_that_does_not_train_and_a_schedule_without_one():
+    model = Net().requires_grad_(False)
+    with pytest.raises(ValueError, match="units: none of their parameters trains"):
+        sft.Rotate(1, 1).attach(model, None)
+    with pytest.raises(RuntimeError, match="Rotate: it has no model yet; call attach"):
+        sft.Rotate(1, 1).step()
