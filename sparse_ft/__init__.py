@@ -35,7 +35,7 @@ from .reselection import reselect
 from .restoring import restore
 from .salience import NM, Flops, LikeLora, PerRow, Score, Share, layer_scores, scores, select
 from .scaling import scale_updates
-from .schedules import Candidates, Rotate, Window
+from .schedules import Candidates, Every, Once, Rotate, Window
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 
 __version__ = "0.1.0"
@@ -46,9 +46,11 @@ __all__ = [
     "Columns",
     "Delta",
     "Entries",
+    "Every",
     "Flops",
     "LikeLora",
     "NM",
+    "Once",
     "PerRow",
     "Plan",
     "Rotate",

@@ -11,6 +11,7 @@ from .. import ops
 from ..converted import record_of
 from ..nn.linear import Adopted, SelectiveLinear
 from ..plan import ALL, Plan
+from ..reselection import Seed
 from ..salience import Score, select
 from ..selection import Entries
 from .schedule import check_count
@@ -38,8 +39,9 @@ class Candidates:
 
     `find(batches)` looks for them, with one layer's dense gradient at a time; from then on every
     backward adds their exact gradients, by `selected_wgrad`, and `step()` after `optimizer.step()`
-    ends a step. `sums[name]` and `entries[name]` tell what was collected. `remove()` ends it.
-    Raises ValueError that names the argument.
+    ends a step. `sums[name]` and `entries[name]` tell what was collected, `seeds()` what
+    `sft.reselect` begins with where they join. `remove()` ends it. Raises ValueError that names the
+    argument.
     """
 
     def __init__(self, model: nn.Module, per_tensor: int):
@@ -106,6 +108,20 @@ class Candidates:
             one.sums += one.current
             one.squares.addcmul_(one.current, one.current)
             one.current.zero_()
+
+    def seeds(self) -> dict[str, Seed]:
+        """{name: `Seed`} for `sft.reselect`: means of gradients and of their squares.
+
+        Raises RuntimeError before the first step.
+        """
+        if not self.steps:
+            raise RuntimeError("candidates: no step was collected yet; train, and call step()")
+        found = {}
+        for name, one in self._collected.items():
+            index = one.entries.index.long()
+            mean, squares = one.sums / self.steps, one.squares / self.steps
+            found[name] = Seed(index, mean, squares, self.steps)
+        return found
 
     def remove(self) -> None:
         """Collect no more, and forget what was collected."""
