@@ -67,7 +67,8 @@ def apply(
 ) -> nn.Module:
     """Put `delta` into `model`, in place: the fine-tuned model, bit for bit. Returns the model.
 
-    model: the base, not converted. Deltas that change other entries can be in it at once.
+    model: the base, not converted. Deltas that change other entries can be in it at once, and one
+    that was trained on top of others goes in on top of them.
     alpha: 0 for the base, 1 for the fine-tuned model, in between or beyond a mix of both: base +
     alpha * (new - base), in fp32 and rounded once; the base's values come from the delta where it
     has them (`origin`), else from the model. force: do not look whether the model is the base that
@@ -86,10 +87,7 @@ def apply(
         raise ValueError("delta: it is in this model already; sft.remove(model, delta) first")
     exchanges = exchanges_of(model, list(delta.items()))
     if not force:
-        with applied.taken_out(model):
-            wrong = differences(model, delta, applied.known)
-        if wrong:
-            refuse(delta, wrong)
+        _check_base(model, delta, applied)
     if alpha != 1.0:
         parts = [(name, _mixed(model, name, part, alpha)) for name, part in delta.items()]
         exchanges = exchanges_of(model, parts)
@@ -99,6 +97,16 @@ def apply(
     else:
         swap_all(model, exchanges, into=True)
     return model
+
+
+def _check_base(model: nn.Module, delta: Delta, applied: Applied) -> None:
+    """Raise ValueError unless `delta` was made for the base of `model`, or for `model` as it is:
+    trained on top of the deltas that are in it.
+    """
+    with applied.taken_out(model):
+        wrong = differences(model, delta, applied.known)
+    if wrong and not (applied.records and not differences(model, delta, Known())):
+        refuse(delta, wrong)
 
 
 def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:

@@ -84,9 +84,10 @@ class Delta(Mapping):
     def of(cls, model: nn.Module, base_name: str | None = None, recipe: Any = None) -> "Delta":
         """What trained in `model`, which `sft.convert` has converted: a copy, on its devices.
 
+        Its base is the model as it was when it was converted, which it knows by what has not
+        trained; where `convert` kept the origin of the selected entries, it has that too.
         Persistent buffers come along whole (running statistics drift where nothing else trains).
-        It knows its base by what has not trained; where `convert` kept the origin of the selected
-        entries, it has that too. Raises ValueError for a model that is not converted.
+        Raises ValueError for a model that is not converted.
         """
         parts = {each.name: _part_of(each) for each in places.trained(model)}
         for name, buffer in _buffers(model):

@@ -153,6 +153,21 @@ def test_a_second_delta_is_looked_at_as_on_the_base():
     assert torch.equal(base.layers[1].weight[1], second["layers.1.weight"].values[0])
 
 
+def test_a_delta_that_was_trained_on_top_of_another():
+    first = sft.Delta.of(trained({"layers.0.weight": sft.Rows([1])}))
+    model = sft.apply(net(), first)
+    sft.convert(model, {"layers.0.weight": sft.Rows([2]), "layers.1.weight": sft.Rows([0])})
+    with torch.no_grad():
+        model.layers[0].values += 1
+        model.layers[1].values += 1
+    second = sft.Delta.of(model)
+    with pytest.raises(ValueError, match="model: it is not the base"):
+        sft.apply(net(), second)
+    base = sft.apply(sft.apply(net(), first), second)
+    assert same_bits(base, small_deltas.reverted(model))
+    assert same_bits(sft.remove(sft.remove(base)), net())
+
+
 def test_what_a_later_delta_changed_comes_out_last():
     first = parts_of(trained(), "layers.0.weight", "layers.2.weight")
     second = parts_of(trained(steps=6), "layers.2.weight")
