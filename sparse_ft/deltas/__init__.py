@@ -2,12 +2,13 @@
 
 from .applying import apply, remove
 from .base import on_base
-from .delta import Delta, Part
+from .delta import Delta
 from .differences import diff
 from .engines import save_trl_patch, vllm_patches, write_slime_version
 from .files import load_delta, save_delta
 from .lora import export_lora
 from .merging import merge
+from .part import Part
 from .scaling import lines, model_stock, momentum, wise_ft
 from .sending import Patch, Patches, Receiver, patches
 from .shira import export_shira, load_shira

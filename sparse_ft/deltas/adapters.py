@@ -15,8 +15,9 @@ from .._atomic import checked_path, naming_path, written_whole
 from ..selection import Entries
 from . import places
 from .base import on_base
-from .delta import Delta, Part
+from .delta import Delta
 from .fingerprint import fingerprint, written
+from .part import Part
 from .rest import rest_of, rest_of_matrix
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -9,9 +9,10 @@ from torch import nn
 from ..converted import record_of
 from ..nn import Selected
 from .base import Known, base_values, differences, refuse
-from .delta import Delta, Part
+from .delta import Delta
 from .exchange import Exchange, exchanges_of, for_a_while, placed, swap_all, tensor_of
 from .overlap import overlapping
+from .part import Part
 
 _APPLIED = "_sparse_ft_applied"  # on the model: its `Applied`
 

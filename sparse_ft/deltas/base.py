@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from . import places
-from .delta import Delta, Part
+from .delta import Delta
 from .exchange import tensor_of
 from .fingerprint import bits_of, fingerprint, written
+from .part import Part
 from .rest import rest_of, rest_of_matrix
 
 

@@ -9,8 +9,9 @@ import torch
 
 from ..selection import Entries, Selection
 from . import places
-from .delta import Delta, Part
+from .delta import Delta
 from .overlap import sorted_positions
+from .part import Part
 
 
 class Shared(NamedTuple):

@@ -11,7 +11,8 @@ import torch
 from ..plan import describe, selection_of
 from ..selection import Entries, Selection, rebuilt
 from . import gaps
-from .delta import Delta, Part
+from .delta import Delta
+from .part import Part
 
 _WHOLE, _STANDARD = "all", (1, 1)
 

@@ -10,8 +10,10 @@ from ..checkpoint import state_dict
 from ..places import matrix_shape
 from ..selection import Columns, Entries, Rows, Selection
 from . import places
-from .delta import Delta, Part, name_of
+from .delta import Delta
 from .fingerprint import bits_of, fingerprint, written
+from .making import name_of
+from .part import Part
 from .rest import rest_of, rest_of_matrix
 
 _POSITION = 1.25  # bytes that the position of an entry takes in a file, about

@@ -12,8 +12,8 @@ from torch import nn
 
 from .. import ops
 from . import places
-from .delta import Part
 from .fingerprint import bits_of
+from .part import Part
 
 
 class Held(NamedTuple):

@@ -13,7 +13,8 @@ from torch import nn
 
 from . import places
 from .adapters import PREFIX, change_of, known_delta, module_of, whole_tensors, write_adapter
-from .delta import Delta, Part
+from .delta import Delta
+from .part import Part
 
 
 def export_lora(

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from .base import on_base
-from .delta import Delta, Part
+from .delta import Delta
 from .dense import Shared, names_of, put_together, shared
+from .part import Part
 from .rules import RULES, Rule, mix
 from .same_base import rest_of_both, rest_of_part
 

@@ -3,7 +3,8 @@
 import torch
 
 from . import places
-from .delta import Delta, Part
+from .delta import Delta
+from .part import Part
 
 
 def overlapping(a: Delta, b: Delta) -> str | None:

@@ -4,10 +4,11 @@ them leave alone together.
 
 from collections.abc import Sequence
 
-from .delta import Delta, Part
+from .delta import Delta
 from .dense import in_order
 from .fingerprint import fingerprint, fingerprint_of_entries, line_of, without, written
 from .overlap import sorted_positions
+from .part import Part
 from .places import BUFFER
 
 

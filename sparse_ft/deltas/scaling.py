@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .applying import mixed
-from .delta import Delta, Part
+from .delta import Delta
 from .dense import names_of, put_together, shared
+from .part import Part
 from .places import BUFFER
 from .same_base import rest_of_both, rest_of_part
 

@@ -19,9 +19,10 @@ from .adapters import (
     whole_tensors,
     write_adapter,
 )
-from .delta import Delta, Part
+from .delta import Delta
 from .dense import in_order
 from .overlap import sorted_positions
+from .part import Part
 
 
 def export_shira(

@@ -10,8 +10,9 @@ from torch import nn
 from ..converted import record_of
 from . import places
 from .applying import Applied
-from .delta import Part, ever_selected, kept_origin
 from .exchange import Exchange, for_a_while, swap_all, tensor_of
+from .making import ever_selected, kept_origin
+from .part import Part
 
 
 @contextlib.contextmanager
