@@ -4,7 +4,6 @@ PEFT puts the config of a new adapter into that dict of a model, if it has one, 
 anything of the model. A dict that refuses it by name leaves everything as it was.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -28,7 +27,7 @@ class Guarded(dict):
         self.check(config)
         super().__setitem__(name, config)
 
-    def update(self, *others: Mapping, **more: Any) -> None:
+    def update(self, *others: Any, **more: Any) -> None:  # type: ignore[override]
         new = dict(*others, **more)
         for config in new.values():
             self.check(config)

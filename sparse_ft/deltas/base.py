@@ -37,7 +37,7 @@ class Known:
     `sft.remove`; a bare write through `.data` leaves no trace, here as elsewhere.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._numbers: dict[str, tuple[Seen, int]] = {}
 
     def of(self, name: str, tensor: torch.Tensor) -> int:

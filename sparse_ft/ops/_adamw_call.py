@@ -219,19 +219,19 @@ def arguments_of(call: Call) -> tuple[list, dict]:
     return positional, keywords
 
 
-def _given(tensors, i):
+def _given(tensors: Sequence[torch.Tensor] | None, i: int) -> torch.Tensor | None:
     """Number i of a list in which a tensor without elements stands for none."""
     if tensors is None or not tensors[i].numel():
         return None
     return tensors[i]
 
 
-def _or_nothing(tensor, t):
+def _or_nothing(tensor: torch.Tensor | None, t: AdamWTensor) -> torch.Tensor:
     """A list of the dispatcher's has a tensor for each."""
     return t.step.new_empty(0) if tensor is None else tensor
 
 
-def _with_plain_strides(t):
+def _with_plain_strides(t: AdamWTensor) -> AdamWTensor:
     value, grad = t.value, t.grad
     if grad.stride() != value.stride():
         grad = torch.empty_like(value).copy_(grad)
@@ -242,28 +242,34 @@ def _with_plain_strides(t):
     return dataclasses.replace(t, grad=grad, layout=layout)
 
 
-def _check_count(name, given, count):
+def _check_count(name: str, given: Sequence, count: int) -> None:
     if len(given) != count:
         raise ValueError(
             f"{name}: expected {count} items, one a tensor of values, got {len(given)}"
         )
 
 
-def _check_optional(name, given, count):
+def _check_optional(name: str, given: Sequence | None, count: int) -> None:
     if given is not None and len(given) != count:
         raise ValueError(
             f"{name}: expected None or {count} items, one a tensor of values, got {len(given)}"
         )
 
 
-def _check_absmaxes(absmaxes, count):
+def _check_absmaxes(absmaxes: Sequence[torch.Tensor] | None, count: int) -> None:
     if absmaxes is not None and len(absmaxes) != 2 * count:
         raise ValueError(
             f"absmaxes: expected None or {2 * count} items, two a tensor, got {len(absmaxes)}"
         )
 
 
-def _check_layouts(weights, kinds, indices, blocks, count):
+def _check_layouts(
+    weights: Sequence[torch.Tensor],
+    kinds: Sequence[str],
+    indices: Sequence[torch.Tensor],
+    blocks: Sequence[int],
+    count: int,
+) -> None:
     linked = len(weights)
     if not linked == len(kinds) == len(indices) == len(blocks) / 2 or linked > count:
         raise ValueError(
@@ -272,7 +278,7 @@ def _check_layouts(weights, kinds, indices, blocks, count):
         )
 
 
-def _check_scalar(name, scalar):
+def _check_scalar(name: str, scalar: torch.Tensor | None) -> None:
     if scalar is not None and scalar.numel() != 1:
         raise ValueError(f"{name}: expected one element, got shape {tuple(scalar.shape)}")
     if scalar is not None and scalar.dtype != torch.float32:

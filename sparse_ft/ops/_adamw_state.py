@@ -103,7 +103,7 @@ class StateFormat:
             self._store(t, t.exp_avg, exp_avg, stream=1)
             self._store(t, t.exp_avg_sq, exp_avg_sq, stream=2)
 
-    def _store(self, t, stored, wide, stream):
+    def _store(self, t: AdamWTensor, stored: torch.Tensor, wide: torch.Tensor, stream: int) -> None:
         if self.by_chance and stored.dtype in SIXTEEN_BITS:
             count = stored.numel()
             words = random_words(t.seed, t.step.item(), count, stream, stored.device)
@@ -140,7 +140,7 @@ class StateFormat:
             layout=t.layout,
         )
 
-    def _lies_alike(self, t):
+    def _lies_alike(self, t: AdamWTensor) -> bool:
         """Whether one walk through memory meets all that is kept of an entry."""
         if self.is_plain:
             return _native.alike(t.value, t.exp_avg, t.exp_avg_sq)
@@ -170,7 +170,7 @@ class StateFormat:
         check_like("exp_avgs", t.exp_avg, t.value, self.moments_dtype(t.value))
         check_like("exp_avg_sqs", t.exp_avg_sq, t.value, self.moments_dtype(t.value))
 
-    def _check_correction(self, t):
+    def _check_correction(self, t: AdamWTensor) -> None:
         if t.value.dtype != torch.bfloat16:
             raise TypeError(f"corrections: they go with values in bfloat16, got {t.value.dtype}")
         if self.by_chance:
@@ -180,7 +180,7 @@ class StateFormat:
         check_like("corrections", t.correction, t.value, torch.int16)
 
 
-def _can_be_written_through(t):
+def _can_be_written_through(t: AdamWTensor) -> bool:
     """Whether the compiled part finds the selected entries of the weight as it lies."""
     kind, index, block_h, block_w = t.layout
     weight = t.weight
@@ -192,13 +192,15 @@ def _can_be_written_through(t):
     return t.value.shape == values_shape(kind, index, block_h, block_w, weight.shape)
 
 
-def _store_codes(value, codes, absmax, wide, signed):
+def _store_codes(
+    value: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor, wide: torch.Tensor, signed: bool
+) -> None:
     new_codes, new_absmax = quantize(as_in_memory(wide, value), signed)
     absmax.copy_(new_absmax)
     codes.copy_(in_memory_order(new_codes, value))
 
 
-def _check_seed(t):
+def _check_seed(t: AdamWTensor) -> None:
     if t.value.dtype not in SIXTEEN_BITS:
         raise TypeError(
             "seeds: only what is stored in 16 bits is rounded by chance, got values in"
@@ -210,7 +212,7 @@ def _check_seed(t):
         )
 
 
-def _check_absmax(t, absmax):
+def _check_absmax(t: AdamWTensor, absmax: torch.Tensor) -> None:
     if t.value.dtype == torch.float64:
         raise TypeError(
             f"absmaxes: moments in 8 bits go with values of at most 32 bits, got {t.value.dtype}"

@@ -54,7 +54,7 @@ def check_variation(t: AdamWTensor) -> None:
         _check("origins", t.origin, t.origin.dtype, shape)
 
 
-def _check(name, tensor, dtype, shape):
+def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise ValueError(
             f"{name}: expected {dtype} {shape} as its values have it, got"

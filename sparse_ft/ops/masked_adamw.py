@@ -48,9 +48,9 @@ def adamw_ref(
     """
     m = lerp_ref(m, g, 1 - beta1)
     v = v * beta2 + g * g * (1 - beta2)
-    step_size = lr / (1 - beta1**age)
-    root_correction = (1 - beta2**age) ** 0.5
-    decay_rate = lr * weight_decay
+    step_size: Any = lr / (1 - beta1**age)
+    root_correction: Any = (1 - beta2**age) ** 0.5
+    decay_rate: Any = lr * weight_decay
     if isinstance(age, torch.Tensor):
         step_size, root_correction = step_size.to(p.dtype), root_correction.to(p.dtype)
     if factor is not None:
@@ -62,7 +62,7 @@ def adamw_ref(
     return decayed - step_size * m / denominator, m, v
 
 
-def lerp_ref(start, end, weight):
+def lerp_ref(start: torch.Tensor, end: torch.Tensor, weight: float) -> torch.Tensor:
     """`torch.lerp`'s formula, from the nearer end: weight 0 gives `start` and weight 1 `end`,
     whatever the other is.
     """
@@ -72,7 +72,7 @@ def lerp_ref(start, end, weight):
     return end - (end - start) * (1 - weight)
 
 
-def masked_adamw_ref_(*arguments, **keywords):
+def masked_adamw_ref_(*arguments: Any, **keywords: Any) -> None:
     call = call_of(*arguments, **keywords).check()
     flags = call.flags
     if flags.found_inf is not None and flags.found_inf.item():
@@ -105,11 +105,11 @@ def masked_adamw_ref_(*arguments, **keywords):
             reference("scatter_selected_")(t.weight, t.value, *t.layout)
 
 
-def _fake(*arguments, **keywords):
+def _fake(*arguments: Any, **keywords: Any) -> None:
     call_of(*arguments, **keywords).check()
 
 
-def masked_adamw_cpu_(*arguments, **keywords):
+def masked_adamw_cpu_(*arguments: Any, **keywords: Any) -> None:
     call = call_of(*arguments, **keywords)
     native = native_call(call)
     if native is None:
@@ -117,7 +117,7 @@ def masked_adamw_cpu_(*arguments, **keywords):
     step_on_cpu_(native, call.flags)
 
 
-def masked_adamw_cuda_(*arguments, **keywords):
+def masked_adamw_cuda_(*arguments: Any, **keywords: Any) -> None:
     """Nothing is read back to the host, so that a CUDA graph can hold the step; a replay reads
     `lrs` anew, no other setting.
     """
@@ -132,8 +132,8 @@ def masked_adamw_cuda_(*arguments, **keywords):
     step_on_cuda_(native, call.flags, call.tensors[0].value.device)
 
 
-def masked_adamw_triton_(*arguments, **keywords):
-    from sparse_ft.kernels import masked_adamw as kernels
+def masked_adamw_triton_(*arguments: Any, **keywords: Any) -> None:
+    from sparse_ft.kernels import masked_adamw as kernels  # type: ignore[attr-defined]
 
     call = call_of(*arguments, **keywords).check()
     if not all(StateFormat.of(t).is_plain for t in call.tensors):

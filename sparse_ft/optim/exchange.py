@@ -69,7 +69,7 @@ class Exchange:
             self._ages(done, state)
         return done
 
-    def _fresh(self, step):
+    def _fresh(self, step: float) -> dict[str, Any]:
         """The moments of entries that join."""
         seeded = self.seeded
         if seeded is None:
@@ -81,7 +81,9 @@ class Exchange:
             "exp_avg_sq": seeded.grad_squared * (1 - beta2**age),
         }
 
-    def _moments(self, done, state, name, is_signed, fresh):
+    def _moments(
+        self, done: Exchanged, state: dict[str, Any], name: str, is_signed: bool, fresh: Any
+    ) -> None:
         stored, absmax = state[name], state.get(f"{name}_absmax")
         if absmax is not None:
             flat = dequantize(as_in_memory(stored, self.old), absmax, is_signed)
@@ -98,7 +100,7 @@ class Exchange:
         done.state[name] = in_memory_order(codes, self.new)
         done.state[f"{name}_absmax"] = absmax
 
-    def _ages(self, done, state):
+    def _ages(self, done: Exchanged, state: dict[str, Any]) -> None:
         """Generations that no entry has any more go, and those that join have a new one."""
         step, births = state["step"].reshape(1), state.get("births")
         generation = state.get("generation")
@@ -148,18 +150,20 @@ def check_moves(state: dict[str, Any], old: torch.Tensor) -> None:
             )
 
 
-def _is_by_entry(what):
+def _is_by_entry(what: Any) -> bool:
     return isinstance(what, torch.Tensor) and what.numel() > 1
 
 
-def _rounding(flat, codes, absmax, is_signed):
+def _rounding(
+    flat: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor, is_signed: bool
+) -> float:
     error = (dequantize(codes, absmax, is_signed) - flat).abs()
     _, largest = quantize(error, signed=False)  # of each block
     share = largest / torch.where(absmax > 0, absmax, 1)
     return float(share.max()) if share.numel() else 0.0
 
 
-def _merged(births):
+def _merged(births: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The two generations that lie closest in relation to their age become one, as old as the
     older.
     """

@@ -4,6 +4,7 @@ before the next one comes.
 
 import warnings
 import weakref
+from typing import Any
 
 import torch
 from torch import distributed
@@ -20,22 +21,21 @@ class InBackward:
     version, and autograd says so.
     """
 
-    def __init__(self, optimizer):
-        self._optimizer = weakref.ref(
-            optimizer
-        )  # parameters hold the hooks, the optimiser the parameters
-        # id of a parameter -> number of its group, whose settings are read at each step
-        self._group = {}
-        self._hooks = {}  # id of a parameter -> handle of its hook
-        self._stepped, self.reached = (
-            set(),
-            set(),
-        )  # ids: since the last step(), and between the two before
-        self._left = set()  # ids: those that stepped in backwards which step() did not follow
+    def __init__(self, optimizer: Any) -> None:
+        # Parameters hold the hooks, the optimiser the parameters.
+        self._optimizer = weakref.ref(optimizer)
+        # {id of a parameter: number of its group, whose settings are read at each step}
+        self._group: dict[int, int] = {}
+        self._hooks: dict[int, Any] = {}  # {id of a parameter: handle of its hook}
+        # Ids of those that stepped: since the last step(), between the two before, and in
+        # backwards which step() did not follow.
+        self._stepped: set[int] = set()
+        self.reached: set[int] = set()
+        self._left: set[int] = set()
         self._warned = False
         weakref.finalize(optimizer, _remove, self._hooks).atexit = False
 
-    def attach(self, start=0):
+    def attach(self, start: int = 0) -> None:
         """Hook the parameters of the groups from number `start` on, those that have no hook yet."""
         for number, group in enumerate(self._optimizer().param_groups[start:], start):
             for p in group["params"]:
@@ -52,7 +52,7 @@ class InBackward:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def _step(self, p):
+    def _step(self, p: torch.Tensor) -> None:
         optimizer = self._optimizer()
         if optimizer is None:
             return
@@ -83,7 +83,7 @@ class InBackward:
         optimizer._step_one(p, optimizer.param_groups[self._group[id(p)]])
         p.grad = None
 
-    def finish(self):
+    def finish(self) -> None:
         """What is left for `step()`: the backward is over. Raises RuntimeError where its steps were
         not what was meant.
         """
@@ -108,7 +108,7 @@ class InBackward:
                 " with in_backward=True step() does not look at gradients"
             )
 
-    def leave_behind(self):
+    def leave_behind(self) -> None:
         """Begin anew after a backward that `step()` did not follow. Warns once: what has stepped in
         it cannot be undone.
         """
@@ -123,12 +123,12 @@ class InBackward:
                 stacklevel=3,
             )
 
-    def _name(self, optimizer, p):
+    def _name(self, optimizer: Any, p: torch.Tensor) -> str:
         group = optimizer.param_groups[self._group[id(p)]]
         return name_of(group, next(i for i, q in enumerate(group["params"]) if q is p))
 
 
-def name_of(group, i):
+def name_of(group: dict[str, Any], i: int) -> str:
     """How to call parameter number i of a parameter group in a message."""
     p, names = group["params"][i], group.get("param_names")
     owner = owner_of(p)
@@ -143,6 +143,6 @@ def name_of(group, i):
     )
 
 
-def _remove(hooks):
+def _remove(hooks: dict[int, Any]) -> None:
     for handle in hooks.values():
         handle.remove()

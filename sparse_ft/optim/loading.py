@@ -21,7 +21,7 @@ class Exactly:
     dtype of their parameter.
     """
 
-    def __init__(self, tensor: torch.Tensor):
+    def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
@@ -72,7 +72,7 @@ def selections_of(group: dict) -> list[str | None]:
     return [None if owner is None else owner._sparse_ft_state.selection.digest for owner in owners]
 
 
-def _check_selections(saved, own):
+def _check_selections(saved: dict[str, Any], own: dict[str, Any]) -> None:
     """State of another selection of the same size would go to entries that it is not of."""
     there = saved.get(SELECTIONS)
     if there is None:  # saved by another optimiser, or nothing was selected
@@ -86,7 +86,9 @@ def _check_selections(saved, own):
             )
 
 
-def _group(number, saved, own, defaults):
+def _group(
+    number: int, saved: dict[str, Any], own: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
     for name in SETTINGS:
         if name not in saved:
             raise ValueError(
@@ -102,7 +104,9 @@ def _group(number, saved, own, defaults):
     return settings
 
 
-def _boxed(loaded, p, name, storage):
+def _boxed(
+    loaded: dict[str, Any], p: torch.Tensor, name: str, storage: Storage
+) -> dict[str, Exactly]:
     dtypes = storage.format_of(p).dtypes(p)
     for what in loaded.keys() - dtypes.keys() - {"step", "generation", "births"}:
         raise ValueError(f"state_dict: {name}: it holds {what!r}, which {storage} does not keep")
@@ -118,7 +122,7 @@ def _boxed(loaded, p, name, storage):
     return boxed
 
 
-def _step(step: Any, p, name):
+def _step(step: Any, p: torch.Tensor, name: str) -> torch.Tensor:
     """The number of steps taken, as a tensor: float32, one element."""
     if isinstance(step, (int, float)):
         step = torch.tensor(float(step))
@@ -132,7 +136,14 @@ def _step(step: Any, p, name):
     return step.to(p.device, torch.float32).reshape(())
 
 
-def _tensor(loaded, what, dtype, p, name, storage):
+def _tensor(
+    loaded: dict[str, Any],
+    what: str,
+    dtype: torch.dtype,
+    p: torch.Tensor,
+    name: str,
+    storage: Storage,
+) -> torch.Tensor:
     tensor = loaded.get(what)
     shape = storage.format_of(p).shape(what, p)
     if tensor is None:
@@ -159,7 +170,7 @@ def _tensor(loaded, what, dtype, p, name, storage):
     return torch.empty_like(p, dtype=dtype).copy_(tensor)
 
 
-def _kind(what):
+def _kind(what: Any) -> str:
     if isinstance(what, torch.Tensor):
         return f"a {what.layout} tensor of shape {tuple(what.shape)}"
     return "missing" if what is None else repr(what)

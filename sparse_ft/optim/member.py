@@ -51,7 +51,7 @@ class Member:
             del own[name]
 
 
-def _fits(held, what):
+def _fits(held: Any, what: Any) -> bool:
     if not isinstance(held, torch.Tensor) or not isinstance(what, torch.Tensor):
         return False
     return held.shape == what.shape and held.dtype == what.dtype

@@ -27,13 +27,15 @@ class Prepared:
         "_native", "_holds", "_alive", "_stride", "_dtype", "_count",
     )  # fmt: skip
 
-    def __init__(self, parameter: torch.Tensor):
+    def __init__(self, parameter: torch.Tensor) -> None:
         self.parameter = parameter
         self.state: dict[str, torch.Tensor] = {}
         self.seed: int | None = None
         self.settings: Settings | None = None
         self.to_origin = False  # whether weight decay pulls there
-        self._native = self._holds = self._alive = None
+        self._native: Any = None
+        self._holds: list | None = None
+        self._alive: tuple | None = None
 
     def tensor(self, owner: Any) -> AdamWTensor:
         """All of it by name, but for the gradient."""
@@ -74,7 +76,7 @@ class Prepared:
             self._holds = holds
         return self._native
 
-    def _fingerprint(self, owner):
+    def _fingerprint(self, owner: Any) -> list:
         """What `native` tells of: while this is the same, so is that."""
         p = self.parameter
         holds = [p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), self.seed]
@@ -138,7 +140,7 @@ def native_call_of(
     return call
 
 
-def _add(call, prepared, owner):
+def _add(call: NativeCall, prepared: Prepared, owner: Any) -> bool:
     """False where the compiled part does not take it."""
     native = prepared.native(owner)
     address = None if native is None else prepared.gradient_address()
@@ -151,7 +153,7 @@ def _add(call, prepared, owner):
     return True
 
 
-def _add_settings(call, parameters):
+def _add_settings(call: NativeCall, parameters: Sequence[Prepared]) -> None:
     """Those of a group are one object."""
     last = native = None
     for prepared in parameters:

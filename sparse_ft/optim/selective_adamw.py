@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..ops._adamw_native import step_on_cpu_
-from ..ops._adamw_tensor import Flags
+from ..ops._adamw_tensor import Flags, Settings
 from ..ops.masked_adamw import masked_adamw_call_
 from .batches import Batch, linked_owner
 from .groups import groups_of
@@ -89,8 +89,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
         seed: int = 0,
         optim_bits: int = 32,
         decay_to: str = "zero",
-    ):
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+    ) -> None:
+        defaults: dict[str, Any] = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize
+        )
         check_settings(defaults)
         if in_backward and skip_nonfinite:
             raise ValueError(
@@ -170,7 +172,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         another shape or kind of dtype, or has no place in this optimiser; nothing is loaded then.
         """
 
-        def checked(_, state_dict):
+        def checked(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
             found = boxed(self, state_dict, self._storage)
             for own, group in zip(self.param_groups, found["param_groups"]):
                 check_settings(group)
@@ -197,7 +199,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self._backward:
             self._backward.leave_behind()
 
-    def _replaced(self, parameter):
+    def _replaced(self, parameter: torch.Tensor) -> None:
         """Another one has taken its place in a group."""
         self._prepared.pop(id(parameter), None)
         self._count()
@@ -205,13 +207,13 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._backward.detach(parameter)
             self._backward.attach()
 
-    def _count(self):
+    def _count(self) -> None:
         """Number the parameters, as `state_dict` does."""
         params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
         self._number = {id(p): number for number, p in enumerate(params)}
 
     @property
-    def _step_supports_amp_scaling(self):
+    def _step_supports_amp_scaling(self) -> bool:
         """GradScaler asks whether it hands over grad_scale and found_inf instead of dividing the
         gradients first.
 
@@ -260,7 +262,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
             self._skipped.add(found_inf)
         return loss
 
-    def _found_inf(self, batches):
+    def _found_inf(self, batches: list[Batch]) -> torch.Tensor | None:
         """What tells the step whether to skip, or will tell once it has looked; None:
         nothing does.
         """
@@ -275,9 +277,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
             return torch.zeros((), dtype=torch.float32, device=device)
         return found_inf.to(device)
 
-    def _batches(self):
+    def _batches(self) -> list[Batch]:
         """The parameters that have a gradient, by what a call has in common."""
-        batches = {}
+        batches: dict[tuple, Batch] = {}
         for group in self.param_groups:
             device = batch = None
             for p in group["params"]:
@@ -293,7 +295,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 self._add(batch, p, group, settings)
         return list(batches.values())
 
-    def _add(self, batch, p, group, settings):
+    def _add(
+        self, batch: Batch, p: torch.Tensor, group: dict[str, Any], settings: Settings
+    ) -> None:
         if p.grad.is_sparse:
             raise RuntimeError(
                 "grad: SelectiveAdamW takes dense gradients, got a sparse one of shape"
@@ -316,7 +320,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if is_new and p.is_cpu:
             prepared.spread(owner)
 
-    def _state_of(self, p):
+    def _state_of(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[p]
         if not state:
             state.update(self._storage.format_of(p).new(p))  # whole or not at all
@@ -324,13 +328,15 @@ class SelectiveAdamW(torch.optim.Optimizer):
             state["step"] = state["step"].to(p.device)
         return state
 
-    def _step_one(self, p, group):
+    def _step_one(self, p: torch.Tensor, group: dict[str, Any]) -> None:
         """The step of one parameter that has its gradient."""
         batch = Batch(p.device, group["maximize"])
         self._add(batch, p, group, settings_of(group, p.device))
         self._step_on(batch)
 
-    def _step_on(self, batch, found_inf=None, look=False):
+    def _step_on(
+        self, batch: Batch, found_inf: torch.Tensor | None = None, look: bool = False
+    ) -> None:
         """look: at the gradients first, and set found_inf if one is not finite."""
         flags = Flags(
             maximize=batch.maximize,
@@ -352,5 +358,5 @@ class SelectiveAdamW(torch.optim.Optimizer):
             owner._mark_shown()
 
 
-def _on(device, scalar):
+def _on(device: torch.device, scalar: torch.Tensor | None) -> torch.Tensor | None:
     return scalar if scalar is None else scalar.to(device)

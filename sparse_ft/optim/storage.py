@@ -39,7 +39,7 @@ class Storage:
     correction: bool = False
     optim_bits: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.stochastic_rounding and self.correction:
             raise ValueError(
                 "correction: with it nothing is rounded, so it does not go with"
@@ -48,7 +48,7 @@ class Storage:
         if isinstance(self.optim_bits, bool) or self.optim_bits not in (8, 32):
             raise ValueError(f"optim_bits: expected 32 or 8, got {self.optim_bits!r}")
 
-    def __str__(self):
+    def __str__(self) -> str:
         settings = dataclasses.asdict(self).items()
         return f"SelectiveAdamW({', '.join(f'{name}={setting}' for name, setting in settings)})"
 

@@ -81,12 +81,12 @@ def reselect(
     return report
 
 
-def _check_word(name, word, words):
+def _check_word(name: str, word: str, words: tuple[str, str]) -> None:
     if word not in words:
         raise ValueError(f"{name}: expected {words[0]!r} or {words[1]!r}, got {word!r}")
 
 
-def _changes(model, plan):
+def _changes(model: nn.Module, plan: Any) -> dict[str, tuple[Any, Selection]]:
     """{name: (its module, its new selection)} of those that change."""
     record = record_of(model)
     if record is None:
@@ -119,7 +119,7 @@ def _changes(model, plan):
     return changes
 
 
-def _misnamed(name, what, plan, holders):
+def _misnamed(name: str, what: Any, plan: Plan, holders: dict[str, Any]) -> Exception:
     way_out = "sft.revert(model), then convert with another plan"
     if name in plan:
         return ValueError(
@@ -131,11 +131,18 @@ def _misnamed(name, what, plan, holders):
     )
 
 
-def _how(what):
+def _how(what: Any) -> str:
     return "whole" if what == ALL else "selected entries"
 
 
-def _exchange(holder, optimizer, selection, dropped, seed, age):
+def _exchange(
+    holder: Any,
+    optimizer: torch.optim.Optimizer | None,
+    selection: Selection,
+    dropped: str,
+    seed: Any,
+    age: str,
+) -> Exchange:
     state = holder._sparse_ft_state
     name, values = state.label, holder._parameters["values"]
     if state.slide is not None:
@@ -168,7 +175,7 @@ def _exchange(holder, optimizer, selection, dropped, seed, age):
     return Exchange(holder, selection, member, restores, age == "entry", seed)
 
 
-def _check_seeds(seeds, changes, optimizer):
+def _check_seeds(seeds: Any, changes: dict[str, Any], optimizer: Any) -> None:
     for name in seeds:
         if name not in changes:
             raise ValueError(f"seeds: {name!r} does not change, so nothing joins it")
@@ -176,7 +183,7 @@ def _check_seeds(seeds, changes, optimizer):
         raise ValueError(f"seeds: expected SelectiveAdamW, got {type(optimizer).__name__}")
 
 
-def _check_counts(exchanges):
+def _check_counts(exchanges: list[Exchange]) -> None:
     changed = [each.name for each in exchanges if not each.keeps_parameter]
     if changed:
         raise ValueError(
@@ -186,7 +193,7 @@ def _check_counts(exchanges):
         )
 
 
-def _record(model, exchange):
+def _record(model: nn.Module, exchange: Exchange) -> None:
     """The plan of the model says what trains."""
     record = record_of(model)
     plan = record.plan | {exchange.name: exchange.selection}

@@ -1,6 +1,7 @@
 """Exchange: the selection of one parameter, its values and its state become others."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class Exchange:
         counts = moves.counts(state.matrix_shape, old, self.selection)
         return Reselected(self.name, *counts, rounded=new.state.rounded, merged=new.state.merged)
 
-    def _new(self, moves):
+    def _new(self, moves: Moves) -> New:
         holder, state, values = self.holder, self.holder._sparse_ft_state, self.values.detach()
         matrix = holder._matrix()
         joining = ops.gather_selected(matrix, *self.selection.layout, dtype=values.dtype)
@@ -98,7 +99,7 @@ class Exchange:
         exchanged_state = self._new_state(moves, values, new_values)
         return New(new_values, restored, origin, factor, left, exchanged_state)
 
-    def _new_state(self, moves, values, new_values):
+    def _new_state(self, moves: Moves, values: torch.Tensor, new_values: torch.Tensor) -> Exchanged:
         member, seeded = self.member, None
         if member is None:
             return Exchanged({})
@@ -118,7 +119,7 @@ class Exchange:
         )
         return exchange.of(member.state)
 
-    def _put(self, old, new):
+    def _put(self, old: Any, new: Any) -> None:
         """Put the new tensors in place. Does no harm again."""
         holder, state, values = self.holder, self.holder._sparse_ft_state, self.values
         weight = holder._weight()

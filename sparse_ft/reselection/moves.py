@@ -82,13 +82,13 @@ class Moves:
             return self.dropped.view(old.shape)
         return self._along(self.dropped, old).expand(old.shape)
 
-    def _along(self, units, values):
+    def _along(self, units: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         shape = [1] * values.dim()
         shape[self.dim] = -1
         return units.view(shape)
 
 
-def _units(selection, shape):
+def _units(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
     """int64 [units], one number for each."""
     index = selection.index.long()
     if selection.kind != "blocks":
@@ -97,7 +97,7 @@ def _units(selection, shape):
     return index[:, 0] * across + index[:, 1]
 
 
-def _sizes(selection, shape):
+def _sizes(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
     """int64 [units]: of how many entries each consists."""
     rows, columns = shape
     index = selection.index.long()

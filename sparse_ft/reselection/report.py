@@ -1,6 +1,7 @@
 """What `sft.reselect` has done, parameter by parameter."""
 
 import dataclasses
+from typing import Any
 
 from ..texts import aligned
 
@@ -57,5 +58,5 @@ class ReselectReport(list[Reselected]):
         return "\n".join(text)
 
 
-def _cells(name, counts):
+def _cells(name: str, counts: Any) -> tuple[str, str, str, str]:
     return name, f"{counts.kept:,}", f"{counts.joined:,}", f"{counts.dropped:,}"

@@ -233,7 +233,7 @@ class _Copy:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor, self._memory, self._numbers = tensor, tensor.detach(), tensor.detach().clone()
 
-    def restore(self):
+    def restore(self) -> None:
         with torch.no_grad():
             _restore_memory(self._tensor, self._memory)
             if not torch.equal(self._tensor, self._numbers):
