@@ -97,6 +97,7 @@ class Case(NamedTuple):
     input_grad: bool = False
     training: bool = True
     steps: int = 3
+    origin: bool = False  # whether convert keeps it
     events: tuple = ()
 
 
@@ -143,6 +144,7 @@ def draw(seed):
     if network.data.endswith(" loss") and case.lean is not None:
         case = case._replace(lean="loss")
     case = draw_optimizer(rng, case)
+    case = case._replace(origin=rng.random() < 0.4)
     return case._replace(events=draw_events(rng, case))
 
 

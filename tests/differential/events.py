@@ -184,6 +184,12 @@ def state_lost(run, event, forward):
     run.make_optimizers()
 
 
+def restored(run, event, forward):
+    """Half way to the base, to the base, and back."""
+    for alpha in (0.5, 0.0, 1.0):
+        sft.restore(run.model, alpha)
+
+
 def there_and_back(run, event, forward):
     """A cast that loses nothing."""
     run.model.to(torch.float64).to(run.dtype)
@@ -204,6 +210,10 @@ def always(case):
 def keeps_no_masters(case):
     """Where the optimiser has them, or their other halves, nobody else writes values."""
     return case.optimizer not in ("SelectiveAdamW correction", "master copies")
+
+
+def keeps_origin(case):
+    return case.origin
 
 
 def generates(case):
@@ -250,6 +260,7 @@ EVENTS = {
     "sync": Kind(synced, nothing, always),
     "summary": Kind(summarised, nothing, always, within=True),
     "revert and convert": Kind(reverted_and_converted, state_lost, always),
+    "restore": Kind(restored, nothing, keeps_origin),
     "cast and back": Kind(there_and_back, nothing, always),
     "lean": Kind(made_lean, nothing, always),
     "freeze": Kind(frozen, frozen, lambda case: len(case.plan) > 1),

@@ -236,6 +236,7 @@ class Selective(Run):
             self.plan,
             lean=self.case.lean == "with",
             values_dtype=DTYPES[chosen] if chosen else None,
+            origin=self.case.origin,
         )
 
     def make_optimizers(self):
