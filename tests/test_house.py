@@ -258,6 +258,12 @@ def test_a_line_of_code_asks_little_of_its_reader():
     assert statistics.median(house_figures.density(PACKAGE)) <= 8
 
 
+def test_what_a_user_may_pass_is_annotated():
+    public = house_figures.annotated(PACKAGE)
+    missing = [name for name, has in public.items() if not has]
+    assert len(missing) <= 0.05 * len(public), missing
+
+
 def test_tokens_are_counted_as_the_figure_says():
     lines = [
         '"""Not counted."""',
