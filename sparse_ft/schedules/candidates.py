@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..annotations import AnyModule
 from ..converted import record_of
 from ..nn.linear import Adopted, SelectiveLinear
 from ..plan import ALL, Plan
@@ -23,7 +24,7 @@ class Collected:
     current: of this step. sums, squares: of the steps before.
     """
 
-    def __init__(self, module: nn.Module, entries: Entries):
+    def __init__(self, module: AnyModule, entries: Entries):
         device = module._parameters["values"].device
         self.entries = entries
         zeros = torch.zeros(len(entries), dtype=torch.float32, device=device)
@@ -156,7 +157,7 @@ def _watch(one: Collected, module: nn.Module, inputs: tuple, output: torch.Tenso
     output.register_hook(add)
 
 
-def _outside(modules: dict[str, nn.Module]) -> Score:
+def _outside(modules: dict[str, AnyModule]) -> Score:
     """|E g| of the entries that are not selected; the others come last."""
     by_memory = {module._parameters["weight"].data_ptr(): module for module in modules.values()}
 

@@ -73,8 +73,8 @@ class Rotate(Schedule):
         window = self.steps // self._every
         labels = list(self._units)
         if self._order == "random":
-            numbers = drawn(len(labels), self._count, self._seed * 1_000_003 + window)
-            return [labels[number] for number in sorted(numbers.tolist())]
+            random = drawn(len(labels), self._count, self._seed * 1_000_003 + window)
+            return [labels[number] for number in sorted(random.tolist())]
         first = window * self._count
         numbers = [(first + number) % len(labels) for number in range(self._count)]
         if self._order == "descending":
