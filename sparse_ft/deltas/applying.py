@@ -105,7 +105,11 @@ def _check_base(model: nn.Module, delta: Delta, applied: Applied) -> None:
     trained on top of the deltas that are in it.
     """
     with applied.taken_out(model):
+        if applied.known.fits(model, delta):
+            return
         wrong = differences(model, delta, applied.known)
+        if not wrong:
+            applied.known.remember(model, delta)
     if wrong and not (applied.records and not differences(model, delta, Known())):
         refuse(delta, wrong)
 

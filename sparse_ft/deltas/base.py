@@ -1,6 +1,7 @@
 """Whether a model is the base that a delta was made for."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -39,12 +40,34 @@ class Known:
 
     def __init__(self) -> None:
         self._numbers: dict[str, tuple[Seen, int]] = {}
+        self._taken = 0  # how many fingerprints were taken
+        self._fitting: weakref.WeakKeyDictionary[Delta, int] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Known, ()  # a copy of the model has tensors of its own
+
+    def fits(self, model: nn.Module, delta: Delta) -> bool:
+        """Whether `model`, which is its base, was found to be that of `delta`, and no parameter has
+        changed since.
+        """
+        if delta not in self._fitting:
+            return False
+        for name, parameter in model.named_parameters():
+            self.of(name, parameter)
+        return self._fitting[delta] == self._taken
+
+    def remember(self, model: nn.Module, delta: Delta) -> None:
+        """`model`, which is its base, has been found to be that of `delta`."""
+        for name, parameter in model.named_parameters():
+            self.of(name, parameter)
+        self._fitting[delta] = self._taken
 
     def of(self, name: str, tensor: torch.Tensor) -> int:
         """The fingerprint of `tensor`, which is the base's, called `name`."""
         seen = Seen.of(tensor)
         before = self._numbers.get(name)
         if before is None or before[0] != seen:
+            self._taken += 1
             before = self._numbers[name] = seen, fingerprint(tensor)
         return before[1]
 
