@@ -3,88 +3,25 @@ along.
 """
 
 import copy
-import io
 
 import pytest
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers.checkpoints import (
+    FORMS,
+    bare,
+    build,
+    converted,
+    plan,
+    same,
+    snapshot,
+    through_torch,
+    trained,
+)
 from torch import nn
 
 import sparse_ft as sft
-
-
-def build(dtype=torch.float32, seed=0):
-    """Every kind of owner: a linear layer, an embedding, an aliased convolution, a bias
-    and a norm.
-    """
-    torch.manual_seed(seed)
-    layers = dict(
-        table=nn.Embedding(9, 8),
-        linear=nn.Linear(8, 8),
-        norm=nn.LayerNorm(8),
-        conv=nn.Conv1d(5, 4, 3),
-        head=nn.Linear(6, 3),
-    )
-    return nn.Sequential(nn.ModuleDict(layers)).to(dtype)
-
-
-def forward(model):
-    m = model[0]
-    x = m["norm"](m["linear"](m["table"](torch.arange(10).view(2, 5) % 9)))
-    return m["head"](m["conv"](x))
-
-
-def plan(shift=0):
-    """Two plans of the same sizes."""
-    return {
-        "0.table.weight": sft.Rows([1 + shift, 4]),
-        "0.linear.weight": sft.Columns([0, 2 + shift]),
-        "0.linear.bias": sft.Entries([3 + shift]),
-        "0.norm.weight": sft.Entries([0 + shift, 6]),
-        "0.conv.weight": sft.Rows([1 + shift]),
-        "0.head.bias": "all",
-    }
-
-
-def trained(dtype=torch.float32, shift=0, steps=3, values_dtype=None):
-    model = build(dtype)
-    sft.convert(model, plan(shift), values_dtype=values_dtype)
-    optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.05)
-    for _ in range(steps):
-        forward(model).float().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, optimizer
-
-
-def converted(shift=0, dtype=torch.float32, seed=1):
-    model = build(dtype, seed)
-    sft.convert(model, plan(shift))
-    return model
-
-
-def snapshot(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def through_torch(state, **options):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, **options)
-
-
-def bare(state):
-    """Without what torch keeps beside the tensors."""
-    return dict(state.items())
-
-
-FORMS = {"itself": lambda s: s, "torch": through_torch, "copy": copy.deepcopy, "bare": bare}
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -322,125 +259,3 @@ def test_save_pretrained_has_no_unexpected_keys(tmp_path):
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert same(again.state_dict(), sft.state_dict(model))
-
-
-# sft.load
-
-
-@pytest.mark.parametrize("values_dtype", [None, torch.bfloat16])
-def test_load_brings_the_plan_along(values_dtype):
-    model, optimizer = trained(torch.bfloat16, values_dtype=values_dtype)
-    state = through_torch([model.state_dict(), optimizer.state_dict()])
-    other = build(torch.bfloat16, 1)
-    report = sft.load(other, state[0])
-    assert str(report) == str(sft.summary(model))
-    assert same(snapshot(other), snapshot(model))
-    assert other[0]["linear"].values.dtype == (values_dtype or torch.float32)
-    again = sft.SelectiveAdamW(other.parameters(), lr=1.0)
-    again.load_state_dict(state[1])
-    for m, o in (model, optimizer), (other, again):
-        forward(m).float().square().mean().backward()
-        o.step()
-    assert same(snapshot(other), snapshot(model))
-
-
-def test_load_into_a_model_that_is_converted():
-    model, _ = trained()
-    state = through_torch(model.state_dict())
-    other = converted()
-    values = other[0]["linear"].values
-    sft.load(other, state)
-    assert other[0]["linear"].values is values and same(snapshot(other), snapshot(model))
-    wrong = converted(1)
-    before = snapshot(wrong)
-    with pytest.raises(ValueError, match="model: converted with another plan.*sft.revert"):
-        sft.load(wrong, state)
-    assert same(snapshot(wrong), before)
-    sft.load(sft.revert(wrong), state)
-    assert same(snapshot(wrong), snapshot(model))
-
-
-def test_load_of_a_plain_checkpoint_gathers_values():
-    plain = build(seed=5)
-    other = converted()
-    sft.load(other, plain.state_dict())
-    assert torch.equal(other[0]["linear"].values, plain[0]["linear"].weight[:, [0, 2]])
-    untouched = build(seed=6)
-    sft.load(untouched, plain.state_dict())
-    assert same(untouched.state_dict(), plain.state_dict())
-
-
-def break_it(state, how):
-    if how == "missing":
-        del state["0.conv.weight"]
-    elif how == "unexpected":
-        state["0.conv.scale"] = torch.zeros(1)
-    elif how == "shape":
-        state["0.conv.weight"] = torch.zeros(4, 5, 7)
-    else:
-        state["0.linear.values"] = state["0.linear.values"] + 1
-    return state
-
-
-@pytest.mark.parametrize("how", ["missing", "unexpected", "shape", "edited"])
-@pytest.mark.parametrize("is_converted", [False, True])
-def test_a_load_that_fails_leaves_the_model_as_it_was(how, is_converted):
-    state = break_it(trained()[0].state_dict(), how)
-    other = converted() if is_converted else build(seed=1)
-    before, flags = snapshot(other), [p.requires_grad for p in other.parameters()]
-    with pytest.raises(RuntimeError, match="state_dict: .*0.(conv|linear)"):
-        sft.load(other, state)
-    assert same(snapshot(other), before) and [p.requires_grad for p in other.parameters()] == flags
-    assert isinstance(other[0]["linear"], sft.nn.SelectiveLinear) == is_converted
-
-
-def test_a_failed_load_leaves_a_lean_model_lean():
-    other = build(seed=1)
-    sft.lean(other)
-    with pytest.raises(RuntimeError):
-        sft.load(other, break_it(trained()[0].state_dict(), "missing"))
-    with pytest.raises(ValueError, match="not converted"):
-        sft.revert(sft.revert(other))
-
-
-def test_values_whose_plan_is_lost_say_so(tmp_path):
-    model, _ = trained()
-    safetensors.torch.save_file(
-        {n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "s"
-    )
-    state = safetensors.torch.load_file(tmp_path / "s")
-    with pytest.raises(RuntimeError, match="Plan.load"):
-        sft.load(build(), state)
-    sft.load(converted(), state)
-    with pytest.raises(RuntimeError, match="state_dict: .*values"):
-        sft.load(converted(1), state)
-
-
-@pytest.mark.parametrize(
-    "saved",
-    [
-        3,
-        {},
-        {"plan": 3},
-        {"plan": {"x": 3}, "values_dtype": None},
-        {"plan": {}, "values_dtype": "frozen"},
-    ],
-    ids=repr,
-)
-def test_broken_metadata_is_refused(saved):
-    state = trained()[0].state_dict()
-    state._metadata[""]["sparse_ft"] = saved
-    with pytest.raises(ValueError, match="state_dict: its metadata holds a broken plan"):
-        sft.load(build(), state)
-
-
-def test_a_state_without_a_plan_into_a_plain_model_says_that_nothing_is_selected():
-    model = build()
-    sft.convert(model, plan())
-    with pytest.warns(UserWarning, match="state_dict: there is no plan in it"):
-        sft.load(build(), sft.state_dict(model))
-
-
-def test_a_path_is_not_a_state_dict():
-    with pytest.raises(TypeError, match="state_dict: expected a mapping .*'model.pt'; torch.load"):
-        sft.load(build(), "model.pt")

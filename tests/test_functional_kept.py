@@ -1,0 +1,151 @@
+"""What the autograd functions keep for backward, and for how long."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from helpers.products import IN, KINDS, OUT, SELECTIONS, randn
+
+import sparse_ft as sft
+from sparse_ft.functional import selective_addmm, selective_linear
+
+
+@pytest.fixture(params=KINDS)
+def one_of_each_kind(request):
+    return SELECTIONS[request.param]
+
+
+def saved_by(function):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = function()
+    return out, saved
+
+
+@pytest.mark.parametrize("name, features", [("columns", [0, 3, 9]), ("blocks", [0, 1, 2, 3, 8, 9])])
+def test_only_the_needed_part_of_the_input_is_kept_and_it_is_a_copy(name, features):
+    selection, base, input = SELECTIONS[name], randn(OUT, IN, grad=False), randn(5, IN, grad=False)
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    (part,) = saved
+    assert (
+        torch.equal(part, input[:, features])
+        and part.untyped_storage().nbytes() == part.numel() * 8
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[0, 0]]
+)
+def test_of_an_input_of_any_layout_just_the_part_is_copied(make):
+    selection, base, input = (
+        SELECTIONS["columns"],
+        randn(OUT, IN, grad=False),
+        make(randn(4, 6, IN, grad=False)),
+    )
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    (part,) = saved
+    assert torch.equal(part.reshape(-1, 3), input[..., [0, 3, 9]].reshape(-1, 3))
+    assert part.untyped_storage().nbytes() == part.numel() * 8
+
+
+@pytest.mark.parametrize("name", ["rows", "entries"])
+def test_rows_and_entries_keep_the_input_itself(name):
+    selection, base, input = SELECTIONS[name], randn(OUT, IN, grad=False), randn(5, IN, grad=False)
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    assert [t.data_ptr() for t in saved] == [input.data_ptr()]
+
+
+def test_addmm_keeps_the_rows_it_needs():
+    selection, base, input = (
+        SELECTIONS["rows"],
+        randn(OUT, IN, grad=False),
+        randn(5, OUT, grad=False),
+    )
+    values = selection.gather(base).requires_grad_()
+    _, saved = saved_by(
+        lambda: selective_addmm(input, base, values, selection, randn(IN, grad=False))
+    )
+    assert [t.shape for t in saved] == [(5, 3)]
+
+
+def test_nothing_is_kept_where_nothing_needs_a_gradient():
+    selection, base, input = SELECTIONS["columns"], randn(OUT, IN, grad=False), randn(5, IN)
+    values = selection.gather(base)
+    _, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    assert [t.data_ptr() for t in saved] == [base.data_ptr()]
+    with torch.no_grad():
+        out, saved = saved_by(
+            lambda: selective_linear(input, base, values.requires_grad_(), selection)
+        )
+    assert saved == [] and not out.requires_grad
+    with torch.inference_mode():
+        assert not selective_linear(input, base, values, selection).requires_grad
+
+
+def test_one_copy_of_the_columns_serves_all_who_read_the_same_input():
+    base, input = randn(OUT, IN, grad=False), randn(5, IN, grad=False)
+    first, second, other = sft.Columns([0, 3]), sft.Columns([0, 3]), sft.Columns([0, 4])
+    parts = []
+    for selection in (first, second, other):
+        values = selection.gather(base).requires_grad_()
+        out, saved = saved_by(lambda: selective_linear(input, base, values, selection))  # noqa: B023
+        parts.append((out, saved[0]))
+    pointers = [part.data_ptr() for _, part in parts]
+    assert pointers[0] == pointers[1] != pointers[2]
+
+
+def test_inputs_that_look_alike_are_not_confused():
+    """The same features of another tensor, of the same shape, dtype and version, while the first
+    copy lives.
+    """
+    base, selection = randn(OUT, IN, grad=False), sft.Columns([0, 3])
+    values, inputs = (
+        selection.gather(base).requires_grad_(),
+        [randn(5, IN, grad=False) for _ in range(2)],
+    )
+    outs = [selective_linear(input, base, values, selection) for input in inputs]
+    for input, out in zip(inputs, outs, strict=True):
+        (grad,) = torch.autograd.grad(out.sum(), values)
+        assert torch.allclose(grad, input.sum(0)[[0, 3]].expand(OUT, 2))
+
+
+def test_a_changed_input_is_copied_again():
+    base, input, selection = (
+        randn(OUT, IN, grad=False),
+        randn(5, IN, grad=False),
+        sft.Columns([0, 3]),
+    )
+    values, grads = selection.gather(base).requires_grad_(), []
+    outs = [selective_linear(input, base, values, selection)]
+    input.mul_(2)
+    outs.append(selective_linear(input, base, values, selection))
+    for out in outs:
+        grads.append(torch.autograd.grad(out.sum(), values)[0])
+    assert torch.allclose(grads[1], 2 * grads[0])
+
+
+def test_kept_copies_die_with_their_graph():
+    base, input, selection = (
+        randn(OUT, IN, grad=False),
+        randn(5, IN, grad=False),
+        sft.Columns([0, 3]),
+    )
+    values = selection.gather(base).requires_grad_()
+    out, saved = saved_by(lambda: selective_linear(input, base, values, selection))
+    reference = weakref.ref(saved.pop())
+    del out
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_step_between_forward_and_backward_is_noticed(one_of_each_kind):
+    base, input = randn(OUT, IN, grad=False), randn(5, IN)
+    values = one_of_each_kind.gather(base).requires_grad_()
+    out = selective_linear(input, base, values, one_of_each_kind)
+    one_of_each_kind.scatter_(base, values.detach() + 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
