@@ -12,15 +12,24 @@ from .converted import record_of, sync
 from .messages import did_you_mean
 from .nn.origin import Origin, origins_in
 from .nn.state import Slide
+from .nn.steps import owner_of
+
+
+class Step(NamedTuple):
+    """From what entries hold to what they are to hold, and what is kept meanwhile."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+    slide: Slide | None
 
 
 class Move(NamedTuple):
-    """What is written over one trained parameter, and what was there."""
+    """What is written over one trained parameter and over entries that have left its selection."""
 
     known: Origin
     parameter: nn.Parameter
-    before: torch.Tensor
-    after: torch.Tensor
+    step: Step
+    left: Step | None
     slide: Slide | None
 
 
@@ -33,7 +42,8 @@ def restore(model: nn.Module, alpha: float | Mapping[str, float] = 0.0) -> nn.Mo
     a parameter of the plan: number}; the others stay where they are.
 
     Where the trained values are meanwhile: in the converted model, beside the origin; so a deep
-    copy and a pickle of it come back, too. A `state_dict` and `sft.revert` have what the model
+    copy and a pickle of it come back, too. Entries that a reselection dropped and left as they were
+    move with the others. A `state_dict` and `sft.revert` have what the model
     shows now. If it is trained on (or loaded) before it was brought back to 1.0, what it has then
     are its trained values, and the next `restore` says so. The optimiser's state is left alone.
 
@@ -72,17 +82,35 @@ def _by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[str, 
 
 def _move(known: Origin, parameter: nn.Parameter, alpha: float) -> Move:
     """What will be written, all of it made before any of it is."""
-    now, slide = parameter.detach(), known.slide
-    if slide is None or _is_changed(known, parameter):
+    slide = None if _is_changed(known, parameter) else known.slide
+    step = _step(parameter.detach(), known.origin, slide, alpha)
+    left = None
+    if known.left is not None:
+        now = _weight_of(parameter)[known.left.positions]
+        left = _step(now, known.left.origin, slide and slide.left, alpha)
+    after = step.slide
+    if after is not None and left is not None:
+        after = Slide(after.trained, after.shown, left.slide)
+    return Move(known, parameter, step, left, after)
+
+
+def _step(now: torch.Tensor, origin: torch.Tensor, slide: Slide | None, alpha: float) -> Step:
+    """now: what is there. slide: how it came there, if sft.restore put it there."""
+    if slide is None:
         trained = before = now.clone()
     else:
         trained = slide.trained.to(now.device, now.dtype)
         before = slide.shown.to(now.device, now.dtype)
     if alpha == 1:
-        return Move(known, parameter, before, trained, None)
-    origin = known.origin.to(now.dtype)
+        return Step(before, trained, None)
+    origin = origin.to(now.device, now.dtype)
     after = origin.clone() if alpha == 0 else torch.lerp(origin, trained, float(alpha))
-    return Move(known, parameter, before, after, Slide(trained, after))
+    return Step(before, after, Slide(trained, after))
+
+
+def _weight_of(values: nn.Parameter) -> torch.Tensor:
+    """The flat weight of which `values` are the selected entries, to be read and written."""
+    return owner_of(values)._matrix().view(-1)
 
 
 def _is_changed(known: Origin, parameter: nn.Parameter) -> bool:
@@ -111,11 +139,18 @@ def _carry_out(model: nn.Module, moves: list[Move]) -> None:
     slides = [move.known.slide for move in moves]
     try:
         for move in moves:
-            move.known.slide = move.slide
-            move.parameter.copy_(move.after)
+            _write(move, move.slide, move.step.after, move.left and move.left.after)
         sync(model)
     except BaseException:
         for move, slide in zip(moves, slides):
-            move.known.slide = slide
-            move.parameter.copy_(move.before)
+            _write(move, slide, move.step.before, move.left and move.left.before)
         raise
+
+
+def _write(
+    move: Move, slide: Slide | None, values: torch.Tensor, left: torch.Tensor | None
+) -> None:
+    move.known.slide = slide
+    move.parameter.copy_(values)
+    if left is not None:
+        _weight_of(move.parameter)[move.known.left.positions] = left

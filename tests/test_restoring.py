@@ -257,28 +257,52 @@ def test_refused_by_name():
     assert same(weights(model), after)
 
 
-@pytest.mark.parametrize("at", range(len(NAMES)))
+@pytest.mark.parametrize("at", range(len(NAMES) + 1))
 def test_an_interrupt_leaves_all_or_nothing(trained, at, monkeypatch):
     model, before, after = trained
     sft.restore(model, 0.5)
     shown = weights(model)
-    carry_out, calls = restoring.Move, []
+    write, calls = restoring._write, []
 
-    class Interrupted(carry_out):
-        @property
-        def after(self):
-            calls.append(1)
-            if len(calls) == at + 1:
-                raise KeyboardInterrupt
-            return self[3]
+    def interrupted(*args):
+        if args != (model,):
+            write(*args)
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(restoring, "Move", Interrupted)
+    monkeypatch.setattr(restoring, "_write", interrupted)
+    monkeypatch.setattr(restoring, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sft.restore(model, 0)
     monkeypatch.undo()
     assert same(weights(model), shown)
     sft.restore(model, 1)
     assert same(weights(model), after)
+
+
+@pytest.mark.parametrize("dropped", ["keep", "restore"])
+def test_what_a_reselection_dropped_moves_too(trained, dropped):
+    model, before, _ = trained
+    optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.05)
+    train(model, 2, optimizer)
+    plan = {"0.weight": sft.Rows([3, 4]), "2.weight": sft.Columns([0, 5])}
+    sft.reselect(model, optimizer, plan, dropped=dropped)
+    train(model, 2, optimizer)
+    after = weights(model)
+    assert torch.equal(after["0.weight"][0], before["0.weight"][0]) == (dropped == "restore")
+    sft.restore(model)
+    assert same(weights(model), before)
+    sft.restore(model, 0.5)
+    half = weights(model)["0.weight"][0]
+    assert torch.equal(half, torch.lerp(before["0.weight"][0], after["0.weight"][0], 0.5))
+    twin = copy.deepcopy(model)
+    for each in (model, twin):
+        sft.restore(each, 1)
+        assert same(weights(each), after)
+    sft.restore(model)
+    sft.revert(model)
+    assert same(dict(model.state_dict()), before)
 
 
 def test_revert_keeps_what_is_shown_and_forgets_the_origin(trained):

@@ -25,6 +25,7 @@ class Origin(Protocol):
     label: str
     origin: Any
     slide: Slide | None
+    left: Any  # entries that trained once (`left.Left`), or None
 
 
 class Whole:
@@ -38,6 +39,7 @@ class Whole:
         self.parameter = parameter
         self.kept = parameter.detach().clone()
         self.slide: Slide | None = None
+        self.left = None
         _whole[id(parameter)] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ class Slide:
 
     trained: torch.Tensor
     shown: torch.Tensor
+    left: "Slide | None" = None  # the same of entries that have left the selection
 
 
 @dataclasses.dataclass(slots=True)
