@@ -122,6 +122,7 @@ def _ours(model, method, batches, lr, seed):
         batches=batches,
         loss=lambda model, batch: model(**batch).loss,
         seed=seed,
+        recompute=True,  # choosing holds less than training then
         **extra,
     )
     sft.convert(model, plan | {name: "all" for name in head_parameters(model)}, lean=method.lean)

@@ -94,3 +94,12 @@ __all__ = [
     "summary",
     "sync",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What needs another library is imported from it when it is asked for."""
+    if name == "ScheduleCallback":
+        from .trainers import ScheduleCallback
+
+        return ScheduleCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 | name | of |
 |---|---|
 | `SparseCallback` | transformers' Trainer, and TRL's trainers |
+| `ScheduleCallback` | transformers' Trainer, and TRL's trainers |
 | `SparseCheckpoint` | Lightning |
 | `axolotl.SparsePlugin` | axolotl, by the name of its class in the config |
 
@@ -12,8 +13,12 @@ Each is imported from its library when it is asked for.
 import importlib
 from typing import Any
 
-_ROOMS = {"SparseCallback": "hugging_face", "SparseCheckpoint": "lightning"}
-__all__ = ["SparseCallback", "SparseCheckpoint"]
+_ROOMS = {
+    "ScheduleCallback": "scheduling",
+    "SparseCallback": "hugging_face",
+    "SparseCheckpoint": "lightning",
+}
+__all__ = ["ScheduleCallback", "SparseCallback", "SparseCheckpoint"]
 
 
 def __getattr__(name: str) -> Any:

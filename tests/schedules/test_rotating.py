@@ -1,5 +1,6 @@
 """Rotate: a few units at a time, nothing of the others held."""
 
+import gc
 import itertools
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft.memory.live import Live
 
 LAYERS, SIZE = 6, 24
 
@@ -142,3 +144,19 @@ def test_a_model_that_does_not_train_and_a_schedule_without_one():
         sft.Rotate(1, 1).attach(model, None)
     with pytest.raises(RuntimeError, match="Rotate: it has no model yet; call attach"):
         sft.Rotate(1, 1).step()
+
+
+def test_allocated_bytes_stay_those_of_the_first_window():
+    """Of all tensors that are alive, as the dispatcher sees them made and dropped."""
+    model = Net()
+    optimizer = optimizer_of("torch's", model)
+    schedule = sft.Rotate(1, 3, order="ascending").attach(model, optimizer)
+    held = []
+    with Live() as live:
+        for parameter in model.parameters():
+            live.follow(parameter.untyped_storage())
+        for _ in range(11):
+            train(model, optimizer, schedule, 3)
+            gc.collect()
+            held.append(live.bytes)
+    assert 0 < held[-1] <= 1.01 * held[0]
