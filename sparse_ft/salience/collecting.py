@@ -20,8 +20,10 @@ from .verifying import Verified, verified
 
 
 class GradientSource:
-    """Scores of gradients. The model runs when the first one is asked for, with
-    `accumulate="passes"` each time that they are.
+    """Scores of gradients.
+
+    The model runs when the first one is asked for, with `accumulate="passes"` each time that
+    they are.
     """
 
     def __init__(self, score: Score, job: Job):
@@ -67,8 +69,10 @@ class GradientSource:
         return finished
 
     def _run(self, names: list[str]) -> tuple["Run", int]:
-        """(a finished run, how many gradients there were). Layers that turn out to give more than
-        one product go the plain way, from the beginning.
+        """(a finished run, how many gradients there were).
+
+        Layers that turn out to give more than one product go the plain way, from the
+        beginning.
         """
         may = self._may_capture()
         while True:

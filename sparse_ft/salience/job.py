@@ -51,8 +51,10 @@ class Batches:
 
 @dataclasses.dataclass
 class Job:
-    """weights: {name: parameter} to choose from. loss: (model, batch) -> scalar, checked where it
-    comes out; given_loss: the user's, None for the model's own. accumulate, passes: see `select`.
+    """weights: {name: parameter} to choose from.
+
+    loss: (model, batch) -> scalar, checked where it comes out; given_loss: the user's, None for
+    the model's own. accumulate, passes: see `select`.
     """
 
     model: nn.Module

@@ -52,8 +52,9 @@ def select(
     progress: bool | None = None,
     process_group: Any = None,
 ) -> Plan:
-    """Choose what trains: a `Plan` with a selection for every targeted weight. `print(plan)` says
-    what was chosen.
+    """Choose what trains: a `Plan` with a selection for every targeted weight.
+
+    `print(plan)` says what was chosen.
 
     density: share of what is targeted that trains, in (0, 1]. budget: instead of it, a number of
     units (int), `sft.PerRow(k)`, `sft.NM(n, m)`, `sft.LikeLora(r)`, `sft.Share(p)`,

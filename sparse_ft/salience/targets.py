@@ -24,8 +24,9 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Targets(NamedTuple):
-    """weights: {name: parameter} to choose from. left: {name: why} of the matrices that the default
-    passed over.
+    """weights: {name: parameter} to choose from.
+
+    left: {name: why} of the matrices that the default passed over.
     """
 
     weights: dict[str, nn.Parameter]

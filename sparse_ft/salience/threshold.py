@@ -41,8 +41,9 @@ class Search(Protocol):
 
 
 def run(searches: Mapping[str, Search], scores: Scores, dtype: torch.dtype) -> None:
-    """Bring searches to their end, with one pass over the scores a digit. searches: {name of a
-    weight: the search that it takes part in}.
+    """Bring searches to their end, with one pass over the scores a digit.
+
+    searches: {name of a weight: the search that it takes part in}.
     """
     for digit in DIGITS[dtype]:
         for name, score in scores():

@@ -18,8 +18,10 @@ Shape = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """kind: one of `KINDS`. block_size: (height, width), for blocks. combine: how a unit is
-    judged by its entries, "sum" or "abs_of_sum".
+    """kind: one of `KINDS`.
+
+    block_size: (height, width), for blocks. combine: how a unit is judged by its entries, "sum"
+    or "abs_of_sum".
     """
 
     kind: str
@@ -62,8 +64,9 @@ class Structure:
         return torch.full((down * across,), rows * columns // (down * across))
 
     def judged(self, score: torch.Tensor, absolute: bool) -> torch.Tensor:
-        """[units]: what each unit is worth. score: [rows, columns]; absolute: its sign does not
-        count.
+        """[units]: what each unit is worth.
+
+        score: [rows, columns]; absolute: its sign does not count.
         """
         if self.is_entries:
             return _size(score, absolute).reshape(-1)

@@ -260,8 +260,9 @@ def _twin(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _tensors_of(module: nn.Module) -> list[torch.Tensor]:
-    """Buffers, and tensors that are plain attributes. What was made in inference mode cannot be
-    written to outside of it.
+    """Buffers, and tensors that are plain attributes.
+
+    What was made in inference mode cannot be written to outside of it.
     """
     held = (*module.buffers(recurse=False), *vars(module).values())
     tensors = [t for t in held if isinstance(t, torch.Tensor) and not isinstance(t, nn.Parameter)]

@@ -25,8 +25,10 @@ NEAR_16_BIT = 3e-2
 
 @dataclasses.dataclass
 class Verified:
-    """layers: {name of the weight: module}. counting: which of `weights_of` a batch says how much
-    each example counts in its loss; None where the loss gives one number an example.
+    """layers: {name of the weight: module}.
+
+    counting: which of `weights_of` a batch says how much each example counts in its loss; None
+    where the loss gives one number an example.
     """
 
     layers: dict[str, nn.Module]

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """A linear layer or convolution: the name of its weight, and the FLOPs of its forward. The
-    gradient of its weight takes as many, that of its input too.
+    """A linear layer or convolution: the name of its weight, and the FLOPs of its forward.
+
+    The gradient of its weight takes as many, that of its input too.
     """
 
     weight: str

@@ -7,8 +7,10 @@ MOST = 20_000  # combinations that are kept at once
 
 
 class Step(NamedTuple):
-    """One tensor, in the order the backward reaches them. value: what it is worth. own: the cost of
-    its gradient. passing: the cost of coming here from the tensor before.
+    """One tensor, in the order the backward reaches them.
+
+    value: what it is worth. own: the cost of its gradient. passing: the cost of coming here
+    from the tensor before.
     """
 
     value: float
@@ -17,8 +19,10 @@ class Step(NamedTuple):
 
 
 class Combination(NamedTuple):
-    """cost: of the gradients. last: the number of the last tensor in it, None for none; before: the
-    combination without that.
+    """cost: of the gradients.
+
+    last: the number of the last tensor in it, None for none; before: the combination without
+    that.
     """
 
     cost: int

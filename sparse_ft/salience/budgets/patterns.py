@@ -40,8 +40,9 @@ class DensityPerRow:
 
 @dataclasses.dataclass(frozen=True)
 class NM:
-    """The `count` best of every `of` neighbours in a row, such as 2:4. A row's last ones, where
-    `of` does not divide it, give as many if they are as many.
+    """The `count` best of every `of` neighbours in a row, such as 2:4.
+
+    A row's last ones, where `of` does not divide it, give as many if they are as many.
 
     Raises ValueError unless 0 < count <= of.
     """

@@ -10,8 +10,10 @@ from ..recompute import members_of_lists
 
 
 def layers_of(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
-    """{name: module}. layers: glob pattern(s) on module names; None for the members of every
-    nn.ModuleList that is in no other one, such as a transformer's blocks.
+    """{name: module}.
+
+    layers: glob pattern(s) on module names; None for the members of every nn.ModuleList that is
+    in no other one, such as a transformer's blocks.
 
     Raises ValueError for a pattern that matches nothing, and for a model without a list.
     """

@@ -1,5 +1,6 @@
-"""Scores: how much each entry of a weight matters. One file a family; `NAMED` is what `select`
-takes by name.
+"""Scores: how much each entry of a weight matters.
+
+One file a family; `NAMED` is what `select` takes by name.
 """
 
 from collections.abc import Callable, Mapping

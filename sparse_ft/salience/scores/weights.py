@@ -82,8 +82,9 @@ def principal(rank: int = 8, iterations: int = 4) -> OfWeights:
 def _largest_singular(
     matrix: Matrix, rank: int, iterations: int, generator: torch.Generator
 ) -> tuple[Matrix, torch.Tensor, Matrix]:
-    """U [rows, r], S [r], Vᵀ [r, columns] (Halko et al. 2011, algorithm 4.4), with a few directions
-    more than asked for while it looks for them.
+    """U [rows, r], S [r], Vᵀ [r, columns] (Halko et al.
+
+    2011, algorithm 4.4), with a few directions more than asked for while it looks for them.
     """
     smaller = min(matrix.shape)
     rank = min(rank, smaller)
