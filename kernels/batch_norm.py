@@ -2,6 +2,7 @@
 element.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -40,7 +41,15 @@ def _batch_norm_kernel(
     tl.store(input_ptr + offs, x, mask=offs < count)
 
 
-def batch_norm_triton_(input, scale, shift, bits, outer, channels, inner):
+def batch_norm_triton_(
+    input: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    bits: torch.Tensor | None,
+    outer: int,
+    channels: int,
+    inner: int,
+) -> None:
     """`input * scale + shift` of each channel, in place.
 
     With bits its ReLU, and there where it is positive or NaN.

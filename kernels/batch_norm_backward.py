@@ -2,6 +2,7 @@
 only.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -39,8 +40,15 @@ def _batch_norm_backward_kernel(
 
 
 def batch_norm_backward_triton(
-    grad_output, rstd, weight, positive, grad_input, outer, channels, inner
-):
+    grad_output: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    positive: torch.Tensor | None,
+    grad_input: torch.Tensor,
+    outer: int,
+    channels: int,
+    inner: int,
+) -> None:
     """Fills grad_input, laid out as grad_output: `grad_output * rstd * weight` of each channel.
 
     The memory of both is [outer, channels, inner]. rstd: [channels], float32 or float64, the dtype

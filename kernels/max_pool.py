@@ -1,5 +1,8 @@
 """max_pool: the largest element of each window, and its number there."""
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
 
@@ -51,7 +54,15 @@ def _max_pool_kernel(
     tl.store(numbers_ptr + offs, number.to(tl.uint8), mask=offs < count)
 
 
-def max_pool_triton(input, kernel_size, stride, padding, dilation, output, numbers):
+def max_pool_triton(
+    input: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output: torch.Tensor,
+    numbers: torch.Tensor,
+) -> None:
     """Fills output and numbers, uint8, both contiguous [..., out_height, out_width], from input
     [..., height, width].
     """

@@ -64,7 +64,16 @@ def _move_kernel(
         tl.store(x_ptrs, round_to(v, matrix_ptr.dtype.element_ty), mask=inside)
 
 
-def move(mode, matrix, kind, index, block_h, block_w, values=None, dtype=None):
+def move(
+    mode: str,
+    matrix: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    values: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """Gathers into values, or writes them into the selected entries of matrix.
 
     "copy", "add" or "swap". Returns values.

@@ -6,6 +6,9 @@ The fields are arguments of the kernel, by value: no table is uploaded, and a CU
 as it holds any argument.
 """
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -49,7 +52,7 @@ def programs_of(problems):
     return number(problems[len(problems) - 1][-1])
 
 
-def code(*numbers):
+def code(*numbers: int) -> list[int]:
     """Numbers as odd ones above 1.
 
     Triton compiles a kernel for each pattern of ones and multiples of 16 in a tuple.
@@ -57,7 +60,7 @@ def code(*numbers):
     return [2 * n + 3 for n in numbers]
 
 
-def launches(problems):
+def launches(problems: Iterable[tuple[Any, tuple, int]]) -> Iterator[tuple[Any, tuple, int]]:
     """(key, tuple of fields, programs in all) of each launch for problems (key, fields, programs),
     alike in their key.
 

@@ -3,6 +3,9 @@
 One program a row, which reads it twice.
 """
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
@@ -101,12 +104,19 @@ def _rms_norm_backward_kernel(
         )
 
 
-def _options(columns):
+def _options(columns: int) -> dict[str, Any]:
     block = min(triton.next_power_of_2(columns), 2048)  # 8 elements a thread, as copy_tile
     return dict(BLOCK=block, num_warps=max(1, block // 256), enable_fp_fusion=True)
 
 
-def rms_norm_triton(input, weight, eps, offset, output, rstd):
+def rms_norm_triton(
+    input: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    offset: float,
+    output: torch.Tensor,
+    rstd: torch.Tensor,
+) -> None:
     """Fills output [..., F], contiguous, and rstd [...], whose dtype is that of the arithmetic.
 
     The caller checks shapes.
@@ -114,7 +124,8 @@ def rms_norm_triton(input, weight, eps, offset, output, rstd):
     weights = {} if weight is None else {"weight": weight.contiguous()}
     check_tensors(input=input, output=output, rstd=rstd, **weights)
     if input.numel() == 0:
-        return rstd.fill_(float("nan"))  # the mean of nothing
+        rstd.fill_(float("nan"))  # the mean of nothing
+        return
     x = input.reshape(-1, input.shape[-1])
     with on_device(input):
         _rms_norm_kernel[(x.size(0),)](
@@ -130,7 +141,14 @@ def rms_norm_triton(input, weight, eps, offset, output, rstd):
         )
 
 
-def rms_norm_backward_triton(grad_output, input, rstd, weight, offset, grad_input):
+def rms_norm_backward_triton(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    offset: float,
+    grad_input: torch.Tensor,
+) -> None:
     """Fills grad_input [..., F], contiguous."""
     weights = {} if weight is None else {"weight": weight.contiguous()}
     check_tensors(input=input, grad_output=grad_output, rstd=rstd, grad_input=grad_input, **weights)

@@ -2,10 +2,21 @@
 swapped.
 """
 
+import torch
+
 from .move import move
 
 
-def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, accumulate=False):
+def scatter_selected_triton_(
+    matrix: torch.Tensor,
+    values: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    *,
+    accumulate: bool = False,
+) -> None:
     """matrix[row(k), column(k)] = values[k], or += with `accumulate`.
 
     Every other entry keeps its bits.
@@ -15,7 +26,14 @@ def scatter_selected_triton_(matrix, values, kind, index, block_h, block_w, *, a
     )
 
 
-def swap_selected_triton_(matrix, values, kind, index, block_h, block_w):
+def swap_selected_triton_(
+    matrix: torch.Tensor,
+    values: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+) -> None:
     """matrix[row(k), column(k)] and values[k] change places.
 
     Twice is the identity, so both share a dtype.

@@ -6,6 +6,8 @@ panels, single entries are dot products; many blocks or entries are taken from s
 product.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from .layout import check_layout, check_tensors, check_values
@@ -20,7 +22,7 @@ from .selected_wgrad_gemm import (
 )
 
 
-def _row_major(name, operand):
+def _row_major(name: str, operand: torch.Tensor) -> torch.Tensor:
     """[tokens, features] with last stride 1.
 
     As it is, or a copy of an operand that is transposed or expanded.
@@ -30,7 +32,15 @@ def _row_major(name, operand):
     return operand if operand.size(1) == 1 or operand.stride(1) == 1 else operand.contiguous()
 
 
-def _checked(grad_output, input, kind, index, block_h, block_w, **values):
+def _checked(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    **values: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """Row-major operands and the shape of the values."""
     grad_output, input = _row_major("grad_output", grad_output), _row_major("input", input)
     if grad_output.size(0) != input.size(0):
@@ -44,7 +54,7 @@ def _checked(grad_output, input, kind, index, block_h, block_w, **values):
     return grad_output, input, shape
 
 
-def _into(calls, accumulate):
+def _into(calls: list[tuple], accumulate: bool) -> None:
     """Blocks and entries, written to contiguous values by the program that has their sums.
 
     calls: of (values, grad_output, input, kind, index, block_h, block_w). Blocks of 16-bit operands
@@ -66,12 +76,22 @@ def _into(calls, accumulate):
         wgrad_of_blocks(blocks, accumulate)
 
 
-def _product(grad_output, input, kind, index):
+def _product(
+    grad_output: torch.Tensor, input: torch.Tensor, kind: str, index: torch.Tensor
+) -> torch.Tensor:
     """Rows and columns: gather, then the library's product."""
     return (wgrad_of_rows if kind == "rows" else wgrad_of_columns)(grad_output, input, index)
 
 
-def selected_wgrad_grouped_triton(grad_outputs, inputs, kinds, indices, blocks, *, dtype=None):
+def selected_wgrad_grouped_triton(
+    grad_outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    kinds: Sequence[str],
+    indices: Sequence[torch.Tensor],
+    blocks: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+) -> list[torch.Tensor]:
     """[selected_wgrad_triton(...) of each], the same bits.
 
     blocks: block_h, block_w, block_h, block_w, ...
@@ -91,7 +111,16 @@ def selected_wgrad_grouped_triton(grad_outputs, inputs, kinds, indices, blocks, 
     return values
 
 
-def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, dtype=None):
+def selected_wgrad_triton(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    *,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """values[k] = sum_t grad_output[t, row(k)] * input[t, column(k)], summed in float32 (float64
     for float64).
 
@@ -104,7 +133,14 @@ def selected_wgrad_triton(grad_output, input, kind, index, block_h, block_w, *, 
     )[0]
 
 
-def selected_wgrad_grouped_triton_(values_grads, grad_outputs, inputs, kinds, indices, blocks):
+def selected_wgrad_grouped_triton_(
+    values_grads: Sequence[torch.Tensor],
+    grad_outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    kinds: Sequence[str],
+    indices: Sequence[torch.Tensor],
+    blocks: Sequence[int],
+) -> None:
     """selected_wgrad_triton_(...) of each, the same bits.
 
     Nothing is written if a problem is refused.
@@ -124,7 +160,15 @@ def selected_wgrad_grouped_triton_(values_grads, grad_outputs, inputs, kinds, in
         values_grad.copy_(packed)
 
 
-def selected_wgrad_triton_(values_grad, grad_output, input, kind, index, block_h, block_w):
+def selected_wgrad_triton_(
+    values_grad: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+) -> None:
     """values_grad += selected_wgrad(...), added before the one rounding."""
     selected_wgrad_grouped_triton_(
         [values_grad], [grad_output], [input], [kind], [index], [block_h, block_w]

@@ -10,6 +10,7 @@ rows then, so that 16 and 32 fill it without padding.
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -208,7 +209,7 @@ def _sum_splits_kernel(
     tl.store(values_ptr + offs, round_to(acc, values_ptr.dtype.element_ty), mask=mask)
 
 
-def chunk_of_tokens(tokens, num, block_h, block_w):
+def chunk_of_tokens(tokens: int, num: int, block_h: int, block_w: int) -> int:
     """Tokens that one program sums.
 
     By shape and density alone, so that every GPU sums in the same order.
@@ -218,7 +219,7 @@ def chunk_of_tokens(tokens, num, block_h, block_w):
     return cdiv(tokens, max(1, splits) * 64) * 64
 
 
-def _vector(operand, size):
+def _vector(operand: torch.Tensor, size: int) -> int:
     """Features that one copy of 16 bytes takes where every block starts on such a
     boundary, else 1.
     """
@@ -230,12 +231,12 @@ def _vector(operand, size):
     )
 
 
-def _tile_of(block_p, width):
+def _tile_of(block_p: int, width: int) -> tuple[int, int, int]:
     """(tokens at a time, warps, stages) of a tile."""
     return TILES.get((block_p, width), (64, 8 if block_p * width >= 64 * 256 else 4, 3))
 
 
-def _tile(size, width, vector):
+def _tile(size: int, width: int, vector: int) -> dict[str, int]:
     """Tile and pipeline of a panel of blocks of `size` and of `width` gathered features.
 
     Features copied one by one have an address each, and half the tokens to leave registers for
@@ -252,7 +253,7 @@ def _tile(size, width, vector):
     )
 
 
-def _residents(device, tile):
+def _residents(device: torch.device, tile: dict[str, Any]) -> int:
     """Programs that a device runs at a time, by the shared memory of their pipelines.
 
     What they sum does not depend on it.
@@ -268,7 +269,15 @@ def _residents(device, tile):
     return processors * max(1, min(4, shared // memory))
 
 
-def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
+def _plan(
+    values: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    accumulate: bool,
+) -> tuple[tuple, tuple, int, int]:
     """(what a kernel is compiled for, the fields of this problem but for the last, programs,
     splits).
     """
@@ -314,7 +323,7 @@ def _plan(values, grad_output, input, index, block_h, block_w, accumulate):
     )
 
 
-def wgrad_of_blocks(problems, accumulate):
+def wgrad_of_blocks(problems: list[tuple], accumulate: bool) -> None:
     """values (+)= blocks of grad_output.T @ input for each (values, grad_output, input, index,
     block_h, block_w).
 

@@ -125,7 +125,7 @@ def _take_kernel(
     tl.store(values_ptr + offs, round_to(value, values_ptr.dtype.element_ty), mask=mask)
 
 
-def _part(tokens, rows, columns, *itemsizes):
+def _part(tokens: int, rows: int, columns: int, *itemsizes: int) -> int:
     """Tokens that are transposed at a time.
 
     As many as the workspace holds, a multiple of BLOCK_T.
@@ -134,7 +134,13 @@ def _part(tokens, rows, columns, *itemsizes):
     return min(max(fits, BLOCK_T), MOST_T, cdiv(tokens, BLOCK_T) * BLOCK_T)
 
 
-def dots(values, grad_output, input, index, accumulate):
+def dots(
+    values: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    index: torch.Tensor,
+    accumulate: bool,
+) -> None:
     """values [nnz] (+)= one dot product over the tokens for each entry.
 
     Tokens are added in the same order on every GPU.
@@ -164,7 +170,13 @@ def dots(values, grad_output, input, index, accumulate):
             )  # fmt: skip
 
 
-def by_strips(values, grad_output, input, index, accumulate):
+def by_strips(
+    values: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    index: torch.Tensor,
+    accumulate: bool,
+) -> None:
     """values [nnz] (+)= entries of strips of the dense product, each dropped once its entries are
     taken.
     """
@@ -179,7 +191,13 @@ def by_strips(values, grad_output, input, index, accumulate):
             )  # fmt: skip
 
 
-def wgrad_of_entries(values, grad_output, input, index, accumulate):
+def wgrad_of_entries(
+    values: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    index: torch.Tensor,
+    accumulate: bool,
+) -> None:
     """values [nnz] (+)= the entries at sorted flat positions `index`, by what the density makes
     cheaper.
     """

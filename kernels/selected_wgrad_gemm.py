@@ -24,14 +24,14 @@ DENSE_LOADS, DENSE_SHARE = 1 / 156, 0.6
 _WIDE_OUTPUT = hasattr(torch.ops.aten.mm, "dtype")
 
 
-def accumulator(*operands):
+def accumulator(*operands: torch.Tensor) -> torch.dtype:
     dtype = torch.float32
     for operand in operands:
         dtype = torch.promote_types(dtype, operand.dtype)
     return dtype
 
 
-def product(grad_output, input):
+def product(grad_output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """grad_output.T @ input, summed and returned in float32 (float64 for float64)."""
     wide, short = (
         accumulator(grad_output, input),
@@ -42,7 +42,9 @@ def product(grad_output, input):
     return grad_output.to(wide).t() @ input.to(wide)
 
 
-def wgrad_of_rows(grad_output, input, index):
+def wgrad_of_rows(
+    grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
     """[R, columns].
 
     A grad_output that holds R features is taken as gathered already, to be shared between calls.
@@ -50,7 +52,9 @@ def wgrad_of_rows(grad_output, input, index):
     return product(_features(grad_output, index), input)
 
 
-def wgrad_of_columns(grad_output, input, index):
+def wgrad_of_columns(
+    grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
     """[rows, C].
 
     An input that holds C features is taken as gathered already, to be shared between calls.
@@ -58,13 +62,21 @@ def wgrad_of_columns(grad_output, input, index):
     return product(grad_output, _features(input, index))
 
 
-def _features(operand, index):
+def _features(operand: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     if operand.size(1) == index.numel():
         return operand
     return gather_selected_triton(operand, "columns", index, 1, 1)
 
 
-def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumulate):
+def blocks_by_panel(
+    values: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    accumulate: bool,
+) -> None:
     """values [n, block_h, block_w] (+)= one GEMM a panel.
 
     Its features times those of its blocks, as many as fit.
@@ -90,7 +102,9 @@ def blocks_by_panel(values, grad_output, input, index, block_h, block_w, accumul
             values[kept] = (values[kept] + blocks if accumulate else blocks).to(values.dtype)
 
 
-def _blocks_of(operand, blocks, width):
+def _blocks_of(
+    operand: torch.Tensor, blocks: torch.Tensor, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The features of some blocks, [tokens, len(blocks) * width], and which are inside of the
     matrix.
     """
@@ -101,7 +115,9 @@ def _blocks_of(operand, blocks, width):
     ), inside
 
 
-def dense_blocks(grad_output, input, index, block_h, block_w):
+def dense_blocks(
+    grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor, block_h: int, block_w: int
+) -> bool:
     """Whether there are so many blocks that strips of the dense product are cheaper."""
     area = grad_output.size(1) * input.size(1)
     if grad_output.dtype == input.dtype and input.element_size() == 2:
@@ -109,7 +125,15 @@ def dense_blocks(grad_output, input, index, block_h, block_w):
     return index.size(0) * block_h * block_w > DENSE_SHARE * area
 
 
-def blocks_by_strips(values, grad_output, input, index, block_h, block_w, accumulate):
+def blocks_by_strips(
+    values: torch.Tensor,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+    accumulate: bool,
+) -> None:
     """values [n, block_h, block_w] (+)= blocks of strips of the dense product, each dropped once
     its blocks are taken.
     """

@@ -3,7 +3,8 @@
 Made once, and dropped with it.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -13,13 +14,13 @@ PANEL = 128  # features of a panel that it takes at most
 _kept = WeakTensorKeyDictionary()  # index -> (version, {what: table})
 
 
-def _once_per_index(build):
+def _once_per_index(build: Callable[..., Any]) -> Callable[..., Any]:
     """Tables are looked up by the identity and the version of the index.
 
     Only a new one waits for the device.
     """
 
-    def look_up(index, *arguments):
+    def look_up(index: torch.Tensor, *arguments: int) -> Any:
         if index.is_inference():  # counts no versions
             return build(index, *arguments)
         version, tables = _kept.get(index, (None, None))
@@ -51,7 +52,7 @@ class Panels(NamedTuple):
 
 
 @_once_per_index
-def panels(index, block_h, block_w):
+def panels(index: torch.Tensor, block_h: int, block_w: int) -> Panels:
     """The grouping that loads fewer features: by block row or by block column.
 
     Blocks of a panel keep their order.
@@ -89,12 +90,12 @@ def panels(index, block_h, block_w):
     )
 
 
-def _group(coordinate):
+def _group(coordinate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     order = coordinate.argsort(stable=True)
     return order, *torch.unique_consecutive(coordinate[order], return_counts=True)
 
 
-def _widest(size, gathered):
+def _widest(size: int, gathered: int) -> int:
     """What leaves registers for the addresses, by what the compiler reports.
 
     Less where every feature has its own.
@@ -104,7 +105,7 @@ def _widest(size, gathered):
     return WIDTHS[-1] if size <= PANEL // 2 else WIDTHS[-2]
 
 
-def _loads(panel, count, size, gathered):
+def _loads(panel: torch.Tensor, count: torch.Tensor, size: int, gathered: int) -> int:
     """Features that all programs load for one token, each program a panel and its share of the
     gathered ones.
     """
@@ -114,7 +115,7 @@ def _loads(panel, count, size, gathered):
 
 
 @_once_per_index
-def block_strips(index, block_rows, height):
+def block_strips(index: torch.Tensor, block_rows: int, height: int) -> list[tuple]:
     """[(first block row, last + 1, first block, last + 1, blocks [n, 2] counted from there)] of
     strips of `height` block rows.
 
@@ -135,7 +136,9 @@ def block_strips(index, block_rows, height):
 
 
 @_once_per_index
-def strips(index, rows, columns, height):
+def strips(
+    index: torch.Tensor, rows: int, columns: int, height: int
+) -> list[tuple[int, int, int, int]]:
     """[(first row, last row + 1, first entry, last entry + 1)] of the strips of `height` rows that
     hold any entry.
 
