@@ -168,6 +168,50 @@ def test_without_a_compiler_the_python_part_installs_and_says_why(sources, tmp_p
     assert "reference" in run_python(site, SMOKE.format(site=str(site)), tmp_path)
 
 
+TINY = """
+import sys, torch, transformers
+torch.manual_seed(0)
+config = transformers.LlamaConfig(
+    vocab_size=32, hidden_size=24, intermediate_size=40, num_hidden_layers=1,
+    num_attention_heads=4, num_key_value_heads=2,
+)
+model, tokens = transformers.LlamaForCausalLM(config), torch.arange(16).view(2, 8)
+batches = [{"input_ids": tokens, "labels": tokens}]
+"""
+TRAINED = """
+from peft import get_peft_model
+from sparse_ft.peft import SelectiveConfig
+model = get_peft_model(model, SelectiveConfig(density=0.1, batches=batches))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for _ in range(3):
+    model(**batches[0]).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+model.save_pretrained("adapter")
+"""
+LOADED = """
+import sparse_ft.peft
+from peft import PeftModel
+model = PeftModel.from_pretrained(model, "adapter")
+"""
+TOLD = """
+assert sparse_ft.__file__.startswith({site!r}), sparse_ft.__file__
+print(model(**batches[0]).loss.item())
+"""
+
+
+@needs_tools
+def test_peft_from_a_fresh_install_loads_in_another_process(sources, tmp_path):
+    """The lines of the README's PEFT example, each half in a process of its own."""
+    pytest.importorskip("peft")
+    site, _ = build_wheel(sources, tmp_path, CXX="/bin/false", SPARSE_FT_CUDA="0")
+    told = TOLD.format(site=str(site))
+    trained = run_python(site, TINY + "import sparse_ft" + TRAINED + told, tmp_path)
+    loaded = run_python(site, TINY + LOADED + told, tmp_path)
+    born = run_python(site, TINY + "import sparse_ft" + told, tmp_path)
+    assert loaded == trained and float(trained) < float(born)
+
+
 @pytest.fixture
 def build_script(monkeypatch):
     """What setup.py defines, without building anything."""

@@ -13,7 +13,6 @@ from ..annotations import AnyModule
 from ..converted import record_of
 from ..nn.foreign import check_weight
 from ..nn.selected import Selected
-from ..places import matrix_shape
 from ..salience import select
 from ..salience.targets import targets_of
 from ..selection import Selection
@@ -44,8 +43,14 @@ def choose(config: SelectiveConfig, model: nn.Module) -> dict[str, Selection | d
                 f"{name}: its weight is shared by {', '.join(holders[id(layer.weight)])}, and an"
                 " adapter replaces entries of one; leave it out by exclude_modules"
             )
+        shape = tuple(layer.weight.shape)
         if isinstance(what, Selection):
-            what.check(matrix_shape(layer, "weight"))
+            what.check(shape)
+        elif tuple(what["matrix_shape"]) != shape:
+            raise ValueError(
+                f"{name}: its weight is {list(shape)}, and the adapter was made for"
+                f" {what['matrix_shape']}; load it into its own base model"
+            )
     return chosen
 
 
@@ -83,17 +88,8 @@ def _plan(config: SelectiveConfig, model: nn.Module) -> Mapping[str, Any]:
         if config.recipe is not None:
             plan = config.recipe(model)
         else:
-            plan = select(
-                model,
-                density=config.density,
-                structure=config.structure,
-                score=config.score,
-                block_size=config.block_size,
-                seed=config.seed,
-                batches=config.batches,
-                loss=config.loss,
-                targets=_targets(config, model, names),
-            )
+            targets = _targets(config, model, names)
+            plan = select(model, targets=targets, **config.arguments())
     return checked_plan({names.get(name, name): what for name, what in plan.items()})
 
 

@@ -11,7 +11,9 @@ from ..plan import ALL, Plan
 from .registration import SELECTIVE
 
 # What lives with the process that trains; `adapter_config.json` does not have it.
-_IN_MEMORY = ("plan", "recipe", "batches", "loss")
+_IN_MEMORY = ("plan", "recipe", "batches", "loss", "choice")
+DENSITY = 0.01
+_NAMED = ("density", "structure", "score", "block_size", "seed", "batches", "loss")
 
 
 @dataclass
@@ -21,8 +23,9 @@ class SelectiveConfig(PeftConfig):
     Either of three ways says what is chosen:
     plan: a `sparse_ft.Plan` of weights of linear layers, as `sparse_ft.select` or a hand made it.
     recipe: a callable, `recipe(model) -> Plan`.
-    density, structure, score, block_size, seed, batches, loss: as `sparse_ft.select` takes them; an
-    unnamed score is "gradient" with `batches`, and "random", with a warning, without.
+    density (0.01 where nothing is said), structure, score, block_size, seed, batches, loss, and in
+    `choice` whatever else it takes ({"budget": sft.LikeLora(8), "scope": "global", "cap": 0.5}).
+    An unnamed score is "gradient" with `batches`, and "random", with a warning, without.
 
     target_modules: names (or their ends), or a regular expression of whole names, of the modules
     that are chosen from; None and "all-linear": every linear layer but output heads.
@@ -35,9 +38,9 @@ class SelectiveConfig(PeftConfig):
     target_modules: set[str] | list[str] | str | None = None
     exclude_modules: set[str] | list[str] | str | None = None
     modules_to_save: list[str] | None = None
-    density: float = 0.01
-    structure: str = "columns"
-    score: str | None = None
+    density: float | None = None
+    structure: str | None = None
+    score: Any = None
     block_size: int | tuple[int, int] = 64
     seed: int = 0
     selections: dict[str, dict] | None = None
@@ -45,6 +48,7 @@ class SelectiveConfig(PeftConfig):
     recipe: Callable[[nn.Module], Plan] | None = field(default=None, repr=False)
     batches: Iterable[Any] | None = field(default=None, repr=False)
     loss: Callable | None = field(default=None, repr=False)
+    choice: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +62,8 @@ class SelectiveConfig(PeftConfig):
             )
         if self.plan is not None:
             self.plan = checked_plan(self.plan)
+        if "targets" in (self.choice or {}):
+            raise ValueError("choice: targets of an adapter are its target_modules")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -65,10 +71,20 @@ class SelectiveConfig(PeftConfig):
         # `save_pretrained` sets `selections` later, on a config whose choice is its own.
         self.is_from_file = self.selections is not None
 
+    def arguments(self) -> dict[str, Any]:
+        """What is asked of `sparse_ft.select`, but for the targets."""
+        named = {name: getattr(self, name) for name in _NAMED}
+        asked = {**named, **(self.choice or {})}
+        if asked["density"] is None and asked.get("budget") is None:
+            asked["density"] = DENSITY
+        return asked
+
     def to_dict(self) -> dict[str, Any]:
         """What `adapter_config.json` holds."""
         names = [each.name for each in fields(self) if each.name not in _IN_MEMORY]
-        return {name: getattr(self, name) for name in names}
+        told = {name: getattr(self, name) for name in names}
+        is_name = self.score is None or isinstance(self.score, str)
+        return {**told, "score": self.score if is_name else type(self.score).__name__}
 
 
 def checked_plan(plan: Mapping) -> Plan:

@@ -86,6 +86,33 @@ def test_batches_rank_by_gradient_as_select_does():
         assert layer.selective_slot["default"].selection == plan[f"{layer.label}.weight"]
 
 
+def test_whatever_select_takes_may_be_asked_for():
+    patterns = [f"*{target}.weight" for target in TARGETS]
+    asked = {"budget": sft.LikeLora(2), "scope": "global", "cap": 0.5}
+    model = peft.get_peft_model(
+        llama.tiny_llama(),
+        SelectiveConfig(score="magnitude", target_modules=list(TARGETS), choice=asked),
+    )
+    plan = sft.select(llama.tiny_llama(), score="magnitude", targets=patterns, **asked)
+    layers = {m.label: m for m in model.modules() if isinstance(m, SelectiveLayer)}
+    assert {f"{label}.weight" for label in layers} == set(plan)
+    for label, layer in layers.items():
+        assert layer.selective_slot["default"].selection == plan[f"{label}.weight"]
+    with pytest.raises(ValueError, match="choice: targets of an adapter are its target_modules"):
+        SelectiveConfig(choice={"targets": "*"})
+
+
+def test_an_adapter_of_a_larger_model_is_refused_by_name(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    transformers = pytest.importorskip("transformers")
+    sizes = {**llama.tiny_llama().config.to_dict(), "hidden_size": 48}
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    with pytest.raises(
+        ValueError, match=r"down_proj: its weight is \[48, 44\].*made for \[24, 44\]"
+    ):
+        peft.PeftModel.from_pretrained(other, tmp_path)
+
+
 def test_print_trainable_parameters_counts_the_selected_entries(capsys):
     model = adapted()
     model.print_trainable_parameters()
