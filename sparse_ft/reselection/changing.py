@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..carried import carry
-from ..converted import RECORD, holders_of, record_of, selected_in
+from ..converted import holders_of, record_of, selected_in
 from ..messages import did_you_mean
 from ..nn.embedding import SelectiveEmbedding
 from ..nn.lost import LOST, lost_from
@@ -66,7 +65,7 @@ def reselect(
         _check_word("age", age, ("entry", "tensor"))
         changes = _changes(model, plan)
         exchanges = [
-            _exchange(holder, optimizer, selection, dropped, (seeds or {}).get(name), age)
+            _exchange(model, holder, optimizer, selection, dropped, (seeds or {}).get(name), age)
             for name, (holder, selection) in changes.items()
         ]
         _check_seeds(seeds or {}, changes, optimizer)
@@ -77,7 +76,6 @@ def reselect(
     with torch.no_grad():
         for exchange in exchanges:
             report.append(exchange.carry_out())
-            _record(model, exchange)
     return report
 
 
@@ -136,6 +134,7 @@ def _how(what: Any) -> str:
 
 
 def _exchange(
+    model: nn.Module,
     holder: Any,
     optimizer: torch.optim.Optimizer | None,
     selection: Selection,
@@ -172,7 +171,7 @@ def _exchange(
         check_moves(member.state, values)
     if seed is not None:
         seed.check(name)
-    return Exchange(holder, selection, member, restores, age == "entry", seed)
+    return Exchange(model, holder, selection, member, restores, age == "entry", seed)
 
 
 def _check_seeds(seeds: Any, changes: dict[str, Any], optimizer: Any) -> None:
@@ -191,11 +190,3 @@ def _check_counts(exchanges: list[Exchange]) -> None:
             " processes, whose DistributedDataParallel holds these parameters;"
             " process_group=False where there is none"
         )
-
-
-def _record(model: nn.Module, exchange: Exchange) -> None:
-    """The plan of the model says what trains."""
-    record = record_of(model)
-    plan = record.plan | {exchange.name: exchange.selection}
-    carry(model, plan)
-    model.__dict__[RECORD] = record._replace(plan=plan)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..carried import carry
+from ..converted import RECORD, record_of
 from ..nn.left import Left, left_after, with_left_origins
 from ..nn.selected import Selected
 from ..optim import SelectiveAdamW
@@ -38,6 +40,7 @@ class Exchange:
     member: where the values are in the optimiser; None: they are not.
     """
 
+    model: nn.Module
     holder: Selected
     selection: Selection  # the new one
     member: Member | None
@@ -141,3 +144,11 @@ class Exchange:
         # A backward that is pending would give gradients of the old entries.
         torch.autograd.graph.increment_version(weight)
         holder._mark_shown()
+        self._record()
+
+    def _record(self) -> None:
+        """The plan of the model says what trains."""
+        record = record_of(self.model)
+        plan = record.plan | {self.name: self.selection}
+        carry(self.model, plan)
+        self.model.__dict__[RECORD] = record._replace(plan=plan)

@@ -10,6 +10,7 @@ from helpers.reselected import SHAPES, backward, loss_of, masks_of, net, plan_of
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft.converted import record_of
 from sparse_ft.reselection import Seed
 
 F64 = torch.float64
@@ -323,6 +324,7 @@ def test_interrupted_anywhere_each_parameter_is_before_or_after(line):
             continue
         name, selection = module.label, module.selection
         assert selection in (old[name], new[name])
+        assert record_of(model).plan[name] == selection
         want = before if selection == old[name] else after
         key = next(n for n, p in model.named_parameters() if p is module.values)
         mine = {n: t for n, t in now.items() if n.split(" ")[0] == key}
