@@ -60,6 +60,8 @@ def as_budget(density: Any, budget: Any, structure: str) -> Any:
     if density is not None and budget is not None:
         raise ValueError(f"density: {density!r} and budget={budget!r} were given; pass one")
     given, name = (budget, "budget") if budget is not None else (density, "density")
+    if isinstance(given, type):
+        raise TypeError(f"{name}: got the class {given.__name__}; make one of it")
     if name == "budget" and not isinstance(given, (int, float)):
         return given
     if name == "budget" and isinstance(given, int) and not isinstance(given, bool):

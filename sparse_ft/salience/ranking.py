@@ -222,7 +222,11 @@ def _warn_of_coarse(job: Job, chosen: dict[str, Any], density: float) -> None:
     the same.
     """
     structure = job.structure.kind
-    shares = {name: selection.density(job.shape(name)) for name, selection in chosen.items()}
+    shares = {
+        name: selection.density(job.shape(name))
+        for name, selection in chosen.items()
+        if not isinstance(selection, str)
+    }
     coarse = [name for name, share in shares.items() if share > 2 * density]
     if not coarse:
         return

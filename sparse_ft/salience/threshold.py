@@ -119,8 +119,9 @@ class LargestSum:
             self._sums = torch.zeros(1 << digit.bits, dtype=torch.float64)
         for digits, inside in _in_strips(score, self._dtype, digit, self._prefix):
             self._counts += torch.bincount(digits, minlength=1 << digit.bits).cpu()
-            sums = torch.bincount(digits, inside.double(), minlength=1 << digit.bits)
-            self._sums += sums.cpu()
+            # On the CPU: a GPU adds in another order every time, and ranks must agree.
+            amounts = inside.double().cpu()
+            self._sums += torch.bincount(digits.cpu(), amounts, minlength=1 << digit.bits)
 
     def settle(self, digit: Digit) -> None:
         counts, sums = self._counts, self._sums

@@ -291,6 +291,9 @@ def test_whole_tensors():
         warnings.simplefilter("error")
         plan = choose(model, 2, "tensors")  # global by itself
     assert dict(plan) == {"a": "all", "b": "all"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(choose(model, 0.1, "tensors", scope="layer")) == 3  # one of each, as of rows
     sft.convert(model, plan)
     assert [p.requires_grad for p in model.parameters()] == [True, True, False]
 
@@ -317,6 +320,7 @@ def test_numbers_of_any_size_and_sign(scale, dtype):
     [
         ({"budget": 0.1, "density": 0.1}, ValueError, "density: 0.1 and budget=0.1 were given"),
         ({}, ValueError, "density: .*got None"),
+        ({"budget": sft.PerRow}, TypeError, "budget: got the class PerRow; make one of it"),
         ({"budget": 0}, ValueError, "budget: expected a positive number of units, got 0"),
         ({"budget": 1.5}, ValueError, r"budget: expected a share in \(0, 1\], got 1.5"),
         ({"budget": "much"}, TypeError, "budget: .*sft.PerRow.*got 'much'"),

@@ -300,6 +300,7 @@ def test_dropout_in_training_is_no_obstacle():
             ValueError,
             r"score: finish .*returned a Tensor \[8\]",
         ),
+        (sft.scores.fisher, TypeError, r"score: got the function fisher; call it: fisher\(\)"),
         (lambda: sft.scores.principal(0), ValueError, "rank: .*got 0"),
         (lambda: sft.scores.sensitivity(1.0), ValueError, "beta: .*got 1.0"),
         (lambda: sft.scores.movement(3), TypeError, "base: .*got 3"),
@@ -310,7 +311,7 @@ def test_dropout_in_training_is_no_obstacle():
 def test_what_is_no_score_is_named(score, error, message):
     case = choosing_models.case("convnet")
     with pytest.raises(error, match=message):
-        score = score() if callable(score) and not isinstance(score, sft.Score) else score
+        score = score() if getattr(score, "__name__", "") == "<lambda>" else score
         sft.select(case.model, density=0.1, score=score, batches=case.batches)
 
 

@@ -75,6 +75,8 @@ def as_score(score: Any) -> Any:
         return given(score)
     if isinstance(score, Score) or hasattr(score, "source"):
         return score
+    if callable(score) and score in NAMED.values():
+        raise TypeError(f"score: got the function {score.__name__}; call it: {score.__name__}()")
     raise TypeError(
         "score: expected a name, an sft.Score, or a mapping {parameter name: tensor}, got"
         f" {described(score)}"
