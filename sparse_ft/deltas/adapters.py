@@ -1,5 +1,6 @@
-"""Adapter folders as Hugging Face's PEFT writes and reads them: `adapter_config.json` beside
-`adapter_model.safetensors`. Neither PEFT nor safetensors is needed.
+"""Adapter folders as Hugging Face's PEFT writes and reads them.
+
+`adapter_config.json` beside `adapter_model.safetensors`. Neither PEFT nor safetensors is needed.
 """
 
 import json
@@ -27,8 +28,9 @@ PREFIX = "base_model.model."  # PEFT's name for the model that it wraps
 def write_adapter(
     folder: str | bytes | os.PathLike, config: Mapping[str, Any], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Write an adapter; the folder is made where it is missing. The configuration comes last: who
-    finds it finds the tensors.
+    """Write an adapter; the folder is made where it is missing.
+
+    The configuration comes last: who finds it finds the tensors.
     """
     folder = checked_path(folder)
     with naming_path(folder):

@@ -27,9 +27,7 @@ class InModel:
 
 @dataclasses.dataclass
 class Applied:
-    """The deltas that are in a model, in the order in which they came, and what is known of its
-    base.
-    """
+    """The deltas that are in a model, in order, and what is known of its base."""
 
     records: list[InModel] = dataclasses.field(default_factory=list)
     known: Known = dataclasses.field(default_factory=Known)
@@ -101,8 +99,9 @@ def apply(
 
 
 def _check_base(model: nn.Module, delta: Delta, applied: Applied) -> None:
-    """Raise ValueError unless `delta` was made for the base of `model`, or for `model` as it is:
-    trained on top of the deltas that are in it.
+    """Raise ValueError unless `delta` was made for the base of `model`.
+
+    Or for `model` as it is: trained on top of the deltas that are in it.
     """
     with applied.taken_out(model):
         if applied.known.fits(model, delta):
@@ -115,8 +114,9 @@ def _check_base(model: nn.Module, delta: Delta, applied: Applied) -> None:
 
 
 def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:
-    """Take `delta` (default: the last one) out of `model`, in place: what was there before it comes
-    back bit for bit, also if entries were changed since. Returns the model.
+    """Take `delta` (default: the last one) out of `model`, in place; returns the model.
+
+    What was there before it comes back bit for bit, also if entries were changed since.
 
     Raises ValueError where it is not in the model, or where a later one changed some of its
     entries, which must come out first.

@@ -31,8 +31,9 @@ class Seen(NamedTuple):
 
 
 class Known:
-    """Fingerprints of the base's parameters, taken once: a switch of deltas is to cost what they
-    change, not what the model holds.
+    """Fingerprints of the base's parameters, each taken once.
+
+    A switch of deltas is to cost what they change, not what the model holds.
 
     One is taken anew when its parameter was written or replaced by anybody but `sft.apply` and
     `sft.remove`; a bare write through `.data` leaves no trace, here as elsewhere.
@@ -47,8 +48,9 @@ class Known:
         return Known, ()  # a copy of the model has tensors of its own
 
     def fits(self, model: nn.Module, delta: Delta) -> bool:
-        """Whether `model`, which is its base, was found to be that of `delta`, and no parameter has
-        changed since.
+        """Whether `model` was found to be the base of `delta`, and no parameter has changed since.
+
+        It shows its base now.
         """
         if delta not in self._fitting:
             return False
@@ -131,8 +133,9 @@ def refuse(delta: Delta, wrong: list[str]) -> None:
 
 
 def on_base(delta: Delta, base: nn.Module, force: bool = False) -> Delta:
-    """`delta` with what `base` holds at its entries (`origin`): what interpolation, merging and
-    LoRA calculate with.
+    """`delta` with what `base` holds at its entries, its `origin`.
+
+    Interpolation, merging and LoRA calculate with it.
 
     base: the model that it was made for, without it. force: do not look whether it is. Raises
     ValueError for another one.

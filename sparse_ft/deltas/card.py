@@ -28,8 +28,9 @@ sft.remove(model)  # exactly the base again
 
 
 def save_card(delta: Delta, folder: str) -> bool:
-    """Write a model card into `folder`, where huggingface_hub is installed and there is none yet;
-    whether it was written.
+    """Write a model card into `folder`; whether that was done.
+
+    It takes huggingface_hub, and a card that is there stays.
     """
     path = os.path.join(folder, CARD)
     if os.path.exists(path) or importlib.util.find_spec("huggingface_hub") is None:

@@ -1,6 +1,4 @@
-"""Parts of several deltas of one tensor, brought to the same entries, so that they can be
-calculated with.
-"""
+"""Parts of several deltas of one tensor, brought to the same entries to calculate with."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,8 +44,9 @@ def shared(parts: Sequence[Part]) -> Shared:
 
 
 def in_order(part: Part, values: torch.Tensor) -> torch.Tensor:
-    """`values`, shaped as those of `part`, as [n] in the order of their positions, without padding,
-    on the CPU.
+    """`values`, shaped as those of `part`, in the order of their positions.
+
+    [n] on the CPU, without padding.
     """
     flat = values.detach().cpu().reshape(-1)
     if part.selection is None or part.selection.kind in ("rows", "entries"):
@@ -60,8 +59,9 @@ def in_order(part: Part, values: torch.Tensor) -> torch.Tensor:
 def put_together(
     parts: Sequence[Part], shared_ones: Shared, values: torch.Tensor, origin: torch.Tensor | None
 ) -> Part:
-    """The part whose entries are those of `shared_ones` and hold `values` [n]: of the structure
-    that all `parts` have, if they have one, else single entries.
+    """The part whose entries are those of `shared_ones` and hold `values` [n].
+
+    It has the structure that all `parts` have, if they have one, else single entries.
     """
     first = parts[0]
     selections = [part.selection for part in parts]

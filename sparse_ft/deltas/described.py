@@ -1,5 +1,6 @@
-"""What the file of a delta says of each part, and the way back: every claim is checked against the
-tensors that are there.
+"""What the file of a delta says of each part, and the way back.
+
+Every claim is checked against the tensors that are there.
 """
 
 import math
@@ -45,8 +46,9 @@ def described(part: Part) -> dict:
 
 
 def read(tensors: dict[str, torch.Tensor], document: Mapping) -> Delta:
-    """The delta that a file's `tensors` and its `document` are. Raises ValueError and others where
-    they are none.
+    """The delta that a file's `tensors` and its `document` are.
+
+    Raises ValueError and others where they are none.
     """
     base, recipe = document["base"], document.get("recipe")
     for what in ("name", "rest"):
@@ -61,8 +63,9 @@ def read(tensors: dict[str, torch.Tensor], document: Mapping) -> Delta:
 
 
 def _part(name: str, told: Mapping, tensors: dict[str, torch.Tensor]) -> Part:
-    """The part that `told` describes; its tensors are taken out of `tensors`, so that each serves
-    one part.
+    """The part that `told` describes.
+
+    Its tensors are taken out of `tensors`, so that each serves one part.
     """
     kind, shape = told["kind"], _whole_numbers(f"{name}: shape", told["shape"])
     rest, reader = told.get("rest", ""), told.get("reader", "linear")

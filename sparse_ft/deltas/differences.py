@@ -83,8 +83,9 @@ def _part(model: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor) -> 
 
 
 def _selection(changed: torch.Tensor, size: int) -> Selection | None:
-    """The selection that holds all that is True in `changed` [rows, columns] in the fewest bytes,
-    for entries of `size` bytes; None for the whole tensor.
+    """The selection of all that is True in `changed` [rows, columns], in the fewest bytes.
+
+    size: bytes of an entry. None for the whole tensor.
     """
     rows, columns = changed.any(1), changed.any(0)
     entries = int(changed.sum())

@@ -1,5 +1,6 @@
-"""Patches in the formats of inference engines and their trainers: vLLM's in-process patches, TRL's
-file, slime's folder.
+"""Patches in the formats of inference engines and their trainers.
+
+vLLM's in-process patches, TRL's file, slime's folder.
 """
 
 import json
@@ -19,8 +20,10 @@ from .sending import Patch, Patches
 
 
 def vllm_patches(made: Patches, cls: Callable[..., Any]) -> list[Any]:
-    """`made` as vLLM's patches in checkpoint coordinates. cls: vLLM's `SparseWeightPatch` (sent by
-    its `sparse_nccl` engine) or `CheckpointWeightPatch` (for `load_checkpoint_weight_patches`).
+    """`made` as vLLM's patches in checkpoint coordinates.
+
+    cls: vLLM's `SparseWeightPatch` (sent by its `sparse_nccl` engine) or `CheckpointWeightPatch`
+    (for `load_checkpoint_weight_patches`).
 
     Raises ValueError for a value that is not a number, which stands for "unchanged" there.
     """
@@ -51,8 +54,10 @@ def _as_vllm(patch: Patch, cls: Callable[..., Any]) -> Any:
 
 
 def save_trl_patch(made: Patches, path: str | bytes | os.PathLike) -> None:
-    """Write `made` as the sparse safetensors file of TRL's asynchronous trainers: `NAME.val`, and
-    `NAME.idx` as gaps in uint16 or uint32. TRL's own writer has bfloat16 values alone.
+    """Write `made` as the sparse safetensors file of TRL's asynchronous trainers.
+
+    `NAME.val`, and `NAME.idx` as gaps in uint16 or uint32. TRL's own writer has bfloat16 values
+    alone.
     """
     tensors, changed, total = {}, 0, 0
     for patch in _one_a_name(made):
@@ -81,8 +86,9 @@ def _gaps(indices: torch.Tensor) -> torch.Tensor:
 
 
 def write_slime_version(model: nn.Module, made: Patches, folder: str | bytes | os.PathLike) -> str:
-    """Write `made` below `folder` as a version of slime's delta checkpoints; returns its folder,
-    `weight_v000001` and so on.
+    """Write `made` below `folder` as a version of slime's delta checkpoints.
+
+    Returns its folder, `weight_v000001` and so on.
 
     Encoding "overwrite": for each tensor the count of the bytes that are written over, their
     offsets in uint32, and the bytes, in a zstd frame (stored, not compressed); checksums (adler32)

@@ -1,5 +1,6 @@
-"""Putting values into the tensors of a model and getting what was there: exact, and undone where it
-fails half way.
+"""Putting values into the tensors of a model and getting what was there.
+
+Exact, and undone where it fails half way.
 """
 
 import contextlib
@@ -17,8 +18,9 @@ from .part import Part
 
 
 class Held(NamedTuple):
-    """is_in: whether the values are in the tensor. values: the ones to put in while they are out,
-    what was there before while they are in.
+    """is_in: whether the values are in the tensor.
+
+    values: the ones to put in while they are out, what was there before while they are in.
     """
 
     is_in: bool
@@ -26,8 +28,9 @@ class Held(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """What was held before a swap that has not ended, and, for a tensor that changes whole, what it
-    held.
+    """What was held before a swap that has not ended.
+
+    tensor: what one that changes whole held; None for entries.
     """
 
     held: Held
@@ -36,8 +39,9 @@ class Begun(NamedTuple):
 
 @dataclasses.dataclass
 class Exchange:
-    """Values that trade places with the entries of a tensor. part: where, and the values to
-    put in.
+    """Values that trade places with the entries of a tensor.
+
+    part: where, and the values to put in.
     """
 
     name: str
@@ -92,8 +96,9 @@ class Exchange:
 def swap_all(
     model: nn.Module, exchanges: Iterable[Exchange], into: bool, quietly: bool = False
 ) -> None:
-    """Bring each of `exchanges` in (into=True) or out, in order; after an exception, an interrupt
-    too, each is where it was.
+    """Bring each of `exchanges` in (into=True) or out, in order.
+
+    After an exception, an interrupt too, each is where it was.
     """
     begun: list[Exchange] = []
     try:
@@ -111,8 +116,9 @@ def swap_all(
 
 @contextlib.contextmanager
 def for_a_while(begin: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
-    """`begin` before, `end` after, also after an interrupt at any line: `end` may be called after a
-    `begin` that did nothing or half, and again.
+    """`begin` before, `end` after, also after an interrupt at any line.
+
+    `end` may be called after a `begin` that did nothing or half, and again.
     """
     try:
         try:
@@ -126,8 +132,9 @@ def for_a_while(begin: Callable[[], object], end: Callable[[], object]) -> Itera
 
 
 def tensor_of(model: nn.Module, name: str, part: Part) -> torch.Tensor:
-    """The tensor of a model that `part` is for. Raises KeyError or ValueError that name it where
-    there is none, or where it is another one.
+    """The tensor of a model that `part` is for.
+
+    Raises KeyError or ValueError that name it where there is none, or where it is another one.
     """
     tensor = placed(model, name, part)
     if part.selection is not None:
@@ -145,8 +152,9 @@ def tensor_of(model: nn.Module, name: str, part: Part) -> torch.Tensor:
 
 
 def placed(model: nn.Module, name: str, part: Part) -> torch.Tensor:
-    """The tensor of a model that `part` has been found to be for. Raises KeyError or ValueError
-    that name it where it is there no more, or has another shape.
+    """The tensor of a model that `part` has been found to be for.
+
+    Raises KeyError or ValueError that name it where it is there no more, or has another shape.
     """
     tensor = places.tensor_of(*places.owner_of(model, name))
     if tuple(tensor.shape) != part.shape:

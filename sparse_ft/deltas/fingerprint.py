@@ -1,5 +1,6 @@
-"""Fingerprints of weights: 64 bits that tell one base model from another, and that can be had
-without entries that somebody has trained since.
+"""Fingerprints of weights: 64 bits that tell one base model from another.
+
+They can be had without entries that somebody has trained since.
 
 The memory of a tensor is read as 64-bit words, the last one filled up with zeros. Its fingerprint
 is Σ (low[i] + high[i] · K) · c[i] mod 2^64: low and high the halves of word i, K one odd number,
@@ -24,8 +25,9 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensor: torch.Tensor) -> int:
-    """The fingerprint of all entries of `tensor`, in [0, 2^64). 0 for what holds no plain numbers
-    (sparse, quantised, complex).
+    """The fingerprint of all entries of `tensor`, in [0, 2^64).
+
+    0 for what holds no plain numbers (sparse, quantised, complex).
     """
     if not _is_plain(tensor):
         return 0
@@ -61,8 +63,9 @@ def _spread(words: torch.Tensor) -> torch.Tensor:
 
 
 def fingerprint_of_entries(values: torch.Tensor, positions: torch.Tensor) -> int:
-    """What entries at flat `positions` [n] add to the fingerprint of their tensor, where they hold
-    `values` [n].
+    """What entries at flat `positions` [n] add to the fingerprint of their tensor.
+
+    values: [n], what they hold.
     """
     if not _is_plain(values):
         return 0
@@ -113,8 +116,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def bits_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The entries of `tensor` as integers of their own size, in their order; its memory where it is
-    contiguous.
+    """The entries of `tensor` as integers of their own size, in their order.
+
+    In its own memory where that is contiguous.
     """
     plain = tensor.resolve_neg().contiguous()
     return plain.view(_BITS[plain.element_size()])

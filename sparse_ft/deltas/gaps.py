@@ -1,5 +1,6 @@
-"""Sorted positions as the gaps between them, a byte or two each: what the file of a delta keeps of
-single entries.
+"""Sorted positions as the gaps between them, a byte or two each.
+
+What the file of a delta keeps of single entries.
 
 The gap before a position is the number of positions that it skips: `index[k] - index[k - 1] - 1`,
 with -1 before the first one. A gap is written as bytes (uint8) or pairs of them (uint16). The
@@ -47,8 +48,9 @@ def _parts(index: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def decode(gaps: np.ndarray, count: int, bound: int) -> np.ndarray:
-    """The `count` positions below `bound` that `gaps` stand for: [count] int32, or int64 where
-    `bound` does not fit.
+    """The `count` positions below `bound` that `gaps` stand for.
+
+    [count] int32, or int64 where `bound` does not fit.
 
     Takes memory for the result and a few MB. Raises ValueError for gaps of any other number of
     positions, or of one that is not below `bound`.

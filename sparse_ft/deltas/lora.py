@@ -1,5 +1,6 @@
-"""export_lora: selected rows and columns are exactly a low-rank adapter, so whatever serves LoRA
-serves them.
+"""export_lora: selected rows and columns are exactly a low-rank adapter.
+
+So whatever serves LoRA serves them.
 
 A change of C columns is B · A with A [C, in] that picks the columns (one 1 a row) and B [out, C]
 the change itself; of R rows, A [R, in] is the change and B [out, R] puts it in its rows.
@@ -20,7 +21,8 @@ from .part import Part
 def export_lora(
     source: Delta | nn.Module, folder: str | bytes | os.PathLike, base: nn.Module | None = None
 ) -> None:
-    """Write what trained as a LoRA, for PEFT, vLLM and whatever else loads one:
+    """Write what trained as a LoRA, for PEFT, vLLM and whatever else loads one.
+
     `PeftModel.from_pretrained(base, folder)` computes what the fine-tuned model does.
 
     source: a delta or a converted model of rows and columns of `nn.Linear` and transformers'

@@ -46,8 +46,9 @@ def ever_selected(each: places.Trained) -> tuple[Selection, torch.Tensor | None]
 
 
 def kept_origin(each: places.Trained) -> torch.Tensor | None:
-    """What the base holds at the entries that train, in the dtype of the weight, where
-    `sft.convert(..., origin=True)` has kept it.
+    """What the base holds at the entries that train, in the dtype of the weight.
+
+    None unless `sft.convert(..., origin=True)` has kept it.
     """
     origin = origin_of(each.parameter)
     return None if origin is None else origin.detach().to(each.weight.dtype, copy=True)

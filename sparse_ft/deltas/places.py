@@ -24,10 +24,11 @@ BUFFER, OTHER = "buffer", "other"
 
 
 class Trained(NamedTuple):
-    """One tensor of a converted model that trains, showing its values. selection: None where it
-    trains whole. reader: what its module is, as in `reader_of`. parameter: what an optimiser holds:
-    the values of a selective module, or the tensor itself. left: entries that trained before a
-    reselection, and have kept what they learnt.
+    """One tensor of a converted model that trains, showing its values.
+
+    selection: None where it trains whole. reader: what its module is, as in `reader_of`. parameter:
+    what an optimiser holds: the values of a selective module, or the tensor itself. left: entries
+    that trained before a reselection, and have kept what they learnt.
     """
 
     name: str
@@ -96,8 +97,9 @@ def tensor_of(owner: nn.Module, attribute: str) -> torch.Tensor:
 
 
 def reader_of(owner: nn.Module, attribute: str) -> str:
-    """What reads a tensor: "linear" (stored [out, in]), "conv1d" (transformers' Conv1D, stored
-    [in, out]), "embedding" or "other"; "buffer" where it is no parameter.
+    """What reads a tensor: "linear", "conv1d", "embedding", "other"; "buffer" is no parameter.
+
+    A linear layer's is stored [out, in], that of transformers' Conv1D [in, out].
     """
     if owner._parameters.get(attribute) is None:
         return BUFFER
@@ -117,8 +119,9 @@ def _reader_of_selected(module: Selected) -> str:
 
 
 def matrix_of(model: nn.Module, name: str) -> torch.Tensor:
-    """The tensor `name` of a plain model as the matrix that a selection speaks of, sharing its
-    memory. Raises KeyError or ValueError that name it.
+    """The tensor `name` of a plain model as its matrix, sharing its memory.
+
+    Raises KeyError or ValueError that name it.
     """
     owner, attribute = owner_of(model, name)
     return as_matrix(tensor_of(owner, attribute).detach(), matrix_shape(model, name), name)
@@ -130,8 +133,9 @@ def _shape(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def positions_of(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
-    """Flat positions [n] int64 of the values of `selection` on a matrix of `shape`, in the order of
-    the values; -1 for padding of blocks.
+    """Flat positions [n] int64 of the values of `selection` on a matrix of `shape`.
+
+    In the order of the values; -1 for padding of blocks.
     """
     if selection.kind == "entries":
         return selection.index.long()

@@ -14,8 +14,9 @@ from .fingerprint import fingerprint, fingerprint_of_entries, joint, line_of
 def rest_of_matrix(
     matrix: torch.Tensor, selection: Selection, values: torch.Tensor, whole: int
 ) -> int:
-    """The fingerprint of `matrix`, which is `whole`, without the entries of `selection`, where it
-    holds `values`.
+    """The fingerprint of `matrix` without the entries of `selection`.
+
+    values: what it holds there. whole: the fingerprint of all of it.
     """
     rows, columns = matrix.shape
     positions = places.positions_of(selection.to(values.device), (rows, columns))

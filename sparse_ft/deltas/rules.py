@@ -14,9 +14,11 @@ Trim = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One way to mix. trim: what is left of each delta's differences [n]; consensus: whether only
-    those with the sign of the weighted sum count; normalize: whether what counted is divided by its
-    weights. reference: the paper, or mergekit's name.
+    """One way to mix.
+
+    trim: what is left of each delta's differences [n]; consensus: whether only those with the sign
+    of the weighted sum count; normalize: whether what counted is divided by its weights. reference:
+    the paper, or mergekit's name.
     """
 
     reference: str
@@ -35,8 +37,9 @@ def largest(difference: torch.Tensor, density: float, draw: torch.Generator) -> 
 
 
 def dropped(difference: torch.Tensor, density: float, draw: torch.Generator) -> torch.Tensor:
-    """Each entry is kept with probability `density`, and what is left is scaled so that the sum of
-    magnitudes stays (DARE, in mergekit's scaling; the paper divides by the density).
+    """Each entry is kept with probability `density`; the sum of magnitudes stays (DARE).
+
+    That is mergekit's scaling; the paper divides by the density.
     """
     if density >= 1:
         return difference

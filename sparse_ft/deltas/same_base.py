@@ -1,5 +1,6 @@
-"""Whether deltas are of one base, told by the deltas alone; and the fingerprint of what several of
-them leave alone together.
+"""Whether deltas are of one base, told by the deltas alone.
+
+And the fingerprint of what several of them leave alone together.
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def _of_entries(part: Part) -> int:
 
 
 def rest_of_part(name: str, parts: Sequence[Part], merged: Part) -> str:
-    """The fingerprint of the base's entries that `merged`, made of `parts`, leaves alone; "" where
-    the parts do not know enough. Raises ValueError where they are of different bases.
+    """The fingerprint of the base's entries that `merged`, made of `parts`, leaves alone.
+
+    "" where the parts do not know enough. Raises ValueError where they are of different bases.
     """
     if merged.selection is None:
         return ""
@@ -41,8 +43,9 @@ def rest_of_part(name: str, parts: Sequence[Part], merged: Part) -> str:
 
 
 def rest_of_both(deltas: Sequence[Delta], names: Sequence[str]) -> str | None:
-    """The fingerprint of the base's parameters other than `names`, all that `deltas` touch; None
-    where they do not know enough. Raises ValueError where they are of different bases.
+    """The fingerprint of the base's parameters other than `names`, all that `deltas` touch.
+
+    None where they do not know enough. Raises ValueError where they are of different bases.
     """
     lines: dict[str, int] = {}
     for delta in deltas:

@@ -18,8 +18,9 @@ from .same_base import rest_of_both, rest_of_part
 
 
 def wise_ft(delta: Delta, alpha: float) -> Delta:
-    """base + alpha * (fine-tuned - base) (WiSE-FT, Wortsman et al. 2022): 0 is the base, 1 the
-    fine-tuned model, exactly.
+    """base + alpha * (fine-tuned - base) (WiSE-FT, Wortsman et al. 2022).
+
+    0 is the base, 1 the fine-tuned model, exactly.
     """
     return _scaled(delta, lambda name: alpha)
 
@@ -27,8 +28,9 @@ def wise_ft(delta: Delta, alpha: float) -> Delta:
 def lines(
     delta: Delta, alpha: float, beta: float, layer_of: Callable[[str], int | None] | None = None
 ) -> Delta:
-    """Layer i of L keeps alpha + beta * i / (L - 1) of its change (LiNeS, Wang et al. 2025): little
-    in the first layers, which hold what is general, much in the last ones.
+    """Layer i of L keeps alpha + beta * i / (L - 1) of its change (LiNeS, Wang et al. 2025).
+
+    Little in the first layers, which hold what is general, much in the last ones.
 
     layer_of: the number of the layer, from 0, of a tensor by its name; default: the first number in
     the name. Tensors without one count with the first layer where they come before all layers (an
@@ -119,9 +121,7 @@ def momentum(deltas: Sequence[Delta], beta: float) -> Delta:
 
 
 def _combined(deltas: Sequence[Delta], change: Callable[[torch.Tensor], torch.Tensor]) -> Delta:
-    """The delta of the base whose change of each tensor is `change` of those [deltas, n] of
-    `deltas`.
-    """
+    """The delta whose change of each tensor is `change` of those [deltas, n] of `deltas`."""
     _check_origin(deltas)
     parts = {}
     for name in names_of(deltas):

@@ -77,8 +77,9 @@ class Patches(Sequence):
         return {"_patches": self._patches, "version": self.version, "_sent": {}}
 
     def with_indices(self) -> "Patches":
-        """These patches, each with its indices: for engines that do not remember them (vLLM, TRL,
-        slime).
+        """These patches, each with its indices.
+
+        For engines that do not remember them (vLLM, TRL, slime).
         """
         patches = [
             patch if patch.indices is not None else patch._replace(indices=self._known(patch.name))
@@ -167,8 +168,9 @@ class Receiver:
         self._indices: dict[str, torch.Tensor] = {}
 
     def complete(self, received: Patches) -> list[Patch]:
-        """`received` with the indices of each. Raises ValueError where patches before it are
-        missing; nothing is remembered of it then.
+        """`received` with the indices of each.
+
+        Raises ValueError where patches before it are missing; nothing is remembered of it then.
         """
         if received.base_version != self.version:
             raise ValueError(

@@ -1,5 +1,6 @@
-"""SHiRA (Bhardwaj et al. 2024), PEFT's format of sparse adapters: what is added, in fp32, and row
-and column of each entry, in int32: 12 bytes an entry.
+"""SHiRA (Bhardwaj et al. 2024), PEFT's format of sparse adapters.
+
+What is added, in fp32, and row and column of each entry, in int32: 12 bytes an entry.
 """
 
 import math

@@ -1,5 +1,7 @@
-"""Super-Tuning (arXiv:2607.09287), PEFT's format: what is added, in fp32, and flat positions in
-int32: 8 bytes an entry; with a rank, a LoRA beside it.
+"""Super-Tuning (arXiv:2607.09287), PEFT's format.
+
+What is added, in fp32, and flat positions in int32: 8 bytes an entry; with a rank, a LoRA beside
+it.
 """
 
 import os
@@ -13,8 +15,7 @@ from .delta import Delta
 
 
 def load_supertuning(folder: str | bytes | os.PathLike, base: nn.Module) -> Delta:
-    """The Super-Tuning adapter in `folder`, saved by PEFT, as a delta of `base`, the model that it
-    is for.
+    """The Super-Tuning adapter in `folder`, saved by PEFT, as a delta of its `base`.
 
     One that was saved without its positions has them found again as PEFT does, by the magnitudes of
     the base. Of one with a LoRA beside the entries (Supra), the weights change whole. Raises

@@ -58,8 +58,9 @@ def _exchange(model: nn.Module, each: places.Trained, origin: torch.Tensor) -> E
 
 
 class _Rewritten:
-    """The selected entries of a converted model hold the base's numbers, in the weight and in
-    `values`, which a compiled forward writes over the weight.
+    """The selected entries of a converted model hold the base's numbers for a while.
+
+    In the weight and in `values`, which a compiled forward writes over the weight.
     """
 
     def __init__(

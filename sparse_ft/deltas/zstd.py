@@ -1,5 +1,6 @@
-"""A zstd frame (RFC 8878) that stores its content as it is: readable by every decoder, written
-without a compressor, which the runtime does not have.
+"""A zstd frame (RFC 8878) that stores its content as it is.
+
+Readable by every decoder, and written without a compressor, which the runtime does not have.
 """
 
 _MAGIC = 0xFD2FB528

@@ -1,5 +1,6 @@
-"""Entries that trained once, train no more and keep what they learnt: part of what fine-tuning
-changed, though no selection names them.
+"""Entries that trained once, train no more and keep what they learnt.
+
+Part of what fine-tuning changed, though no selection names them.
 """
 
 from typing import Any, NamedTuple
@@ -8,8 +9,9 @@ import torch
 
 
 class Left(NamedTuple):
-    """positions: [n] int64, sorted flat positions in the matrix. origin: [n], what they held before
-    they trained; None: not kept.
+    """positions: [n] int64, sorted flat positions in the matrix.
+
+    origin: [n], what they held before they trained; None: not kept.
     """
 
     positions: torch.Tensor
@@ -51,8 +53,9 @@ def _joined(origins: list[Any], device: torch.device) -> torch.Tensor | None:
 def with_left_origins(
     left: Left | None, positions: torch.Tensor, found: torch.Tensor
 ) -> torch.Tensor:
-    """`found`, what a matrix holds at flat `positions`, but what they held before they trained for
-    those that have `left` the selection: such an entry may join again.
+    """`found`, what a matrix holds at flat `positions`, or held before these trained.
+
+    That is known of those that have `left` the selection: such an entry may join again.
     """
     if left is None or left.origin is None:
         return found
