@@ -6,9 +6,8 @@ import re
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
-_NUMBER = re.compile(
-    r"(?:^|(?<=_))\d+$"
-)  # "3", or the end of "encoder_layer_3"; the 1 of "fc1" tells layers apart
+# "3", or the end of "encoder_layer_3"; the 1 of "fc1" tells layers apart
+_NUMBER = re.compile(r"(?:^|(?<=_))\d+$")
 
 
 class Family(NamedTuple):

@@ -344,9 +344,8 @@ class _SelectiveEmbedding(torch.autograd.Function):
         miss = ctx.index[slot] != tokens
         if ctx.padding_idx is not None:
             miss |= tokens == ctx.padding_idx
-        rows = (
-            flattened(grad_output).to(ctx.dtype).masked_fill(miss[:, None], 0)
-        )  # [T, embedding_dim]
+        # [T, embedding_dim]
+        rows = flattened(grad_output).to(ctx.dtype).masked_fill(miss[:, None], 0)
         grad_values = rows.new_zeros(ctx.shape).index_add_(0, slot, rows)
         return None, None, grad_values, None, None
 

@@ -51,9 +51,8 @@ def _tuple(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, input: torch.Tensor, *window: Any
-    ) -> torch.Tensor:  # window: kernel_size, stride, padding, dilation, ceil_mode
+    # window: kernel_size, stride, padding, dilation, ceil_mode
+    def forward(ctx: Any, input: torch.Tensor, *window: Any) -> torch.Tensor:
         ctx.like, ctx.window = hollow(input), window
         if _is_one_pass(input, window[0]):
             try:

@@ -110,9 +110,8 @@ class SelectedParameter(Selected):
             state = self._sparse_ft_state
             self._put(alias(self._weight(), values, state.selection.layout, state.matrix_shape))
         elif not is_compiling():
-            self._put(
-                self._weight().detach().requires_grad_()
-            )  # torch picks kernels by it: the bits of the original forward
+            # Torch picks kernels by it: the bits of the original forward.
+            self._put(self._weight().detach().requires_grad_())
 
     def after_forward(self, *_: Any) -> None:
         if (
@@ -131,14 +130,12 @@ class SelectedParameter(Selected):
 
     def _take_away(self) -> torch.Tensor | None:
         weight = self._weight_or_none()
-        taken = (
-            self.owner.__dict__.get(self.name) if weight is not None else None
-        )  # a pruned one is someone else's
+        # A pruned one is someone else's.
+        taken = self.owner.__dict__.get(self.name) if weight is not None else None
         if taken is not None:
             self._put_flat(weight)
-            self.owner.__dict__.pop(
-                self.name, None
-            )  # last: who is interrupted before finds it again
+            # last: who is interrupted before finds it again
+            self.owner.__dict__.pop(self.name, None)
         return taken
 
     def _put(self, tensor: torch.Tensor) -> None:

@@ -27,10 +27,8 @@ HARMLESS = {
     "__hash__",
 }
 HARMLESS |= {"__annotations__", "__deepcopy__", "__reduce_ex__"}
-PLAIN: set[type] = {
-    nn.Parameter,
-    torch.Tensor,
-}  # `sft.estimate` adds torch's tensors without memory
+# `sft.estimate` adds torch's tensors without memory
+PLAIN: set[type] = {nn.Parameter, torch.Tensor}
 
 
 def _class_of(module: str, name: str) -> type | tuple:

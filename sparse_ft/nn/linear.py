@@ -101,9 +101,8 @@ class Adopted(Selected):
             if taken is not None:
                 others = dict(self._parameters)
                 self._parameters.clear()
-                self._parameters.update(
-                    weight=taken, **others
-                )  # first, as it was: optimisers and checkpoints count
+                # first, as it was: optimisers and checkpoints count
+                self._parameters.update(weight=taken, **others)
             if taken is not None or (
                 weight is not None and param is not None and param.data_ptr() == weight.data_ptr()
             ):
@@ -141,9 +140,8 @@ class Adopted(Selected):
             raise
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        check_loaded(
-            self, state_dict, prefix
-        )  # first: what is loaded may be this module's own memory, filled from a file
+        # first: what is loaded may be this module's own memory, filled from a file
+        check_loaded(self, state_dict, prefix)
         self.sync()  # a weight that fails to load is what values come from
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -181,9 +179,8 @@ class SelectiveLinear(Adopted, nn.Linear):
         own = self.__dict__  # host time: see `is_shown`
         p, state = own["_parameters"], own.get("_sparse_ft_state")
         if state is None:
-            return type(self).forward(
-                self, input
-            )  # reverted since someone kept this method (accelerate's hooks)
+            # Reverted since someone kept this method (accelerate's hooks).
+            return type(self).forward(self, input)
         try:
             if input.is_nested:  # torch's encoder in eval mode makes such
                 return F.linear(input, self.weight, self.bias)

@@ -38,9 +38,8 @@ def read(selected: "Selected") -> torch.Tensor:
         return weight
     state = selected._sparse_ft_state
     handed = alias(weight, values, state.selection.layout, state.matrix_shape)
-    if (
-        is_compiling() or type(handed) is not torch.Tensor
-    ):  # traced, or without memory: their classes stay
+    # traced, or without memory: their classes stay
+    if is_compiling() or type(handed) is not torch.Tensor:
         return handed
     return ReadWeight.of(handed, weight, values)
 

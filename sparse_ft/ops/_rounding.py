@@ -43,9 +43,8 @@ def _mix64(x: Any) -> Any:
 
 
 def _mix32(x: Any) -> Any:
-    x = (
-        x ^ x >> 16
-    ) * 0x7FEB352D & _WORD  # the low half of a product is right even where it overflows
+    # The low half of a product is right even where it overflows.
+    x = (x ^ x >> 16) * 0x7FEB352D & _WORD
     x = (x ^ x >> 15) * 0x846CA68B & _WORD
     return x ^ x >> 16
 
