@@ -64,9 +64,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
     bits; see `sparse_ft.optim.storage`.
 
     State per parameter: step (float32 scalar), exp_avg, exp_avg_sq in the parameter's shape and,
-    but for the options above, in its dtype; after `sft.reselect` generation (uint8) and births, which
-    tell the age of each entry. Weight decay acts on selected entries only. Raises
-    ValueError that names the argument.
+    but for the options above, in its dtype; after `sft.reselect` generation (uint8) and births,
+    which tell the age of each entry. Weight decay acts on selected entries only. Raises ValueError
+    that names the argument.
     """
 
     writes_through = True  # tells `sparse_ft.nn.steps` that the weights show the new values already
