@@ -20,10 +20,12 @@ from ..annotations import AnyModule
 from ..converted import record_of
 from ..deltas import save_delta
 from ..deltas.files import FILE
+from ..plan import Plan
 from .refusals import refuse_clipping_in_backward
-from .small import KEY, expect, small_state
+from .small import KEY, expect, has_left, small_state
 
 _SAVE = "save_pretrained"
+PLAN = "plan.safetensors"  # in a checkpoint whose delta knows more entries than train
 
 
 class SparseCallback(TrainerCallback):
@@ -33,7 +35,9 @@ class SparseCallback(TrainerCallback):
     that train whole and the buffers, and `delta.safetensors`, which `sft.load_delta` and
     `sft.apply` take. `train(resume_from_checkpoint=…)` goes on bit for bit, on a model that was
     converted with the same plan (`sft.load_delta(checkpoint).plan`) from the same base; others are
-    refused by name. `save_pretrained` and `trainer.save_model` write the whole model, as ever.
+    refused by name. After `sft.reselect(dropped="keep")` a checkpoint holds the whole model, and
+    the plan in `plan.safetensors`. `save_pretrained` and `trainer.save_model` write the whole
+    model, as ever.
 
     Raises ValueError for max_grad_norm with an optimiser that steps in the backward.
     """
@@ -125,6 +129,8 @@ def _save(
 def _write(model: nn.Module, folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Both files, each whole or not at all."""
     delta = save_delta(model, folder / FILE)
+    if has_left(model):
+        Plan(record_of(model)[0]).save(folder / PLAN)
     once: dict[tuple, tuple[str, torch.Tensor]] = {}
     for name, tensor in small_state(model, state, delta).items():
         # Tied parameters that train have several names, and a file holds one.

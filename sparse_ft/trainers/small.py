@@ -7,6 +7,7 @@ loaded, and not miss what is not in there.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,8 +36,17 @@ def small_state(
     """What of `state` training changes, and the document.
 
     model: converted. state: a state_dict of it, or of a module that holds it; prefix: of its keys.
-    delta: of the model as it is. What is not of `model` stays in.
+    delta: of the model as it is. What is not of `model` stays in. All of it stays, with a warning,
+    where a reselection has left trained entries in weights that a run begins without.
     """
+    left = has_left(model)
+    if left:
+        warnings.warn(
+            f"{left[0]} ({len(left)} in all): sft.reselect(dropped='keep') left trained entries in"
+            " weights, so checkpoints hold the whole model; dropped='restore' keeps them small",
+            stacklevel=2,
+        )
+        return dict(state)
     kept = dict(state)
     changing = _changing(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -47,6 +57,12 @@ def small_state(
         kept[prefix + values] = module._parameters["values"].detach()
     kept[prefix + KEY] = _document(model, delta)
     return kept
+
+
+def has_left(model: nn.Module) -> list[str]:
+    """The weights with entries that have trained and are not selected any more."""
+    states = [module._sparse_ft_state for _, module in selected_modules(model)]
+    return [state.label for state in states if state.left is not None]
 
 
 def _changing(model: nn.Module) -> set[int]:

@@ -121,6 +121,38 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(after, tmp_path):
     assert_equal(state_of(second), state_of(whole))
 
 
+@pytest.mark.parametrize("dropped", ["keep", "restore"])
+def test_after_a_reselection_it_goes_on_bit_for_bit(dropped, tmp_path):
+    def begun():
+        model = llama.tiny_llama(torch.bfloat16)
+        sft.convert(model, llama.plan_of("entries", 0.3), origin=True)
+        optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-2)
+        for tokens in llama.batches(2):
+            llama.loss_of(model, tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        sft.reselect(model, optimizer, llama.plan_of("entries", 0.2), dropped=dropped)
+        return model
+
+    whole, first = begun(), begun()
+    small_runs.trainer(whole, tmp_path / "whole", STEPS).train()
+    run = small_runs.trainer(first, tmp_path / "run", STEPS, save_steps=SAVED)
+    checkpoint = tmp_path / "run" / f"checkpoint-{SAVED}"
+    if dropped == "keep":
+        with pytest.warns(UserWarning, match="left trained entries in weights"):
+            run.train()
+        plan = sft.Plan.load(checkpoint / "plan.safetensors")
+    else:
+        run.train()
+        plan = sft.load_delta(checkpoint).plan
+    second = llama.tiny_llama(torch.bfloat16)
+    sft.convert(second, plan, origin=True)
+    again = small_runs.trainer(second, tmp_path / "again", STEPS)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    want, got = state_of(whole), state_of(second)
+    assert all(torch.equal(got[name], want[name]) for name in want if "origin" not in name)
+
+
 def test_what_it_does_not_belong_to_is_refused_by_name(tmp_path):
     model = small_runs.converted("columns")
     small_runs.trainer(model, tmp_path, SAVED, save_steps=SAVED).train()
