@@ -2,8 +2,6 @@
 
 #include <sstream>
 
-#include "cpu/walk.h"
-
 namespace sparse_ft {
 namespace {
 
@@ -174,7 +172,7 @@ ByChannel by_channel(const Tensor& t) {
 
 Layout layout_of(const Selection& selection, int64_t rows, int64_t columns) {
   const Tensor& index = selection.index;
-  const bool pairs = selection.kind == kBlocks;
+  const bool pairs = has_pairs(selection.kind);
   if (!is_integer(index.dtype))
     throw WrongType(told("index: expected int32 or int64, got ", kDTypeNames[index.dtype]));
   if (index.dim != 1 + pairs || (pairs && index.size[1] != 2))
@@ -200,7 +198,7 @@ void check_inside(const Layout& layout) {
 }
 
 void check_inside_unless_walked(const Layout& layout) {
-  if (layout.kind != kEntries) check_inside(layout);
+  if (!is_listed(layout.kind)) check_inside(layout);
 }
 
 void refuse_outside(const Layout& layout) {

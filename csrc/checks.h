@@ -44,7 +44,7 @@ Layout layout_of(const Selection& selection, int64_t rows, int64_t columns);
 // Of a contiguous matrix, and values of as many elements.
 Layout layout_on(const Selection& selection, const Tensor& matrix, const Tensor& values);
 void check_inside(const Layout& layout);
-// Of all kinds but entries, whose kernels look at the index as they come to it.
+// Of all kinds but those whose kernels look at the index as they come to it.
 void check_inside_unless_walked(const Layout& layout);
 [[noreturn]] void refuse_outside(const Layout& layout);
 

@@ -1,5 +1,6 @@
-// How Python's arguments become those of the ops. Attributes of tensors are read by name, so that
-// nothing here needs torch: not its headers, not its libraries, not to be imported.
+// How Python's arguments become those of the ops. Tensors are read through DLPack where their type
+// offers it, else by the names of their attributes, so that nothing here needs torch: not its headers,
+// not its libraries, not to be imported.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,6 +10,7 @@
 
 #include "checks.h"
 #include "cpu/ops.h"
+#include "dlpack.h"
 
 namespace sparse_ft {
 
@@ -54,25 +56,76 @@ inline DType read_dtype(py::handle dtype) {
   return kOtherDType;
 }
 
-// Sizes, strides and what follows from them. False where they are no tuples of as many integers.
+// What follows from sizes and strides.
+inline void count_elements(Tensor& t) {
+  t.count = 1;
+  t.in_order = true;
+  for (int d = t.dim - 1; d >= 0; --d) {
+    if (t.size[d] != 1) t.in_order &= t.stride[d] == t.count;
+    t.count *= t.size[d];
+  }
+  t.in_order |= t.count == 0;
+}
+
+// Null where a type offers none. Types are few: the first ones are remembered, and live on.
+inline const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
+  struct Known {
+    PyTypeObject* type;
+    const dlpack::ExchangeApi* api;
+  };
+  static Known known[8] = {};
+  Known* free = nullptr;
+  for (Known& each : known) {
+    if (each.type == type) return each.api;
+    if (!each.type && !free) free = &each;
+  }
+  const auto owner = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(type));
+  const py::object capsule = py::getattr(owner, dlpack::kAttribute, py::none());
+  const dlpack::ExchangeApi* api = nullptr;
+  if (PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsule))
+    api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
+  if (api && (api->major != 1 || !api->view_of)) api = nullptr;
+  if (free) *free = {reinterpret_cast<PyTypeObject*>(owner.inc_ref().ptr()), api};
+  return api;
+}
+
+// False where the type offers no view, or this tensor has none.
+inline bool read_view(py::handle from, Tensor& t) {
+  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(from.ptr()));
+  dlpack::View view;
+  if (!api || api->view_of(from.ptr(), &view)) {
+    PyErr_Clear();
+    return false;
+  }
+  if (view.dim > kMostDims) return false;
+  t.data = static_cast<char*>(view.data) + view.byte_offset;
+  t.dtype = dlpack::dtype_of(view);
+  t.device = dlpack::device_of(view);
+  t.dim = view.dim;
+  for (int d = 0; d < view.dim; ++d) {
+    t.size[d] = view.shape[d];
+    t.stride[d] = view.strides[d];
+  }
+  count_elements(t);
+  return true;
+}
+
+// False where these are no tuples of as many integers.
 inline bool read_extents(py::handle shape, py::handle stride, Tensor& t) {
   if (!PyTuple_Check(shape.ptr()) || !PyTuple_Check(stride.ptr())) return false;
   const Py_ssize_t dim = PyTuple_GET_SIZE(shape.ptr());
   if (dim > kMostDims || PyTuple_GET_SIZE(stride.ptr()) != dim) return false;
   t.dim = static_cast<int>(dim);
-  t.count = 1;
-  t.in_order = true;
-  for (Py_ssize_t d = dim - 1; d >= 0; --d) {
+  for (Py_ssize_t d = 0; d < dim; ++d) {
     t.size[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d));
     t.stride[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(stride.ptr(), d));
-    if (t.size[d] != 1) t.in_order &= t.stride[d] == t.count;
-    t.count *= t.size[d];
   }
-  t.in_order |= t.count == 0;
+  count_elements(t);
   return true;
 }
 
-inline bool read_dense(py::handle from, Tensor& t) {
+inline bool read_attributes(py::handle from, Tensor& t) {
   const Names& name = names();
   const py::object dtype = attribute(from, name.dtype);
   const py::object shape = dtype ? attribute(from, name.shape) : py::object();
@@ -81,9 +134,8 @@ inline bool read_dense(py::handle from, Tensor& t) {
   if (!data || !read_extents(shape, stride, t)) return false;
   t.data = PyLong_AsVoidPtr(data.ptr());
   t.dtype = read_dtype(dtype);
-  t.device = attribute(from, name.is_cpu).is(py::handle(Py_True))    ? kHost
-             : attribute(from, name.is_cuda).is(py::handle(Py_True)) ? kCuda
-                                                                     : kElsewhere;
+  const auto holds = [&](PyObject* what) { return attribute(from, what).is(py::handle(Py_True)); };
+  t.device = holds(name.is_cpu) ? kHost : holds(name.is_cuda) ? kCuda : kElsewhere;
   return !PyErr_Occurred();
 }
 
@@ -91,7 +143,7 @@ inline bool read_dense(py::handle from, Tensor& t) {
 inline void read_tensor(py::handle from, Tensor& t) {
   t.name = "index";
   t.other = nullptr;
-  if (read_dense(from, t)) return;
+  if (read_view(from, t) || read_attributes(from, t)) return;
   PyErr_Clear();
   t.other = Py_TYPE(from.ptr())->tp_name;
 }

@@ -232,5 +232,46 @@ void entry_dots(const WgradOperands& operands, const Layout& layout, void* value
                                        : dots_in_phases(problem, cut, values, values_dtype, accumulate, threads);
 }
 
+// Calls f(k, position) for the values that are no padding.
+template <class F>
+void for_each_position(const Layout& layout, F&& f) {
+  Cursor at = cursor_at(layout, 0);
+  for (int64_t k = 0; k < values_count(layout); ++k) {
+    if (k) advance(layout, at);
+    if (const int64_t place = position(layout, at); place != kPadding) f(k, place);
+  }
+}
+
+// Of a structure that has no method of its own: its positions, row by row, are those of entries.
+template <class T>
+void position_dots(const WgradOperands& operands, const Layout& layout, void* values,
+                   DType values_dtype, bool accumulate, int threads) {
+  const int64_t count = values_count(layout);
+  const Workspace workspace(2 * Pieces::bytes<int64_t>(count) + Pieces::bytes<T>(count) +
+                            Pieces::bytes<int64_t>(layout.rows + 1));
+  Pieces from = workspace.pieces();
+  int64_t *positions = from.cut<int64_t>(count), *which = from.cut<int64_t>(count);
+  T* sums = from.cut<T>(count);
+  int64_t* ends = from.cut<int64_t>(layout.rows + 1);  // of the rows before
+  memset(ends, 0, (layout.rows + 1) * sizeof *ends);
+  for_each_position(layout, [&](int64_t, int64_t place) { ++ends[place / layout.columns + 1]; });
+  for (int64_t row = 0; row < layout.rows; ++row) ends[row + 1] += ends[row];
+  const int64_t found = ends[layout.rows];
+  for_each_position(layout, [&](int64_t k, int64_t place) {
+    const int64_t to = ends[place / layout.columns]++;
+    positions[to] = place;
+    which[to] = k;
+  });
+  const Layout entries{kEntries, positions, 64, found, 1, 1, layout.rows, layout.columns, 0};
+  const DType wide = sizeof(T) == sizeof(double) ? kFloat64 : kFloat32;
+  if (found) entry_dots<T>(operands, entries, sums, wide, false, threads);
+  with_dtype(values_dtype, [&](auto v) {
+    using Values = decltype(v);
+    Values* to = static_cast<Values*>(values);
+    if (!accumulate) memset(to, 0, count * sizeof(Values));
+    for (int64_t i = 0; i < found; ++i) store_sum(to[which[i]], sums[i], accumulate);
+  });
+}
+
 }  // namespace
 }  // namespace sparse_ft

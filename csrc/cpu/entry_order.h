@@ -5,7 +5,7 @@
 
 #include "simd.h"
 #include "used.h"
-#include "walk.h"
+#include "../layout.h"
 #include "workspace.h"
 
 namespace sparse_ft {

@@ -132,7 +132,7 @@ Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool ma
 
 // Nanoseconds, at least: what an entry costs where everything is in the cache.
 double step_cost(const AdamWTensor& tensor) {
-  const bool scattered = tensor.weight && (tensor.layout.kind == kColumns || tensor.layout.kind == kEntries);
+  const bool scattered = tensor.weight && is_scattered(tensor.layout.kind);
   return tensor.count * ((scattered ? 2.5 : 0.5) + (tensor.storage.exp_avg_absmax ? 4.0 : 0.0));
 }
 

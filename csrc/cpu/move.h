@@ -4,7 +4,7 @@
 
 #include "convert.h"
 #include "parallel.h"
-#include "walk.h"
+#include "../layout.h"
 
 namespace sparse_ft {
 namespace {
@@ -145,8 +145,7 @@ inline void keep(bool& all, bool holds) {
 
 // Threads that the move of all values deserves, from the nanoseconds that an entry takes at least: in the cache.
 inline int movers(const Layout& layout, int threads) {
-  const bool scattered = layout.kind == kColumns || layout.kind == kEntries;
-  return team_for(values_count(layout) * (scattered ? 1.0 : 0.25), threads);
+  return team_for(values_count(layout) * (is_scattered(layout.kind) ? 1.0 : 0.25), threads);
 }
 
 // Calls f(begin, end) for chunks of [0, count), shared between the threads.

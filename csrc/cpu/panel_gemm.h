@@ -7,7 +7,7 @@
 #include "ops.h"
 #include "parallel.h"
 #include "simd.h"
-#include "walk.h"
+#include "../layout.h"
 #include "workspace.h"
 
 namespace sparse_ft {

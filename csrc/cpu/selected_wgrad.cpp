@@ -20,7 +20,10 @@ PanelProblem panel_problem(const WgradOperands& operands, const Layout& layout) 
 
 template <class T>
 void wgrad(const WgradOperands& operands, const Layout& layout, void* values, DType values_dtype, bool accumulate, int threads) {
-  if (layout.kind == kEntries) return entry_dots<T>(operands, layout, values, values_dtype, accumulate, threads);
+  if (is_listed(layout.kind))
+    return entry_dots<T>(operands, layout, values, values_dtype, accumulate, threads);
+  if (!has_panels(layout.kind))
+    return position_dots<T>(operands, layout, values, values_dtype, accumulate, threads);
   const PanelProblem panels = panel_problem(operands, layout);
   if (fills_panels<T>(layout)) return block_panels<T>(panels, values, values_dtype, accumulate, threads);
   if (is_skinny(layout)) return skinny_gemm<T>(panels, values, values_dtype, accumulate, threads);

@@ -153,7 +153,7 @@ SFT_HD Places<N> listed_places(const Index* index, int64_t left) {
 
 template <int N>
 SFT_HD Places<N> find_places(const Layout& layout, int64_t k, int64_t left) {
-  if (layout.kind == kEntries)
+  if (is_listed(layout.kind))
     return layout.index_bits == 64 ? listed_places<N>(static_cast<const int64_t*>(layout.index) + k, left)
                                    : listed_places<N>(static_cast<const int32_t*>(layout.index) + k, left);
   Places<N> places;
@@ -183,22 +183,11 @@ SFT_HD Pack<T, N> gather_pack(const T* matrix, const Places<N>& places) {
   return pack;
 }
 
-// Whether the N entries from here on adjoin in the matrix for sure.
-template <int N>
-SFT_HD bool in_one_run(const Layout& layout, const Cursor& at) {
-  switch (layout.kind) {
-    case kRows: return at.inner + N <= layout.columns;
-    case kBlocks: return at.inner + N <= layout.block_w && at.inner + N <= at.inside;
-    case kAll: return true;
-    default: return false;
-  }
-}
-
 // left: entries that remain from k on.
 template <int N, class T>
 SFT_HD void scatter_pack(T* matrix, const Layout& layout, int64_t k, int64_t left, const Pack<T, N>& pack) {
   Cursor cursor = cursor_at(layout, k);
-  if (left >= N && in_one_run<N>(layout, cursor)) return store_pack(matrix + position(layout, cursor), pack, N);
+  if (left >= N && in_one_run(layout, cursor, N)) return store_pack(matrix + position(layout, cursor), pack, N);
   SFT_UNROLL
   for (int i = 0; i < N; ++i) {
     if (i && i < left) advance(layout, cursor);
