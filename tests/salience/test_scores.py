@@ -322,3 +322,20 @@ def test_biases_beside_layers_that_give_factors():
         assert len(found) == 4
         dense = dense_scores.GENERAL[score](case.model, list(found), case.batches)
         assert_same(found, {name: s.sum().reshape(1) for name, s in dense.items()})
+
+
+@pytest.mark.parametrize("iterations, least", [(0, 0.3), (2, 0.85), (4, 0.96), (8, 0.99)])
+def test_how_near_the_principal_part_is_to_the_exact_one(iterations, least):
+    """The share of the best entries that both name, of singular values that fall as 1/√i."""
+    generator = torch.Generator().manual_seed(1)
+    left = torch.linalg.qr(torch.randn(300, 200, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(200, 200, generator=generator)).Q
+    sizes = torch.arange(1, 201) ** -0.5
+    exact = ((left[:, :8] * sizes[:8]) @ right[:8]).abs()
+    score = sft.scores.principal(8, iterations)
+    weight = (left * sizes) @ right
+    found = score.rate("", weight, torch.Generator().manual_seed(0))
+    again = score.rate("", weight, torch.Generator().manual_seed(0))
+    assert torch.equal(found, again)
+    best = [set(one.flatten().topk(500).indices.tolist()) for one in (exact, found)]
+    assert len(best[0] & best[1]) >= 500 * least
