@@ -27,12 +27,12 @@ class Known:
     there are twice as many as were alive the last time.
     """
 
-    __slots__ = "_facts", "_limit"
+    __slots__ = "facts", "_limit"
 
     def __init__(self) -> None:
-        # (id of the tensor, what): (the tensor, its version, the fact), weakly. Plain
-        # tuples: every forward makes some, and named ones take 0.4 µs.
-        self._facts: dict[tuple, tuple[weakref.ref, int, weakref.ref]] = {}
+        # (id of the tensor, what): (the tensor, its version, the fact), weakly. Plain tuples: every
+        # forward makes some, and named ones take 0.4 µs.
+        self.facts: dict[tuple, tuple[weakref.ref, int, weakref.ref]] = {}
         self._limit = FEWEST
 
     def tell(self, tensor: torch.Tensor, fact: Any, what: Hashable = None) -> None:
@@ -41,14 +41,18 @@ class Known:
         fact: any object that can be referred to weakly. what: a `weakref.ref` where it is a tensor.
         Raises RuntimeError for a tensor of inference_mode, which has no version.
         """
-        ref, facts = weakref.ref, self._facts
+        ref, facts = weakref.ref, self.facts
         facts[id(tensor), what] = ref(tensor), tensor._version, ref(fact)
         if len(facts) > self._limit:
             self._sweep()
 
     def of(self, tensor: torch.Tensor, what: Hashable = None) -> Any:
-        """The fact, or None where nothing is known of the tensor as it is now."""
-        known = self._facts.get((id(tensor), what))
+        """The fact, or None where nothing is known of the tensor as it is now.
+
+        `rebuild.shared_copy`, which every layer asks, looks into `facts` by itself: a call takes as
+        long as what it does.
+        """
+        known = self.facts.get((id(tensor), what))
         if known is None:
             return None
         about, version, fact = known
@@ -56,11 +60,11 @@ class Known:
 
     def alive(self) -> list[Any]:
         """Every fact that is not gone."""
-        facts = [(about(), fact()) for about, _, fact in list(self._facts.values())]
+        facts = [(about(), fact()) for about, _, fact in list(self.facts.values())]
         return [fact for about, fact in facts if about is not None and fact is not None]
 
     def _sweep(self) -> None:
-        for key, (about, _, fact) in list(self._facts.items()):
+        for key, (about, _, fact) in list(self.facts.items()):
             if about() is None or fact() is None:
-                self._facts.pop(key, None)
-        self._limit = max(FEWEST, 2 * len(self._facts))
+                self.facts.pop(key, None)
+        self._limit = max(FEWEST, 2 * len(self.facts))

@@ -30,6 +30,20 @@ class Source:
     saves `tensors()`.
     """
 
+    __slots__ = (
+        "_tensors",
+        "_small",
+        "_versions",
+        "_make",
+        "_features",
+        "_made",
+        "_readers",
+        "_served",
+        "thread",
+        "hooks",
+        "__weakref__",
+    )
+
     def __init__(
         self, make: Make, tensors: Sequence[torch.Tensor], small: Sequence[torch.Tensor | None]
     ):
@@ -37,14 +51,11 @@ class Source:
         self._small = small
         self._versions = _versions((*tensors, *small))
         self._make = make
-        self._features: torch.Tensor | None = None
         self._made: torch.Tensor | None = None
+        self._features: torch.Tensor | None = None
         self._readers = self._served = 0
-        self._place = _place()
-
-    def is_made_here(self) -> bool:
-        """Whether the output was made in this thread, under the saved-tensor hooks in force now."""
-        return self._place == _place()
+        # Where it was made, and where alone it counts.
+        self.thread, self.hooks = get_ident(), hooks_in_force()
 
     def tensors(self) -> tuple[torch.Tensor | None, ...] | None:
         """What `rebuild` needs, to be saved for backward by one more reader; None where some of it
@@ -105,7 +116,9 @@ def source_of(tensor: torch.Tensor) -> Source | None:
     torch.compile.
     """
     source = _sources.of(tensor)
-    return source if source is not None and source.is_made_here() else None
+    if source is None or source.hooks != hooks_in_force() or source.thread != get_ident():
+        return None
+    return source
 
 
 class Handover:
@@ -141,13 +154,16 @@ def shared_copy(input: torch.Tensor, features: torch.Tensor, dtype: torch.dtype)
     while the input is unchanged (q, k and v ask in a row).
     """
     what = weakref.ref(features)
-    known = _copies.of(input, what)
-    if known is not None:
-        fix_weakref(known)
-        if known.dtype == dtype:
-            return known
+    found = _copies.facts.get((id(input), what))
+    if found is not None:
+        about, version, fact = found
+        known = fact()
+        if known is not None and about() is input and version == input._version:
+            fix_weakref(known)
+            if known.dtype == dtype:
+                return known
     try:
-        made = _selected(input, features)
+        made = input.index_select(1, features) if input.dim() == 2 else _selected(input, features)
     except NotImplementedError:
         refuse_layout("input", input)
         raise
@@ -164,15 +180,9 @@ def _selected(input: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """`input[..., features]` as [T, features], however the input lies: a checkpoint's second
     forward may get a contiguous copy.
     """
-    if input.dim() == 2:
-        return input.index_select(1, features)
     if input.is_contiguous():  # to select in 3-D takes 4 x as long
         return input.view(-1, input.size(-1)).index_select(1, features)
     return input.index_select(-1, features).view(-1, features.size(0))
-
-
-def _place() -> tuple[int, Any]:
-    return get_ident(), hooks_in_force()
 
 
 def _versions(tensors: Iterable[torch.Tensor | None]) -> list[int]:

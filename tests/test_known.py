@@ -58,7 +58,7 @@ def test_any_number_is_known_and_the_dead_are_dropped(known):
     assert all(known.of(tensor) is fact for tensor in tensors)
     for _ in range(20 * FEWEST):
         known.tell(torch.zeros(1), Box())
-    assert len(known._facts) <= 2 * len(tensors) + 1
+    assert len(known.facts) <= 2 * len(tensors) + 1
     assert all(known.of(tensor) is fact for tensor in tensors)
 
 

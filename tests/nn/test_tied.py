@@ -376,3 +376,23 @@ def test_estimated():
     told = sft.estimate(model, {"head.weight": sft.Rows(ROWS)}, inputs={"tokens": TOKENS})
     assert told.values == told.gradients == len(ROWS) * WIDTH * 4
     assert told.weights == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("rows", [[0, 3, 5], [2, 7]], ids=["as many", "fewer"])
+def test_other_rows_train_after_a_reselection(rows):
+    model = converted(Tied().double(), origin=True)
+    before = copy.deepcopy(sft.state_dict(model))
+    optimizer = ours([model.embed.values])
+    loss_of(model).backward()
+    optimizer.step()
+    sft.reselect(model, optimizer, {"embed.weight": sft.Rows(rows)})
+    dense = Tied().double()
+    dense.load_state_dict(sft.state_dict(model))
+    loss_of(model).backward()
+    loss_of(dense).backward()
+    torch.testing.assert_close(model.embed.values.grad, dense.embed.weight.grad[rows])
+    optimizer.step()
+    assert len(list(model.parameters())) == len(list(dense.parameters())) + 1
+    assert sft.nn.stored(model.head, "weight") is sft.nn.stored(model.embed, "weight")
+    sft.restore(model)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in sft.state_dict(model).items())
