@@ -1,14 +1,22 @@
 """A fifth structure touches four files: one in Python, one in C++ and its line, and one in Triton.
 
-`structure/` has the new ones. What its C++ file does is seen in `tests/native`.
+`structure/` has the new ones; the lines that others gain are below.
 """
 
+import ctypes
 import importlib.util
+import shutil
+import subprocess
 
 import example
 import pytest
+import torch
 
 EDITS = {
+    "csrc/layout.h": [
+        ('#include "structures/rows.h"', '#include "structures/row_groups.h"\n'),
+        ("structure(All)", "  structure(RowGroups) \\\n"),
+    ],
     "kernels/layout.py": [
         (
             '"entries": Structure(',
@@ -21,8 +29,19 @@ EDITS = {
             '    if KIND == "row_groups":\n'
             "        row += tl.load(index_ptr + b).to(tl.int64) * block_h\n",
         ),
-    ]
+    ],
 }
+CXX = shutil.which("g++") or shutil.which("clang++")
+# A way in for ctypes.
+ENTRY = """
+#include "tests/native/views.h"
+extern "C" void entry(float* matrix, int* index, float* values) {
+  using namespace sparse_ft;
+  const Selection groups{kRowGroups, view(index, kInt32, {2}), 3, 1};
+  baseline::gather_selected(view(matrix, kFloat32, {12, 70}), groups,
+                            view(values, kFloat32, {2, 3, 70}), 0, 2);
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +55,12 @@ def touched(sources):
 
 
 def test_it_touches_at_most_four_files(touched):
-    assert touched == ["kernels/layout.py", "sparse_ft/structures/row_groups.py"]
+    assert touched == [
+        "csrc/layout.h",
+        "csrc/structures/row_groups.h",
+        "kernels/layout.py",
+        "sparse_ft/structures/row_groups.py",
+    ]
 
 
 TRAINED = """
@@ -80,6 +104,23 @@ print("trained")
 
 def test_it_trains_as_dense_masked_training_does(sources, touched):
     assert example.run(sources, "-c", TRAINED) == "trained\n"
+
+
+@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+def test_its_compiled_part_gathers_the_same_entries(sources, touched):
+    (sources / "entry.cpp").write_text(ENTRY)
+    core = ["checks.cpp", "cpu/gather_selected.cpp", "cpu/parallel.cpp"]
+    files = ["entry.cpp", *(f"csrc/{name}" for name in core)]
+    flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-I.", "-DSFT_VARIANT=baseline", "-pthread"]
+    library = sources / "entry.so"
+    subprocess.run(
+        [CXX, *flags, "-Wno-psabi", *files, "-o", library, "-ldl"], cwd=sources, check=True
+    )
+    matrix, values = torch.randn(12, 70), torch.full((2, 3, 70), float("nan"))
+    tensors = matrix, torch.tensor([1, 3], dtype=torch.int32), values
+    call = ctypes.CDLL(str(library)).entry
+    call(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors))
+    assert torch.equal(values, matrix.view(4, 3, 70)[[1, 3]])
 
 
 KERNELS = """
