@@ -135,6 +135,16 @@ def test_two_models_in_turn_make_no_mask_twice(model, made_masks):
     assert len(outputs) == 2 * LAYERS and model(**inputs).logits.isfinite().all()
 
 
+def test_any_number_of_masks_is_made_once():
+    masks = [torch.ones(1, 1, 4, 4, dtype=torch.bool).tril() for _ in range(20)]
+    made = [[attention.additive(mask, torch.float32) for mask in masks] for _ in range(2)]
+    assert all(first is again for first, again in zip(*made))
+    assert len({mask.data_ptr() for mask in made[0]}) == 20
+    assert attention.additive(masks[0], torch.bfloat16).dtype == torch.bfloat16
+    masks[0].logical_not_()
+    assert torch.equal(attention.additive(masks[0], torch.float32) == 0, masks[0])
+
+
 def test_masks_are_not_kept_alive(model):
     sft.lean(model)
     model(**batch()).logits.sum().backward()

@@ -281,6 +281,16 @@ def test_a_backward_that_ends_before_the_maker_holds_no_copy():
     assert rebuild.source_of(given)._made is None
 
 
+def test_any_number_of_outputs_is_known_as_long_as_their_graph_lives():
+    model, x = norm_then_linear()
+    outputs = [model[0](x) for _ in range(100)]
+    assert all(rebuild.source_of(output) is not None for output in outputs)
+    sources = [weakref.ref(rebuild.source_of(output)) for output in outputs]
+    del outputs
+    gc.collect()
+    assert not any(source() for source in sources)
+
+
 def test_what_other_threads_make_does_not_count():
     """It is not found, and what was made here stays: a checkpoint must save the same twice."""
     model, x = norm_then_linear()
