@@ -12,6 +12,10 @@
 namespace sparse_ft {
 namespace {
 
+// Where nothing differs.
+template <class T>
+void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg, T* exp_avg_sq, int64_t count);
+
 template <class T>
 struct AdamWAges {  // by generation
   T step_size[kGenerations], bias_correction2_sqrt[kGenerations];
@@ -109,6 +113,23 @@ void with_decay(const AdamWConstants<T>& c, const VariedPiece<T>& piece, Streams
   else update_varied_run<Aged, Scaled, kToZero>(c, piece, streams...);
 }
 
+constexpr int64_t kLongRun = 64;  // entries, from which on the constants of a run are made for it
+
+// Of one age and without an origin: runs of one factor are as any others, with other constants.
+template <class T>
+void update_runs(const AdamWConstants<T>& constants, const AdamWVariation& v, int64_t k, const T* grad, T* value, T* exp_avg, T* exp_avg_sq,
+                 int64_t count) {
+  for (int64_t i = 0; i < count;) {
+    const int64_t run = (k + i) / v.factor_run, end = smaller((run + 1) * v.factor_run - k, count);
+    const T factor = static_cast<T>(v.factor[run]);
+    AdamWConstants<T> c = constants;
+    c.step_size *= factor;
+    c.decay = T(1) - c.decay_rate * factor;
+    update_run(c, grad + i, value + i, exp_avg + i, exp_avg_sq + i, end - i);
+    i = end;
+  }
+}
+
 // k: the first entry of the piece, by which `v` counts; the streams begin with the piece.
 template <class T>
 void update_varied(const AdamWConstants<T>& constants, const AdamWAges<T>* ages, const AdamWVariation& v, int64_t k, const T* grad, T* value,
@@ -127,6 +148,10 @@ void update_varied(const AdamWConstants<T>& constants, const AdamWAges<T>* ages,
       look_up(bias_correction2_sqrt, ages->bias_correction2_sqrt, v.generations, number, count);
       piece.step_size = step_size, piece.bias_correction2_sqrt = bias_correction2_sqrt;
     }
+  }
+  if (!piece.step_size && !v.origin) {
+    if (!v.factor) return update_run(c, grad, value, exp_avg, exp_avg_sq, count);
+    if (v.factor_run >= kLongRun) return update_runs(c, v, k, grad, value, exp_avg, exp_avg_sq, count);
   }
   if (v.factor) piece.factor = factors_of(v, k, count, factor);
   if (v.origin) {
