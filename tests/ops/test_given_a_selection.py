@@ -37,6 +37,7 @@ def test_a_selection_in_place_of_a_layout(call):
     ):
         call("rows")
     call(*ROWS.layout)
+    call(ROWS.layout)
 
 
 def test_selections_in_place_of_kinds_in_a_group():
