@@ -59,7 +59,8 @@ def test_the_examples_run(small, capsys, tmp_path):
     assert all(torch.equal(loaded[name], after[name]) for name in after)
     trained = copy.deepcopy(model)
     for number, block in enumerate(BLOCKS[1:], 2):
-        if "convert(" in block or "get_peft_model(" in block:  # others go on where the last one ended
+        # Others go on where the last one ended.
+        if "convert(" in block or "get_peft_model(" in block:
             small["model"], small["base"] = copy.deepcopy(trained), copy.deepcopy(trained)
         exec(compile(block, f"README.md, example {number}", "exec"), small)
     assert capsys.readouterr().out
