@@ -131,8 +131,8 @@ VARIED = {
 @DTYPES
 @ARCHITECTURES
 def test_adamw_with_ages_factors_and_origins(layout, dtype, capability, record, tmp_path):
-    kernels = "ages", "masked_adamw"
-    ages, update = adamw_launches(record, layout, dtype, kernels=kernels, **VARIED)
+    kernels = *ADAMW_KERNELS, "ages"
+    _, _, update, ages = adamw_launches(record, layout, dtype, kernels=kernels, **VARIED)
     result = compile_launch(update, capability, tmp_path)
     check_resources(result, capability)
     streams = 4 * (1 if dtype == torch.bfloat16 else 2)
