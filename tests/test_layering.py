@@ -68,7 +68,7 @@ MAY = {
     "reselection": ("carried", "converted", "nn", "optim", "plan", "ranks"),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
     "schedules": ("converted", "memory", "nn", "plan", "reselection", "salience"),
-    "salience": ("converted", "nn", "places", "plan", "ranks"),
+    "salience": ("converted", "lean_modules", "nn", "places", "plan", "ranks"),
     "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),
     "peft": ("conversion", "converted", "nn", "places", "plan", "salience"),
 }

@@ -164,5 +164,7 @@ def _mixed(model: nn.Module, name: str, part: Part, alpha: float) -> Part:
 
 def mixed(origin: torch.Tensor, values: torch.Tensor, alpha: float) -> torch.Tensor:
     """origin + alpha * (values - origin), in fp32 or wider, rounded once; exact at 0 and 1."""
+    if alpha in (0, 1):  # infinities, and the sign of -0.0, too
+        return (values if alpha else origin).clone()
     wide = torch.promote_types(values.dtype, torch.float32)
     return torch.lerp(origin.to(wide), values.to(wide), alpha).to(values.dtype)

@@ -109,7 +109,8 @@ def _merged(
             " base=, the base model, or deltas that keep it (origin=True)"
         )
     mixed = _mixed(all_of, weights, rule, density, draw)
-    own = torch.where(all_of.touched, all_of.values, 0).sum(0)
+    toucher = all_of.touched.byte().argmax(0, keepdim=True)  # a sum would lose the sign of -0.0
+    own = all_of.values.gather(0, toucher).squeeze(0)
     values = torch.where(exact, own, mixed)
     origin = all_of.origin if all(part.origin is not None for part in parts) else None
     part = put_together(parts, all_of, values, origin)

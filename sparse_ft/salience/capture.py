@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..lean_modules.attach import lean_forward_of
 from ..nn.linear import Adopted, is_conv1d
 from .untouched import Untouched
 
@@ -26,7 +27,7 @@ def layers_of(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, n
     for key, modules in holders.items():
         only = modules[0]
         is_weight = id(only._parameters.get("weight")) == key  # as it is stored
-        if len(modules) == 1 and is_weight and _is_linear(only) and "forward" not in vars(only):
+        if len(modules) == 1 and is_weight and _is_linear(only) and _is_own_product(only):
             found[wanted[key]] = only
     return found
 
@@ -34,6 +35,13 @@ def layers_of(model: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, n
 def _is_linear(module: nn.Module) -> bool:
     kind = type(module)
     return kind is nn.Linear or is_conv1d(kind) or isinstance(module, Adopted)
+
+
+def _is_own_product(module: nn.Module) -> bool:
+    """Whether nobody has given the module another forward, but for a lean model a selective one."""
+    if "forward" not in vars(module):
+        return True
+    return isinstance(module, Adopted) and lean_forward_of(module, "forward") is not None
 
 
 def capture(layers: dict[str, nn.Module], sink: Sink) -> None:

@@ -135,6 +135,17 @@ def test_alpha_goes_from_the_base_to_the_fine_tuned_model():
         assert same_bits(sft.remove(each), start)
 
 
+@pytest.mark.parametrize("values", [(-0.0, 1.0), (1.0, torch.inf), (2.0, -0.0)])
+def test_alpha_is_exact_at_both_ends_for_odd_numbers_too(values):
+    base, after = net(), net()
+    base.layers[3].weight.data[0, 0], after.layers[3].weight.data[0, 0] = values
+    delta = sft.diff(base, after)
+    wise = sft.deltas.wise_ft
+    assert same_bits(sft.apply(copy.deepcopy(base), delta, alpha=0.0), base)
+    assert same_bits(sft.apply(copy.deepcopy(base), wise(delta, 0.0)), base)
+    assert same_bits(sft.apply(copy.deepcopy(base), wise(delta, 1.0)), after)
+
+
 def test_alpha_through_origin_needs_no_base():
     """By force on a model that holds something else there."""
     delta = sft.diff(net(), small_deltas.reverted(trained()))

@@ -142,6 +142,17 @@ def test_disjoint_deltas_add_up_exactly(rule):
     assert same_bits(sft.remove(one), net())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", [None, *RULES])
+def test_negative_zeros_add_up_exactly(rule, dtype):
+    models = [net(dtype), net(dtype)]
+    models[0].layers[3].weight.data[0, :2] = torch.tensor([-0.0, torch.inf])
+    models[1].layers[3].weight.data[1, :2] = torch.tensor([-0.0, 3.0])
+    a, b = (sft.diff(net(dtype), model) for model in models)
+    both = sft.apply(sft.apply(net(dtype), a), b)
+    assert same_bits(sft.apply(net(dtype), sft.merge([a, b], rule)), both)
+
+
 def test_disjoint_deltas_need_no_base():
     a, b = (
         sft.Delta({name: part_without_origin(part) for name, part in each.items()}, each.rest)

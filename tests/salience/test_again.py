@@ -49,6 +49,33 @@ def test_as_in_the_model_that_it_is_by_now(kind, structure, settings):
     assert found == sft.select(dense, density=0.1, batches=case.batches, **settings)
 
 
+@pytest.mark.parametrize("structure", ["entries", "columns"])
+@pytest.mark.parametrize("kind", ["BERT", "Llama", "GPT-2"])
+@pytest.mark.parametrize("score", ["gradient", "fisher"])
+@pytest.mark.filterwarnings("ignore:batches")
+def test_in_a_lean_model(kind, structure, score):
+    case = choosing_models.case(kind)
+    trained(case, structure, lean=True)
+    forwards = [vars(module).get("forward") for module in case.model.modules()]
+    assert any(forwards)
+    settings = {"density": 0.1, "structure": "entries", "score": score}
+    before = looks(case.model)
+    found = sft.select(case.model, batches=case.batches, **settings)
+    assert_left_alone(case.model, before)
+    assert forwards == [vars(module).get("forward") for module in case.model.modules()]
+    dense = sft.revert(copy.deepcopy(case.model))
+    assert found == sft.select(dense, batches=case.batches, **settings)
+
+
+def test_a_forward_that_is_not_a_lean_one_is_not_seen_through():
+    case = choosing_models.case("Llama")
+    trained(case, "columns")
+    layer = case.model.get_submodule("model.layers.0.self_attn.q_proj")
+    layer.forward = lambda x: 2 * type(layer).forward(layer, x)
+    with pytest.raises(ValueError, match="q_proj.weight' cannot be taken"):
+        sft.select(case.model, density=0.1, structure="columns", batches=case.batches)
+
+
 def test_the_new_plan_is_for_reselect():
     case = choosing_models.case("Llama")
     optimizer = trained(case, "entries")
