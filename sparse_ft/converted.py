@@ -73,8 +73,8 @@ def report_of(model: nn.Module, plan: Plan | None, lean: object = None) -> Repor
         if isinstance(module, SelectedParameter):
             continue
         for attribute, parameter in module._parameters.items():
-            is_values = isinstance(module, Selected) and attribute == "values"
-            if parameter is None or is_values or id(parameter) in seen:
+            is_counted = attribute == "values" and isinstance(module, Adopted)  # by its weight
+            if parameter is None or is_counted or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             name = f"{prefix}.{attribute}".lstrip(".")

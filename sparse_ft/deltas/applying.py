@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
+from numbers import Real
 
 import torch
 from torch import nn
@@ -73,12 +75,14 @@ def apply(
     has them (`origin`), else from the model. force: do not look whether the model is the base that
     the delta was made for. undo: keep what was there (as many bytes as the delta) for `sft.remove`.
 
-    Raises ValueError for a converted model, another base and a delta that is in it already,
-    KeyError for a tensor that it does not have; the model is as it was then, as after any
-    exception.
+    Raises ValueError for a converted model, an alpha that is no finite number, another base and a
+    delta that is in it already, KeyError for a tensor that it does not have; the model is as it was
+    then, as after any exception.
     """
     if not isinstance(delta, Delta):
         raise TypeError(f"delta: expected a Delta (see sft.load_delta), got {type(delta).__name__}")
+    if not isinstance(alpha, Real) or not math.isfinite(alpha):
+        raise ValueError(f"alpha: expected a finite number, got {alpha!r}")
     _refuse_converted(model)
     applied = Applied.of(model)
     applied.forget_interrupted()

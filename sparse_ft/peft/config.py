@@ -32,7 +32,7 @@ class SelectiveConfig(PeftConfig):
     exclude_modules, modules_to_save: as in every method of PEFT; a new head trains whole by
     modules_to_save.
     selections: written by `save_pretrained`, {module: what its entries look like}; the entries are
-    in the adapter's file. Raises ValueError for more than one of plan and recipe.
+    in the adapter's file. Raises ValueError for more than one of the three ways.
     """
 
     target_modules: set[str] | list[str] | str | None = None
@@ -62,6 +62,7 @@ class SelectiveConfig(PeftConfig):
             )
         if self.plan is not None:
             self.plan = checked_plan(self.plan)
+        self._refuse_beside("plan" if self.plan is not None else "recipe")
         if "targets" in (self.choice or {}):
             raise ValueError("choice: targets of an adapter are its target_modules")
         if isinstance(self.target_modules, list):
@@ -70,6 +71,22 @@ class SelectiveConfig(PeftConfig):
             self.exclude_modules = set(self.exclude_modules)
         # `save_pretrained` sets `selections` later, on a config whose choice is its own.
         self.is_from_file = self.selections is not None
+
+    def _refuse_beside(self, way: str) -> None:
+        """Raise ValueError where `way`, a plan or a recipe, would overrule something without a
+        word.
+        """
+        if getattr(self, way) is None:
+            return
+        asked = ["density", "structure", "score", "batches", "choice", "exclude_modules"]
+        if self.target_modules != _modules_of(self.plan):  # those that PEFT is told of a plan
+            asked.append("target_modules")
+        beside = [name for name in asked if getattr(self, name) is not None]
+        if beside:
+            raise ValueError(
+                f"{beside[0]}: there is a {way}, too, which says what trains by itself; give one"
+                " of the two"
+            )
 
     def arguments(self) -> dict[str, Any]:
         """What is asked of `sparse_ft.select`, but for the targets."""
@@ -85,6 +102,10 @@ class SelectiveConfig(PeftConfig):
         told = {name: getattr(self, name) for name in names}
         is_name = self.score is None or isinstance(self.score, str)
         return {**told, "score": self.score if is_name else type(self.score).__name__}
+
+
+def _modules_of(plan: Mapping | None) -> set[str]:
+    return {name.removesuffix(".weight") for name in plan or ()}
 
 
 def checked_plan(plan: Mapping) -> Plan:

@@ -146,6 +146,14 @@ def test_alpha_is_exact_at_both_ends_for_odd_numbers_too(values):
     assert same_bits(sft.apply(copy.deepcopy(base), wise(delta, 1.0)), after)
 
 
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), "0.5", None])
+def test_an_alpha_that_is_no_finite_number_is_refused(alpha):
+    model = net()
+    with pytest.raises(ValueError, match="alpha: expected a finite number, got"):
+        sft.apply(model, sft.Delta.of(trained()), alpha=alpha)
+    assert same_bits(model, net())
+
+
 def test_alpha_through_origin_needs_no_base():
     """By force on a model that holds something else there."""
     delta = sft.diff(net(), small_deltas.reverted(trained()))

@@ -119,6 +119,7 @@ def test_print_trainable_parameters_counts_the_selected_entries(capsys):
     count = sum(values.numel() for values in values_of(model).values())
     assert f"trainable params: {count:,d} ||" in capsys.readouterr().out
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(values_of(model))
+    assert sft.summary(model).trainable == count
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -1,5 +1,7 @@
 """What a selective adapter cannot be, or cannot live beside, is refused by name."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import llama
@@ -117,8 +119,9 @@ def test_a_converted_model_is_refused():
 @pytest.mark.filterwarnings("ignore:Model has")
 def test_what_cannot_be_is_named_and_the_model_is_as_it_was(wrong, message):
     model = llama.tiny_llama()
+    make = SelectiveConfig if wrong.keys() & {"plan", "recipe"} else config
     with pytest.raises((ValueError, TypeError, IndexError), match=message):
-        peft.get_peft_model(model, config(**wrong))
+        peft.get_peft_model(model, make(**wrong))
     assert not any(isinstance(module, SelectiveLayer) for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
 
@@ -152,3 +155,28 @@ def test_a_batch_of_several_adapters_is_refused():
     tokens = next(llama.batches(1))
     with pytest.raises(ValueError, match="adapter_names: .*one by one"):
         model(tokens, adapter_names=["default", "other", "default", "other"])
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"density": 0.1},
+        {"structure": "rows"},
+        {"score": "magnitude"},
+        {"choice": {"cap": 0.5}},
+        {"target_modules": ["v_proj"]},
+        {"exclude_modules": ["up_proj"]},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_what_a_plan_would_overrule_is_refused(beside):
+    plan = {"model.layers.0.mlp.up_proj.weight": sft.Rows([1])}
+    for way in ({"plan": plan}, {"recipe": lambda model: plan}):
+        with pytest.raises(ValueError, match=f"{next(iter(beside))}: there is a {next(iter(way))}"):
+            SelectiveConfig(**way, **beside)
+
+
+def test_the_config_of_a_plan_can_be_copied_after_its_use():
+    made = SelectiveConfig(plan={"model.layers.0.mlp.up_proj.weight": sft.Rows([1])})
+    peft.get_peft_model(llama.tiny_llama(), made)
+    assert dataclasses.replace(made).target_modules == {"model.layers.0.mlp.up_proj"}
