@@ -43,4 +43,4 @@ class SkippedSteps:
 
     def __int__(self) -> int:
         """Waits for the devices."""
-        return self._here + sum(int(count) for count in self._on.values())
+        return self._here + int(sum(count.item() for count in self._on.values()))

@@ -5,14 +5,15 @@ Masters that are written back without a trace, claims, and other people's optimi
 
 import copy
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import sparse_ft as sft
-from sparse_ft.nn import steps
 
 PLAN = {"0.weight": sft.Rows([0, 3]), "0.bias": sft.Entries([1]), "2.weight": sft.Columns([1])}
 X = torch.linspace(-1, 1, 16 * 8).view(16, 8).sin()
@@ -249,70 +250,11 @@ def test_a_reverted_model_is_no_business_of_any_optimiser():
     assert not torch.equal(weight, model[0].weight) and optimizer.param_groups
 
 
-def hooks_of_steps():
-    """What torch calls after a step of every optimiser of the process."""
-    seen = []
-    handle = register_optimizer_step_post_hook(lambda *_: None)
-    seen.extend(hook for hook in handle.hooks_dict_ref().values() if hook is steps._after_step)
-    handle.remove()
-    return seen
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    """No module of another test is selective any more."""
-    gc.collect()
-    handle = steps._hook
-    if handle is not None:
-        handle.remove()
-    for name in ("_owners", "_live", "_unclaimed"):
-        monkeypatch.setattr(steps, name, {})
-    monkeypatch.setattr(steps, "_hook", None)
-    yield
-    if handle is not None:
-        monkeypatch.undo()
-        steps._hook = None
-        steps._hook_or_unhook()
-
-
-def test_the_hook_goes_with_the_last_values(alone):
-    """Not before: an optimiser that holds values of a reverted model is told so."""
-    assert not hooks_of_steps()
-    first, second = (nn.Sequential(nn.Linear(4, 4)) for _ in range(2))
-    for model in (first, second):
-        sft.convert(model, {"0.weight": sft.Rows([1])})
-    assert len(hooks_of_steps()) == 1
-    del first
-    gc.collect()
-    optimizer = torch.optim.SGD([second[0].values], lr=0.1)
-    sft.revert(second)
-    assert len(hooks_of_steps()) == 1
-    with pytest.warns(UserWarning, match="train no weight any more"):
-        optimizer.step()
-    del optimizer
-    gc.collect()
-    assert not hooks_of_steps()
-    sft.convert(second, {"0.weight": sft.Rows([1])})
-    assert len(hooks_of_steps()) == 1
-    sft.revert(second)
-    assert not hooks_of_steps()
-
-
-def test_a_model_that_dies_within_a_step_leaves_the_hook_to_the_next_change(alone):
-    """torch goes through its hooks then, and other ones come after ours."""
-    models = [nn.Sequential(nn.Linear(4, 4))]
-    sft.convert(models[0], {"0.weight": sft.Rows([1])})
-    after = []
-    handle = register_optimizer_step_post_hook(lambda *_: after.append(1))
-    module = models[0][0]
-    module.after_foreign_step = lambda: (models.clear(), gc.collect())
-    del module
-    plain = nn.Parameter(torch.zeros(1))
-    torch.optim.SGD([plain], lr=0.1).step()
-    handle.remove()
-    assert after == [1] and not models
-    assert not steps._live and steps._hook is not None
-    other = nn.Sequential(nn.Linear(4, 4))
-    sft.convert(other, {"0.weight": sft.Rows([1])})
-    sft.revert(other)
-    assert not hooks_of_steps()
+@pytest.mark.parametrize("case", ["last_values", "dies_within_a_step"])
+def test_the_hook_goes_with_the_last_values(case):
+    """Not before. In a process of its own: other tests' modules have the hook, too."""
+    script = Path(__file__).parents[1] / "helpers" / "hook_of_steps.py"
+    done = subprocess.run(
+        [sys.executable, str(script), case], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
