@@ -44,6 +44,8 @@ class _Sent(NamedTuple):
     selection: Selection | None
     positions: torch.Tensor  # [n] int32, ascending
     values: torch.Tensor  # [n]
+    left: torch.Tensor  # [m] int32, ascending: others that have trained
+    left_values: torch.Tensor  # [m]
 
 
 class Patches(Sequence):
@@ -106,7 +108,7 @@ def patches(model: nn.Module, since: Patches | None = None) -> Patches:
     nothing where no bit did. No snapshot of the model is kept and no weight is compared: what was
     sent is remembered, 6 bytes a selected entry of a 16-bit model. Values are what the weights
     show, so an engine that takes all patches holds the trainer's bits. A selection that has changed
-    since is sent anew, with the entries that have left it.
+    since is sent anew, with the entries that have trained and left it.
 
     Names are those of `model.state_dict()`. Buffers are not sent. Raises ValueError for a model
     that is not converted, TypeError for another `since`, OverflowError for a tensor of 2^31 or more
@@ -133,20 +135,43 @@ def _patch(each: places.Trained, before: _Sent | None) -> tuple[list[Patch], _Se
     weight, shape = each.weight.reshape(-1), tuple(each.weight.shape)
     if before is None or before.selection != each.selection:
         positions = _positions(each)
-        now = _Sent(each.selection, positions, weight[positions])
+        left = _left(each, before, positions)
+        now = _Sent(each.selection, positions, weight[positions], left, weight[left])
         made = [Patch(each.name, positions, now.values, shape)]
-        if before is not None:  # an entry that has left the selection may hold its origin again
-            left = before.positions[~torch.isin(before.positions, positions, assume_unique=True)]
-            made.insert(0, Patch(each.name, left, weight[left], shape, is_part=True))
+        made.insert(0, Patch(each.name, left, now.left_values, shape, is_part=True))
         return [patch for patch in made if len(patch.values)], now
-    values = weight[before.positions]
+    values, left = weight[before.positions], _left(each, before, before.positions)
+    now = before._replace(values=values, left=left, left_values=weight[left])
     changed = (bits_of(values) != bits_of(before.values)).nonzero().squeeze(1)
-    now = before._replace(values=values)
-    if not len(changed):
-        return [], now
-    some = Patch(each.name, before.positions[changed], values[changed], shape, is_part=True)
-    every = Patch(each.name, None, values, shape)
-    return [min(every, some, key=lambda patch: patch.nbytes)], now
+    made = []
+    if not _same(now, before):
+        made.append(Patch(each.name, left, now.left_values, shape, is_part=True))
+    if len(changed):
+        some = Patch(each.name, before.positions[changed], values[changed], shape, is_part=True)
+        every = Patch(each.name, None, values, shape)
+        made.append(min(every, some, key=lambda patch: patch.nbytes))
+    return made, now
+
+
+def _same(now: _Sent, before: _Sent) -> bool:
+    """Whether entries that have left the selection are and hold what they were and held."""
+    if not torch.equal(now.left, before.left):
+        return False
+    return torch.equal(bits_of(now.left_values), bits_of(before.left_values))
+
+
+def _left(each: places.Trained, before: _Sent | None, positions: torch.Tensor) -> torch.Tensor:
+    """What an engine may not know of the entries beside `positions`, [n] int32 each, ascending.
+
+    An entry that has left the selection may hold its origin again. One that a reselection has left
+    as it was trained may have joined and left since the last time, or before the first, and
+    `sft.restore` moves it.
+    """
+    known = [] if before is None else [before.positions, before.left]
+    if each.left is not None:
+        known.append(each.left.positions.to(positions))
+    beside = torch.cat([positions[:0], *known]).unique()
+    return beside[~torch.isin(beside, positions, assume_unique=True)]
 
 
 def _positions(each: places.Trained) -> torch.Tensor:

@@ -270,3 +270,51 @@ def test_misuse_is_named():
     second = pickle.loads(pickle.dumps(sft.patches(model, first)))
     with pytest.raises(ValueError, match="patches: the indices of 'embed.weight' stayed"):
         second.with_indices()
+
+
+@pytest.mark.parametrize("begin", [0, 1, 2])
+def test_entries_that_joined_and_left_between_two_times_are_sent(begin):
+    """begin: how many selections have trained before the first time."""
+    model = trained({"layers.0.weight": sft.Rows([0]), "layers.3.weight": sft.Entries([1, 7])})
+    optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-2)
+    engine, receiver, sent = net(), sft.deltas.Receiver(), None
+    for turn in range(4):
+        if turn == begin or turn == 3:
+            sent = sft.patches(model, since=sent)
+            receiver.apply(engine, sent)
+            assert torch.equal(engine.layers[0].weight, sft.state_dict(model)["layers.0.weight"])
+            assert torch.equal(engine.layers[3].weight, sft.state_dict(model)["layers.3.weight"])
+        plan = {
+            "layers.0.weight": sft.Rows([turn + 1]),
+            "layers.3.weight": sft.Entries([1, turn + 20]),
+        }
+        sft.reselect(model, optimizer, plan)
+        model(torch.arange(6)[None]).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_entries_that_left_are_sent_again_when_they_change():
+    plans = [{"layers.0.weight": sft.Rows([row])} for row in (0, 1)]
+    model = trained(plans[0], origin=True)
+    optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-2)
+    engine, receiver = net(), sft.deltas.Receiver()
+    sent = sft.patches(model)
+    receiver.apply(engine, sent)
+
+    def engine_follows():
+        nonlocal sent
+        sent = sft.patches(model, since=sent)
+        receiver.apply(engine, sent)
+        return torch.equal(engine.layers[0].weight, sft.state_dict(model)["layers.0.weight"])
+
+    for plan in (plans[1], plans[0]):  # away and back between two times
+        sft.reselect(model, optimizer, plan)
+        model(torch.arange(6)[None]).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert engine_follows()
+    for alpha in (0.5, 0.0, 1.0):
+        sft.restore(model, alpha)
+        assert engine_follows()
+    assert engine_follows() and len(sent) == 0
