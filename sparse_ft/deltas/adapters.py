@@ -65,11 +65,19 @@ def read_adapter(
 
 
 def known_delta(source: Delta | nn.Module, base: nn.Module | None) -> Delta:
-    """The delta that is to be exported, which knows its base. Raises ValueError where it does not.
+    """The delta that is to be exported, which knows its base. Raises ValueError where it does not,
+    and for tensors that several modules share.
 
     source: a delta or a converted model. base: the base model, for one that does not know it.
     """
     delta = source if isinstance(source, Delta) else Delta.of(source)
+    tied = set() if base is None else places.tied_in(base)
+    for name, part in delta.items():
+        if part.reader == places.TIED or name in tied:
+            raise ValueError(
+                f"source: {name!r} is shared by several modules, and an adapter of one would leave"
+                " the others at the base; save it with sft.save_delta"
+            )
     if base is not None:
         return on_base(delta, base)
     for name, part in delta.items():

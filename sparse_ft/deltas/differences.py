@@ -1,5 +1,6 @@
 """diff: the delta between two models, whoever trained them."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def diff(base: nn.Module, trained: nn.Module | Mapping[str, torch.Tensor]) -> De
     after = state_dict(trained) if isinstance(trained, nn.Module) else dict(trained)
     before = state_dict(base)
     _check(before, after)
-    parts, seen = {}, set()
+    parts, seen, tied = {}, set(), places.tied_in(base)
     for name, tensor in before.items():
         if not isinstance(tensor, torch.Tensor):
             continue
@@ -41,7 +42,8 @@ def diff(base: nn.Module, trained: nn.Module | Mapping[str, torch.Tensor]) -> De
         seen.add(memory)
         part = _part(base, name, tensor, after[name].detach().to(tensor.device))
         if part is not None:
-            parts[name] = part
+            is_tied = name in tied
+            parts[name] = dataclasses.replace(part, reader=places.TIED) if is_tied else part
     return Delta(parts, rest_of(base, parts), name_of(base))
 
 

@@ -18,8 +18,8 @@ class Part:
     shape: of the tensor; matrix_shape: of the matrix that the selection speaks of.
     origin: what the base holds there, shaped as values; None where it is not known.
     rest: fingerprint of the base's other entries, 16 hexadecimal digits; "" where there are none.
-    reader: "linear", "conv1d" (stored [in, out]), "embedding", "other" or "buffer": adapter formats
-    ask.
+    reader: "linear", "conv1d" (stored [in, out]), "embedding", "other", "buffer" or "tied"
+    (several modules share it): adapter formats ask.
     """
 
     selection: Selection | None

@@ -20,7 +20,7 @@ from ..plan import ALL
 from ..selection import Selection
 
 LINEAR, CONV1D, EMBEDDING = "linear", "conv1d", "embedding"
-BUFFER, OTHER = "buffer", "other"
+BUFFER, TIED, OTHER = "buffer", "tied", "other"
 
 
 class Trained(NamedTuple):
@@ -60,15 +60,25 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         state = module._sparse_ft_state
         name, _ = module._keys(prefix)
         weight = module._weight().detach()
-        reader = _reader_of_selected(module)
+        reader = TIED if state.tied else _reader_of_selected(module)
         values = module._parameters["values"]
         yield Trained(name, weight, state.selection, state.matrix_shape, reader, values, state.left)
+    tied = tied_in(model)
     for name, what in record.plan.items():
         if what == ALL:
             owner, attribute = owner_of(model, name)
             parameter: Any = tensor_of(owner, attribute)
-            weight, reader = parameter.detach(), reader_of(owner, attribute)
+            weight = parameter.detach()
+            reader = TIED if name in tied else reader_of(owner, attribute)
             yield Trained(name, weight, None, _shape(weight), reader, parameter, None)
+
+
+def tied_in(model: nn.Module) -> set[str]:
+    """The names of parameters that have more than one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for several in names.values() if len(several) > 1 for name in several}
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:

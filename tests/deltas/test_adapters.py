@@ -213,3 +213,26 @@ def test_foreign_and_broken_adapters_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("[")
     with pytest.raises(ValueError, match="path: .* is no adapter of PEFT"):
         sft.load_shira(tmp_path, base())
+
+
+@pytest.mark.parametrize("export", [sft.export_lora, sft.export_shira])
+@pytest.mark.parametrize("what", [sft.Rows([3, 4]), "all"], ids=["rows", "all"])
+@pytest.mark.parametrize("source", ["model", "diff", "file"])
+def test_what_a_head_shares_is_no_adapter_of_the_embedding(tmp_path, export, what, source):
+    def tied():
+        model = base()
+        model.lm_head.weight = model.model.embed_tokens.weight
+        return model
+
+    plan = {"model.embed_tokens.weight": what, f"{LINEARS[0]}.weight": sft.Rows([1])}
+    model = fine_tuned(plan, tied())
+    given = sft.diff(tied(), model) if source == "diff" else model
+    if source == "file":
+        sft.save_delta(model, tmp_path / "delta")
+        given = sft.load_delta(tmp_path / "delta")
+    with pytest.raises(ValueError, match="source: 'model.embed_tokens.weight' is shared by"):
+        export(given, tmp_path / "adapter", base=tied())
+    if source == "diff":
+        with pytest.raises(ValueError, match="source: 'model.embed_tokens.weight' is shared by"):
+            export(given, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
