@@ -58,7 +58,7 @@ def refused(call):
 def test_gather_scatter_and_swap(kind, at, number, dtype):
     layout = edited(kind, at, number, dtype)
     guarded = Guarded()
-    shape = ops.layout.values_shape(*layout, (ROWS, COLUMNS))
+    shape = ops.layout.Layout(*layout).values_shape((ROWS, COLUMNS))
     refused(lambda: ops.gather_selected(guarded.matrix, *layout))
     for values in (torch.ones(shape), torch.ones(shape, dtype=torch.bfloat16)):
         for accumulate in (False, True):
@@ -77,7 +77,7 @@ def test_weight_gradient(kind, at, number):
     layout = edited(kind, at, number)
     grad_output, input = torch.randn(3, ROWS), torch.randn(3, COLUMNS)
     refused(lambda: ops.selected_wgrad(grad_output, input, *layout))
-    values = torch.zeros(ops.layout.values_shape(*layout, (ROWS, COLUMNS)))
+    values = torch.zeros(ops.layout.Layout(*layout).values_shape((ROWS, COLUMNS)))
     refused(lambda: ops.selected_wgrad_(values, grad_output, input, *layout))
 
 

@@ -12,7 +12,7 @@ import torch
 from helpers.selections import SELECTIONS, SHAPE, mask_of
 
 import sparse_ft as sft
-from sparse_ft.ops.layout import coordinates
+from sparse_ft.ops.layout import Layout
 
 
 @pytest.fixture(params=SELECTIONS)
@@ -268,7 +268,7 @@ def test_entries_past_2_to_the_31():
     selection.check(HUGE)
     with pytest.raises(IndexError, match=rf"index: flat position {last} .*\(69999, 70000\)"):
         selection.check((69999, 70000))
-    row, column = coordinates(*selection.layout, HUGE)
+    row, column = selection.layout.places(HUGE)
     assert list(zip(row.tolist(), column.tolist(), strict=True)) == [
         divmod(k, 70000) for k in (5, 2**31, last)
     ]
@@ -299,9 +299,8 @@ def test_lines_and_blocks_of_a_matrix_past_2_to_the_31():
     assert sft.Columns([0, 69999]).values_shape(HUGE) == (70000, 2)
     blocks = sft.Blocks([[0, 0], [1, 1]], (65536, 65536))
     assert blocks.nnz(HUGE) == 65536**2 + 4464**2
-    row, column = coordinates(
-        "blocks", torch.tensor([[4374, 4374]], dtype=torch.int32), 16, 16, HUGE
-    )
+    last_block = torch.tensor([[4374, 4374]], dtype=torch.int32)
+    row, column = Layout("blocks", last_block, 16, 16).places(HUGE)
     assert row.max() == 69999 and (row.max() * 70000 + column.max()).item() == HUGE[0] * HUGE[1] - 1
     virtual = torch.arange(70000.0).expand(HUGE)
     assert torch.equal(

@@ -10,7 +10,7 @@ import torch
 from ._adamw_state import StateFormat, check_like
 from ._adamw_tensor import AdamWTensor, Flags, Settings
 from ._adamw_variation import check_variation
-from .layout import check_layout, check_matrix, check_values
+from .layout import Layout, check_matrix
 
 Tensors = Sequence[torch.Tensor]
 # Argument of the op -> field of a tensor; both may be left out.
@@ -51,9 +51,8 @@ class Call:
         for t in self.tensors:
             if t.weight is not None:
                 check_matrix(t.weight)
-                check_layout(*t.layout)
-                kind, index, block_h, block_w = t.layout
-                check_values(t.value, kind, index, block_h, block_w, t.weight.shape)
+                t.layout.check()
+                t.layout.check_values(t.value, t.weight.shape)
         return self
 
     def check_device(self) -> None:
@@ -85,7 +84,7 @@ class Call:
             yield "origins", t.origin
             if t.weight is not None:
                 yield "weights", t.weight
-                yield "indices", t.layout[1]
+                yield "indices", t.layout.index
         yield "grad_scale", self.flags.grad_scale
         yield "found_inf", self.flags.found_inf
 
@@ -158,7 +157,7 @@ def call_of(
             t.settings.lr_at = lrs[i]
         if i < len(weights):
             t.weight = weights[i]
-            t.layout = kinds[i], indices[i], blocks[2 * i], blocks[2 * i + 1]
+            t.layout = Layout(kinds[i], indices[i], blocks[2 * i], blocks[2 * i + 1])
         t.correction = _given(corrections, i)
         t.generation = _given(generations, i)
         t.births = _given(births, i)
@@ -187,9 +186,9 @@ def arguments_of(call: Call) -> tuple[list, dict]:
         [t.exp_avg_sq for t in tensors],
         [t.step for t in tensors],
         [t.weight for t in linked],
-        [t.layout[0] for t in linked],
-        [t.layout[1] for t in linked],
-        [size for t in linked for size in t.layout[2:]],
+        [t.layout.kind for t in linked],
+        [t.layout.index for t in linked],
+        [size for t in linked for size in (t.layout.block_h, t.layout.block_w)],
     ]
     keywords = {
         "lr": [s.lr for s in settings],
@@ -237,8 +236,7 @@ def _with_plain_strides(t: AdamWTensor) -> AdamWTensor:
         grad = torch.empty_like(value).copy_(grad)
     layout = t.layout
     if layout is not None:
-        kind, index, block_h, block_w = layout
-        layout = kind, index.contiguous(), block_h, block_w
+        layout = layout._replace(index=layout.index.contiguous())
     return dataclasses.replace(t, grad=grad, layout=layout)
 
 

@@ -14,7 +14,6 @@ from ._adamw_variation import variation_lies_alike
 from ._eight_bit import dequantize, num_blocks, quantize
 from ._memory_order import as_in_memory, in_memory_order
 from ._rounding import join, random_words, round_by_chance, split
-from .layout import check_layout, values_shape
 
 SIXTEEN_BITS = torch.bfloat16, torch.float16
 
@@ -182,14 +181,13 @@ class StateFormat:
 
 def _can_be_written_through(t: AdamWTensor) -> bool:
     """Whether the compiled part finds the selected entries of the weight as it lies."""
-    kind, index, block_h, block_w = t.layout
-    weight = t.weight
+    layout, weight = t.layout, t.weight
     if weight.dtype not in _native.DTYPES or weight.dim() != 2:
         return False
-    if not (weight.is_contiguous() and index.is_contiguous()):
+    if not (weight.is_contiguous() and layout.index.is_contiguous()):
         return False
-    check_layout(kind, index, block_h, block_w)
-    return t.value.shape == values_shape(kind, index, block_h, block_w, weight.shape)
+    layout.check()
+    return t.value.shape == layout.values_shape(weight.shape)
 
 
 def _store_codes(

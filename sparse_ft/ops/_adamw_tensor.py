@@ -4,6 +4,8 @@ import dataclasses
 
 import torch
 
+from .layout import Layout
+
 
 @dataclasses.dataclass(slots=True)
 class Settings:
@@ -51,7 +53,7 @@ class AdamWTensor:
     births: torch.Tensor | None = None  # float32 [generations]: `step` when each began
     seed: int | None = None  # in [0, 2^48): what is stored in 16 bits is rounded by chance
     weight: torch.Tensor | None = None  # [rows, columns]: shows the values after the step
-    layout: tuple | None = None  # (kind, index, block_h, block_w) of the values in the weight
+    layout: Layout | None = None  # of the values in the weight
     # What the update of an entry is multiplied with: float32, shaped as value or as its first
     # dimension.
     factor: torch.Tensor | None = None

@@ -170,32 +170,3 @@ def check_matrix(matrix: Tensor) -> None:
         )
     if not matrix.is_floating_point():
         raise TypeError(f"matrix: expected a floating-point dtype, got {matrix.dtype}")
-
-
-# For callers that hold the four parts of a layout one by one.
-
-
-def check_layout(kind: str, index: Tensor, block_h: int, block_w: int) -> None:
-    """`Layout.check`."""
-    Layout(kind, index, block_h, block_w).check()
-
-
-def values_shape(
-    kind: str, index: Tensor, block_h: int, block_w: int, shape: Shape
-) -> tuple[int, ...]:
-    """`Layout.values_shape`."""
-    if kind not in STRUCTURES:
-        raise ValueError(f"kind: expected {_kinds()}, got {kind!r}")
-    return Layout(kind, index, block_h, block_w).values_shape(shape)
-
-
-def coordinates(kind: str, index: Tensor, block_h: int, block_w: int, shape: Shape) -> Places:
-    """`Layout.places`."""
-    return Layout(kind, index, block_h, block_w).places(shape)
-
-
-def check_values(
-    values: Tensor, kind: str, index: Tensor, block_h: int, block_w: int, shape: Shape
-) -> None:
-    """`Layout.check_values`."""
-    Layout(kind, index, block_h, block_w).check_values(values, shape)

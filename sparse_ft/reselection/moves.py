@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from ..ops.layout import coordinates, inside
+from ..ops.layout import inside
 from ..selection import Selection
 
 
@@ -115,5 +115,5 @@ def _sizes(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
 
 def positions(selection: Selection, shape: tuple[int, int]) -> torch.Tensor:
     """int64 [values]: flat positions in a matrix of `shape`, -1 for padding."""
-    row, column = torch.broadcast_tensors(*coordinates(*selection.layout, shape))
+    row, column = torch.broadcast_tensors(*selection.layout.places(shape))
     return torch.where(inside(row, column, shape), row * shape[1] + column, -1).reshape(-1)

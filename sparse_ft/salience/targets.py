@@ -9,17 +9,10 @@ from typing import NamedTuple
 from torch import nn
 
 from ..annotations import AnyModule
+from ..matrices import CONVOLUTIONS
 from ..messages import did_you_mean
 from ..nn.linear import is_conv1d
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 

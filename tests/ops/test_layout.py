@@ -6,14 +6,7 @@ import oracle
 import pytest
 import torch
 
-from sparse_ft.ops.layout import (
-    check_layout,
-    check_matrix,
-    check_values,
-    coordinates,
-    inside,
-    values_shape,
-)
+from sparse_ft.ops.layout import Layout, check_matrix, inside
 
 SHAPES = [(7, 5), (1, 9), (9, 1), (6, 8), (0, 4), (4, 0)]
 
@@ -22,10 +15,10 @@ SHAPES = [(7, 5), (1, 9), (9, 1), (6, 8), (0, 4), (4, 0)]
 @pytest.mark.parametrize("which", ["some", "last", "all", "empty"])
 @pytest.mark.parametrize("kind", oracle.KINDS)
 def test_coordinates_place_every_value(kind, which, shape):
-    layout = oracle.layout(kind, shape, which)
+    layout = Layout(*oracle.layout(kind, shape, which))
     want = oracle.places(*layout, shape)
-    row, column = torch.broadcast_tensors(*coordinates(*layout, shape))
-    assert row.shape == values_shape(*layout, shape) == oracle.values_shape(*layout, shape)
+    row, column = torch.broadcast_tensors(*layout.places(shape))
+    assert row.shape == layout.values_shape(shape) == oracle.values_shape(*layout, shape)
     keep = inside(row, column, shape).reshape(-1)
     got = list(
         zip(
@@ -41,7 +34,7 @@ def test_coordinates_place_every_value(kind, which, shape):
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 def test_coordinates_are_64_bit(index_dtype):
     index = torch.tensor([[2**29, 1]], dtype=index_dtype)
-    row, _ = coordinates("blocks", index, 8, 8, (2, 2))
+    row, _ = Layout("blocks", index, 8, 8).places((2, 2))
     assert row.dtype == torch.int64 and row[0, 0, 0] == 2**32
 
 
@@ -83,7 +76,7 @@ def test_coordinates_are_64_bit(index_dtype):
 )
 def test_check_layout_names_what_is_wrong(kind, index, block, error, message):
     with pytest.raises(error, match=message):
-        check_layout(kind, index, *block)
+        Layout(kind, index, *block).check()
 
 
 def test_check_matrix_names_what_is_wrong():
@@ -94,7 +87,8 @@ def test_check_matrix_names_what_is_wrong():
 
 
 def test_check_values_names_what_is_wrong():
+    index = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"values: .*\(1, 5\).*'rows'.*\(7, 5\).*\(5,\)"):
-        check_values(torch.zeros(5), "rows", torch.zeros(1, dtype=torch.int32), 1, 1, (7, 5))
+        Layout("rows", index).check_values(torch.zeros(5), (7, 5))
     with pytest.raises(ValueError, match=r"kind: .*'diagonal'"):
-        values_shape("diagonal", torch.zeros(1, dtype=torch.int32), 1, 1, (7, 5))
+        Layout("diagonal", index).check()

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ...annotations import AnyModule
+from ...matrices import CONVOLUTIONS
 from ...nn.linear import is_conv1d
 from ...plan import ALL
 from ..scores.outputs import outputs_of
-from ..targets import CONVOLUTIONS
 from ..untouched import Untouched, untouched
 from .knapsack import Step, most_valuable
 

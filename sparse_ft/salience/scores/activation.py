@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ...annotations import AnyModule
+from ...matrices import CONVOLUTIONS
 from ...nn.linear import is_conv1d
 from ..job import Job
 from ..score import Matrix
-from ..targets import CONVOLUTIONS
 from ..untouched import Untouched, untouched
 from .outputs import outputs_of
 
