@@ -45,6 +45,19 @@ def same_threads_and_seed():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def autocast_is_left():
+    """A test that leaves a region of autocast open would have later ones read old casts of
+    their weights; it fails itself instead.
+    """
+    yield
+    left_open = torch.autocast_increment_nesting() - 1
+    for _ in range(left_open + 1):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    assert left_open == 0, f"this test left {left_open} regions of autocast open"
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)
