@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .adapters import allow_adapters, refuse_adapters
+from .nn.left import Left, check_left
 from .nn.loading import check_loaded
 from .nn.origin import origins_in
 from .nn.selected import Selected
@@ -81,8 +82,8 @@ def _save_plain(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state.pop(values, None)
         if module._parameters["values"].dtype != module._weight().dtype:
             wider.append(name)
-    for known, _ in origins_in(model):
-        state.pop(origin_key(known.label), None)
+    for key in extra_keys(model):
+        state.pop(key, None)
     if wider:
         warnings.warn(
             f"save_pretrained: {len(wider)} weights ({wider[0]} …) are saved in their own dtype,"
@@ -146,6 +147,13 @@ def _after_save(
     }
     for known, _ in origins_in(model):
         state_dict[origin_key(known.label, prefix)] = known.origin
+    for _, module in selected_modules(model):
+        state = module._sparse_ft_state
+        if state.left is None:
+            continue
+        state_dict[left_key(state.label, prefix)] = state.left.positions
+        if state.left.origin is not None:
+            state_dict[left_origin_key(state.label, prefix)] = state.left.origin
 
 
 def _before_load(
@@ -165,12 +173,66 @@ def _before_load(
                 f" converted. Or leave {key!r} out to load the weight alone."
             )
         check_loaded(module, state_dict, of_module)
+    lefts = _lefts_of(model, state_dict, prefix, is_told=saved is not None)
     _load_origins(model, state_dict, prefix)
+    for state, left in lefts:
+        state.left = left
+        state_dict.pop(left_key(state.label, prefix), None)
+        state_dict.pop(left_origin_key(state.label, prefix), None)
 
 
 def origin_key(name: str, prefix: str = "") -> str:
     """Where a state_dict holds the origin of the parameter `name` of a plan."""
     return f"{prefix}{name}_origin"
+
+
+def left_key(name: str, prefix: str = "") -> str:
+    """Where it holds the flat positions of entries that have left the selection of `name`."""
+    return f"{prefix}{name}_left"
+
+
+def left_origin_key(name: str, prefix: str = "") -> str:
+    """Where it holds what these were before they trained, if that was kept."""
+    return f"{prefix}{name}_left_origin"
+
+
+def left_keys(model: nn.Module) -> set[str]:
+    """The keys that a state_dict of a converted model has where entries have left a selection."""
+    names = [module._sparse_ft_state.label for _, module in selected_modules(model)]
+    return {key(name) for name in names for key in (left_key, left_origin_key)}
+
+
+def extra_keys(model: nn.Module) -> set[str]:
+    """The keys that it may have and that no parameter and no buffer has."""
+    return {origin_key(known.label) for known, _ in origins_in(model)} | left_keys(model)
+
+
+def _lefts_of(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, is_told: bool
+) -> list[tuple[Any, Left | None]]:
+    """[(state of a module, the entries that had left its selection)], checked, nothing loaded.
+
+    is_told: whether the state_dict tells its plan. One that does not, and has nothing of them
+    either, says nothing of these entries.
+    """
+    found = []
+    for _, module in selected_modules(model):
+        state = module._sparse_ft_state
+        key = left_key(state.label, prefix)
+        positions = state_dict.get(key)
+        if positions is None:
+            if is_told or origin_key(state.label, prefix) in state_dict:
+                found.append((state, None))
+            continue
+        origin = state_dict.get(left_origin_key(state.label, prefix))
+        weight = module._weight()
+        check_left(key, positions, origin, weight.numel())
+        left = Left(
+            positions.to(weight.device, copy=True),
+            None if origin is None else origin.to(weight.device, weight.dtype, copy=True),
+        )
+        found.append((state, left))
+    return found
 
 
 def _load_origins(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

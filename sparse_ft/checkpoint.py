@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .carried import carried_by, origin_key, selected_modules
+from .carried import carried_by, extra_keys, left_keys, origin_key, selected_modules
 from .conversion import convert, unconvert
 from .converted import record_of, summary
-from .nn.origin import origins_in
 from .report import Report
 
 
@@ -28,8 +27,8 @@ def state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     for prefix, module in selected_modules(model):
         state.pop(module._keys(prefix)[1], None)
-    for known, _ in origins_in(model):
-        state.pop(origin_key(known.label), None)
+    for key in extra_keys(model):
+        state.pop(key, None)
     for metadata in getattr(state, "_metadata", {}).values():
         metadata.pop("sparse_ft", None)
     return state
@@ -92,9 +91,10 @@ def _check(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Raise RuntimeError unless each tensor has its place: torch says so too, when it has loaded
     the others.
     """
-    own = model.state_dict()
+    lefts = left_keys(model)  # however many there were: looked at where they are loaded
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in lefts}
     optional = {module._keys(prefix)[1] for prefix, module in selected_modules(model)}
-    optional |= {origin_key(known.label) for known, _ in origins_in(model)}
+    optional |= extra_keys(model)
     wrong = [
         f"{name!r} is missing" for name in own if name not in state_dict and name not in optional
     ]

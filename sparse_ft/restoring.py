@@ -1,9 +1,10 @@
 """restore: a slider from the pretrained model to the trained one, exact at both ends."""
 
 import math
+import numbers
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -68,16 +69,18 @@ def restore(model: nn.Module, alpha: float | Mapping[str, float] = 0.0) -> nn.Mo
 
 def _by_name(alpha: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
     """{name: alpha} of what is to be moved."""
-    asked = dict(alpha) if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
+    asked: dict[str, Any] = (
+        dict(alpha) if isinstance(alpha, Mapping) else dict.fromkeys(names, alpha)
+    )
     for name, number in asked.items():
         if name not in names:
             raise KeyError(
                 f"alpha: {name!r} has no origin in this model{did_you_mean(name, names)}"
             )
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number):
             raise ValueError(f"alpha: expected a finite number for {name!r}, got {number!r}")
-    return asked
+    return {name: float(number) for name, number in asked.items()}
 
 
 def _move(known: Origin, parameter: nn.Parameter, alpha: float) -> Move:
@@ -104,7 +107,7 @@ def _step(now: torch.Tensor, origin: torch.Tensor, slide: Slide | None, alpha: f
     if alpha == 1:
         return Step(before, trained, None)
     origin = origin.to(now.device, now.dtype)
-    after = origin.clone() if alpha == 0 else torch.lerp(origin, trained, float(alpha))
+    after = origin.clone() if alpha == 0 else torch.lerp(origin, trained, alpha)
     return Step(before, after, Slide(trained, after))
 
 

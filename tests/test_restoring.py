@@ -3,9 +3,11 @@ trained.
 """
 
 import copy
+import fractions
 import io
 import pickle
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -92,6 +94,18 @@ def test_what_is_between_is_interpolated(trained):
     assert torch.equal(model[0].weight[[0, 3]], want.to(base.dtype))
     sft.restore(model, 0.75)
     assert torch.equal(model[0].values, torch.lerp(base.to(values.dtype), values, 0.75))
+
+
+@pytest.mark.parametrize("kind", [numpy.float32, numpy.float64, fractions.Fraction, int])
+def test_any_real_number_is_an_alpha(kind, trained):
+    model, before, after = trained
+    wanted = copy.deepcopy(model)
+    for number in (0, 1, 2):
+        sft.restore(wanted, float(number))
+        sft.restore(model, kind(number))
+        assert same(weights(model), weights(wanted))
+    sft.restore(model, {"0.weight": kind(0)})
+    assert torch.equal(weights(model)["0.weight"], before["0.weight"])
 
 
 def test_parameters_by_name(trained):

@@ -63,3 +63,23 @@ def with_left_origins(
     at = torch.searchsorted(known, positions.clamp(min=0)).clamp(max=len(known) - 1)
     origin = left.origin.to(found.device, found.dtype)[at]
     return torch.where(known[at] == positions, origin, found.reshape(-1)).view(found.shape)
+
+
+def check_left(key: str, positions: Any, origin: Any, entries: int) -> None:
+    """Raise RuntimeError unless what a state_dict holds under `key` can be those of a matrix.
+
+    entries: of the matrix.
+    """
+    is_list = isinstance(positions, torch.Tensor) and positions.dim() == 1
+    if not is_list or positions.dtype != torch.int64:
+        raise RuntimeError(f"state_dict: {key!r}: expected a list of int64, got {positions!r}")
+    is_rising = bool((positions[1:] > positions[:-1]).all())
+    if not is_rising or (len(positions) and not 0 <= positions[0] <= positions[-1] < entries):
+        raise RuntimeError(
+            f"state_dict: {key!r}: expected rising positions of a weight with {entries:,} entries"
+        )
+    if origin is not None and origin.shape != positions.shape:
+        raise RuntimeError(
+            f"state_dict: {key!r}: {len(positions)} entries, and the origin of"
+            f" {tuple(origin.shape)}"
+        )
