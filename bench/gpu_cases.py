@@ -21,7 +21,7 @@ from bench.cases import (
 )
 from bench.optimizers import HYPER
 from sparse_ft import ops
-from sparse_ft.ops.masked_adamw import masked_adamw_ref_
+from sparse_ft.ops._registry import reference
 
 TINY_TOKENS, TINY = 64, (256, 128)
 KINDS = ("rows", "columns", "blocks", "entries")
@@ -217,7 +217,7 @@ def adamw(kind, shape, density, tensors=1):
         return Work(
             variants,
             lambda: once(ops.masked_adamw_),
-            lambda: once(masked_adamw_ref_),
+            lambda: once(reference("masked_adamw_")),
             launches=looking,
         )
 

@@ -13,6 +13,15 @@ from ._adamw_variation import check_variation
 from .layout import Layout, check_matrix
 
 Tensors = Sequence[torch.Tensor]
+SCHEMA = (
+    "masked_adamw_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[]"
+    " exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] weights, str[] kinds, Tensor[] indices, int[]"
+    " blocks, *, float[] lr, float[] beta1, float[] beta2, float[] eps, float[] weight_decay, bool"
+    " maximize=False, Tensor? grad_scale=None, Tensor(f!)? found_inf=None, bool"
+    " skip_nonfinite=False, Tensor[]? lrs=None, Tensor(g!)[]? corrections=None, int[]? seeds=None,"
+    " Tensor(h!)[]? absmaxes=None, Tensor[]? generations=None, Tensor[]? births=None, Tensor[]?"
+    " factors=None, Tensor[]? origins=None) -> ()"
+)
 # Argument of the op -> field of a tensor; both may be left out.
 OPTIONAL = {
     "corrections": "correction",
@@ -33,6 +42,16 @@ class Call:
     def written(self) -> list[torch.Tensor]:
         """What the call changes, but for `found_inf`."""
         return [written for t in self.tensors for written in t.written()]
+
+    def is_skipped(self) -> bool:
+        """Whether nothing changes; sets `found_inf` where this is found here."""
+        flags = self.flags
+        if flags.found_inf is not None and flags.found_inf.item():
+            return True
+        if not flags.skip_nonfinite or all(t.grad.isfinite().all() for t in self.tensors):
+            return False
+        flags.found_inf.fill_(1)
+        return True
 
     def with_plain_strides(self) -> "Call":
         """The same for who walks memory in order: gradients lie as their values, indices are

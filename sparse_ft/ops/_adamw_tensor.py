@@ -34,6 +34,11 @@ class Flags:
     found_inf: torch.Tensor | None = None  # nonzero: nothing changes
     skip_nonfinite: bool = False  # look at every gradient first, and set found_inf
 
+    def gradient_factor(self) -> float:
+        """What gradients are multiplied with. Waits for the device that holds `grad_scale`."""
+        sign = -1 if self.maximize else 1
+        return sign if self.grad_scale is None else sign / self.grad_scale.item()
+
 
 @dataclasses.dataclass(slots=True)
 class AdamWTensor:

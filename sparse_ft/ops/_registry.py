@@ -17,6 +17,9 @@ numbers. A backend writes the numbers. `shapes` and backends name in their param
 want: arguments and results as the schema calls them, and `layout` for the four arguments of which
 one is made (`str kind, Tensor index, int block_h, int block_w`).
 
+An op of many lists is written about one thing that `takes` makes of them: the function and all
+that serve it have this one parameter, the public one has those of `takes` (`masked_adamw`).
+
 What is made of these calls them in as few steps as one would by hand, so it is source, as in
 `dataclasses`; `source_of("max_pool")` shows it.
 """
@@ -26,7 +29,7 @@ import importlib
 import inspect
 import linecache
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
 import torch
 
@@ -37,10 +40,14 @@ from ._schema import Argument, Schema, parse
 from .layout import Layout, as_layout
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Whole(NamedTuple):
-    """A backend that checks its arguments and makes its results itself."""
+    """A backend that checks its arguments and makes its results itself, and tells autograd of what
+    it wrote.
+    """
 
     function: Callable[..., Any]
 
@@ -71,6 +78,21 @@ def source_of(name: str) -> str:
     return "\n".join(_SOURCES[name])
 
 
+@overload
+def op(
+    schema: str,
+    *,
+    takes: Callable[Arguments, Any],
+    shapes: Any,
+    cpu: Any,
+    triton: Any,
+    cuda: Any = None,
+    before: Any = None,
+) -> Callable[[Callable[[Any], Result]], Callable[Arguments, Result]]: ...
+@overload
+def op(
+    schema: str, *, shapes: Any, cpu: Any, triton: Any, cuda: Any = None, before: Any = None
+) -> Callable[[Function], Function]: ...
 def op(
     schema: str,
     *,
@@ -79,7 +101,8 @@ def op(
     triton: Callable[..., Any] | Whole | str,
     cuda: Callable[..., Any] | Whole | None = None,
     before: Callable[..., Any] | None = None,
-) -> Callable[[Function], Function]:
+    takes: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
     """Declare the decorated function as an op.
 
     schema: as `torch.library.define` takes it; results have names.
@@ -88,12 +111,14 @@ def op(
     hands the call on: from CUDA to Triton, from there and the CPU to the reference.
     triton: perhaps "file.launcher" of `sparse_ft.kernels`, which takes the arguments in order but
     for the dtype of the result, then the results. before: asked before the dispatcher is.
+    takes: makes one thing of the arguments, whose numbers it checks; backends that are given it
+    tell autograd what they wrote.
 
     Raises TypeError for a function whose arguments are not those of the schema.
     """
 
     def declare(function: Callable[..., Any]) -> Any:
-        maker = _Maker(parse(schema), function)
+        maker = _Maker(parse(schema), function, takes)
         name, of_dispatcher = maker.schema.name, maker.of_dispatcher
         fake = of_dispatcher(maker.fake(shapes))
         plainly = maker.reference(shapes)
@@ -132,18 +157,23 @@ class _Maker:
     """Writes the functions of one op.
 
     function: the decorated one. Inside of what is written there is a `layout` where the op takes
-    one, and the dispatcher's four arguments are its parts.
+    one, and the dispatcher's four arguments are its parts; or there is what `takes` makes of all
+    arguments, under the name that the function has for it.
     """
 
-    def __init__(self, schema: Schema, function: Callable[..., Any]):
-        self.schema, self.function = schema, function
+    def __init__(
+        self, schema: Schema, function: Callable[..., Any], takes: Callable[..., Any] | None = None
+    ):
+        self.schema, self.function, self.takes = schema, function, takes
         self.names = [argument.name for argument in schema.arguments]
-        self.has_layout = LAYOUT.keys() <= set(self.names)
+        self.taken = list(inspect.signature(function).parameters)[0] if takes else ""
+        self.has_layout = not takes and LAYOUT.keys() <= set(self.names)
         # How what is written has what a function may ask for.
-        self.known = {name: name for name in [*self.names, *schema.results]}
+        arguments = [self.taken] if takes else self.names
+        self.known = {name: name for name in [*arguments, *schema.results]}
         if self.has_layout:
             self.known |= {**LAYOUT, "layout": "layout"}
-        declared = list(inspect.signature(function).parameters)
+        declared = list(inspect.signature(takes or function).parameters)
         if declared != self.names:
             raise TypeError(
                 f"{schema.name}: the schema has the arguments {self.names}, the function {declared}"
@@ -185,12 +215,15 @@ class _Maker:
 
     def of_dispatcher(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that was made, as torch.library calls it."""
-        if not self.has_layout:
+        if self.takes:
+            lines = [f"{self.taken} = takes({self._in_order()})"]
+        elif self.has_layout:
+            lines = ["layout = as_layout(kind, index, block_h, block_w)"]
+        else:
             return function
-        lines = ["layout = as_layout(kind, index, block_h, block_w)"]
         lines += [f"return {self._call('function', function)}"]
         suffix = function.__name__.rpartition("_")[2]
-        return self._make(f"{suffix}_", lines, function=function)
+        return self._make(f"{suffix}_", lines, function=function, takes=self.takes)
 
     def public(
         self, on_cpu: Callable[..., Any], before: Callable[..., Any] | None
@@ -206,17 +239,26 @@ class _Maker:
         if self.has_layout:
             made = "as_layout(kind, index, block_h, block_w)"
             lines += [f"layout = kind if type(kind) is Layout else {made}"]
+        in_order = self._in_order()
+        served = f"on_cpu(takes({in_order}))" if self.takes else self._call("on_cpu", on_cpu)
         lines += [
             f"if plain({given}) and not (is_grad_enabled() and is_tracked({given})):",
-            f"    return {self._call('on_cpu', on_cpu)}",
+            f"    return {served}",
         ]
         lines += [] if before is None else [self._call("before", before)]
         dispatched = getattr(torch.ops.sparse_ft, self.schema.name)
-        lines += [f"return dispatched({self._in_order()})"]
-        public = self._make("", lines, on_cpu=on_cpu, before=before, dispatched=dispatched)
-        public.__defaults__ = self.function.__defaults__
-        public.__kwdefaults__ = self.function.__kwdefaults__
-        return functools.update_wrapper(public, self.function)
+        lines += [f"return dispatched({in_order})"]
+        names = dict(on_cpu=on_cpu, before=before, dispatched=dispatched, takes=self.takes)
+        public = self._make("", lines, **names)
+        signed = self.takes or self.function
+        public.__defaults__ = signed.__defaults__  # type: ignore[attr-defined]
+        public.__kwdefaults__ = signed.__kwdefaults__  # type: ignore[attr-defined]
+        functools.update_wrapper(public, self.function)
+        if self.takes:  # the signature is not that of the function
+            del public.__wrapped__  # type: ignore[attr-defined]
+            returned = self.function.__annotations__["return"]
+            public.__annotations__ = {**self.takes.__annotations__, "return": returned}
+        return public
 
     def _call(self, called: str, function: Callable[..., Any]) -> str:
         """The text of a call that hands a function what it names; everything, if it names nothing
@@ -242,23 +284,29 @@ class _Maker:
     def _in_order(self) -> str:
         """All arguments, as the dispatcher takes them."""
         return ", ".join(
-            f"{each.name}={each.name}" if each.is_keyword else self.known[each.name]
+            f"{each.name}={each.name}" if each.is_keyword else self.known.get(each.name, each.name)
             for each in self.schema.arguments
         )
 
     def _tell_autograd(self) -> list[str]:
+        if self.takes:
+            return []
         written = ", ".join(self._spread(argument) for argument in self.schema.written)
         return [f"wrote({written})"] if written else []
 
     def _spread(self, argument: Argument) -> str:
         """The text of one or more tensors among others."""
-        return f"*{argument.name}" if argument.is_list else self.known[argument.name]
+        if not argument.is_list:
+            return self.known.get(argument.name, argument.name)
+        return f"*({argument.name} or ())" if argument.is_optional else f"*{argument.name}"
 
     def _parameters(self, *, with_layout: bool, with_defaults: bool) -> str:
         """The parameters of a function that was made; the dispatcher leaves defaults out."""
+        if self.takes and with_layout:
+            return self.taken
         texts = []
         for argument in self.schema.arguments:
-            if with_layout and argument.name in LAYOUT:
+            if with_layout and self.has_layout and argument.name in LAYOUT:
                 texts += ["layout"] if argument.name == "kind" else []
                 continue
             if argument.is_keyword and "*" not in texts:
@@ -274,7 +322,7 @@ class _Maker:
         dispatcher's.
         """
         name = "_".join(filter(None, [self.schema.name.removesuffix("_"), suffix]))
-        with_layout = self.has_layout and bool(suffix) and not suffix.endswith("_")
+        with_layout = bool(suffix) and not suffix.endswith("_")
         parameters = self._parameters(with_layout=with_layout, with_defaults=bool(suffix))
         source = "\n    ".join([f"def {name}({parameters}):", *lines]) + "\n"
         file = f"<sparse_ft.ops: {self.schema.name}, {suffix or 'public'}>"

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from ..nn.steps import owner_of
-from ..ops._adamw_call import Call
+from ..ops import masked_adamw_
+from ..ops._adamw_call import Call, arguments_of
 from ..ops._adamw_tensor import Flags
 from .prepared import Prepared
 
@@ -31,6 +32,11 @@ class Batch:
         for t, parameter in zip(tensors, self.parameters()):
             t.grad = parameter.grad
         return Call(tensors, flags)
+
+    def step_by_name(self, flags: Flags) -> None:
+        """The step by the op, which finds who serves these tensors."""
+        positional, keywords = arguments_of(self.call(flags))
+        masked_adamw_(*positional, **keywords)
 
 
 def linked_owner(p: torch.Tensor) -> Any:

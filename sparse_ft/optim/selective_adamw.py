@@ -10,7 +10,6 @@ import torch
 
 from ..ops._adamw_native import step_on_cpu_
 from ..ops._adamw_tensor import Flags, Settings
-from ..ops.masked_adamw import masked_adamw_call_
 from .batches import Batch, linked_owner
 from .groups import groups_of
 from .in_backward import InBackward, name_of
@@ -354,7 +353,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if native is not None:
             step_on_cpu_(native, flags)
         else:
-            masked_adamw_call_(batch.call(flags))
+            batch.step_by_name(flags)
         for owner in batch.owners:
             owner._mark_shown()
 

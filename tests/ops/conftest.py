@@ -1,9 +1,9 @@
 import pytest
 
 from sparse_ft import ops
-from sparse_ft.ops.masked_adamw import masked_adamw_ref_
+from sparse_ft.ops._registry import reference
 
-IMPLEMENTATIONS = {"op": ops.masked_adamw_, "reference": masked_adamw_ref_}
+IMPLEMENTATIONS = {"op": ops.masked_adamw_, "reference": reference("masked_adamw_")}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -8,8 +8,10 @@ import torch
 from adamw_problem import Problem, assert_refused
 
 from sparse_ft import ops
+from sparse_ft.ops._adamw_tensor import Settings
 from sparse_ft.ops._eight_bit import BLOCK, dequantize, dynamic_map, midpoints, num_blocks, quantize
-from sparse_ft.ops.masked_adamw import adamw_ref, masked_adamw_ref_
+from sparse_ft.ops._registry import reference
+from sparse_ft.ops.masked_adamw import adamw_ref
 
 ODD = [1, 127, 128, 129, 5000]
 
@@ -133,7 +135,7 @@ def test_the_step_is_adamw_between_dequantising_and_quantising(adamw_, count):
                 (made.exp_avgs, made.exp_avg_sqs), made.absmaxes, (True, False)
             )
         )
-        value, *moments = adamw_ref(made.values[0], made.grads[0], m, v, step, *hyper)
+        value, *moments = adamw_ref(made.values[0], made.grads[0], m, v, step, Settings(*hyper))
         made.step(adamw_)
         assert torch.allclose(made.values[0], value, rtol=1e-6, atol=1e-7)
         for stored, absmax, moment, signed in zip(
@@ -157,14 +159,14 @@ def test_every_size_gives_the_bits_of_the_reference(threads, dtype):
     for _ in range(3):
         one.new_grads()
         two.grads = one.grads
-        one.step(masked_adamw_ref_)
+        one.step(reference("masked_adamw_"))
         two.step(ops.masked_adamw_)
     assert all(torch.equal(a, b) for a, b in zip(one.state, two.state))
 
 
 def test_permuted_memory_has_the_blocks_of_its_own_order():
     made = []
-    for adamw_ in (masked_adamw_ref_, ops.masked_adamw_):
+    for adamw_ in (reference("masked_adamw_"), ops.masked_adamw_):
         torch.manual_seed(5)
         made.append(Problem(kinds=(), plain=((7, 3, 5, 4),), stored="8 bits"))
         made[-1].to_channels_last()
@@ -184,7 +186,7 @@ def test_nonfinite_gradients_stay_in_their_block(bad):
     one.grads[0][200] = bad
     two.grads[0].copy_(one.grads[0])
     for _ in range(2):
-        one.step(masked_adamw_ref_)
+        one.step(reference("masked_adamw_"))
         two.step(ops.masked_adamw_)
     assert torch.equal(one.absmaxes[0].isfinite(), torch.tensor([True, False, True]))
     assert torch.equal(one.values[0].isfinite(), two.values[0].isfinite())

@@ -11,8 +11,8 @@ import torch
 from adamw_problem import SHAPE, Problem, assert_refused
 
 from sparse_ft import ops
+from sparse_ft.ops._registry import reference
 from sparse_ft.ops._rounding import join
-from sparse_ft.ops.masked_adamw import masked_adamw_ref_
 
 BF16, FP16 = torch.bfloat16, torch.float16
 ROUNDED = [("by chance", BF16), ("by chance", FP16), ("corrected", BF16)]
@@ -32,7 +32,7 @@ def problem(stored, dtype, **keywords):
 def test_the_reference_and_the_op_give_the_same_bits(stored, dtype, weight_dtype, device):
     one, two = (problem(stored, dtype, weight_dtype=weight_dtype, device=device) for _ in range(2))
     for _ in range(4):
-        one.step(masked_adamw_ref_)
+        one.step(reference("masked_adamw_"))
         two.step(ops.masked_adamw_)
     assert all(
         oracle.same_bits(a, b)
@@ -131,7 +131,7 @@ def test_threads_and_the_company_of_other_tensors_do_not_change_the_bits(stored,
 
 def test_permuted_memory_gets_the_words_of_its_own_order(device):
     made = []
-    for adamw_ in (masked_adamw_ref_, ops.masked_adamw_):
+    for adamw_ in (reference("masked_adamw_"), ops.masked_adamw_):
         torch.manual_seed(5)
         made.append(
             Problem(kinds=(), plain=((2, 3, 4, 5),), dtype=BF16, stored="by chance", device=device)
@@ -284,7 +284,7 @@ def test_every_pair_of_stored_kinds_runs_in_one_call():
         want = problem(*a), problem(*b)
         for each in want:
             each.weights, each.layouts = [], []
-            each.step(masked_adamw_ref_)
+            each.step(reference("masked_adamw_"))
         assert all(
             torch.equal(x, y)
             for x, y in zip(one.values + two.values, want[0].values + want[1].values)

@@ -10,7 +10,7 @@ import torch
 from adamw_problem import HYPER, Problem, assert_refused, snapshot, unchanged
 
 from sparse_ft import ops
-from sparse_ft.ops.masked_adamw import masked_adamw_ref_
+from sparse_ft.ops._registry import OPS
 
 FACTORS = 0.0, 0.25, 1.0, 3.0
 VARIED = ("aged",), ("scaled",), ("by row",), ("origin",), ("aged", "scaled", "origin")
@@ -165,7 +165,7 @@ def test_it_is_adamw_of_each_age_factor_and_origin(what, adamw_, dtype):
 )
 def test_the_compiled_part_has_the_bits_of_the_reference(what, dtype, stored):
     ends = []
-    for adamw_ in (masked_adamw_ref_, ops.masked_adamw_):
+    for adamw_ in (OPS["masked_adamw_"].backends["reference"], ops.masked_adamw_):
         varied = Varied(what, dtype=dtype, stored=stored, plain=((1500,), (3, 4)))
         for number in range(4):
             varied.problem.new_grads()

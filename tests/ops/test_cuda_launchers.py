@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparse_ft import ops
 from sparse_ft.ops import _native
 from sparse_ft.ops._registry import OPS
-from sparse_ft.ops.masked_adamw import masked_adamw_cuda_, masked_adamw_triton_
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason="no compiled part")
 STREAM = 77
+masked_adamw_cuda_ = OPS["masked_adamw_"].backends["cuda"]
+masked_adamw_triton_ = OPS["masked_adamw_"].backends["triton"]
 
 
 def number(address):

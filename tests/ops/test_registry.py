@@ -7,6 +7,7 @@ import torch
 
 from sparse_ft import ops
 from sparse_ft.ops import _native, _registry
+from sparse_ft.ops._library import SERVED
 from sparse_ft.ops._registry import OPS, op, reference, source_of
 from sparse_ft.ops._schema import parse
 
@@ -120,3 +121,35 @@ def test_tracebacks_show_the_lines_that_were_made():
     assert "return dispatched(" in source_of("max_pool")
     code = OPS["max_pool"].public.__code__
     assert "def max_pool(" in "".join(_registry.linecache.getlines(code.co_filename))
+
+
+def total(parts: list[torch.Tensor], more: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """One thing made of the arguments."""
+    return torch.stack([*parts, *(more or [])])
+
+
+def test_an_op_of_lists_is_written_about_one_thing_that_is_made_of_them():
+    def empty(stacked: torch.Tensor) -> torch.Tensor:
+        return stacked.new_empty(stacked.shape[1:])
+
+    def launch(stacked: torch.Tensor, sum: torch.Tensor) -> None:
+        raise _native.Unserved(stacked)
+
+    schema = "sum_of_all(Tensor[] parts, Tensor[]? more=None) -> Tensor sum"
+
+    @op(schema, takes=total, shapes=empty, cpu=launch, triton=launch)
+    def sum_of_all(stacked: torch.Tensor) -> torch.Tensor:
+        return stacked.sum(0)
+
+    try:
+        assert list(inspect.signature(sum_of_all).parameters) == ["parts", "more"]
+        parts, more = [torch.ones(3), torch.arange(3.0)], [torch.ones(3)]
+        want = torch.tensor([1.0, 2.0, 3.0])
+        assert torch.equal(sum_of_all(parts), want)
+        assert torch.equal(sum_of_all(parts, more), want + 1)
+        assert torch.equal(torch.ops.sparse_ft.sum_of_all(parts, more), want + 1)
+        assert sum_of_all([part.to("meta") for part in parts]).shape == (3,)
+        with pytest.raises(TypeError, match=r"sum_of_all: .* \['parts', 'more'\], the function"):
+            op(schema, takes=empty, shapes=empty, cpu=launch, triton=launch)(sum_of_all)
+    finally:
+        del OPS["sum_of_all"], SERVED["sum_of_all"]
