@@ -245,7 +245,9 @@ class _Maker:
             f"if plain({given}) and not (is_grad_enabled() and is_tracked({given})):",
             f"    return {served}",
         ]
-        lines += [] if before is None else [self._call("before", before)]
+        if before is not None:
+            known = {name: name for name in self.names} if self.takes else self.known
+            lines += [self._call("before", before, known)]
         dispatched = getattr(torch.ops.sparse_ft, self.schema.name)
         lines += [f"return dispatched({in_order})"]
         names = dict(on_cpu=on_cpu, before=before, dispatched=dispatched, takes=self.takes)
@@ -260,19 +262,22 @@ class _Maker:
             public.__annotations__ = {**self.takes.__annotations__, "return": returned}
         return public
 
-    def _call(self, called: str, function: Callable[..., Any]) -> str:
-        """The text of a call that hands a function what it names; everything, if it names nothing
-        of its own.
+    def _call(
+        self, called: str, function: Callable[..., Any], known: dict[str, str] | None = None
+    ) -> str:
+        """The text of a call that hands a function what it names of what is `known`; everything, if
+        it names nothing of its own.
         """
+        known = self.known if known is None else known
         parameters = inspect.signature(function).parameters.values()
         if any(each.kind is each.VAR_POSITIONAL for each in parameters):
             return self._call_of_launcher(called)
         needed = {each.name for each in parameters if each.default is each.empty}
-        if needed - self.known.keys():
-            unknown = sorted(needed - self.known.keys())
+        if needed - known.keys():
+            unknown = sorted(needed - known.keys())
             raise TypeError(f"{self.schema.name}: {function.__name__} asks for {unknown}")
-        wanted = [each for each in parameters if each.name in self.known]
-        handed = [_prefix(each) + self.known[each.name] for each in wanted]
+        wanted = [each for each in parameters if each.name in known]
+        handed = [_prefix(each) + known[each.name] for each in wanted]
         return f"{called}({', '.join(handed)})"
 
     def _call_of_launcher(self, called: str) -> str:

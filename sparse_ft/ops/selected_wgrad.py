@@ -31,9 +31,8 @@ def _check(grad_output: Tensor, input: Tensor, layout: Layout) -> None:
     layout.check()
 
 
-def _shapes(
-    grad_output: Tensor, input: Tensor, layout: Layout, dtype: torch.dtype | None
-) -> Tensor:
+def shapes(grad_output: Tensor, input: Tensor, layout: Layout, dtype: torch.dtype | None) -> Tensor:
+    """Errors of `selected_wgrad`, and its result without its numbers."""
     _check(grad_output, input, layout)
     shape = layout.values_shape((grad_output.size(1), input.size(1)))
     return grad_output.new_empty(shape, dtype=dtype or _accumulator(grad_output.dtype))
@@ -107,7 +106,7 @@ def _require_product(layout: Layout) -> None:
 @op(
     "selected_wgrad(Tensor grad_output, Tensor input, str kind, Tensor index, int block_h, int"
     " block_w, *, ScalarType? dtype=None) -> Tensor values",
-    shapes=_shapes,
+    shapes=shapes,
     cpu=_cpu,
     triton=Whole(_triton),
 )

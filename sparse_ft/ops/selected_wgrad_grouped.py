@@ -1,19 +1,19 @@
 """selected_wgrad_grouped: several weight gradients at their selected entries in one call."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._library import define, implement, wrote
-from ._registry import launcher, reference
+from ._library import wrote
+from ._registry import Whole, launcher, op, reference
 from .layout import Layout, as_layout
-from .selected_wgrad import check_into, selected_wgrad, selected_wgrad_
+from .selected_wgrad import check_into, selected_wgrad, selected_wgrad_, shapes
 
+Tensors = Sequence[Tensor]
 ARGUMENTS = "Tensor[] grad_outputs, Tensor[] inputs, str[] kinds, Tensor[] indices, int[] blocks"
-SCHEMA = f"selected_wgrad_grouped({ARGUMENTS}, *, ScalarType? dtype=None) -> Tensor[]"
-SCHEMA_ = f"selected_wgrad_grouped_(Tensor(a!)[] values_grads, {ARGUMENTS}) -> ()"
+TRITON = "selected_wgrad.selected_wgrad_grouped_triton"
 
 
 class Problem(NamedTuple):
@@ -24,93 +24,109 @@ class Problem(NamedTuple):
     layout: Layout
 
 
-def _problems(
-    grad_outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    kinds: Sequence[str],
-    indices: Sequence[Tensor],
-    blocks: Sequence[int],
-    **first: Sequence[Tensor],
-) -> Iterator[Problem]:
-    """The lists, problem by problem."""
-    lists = {**first, "inputs": inputs, "kinds": kinds, "indices": indices}
-    for name, items in lists.items():
-        if len(items) != len(grad_outputs):
-            raise ValueError(
-                f"{name}: expected {len(grad_outputs)} items, one a tensor of grad_outputs, got"
-                f" {len(items)}"
-            )
-    if len(blocks) != 2 * len(grad_outputs):
-        raise ValueError(
-            f"blocks: expected block_h and block_w of {len(grad_outputs)} problems, got"
-            f" {len(blocks)} numbers"
+class Group(NamedTuple):
+    """Problems, and the dtype that all results have, or what they are added to."""
+
+    problems: list[Problem]
+    dtype: torch.dtype | None = None
+    values_grads: Tensors = ()
+
+    def lists(self) -> tuple[list, list, list, list, list]:
+        """As the arguments of the op have them."""
+        layouts = [problem.layout for problem in self.problems]
+        return (
+            [problem.grad_output for problem in self.problems],
+            [problem.input for problem in self.problems],
+            [layout.kind for layout in layouts],
+            [layout.index for layout in layouts],
+            [size for layout in layouts for size in (layout.block_h, layout.block_w)],
         )
-    layouts = map(as_layout, kinds, indices, blocks[::2], blocks[1::2])
-    return map(Problem, grad_outputs, inputs, layouts)
 
 
-def _each(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
-    def grouped(*lists: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
-        return [
-            function(problem.grad_output, problem.input, *problem.layout, dtype=dtype)
-            for problem in _problems(*lists)
-        ]
-
-    return grouped
-
-
-def _each_(function: Callable[..., None] | None) -> Callable[..., None]:
-    def grouped_(values_grads: Sequence[Tensor], *lists: Any) -> None:
-        problems = list(zip(values_grads, _problems(*lists, values_grads=values_grads)))
-        for values_grad, problem in problems:  # before any is written
-            check_into(values_grad, *problem)
-        for values_grad, problem in problems:
-            if function is None:
-                continue
-            function(values_grad, problem.grad_output, problem.input, *problem.layout)
-
-    return grouped_
-
-
-def _triton(*lists: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
-    _problems(*lists)
-    return launcher("selected_wgrad.selected_wgrad_grouped_triton")(*lists, dtype=dtype)
-
-
-def _triton_(values_grads: Sequence[Tensor], *lists: Any) -> None:
-    _problems(*lists, values_grads=values_grads)
-    launcher("selected_wgrad.selected_wgrad_grouped_triton_")(values_grads, *lists)
-    wrote(*values_grads)
-
-
-selected_wgrad_grouped_ref = _each(reference("selected_wgrad"))
-selected_wgrad_grouped_ref_ = _each_(reference("selected_wgrad_"))
-
-define(SCHEMA, fake=_each(selected_wgrad))
-define(SCHEMA_, fake=_each_(None))
-implement(
-    "selected_wgrad_grouped",
-    reference=selected_wgrad_grouped_ref,
-    cpu=_each(selected_wgrad),
-    triton=_triton,
-)
-implement(
-    "selected_wgrad_grouped_",
-    reference=selected_wgrad_grouped_ref_,
-    cpu=_each_(selected_wgrad_),
-    triton=_triton_,
-)
-
-
-def selected_wgrad_grouped(
-    grad_outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
+def _group(
+    grad_outputs: Tensors,
+    inputs: Tensors,
     kinds: Sequence[str],
-    indices: Sequence[Tensor],
+    indices: Tensors,
     blocks: Sequence[int],
     *,
     dtype: torch.dtype | None = None,
-) -> list[Tensor]:
+) -> Group:
+    count = len(grad_outputs)
+    _check_count(count, inputs=inputs, kinds=kinds, indices=indices)
+    if len(blocks) != 2 * count:
+        raise ValueError(
+            f"blocks: expected block_h and block_w of {count} problems, got {len(blocks)} numbers"
+        )
+    layouts = map(as_layout, kinds, indices, blocks[::2], blocks[1::2])
+    return Group(list(map(Problem, grad_outputs, inputs, layouts)), dtype)
+
+
+def _group_into(
+    values_grads: Tensors,
+    grad_outputs: Tensors,
+    inputs: Tensors,
+    kinds: Sequence[str],
+    indices: Tensors,
+    blocks: Sequence[int],
+) -> Group:
+    _check_count(len(grad_outputs), values_grads=values_grads)
+    group = _group(grad_outputs, inputs, kinds, indices, blocks)
+    return group._replace(values_grads=values_grads)
+
+
+def _check_count(count: int, **lists: Sequence) -> None:
+    for name, items in lists.items():
+        if len(items) != count:
+            raise ValueError(
+                f"{name}: expected {count} items, one a tensor of grad_outputs, got {len(items)}"
+            )
+
+
+def _check_layouts(kinds: Sequence[str], indices: Tensors) -> None:
+    for kind, index in zip(kinds, indices):
+        as_layout(kind, index, 1, 1)
+
+
+def _shapes(group: Group) -> list[Tensor]:
+    return [shapes(*problem, group.dtype) for problem in group.problems]
+
+
+def _check_into(group: Group) -> None:
+    for values_grad, problem in zip(group.values_grads, group.problems):
+        check_into(values_grad, *problem)
+
+
+def _one_by_one(group: Group) -> list[Tensor]:
+    return [
+        selected_wgrad(p.grad_output, p.input, *p.layout, dtype=group.dtype) for p in group.problems
+    ]
+
+
+def _one_by_one_(group: Group) -> None:
+    _check_into(group)  # of all, before any is written
+    for values_grad, problem in zip(group.values_grads, group.problems):
+        selected_wgrad_(values_grad, problem.grad_output, problem.input, *problem.layout)
+
+
+def _triton(group: Group) -> list[Tensor]:
+    return launcher(TRITON)(*group.lists(), dtype=group.dtype)
+
+
+def _triton_(group: Group) -> None:
+    launcher(f"{TRITON}_")(group.values_grads, *group.lists())
+    wrote(*group.values_grads)
+
+
+@op(
+    f"selected_wgrad_grouped({ARGUMENTS}, *, ScalarType? dtype=None) -> Tensor[] values",
+    takes=_group,
+    shapes=_shapes,
+    cpu=Whole(_one_by_one),
+    triton=Whole(_triton),
+    before=_check_layouts,
+)
+def selected_wgrad_grouped(group: Group) -> list[Tensor]:
     """`[selected_wgrad(...) for each problem]`, the same bits, for a caller that holds several
     gradients at one time.
 
@@ -123,26 +139,22 @@ def selected_wgrad_grouped(
     Nothing in the library calls it: autograd brings the gradients of layers one after another, and
     experts whose weights are one parameter train through their dense gradient.
     """
-    for kind, index in zip(kinds, indices):
-        as_layout(kind, index, 1, 1)
-    return torch.ops.sparse_ft.selected_wgrad_grouped(
-        grad_outputs, inputs, kinds, indices, blocks, dtype=dtype
-    )
+    one = reference("selected_wgrad")
+    return [one(p.grad_output, p.input, *p.layout, dtype=group.dtype) for p in group.problems]
 
 
-def selected_wgrad_grouped_(
-    values_grads: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    kinds: Sequence[str],
-    indices: Sequence[Tensor],
-    blocks: Sequence[int],
-) -> None:
+@op(
+    f"selected_wgrad_grouped_(Tensor(a!)[] values_grads, {ARGUMENTS}) -> ()",
+    takes=_group_into,
+    shapes=_check_into,
+    cpu=Whole(_one_by_one_),
+    triton=Whole(_triton_),
+    before=_check_layouts,
+)
+def selected_wgrad_grouped_(group: Group) -> None:
     """`values_grads[i] += selected_wgrad_grouped(…)[i]` in place; nothing is written if any problem
     is refused.
     """
-    for kind, index in zip(kinds, indices):
-        as_layout(kind, index, 1, 1)
-    torch.ops.sparse_ft.selected_wgrad_grouped_(
-        values_grads, grad_outputs, inputs, kinds, indices, blocks
-    )
+    one = reference("selected_wgrad_")
+    for values_grad, problem in zip(group.values_grads, group.problems):
+        one(values_grad, problem.grad_output, problem.input, *problem.layout)

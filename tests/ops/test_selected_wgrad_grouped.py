@@ -8,10 +8,6 @@ import torch
 
 from sparse_ft import ops
 from sparse_ft.ops._registry import reference
-from sparse_ft.ops.selected_wgrad_grouped import (
-    selected_wgrad_grouped_ref,
-    selected_wgrad_grouped_ref_,
-)
 
 IMPLEMENTATIONS = {
     "op": (
@@ -21,8 +17,8 @@ IMPLEMENTATIONS = {
         ops.selected_wgrad_,
     ),
     "reference": (
-        selected_wgrad_grouped_ref,
-        selected_wgrad_grouped_ref_,
+        reference("selected_wgrad_grouped"),
+        reference("selected_wgrad_grouped_"),
         reference("selected_wgrad"),
         reference("selected_wgrad_"),
     ),
