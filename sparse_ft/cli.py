@@ -1,6 +1,6 @@
 """`python -m sparse_ft`: the diagnosis of this installation.
 
-With `estimate`: what training a model will take.
+With `estimate`: what training a model will take. With `recipes`: the methods there are.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from typing import Any
 
 from .diagnosis import diagnosis
 from .memory import estimate, side_by_side
+from .recipes import get
+from .recipes import list as every_recipe
 from .salience.units import STRUCTURES
 
 
@@ -22,9 +24,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
     _add_estimate(commands)
+    _add_recipes(commands)
     arguments = parser.parse_args(argv)
-    print(diagnosis() if arguments.command is None else _estimate(arguments, parser))
+    if arguments.command == "recipes":
+        print(_recipes(arguments, parser))
+    else:
+        print(diagnosis() if arguments.command is None else _estimate(arguments, parser))
     return 0
+
+
+def _add_recipes(commands: Any) -> None:
+    what = "the published methods that sft.recipes has: a table, or the page of one"
+    parser = commands.add_parser("recipes", help=what, description=f"Print {what}.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of a recipe")
+
+
+def _recipes(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The table, or a page, as text."""
+    if arguments.name is None:
+        return str(every_recipe())
+    try:
+        return get(arguments.name).page
+    except ValueError as why:
+        parser.error(f"NAME: {why}")
 
 
 def _add_estimate(commands: Any) -> None:

@@ -70,8 +70,22 @@ MAY = {
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
     "schedules": ("converted", "memory", "nn", "plan", "reselection", "salience"),
     "salience": ("converted", "lean_modules", "nn", "places", "plan", "ranks"),
+    "recipes": (
+        "conversion",
+        "converted",
+        "nn",
+        "optim",
+        "places",
+        "plan",
+        "report",
+        "reselection",
+        "restoring",
+        "salience",
+        "scaling",
+        "schedules",
+    ),
     "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),
-    "peft": ("conversion", "converted", "nn", "places", "plan", "salience"),
+    "peft": ("conversion", "converted", "nn", "places", "plan", "recipes", "salience"),
 }
 
 

@@ -85,7 +85,9 @@ def _plan(config: SelectiveConfig, model: nn.Module) -> Mapping[str, Any]:
     if config.plan is not None:
         return config.plan
     with _without_adapters(model) as names:
-        if config.recipe is not None:
+        if isinstance(config.recipe, str):
+            plan = config.of_recipe(config.recipe, model)
+        elif config.recipe is not None:
             plan = config.recipe(model)
         else:
             targets = _targets(config, model, names)

@@ -8,6 +8,7 @@ from peft.config import PeftConfig
 from torch import nn
 
 from ..plan import ALL, Plan
+from ..recipes import get
 from .registration import SELECTIVE
 
 # What lives with the process that trains; `adapter_config.json` does not have it.
@@ -22,7 +23,9 @@ class SelectiveConfig(PeftConfig):
 
     Either of three ways says what is chosen:
     plan: a `sparse_ft.Plan` of weights of linear layers, as `sparse_ft.select` or a hand made it.
-    recipe: a callable, `recipe(model) -> Plan`.
+    recipe: the name of one of `sft.recipes`, which is asked with the batches, the loss, the density
+    and the seed that are given here, and with what `choice` says; or a callable,
+    `recipe(model) -> Plan`.
     density (0.01 where nothing is said), structure, score, block_size, seed, batches, loss, and in
     `choice` whatever else it takes ({"budget": sft.LikeLora(8), "scope": "global", "cap": 0.5}).
     An unnamed score is "gradient" with `batches`, and "random", with a warning, without.
@@ -45,7 +48,7 @@ class SelectiveConfig(PeftConfig):
     seed: int = 0
     selections: dict[str, dict] | None = None
     plan: Mapping | None = field(default=None, repr=False)
-    recipe: Callable[[nn.Module], Plan] | None = field(default=None, repr=False)
+    recipe: str | Callable[[nn.Module], Plan] | None = field(default=None, repr=False)
     batches: Iterable[Any] | None = field(default=None, repr=False)
     loss: Callable | None = field(default=None, repr=False)
     choice: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -55,10 +58,12 @@ class SelectiveConfig(PeftConfig):
         self.peft_type = SELECTIVE
         if self.plan is not None and self.recipe is not None:
             raise ValueError("recipe: there is a plan, too; give one of the two")
-        if self.recipe is not None and not callable(self.recipe):
+        if isinstance(self.recipe, str):
+            get(self.recipe)
+        elif self.recipe is not None and not callable(self.recipe):
             raise TypeError(
-                f"recipe: expected a callable (model) -> Plan, got {self.recipe!r}; for one with"
-                " arguments take functools.partial"
+                "recipe: expected a callable (model) -> Plan, or the name of one of sft.recipes,"
+                f" got {self.recipe!r}; for one with arguments take functools.partial"
             )
         if self.plan is not None:
             self.plan = checked_plan(self.plan)
@@ -79,6 +84,8 @@ class SelectiveConfig(PeftConfig):
         if getattr(self, way) is None:
             return
         asked = ["density", "structure", "score", "batches", "choice", "exclude_modules"]
+        if isinstance(self.recipe, str):
+            asked = ["structure", "score", "exclude_modules"]
         if self.target_modules != _modules_of(self.plan):  # those that PEFT is told of a plan
             asked.append("target_modules")
         beside = [name for name in asked if getattr(self, name) is not None]
@@ -87,6 +94,22 @@ class SelectiveConfig(PeftConfig):
                 f"{beside[0]}: there is a {way}, too, which says what trains by itself; give one"
                 " of the two"
             )
+
+    def of_recipe(self, name: str, model: nn.Module) -> Plan:
+        """The plan that the recipe of that name makes with what is said here.
+
+        Raises TypeError for a process: what changes on the way is no plan of an adapter.
+        """
+        recipe = get(name)
+        given = {"density": self.density, "loss": self.loss, "seed": self.seed or None}
+        asked = {key: value for key, value in given.items() if value is not None}
+        made = recipe(model, self.batches, **{**asked, **(self.choice or {})})
+        if not isinstance(made, Plan):
+            raise TypeError(
+                f"recipe: {name!r} goes along with the training, and an adapter's selection stays;"
+                f" sft.recipes.get({name!r})(model, …).start(model, lr) trains without PEFT"
+            )
+        return made
 
     def arguments(self) -> dict[str, Any]:
         """What is asked of `sparse_ft.select`, but for the targets."""

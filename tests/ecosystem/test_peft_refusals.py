@@ -113,7 +113,7 @@ def test_a_converted_model_is_refused():
         ({"plan": {"a.weight": sft.Rows([1])}}, "the model has no module 'a'"),
         ({"plan": {"lm_head.weight": sft.Rows([99])}}, "row 99 is out of range"),
         ({"plan": {"a.weight": sft.Rows([1])}, "recipe": len}, "recipe: there is a plan"),
-        ({"recipe": "lift"}, "recipe: expected a callable"),
+        ({"recipe": "lifd"}, "recipe: there is no 'lifd'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Model has")

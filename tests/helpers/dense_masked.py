@@ -11,9 +11,9 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 class DenseMasked:
     """AdamW over the masked entries of `weights`, {name: Parameter}."""
 
-    def __init__(self, weights, masks, lr, weight_decay=0.0, by_entry=True):
+    def __init__(self, weights, masks, lr, weight_decay=0.0, by_entry=True, to_origin=False):
         self.weights, self.lr, self.weight_decay = weights, lr, weight_decay
-        self.by_entry = by_entry
+        self.by_entry, self.to_origin = by_entry, to_origin
         self.origins = {name: w.detach().clone() for name, w in weights.items()}
         self.masks = dict(masks)
         self.values = {name: w.detach().clone() for name, w in weights.items()}
@@ -37,7 +37,9 @@ class DenseMasked:
             corrected = m / (1 - beta1**age)
             root = v.sqrt() / (1 - beta2**age).sqrt()
             old = self.values[name]
-            new = old * (1 - self.lr * self.weight_decay) - self.lr * corrected / (root + EPS)
+            decayed = old - self.origins[name] if self.to_origin else old
+            new = old - self.lr * self.weight_decay * decayed
+            new = new - self.lr * corrected / (root + EPS)
             self.values[name] = torch.where(mask, new, old)
             weight.data.copy_(self.values[name])
             weight.grad = None
