@@ -41,27 +41,51 @@ def _batch_norm_kernel(
     tl.store(input_ptr + offs, x, mask=offs < count)
 
 
+def extents(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """(outer, channels, inner) of the memory of [N, C, ...] that is contiguous, or channels
+    last.
+    """
+    channels = tensor.size(1)
+    if tensor.is_contiguous():
+        return tensor.size(0), channels, tensor.shape[2:].numel()
+    return tensor.numel() // channels, channels, 1
+
+
 def batch_norm_triton_(
     input: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    bits: torch.Tensor | None,
-    outer: int,
-    channels: int,
-    inner: int,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    relu: bool,
+    bits: torch.Tensor,
 ) -> None:
-    """`input * scale + shift` of each channel, in place.
+    """`input * scale + shift` of each channel, in place: BatchNorm by its running statistics.
 
-    With bits its ReLU, and there where it is positive or NaN.
+    With relu its ReLU, and bits of where it is positive or NaN.
 
-    The memory of input is [outer, channels, inner]. scale, shift: [channels], float32 or float64,
-    the dtype of the arithmetic.
-    bits: uint8 [ceil(numel / 8)] or None; bit i % 8 of byte i // 8 is that of element i.
+    input: [N, C, ...], contiguous or channels last. running_mean to bias: [C]. bits: uint8
+    [ceil(numel / 8)] with relu; bit i % 8 of byte i // 8 is that of element i.
     """
-    check_tensors(input=input, scale=scale, shift=shift, **({} if bits is None else {"bits": bits}))
+    wide = torch.promote_types(torch.float32, input.dtype)
+    check_tensors(input=input, running_mean=running_mean, running_var=running_var)
+    scale = (running_var.to(wide) + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    outer, channels, inner = extents(input)
     count = outer * channels * inner
     if count:
         with on_device(input):
             _batch_norm_kernel[(triton.cdiv(count, 8 * BYTES),)](
-                input, scale, shift, bits, count, channels, inner, BYTES=BYTES, **OPTIONS
+                input,
+                scale.to(wide),
+                shift.to(wide),
+                bits if relu else None,
+                count,
+                channels,
+                inner,
+                BYTES=BYTES,
+                **OPTIONS,
             )

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .batch_norm import extents
 from .layout import check_tensors, on_device, round_to
 
 BLOCK = 1024  # elements a program, 8 a thread
@@ -41,24 +42,31 @@ def _batch_norm_backward_kernel(
 
 def batch_norm_backward_triton(
     grad_output: torch.Tensor,
-    rstd: torch.Tensor,
     weight: torch.Tensor | None,
+    running_var: torch.Tensor,
+    eps: float,
     positive: torch.Tensor | None,
     grad_input: torch.Tensor,
-    outer: int,
-    channels: int,
-    inner: int,
 ) -> None:
-    """Fills grad_input, laid out as grad_output: `grad_output * rstd * weight` of each channel.
+    """Fills grad_input: `grad_output / sqrt(running_var + eps) * weight` of each channel.
 
-    The memory of both is [outer, channels, inner]. rstd: [channels], float32 or float64, the dtype
-    of the arithmetic.
-    positive: uint8 [ceil(numel / 8)] or None; elements whose bit is not set count as 0.
+    grad_output, grad_input: [N, C, ...], the latter contiguous or channels last. weight,
+    running_var: [C]. positive: uint8 [ceil(numel / 8)] or None; elements whose bit is not set, in
+    the order of grad_input's memory, count as 0.
     """
     optional = {
         name: t for name, t in (("weight", weight), ("positive", positive)) if t is not None
     }
-    check_tensors(grad_output=grad_output, rstd=rstd, grad_input=grad_input, **optional)
+    check_tensors(
+        grad_output=grad_output, running_var=running_var, grad_input=grad_input, **optional
+    )
+    if grad_output.stride() != grad_input.stride():
+        grad_output = torch.empty_like(grad_input).copy_(grad_output)
+    wide = torch.promote_types(torch.float32, grad_output.dtype)
+    rstd = (1 / (running_var.to(wide) + eps).sqrt()).contiguous()
+    weight = None if weight is None else weight.contiguous()
+    positive = None if positive is None else positive.contiguous()
+    outer, channels, inner = extents(grad_input)
     count = outer * channels * inner
     if count:
         with on_device(grad_output):

@@ -60,18 +60,19 @@ def max_pool_triton(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    ceil_mode: bool,
     output: torch.Tensor,
     numbers: torch.Tensor,
 ) -> None:
     """Fills output and numbers, uint8, both contiguous [..., out_height, out_width], from input
-    [..., height, width].
+    [..., height, width]. ceil_mode: it has shaped them, and nothing else.
     """
     check_tensors(input=input, output=output, numbers=numbers)
     count = output.numel()
     if count:
         with on_device(input):
             _max_pool_kernel[(triton.cdiv(count, BLOCK),)](
-                input,
+                input.contiguous(),
                 output,
                 numbers,
                 count,

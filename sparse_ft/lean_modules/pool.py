@@ -14,7 +14,7 @@ from .._torch import direct, is_compiling
 from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..ops._library import plain
-from ..ops.max_pool import MOST
+from ..ops._windows import MOST
 from .hollow import hollow, stand_in
 from .register import lean_for
 

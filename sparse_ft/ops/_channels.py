@@ -34,6 +34,12 @@ def _check_dtype(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether its memory has the channels innermost, and no gaps."""
+    last = CHANNELS_LAST.get(tensor.dim())
+    return last is not None and tensor.is_contiguous(memory_format=last)
+
+
 def in_order(tensor: Tensor) -> tuple[tuple[Axes, Axes] | None, Tensor]:
     """((there, back), a view that is contiguous) of a tensor that is channels last; (None, the
     tensor) of any other.
@@ -45,16 +51,6 @@ def in_order(tensor: Tensor) -> tuple[tuple[Axes, Axes] | None, Tensor]:
         return None, tensor
     there, _ = axes
     return axes, tensor.permute(there)
-
-
-def extents(tensor: Tensor) -> tuple[int, int, int]:
-    """(outer, channels, inner) of the memory of [N, C, ...] that is contiguous, or
-    channels last.
-    """
-    channels = tensor.size(1)
-    if tensor.is_contiguous():
-        return tensor.size(0), channels, tensor.shape[2:].numel()
-    return tensor.numel() // channels, channels, 1
 
 
 def by_channel(vector: Tensor, tensor: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _native
-from ._channels import accumulator, check, contiguous, extents, in_order
-from ._registry import launcher, op, reference
+from ._channels import accumulator, check, contiguous, in_order
+from ._registry import op, reference
 from .positive_bits import num_bytes
 
 
@@ -43,29 +43,9 @@ def _cpu(
     bits: Tensor,
 ) -> None:
     mean, variance = running_mean.contiguous(), running_var.contiguous()
-    weight, bias = contiguous(weight), contiguous(bias)
-    written = bits if relu else None
+    weight, bias, written = contiguous(weight), contiguous(bias), bits if relu else None
     threads = torch.get_num_threads()
     _native.C.batch_norm_(input, mean, variance, weight, bias, eps, written, threads)
-
-
-def _triton(
-    input: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    relu: bool,
-    bits: Tensor,
-) -> None:
-    wide = accumulator(input.dtype)
-    scale = (running_var.to(wide) + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    launch = launcher("batch_norm.batch_norm_triton_")
-    launch(input, scale.to(wide), shift.to(wide), bits if relu else None, *extents(input))
 
 
 @op(
@@ -73,7 +53,7 @@ def _triton(
     " bias, float eps, bool relu) -> Tensor bits",
     shapes=_shapes,
     cpu=_cpu,
-    triton=_triton,
+    triton="batch_norm.batch_norm_triton_",
 )
 def batch_norm_(
     input: Tensor,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._channels import CHANNELS_LAST, accumulator, by_channel, check, contiguous, extents, in_order
-from ._registry import launcher, op, reference
-from .positive_bits import num_bytes
+from ._channels import accumulator, by_channel, check, contiguous, in_order, is_channels_last
+from ._registry import op, reference
+from .positive_bits import check_bits
 
 
 def _shapes(
@@ -16,29 +16,15 @@ def _shapes(
 ) -> Tensor:
     check("grad_output", grad_output, weight=weight, running_var=running_var)
     if positive is not None:
-        _check_bits(positive, num_bytes(grad_output))
-    if _is_channels_last(grad_output):
+        check_bits("positive", positive, grad_output)
+    if is_channels_last(grad_output):
         return torch.empty_like(grad_output)
     return grad_output.new_empty(grad_output.shape)
 
 
-def _is_channels_last(grad: Tensor) -> bool:
-    last = CHANNELS_LAST.get(grad.dim())
-    return last is not None and grad.is_contiguous(memory_format=last)
-
-
-def _check_bits(positive: Tensor, length: int) -> None:
-    if positive.dtype != torch.uint8:
-        raise TypeError(f"positive: expected torch.uint8, got {positive.dtype}")
-    if positive.shape != (length,):
-        raise ValueError(
-            f"positive: expected shape {(length,)}, one bit an element, got {tuple(positive.shape)}"
-        )
-
-
 def _dense(grad: Tensor) -> Tensor:
     """Contiguous, or channels last if it is that."""
-    return grad if _is_channels_last(grad) else grad.contiguous()
+    return grad if is_channels_last(grad) else grad.contiguous()
 
 
 def _rstd(grad_output: Tensor, running_var: Tensor, eps: float) -> Tensor:
@@ -64,26 +50,12 @@ def _cpu(
     _native.C.batch_norm_backward(grad, variance, weight, eps, positive, grad_input, threads)
 
 
-def _triton(
-    grad_output: Tensor,
-    weight: Tensor | None,
-    running_var: Tensor,
-    eps: float,
-    positive: Tensor | None,
-    grad_input: Tensor,
-) -> None:
-    grad = _dense(grad_output)
-    rstd = _rstd(grad, running_var, eps).contiguous()
-    launch = launcher("batch_norm_backward.batch_norm_backward_triton")
-    launch(grad, rstd, contiguous(weight), contiguous(positive), grad_input, *extents(grad))
-
-
 @op(
     "batch_norm_backward(Tensor grad_output, Tensor? weight, Tensor running_var, float eps, Tensor?"
     " positive=None) -> Tensor grad_input",
     shapes=_shapes,
     cpu=_cpu,
-    triton=_triton,
+    triton="batch_norm_backward.batch_norm_backward_triton",
 )
 def batch_norm_backward(
     grad_output: Tensor,

@@ -14,10 +14,21 @@ def num_bytes(tensor: Tensor) -> int:
     return (tensor.numel() + 7) // 8
 
 
+def check_bits(name: str, bits: Tensor, elements: Tensor) -> None:
+    """Errors of what is not one bit for each of `elements`."""
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"{name}: expected torch.uint8, got {bits.dtype}")
+    length = num_bytes(elements)
+    if bits.shape != (length,):
+        raise ValueError(
+            f"{name}: expected shape {(length,)}, one bit an element, got {tuple(bits.shape)}"
+        )
+
+
 def _shapes(input: Tensor) -> Tensor:
     if not input.is_floating_point():
         raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
-    return input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8)
+    return input.new_empty(num_bytes(input), dtype=torch.uint8)
 
 
 def _relu_shapes(input: Tensor, output: Tensor) -> Tensor:
@@ -30,19 +41,13 @@ def _relu_shapes(input: Tensor, output: Tensor) -> Tensor:
             f"output: expected {expected}, got {tuple(output.shape)}, strides {output.stride()},"
             f" {output.dtype}"
         )
-    return input.new_empty((input.numel() + 7) // 8, dtype=torch.uint8)
+    return input.new_empty(num_bytes(input), dtype=torch.uint8)
 
 
 def _where_shapes(grad: Tensor, bits: Tensor) -> Tensor:
     if not grad.is_floating_point():
         raise TypeError(f"grad: expected a floating-point dtype, got {grad.dtype}")
-    if bits.dtype != torch.uint8:
-        raise TypeError(f"bits: expected torch.uint8, got {bits.dtype}")
-    length = (grad.numel() + 7) // 8
-    if bits.shape != (length,):
-        raise ValueError(
-            f"bits: expected shape {(length,)}, one bit an element of grad, got {tuple(bits.shape)}"
-        )
+    check_bits("bits", bits, grad)
     return grad.new_empty(grad.shape)
 
 

@@ -22,7 +22,7 @@ def test_torchs_maxima_and_places(dtype, window):
         torch.empty_like(want),
         torch.full(want.shape, 255, dtype=torch.uint8, device=DEVICE),
     )
-    max_pool_triton(input, kernel, stride, padding, dilation, output, numbers)
+    max_pool_triton(input, kernel, stride, padding, dilation, False, output, numbers)
     assert torch.equal(output.nan_to_num(), want.nan_to_num()) and torch.equal(
         output.isnan(), want.isnan()
     )

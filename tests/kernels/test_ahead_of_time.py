@@ -223,8 +223,8 @@ def test_batch_norm(dtype, inner, capability, record, tmp_path):
     launches += [record(batch_norm_backward, "_batch_norm_backward_kernel")]
     x, of_channels = torch.empty(32, 64, inner, dtype=dtype), torch.empty(64)
     bits = torch.empty(x.numel() // 8, dtype=torch.uint8)
-    batch_norm.batch_norm_triton_(x, of_channels, of_channels, bits, *x.shape)
-    batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, bits, x, *x.shape)
+    batch_norm.batch_norm_triton_(x, *[of_channels] * 4, 1e-5, True, bits)
+    batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, 1e-5, bits, x)
     for (launch,) in launches:
         check_resources(compile_launch(launch, capability, tmp_path), capability)
 
@@ -234,7 +234,7 @@ def test_batch_norm(dtype, inner, capability, record, tmp_path):
 def test_max_pool(dtype, capability, record, tmp_path):
     launches = record(max_pool, "_max_pool_kernel")
     x, y = torch.empty(4, 3, 112, 112, dtype=dtype), torch.empty(4, 3, 56, 56, dtype=dtype)
-    max_pool.max_pool_triton(x, (3, 3), (2, 2), (1, 1), (1, 1), y, y.to(torch.uint8))
+    max_pool.max_pool_triton(x, (3, 3), (2, 2), (1, 1), (1, 1), False, y, y.to(torch.uint8))
     check_resources(compile_launch(launches[0], capability, tmp_path), capability)
 
 

@@ -20,10 +20,10 @@ CALLS = {
     "scatter_selected": "module.scatter_selected_triton_(x, x[:1], 'rows', i, 1, 1)",
     "selected_wgrad": "module.selected_wgrad_triton(x, x, 'rows', i, 1, 1)",
     "activation": "module.activation_triton(x, 'silu', x)",
-    "batch_norm": "module.batch_norm_triton_(x, x[0], x[0], None, 2, 2, 1)",
-    "batch_norm_backward": "module.batch_norm_backward_triton(x, x[0], None, None, x, 2, 2, 1)",
+    "batch_norm": "module.batch_norm_triton_(x, x[0], x[0], None, None, 1e-5, False, i)",
+    "batch_norm_backward": "module.batch_norm_backward_triton(x, None, x[0], 1e-5, None, x)",
     "gated_product": "module.gated_product_triton(x, x, 'silu', x)",
-    "max_pool": "module.max_pool_triton(x, (1, 1), (1, 1), (0, 0), (1, 1), x, i)",
+    "max_pool": "module.max_pool_triton(x, (1, 1), (1, 1), (0, 0), (1, 1), False, x, i)",
     "rms_norm": "module.rms_norm_triton(x, None, 1e-6, 0.0, x, x[0])",
     "positive_bits": "module.positive_bits_triton(x, i)",
     "masked_adamw": (
