@@ -15,6 +15,7 @@ from .linear_cross_entropy import linear_cross_entropy  # noqa: F401  (public he
 from .products import flattened, product_of
 from .rebuild import cast, shared_copy, source_of, unviewed
 from .selection import Selection
+from .token_losses import linear_kl_divergence  # noqa: F401  (public here)
 
 # What backward needs of the input, and the selection's layout on that: `Selection.restrict`.
 Part = tuple[torch.Tensor | None, Any]

@@ -23,15 +23,23 @@ from torch import nn
 from .._torch import is_compiling, is_hooked, make_wrapper
 from ..annotations import AnyModule
 from ..nn import SelectiveLinear, TiedLinear
+from ..token_losses import HeadTokens
 from .attach import lean_forward_of
-from .deferred import DeferredLogits
+from .deferred import DeferredLogits, TokenLoss
 from .linear import linear_forward
+
+
+class _Call(NamedTuple):
+    """A forward of a language model whose head defers. given: what the head gave."""
+
+    head: nn.Module
+    token_loss: TokenLoss | None
+    given: list[DeferredLogits]
 
 
 class _Deferring(threading.local):
     def __init__(self) -> None:
-        # the (head, [what it gave]) of the training forwards that run now, the innermost last
-        self.heads: list[tuple[nn.Module, list[DeferredLogits]]] = []
+        self.calls: list[_Call] = []  # those that run now, the innermost last
 
 
 _deferring = _Deferring()
@@ -76,7 +84,9 @@ def _position_of_labels(forward: Callable) -> int | None:
 
 
 def _why_not(module: nn.Module, head: nn.Module) -> str:
-    if "forward" in module.__dict__ and lean_forward_of(module) is not language_model_forward:
+    forward = lean_forward_of(module)
+    is_ours = forward is language_model_forward or isinstance(forward, WithLoss)
+    if "forward" in module.__dict__ and not is_ours:
         return "its forward was replaced by someone else"
     if make_wrapper is None:
         return "this torch has no tensors that stand for logits not made yet"
@@ -101,11 +111,12 @@ def head_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
 
     Deferred logits during a training forward with labels.
     """
-    if not is_compiling() and _deferring.heads and _deferring.heads[-1][0] is module:
+    if not is_compiling() and _deferring.calls and _deferring.calls[-1].head is module:
         # For other dtypes torch says what is wrong.
         if input.dtype == module.weight.dtype or torch.is_autocast_enabled(input.device.type):
-            logits = DeferredLogits.of(module, input, linear_forward)
-            _deferring.heads[-1][1].append(logits)
+            call = _deferring.calls[-1]
+            logits = DeferredLogits.of(module, input, linear_forward, call.token_loss)
+            call.given.append(logits)
             return logits
     return linear_forward(module, input)
 
@@ -123,9 +134,7 @@ def language_model_forward(module: AnyModule, *args: Any, **kwargs: Any) -> Any:
     if not _trains(module, own, args, kwargs):
         return own(module, *args, **kwargs)
     head = module.get_output_embeddings()
-    why = _why_called(head, (head_forward,))
-    if not why and lean_forward_of(head) is not head_forward:
-        why = "its output head is new; call sft.lean(model, loss=True) again"
+    why = _why_not_deferred(head)
     if why:
         _warn(module, why)
         return own(module, *args, **kwargs)
@@ -136,6 +145,82 @@ def language_model_forward(module: AnyModule, *args: Any, **kwargs: Any) -> Any:
         if logits.origin.made_by is not None:
             _warn(module, f"its logits are made whole, for {logits.origin.made_by}")
     return output
+
+
+def _why_not_deferred(head: nn.Module) -> str:
+    """Why the loss of this forward cannot be taken from the hidden states; "" where it can."""
+    why = _why_called(head, (head_forward,))
+    if not why and lean_forward_of(head) is not head_forward:
+        why = "its output head is new; call sft.lean(model, loss=True) again"
+    return why
+
+
+class WithLoss:
+    """`language_model_forward` that trains on a loss of one's own.
+
+    Where that loss cannot be taken, it raises: the model's own is another objective.
+    """
+
+    def __init__(self, token_loss: TokenLoss) -> None:
+        self.token_loss = token_loss
+
+    def __call__(self, module: AnyModule, *args: Any, **kwargs: Any) -> Any:
+        own = type(module).forward
+        is_training = module.training and torch.is_grad_enabled()
+        if not is_training or _labels(own, args, kwargs) is None:
+            return own(module, *args, **kwargs)
+        head = module.get_output_embeddings()
+        if is_compiling():
+            raise _unused(module, "torch.compile takes its forward whole")
+        why = _why_not_deferred(head)
+        if kwargs.get("return_dict", True) is False:
+            why = "return_dict=False"
+        if why:
+            raise _unused(module, why)
+        prepare = getattr(self.token_loss, "prepare", None)
+        if prepare is not None:
+            prepare(functools.partial(_tokens_of, module, own, args, kwargs))
+        with _deferred(head, self.token_loss) as given:
+            output = own(module, *args, **kwargs)
+        _check_used(module, given)
+        return _settled(output)
+
+
+def _check_used(module: nn.Module, given: list[DeferredLogits]) -> None:
+    """Raise unless the loss that was given is the one that was taken."""
+    if any(logits.origin.took_loss for logits in given):
+        return
+    made_by = [logits.origin.made_by for logits in given if logits.origin.made_by is not None]
+    why = f"its logits are made whole, for {made_by[0]}" if made_by else "it took no loss of them"
+    raise _unused(module, why)
+
+
+def _unused(module: nn.Module, why: str) -> RuntimeError:
+    return RuntimeError(
+        f"sft.lean(model, loss=...): {type(module).__name__} cannot train on the loss that was"
+        f" given: {why}"
+    )
+
+
+def _tokens_of(module: AnyModule, own: Callable, args: tuple, kwargs: dict) -> HeadTokens:
+    """The tokens of this call as the model sees them now, without dropout or gradients."""
+    seen: list[HeadTokens] = []
+
+    def look(tokens: HeadTokens) -> torch.Tensor:
+        seen.append(tokens)
+        return tokens.hidden.new_zeros(tokens.target.shape)
+
+    training = {each: each.training for each in module.modules()}
+    try:
+        module.eval()
+        with torch.no_grad(), _deferred(module.get_output_embeddings(), look):
+            own(module, *args, **kwargs)
+    finally:
+        for each, was in training.items():
+            each.training = was
+    if not seen:
+        raise _unused(module, "it takes no cross-entropy of its head's logits as they are")
+    return seen[-1]
 
 
 # runs while torch.compile reads the model, and leaves nothing in its graph
@@ -150,23 +235,30 @@ def _say_compiled(kind: str) -> bool:
     return True
 
 
-def _trains(module: nn.Module, own: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+def _labels(own: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The labels of a call, or None."""
     position = _position_of_labels(own)
-    labels = kwargs.get("labels")
     if "labels" not in kwargs and position is not None and len(args) > position:
-        labels = args[position]
+        return args[position]
+    return kwargs.get("labels")
+
+
+def _trains(module: nn.Module, own: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    labels = _labels(own, args, kwargs)
     as_tuple = kwargs.get("return_dict", True) is False
     return labels is not None and module.training and torch.is_grad_enabled() and not as_tuple
 
 
 @contextlib.contextmanager
-def _deferred(head: nn.Module) -> Iterator[list[DeferredLogits]]:
+def _deferred(
+    head: nn.Module, token_loss: TokenLoss | None = None
+) -> Iterator[list[DeferredLogits]]:
     given: list[DeferredLogits] = []
-    _deferring.heads.append((head, given))
+    _deferring.calls.append(_Call(head, token_loss, given))
     try:
         yield given
     finally:
-        _deferring.heads.pop()
+        _deferring.calls.pop()
 
 
 def _settled(output: Any) -> Any:

@@ -17,8 +17,11 @@ from .._torch import make_wrapper
 from ..annotations import AnyModule
 from ..linear_cross_entropy import linear_cross_entropy
 from ..nn import SelectiveLinear, TiedLinear, stored
+from ..token_losses import HeadTokens, reduced
 from ..trees import map_leaves
 
+# A loss of one's own: from the tokens of a step to one number for each of them.
+TokenLoss = Callable[[HeadTokens], torch.Tensor]
 # What logits were made from, and how.
 Parent = tuple["DeferredLogits", Callable[[torch.Tensor], torch.Tensor]]
 
@@ -26,8 +29,11 @@ Parent = tuple["DeferredLogits", Callable[[torch.Tensor], torch.Tensor]]
 class _Origin:
     """One call of a head: what it was given, and what became of its logits."""
 
-    def __init__(self, head: AnyModule, hidden: torch.Tensor, forward: Callable) -> None:
+    def __init__(
+        self, head: AnyModule, hidden: torch.Tensor, forward: Callable, token_loss: TokenLoss | None
+    ) -> None:
         device = hidden.device.type
+        self.token_loss = token_loss
         self.head, self.hidden, self.forward, self.version = head, hidden, forward, hidden._version
         self.autocast = torch.is_autocast_enabled(device)
         self.autocast_dtype = torch.get_autocast_dtype(device)
@@ -80,9 +86,15 @@ class DeferredLogits(torch.Tensor):
         self.made: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, head: nn.Module, hidden: torch.Tensor, forward: Callable) -> DeferredLogits:
-        """What `forward(head, hidden)` would give."""
-        origin = _Origin(head, hidden, forward)
+    def of(
+        cls,
+        head: nn.Module,
+        hidden: torch.Tensor,
+        forward: Callable,
+        token_loss: TokenLoss | None = None,
+    ) -> DeferredLogits:
+        """What `forward(head, hidden)` would give. token_loss: what takes a loss of them."""
+        origin = _Origin(head, hidden, forward, token_loss)
         return cls(origin, hidden, origin.autocast_dtype if origin.autocast else hidden.dtype)
 
     def dense(self) -> torch.Tensor:
@@ -248,15 +260,21 @@ def _cross_entropy(
         weight = stored(head, "weight")  # in step with its values by the line before
         selected = {"values": head.values, "selection": state.selection}
     with origin.context():
-        loss = linear_cross_entropy(
-            input.hidden,
-            weight,
-            target,
-            head.bias,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            **selected,
-        )
+        if origin.token_loss is None:
+            loss = linear_cross_entropy(
+                input.hidden,
+                weight,
+                target,
+                head.bias,
+                ignore_index=ignore_index,
+                reduction=reduction,
+                **selected,
+            )
+        else:
+            tokens = HeadTokens(
+                input.hidden, target, weight, head.bias, **selected, ignore_index=ignore_index
+            )
+            loss = reduced(origin.token_loss(tokens), tokens, reduction)
     origin.took_loss = True
     return loss if origin.autocast else loss.to(input.dtype)
 

@@ -17,7 +17,8 @@ from .attention import (
     use_lean_attention,
     why_no_lean_attention,
 )
-from .causal_lm import head_forward, language_model_forward, language_models
+from .causal_lm import WithLoss, head_forward, language_model_forward, language_models
+from .deferred import TokenLoss
 from .eight_bit import eight_bit_forward
 from .recognise import Found, Recogniser
 from .register import attribute_of
@@ -29,7 +30,9 @@ _NOT_LEAN = object()
 LeanState = tuple[Any, list[tuple[nn.Module, dict[str, Any]]]]
 
 
-def lean(model: nn.Module, loss: bool = False, eight_bit_inputs: bool = False) -> LeanReport:
+def lean(
+    model: nn.Module, loss: bool | TokenLoss = False, eight_bit_inputs: bool = False
+) -> LeanReport:
     """Let `model` keep for backward only what backward needs, in place, on this model only.
 
     Returns a `LeanReport`.
@@ -43,6 +46,14 @@ def lean(model: nn.Module, loss: bool = False, eight_bit_inputs: bool = False) -
     (`linear_cross_entropy`); its output then has logits only in evaluation and without labels.
     Warns where no loss is found; a model that does more with its logits (a soft cap, say) makes
     them, and warns at its first step. Under torch.compile the loss is torch's own.
+    A function instead of True is a training loss of one's own that needs no logits: it is given the
+    `token_losses.HeadTokens` of a step and returns one number for each, [n]; the model sums or
+    averages them as it does its own. Dynamic fine-tuning, for example:
+
+        sft.lean(model, loss=lambda tokens: tokens.cross_entropy(lambda each: each.probability))
+
+    In evaluation, and without labels, the model's own loss and logits are what they were. Where
+    such a loss cannot be taken, ValueError here, or RuntimeError at the first step, says why.
     eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input that no lean
     module can make again in 8 bits (`lean_modules/eight_bit.py`); only for a model that is
     converted already.
@@ -81,7 +92,7 @@ def _lean_forward(module: AnyModule, eight_bit_inputs: bool, recogniser: Recogni
 
 
 def _of_loss(
-    model: nn.Module, asked: bool
+    model: nn.Module, asked: bool | TokenLoss
 ) -> tuple[dict[nn.Module, Callable], dict[nn.Module, str], list[str]]:
     """({module: lean forward}, {module: why it has none}, [classes whose loss could be lean]) of
     the language models in `model`.
@@ -89,9 +100,12 @@ def _of_loss(
     forwards: dict[nn.Module, Callable] = {}
     left: dict[nn.Module, str] = {}
     offers: list[str] = []
+    if not (isinstance(asked, bool) or callable(asked)):
+        raise TypeError(f"loss: expected a bool or a function of HeadTokens, got {asked!r}")
+    model_forward = WithLoss(asked) if callable(asked) else language_model_forward
     for _, module, head, why in language_models(model):
         if asked and not why:
-            forwards |= {module: language_model_forward, head: head_forward}
+            forwards |= {module: model_forward, head: head_forward}
         elif asked:
             left[module] = why
         elif not why and lean_forward_of(module) is None:
@@ -102,7 +116,10 @@ def _of_loss(
             "no part of it has an output head (get_output_embeddings()) and a forward that takes"
             " labels"
         )
-        warnings.warn(f"loss: no loss of {type(model).__name__} becomes lean: {why}", stacklevel=3)
+        said = f"loss: no loss of {type(model).__name__} becomes lean: {why}"
+        if callable(asked):
+            raise ValueError(said)
+        warnings.warn(said, stacklevel=3)
     return forwards, left, offers
 
 
