@@ -338,17 +338,30 @@ class _SelectiveEmbedding(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         refuse_double_backward("selective_embedding")
         (input,) = ctx.saved_tensors
-        tokens = input.reshape(-1)
-        slot = torch.searchsorted(ctx.index, tokens.to(ctx.index.dtype)).clamp(
-            max=ctx.index.size(0) - 1
-        )
-        miss = ctx.index[slot] != tokens
-        if ctx.padding_idx is not None:
-            miss |= tokens == ctx.padding_idx
-        # [T, embedding_dim]
-        rows = flattened(grad_output).to(ctx.dtype).masked_fill(miss[:, None], 0)
-        grad_values = rows.new_zeros(ctx.shape).index_add_(0, slot, rows)
+        rows = cast(flattened(grad_output), ctx.dtype)
+        grad_values = rows_gradient(input, rows, ctx.index, ctx.padding_idx, ctx.shape)
         return None, None, grad_values, None, None
+
+
+def rows_gradient(
+    input: torch.Tensor,
+    grad_output: torch.Tensor,
+    index: torch.Tensor,
+    padding_idx: int | None,
+    shape: torch.Size | tuple[int, ...],
+) -> torch.Tensor:
+    """What each of the rows `index` gets of the gradient of `F.embedding(input, weight)`.
+
+    input: integer tensor, any shape, of T tokens. grad_output: [..., embedding_dim], T rows. index:
+    [R], sorted. shape: (R, embedding_dim), of the result.
+    """
+    tokens = input.reshape(-1)
+    slot = torch.searchsorted(index, tokens.to(index.dtype)).clamp(max=index.size(0) - 1)
+    miss = index[slot] != tokens
+    if padding_idx is not None:
+        miss |= tokens == padding_idx
+    rows = flattened(grad_output).masked_fill(miss[:, None], 0)  # [T, embedding_dim]
+    return rows.new_zeros(shape).index_add_(0, slot, rows)
 
 
 class _Alias(torch.autograd.Function):

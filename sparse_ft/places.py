@@ -17,7 +17,7 @@ from .messages import did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
-from .nn.foreign import check_weight
+from .nn.foreign import check_weight, is_sharded_tensor
 from .nn.linear import SelectiveConv1D, SelectiveLinear, adopt, is_conv1d
 from .nn.reading import stored
 from .nn.state import NAME
@@ -170,7 +170,9 @@ def _action(
     if len(shared) > 1:
         return _tied_action(model, name, selection, shared, settings)
     owner, attribute = place
-    cls = _selective_class(place, selection)
+    cls, other = _selective_class(place, selection), SelectedParameter
+    if is_sharded_tensor(weight):
+        cls, other = _parallel_classes(name, weight, shape, cls)
     if cls is not None:
         return lambda: adopt(cls, owner, selection, name, *settings)
     if isinstance(owner, CONTAINERS) and not isinstance(owner, ParametrizationList):
@@ -179,7 +181,7 @@ def _action(
             " and the selection would be one of them; train it whole ('all') or leave it out"
         )
     reader = _reader(model, name, owner)
-    return lambda: SelectedParameter(owner, attribute, selection, shape, reader, name, *settings)
+    return lambda: other(owner, attribute, selection, shape, reader, name, *settings)
 
 
 def _tied_action(
@@ -237,6 +239,20 @@ def _selective_class(place: Place, selection: Selection) -> type | None:
     if kind is nn.Embedding and selection.kind == "rows":
         return SelectiveEmbedding
     return None
+
+
+def _parallel_classes(
+    name: str, weight: torch.Tensor, shape: tuple[int, int], cls: type | None
+) -> tuple[type | None, type]:
+    """What stands for `cls`, and for `SelectedParameter`, where the weight is a DTensor.
+
+    Raises ValueError where its parts cannot have selected entries.
+    """
+    # torch's DTensor takes a second to import, and who meets one has imported it
+    from .nn.tensor_parallel import CLASSES, check_cut
+
+    check_cut(f"plan: {name!r}", weight, shape)
+    return CLASSES.get(cls), CLASSES[SelectedParameter]
 
 
 def _is_wrapped(owner: nn.Module) -> bool:

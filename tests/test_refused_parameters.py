@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import distribute_module
+from torch.distributed.tensor import DTensor, Partial, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import sparse_ft as sft
@@ -69,15 +69,27 @@ def distributed_tensors(model, mesh):
 SHARDED = [fsdp2, fsdp2_layers, tensor_parallel, distributed_tensors]
 
 
-@pytest.mark.parametrize("shard", SHARDED)
+@pytest.mark.parametrize("shard", [fsdp2, fsdp2_layers])
 def test_sharded_before(shard, mesh):
     model = net()
     shard(model, mesh)
-    refused(
-        model,
-        PLAN,
-        "0.weight: a DTensor .* use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2",
-    )
+    refused(model, PLAN, r"model: .* sharded by FSDP2 \(fully_shard\) already, .* convert first")
+
+
+def test_a_sum_that_was_not_taken(mesh):
+    model = net()
+    pending = DTensor.from_local(torch.ones(6, 8), mesh, [Partial()])
+    model[0].weight = nn.Parameter(pending)
+    refused(model, PLAN, "0.weight': a DTensor in the placements .*Partial.* redistribute it first")
+
+
+def test_origins_of_what_tensor_parallel_has_cut(mesh):
+    model = net()
+    tensor_parallel(model, mesh)
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match="0.weight: origin=True is not supported"):
+        sft.convert(model, PLAN, origin=True)
+    assert [type(m) for m in model.modules()] == before
 
 
 @pytest.mark.parametrize("shard", SHARDED)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from .._torch import flat_names, hook_tables, is_compiling, set_flat_weight
-from ..functional import alias
 from ..selection import Selection
 from .foreign import check_weight, refuse_tracing
 from .loading import check_loaded
@@ -107,8 +106,7 @@ class SelectedParameter(Selected):
         if not values.requires_grad:
             return
         if torch.is_grad_enabled():
-            state = self._sparse_ft_state
-            self._put(alias(self._weight(), values, state.selection.layout, state.matrix_shape))
+            self._put(self._alias())
         elif not is_compiling():
             # Torch picks kernels by it: the bits of the original forward.
             self._put(self._weight().detach().requires_grad_())

@@ -58,11 +58,6 @@ def why_not(weight: torch.Tensor) -> str | None:
             "a lazy module's, without shape or numbers before its first forward; run the model on"
             " one batch first"
         )
-    if is_sharded_tensor(weight):
-        return (
-            "a DTensor (FSDP2's fully_shard, tensor parallel), whose selections are not supported;"
-            " use DistributedDataParallel, or DeepSpeed's ZeRO-1 or 2"
-        )
     if is_partitioned(weight):
         return (
             "kept in parts by DeepSpeed's ZeRO-3, which selections do not support; use ZeRO stage 1"
@@ -74,7 +69,7 @@ def why_not(weight: torch.Tensor) -> str | None:
             " float16, bfloat16, float32 or float64: load the model without quantisation, or leave"
             " this parameter out of the plan"
         )
-    if not is_plain(kind):
+    if not is_plain(kind) and not is_sharded_tensor(weight):
         return (
             f"a {kind.__name__}, which computes in its own way (quantised?); load the model without"
             " it, replace it by nn.Parameter of a plain tensor, or leave this parameter out of the"
@@ -149,7 +144,7 @@ def why_managed(values: torch.Tensor, weight: torch.Tensor, are_known: bool) -> 
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise ValueError where FSDP1 wraps `model` or a part of it, or a lazy module has not seen its
+    """Raise ValueError where FSDP wraps `model` or a part of it, or a lazy module has not seen its
     input yet.
     """
     for name, parameter in model.named_parameters():
@@ -163,6 +158,12 @@ def check_whole(model: nn.Module) -> None:
                 f"model: {where} is a FullyShardedDataParallel (FSDP1), whose shards selections do"
                 " not support; use DistributedDataParallel (convert first, then wrap), or"
                 " DeepSpeed's ZeRO-1 or 2"
+            )
+        if isinstance(module, _class_of("torch.distributed.fsdp", "FSDPModule")):
+            where = f"its {name!r}" if name else "it"
+            raise ValueError(
+                f"model: {where} is sharded by FSDP2 (fully_shard) already, and would not gather"
+                " values that are made now; convert first, then shard"
             )
 
 

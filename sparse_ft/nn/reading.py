@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from .._torch import as_plain_tensors, is_compiling, mark_as_parameter
-from ..functional import alias
 
 if TYPE_CHECKING:
     from .selected import Selected
@@ -36,8 +35,7 @@ def read(selected: "Selected") -> torch.Tensor:
     weight, values = selected._weight(), selected._parameters["values"]
     if not (torch.is_grad_enabled() and values.requires_grad):
         return weight
-    state = selected._sparse_ft_state
-    handed = alias(weight, values, state.selection.layout, state.matrix_shape)
+    handed = selected._alias()
     # traced, or without memory: their classes stay
     if is_compiling() or type(handed) is not torch.Tensor:
         return handed

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..functional import alias
 from ..selection import Selection
 from .apart import as_matrix
 from .foreign import unswapped
@@ -59,19 +60,30 @@ class Selected(Showing):
         for fp32 or wider. origin: keep the selected entries as they are now.
         """
         weight = self._weight()
-        matrix = as_matrix(weight.detach(), shape)
         selection.check(shape)
         selection = selection.to(weight.device)
         dtype = values_dtype or torch.promote_types(torch.float32, weight.dtype)
-        values = nn.Parameter(selection.gather(matrix, dtype=dtype))
+        values = nn.Parameter(self._gather(selection, shape, dtype))
         state = self._sparse_ft_state
         state.selection = selection
         state.matrix_shape = tuple(shape)
         state.chosen_dtype = values_dtype
-        state.origin = selection.gather(matrix) if origin else None
+        state.origin = self._gather(selection, shape, weight.dtype) if origin else None
         self.register_parameter("values", values)
         self._mark_shown()
         weight.requires_grad_(False)  # last: who fails before has changed nothing of the weight
+
+    def _gather(
+        self, selection: Selection, shape: tuple[int, int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """What the weight, a matrix of `shape`, has at the selected entries."""
+        return selection.gather(as_matrix(self._weight().detach(), shape), dtype=dtype)
+
+    def _alias(self) -> torch.Tensor:
+        """The weight, whose gradient goes to `values`."""
+        state = self._sparse_ft_state
+        values, layout = self._parameters["values"], state.selection.layout
+        return alias(self._weight(), values, layout, state.matrix_shape)
 
     def _deselect(self) -> None:
         """Undo `_select`, as far as it got. The `State` stays, for who is interrupted and calls
@@ -181,12 +193,15 @@ class Selected(Showing):
         key = prefix + "values"
         if key not in state_dict and self._weight_is_in(state_dict, prefix):
             values = self._parameters["values"]
-            layout = self._sparse_ft_state.selection.layout
             with torch.no_grad():
-                there = ops.gather_selected(self._matrix(), layout, dtype=values.dtype)
-                values.copy_(there)
+                values.copy_(self._shown(values.dtype))
             missing_keys[:] = [k for k in missing_keys if k != key]
         self.sync(force=True)
+
+    def _shown(self, dtype: torch.dtype) -> torch.Tensor:
+        """The values that the weight shows, whatever size it has been given since."""
+        layout = self._sparse_ft_state.selection.layout
+        return ops.gather_selected(self._matrix(), layout, dtype=dtype)
 
     def _replicate_for_data_parallel(self) -> None:
         raise RuntimeError(

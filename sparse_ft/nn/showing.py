@@ -22,6 +22,7 @@ from torch import nn
 
 from .. import ops
 from .._torch import is_compiling, is_transformed
+from ..selection import Selection
 from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
 from .foreign import is_sharded_tensor, why_managed
 from .state import FromState, Held, Stamp, State
@@ -193,7 +194,7 @@ class Showing(nn.Module):
     def _show(self, state: State, force: bool) -> None:
         quietly, last = False, state.shown or state.suspected
         if not force and last is not None:
-            if is_shown(state, self._parameters["values"], self._weight()):
+            if self._is_shown(state):
                 return
             stamp = self._stamp()
             quietly = stamp == state.suspected
@@ -203,6 +204,9 @@ class Showing(nn.Module):
             self._settle()  # an `_apply` that failed did not come to that
         self._write(quietly)
         self._mark_shown()
+
+    def _is_shown(self, state: State) -> bool:
+        return is_shown(state, self._parameters["values"], self._weight())
 
     def _write(self, quietly: bool = False) -> None:
         """quietly: no version moves, as none did when somebody wrote the values, if so: a backward
@@ -236,17 +240,21 @@ class Showing(nn.Module):
         """The weight was written or replaced, and by nothing that we know of: say so if selected
         entries differ.
         """
-        state, matrix = self._sparse_ft_state, self._matrix()
-        values, selection = self._parameters["values"].detach(), state.selection
+        values = self._parameters["values"].detach()
+        self._warn_if_other(self._matrix(), values, self._sparse_ft_state.selection)
+
+    def _warn_if_other(
+        self, matrix: torch.Tensor, values: torch.Tensor, selection: Selection
+    ) -> None:
         shown = selection.scatter_(matrix.clone(), values)
         wanted = ops.gather_selected(shown, selection.layout)
         there = ops.gather_selected(matrix, selection.layout)
         if not torch.allclose(there, wanted, rtol=0, atol=0, equal_nan=True):
             warnings.warn(
-                f"{state.label}: selected entries were changed behind the module's back; `values`"
-                " is the authority and overwrites them. Edit `values`, or load a state_dict that"
+                f"{self._sparse_ft_state.label}: selected entries were changed behind the module's"
+                " back; `values` is the authority and overwrites them. Edit `values`, or load a state_dict that"
                 " has no values.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -1,0 +1,142 @@
+"""Four processes that train a model which tensor parallel has cut.
+
+`python tensor_parallel_worker.py 4 FOLDER`; each leaves FOLDER/RANK.pt: {case: its weights}.
+"""
+
+import sys
+
+import torch
+from helpers import ranks
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import sparse_ft as sft
+
+STEPS = 6
+TOKENS, WIDTH, HIDDEN, CLASSES = 10, 12, 16, 6
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(TOKENS, WIDTH)
+        self.up = nn.Linear(WIDTH, HIDDEN)
+        self.down = nn.Linear(HIDDEN, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.out = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        x = x + self.down(torch.tanh(self.up(x)))
+        return self.out(self.norm(x))
+
+
+def by_rows() -> dict:
+    return {"up.weight": sft.Rows([0, 3, 15]), "down.weight": sft.Rows([1, 2, 11])}
+
+
+def by_columns() -> dict:
+    return {"up.weight": sft.Columns([0, 5, 11]), "down.weight": sft.Columns([1, 2, 14])}
+
+
+def by_blocks() -> dict:
+    """On one of the two the cut goes through blocks; the other's reach past the edge."""
+    return {
+        "up.weight": sft.Blocks([[0, 1], [1, 2], [3, 0]], (5, 4)),
+        "down.weight": sft.Blocks([[0, 0], [1, 3]], (8, 4)),
+    }
+
+
+def by_entries() -> dict:
+    return {
+        "up.weight": sft.Entries([0, 5, 13, 100, 191]),
+        "up.bias": sft.Entries([0, 9]),
+        "down.weight": sft.Entries([3, 17, 90, 191]),
+        "down.bias": "all",
+        "norm.weight": sft.Entries([0, 7]),
+    }
+
+
+def on_one_rank() -> dict:
+    """All that trains lies on the first rank of two: the others take part all the same."""
+    return {"up.weight": sft.Rows([0, 3]), "down.weight": sft.Columns([1])}
+
+
+def of_rows_of_a_table() -> dict:
+    return {"embed.weight": sft.Rows([0, 3, 9]), "out.weight": sft.Rows([0, 5]), "out.bias": "all"}
+
+
+PLANS = {
+    make.__name__: make
+    for make in (by_rows, by_columns, by_blocks, by_entries, on_one_rank, of_rows_of_a_table)
+}
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randint(TOKENS, (4, 5), generator=torch.Generator().manual_seed(step))
+
+
+def trained(model: nn.Module) -> list:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def loss_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    return model(tokens).square().mean()
+
+
+def adamw(parameters: list) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """The losses. Each step sums two backwards and clips by the norm of all."""
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for half in batch(step).chunk(2):
+            loss = loss_of(model, half)
+            loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    return losses
+
+
+def cut(model: nn.Module, mesh: object) -> nn.Module:
+    plan = {
+        "embed": RowwiseParallel(input_layouts=Replicate()),
+        "up": ColwiseParallel(),
+        "down": RowwiseParallel(),
+        "out": ColwiseParallel(output_layouts=Replicate()),
+    }
+    return parallelize_module(model, mesh, plan)
+
+
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def in_parallel(name: str, mesh: object) -> dict:
+    model = cut(net(), mesh)
+    sft.convert(model, PLANS[name](), process_group=None)
+    losses = train(model, adamw(trained(model)))
+    weights = whole(model)
+    return {"losses": losses, "weights": weights, "reverted": whole(sft.revert(model))}
+
+
+def main(rank: int) -> dict:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    return {name: in_parallel(name, mesh["tp"]) for name in PLANS}
+
+
+if __name__ == "__main__":
+    ranks.fork(int(sys.argv[1]), sys.argv[2], main)
