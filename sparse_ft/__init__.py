@@ -6,7 +6,7 @@ print(sft.convert(model, plan, lean=True))
 optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
-from . import deltas, functional, memory, nn, recipes
+from . import deltas, functional, memory, nn, quantised, recipes
 from .checkpoint import load, state_dict
 from .conversion import convert, revert
 from .converted import summary, sync
@@ -82,6 +82,7 @@ __all__ = [
     "merge",
     "nn",
     "patches",
+    "quantised",
     "recipes",
     "remove",
     "reselect",

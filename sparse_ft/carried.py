@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .adapters import allow_adapters, refuse_adapters
+from .nn.foreign import MERGE, refuse_quantised
 from .nn.left import Left, check_left
 from .nn.loading import check_loaded
 from .nn.origin import origins_in
@@ -78,6 +79,7 @@ def _save_plain(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     state = dict(model.state_dict() if state is None else state)
     wider = []
     for prefix, module in selected_modules(model):
+        refuse_quantised("save_pretrained", module, MERGE)
         name, values = module._keys(prefix)
         state.pop(values, None)
         if module._parameters["values"].dtype != module._weight().dtype:

@@ -12,6 +12,7 @@ from torch import nn
 from .carried import carried_by, extra_keys, left_keys, origin_key, selected_modules
 from .conversion import convert, unconvert
 from .converted import record_of, summary
+from .nn.foreign import MERGE, refuse_quantised
 from .report import Report
 
 
@@ -24,6 +25,8 @@ def state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     not in it: to go on training from it bit for bit, save `model.state_dict()`, which `sft.load`
     takes.
     """
+    for _, module in selected_modules(model):
+        refuse_quantised("model", module, MERGE)
     state = model.state_dict()
     for prefix, module in selected_modules(model):
         state.pop(module._keys(prefix)[1], None)

@@ -20,6 +20,7 @@ from .nn.selected import Selected
 from .nn.tied import is_tied, untie
 from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
+from .quantised.module import warn_of_discarded
 from .ranks import Ranks, told
 from .report import Report
 from .selection import Selection
@@ -200,6 +201,7 @@ def _write_back(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Selected):
             module.write_back()
+    warn_of_discarded(model)
 
 
 def _undo(model: nn.Module, flags: dict[str, bool]) -> None:

@@ -15,6 +15,7 @@ from .nn.origin import origins_in
 from .nn.selected import Selected
 from .nn.tied import home_of, is_tied
 from .plan import ALL, Plan
+from .quantised.module import Quantised, shape_of
 from .report import Report, Row
 
 RECORD = "_sparse_ft"  # on the converted model
@@ -88,6 +89,9 @@ def _row(
     name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, has_plan: bool
 ) -> Row:
     shape, total = tuple(parameter.shape), parameter.numel()
+    packed = shape_of(module) if attribute == "weight" else None
+    if packed is not None:
+        shape, total = packed, packed[0] * packed[1]
     holder = _holder(module, attribute)
     if holder is not None:
         state = holder._sparse_ft_state
@@ -111,6 +115,8 @@ def _holder(module: nn.Module, attribute: str) -> Any:
 
 def _how(module: nn.Module, attribute: str, holder: Selected) -> str:
     """What serves a selected parameter."""
+    if isinstance(holder, Quantised):
+        return f"{type(holder).__name__}: {holder.quantiser.name}"
     if isinstance(holder, Adopted):
         tied = holder._sparse_ft_state.tied
         return type(holder).__name__ + (f", tied: {', '.join(tied)}" if tied else "")

@@ -23,6 +23,8 @@ from .nn.reading import stored
 from .nn.state import NAME
 from .nn.tied import tie
 from .plan import ALL, Plan
+from .quantised.module import adopt_quantised, check_quantised
+from .quantised.quantiser import quantiser_of
 from .selection import Selection
 
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict  # they run through their children
@@ -159,6 +161,8 @@ def _action(
     """Check one selected parameter and return the call that puts its selection in place."""
     place = find(model, name)
     weight = place.parameter
+    if place.attribute == "weight" and quantiser_of(place.owner) is not None:
+        return _quantised_action(name, place, selection, readers, settings)
     check_weight(name, weight, settings.values_dtype)
     shared = readers[_memory(weight)]
     shape = matrix_shape(model, name)
@@ -182,6 +186,25 @@ def _action(
         )
     reader = _reader(model, name, owner)
     return lambda: other(owner, attribute, selection, shape, reader, name, *settings)
+
+
+def _quantised_action(
+    name: str, place: Place, selection: Selection, readers: Mapping[int, Shared], settings: Settings
+) -> Action:
+    """Of the weight of a quantised linear layer."""
+    layer = place.owner
+    check_quantised(name, layer, settings.values_dtype)
+    others = [other for other in readers[_memory(place.parameter)].values() if other != name]
+    if others:
+        raise ValueError(
+            f"plan: {name!r} is one parameter with {', '.join(others)} (tied), and it is quantised:"
+            " selections of such weights are not supported; leave it out"
+        )
+    try:
+        selection.check(shape_of_matrix(layer, place.attribute, place.parameter.shape))
+    except (IndexError, ValueError) as error:
+        raise type(error)(f"plan: {name!r}: {error}") from None
+    return lambda: adopt_quantised(layer, selection, name, *settings)
 
 
 def _tied_action(

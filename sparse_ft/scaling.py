@@ -7,6 +7,7 @@ from torch import nn
 
 from .converted import holders_of
 from .messages import did_you_mean
+from .nn.foreign import refuse_quantised
 from .nn.selected import Selected
 
 
@@ -31,6 +32,7 @@ def scale_updates(
                 f"factors: {name!r} has no selected entries{did_you_mean(name, list(holders))}; a"
                 " parameter that trains whole takes another lr in a parameter group of its own"
             )
+        refuse_quantised("factors", holders[name], "give it a learning rate of its own instead")
         found[name] = None if factor is None else _factor(name, holders[name], factor)
     for name, factor in found.items():
         holders[name]._sparse_ft_state.factor = factor

@@ -8,11 +8,21 @@ with the way out.
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+# Which quantised weights can have selected entries, for messages.
+QUANTISED = (
+    "of quantised weights those of bitsandbytes' and torchao's linear layers can have selected"
+    " entries, and others by a sparse_ft.quantised.Quantiser of yours"
+)
+MERGE = (
+    "sft.quantised.merge(model) first writes them into the weights, and model.state_dict() has"
+    " both as they are"
+)
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # What a class of tensors may define and still compute as torch.Tensor does.
 HARMLESS = {
@@ -66,14 +76,14 @@ def why_not(weight: torch.Tensor) -> str | None:
     if weight.dtype not in FLOATS:
         return (
             f"{weight.dtype}, so it is quantised or holds no weights; selected entries train in"
-            " float16, bfloat16, float32 or float64: load the model without quantisation, or leave"
-            " this parameter out of the plan"
+            f" float16, bfloat16, float32 or float64, and {QUANTISED}: load the model without"
+            " quantisation, or leave this parameter out of the plan"
         )
     if not is_plain(kind) and not is_sharded_tensor(weight):
         return (
-            f"a {kind.__name__}, which computes in its own way (quantised?); load the model without"
-            " it, replace it by nn.Parameter of a plain tensor, or leave this parameter out of the"
-            " plan"
+            f"a {kind.__name__}, which computes in its own way (quantised? {QUANTISED}); load the"
+            " model without it, replace it by nn.Parameter of a plain tensor, or leave this"
+            " parameter out of the plan"
         )
     return None
 
@@ -102,6 +112,18 @@ def check_weight(label: str, weight: torch.Tensor, values_dtype: torch.dtype | N
         raise TypeError(
             f"values_dtype: {values_dtype} does not hold every number of {label}, which is"
             f" {weight.dtype}; take a wider one"
+        )
+
+
+def refuse_quantised(what: str, holder: Any, way_out: str) -> None:
+    """Raise ValueError where the entries of `holder` train over a quantised weight.
+
+    what: the argument that names them.
+    """
+    if not holder.has_cache:
+        raise ValueError(
+            f"{what}: {holder._sparse_ft_state.label!r} is quantised, and its codes do not hold the"
+            f" values that train; {way_out}"
         )
 
 

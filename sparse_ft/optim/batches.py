@@ -44,7 +44,7 @@ def linked_owner(p: torch.Tensor) -> Any:
     before its next forward).
     """
     owner = owner_of(p)
-    if owner is None:
+    if owner is None or not owner.has_cache:
         return None
     weight = owner._weight_or_none()
     if weight is None:

@@ -14,6 +14,7 @@ from torch import nn
 from ..converted import holders_of, record_of, selected_in
 from ..messages import did_you_mean
 from ..nn.embedding import SelectiveEmbedding
+from ..nn.foreign import refuse_quantised
 from ..nn.lost import LOST, lost_from
 from ..optim import SelectiveAdamW
 from ..optim.exchange import check_moves
@@ -24,6 +25,8 @@ from ..selection import Selection
 from .exchange import Exchange
 from .report import ReselectReport
 from .seed import Seed
+
+REVERT = "sft.revert(model), then convert with another plan"
 
 
 def reselect(
@@ -103,6 +106,7 @@ def _changes(model: nn.Module, plan: Any) -> dict[str, tuple[Any, Selection]]:
         if name not in holders or what == ALL:
             raise _misnamed(name, what, record.plan, holders)
         state = holders[name]._sparse_ft_state
+        refuse_quantised("plan", holders[name], REVERT)
         try:
             what.check(state.matrix_shape)
         except (IndexError, ValueError) as error:
@@ -118,7 +122,7 @@ def _changes(model: nn.Module, plan: Any) -> dict[str, tuple[Any, Selection]]:
 
 
 def _misnamed(name: str, what: Any, plan: Plan, holders: dict[str, Any]) -> Exception:
-    way_out = "sft.revert(model), then convert with another plan"
+    way_out = REVERT
     if name in plan:
         return ValueError(
             f"plan: {name!r} trains {_how(plan[name])} and is to train {_how(what)}; {way_out}"

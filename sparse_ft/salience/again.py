@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ..converted import record_of, selected_in, sync
+from ..converted import holders_of, record_of, selected_in, sync
+from ..nn.foreign import refuse_quantised
 from ..nn.linear import Adopted
 from ..nn.selected import Selected
 from .score import Score
@@ -47,6 +48,9 @@ def targets_again(model: nn.Module, patterns: str | Iterable[str] | None) -> Tar
             )
     if wanted is not None:
         names = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)]
+    for name, holder in holders_of(model).items():
+        if name in names:
+            refuse_quantised("targets", holder, _REVERT)
     sync(model)
     every = dict(model.named_parameters(remove_duplicate=False))
     missing = [name for name in names if name not in every]
