@@ -253,8 +253,8 @@ class Showing(nn.Module):
         if not torch.allclose(there, wanted, rtol=0, atol=0, equal_nan=True):
             warnings.warn(
                 f"{self._sparse_ft_state.label}: selected entries were changed behind the module's"
-                " back; `values` is the authority and overwrites them. Edit `values`, or load a state_dict that"
-                " has no values.",
+                " back; `values` is the authority and overwrites them. Edit `values`, or load a"
+                " state_dict that has no values.",
                 stacklevel=4,
             )
 
