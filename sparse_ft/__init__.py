@@ -37,6 +37,7 @@ from .salience import NM, Flops, LikeLora, PerRow, Score, Share, layer_scores, s
 from .scaling import scale_updates
 from .schedules import Candidates, Every, Once, Rotate, Window
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
+from .units import units
 
 __version__ = "0.1.0"
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "state_dict",
     "summary",
     "sync",
+    "units",
 ]
 
 

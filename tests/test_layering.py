@@ -72,7 +72,7 @@ MAY = {
     "reselection": ("carried", "converted", "nn", "optim", "plan", "ranks"),
     "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
     "schedules": ("converted", "memory", "nn", "plan", "reselection", "salience"),
-    "salience": ("converted", "lean_modules", "nn", "places", "plan", "ranks"),
+    "salience": ("converted", "lean_modules", "nn", "places", "plan", "ranks", "units"),
     "recipes": (
         "conversion",
         "converted",
@@ -86,7 +86,9 @@ MAY = {
         "salience",
         "scaling",
         "schedules",
+        "units",
     ),
+    "units": ("converted", "lean_modules", "plan"),
     "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),
     "peft": ("conversion", "converted", "nn", "places", "plan", "recipes", "salience"),
 }

@@ -1,0 +1,119 @@
+"""units: what in a model must be chosen together, found by what the model does."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import trees
+from ..converted import record_of
+from ..lean_modules import is_lean
+from ..matrices import shape_of_matrix
+from ..messages import described
+from .coupled import Coupling
+from .found import Shapes, Units
+from .products import Parameters
+from .simple import embedding_rows, experts, layers, neurons
+from .sites import with_sites
+from .watching import Watch, undisturbed
+
+RUNS = 3  # at most: a ReLU that random numbers leave off is asked again
+
+
+def units(model: nn.Module, batch: Any = None) -> Units:
+    """What in `model` belongs together: heads, channels, experts, layers, neurons, embedding rows.
+
+    Found by behaviour, in one forward or a few: between two products (linear layers,
+    convolutions, transformers' Conv1D, experts in one parameter), gradients tell which rows of
+    the first reach which columns of the second. Fused and interleaved projections, grouped
+    queries (one unit a group of heads that share keys and values) and residual channels of
+    convolutional networks come out of that; no name is looked at.
+
+    batch: what the model is run on: a mapping of its arguments, a tuple of them, or one. Two
+    examples of a few tokens, without padding, are enough. None: `model.dummy_inputs`, which
+    transformers' models have. The numbers do not matter: each product gives random ones.
+
+    Returns `Units`: `units["heads"]` lists `Unit`s; `.plan(units)` makes a plan of some;
+    `.undecided` names the parameters that could not be decided, and why. The model is left as it
+    was. Raises ValueError for a model that is converted or lean, or without a batch.
+    """
+    _check(model)
+    named = dict(model.named_parameters(remove_duplicate=True))
+    parameters = Parameters(named)
+    coupling = Coupling(named)
+    with undisturbed(model):
+        for run in range(RUNS):
+            watch = Watch(parameters, seed=run)
+            with _eagerly(), watch:
+                output = run_on(model, batch)
+            coupling.add(watch.cuts, _results(output))
+            if coupling.is_complete:
+                break
+        cuts = watch.cuts
+    structure = [
+        *experts(model, named, cuts, coupling.feeds),
+        *layers(model, named),
+        *neurons(named, cuts),
+        *embedding_rows(named, cuts),
+    ]
+    found = coupling.groups() + structure
+    return Units(with_sites(found), _shapes(model, named), coupling.undecided(found))
+
+
+def run_on(model: nn.Module, batch: Any) -> Any:
+    """What the model gives for a batch."""
+    if batch is None:
+        batch = getattr(model, "dummy_inputs", None)
+    if batch is None:
+        raise ValueError(
+            "batch: the model has no dummy_inputs of its own to be run on; pass"
+            " batch={argument: tensor}, two examples of a few tokens"
+        )
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    way_out = "find its units first, or sft.revert(model)"
+    if record_of(model) is not None:
+        raise ValueError(f"model: it is converted already; {way_out}")
+    if any(is_lean(module) for module in model.modules()):
+        raise ValueError(f"model: it is lean already; {way_out}")
+
+
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """Compiled parts run as they were written."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    if stance is None:
+        yield
+        return
+    with stance("force_eager"):
+        yield
+
+
+def _results(output: Any) -> list[torch.Tensor]:
+    """What a model gives that counts: its loss, its logits, or all tensors."""
+    if isinstance(output, Mapping):
+        for name in ("loss", "logits"):
+            if isinstance(output.get(name), torch.Tensor):
+                return [output[name]]
+        output = dict(output)
+    tensors = [x for x in trees.leaves(output) if isinstance(x, torch.Tensor)]
+    return [x for x in tensors if x.requires_grad]
+
+
+def _shapes(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, Shapes]:
+    shapes = {}
+    for name, parameter in named.items():
+        if parameter.dim():
+            path, _, attribute = name.rpartition(".")
+            owner = model.get_submodule(path)
+            matrix = shape_of_matrix(owner, attribute, parameter.shape)
+            shapes[name] = Shapes(tuple(parameter.shape), matrix)
+    return shapes

@@ -1,0 +1,176 @@
+"""`sft.units` on models of one's own: what it leaves as it was, what it cannot decide, plans."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.unit_models import build
+from torch import nn
+
+import sparse_ft as sft
+
+
+class Gated(nn.Module):
+    """A gated MLP whose two halves are interleaved, with dropout and a running statistic."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Linear(6, 10)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.5)
+        self.down = nn.Linear(5, 6, bias=False)
+        self.head = nn.Linear(6, 2)
+        self.unused = nn.Linear(6, 6)
+        self.cast = nn.Linear(6, 6)
+
+    def forward(self, x):
+        both = self.both(x)
+        hidden = self.norm(both[:, ::2].sigmoid() * both[:, 1::2])
+        x = torch.layer_norm(x + self.down(self.drop(hidden)), (6,))
+        weight = self.cast.weight * 2  # no view of it: no product is seen
+        return self.head(x + F.linear(x, weight))
+
+
+class Routed(nn.Module):
+    """Experts in a list: each token goes to one."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 6)
+        self.router = nn.Linear(6, 3)
+        self.experts = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+
+    def forward(self, x):
+        x = self.embed(x).tanh()
+        choice = self.router(x).argmax(-1)
+        out = x.clone()
+        for number, expert in enumerate(self.experts):
+            mine = choice == number
+            if mine.any():
+                out[mine] = out[mine] + expert(x[mine])
+        return torch.layer_norm(out, (6,))
+
+
+def everything(model):
+    """What finding must not change."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    training = [module.training for module in model.modules()]
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    versions = [p._version for p in model.parameters()]
+    return state, (flags, gradients, training, hooks, versions, torch.get_rng_state().tolist())
+
+
+def test_the_model_is_left_as_it_was():
+    model = Gated()
+    model.drop.eval()  # a mode of its own
+    model.both.bias.requires_grad_(False)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(True))
+    model.down.weight.grad = torch.ones(6, 5)
+    state, rest = everything(model)
+    units = sft.units(model, torch.randn(9, 6, generator=torch.Generator().manual_seed(0)))
+    after, rest_after = everything(model)
+    assert seen and rest == rest_after
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+    assert [unit.name for unit in units["channels"]] == [f"down/channels/{i}" for i in range(5)]
+    third = {(part.parameter, part.dimension): part.index for part in units["channels"][3].parts}
+    assert third == {
+        ("both.weight", 0): (6, 7),
+        ("both.bias", 0): (6, 7),
+        ("norm.weight", 0): (3,),
+        ("norm.bias", 0): (3,),
+        ("down.weight", 1): (3,),
+    }
+
+
+def test_the_model_is_left_as_it_was_when_it_fails():
+    model = Gated()
+    _, rest = everything(model)
+    with pytest.raises(RuntimeError):
+        sft.units(model, torch.randn(9, 7, generator=torch.Generator().manual_seed(0)))
+    assert everything(model)[1] == rest
+
+
+def test_what_cannot_be_decided_is_named():
+    units = sft.units(Gated(), torch.randn(9, 6))
+    assert set(units.undecided) == {"unused.weight", "cast.weight"}
+    assert "no gradient" in units.undecided["unused.weight"]
+    assert "otherwise than by a product" in units.undecided["cast.weight"]
+    assert "unused.weight" in str(units)
+    attention = sft.units(nn.TransformerEncoderLayer(8, 2, 12), torch.randn(5, 2, 8))
+    assert {"self_attn.in_proj_weight", "self_attn.out_proj.weight"} <= set(attention.undecided)
+    assert len(attention["channels"]) == 12
+
+
+def test_experts_in_a_list_are_those_that_share_the_tokens():
+    model = Routed()
+    units = sft.units(model, torch.randn(16, 4))
+    assert [unit.name for unit in units["experts"]] == [f"experts/experts/{i}" for i in range(3)]
+    assert {part.parameter for part in units["experts"][1].parts} == {
+        "experts.1.weight",
+        "experts.1.bias",
+    }
+    chain = nn.Sequential(nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])[0], nn.Linear(4, 4))
+    assert not sft.units(chain, torch.randn(5, 4))["experts"]
+
+
+def test_layers_neurons_and_embedding_rows():
+    model = nn.Sequential(
+        nn.Embedding(7, 4), nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)]), nn.LayerNorm(4)
+    )
+    units = sft.units(model, torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert [unit.name for unit in units["layers"]] == [f"1/layers/{i}" for i in range(3)]
+    assert len(units["neurons"]) == 12 and len(units["embedding_rows"]) == 7
+    plan = units.plan([units["layers"][1], units["embedding_rows"][3], units["embedding_rows"][5]])
+    assert dict(plan) == {"0.weight": sft.Rows([3, 5]), "1.1.weight": "all", "1.1.bias": "all"}
+
+
+def test_a_plan_of_units_has_the_simplest_selections():
+    model, batch = build("Qwen3-MoE")
+    units = sft.units(model, batch)
+    layer = "model.layers.0."
+    plan = units.plan(units["heads"][:1])
+    assert plan[f"{layer}self_attn.q_proj.weight"] == sft.Rows(list(range(8)))
+    assert plan[f"{layer}self_attn.o_proj.weight"] == sft.Columns(list(range(8)))
+    plan = units.plan([units["channels"][7]])  # the third channel of the second expert
+    assert plan[f"{layer}mlp.experts.gate_up_proj"] == sft.Rows([12, 17])
+    assert plan[f"{layer}mlp.experts.down_proj"] == sft.Blocks([(1, 2)], (8, 1))
+    plan = units.plan(units["experts"][1:2], targets="*down_proj")
+    assert dict(plan) == {f"{layer}mlp.experts.down_proj": sft.Rows(list(range(8, 16)))}
+    with pytest.raises(ValueError, match="none has a parameter that targets"):
+        units.plan(units["heads"], targets="*.gate")
+    report = sft.convert(model, units.plan(units["channels"][:2]))
+    assert report.trainable == 2 * 3 * 8
+
+
+def test_rows_and_columns_of_one_parameter_are_entries():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    units = sft.units(model, torch.randn(5, 3))
+    first, second = units.of("channels")
+    plan = units.plan([first.unit(0), second.unit(1)], targets="2.weight")
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:, 0] = mask[1] = True
+    assert plan["2.weight"] == sft.from_mask(mask)
+
+
+def test_refused_by_name():
+    with pytest.raises(ValueError, match="batch: the model has no dummy_inputs"):
+        sft.units(Gated())
+    with pytest.raises(TypeError, match="model: expected an nn.Module"):
+        sft.units("Gated")
+    with pytest.raises(ValueError, match="kind: expected 'heads' or"):
+        sft.units(Gated(), torch.randn(9, 6))["head"]
+    model = Gated()
+    sft.convert(model, {"down.weight": sft.Columns([1])})
+    with pytest.raises(ValueError, match="model: it is converted already; find its units first"):
+        sft.units(model, torch.randn(9, 6))
+    model = nn.Sequential(nn.Linear(6, 6), nn.GELU())
+    sft.lean(model)
+    with pytest.raises(ValueError, match="model: it is lean already"):
+        sft.units(model, torch.randn(9, 6))
+
+
+def test_a_transformers_model_brings_inputs_of_its_own():
+    model, _ = build("Llama")
+    assert len(sft.units(model)["heads"]) == 2
