@@ -92,13 +92,14 @@ def test_origins_of_what_tensor_parallel_has_cut(mesh):
     assert [type(m) for m in model.modules()] == before
 
 
-@pytest.mark.parametrize("shard", SHARDED)
-def test_sharded_after(shard, mesh):
-    """At the wrap or at the first forward; revert, then shard, works."""
+@pytest.mark.parametrize("shard", [tensor_parallel, distributed_tensors])
+def test_tensor_parallel_after(shard, mesh):
+    """At the wrap or at the first forward."""
     model = net()
     sft.convert(model, PLAN)
     with pytest.raises(
-        RuntimeError, match=r"(made a DTensor|taken over) .*ZeRO-1 or 2|sft.revert\(model\) first"
+        RuntimeError,
+        match=r"tensor parallel .* comes before sft.convert|sft.revert\(model\) first",
     ):
         shard(model, mesh)
         model(X)

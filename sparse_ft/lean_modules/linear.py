@@ -94,5 +94,5 @@ def selective_forward(module: AnyModule, input: torch.Tensor) -> torch.Tensor:
     parameters, state = module._parameters, module._sparse_ft_state
     weight, values = parameters["weight"], parameters["values"]
     if is_compiling() or not is_shown(state, values, weight):
-        module.sync()
+        module.sync_to_run()
     return lean_product(input, weight, values, module.bias, state.part, module._input_dim)

@@ -101,7 +101,7 @@ class SelectedParameter(Selected):
         """
         if any(isinstance(x, torch.fx.Proxy) for x in inputs):
             refuse_tracing(self._sparse_ft_state.label, inputs)
-        self.sync()
+        self.sync_to_run()
         values = self._parameters["values"]
         if not values.requires_grad:
             return

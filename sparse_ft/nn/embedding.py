@@ -33,7 +33,7 @@ class SelectiveEmbedding(Adopted, nn.Embedding):
         parameters, state = self._parameters, self.__dict__.get(NAME)
         if state is None:
             return type(self).forward(self, input)  # see SelectiveLinear
-        self.sync()
+        self.sync_to_run()
         weight, values = parameters["weight"], parameters["values"]
         try:
             return selective_embedding(input, weight, values, state.selection, self.padding_idx)

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..parallel.dtensors import is_sharded_tensor
+
 # Which quantised weights can have selected entries, for messages.
 QUANTISED = (
     "of quantised weights those of bitsandbytes' and torchao's linear layers can have selected"
@@ -46,11 +48,6 @@ def _class_of(module: str, name: str) -> type | tuple:
     object is an instance of.
     """
     return getattr(sys.modules.get(module), name, ())
-
-
-def is_sharded_tensor(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor: FSDP2 (`fully_shard`), tensor parallel, `distribute_tensor`."""
-    return isinstance(tensor, _class_of("torch.distributed.tensor", "DTensor"))
 
 
 def is_partitioned(tensor: torch.Tensor) -> bool:
@@ -144,12 +141,10 @@ def why_managed(values: torch.Tensor, weight: torch.Tensor, are_known: bool) -> 
     nobody has.
 
     are_known: whether values or weight are the objects that the module was given. FSDP2 shows a
-    forward ordinary parameters, gathered into fresh memory; their like exists where a process group
-    does.
+    forward ordinary parameters, gathered into fresh memory, which belong to no shards that the
+    module has met.
     """
     for tensor in (values, weight):
-        if is_sharded_tensor(tensor):
-            return "made a DTensor (fully_shard, tensor parallel) after sft.convert"
         if is_partitioned(tensor):
             return (
                 "taken over by DeepSpeed's ZeRO-3, which releases it between forward and backward"

@@ -189,7 +189,7 @@ class SelectiveLinear(Adopted, nn.Linear):
             raise
         weight, values, eager = p["weight"], p["values"], is_eager()
         if not (eager and is_shown(state, values, weight)):
-            self.sync()
+            self.sync_to_run()
         bias = p["bias"] if "bias" in p and "bias" not in own else self.bias
         product = apply_product if eager and torch.is_grad_enabled() else selective_product
         return product(input, weight, values, bias, state.part, 1)
@@ -211,7 +211,7 @@ class SelectiveConv1D(Adopted):
         p, state = self._parameters, self.__dict__.get(NAME)
         if state is None:
             return type(self).forward(self, x)  # see SelectiveLinear
-        self.sync()
+        self.sync_to_run()
         bias: Any = self.bias
         try:
             return selective_product(x, p["weight"], p["values"], bias, state.part, 0)

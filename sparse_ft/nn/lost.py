@@ -31,6 +31,11 @@ def watch(model: nn.Module, names: Iterable[str]) -> None:
     _watched[model] = tuple(names)
 
 
+def converted_models() -> list[nn.Module]:
+    """Those that are watched."""
+    return list(_watched)
+
+
 def unwatch(model: nn.Module) -> None:
     """Undo `watch`."""
     _watched.pop(model, None)

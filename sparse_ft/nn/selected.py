@@ -15,6 +15,7 @@ from ..functional import alias
 from ..selection import Selection
 from .apart import as_matrix
 from .foreign import unswapped
+from .sharded import forget_shards, load_shards
 from .showing import Showing
 from .state import NAME, State
 from .steps import disown, own
@@ -150,6 +151,7 @@ class Selected(Showing):
         Does no harm again.
         """
         values, state = self._parameters["values"], self._sparse_ft_state
+        forget_shards(self)
         selection = state.selection.to(values.device)
         if selection is not state.selection or state.linked is not values:
             state.selection = selection
@@ -191,7 +193,12 @@ class Selected(Showing):
         with unswapped():
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *rest)
         key = prefix + "values"
-        if key not in state_dict and self._weight_is_in(state_dict, prefix):
+        has_weight = self._weight_is_in(state_dict, prefix)
+        if self._takes_shards():
+            load_shards(self, has_weight, key in state_dict)
+            missing_keys[:] = [k for k in missing_keys if not (has_weight and k == key)]
+            return
+        if key not in state_dict and has_weight:
             values = self._parameters["values"]
             with torch.no_grad():
                 values.copy_(self._shown(values.dtype))

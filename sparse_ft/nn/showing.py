@@ -24,7 +24,8 @@ from .. import ops
 from .._torch import is_compiling, is_transformed
 from ..selection import Selection
 from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
-from .foreign import is_sharded_tensor, why_managed
+from .foreign import why_managed
+from .sharded import check_gathered, show_shards, take_shards
 from .state import FromState, Held, Stamp, State
 
 APART = IndexError, KeyError, RuntimeError, ValueError  # what a write to a misfit raises
@@ -120,7 +121,7 @@ class Showing(nn.Module):
                 " forward()?",
                 stacklevel=8,
             )
-        if written:
+        if written or state.shards is not None:  # who called writes those of all modules together
             return
         if state.factor is not None and not state.unscaled:
             state.unscaled = True
@@ -145,13 +146,6 @@ class Showing(nn.Module):
         state = self._sparse_ft_state
         if state.shown is not None:
             state.suspected, state.shown = state.shown, None
-        values = self._parameters.get("values")
-        if not state.reported and values is not None and is_sharded_tensor(values):
-            state.reported = True  # a compiled forward does not look
-            warnings.warn(
-                f"{state.label}: {_managed('made a DTensor (fully_shard) after sft.convert')}",
-                stacklevel=8,
-            )
 
     def _link(self, values: nn.Parameter) -> None:
         raise NotImplementedError
@@ -159,19 +153,25 @@ class Showing(nn.Module):
     def _settle(self) -> None:
         raise NotImplementedError
 
+    def _takes_shards(self) -> bool:
+        """Whether FSDP2 keeps the parameters."""
+        return take_shards(self)
+
     def sync(self, force: bool = False) -> None:
         """Make the weight show `values` if they may differ (force: in any case). Writes the
         selected entries only.
         """
+        state = self._sparse_ft_state
         if is_compiling():
-            return self._write()
+            return None if state.shards is not None else self._write()
         if is_transformed() and torch.is_grad_enabled():
             raise RuntimeError(
-                f"{self._sparse_ft_state.label}: selected entries do not train under torch.func"
+                f"{state.label}: selected entries do not train under torch.func"
                 " transforms (grad, vmap, jvp, …); use loss.backward(), or sft.revert(model) for"
                 " layers that do"
             )
-        state = self._sparse_ft_state
+        if self._takes_shards():
+            return show_shards(self) if force else None
         self._check_unmanaged(state)
         try:
             self._show(state, force)
@@ -182,6 +182,11 @@ class Showing(nn.Module):
             raise ValueError(
                 f"{state.label}: {why}; sft.revert(model), then convert again"
             ) from None
+
+    def sync_to_run(self) -> None:
+        """`sync`, before a forward computes with the parameters as they stand."""
+        self.sync()
+        check_gathered(self)
 
     def _check_unmanaged(self, state: State) -> None:
         values, weight, held = self._parameters.get("values"), self._weight_or_none(), state.held

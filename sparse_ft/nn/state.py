@@ -97,6 +97,7 @@ class State:
     )
     claim: Any = None  # the `steps.Stepper` that steps the values; None: nobody has yet
     held: Any = None  # a `Held`
+    shards: Any = None  # a `parallel.shards.Shards`, where FSDP2 keeps weight and values
 
     def for_copy(self) -> "State":
         """What a copy or a pickle of the module takes along."""
@@ -110,6 +111,7 @@ class State:
             suspected=None,
             claim=None,
             held=None,
+            shards=None,
         )
 
 

@@ -25,7 +25,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .._torch import is_compiling
-from .lost import warn_of_lost
+from ..parallel.dtensors import is_sharded_tensor
+from ..parallel.shards import write
+from .lost import converted_models, warn_of_lost
+from .sharded import meet_shards, values_of
 
 if TYPE_CHECKING:
     from .showing import Showing
@@ -63,6 +66,9 @@ class Stepper:
 
 _owners: dict[int, tuple[Owner, ...]] = {}  # id of values, while they live -> who has held them
 _live: dict[int, weakref.ref] = {}  # id of a Selected module -> it, weakly
+# id of a Selected module -> id of its values, where those are shards: torch swaps them for others
+# when it moves a model, which it refuses for what weak references lead to.
+_sharded: dict[int, int] = {}
 _unclaimed: dict[int, weakref.ref] = {}  # id of a Selected module that nobody stepped -> it, weakly
 _steppers: "weakref.WeakKeyDictionary[Optimizer, Stepper]" = weakref.WeakKeyDictionary()
 _hook: Any = None  # the handle of `_after_step`, while torch has it
@@ -80,11 +86,7 @@ def owner_of(values: torch.Tensor) -> Any:
 def _holders(owners: Iterable[Owner], values: torch.Tensor) -> "list[Showing]":
     """Those of the owners whose values these are still."""
     modules = [owner() for owner in owners]
-    return [
-        module
-        for module in modules
-        if module is not None and module._parameters.get("values") is values
-    ]
+    return [module for module in modules if module is not None and values_of(module) is values]
 
 
 def own(module: "Showing", values: torch.Tensor) -> None:
@@ -92,7 +94,10 @@ def own(module: "Showing", values: torch.Tensor) -> None:
     stepped these yet.
     """
     key = id(values)
-    if key not in _owners:
+    _forget_shards(module)
+    if is_sharded_tensor(values):
+        _sharded[id(module)] = key
+    elif key not in _owners:
         weakref.finalize(values, _forget, key).atexit = False
     others = [owner for owner in _owners.get(key, ()) if owner() not in (None, module)]
     _owners[key] = (*others, Owner.of(module))
@@ -115,6 +120,19 @@ def disown(module: "Showing") -> None:
         state.claim = None
 
 
+def _forget_shards(module: "Showing") -> None:
+    """The shards that were the values of a module are not any more."""
+    _owners.pop(_sharded.pop(id(module), None), None)
+
+
+def meet_all_shards() -> None:
+    """Find out which values FSDP2 has made shards since the modules were last looked at.
+
+    Raises RuntimeError for values that it was told to ignore.
+    """
+    meet_shards(_alive(), converted_models())
+
+
 def _forget(key: int) -> None:
     """The values with this id are gone, or nobody is to be told of them any more."""
     _owners.pop(key, None)
@@ -125,6 +143,7 @@ def _forget_module(key: int) -> None:
     """The module with this id is gone, or selective no more."""
     _live.pop(key, None)
     _unclaimed.pop(key, None)
+    _owners.pop(_sharded.pop(key, None), None)
     _hook_or_unhook()
 
 
@@ -175,6 +194,7 @@ def _note(optimizer: Optimizer) -> None:
     try:
         stepper = _steppers.get(optimizer)
         if stepper is None:
+            meet_all_shards()
             stepper = _new_stepper(optimizer)
             _warn_if_made_before_conversion(optimizer)
         for other in stepper.waiting:
@@ -191,6 +211,7 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
     written = getattr(optimizer, "writes_through", False)
     # An optimiser may have used the gradient and freed it.
     reached = getattr(optimizer, "got_gradient", _has_gradient)
+    shards = []
     for parameter in _held_by(optimizer):
         owners = _owners.get(id(parameter))
         if owners is None:
@@ -200,8 +221,11 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
             holder.after_step(written, reached(parameter))
             if holder._sparse_ft_state.claim is not stepper:
                 _claim(holder, stepper)
+            if holder._sparse_ft_state.shards is not None:
+                shards.append(holder._sparse_ft_state.shards)
         if not holders:
             _warn_of_orphan(parameter)
+    write(shards)
 
 
 def _tell_strangers(stepper: Stepper) -> None:
@@ -275,7 +299,7 @@ def _warn_if_made_before_conversion(optimizer: Optimizer) -> None:
     held = {id(parameter) for parameter in _held_by(optimizer)}
     lost = []
     for module in _alive():
-        values, weight = module._parameters.get("values"), module._weight_or_none()
+        values, weight = values_of(module), module._weight_or_none()
         if id(values) not in held and id(weight) in held:
             lost.append(module._sparse_ft_state.label)
     if lost:

@@ -105,7 +105,7 @@ class TiedLinear(nn.Linear):
         values, state = home._parameters["values"], home._sparse_ft_state
         eager = is_eager()
         if not (eager and is_shown(state, values, weight)):
-            home.sync()
+            home.sync_to_run()
         part = state.selection.restrict(1, weight.size(1))
         product = apply_product if eager and torch.is_grad_enabled() else selective_product
         return product(input, weight, values, self.bias, part, 1)

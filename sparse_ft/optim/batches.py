@@ -10,6 +10,7 @@ from ..ops import masked_adamw_
 from ..ops._adamw_call import Call, arguments_of
 from ..ops._adamw_tensor import Flags
 from .prepared import Prepared
+from .shards import PreparedShard
 
 
 @dataclasses.dataclass(slots=True)
@@ -21,6 +22,7 @@ class Batch:
     linked: list[Prepared] = dataclasses.field(default_factory=list)
     owners: list[Any] = dataclasses.field(default_factory=list)  # the modules of `linked`
     others: list[Prepared] = dataclasses.field(default_factory=list)
+    shards: list[PreparedShard] = dataclasses.field(default_factory=list)  # they are in `others`
 
     def parameters(self) -> list[torch.Tensor]:
         return [prepared.parameter for prepared in (*self.linked, *self.others)]
@@ -47,6 +49,6 @@ def linked_owner(p: torch.Tensor) -> Any:
     if owner is None or not owner.has_cache:
         return None
     weight = owner._weight_or_none()
-    if weight is None:
+    if weight is None or owner._sparse_ft_state.shards is not None:
         return None
     return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from ..nn.steps import meet_all_shards
 from ..ops._adamw_native import step_on_cpu_
 from ..ops._adamw_tensor import Flags, Settings
+from ..parallel.dtensors import is_sharded_tensor, local_of
 from .batches import Batch, linked_owner
 from .groups import groups_of
 from .in_backward import InBackward, name_of
@@ -17,6 +19,7 @@ from .loading import SELECTIONS, boxed, selections_of, unboxed
 from .origins import check_origin, decays_to_origin
 from .prepared import Prepared, native_call_of
 from .settings import check_settings, settings_of
+from .shards import PreparedShard, found_anywhere
 from .skipping import SkippedSteps, any_nonfinite
 from .storage import Storage
 
@@ -113,6 +116,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self._skipped = SkippedSteps()
         self._prepared: dict[int, Prepared] = {}  # id of a parameter -> what is known of it
         self._backward = InBackward(self) if in_backward else None
+        meet_all_shards()  # names and owners are asked for by the values that FSDP2 has made
         super().__init__(groups_of(params, no_decay), defaults)
 
     def __getstate__(self) -> dict:
@@ -147,6 +151,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 name = name_of(self.param_groups[-1], i)
                 self._storage.check(p, name)
                 check_origin(p, name, settings)
+                if self._backward and is_sharded_tensor(p):
+                    raise ValueError(
+                        f"in_backward: {name} is split over the ranks (fully_shard), and its"
+                        " gradient comes after its backward; use in_backward=False"
+                    )
         except ValueError:
             self.param_groups.pop()
             raise
@@ -257,7 +266,10 @@ class SelectiveAdamW(torch.optim.Optimizer):
             return loss
         found_inf = self._found_inf(batches)
         for batch in batches:
-            self._step_on(batch, found_inf, look=self.skip_nonfinite and len(batches) == 1)
+            look = self.skip_nonfinite and len(batches) == 1 and not batch.shards
+            self._step_on(batch, found_inf, look)
+            for shard in batch.shards:
+                shard.end()
         if self.skip_nonfinite:
             self._skipped.add(found_inf)
         return loss
@@ -267,6 +279,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         nothing does.
         """
         found_inf = getattr(self, "found_inf", None)  # a GradScaler's
+        shards = [shard for batch in batches for shard in batch.shards]
+        if shards:
+            return self._found_on_any_rank(batches, shards, found_inf)
         if not self.skip_nonfinite:
             return found_inf
         if len(batches) > 1:
@@ -276,6 +291,17 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if found_inf is None:
             return torch.zeros((), dtype=torch.float32, device=device)
         return found_inf.to(device)
+
+    def _found_on_any_rank(
+        self, batches: list[Batch], shards: list[PreparedShard], found_inf: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """`_found_inf`, where each rank sees a part of the gradients."""
+        if found_inf is not None:
+            found_inf = local_of(found_inf)
+        if self.skip_nonfinite:
+            found = any_nonfinite([p.grad for p in batch.parameters()] for batch in batches)
+            found_inf = found if found_inf is None else torch.maximum(found, found_inf)
+        return None if found_inf is None else found_anywhere(found_inf, shards)
 
     def _batches(self) -> list[Batch]:
         """The parameters that have a gradient, by what a call has in common."""
@@ -306,8 +332,12 @@ class SelectiveAdamW(torch.optim.Optimizer):
         prepared = self._prepared.get(id(p))
         is_new = prepared is None
         if is_new:
-            prepared = self._prepared[id(p)] = Prepared(p)
-        prepared.state = self._state_of(p)
+            prepared = self._prepared[id(p)] = self._prepare(p)
+        if type(prepared) is PreparedShard:
+            prepared.begin(self._state_of(p))
+            batch.shards.append(prepared)
+        else:
+            prepared.state = self._state_of(p)
         prepared.seed = self._storage.seed_of(p, group, self._number[id(p)])
         prepared.settings = settings
         prepared.to_origin = decays_to_origin(group)
@@ -319,6 +349,9 @@ class SelectiveAdamW(torch.optim.Optimizer):
         batch.owners.append(owner)
         if is_new and p.is_cpu:
             prepared.spread(owner)
+
+    def _prepare(self, p: torch.Tensor) -> Prepared:
+        return PreparedShard(p) if is_sharded_tensor(p) else Prepared(p)
 
     def _state_of(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[p]

@@ -26,6 +26,7 @@ import torch
 from ..nn.steps import owner_of
 from ..ops._adamw_state import SIXTEEN_BITS, StateFormat
 from ..ops._rounding import seed_of
+from ..parallel.dtensors import is_sharded_tensor
 
 # Entries, as in bitsandbytes: smaller tensors would save nothing that counts.
 EIGHT_BIT_LEAST = 4096
@@ -64,6 +65,11 @@ class Storage:
             raise ValueError(
                 f"correction: {name} is {p.dtype}, and a correction goes with bfloat16; "
                 "sft.convert(..., values_dtype=torch.bfloat16) makes values so"
+            )
+        if self.optim_bits == 8 and is_sharded_tensor(p):
+            raise ValueError(
+                f"optim_bits: {name} is split over the ranks (fully_shard), and blocks of 8-bit"
+                " moments would not go with another number of ranks; use optim_bits=32"
             )
         if self.optim_bits == 8 and p.dtype == torch.float64:
             raise ValueError(

@@ -1,0 +1,78 @@
+"""Parameters that FSDP2 has split over the ranks: a step sees this rank's part of each.
+
+State stays a DTensor, so that checkpoints can put it on another number of ranks.
+"""
+
+from typing import Any
+
+import torch
+from torch import distributed
+
+from ..nn.origin import origin_of
+from ..nn.steps import owner_of
+from ..ops._adamw_tensor import AdamWTensor
+from ..parallel.dtensors import is_sharded_tensor, local_of, over_ranks, split_of
+from .prepared import Prepared
+
+
+class PreparedShard(Prepared):
+    """Of a DTensor. `parameter` is this rank's part of it, with its part of the gradient between
+    `begin` and `end`.
+    """
+
+    __slots__ = ("whole", "split")
+
+    def __init__(self, whole: Any) -> None:
+        split = split_of(whole)
+        if split is None:
+            raise ValueError(
+                f"params: one of shape {tuple(whole.shape)} is placed as {whole.placements};"
+                " SelectiveAdamW steps DTensors that are whole on each rank or split along"
+                " dimension 0, as fully_shard makes them"
+            )
+        super().__init__(local_of(whole))
+        self.whole, self.split = whole, split
+
+    def begin(self, state: dict[str, torch.Tensor]) -> None:
+        """Take gradient and state for one step. state: of the DTensor."""
+        own = local_of(self.whole)
+        if own.data_ptr() != self.parameter.data_ptr():  # moved, or loaded anew
+            self.parameter = own
+        grad = self.whole.grad
+        if is_sharded_tensor(grad) and grad.placements != self.whole.placements:
+            grad = grad.redistribute(placements=self.whole.placements)  # tensor parallel's: a sum
+        self.parameter.grad = local_of(grad)
+        self.state = {name: local_of(tensor) for name, tensor in state.items()}
+
+    def end(self) -> None:
+        """Let go of the gradient."""
+        self.parameter.grad = None
+
+    def tensor(self, owner: Any) -> AdamWTensor:
+        to_origin, self.to_origin = self.to_origin, False
+        try:
+            t = super().tensor(None)  # the weight shows its part of the values after the step
+        finally:
+            self.to_origin = to_origin
+        owner = owner_of(self.whole)
+        span = self.split.span(self.whole.size(0))
+        if to_origin:
+            t.origin = local_of(origin_of(self.whole)[span.start : span.end])
+        factor = None if owner is None else owner._sparse_ft_state.factor
+        if factor is not None:
+            t.factor = factor[span.start : span.end] if factor.dim() else factor
+        return t
+
+    def native(self, owner: Any) -> Any:
+        """None where an origin or a factor would have to be cut for it at each step."""
+        owner = owner_of(self.whole)
+        if self.to_origin or (owner is not None and owner._sparse_ft_state.factor is not None):
+            return None
+        return super().native(None)
+
+
+def found_anywhere(found_inf: torch.Tensor, shards: list[PreparedShard]) -> torch.Tensor:
+    """What tells to skip a step, if it tells so on any rank: all skip alike."""
+    for split in {shard.split for shard in shards}:
+        found_inf = over_ranks(found_inf, split, distributed.ReduceOp.MAX)
+    return found_inf
