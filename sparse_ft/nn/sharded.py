@@ -14,6 +14,7 @@ from torch import nn
 
 from ..parallel.dtensors import is_sharded_tensor
 from ..parallel.shards import Shards, write
+from .state import NAME
 
 if TYPE_CHECKING:
     from .selected import Selected
@@ -27,7 +28,8 @@ REPLICAS = (
 
 def values_of(module: Any) -> Any:
     """The values that an optimiser holds: the shards while FSDP2 shows what it gathered."""
-    shards = module._sparse_ft_state.shards
+    state = module.__dict__.get(NAME)
+    shards = None if state is None else state.shards
     return module._parameters.get("values") if shards is None else shards.values
 
 
@@ -129,8 +131,13 @@ def meet_shards(modules: "Iterable[Selected]", models: Iterable[nn.Module]) -> N
 
 def _check_all_sharded(parts: Iterable[Any]) -> None:
     for part in parts:
+<<<<<<< HEAD
         state = part.__dict__.get("_sparse_ft_state")
         if state is None or state.selection is None or state.shards is not None:
             continue
         if not is_sharded_tensor(part._parameters.get("values")):
+=======
+        state = part.__dict__.get(NAME)
+        if state is not None and state.selection is not None and state.shards is None:
+>>>>>>> e983376 (FSDP2 tested on 2 and 4 processes against one)
             raise RuntimeError(f"{state.label}: {REPLICAS}")
