@@ -73,7 +73,6 @@ SHARDED = [fsdp2, fsdp2_layers, tensor_parallel, distributed_tensors]
 def test_sharded_before(shard, mesh):
     model = net()
     shard(model, mesh)
-<<<<<<< HEAD
     refused(model, PLAN, r"model: .* sharded by FSDP2 \(fully_shard\) already, .* convert first")
 
 
@@ -91,9 +90,6 @@ def test_origins_of_what_tensor_parallel_has_cut(mesh):
     with pytest.raises(ValueError, match="0.weight: origin=True is not supported"):
         sft.convert(model, PLAN, origin=True)
     assert [type(m) for m in model.modules()] == before
-=======
-    refused(model, PLAN, "0.weight: a DTensor already .* sft.convert come first, then fully_shard")
->>>>>>> e983376 (FSDP2 tested on 2 and 4 processes against one)
 
 
 @pytest.mark.parametrize("shard", [tensor_parallel, distributed_tensors])

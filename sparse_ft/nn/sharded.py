@@ -131,13 +131,8 @@ def meet_shards(modules: "Iterable[Selected]", models: Iterable[nn.Module]) -> N
 
 def _check_all_sharded(parts: Iterable[Any]) -> None:
     for part in parts:
-<<<<<<< HEAD
-        state = part.__dict__.get("_sparse_ft_state")
+        state = part.__dict__.get(NAME)
         if state is None or state.selection is None or state.shards is not None:
             continue
         if not is_sharded_tensor(part._parameters.get("values")):
-=======
-        state = part.__dict__.get(NAME)
-        if state is not None and state.selection is not None and state.shards is None:
->>>>>>> e983376 (FSDP2 tested on 2 and 4 processes against one)
             raise RuntimeError(f"{state.label}: {REPLICAS}")

@@ -145,6 +145,10 @@ class TensorParallel(Selected):
             values = portion.take(self._values_here())
             self._warn_if_other(matrix, values, portion.selection)
 
+    def _takes_shards(self) -> bool:
+        """No: its parameters are DTensors before FSDP2 takes them over, if it does."""
+        return False
+
     def _check_unmanaged(self, state: State) -> None:
         values, weight = self._parameters.get("values"), self._weight_or_none()
         if values is None or weight is None:

@@ -1,17 +1,12 @@
-"""One process of a run under FSDP2: `python fsdp_worker.py RANK WORLD FOLDER`.
-
-Leaves FOLDER/RANK.pt behind.
-"""
+"""Runs under FSDP2: `python fsdp_worker.py WORLD FOLDER` leaves FOLDER/RANK.pt of each rank."""
 
 import sys
-import traceback
-from pathlib import Path
 
 import torch
 from helpers import ranks, sharded_net
 from helpers.sharded_net import Case
 from torch import distributed
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
 CASES = {
     "plain": Case(),
@@ -48,19 +43,10 @@ def run_case(name, rank, world):
     return {"losses": losses / world, "weights": whole(model)}
 
 
-def run(rank, world):
-    found = {}
-    for name in CASES:
-        try:
-            found[name] = run_case(name, rank, world)
-        except Exception:
-            traceback.print_exc()
-            raise
-    return found
+def main(rank):
+    world = distributed.get_world_size()
+    return {name: run_case(name, rank, world) for name in CASES}
 
 
 if __name__ == "__main__":
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    ranks.join(rank, world, folder)
-    torch.save(run(rank, world), Path(folder, f"{rank}.pt"))
-    distributed.destroy_process_group()
+    ranks.fork(int(sys.argv[1]), sys.argv[2], main)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def results(request, tmp_path_factory):
     """What each of 2 or 4 ranks found: [{case: losses and weights}]."""
     folder = tmp_path_factory.mktemp("fsdp")
-    ranks.start(fsdp_worker.__file__, folder, world=request.param, seconds=300)
+    ranks.start_forked(fsdp_worker.__file__, folder, world=request.param, seconds=300)
     return ranks.results(folder, request.param)
 
 
