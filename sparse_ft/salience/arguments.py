@@ -14,6 +14,7 @@ from .budgets import Count, Density, DensityPerRow
 from .losses import check_batches
 from .scope import NORMALIZE, SCOPES
 from .units import COMBINE, KINDS
+from .whole_units import UNIT_KINDS
 
 ACCUMULATE = ("device", "cpu", "passes")
 
@@ -31,7 +32,7 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 def check_choices(structure: str | None, scope: str | None, **others: Any) -> None:
     """The arguments that are one of a few words."""
-    one_of("structure", structure, (*KINDS, None))
+    one_of("structure", structure, (*KINDS, *UNIT_KINDS, None))
     one_of("scope", scope, (*SCOPES, None))
     one_of("combine", others["combine"], COMBINE)
     one_of("normalize", others["normalize"], (*NORMALIZE, None))

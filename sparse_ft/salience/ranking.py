@@ -9,6 +9,7 @@ from torch import nn
 from ..plan import Plan
 from ..ranks import Ranks
 from ..selection import Selection, as_block_size
+from ..units import Units
 from .again import check_again, is_converted, targets_again
 from .arguments import as_budget, check_batches_of, check_choices, check_weights
 from .budgets import Density, DensityPerRow
@@ -24,6 +25,7 @@ from .scores import as_score, gradient, random
 from .targets import targets_of
 from .units import Structure
 from .warn import warn
+from .whole_units import UNIT_KINDS, choose, targeted
 from .worths import Source
 
 
@@ -51,6 +53,7 @@ def select(
     seed: int = 0,
     progress: bool | None = None,
     process_group: Any = None,
+    units: Units | None = None,
 ) -> Plan:
     """Choose what trains: a `Plan` with a selection for every targeted weight.
 
@@ -61,6 +64,10 @@ def select(
     `sft.Bytes("16GB")` or `sft.Flops(share)`.
     structure: what trains together: "columns" (the default), "rows", "blocks" (of `block_size`, int
     or pair, cut to a weight that is smaller), "entries", "entries_per_row" or whole "tensors".
+    Or what belongs together in several parameters, chosen whole: "heads", "channels" (of FFNs),
+    "convolution_channels", "experts", "layers", "neurons", "embedding_rows". units: what
+    `sft.units` found; None: it is asked, on the first batch. Scopes and groups then speak of the
+    units' sites, and targets of the parameters of a unit that train; by default all.
     combine: a row, column, block or tensor is worth the "sum" of its entries' scores, or the
     "abs_of_sum" of what they are with their signs (SMT's blocks).
 
@@ -123,7 +130,14 @@ def select(
         check_batches_of(rated, batches)
         where = scope or ("global" if kind == "tensors" else "layer")
         again = is_converted(model)
-        weights, left = (targets_again if again else targets_of)(model, targets)
+        samples = None if batches is None else Batches(batches, max_batches)
+        among = None
+        if kind in UNIT_KINDS:
+            first = None if samples is None else samples.first()
+            among = targeted(model, kind, units, first, loss, targets)
+            weights, left = among.weights, among.left
+        else:
+            weights, left = (targets_again if again else targets_of)(model, targets)
         check_weights(weights)
         if recompute:
             check_can_recompute(model)
@@ -135,8 +149,8 @@ def select(
         job = Job(
             model=model,
             weights=weights,
-            structure=Structure(kind, as_block_size(block_size), combine),
-            batches=None if batches is None else Batches(batches, max_batches),
+            structure=Structure("entries" if among else kind, as_block_size(block_size), combine),
+            batches=samples,
             loss=checked(loss, per_example),
             ranks=ranks,
             seed=seed,
@@ -147,8 +161,13 @@ def select(
             shown=is_shown(progress),
             given_loss=loss,
         )
-        chooser = Chooser(job, source_of(rated, job), Scope(where, groups, **bounds), rated.name)
-        chosen = _chosen(chooser, rule)
+        asked, within = source_of(rated, job), Scope(where, groups, **bounds)
+        if among:
+            chosen = choose(job, asked, within, rated.name, rule, among)
+        else:
+            chosen = _chosen(Chooser(job, asked, within, rated.name), rule)
+    if among:
+        return Plan(chosen, left=left)
     if isinstance(rule, (Density, DensityPerRow)) and where in ("layer", "tensor"):
         _warn_of_coarse(job, chosen, rule.density)
     none = {name: NONE_CHOSEN for name in weights if name not in chosen}

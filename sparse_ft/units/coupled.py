@@ -102,7 +102,7 @@ class Coupling:
                 self.loose.add(source.key.parameter)
 
     def _result(self, result: torch.Tensor, sources: list[Source]) -> None:
-        probe = Probe(result, -1 if result.dim() else 0, sources)
+        probe = Probe(result if result.dim() else result.reshape(1), -1, sources)
         for source, rows in zip(probe.sources, probe.rows(probe.every)):
             if source.ties:
                 self.joint.drop(self.joint.nodes(source.key, source.size)[rows])

@@ -1,7 +1,7 @@
 """units: what in a model must be chosen together, found by what the model does."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .watching import Watch, undisturbed
 RUNS = 3  # at most: a ReLU that random numbers leave off is asked again
 
 
-def units(model: nn.Module, batch: Any = None) -> Units:
+def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> Units:
     """What in `model` belongs together: heads, channels, experts, layers, neurons, embedding rows.
 
     Found by behaviour, in one forward or a few: between two products (linear layers,
@@ -34,6 +34,7 @@ def units(model: nn.Module, batch: Any = None) -> Units:
     batch: what the model is run on: a mapping of its arguments, a tuple of them, or one. Two
     examples of a few tokens, without padding, are enough. None: `model.dummy_inputs`, which
     transformers' models have. The numbers do not matter: each product gives random ones.
+    loss: callable (model, batch) that runs the model, where it wants more than its arguments.
 
     Returns `Units`: `units["heads"]` lists `Unit`s; `.plan(units)` makes a plan of some;
     `.undecided` names the parameters that could not be decided, and why. The model is left as it
@@ -47,7 +48,7 @@ def units(model: nn.Module, batch: Any = None) -> Units:
         for run in range(RUNS):
             watch = Watch(parameters, seed=run)
             with _eagerly(), watch:
-                output = run_on(model, batch)
+                output = run_on(model, batch, loss)
             coupling.add(watch.cuts, _results(output))
             if coupling.is_complete:
                 break
@@ -62,8 +63,10 @@ def units(model: nn.Module, batch: Any = None) -> Units:
     return Units(with_sites(found), _shapes(model, named), coupling.undecided(found))
 
 
-def run_on(model: nn.Module, batch: Any) -> Any:
-    """What the model gives for a batch."""
+def run_on(model: nn.Module, batch: Any, loss: Callable | None = None) -> Any:
+    """What the model gives for a batch, or `loss`."""
+    if loss is not None and batch is not None:
+        return loss(model, batch)
     if batch is None:
         batch = getattr(model, "dummy_inputs", None)
     if batch is None:
