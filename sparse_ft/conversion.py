@@ -22,6 +22,8 @@ from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
 from .quantised.module import warn_of_discarded
 from .ranks import Ranks, told
+from .reparametrised import parts_of
+from .reparametrised.placing import check_mergeable, is_frozen_by_put, merge_checked
 from .report import Report
 from .selection import Selection
 
@@ -122,6 +124,8 @@ def _convert(model: nn.Module, plan: Plan, lean: bool, settings: Settings, ranks
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        for delta in parts_of(model):
+            delta.part.requires_grad_(True)
         for act in to_do:
             act()
         for parameter in whole.values():
@@ -170,21 +174,24 @@ def revert(model: nn.Module) -> nn.Module:
 
     Always works, whatever was done to the model since (weights resized, deleted, pruned, modules
     replaced): what was trained and has no place any more is named by a warning, and the weight
-    stays as it is. Undoes `sft.lean`, too. Returns the model. Raises ValueError when `model` was
-    neither converted nor made lean. After an exception (out of memory, Ctrl-C) the model is still
-    converted, and another `revert` does the rest.
+    stays as it is. Undoes `sft.lean`, too, and merges the deltas of `sparse_ft.reparametrised`.
+    Returns the model. Raises ValueError when `model` was neither converted nor made lean nor given
+    such deltas, or where one of these cannot be merged. After an exception (out of memory, Ctrl-C)
+    the model is still converted, and another `revert` does the rest.
     """
+    check_mergeable(model)
+    has_deltas = any(parts_of(model)) or is_frozen_by_put(model)
     is_converted = record_of(model) is not None
     if is_converted:
         _write_back(model)
     was_lean = unlean(model)
     if is_converted:
         unconvert(model)
-    elif not was_lean:
+    elif not (was_lean or has_deltas):
         raise ValueError(
             "model: it was not converted (call revert on the module that sft.convert was called on)"
         )
-    return model
+    return merge_checked(model)
 
 
 def unconvert(model: nn.Module) -> None:

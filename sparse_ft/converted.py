@@ -13,12 +13,12 @@ from .nn.linear import Adopted
 from .nn.lost import LOST, lost_from
 from .nn.origin import origins_in
 from .nn.selected import Selected
+from .nn.state import RECORD
 from .nn.tied import home_of, is_tied
 from .plan import ALL, Plan
 from .quantised.module import Quantised, shape_of
+from .reparametrised import Reparametrised
 from .report import Report, Row
-
-RECORD = "_sparse_ft"  # on the converted model
 
 
 class Record(NamedTuple):
@@ -98,6 +98,9 @@ def _row(
         trainable = state.selection.nnz(state.matrix_shape)
         how = _how(module, attribute, holder)
         return Row(name, shape, total, trainable, state.selection.kind, how)
+    if isinstance(module, Reparametrised):
+        trainable = total if parameter.requires_grad else 0
+        return Row(name, shape, total, trainable, "all" * bool(trainable), module.how())
     if parameter.requires_grad:
         return Row(name, shape, total, total, "all", "trains whole")
     why = "frozen: not in the plan" if has_plan else "frozen"

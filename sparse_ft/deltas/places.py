@@ -17,6 +17,7 @@ from ..nn.linear import is_conv1d
 from ..ops.layout import inside
 from ..places import matrix_shape
 from ..plan import ALL
+from ..reparametrised import parts_of
 from ..selection import Selection
 
 LINEAR, CONV1D, EMBEDDING = "linear", "conv1d", "embedding"
@@ -50,6 +51,11 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         raise ValueError(
             "model: it is not converted, so nothing tells what was trained; sft.convert it first,"
             " or compare two models: sft.diff(base, trained)"
+        )
+    for part, _ in parts_of(model):
+        raise ValueError(
+            f"model: {part.label!r} has a reparametrised delta ({part.kind}), which is no change of"
+            " single entries; sft.revert(model) merges it, its state_dict holds it"
         )
     seen = set()
     for prefix, module in selected_modules(model):

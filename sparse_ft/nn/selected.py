@@ -136,7 +136,7 @@ class Selected(Showing):
 
         def keeping_precision(tensor: torch.Tensor) -> torch.Tensor:
             if any(tensor is own for own in kept):
-                return _keep_precision(fn, tensor, state.chosen_dtype)
+                return keep_precision(fn, tensor, state.chosen_dtype)
             return fn(tensor)
 
         with unswapped():
@@ -226,7 +226,7 @@ def _followed(fn: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) 
     return tensor if like.device.type == "meta" else tensor.to(like.device, like.dtype)
 
 
-def _keep_precision(
+def keep_precision(
     fn: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor, chosen: torch.dtype | None
 ) -> torch.Tensor:
     """`fn` moves or casts a module's tensors; values follow to the device, and to fp64, but never

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 NAME = "_sparse_ft_state"  # in the module's `__dict__`
+RECORD = "_sparse_ft"  # on a converted model: how it was converted
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,0 +1,216 @@
+"""Small deltas on real models: training, converting, saving, copying, reverting."""
+
+import copy
+import gc
+import pickle
+import warnings
+
+import pytest
+import torch
+from helpers.architectures import TOKENS, build
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks as step_hooks
+
+import sparse_ft as sft
+from sparse_ft.reparametrised import (
+    HeadOffsets,
+    RotatedValues,
+    SalientMap,
+    ScaleShift,
+    merge,
+    parts_of,
+    put,
+    reached,
+    remove,
+)
+
+IDS = TOKENS["input_ids"]
+O_PROJ = "model.layers.0.self_attn.o_proj"
+DOWN, UP = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"
+PLAN = {f"{UP}.weight": sft.Rows([0, 3]), "model.norm.weight": "all"}
+
+
+def llama():
+    model, _ = build("Llama")
+    return model.train()
+
+
+def parts():
+    return {
+        O_PROJ: HeadOffsets([1], 8, new_bias=True),
+        DOWN: SalientMap([0, 2, 5]),
+        UP: RotatedValues(sft.Entries([0, 5, 9]), "dct"),
+    }
+
+
+def train(model, steps=3):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = sft.SelectiveAdamW(trained, lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_they_alone_train_and_revert_merges_them():
+    model = llama()
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    before = logits(model)
+    put(model, parts())
+    assert torch.equal(logits(model), before)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names == [
+        f"{O_PROJ}.head_offsets.values",
+        f"{UP}.rotated.values",
+        f"{DOWN}.salient_map.values",
+    ]
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    train(model)
+    for name, parameter in model.named_parameters():
+        assert name not in frozen or torch.equal(parameter, frozen[name]), name
+    after = logits(model)
+    assert (after - before).abs().max() > 1e-3
+    assert sft.revert(model) is model
+    torch.testing.assert_close(logits(model), after, atol=1e-5, rtol=0)
+    assert not any(parts_of(model))
+    assert flags == [p.requires_grad for n, p in model.named_parameters() if n != f"{O_PROJ}.bias"]
+    with pytest.raises(ValueError, match="not converted"):
+        sft.revert(model)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_beside_a_conversion_and_lean(order):
+    model = llama()
+    if order == "before":
+        sft.convert(model, PLAN, lean=True)
+        put(model, parts())
+    else:
+        put(model, parts())
+        sft.convert(model, PLAN, lean=True)
+    plain = put(llama(), parts(), freeze=False)
+    for each in (model, plain):
+        torch.manual_seed(0)
+        for part, _ in parts_of(each):
+            nn.init.normal_(next(part.parameters()), std=0.1)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 5 and f"{UP}.values" in trained and "model.norm.weight" in trained
+    loss = model(IDS, labels=IDS).loss
+    torch.testing.assert_close(loss, plain(IDS, labels=IDS).loss)
+    train(model)
+    text = str(sft.summary(model))
+    for kind in ("head_offsets", "salient_map", "rotated"):
+        assert f"reparametrised: {kind}" in text
+    assert sft.summary(model).trainable == 8 + 9 + 3 + 2 * 16 + 16
+    after = logits(model)
+    for call in (lambda: sft.save_delta(model, "unused"), lambda: sft.disabled(model).__enter__()):
+        with pytest.raises(ValueError, match="reparametrised delta"):
+            call()
+    sft.revert(model)
+    torch.testing.assert_close(logits(model), after, atol=1e-5, rtol=0)
+    assert all(p.requires_grad for n, p in model.named_parameters() if n != f"{O_PROJ}.bias") or (
+        order == "after"
+    )
+
+
+def test_checkpoints_go_on_bit_for_bit():
+    model, twin = put(llama(), parts()), put(llama(), parts())
+    train(model)
+    state = model.state_dict()
+    twin.load_state_dict(state)
+    assert torch.equal(logits(twin), logits(model))
+    assert train(twin) == train(model)
+    other = put(llama(), {**parts(), O_PROJ: HeadOffsets([0], 8)})
+    with pytest.raises(RuntimeError, match=r"head_offsets' was trained as.*\[1\].*\[0\]"):
+        other.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Missing key.*salient_map.values"):
+        model.load_state_dict(llama().state_dict())
+
+
+def test_copies_pickles_and_casts():
+    model = put(llama(), parts())
+    train(model)
+    want = logits(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(twin), want)
+        for part, _ in parts_of(twin):
+            with torch.no_grad():
+                next(part.parameters()).add_(1)
+        assert not torch.equal(logits(twin), want) and torch.equal(logits(model), want)
+        sft.revert(twin)
+    model.to(torch.bfloat16)
+    own = {id(p) for part, _ in parts_of(model) for p in part.parameters()}
+    for parameter in model.parameters():
+        assert parameter.dtype == (torch.float32 if id(parameter) in own else torch.bfloat16)
+    assert logits(model).dtype == torch.bfloat16
+
+
+def test_remove_gives_the_model_back():
+    model = llama()
+    before = logits(model)
+    put(model, parts())
+    train(model)
+    remove(model)
+    assert torch.equal(logits(model), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_all_or_nothing():
+    model = llama()
+    state = model.state_dict()
+    for wrong, error, says in (
+        ({f"{DOWN}x": SalientMap([0])}, KeyError, f"no layer '{DOWN}x'; did you mean '{DOWN}'"),
+        ({DOWN: SalientMap([99])}, IndexError, f"'{DOWN}': channels: 99"),
+        ({"model": ScaleShift()}, TypeError, "'model'.*no floating-point weight"),
+    ):
+        with pytest.raises(error, match=says):
+            put(model, {O_PROJ: HeadOffsets([1], 8), **wrong})
+        assert not any(parts_of(model)) and model.state_dict().keys() == state.keys()
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    part = SalientMap([0])
+    put(model, {DOWN: part})
+    with pytest.raises(ValueError, match="has a delta already, salient_map"):
+        put(model, {DOWN: SalientMap([0])})
+    with pytest.raises(ValueError, match=f"stands on '{DOWN}' already"):
+        put(model, {UP: part})
+
+
+def test_what_is_never_called_is_refused_or_told():
+    model = nn.TransformerEncoderLayer(16, 2, batch_first=True)
+    with pytest.raises(ValueError, match="nn.MultiheadAttention, which never calls it"):
+        put(model, {"self_attn.out_proj": HeadOffsets([0], 8)})
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x @ self.layer.weight.T + self.layer.scale_shift.shift * 0
+
+    model = put(Reads(), {"layer": ScaleShift()})
+    model.layer.scale_shift.shift.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="layer: its scale_shift got no gradient"):
+        optimizer.step()
+    assert reached._after_step in step_hooks.values()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # once
+    merge(model)
+    gc.collect()
+    assert not len(reached._standing) and reached._after_step not in step_hooks.values()
+
+
+def test_a_tied_weight_is_not_merged():
+    model = llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    put(model, {"lm_head": ScaleShift(new_bias=True)})
+    with pytest.raises(ValueError, match="'lm_head'.*that of model.embed_tokens"):
+        merge(model)
