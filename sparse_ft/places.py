@@ -174,7 +174,8 @@ def _action(
     if len(shared) > 1:
         return _tied_action(model, name, selection, shared, settings)
     owner, attribute = place
-    cls, other = _selective_class(place, selection), SelectedParameter
+    cls = _selective_class(place, selection)
+    other: Any = SelectedParameter
     if is_sharded_tensor(weight):
         cls, other = _parallel_classes(name, weight, shape, cls)
     if cls is not None:

@@ -21,6 +21,7 @@ from .live import Live
 from .specs import prepare
 from .storages import model_storages, storages_of
 from .table import Ledger
+from .traffic import Traffic, Watch, check
 from .watching import Watching, tokens_in
 
 LINES = {
@@ -38,11 +39,14 @@ NOTE = (
     " fifth of a small ResNet's peak"
 )
 
+OF_THE_WHOLE = "of a process that holds the whole model"
+
 
 class Estimate(NamedTuple):
     """Bytes of one training step. peak counts everything.
 
-    peaks: the same for forward, backward and step apart.
+    peaks: the same for forward, backward and step apart. traffic: what travels between devices,
+    where a `world_size` was given; all else is of a process that holds the whole model.
     """
 
     weights: int
@@ -55,9 +59,13 @@ class Estimate(NamedTuple):
     peaks: dict
     ledger: Ledger
     origin: int = 0
+    traffic: Traffic | None = None
 
     def __str__(self) -> str:
-        return side_by_side({"bytes": self})
+        told = side_by_side({"bytes": self})
+        if self.traffic is None:
+            return told
+        return f"{told}\n{OF_THE_WHOLE}\n\n{self.traffic}"
 
 
 def estimate(
@@ -73,6 +81,8 @@ def estimate(
     padded: bool = False,
     values_dtype: torch.dtype | None = None,
     origin: bool = False,
+    world_size: int | None = None,
+    strategy: str = "ddp",
 ) -> Estimate:
     """Bytes that training takes: an `Estimate`.
 
@@ -87,6 +97,11 @@ def estimate(
     and sequence_length do not count then. padded: the batch has an attention mask. values_dtype,
     origin: as in `sft.convert`. Autocast is on where the caller has it on.
 
+    world_size: also what a step moves between so many devices, each with a batch of its own
+    (`.traffic`, a `Traffic`), under the strategy "ddp", "fsdp2" (`fully_shard` on each member of a
+    ModuleList, and on the model) or "tensor_parallel" (as a transformers model's `tp_plan` cuts
+    it). The memory is told of a process that holds the whole model, whatever the strategy.
+
     The peak is that of any step but the first: state is there, gradients are not yet. It lacks what
     kernels allocate for themselves (convolutions on the CPU reorder their operands: about a fifth
     of a small ResNet's peak), and says so in print. Raises TypeError or ValueError that name the
@@ -99,6 +114,8 @@ def estimate(
     for name, count in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+    if world_size is not None:
+        check(world_size, strategy)
     dry = Dry()
     copied = dry.copy(model_or_config) if isinstance(model_or_config, nn.Module) else None
     with dry:
@@ -113,10 +130,23 @@ def estimate(
         }
         weights = sum(storage.nbytes() for storage in _parameters(model).values())
         model = prepare(model.train(), plan, dry, values_dtype, origin)
+        traffic = None
+        if world_size is not None:
+            traffic = _traffic(model, inputs, world_size, strategy)
     if lean:
         make_lean(model)  # tries its modules out on numbers, which a dry run has none of
     with dry:
-        return _one_step(model, weights, inputs, _optimizer(optimizer, model))
+        told = _one_step(model, weights, inputs, _optimizer(optimizer, model))
+    return told._replace(traffic=traffic)
+
+
+def _traffic(
+    model: nn.Module, inputs: Mapping[str, Any], world_size: int, strategy: str
+) -> Traffic:
+    """Of a forward of its own: hooks would make a lean model keep more."""
+    with Watch(model) as watch:
+        model(**inputs)
+    return Traffic(watch.facts(), world_size, strategy)
 
 
 def _from_config(config: Any, dtype: torch.dtype | None) -> nn.Module:

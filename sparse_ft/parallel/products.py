@@ -252,7 +252,7 @@ class _ParallelAlias(torch.autograd.Function):
         return weight.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_weight: Any) -> tuple[torch.Tensor | None, ...]:
         refuse_double_backward("alias")
         # A share of the sum stays one: of values, it is smaller.
         at = [
