@@ -216,7 +216,8 @@ class Watch:
         self._model = model
         self._handles: list[Any] = []
         self._roles, self._why_whole = _roles(model)
-        self._reached: set[str] = set()  # blocks that a backward goes through
+        self._ran: list[str] = []  # blocks, in order
+        self._reached: set[str] = set()  # those of them that a backward goes through
         self._crossings: list[Crossing] = []
         self._blocks = _blocks(model)
 
@@ -235,6 +236,7 @@ class Watch:
 
     def _block_ran(self, name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            self._ran.append(name)
             if any(t.requires_grad for t in _tensors(output)):
                 self._reached.add(name)
 
@@ -250,9 +252,17 @@ class Watch:
 
         return hook
 
+    def _gathered_again(self) -> set[str]:
+        """Blocks that a backward gathers: each brings the one before it, also where it ends."""
+        before = [
+            self._ran[n] for n in range(len(self._ran) - 1) if self._ran[n + 1] in self._reached
+        ]
+        return {*self._reached, *before}
+
     def facts(self) -> Facts:
         """After one forward."""
         model = self._model
+        gathered = self._gathered_again()
         selected = {id(m._parameters["values"]): m for m in _selected_in(model)}
         parameters = []
         for name, parameter in model.named_parameters():
@@ -265,7 +275,7 @@ class Watch:
                 trains=parameter.requires_grad,
                 kind=None if owner is None else owner.selection.kind,
                 rows=(1, 1) if owner is None else _rows(owner),
-                again=block in self._reached,
+                again=block in gathered,
                 role=role,
             )
             parameters.append(kept)

@@ -107,7 +107,8 @@ def _gathered(tensors: Sequence[Any], split: Split) -> Iterator[torch.Tensor]:
         yield from parts
         return
     # Each rank sends as much as the first one, which has the most.
-    counts = [split.span(t.size(0), 0).length * t[:1].numel() for t in tensors]
+    # Not `t[:1].numel()`: a slice of a DTensor is an all-gather of it.
+    counts = [split.span(t.size(0), 0).length * t.shape[1:].numel() for t in tensors]
     sent = torch.zeros(sum(counts), dtype=parts[0].dtype, device=split.device)
     for place, part in zip(sent.split(counts), parts):
         place[: part.numel()].copy_(part.reshape(-1))
