@@ -17,76 +17,153 @@ template <class T>
 void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg, T* exp_avg_sq, int64_t count);
 
 template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);  // entries
+
+template <class T>
 struct AdamWAges {  // by generation
+  int64_t generations;
   T step_size[kGenerations], bias_correction2_sqrt[kGenerations];
 };
 
-// Of one piece, an entry each; null where nothing differs.
 template <class T>
-struct VariedPiece {
-  const T *step_size, *bias_correction2_sqrt;
-  const T *factor, *origin;
+using Number = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+template <class T>
+struct LaneNumbers {
+  typedef Number<T> type __attribute__((vector_size(kVectorBytes)));
 };
 
-template <bool Aged, bool Scaled, AdamWDecay Decay, class T>
-void update_varied_run(const AdamWConstants<T>& constants, const VariedPiece<T>& piece, const T* __restrict grad, T* __restrict value,
-                       T* __restrict exp_avg, T* __restrict exp_avg_sq, int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(T), kAhead = 2048 / sizeof(T);  // as in `update_run`
+// A byte a lane, by name: GCC takes the bytes of a vector one by one. `kWidens`: whether there is an instruction for it.
+#if defined(__AVX512F__)
+constexpr bool kWidens = kVectorBytes == 64;
+template <class T>
+inline __m512i widened_bytes(__m128i bytes) {
+  return sizeof(T) == 4 ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepu8_epi64(bytes);
+}
+#elif defined(__AVX2__)
+constexpr bool kWidens = kVectorBytes == 32;
+template <class T>
+inline __m256i widened_bytes(__m128i bytes) {
+  return sizeof(T) == 4 ? _mm256_cvtepu8_epi32(bytes) : _mm256_cvtepu8_epi64(bytes);
+}
+#else
+constexpr bool kWidens = false;
+#endif
+
+template <class T>
+inline typename LaneNumbers<T>::type widened(const uint8_t* from) {
+  typename LaneNumbers<T>::type to{};
+#if defined(__AVX2__)
+  __m128i bytes = _mm_setzero_si128();
+  __builtin_memcpy(&bytes, from, kLanes<T>);
+  const auto wide = widened_bytes<T>(bytes);
+  __builtin_memcpy(&to, &wide, sizeof to);
+#endif
+  return to;
+}
+
+// How the ages of entries are found: one vector, or two and what follows them, hold the numbers of a table.
+enum AdamWAged { kOneAge, kInOneVector, kInVectors };
+
+// The ages of a line of entries are looked up in the middle of its update, whose square root and divisions take longer.
+template <AdamWAged Aged, class T>
+struct AgeTables {
+  static constexpr int64_t kFirst = kLanes<T>;
+  const AdamWAges<T>& ages;
+  Vec<T> step_size[2], root[2];
+
+  explicit AgeTables(const AdamWAges<T>* of) : ages(*of) {
+    for (int i = 0; i < 2; ++i) step_size[i] = load(of->step_size + i * kFirst), root[i] = load(of->bias_correction2_sqrt + i * kFirst);
+  }
+
+  __attribute__((always_inline)) inline void look_up(const uint8_t* generation, T* to_step_size, T* to_root) const {
+    if constexpr (kWidens) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kLine<T>; i += kFirst) look_up_vector(widened<T>(generation + i), to_step_size + i, to_root + i);
+    } else {
+      for (int64_t i = 0; i < kLine<T>; ++i)
+        to_step_size[i] = ages.step_size[generation[i]], to_root[i] = ages.bias_correction2_sqrt[generation[i]];
+    }
+  }
+
+ private:
+  // `__builtin_shuffle` takes numbers modulo the lanes of its vectors.
+  __attribute__((always_inline)) inline void look_up_vector(typename LaneNumbers<T>::type at, T* to_step_size, T* to_root) const {
+    if constexpr (Aged == kInOneVector) {
+      store(to_step_size, __builtin_shuffle(step_size[0], at));
+      store(to_root, __builtin_shuffle(root[0], at));
+      return;
+    }
+    Vec<T> found_step_size = __builtin_shuffle(step_size[0], step_size[1], at);
+    Vec<T> found_root = __builtin_shuffle(root[0], root[1], at);
+    for (int64_t first = 2 * kFirst; first < ages.generations; first += 2 * kFirst) {
+      const T *sizes = ages.step_size + first, *roots = ages.bias_correction2_sqrt + first;
+      const auto here = at >= static_cast<Number<T>>(first);
+      found_step_size = here ? __builtin_shuffle(load(sizes), load(sizes + kFirst), at) : found_step_size;
+      found_root = here ? __builtin_shuffle(load(roots), load(roots + kFirst), at) : found_root;
+    }
+    store(to_step_size, found_step_size);
+    store(to_root, found_root);
+  }
+};
+
+template <class T>
+struct AgeTables<kOneAge, T> {
+  explicit AgeTables(const AdamWAges<T>*) {}
+  void look_up(const uint8_t*, T*, T*) const {}
+};
+
+// The streams of one piece that are there only where entries differ; null where they do not.
+template <class T, class Origin>
+struct VariedPiece {
+  const AdamWAges<T>* ages;
+  const uint8_t* generation;
+  const T* factor;
+  const Origin* origin;
+};
+
+template <AdamWAged Aged, bool Scaled, AdamWDecay Decay, uint64_t kFromExpAvg, class T, class Origin>
+void update_varied_run(const AdamWConstants<T>& constants, const VariedPiece<T, Origin>& piece, const T* __restrict grad,
+                       T* __restrict value, T* __restrict exp_avg, T* __restrict exp_avg_sq, int64_t count) {
+  constexpr int64_t kAhead = 2048 / sizeof(T);  // as in `update_run`
   const AdamWConstants<T> c = constants;
-  const T *__restrict step_size = piece.step_size, *__restrict root = piece.bias_correction2_sqrt;
-  const T *__restrict factor = piece.factor, *__restrict origin = piece.origin;
-  const auto update = [&](int64_t i) {
-    const AdamWAge<T> age{Aged ? step_size[i] : c.step_size, Aged ? root[i] : c.bias_correction2_sqrt};
-    adamw_update_varied<Scaled, Decay>(c, c.from_exp_avg, age, Scaled ? factor[i] : T(1), Decay == kToOrigin ? origin[i] : T(0), grad[i],
-                                       value[i], exp_avg[i], exp_avg_sq[i]);
+  const uint8_t* __restrict generation = piece.generation;
+  const T* __restrict factor = piece.factor;
+  const Origin* __restrict origin = piece.origin;
+  const auto update = [&](int64_t i, AdamWAge<T> age) {
+    const T towards = Decay == kToOrigin ? convert(origin[i], Tag<T>()) : T(0);
+    adamw_update_varied<Scaled, Decay>(c, kFromExpAvg, age, Scaled ? factor[i] : T(1), towards, grad[i], value[i], exp_avg[i],
+                                       exp_avg_sq[i]);
   };
+  const AdamWAge<T> same{c.step_size, c.bias_correction2_sqrt};
+  const AgeTables<Aged, T> tables(piece.ages);
   int64_t i = 0;
-  for (; i + kLine <= count; i += kLine) {
+  for (; i + kLine<T> <= count; i += kLine<T>) {
     __builtin_prefetch(grad + i + kAhead);
     __builtin_prefetch(value + i + kAhead);
     __builtin_prefetch(exp_avg + i + kAhead);
     __builtin_prefetch(exp_avg_sq + i + kAhead);
     if (Scaled) __builtin_prefetch(factor + i + kAhead);
-    for (int64_t j = i; j < i + kLine; ++j) update(j);
+    if (Decay == kToOrigin) __builtin_prefetch(origin + i + kAhead);
+    T step_size[kLine<T>], root[kLine<T>];
+    if (Aged) tables.look_up(generation + i, step_size, root);
+#pragma GCC ivdep
+    for (int64_t j = 0; j < kLine<T>; ++j) update(i + j, Aged ? AdamWAge<T>{step_size[j], root[j]} : same);
   }
-  for (; i < count; ++i) update(i);
+#pragma GCC ivdep
+  for (; i < count; ++i)
+    update(i, Aged ? AdamWAge<T>{piece.ages->step_size[generation[i]], piece.ages->bias_correction2_sqrt[generation[i]]} : same);
 }
 
 template <class T>
-using Number = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-
-// to[i] = table[number[i]]. Two vectors hold most tables, and one instruction looks into both; a load an entry would take longer than the
-// step itself.
-template <class T>
-void look_up(T* __restrict to, const T* table, int64_t size, const Number<T>* __restrict number, int64_t count) {
-  typedef Number<T> Numbers __attribute__((vector_size(kVectorBytes)));
-  constexpr int64_t kStep = kLanes<T>, kHeld = 2 * kStep;
-  int64_t i = 0;
-  for (; i + kStep <= count; i += kStep) {
-    Numbers at;
-    __builtin_memcpy(&at, number + i, sizeof at);
-    Vec<T> found = __builtin_shuffle(load(table), load(table + kStep), at);  // modulo kHeld
-    for (int64_t first = kHeld; first < size; first += kHeld) {
-      const Vec<T> other = __builtin_shuffle(load(table + first), load(table + first + kStep), at);
-      found = at >= static_cast<Number<T>>(first) ? other : found;
-    }
-    store(to + i, found);
-  }
-  for (; i < count; ++i) to[i] = table[number[i]];
-}
-
-// GCC widens bytes well in a loop, and one by one in a vector.
-template <class T>
-void widen(T* __restrict to, const uint8_t* __restrict from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
+constexpr DType kDTypeOf = sizeof(T) == 8 ? kFloat64 : kFloat32;
 
 // In place where they are that already.
 template <class T>
 const T* factors_of(const AdamWVariation& v, int64_t k, int64_t count, T* buffer) {
   if (v.factor_run == 1) {
     if constexpr (sizeof(T) == sizeof(float)) return v.factor + k;
-    convert_any(buffer, sizeof(T) == 8 ? kFloat64 : kFloat32, v.factor + k, kFloat32, count);
+    convert_any(buffer, kDTypeOf<T>, v.factor + k, kFloat32, count);
     return buffer;
   }
   for (int64_t i = 0; i < count;) {
@@ -96,21 +173,25 @@ const T* factors_of(const AdamWVariation& v, int64_t k, int64_t count, T* buffer
   return buffer;
 }
 
-// What a piece four pieces on reads of a stream: one that is read a piece at a time begins too late by itself.
-inline void soon(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + 4 * bytes + i);
+template <class T>
+const T* origins_of(const AdamWVariation& v, int64_t k, int64_t count, T* buffer) {
+  if (v.origin_dtype == kDTypeOf<T>) return static_cast<const T*>(v.origin) + k;
+  convert_any(buffer, kDTypeOf<T>, static_cast<const char*>(v.origin) + k * size_of(v.origin_dtype), v.origin_dtype, count);
+  return buffer;
 }
 
-inline bool all_equal(const uint8_t* bytes, int64_t count) {
-  uint8_t different = 0;
-  for (int64_t i = 1; i < count; ++i) different |= bytes[i] ^ bytes[0];
-  return !different;
+template <AdamWAged Aged, bool Scaled, AdamWDecay Decay, class T, class Origin, class... Streams>
+void with_nearer_end(const AdamWConstants<T>& c, const VariedPiece<T, Origin>& piece, Streams... streams) {
+  if (c.from_exp_avg) update_varied_run<Aged, Scaled, Decay, ~uint64_t{0}>(c, piece, streams...);
+  else update_varied_run<Aged, Scaled, Decay, 0>(c, piece, streams...);
 }
 
-template <bool Aged, bool Scaled, class T, class... Streams>
-void with_decay(const AdamWConstants<T>& c, const VariedPiece<T>& piece, Streams... streams) {
-  if (piece.origin) update_varied_run<Aged, Scaled, kToOrigin>(c, piece, streams...);
-  else update_varied_run<Aged, Scaled, kToZero>(c, piece, streams...);
+template <AdamWAged Aged, bool Scaled, class T, class... Streams>
+void with_decay(const AdamWConstants<T>& c, const VariedPiece<T, T>& piece, const BFloat16* origin, Streams... streams) {
+  const VariedPiece<T, BFloat16> to_bfloat16{piece.ages, piece.generation, piece.factor, origin};
+  if (origin) with_nearer_end<Aged, Scaled, kToOrigin>(c, to_bfloat16, streams...);
+  else if (piece.origin) with_nearer_end<Aged, Scaled, kToOrigin>(c, piece, streams...);
+  else with_nearer_end<Aged, Scaled, kToZero>(c, piece, streams...);
 }
 
 constexpr int64_t kLongRun = 64;  // entries, from which on the constants of a run are made for it
@@ -119,51 +200,37 @@ constexpr int64_t kLongRun = 64;  // entries, from which on the constants of a r
 template <class T>
 void update_runs(const AdamWConstants<T>& constants, const AdamWVariation& v, int64_t k, const T* grad, T* value, T* exp_avg, T* exp_avg_sq,
                  int64_t count) {
-  for (int64_t i = 0; i < count;) {
-    const int64_t run = (k + i) / v.factor_run, end = smaller((run + 1) * v.factor_run - k, count);
-    const T factor = static_cast<T>(v.factor[run]);
+  const int64_t first = k / v.factor_run;
+  const float* factor = v.factor + first;
+  int64_t end = (first + 1) * v.factor_run - k;
+  for (int64_t begin = 0; begin < count; begin = end, end += v.factor_run, ++factor) {
     AdamWConstants<T> c = constants;
-    c.step_size *= factor;
-    c.decay = T(1) - c.decay_rate * factor;
-    update_run(c, grad + i, value + i, exp_avg + i, exp_avg_sq + i, end - i);
-    i = end;
+    c.step_size *= static_cast<T>(*factor);
+    c.decay = T(1) - c.decay_rate * static_cast<T>(*factor);
+    update_run(c, grad + begin, value + begin, exp_avg + begin, exp_avg_sq + begin, smaller(end, count) - begin);
   }
 }
 
 // k: the first entry of the piece, by which `v` counts; the streams begin with the piece.
 template <class T>
-void update_varied(const AdamWConstants<T>& constants, const AdamWAges<T>* ages, const AdamWVariation& v, int64_t k, const T* grad, T* value,
+void update_varied(const AdamWConstants<T>& c, const AdamWAges<T>* ages, const AdamWVariation& v, int64_t k, const T* grad, T* value,
                    T* exp_avg, T* exp_avg_sq, int64_t count) {
-  T step_size[kPiece], bias_correction2_sqrt[kPiece], factor[kPiece], origin[kPiece];
-  AdamWConstants<T> c = constants;
-  VariedPiece<T> piece{};
-  if (const uint8_t* generation = v.generation ? v.generation + k : nullptr) {
-    soon(generation, count);
-    if (all_equal(generation, count)) {
-      c.step_size = ages->step_size[*generation], c.bias_correction2_sqrt = ages->bias_correction2_sqrt[*generation];
-    } else {
-      Number<T> number[kPiece];
-      widen(number, generation, count);
-      look_up(step_size, ages->step_size, v.generations, number, count);
-      look_up(bias_correction2_sqrt, ages->bias_correction2_sqrt, v.generations, number, count);
-      piece.step_size = step_size, piece.bias_correction2_sqrt = bias_correction2_sqrt;
-    }
-  }
-  if (!piece.step_size && !v.origin) {
-    if (!v.factor) return update_run(c, grad, value, exp_avg, exp_avg_sq, count);
-    if (v.factor_run >= kLongRun) return update_runs(c, v, k, grad, value, exp_avg, exp_avg_sq, count);
-  }
+  if (!v.generation && !v.origin && v.factor_run >= kLongRun) return update_runs(c, v, k, grad, value, exp_avg, exp_avg_sq, count);
+  T factor[kPiece], origin[kPiece];
+  VariedPiece<T, T> piece{};
+  const BFloat16* bfloat16_origin = nullptr;
+  if (v.generation) piece.ages = ages, piece.generation = v.generation + k;
   if (v.factor) piece.factor = factors_of(v, k, count, factor);
-  if (v.origin) {
-    const char* from = static_cast<const char*>(v.origin) + k * size_of(v.origin_dtype);
-    soon(from, count * size_of(v.origin_dtype));
-    convert_any(origin, sizeof(T) == 8 ? kFloat64 : kFloat32, from, v.origin_dtype, count);
-    piece.origin = origin;
-  }
-  if (piece.step_size && piece.factor) with_decay<true, true>(c, piece, grad, value, exp_avg, exp_avg_sq, count);
-  else if (piece.step_size) with_decay<true, false>(c, piece, grad, value, exp_avg, exp_avg_sq, count);
-  else if (piece.factor) with_decay<false, true>(c, piece, grad, value, exp_avg, exp_avg_sq, count);
-  else with_decay<false, false>(c, piece, grad, value, exp_avg, exp_avg_sq, count);
+  if (v.origin && v.origin_dtype == kBFloat16) bfloat16_origin = static_cast<const BFloat16*>(v.origin) + k;
+  else if (v.origin) piece.origin = origins_of(v, k, count, origin);
+  const auto run = [&](auto aged) {
+    constexpr AdamWAged kAged = decltype(aged)::value;
+    if (v.factor) with_decay<kAged, true>(c, piece, bfloat16_origin, grad, value, exp_avg, exp_avg_sq, count);
+    else with_decay<kAged, false>(c, piece, bfloat16_origin, grad, value, exp_avg, exp_avg_sq, count);
+  };
+  if (!v.generation) run(std::integral_constant<AdamWAged, kOneAge>());
+  else if (v.generations <= kLanes<T>) run(std::integral_constant<AdamWAged, kInOneVector>());
+  else run(std::integral_constant<AdamWAged, kInVectors>());
 }
 
 }  // namespace

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kStepChunk = 16384;  // entries: 8 µs of work or more; with 4096, reading ahead past their ends costs two threads 8 %
 
-// Asks for the four streams line by line as it goes: the hardware's own prefetch stops at the end of every page of 4 KiB.
+// Asks for the four streams line by line as it goes: the hardware's own prefetch stops at the end of every page of 4 KiB. Once inlined, GCC
+// forgets that the streams do not overlap, and would look for it at every line: a fifth of the time in the cache.
 template <uint64_t kFromExpAvg, class T>
 void update_run(const AdamWConstants<T>& constants, const T* __restrict grad, T* __restrict value, T* __restrict exp_avg,
                 T* __restrict exp_avg_sq, int64_t count) {
@@ -25,8 +26,10 @@ void update_run(const AdamWConstants<T>& constants, const T* __restrict grad, T*
     __builtin_prefetch(value + i + kAhead);
     __builtin_prefetch(exp_avg + i + kAhead);
     __builtin_prefetch(exp_avg_sq + i + kAhead);
+#pragma GCC ivdep
     for (int64_t j = i; j < i + kLine; ++j) adamw_update(c, kFromExpAvg, grad[j], value[j], exp_avg[j], exp_avg_sq[j]);
   }
+#pragma GCC ivdep
   for (; i < count; ++i) adamw_update(c, kFromExpAvg, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
 }
 
@@ -121,6 +124,7 @@ Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool ma
   Shared<T> shared{adamw_constants<T>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize), nullptr};
   if (!t.variation.generation) return shared;
   AdamWAges<T>* ages = new AdamWAges<T>{};
+  ages->generations = t.variation.generations;
   for (T& root : ages->bias_correction2_sqrt) root = 1;  // of generations that no entry should have: they stay as they are
   for (int64_t g = 0; g < t.variation.generations; ++g) {
     const AdamWAge<T> age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);

@@ -217,6 +217,30 @@ def test_decay_towards_the_origin_stops_there(adamw_):
         assert ((value - origin).abs() < (old - origin).abs())[away].all()
 
 
+@pytest.mark.parametrize("count", [2, 9, 17, 33, 100, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=oracle.name_of)
+def test_however_many_generations_there_are(count, dtype):
+    """Tables of one vector, of two, and of more; a last line that is not whole."""
+    torch.manual_seed(count)
+    shape = (1003,)
+    generation = torch.randint(count, shape, dtype=torch.uint8)
+    births = torch.arange(count, dtype=torch.float32)
+    hyper = {name: [number] for name, number in HYPER.items()}
+    given = [torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)]
+    given += [torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)]
+    ends = []
+    for adamw_ in (ops.masked_adamw_, OPS["masked_adamw_"].backends["reference"]):
+        state = [tensor.clone() for tensor in given] + [torch.tensor(300.0)]
+        for _ in range(2):
+            lists = [*([tensor] for tensor in state), [], [], [], []]
+            adamw_(*lists, generations=[generation], births=[births], **hyper)
+        ends.append(state)
+    for ours, reference in zip(*ends, strict=True):
+        # in float64 powers are torch's own
+        slack = 1e-14 if dtype == torch.float64 else 0
+        torch.testing.assert_close(ours, reference, rtol=slack, atol=0)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_per_row_factors_of_every_kind_and_many_pieces(threads):
     """Runs of one factor end anywhere in a piece, and a piece anywhere in a run."""
