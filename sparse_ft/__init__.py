@@ -38,6 +38,7 @@ from .scaling import scale_updates
 from .schedules import Candidates, Every, Once, Rotate, Window
 from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 from .units import units
+from .zeroth_order import ZerothOrder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "SelectiveAdamW",
     "Share",
     "Window",
+    "ZerothOrder",
     "apply",
     "backends",
     "convert",

@@ -48,6 +48,7 @@ MAY = {
     "nn": ("parallel",),
     "diagnosis": (),
     "reparametrised": ("nn",),
+    "zeroth_order": (),
     "lean_modules": ("nn",),
     "carried": ("nn", "plan"),
     "quantised": ("nn",),
