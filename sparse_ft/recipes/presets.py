@@ -166,7 +166,7 @@ def smt(
     for label, names in groups.items():
         if not names:
             continue
-        budget = {"density": shares[label]} if shares[label] is not None else {}
+        budget: dict[str, Any] = {"density": shares[label]} if shares[label] is not None else {}
         plan = plan | select(
             model, batches=batches, score=score, structure="blocks", combine="abs_of_sum",
             block_size=size, scope="global", targets=names, **budget, **settings,

@@ -37,7 +37,7 @@ def _taken(
         return ranked[:layers]
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     left = density * sum(sizes[name] for names in blocks.values() for name in names)
-    taken = []
+    taken: list[str] = []
     for layer in ranked:
         size = sum(sizes[name] for name in blocks[layer])
         if taken and size > left:

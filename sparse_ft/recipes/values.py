@@ -1,0 +1,47 @@
+"""What trains of a converted model, by the names of its plan."""
+
+import glob
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..converted import holders_of
+from ..nn import origin_of
+from ..selection import Selection
+
+
+def values_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """{name: the values of its selected entries}."""
+    holders = holders_of(model)
+    return {name: holders[name]._parameters["values"] for name in names}
+
+
+def selection_of(model: nn.Module, name: str) -> Selection:
+    """Which entries of a weight train now."""
+    return holders_of(model)[name]._sparse_ft_state.selection
+
+
+def moved(values: torch.Tensor) -> torch.Tensor:
+    """How far values are from the pretrained ones, signed, in their dtype."""
+    origin = origin_of(values)
+    if origin is None:
+        raise ValueError("model: its pretrained values were not kept; convert with origin=True")
+    return values.detach() - origin.to(values.dtype)
+
+
+def literally(names: Iterable[str]) -> list[str]:
+    """Patterns that mean these names alone."""
+    return [glob.escape(name) for name in names]
+
+
+def cycled(batches: Any, argument: str = "batches") -> Iterator[Any]:
+    """The batches, again and again. Raises ValueError for none."""
+    if batches is None:
+        raise ValueError(f"{argument}: the method looks at gradients, got None")
+    kept = list(batches)
+    if not kept:
+        raise ValueError(f"{argument}: expected at least one batch, got none")
+    return itertools.cycle(kept)
