@@ -12,23 +12,14 @@ optimizer = lift.start(model, lr=1e-4)  # and `lift.step()` after `optimizer.ste
 
 from typing import Any
 
-from . import lift, losia, lt_sft, presets, rotating, spiel, spt, whole
+from . import pages, presets, whole
 from .catalogue import Catalogue, get
 from .catalogue import every as list
 from .process import Process
 from .recipe import RECIPES, Recipe, recipe
 
 __all__ = ["Catalogue", "Process", "Recipe", "get", "list", "recipe"]
-_PAGES = (
-    lift,
-    losia,
-    lt_sft,
-    presets,
-    rotating,
-    spiel,
-    spt,
-    whole,
-)  # imported for the recipes they hold
+_PAGES = (pages, presets, whole)  # imported for the recipes they hold
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ def test_the_list_is_a_table_and_the_command_line_prints_it(capsys):
     page = capsys.readouterr().out
     assert "2312.10136" in page and "defaults: score='gradient'" in page
     with pytest.raises(SystemExit):
-        main(["recipes", "gsp"])
+        main(["recipes", "gpss"])
     assert "did you mean 'gps'" in capsys.readouterr().err
 
 
@@ -100,7 +100,7 @@ def test_an_adapter_of_peft_by_the_name_of_a_recipe(bert):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == sum(len(what) for what in expected.values())
     with pytest.raises(ValueError, match="did you mean 'gps'"):
-        SelectiveConfig(recipe="gsp")
+        SelectiveConfig(recipe="gpss")
     with pytest.raises(ValueError, match="structure"):
         SelectiveConfig(recipe="gps", structure="rows")
     with pytest.raises(TypeError, match="recipe"):

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..plan import Plan
-from ..reselection import Seed, reselect
-from ..salience import select
-from ..salience.best import best
-from ..schedules import Candidates
-from ..schedules.reselecting import AMOUNTS
-from ..selection import Entries
-from .process import Process
-from .recipe import recipe
-from .values import cycled, moved, selection_of, values_of
+from ...plan import Plan
+from ...reselection import Seed, reselect
+from ...salience import select
+from ...salience.best import best
+from ...schedules import Candidates
+from ...schedules.reselecting import AMOUNTS
+from ...selection import Entries
+from ..process import Process
+from ..recipe import recipe
+from ..values import cycled, moved, selection_of, values_of
 
 
 class Spiel(Process):

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..plan import Plan
-from ..salience import scores, select
-from ..salience.scores.weights import OfWeights
-from ..selection import Entries
+from ...plan import Plan
+from ...salience import scores, select
+from ...salience.scores.weights import OfWeights
+from ...selection import Entries
+from ..parts import weights_of
+from ..recipe import recipe
+from ..values import literally
 from .full_run import after_training
-from .parts import weights_of
-from .recipe import recipe
-from .values import literally
 
 
 @recipe(

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..plan import Plan
-from ..salience import Score, select
-from .recipe import recipe
-from .values import literally
+from ...plan import Plan
+from ...salience import Score, select
+from ..recipe import recipe
+from ..values import literally
 
 
 def squares() -> Score:

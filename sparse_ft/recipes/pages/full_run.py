@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..salience.losses import checked
-from .values import cycled
+from ...salience.losses import checked
+from ..values import cycled
 
 T = TypeVar("T")
 

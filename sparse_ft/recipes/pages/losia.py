@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import nn
 
-from ..plan import Plan
-from ..reselection import reselect
-from ..salience import scores, select
-from ..scaling import scale_updates
-from .parts import blocks_of
-from .process import Process
-from .recipe import recipe
-from .scores import Subnet
-from .values import cycled, literally
+from ...plan import Plan
+from ...reselection import reselect
+from ...salience import scores, select
+from ...scaling import scale_updates
+from ..parts import blocks_of
+from ..process import Process
+from ..recipe import recipe
+from ..scores import Subnet
+from ..values import cycled, literally
 
 
 class Losia(Process):

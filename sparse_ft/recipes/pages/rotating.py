@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..plan import ALL, Plan
-from ..restoring import restore
-from ..salience import select
-from ..salience.losses import checked
-from ..salience.recompute import members_of_lists
-from ..schedules import Rotate
-from .parts import blocks_of
-from .process import Process, Scheduled
-from .recipe import recipe
-from .values import cycled
+from ...plan import ALL, Plan
+from ...restoring import restore
+from ...salience import select
+from ...salience.losses import checked
+from ...salience.recompute import members_of_lists
+from ...schedules import Rotate
+from ..parts import blocks_of
+from ..process import Process, Scheduled
+from ..recipe import recipe
+from ..values import cycled
 
 
 def whole_blocks(model: nn.Module) -> Plan:

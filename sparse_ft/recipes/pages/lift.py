@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import nn
 
-from ..plan import Plan
-from ..salience import LikeLora, scores, select
-from ..schedules import Every
-from .process import Scheduled
-from .recipe import recipe
-from .values import literally
+from ...plan import Plan
+from ...salience import LikeLora, scores, select
+from ...schedules import Every
+from ..process import Scheduled
+from ..recipe import recipe
+from ..values import literally
 
 
 @recipe(
