@@ -32,7 +32,7 @@ def parser():
     add("--only", default="", help="comma-separated methods (default: all)")
     add("--seconds", type=float, default=float("inf"), help="begin no run that would end later")
     add("--seeds", type=int, default=SEEDS, help="of the best recipes and baselines (5)")
-    add("--steps", type=int, help="of a run (300; text 60); another table than with the default")
+    add("--steps", type=int, help="of a run (300; text 40); another table than with the default")
     add("--threads", type=int, default=machine.cores(), help="of torch (all cores)")
     add("--table", action="store_true", help="run nothing: print the table of the rows there are")
     add("--untested", action="store_true", help="without the tests that else run first")

@@ -10,7 +10,7 @@ WEIGHT_DECAY = 0.01
 SCORE_BATCHES = 4  # training batches that a recipe may look at to choose
 RATES = {"full": 1.5e-4, "lora": 3e-3, "recipe": 3e-3}  # where the search begins
 STEP = 3.0  # from one rate to the next
-MOST = 5  # rates a method
+MOST = 4  # rates a method
 
 
 @dataclass(frozen=True)

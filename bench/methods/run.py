@@ -20,6 +20,7 @@ from bench.methods.rows import BYTES, RUN, Row
 from bench.methods.tasks import TASKS
 
 CLIP = 1.0  # gradient norm
+HEAD_LR = 1e-1  # of the head alone
 WARM_UP = 0.1  # share of the steps
 
 
@@ -65,7 +66,7 @@ def warm_head(task, model, seed):
         parameter.requires_grad_(name.startswith(tuple(names)))
     head = [p for p in model.parameters() if p.requires_grad]
     torch.manual_seed(seed)
-    train(model, torch.optim.AdamW(head, lr=1e-2), None, task.batches(seed + 1000, steps))
+    train(model, torch.optim.AdamW(head, lr=HEAD_LR), None, task.batches(seed + 1000, steps))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(flags[name])
 

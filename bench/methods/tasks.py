@@ -21,7 +21,7 @@ class Setting:
 
     density: float = 0.005
     steps: int = 300
-    batch_size: int = 16
+    batch_size: int = 8
     length: int = 32
     head_steps: int = 20  # of the head alone, before anything is chosen
 
@@ -113,7 +113,7 @@ def reviews(setting):
     for part in split(rows):
         tokens = tokenizer([text for text, _ in part])["input_ids"]
         parts.append(Split(tokens, [classes.index(label) for _, label in part]))
-    halves = [(" ".join(words[:24]), " ".join(words[24:48])) for words in _long_texts(400)]
+    halves = [(" ".join(words[:24]), " ".join(words[24:48])) for words in _long_texts(200)]
     pairs = zip(*(tokenizer([pair[n] for pair in halves])["input_ids"] for n in (0, 1)))
     folder = str(assets.encoder_folder())
     pad_id = tokenizer.pad_token_id
@@ -191,7 +191,7 @@ def text(setting):
     ids = tokenizer("\n\n".join(texts))["input_ids"]
     manual = tokenizer("\n\n".join(pydoc_data.topics.topics.values())[:200_000])["input_ids"]
     blocks = in_blocks(ids, setting.length)
-    held = max(1, 4096 // setting.length)
+    held = max(1, 2048 // setting.length)
     splits = blocks[2 * held :], blocks[:held], blocks[held : 2 * held]
     return Language(setting, decoder.model, [*splits, in_blocks(manual, setting.length)[:held]])
 
@@ -215,6 +215,6 @@ TASKS = {"reviews": reviews, "text": text, "tiny": tiny}
 # Tokens of a batch are chosen so that all runs of a table take about two hours on two quiet cores.
 SETTINGS = {
     "reviews": Setting(),
-    "text": Setting(steps=60, batch_size=2, length=64, head_steps=0),
+    "text": Setting(steps=40, batch_size=2, length=64, head_steps=0),
     "tiny": Setting(density=0.05, steps=4, batch_size=4, length=8, head_steps=1),
 }
