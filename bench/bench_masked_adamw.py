@@ -320,7 +320,7 @@ def musts(found):
         (BY_ROW, "by_row", 1.03),
         (SCALED, "scaled", 1.12),
     ):
-        over = found.ratio(VARIED, OURS, what)
+        over = found.ratio(VARIED, what)
         add(VARIED, f"varied.{key}", f"time with {what} over without", over, most, at_least=False)
     return result
 

@@ -156,6 +156,25 @@ def fisher_expected(model, names, batches):
     return matrices(model, names, [t / len(alone(batches)) for t in total])
 
 
+def fisher_sampled(model, names, batches, seed=0):
+    """Of language models: the labels that a batch draws, an example's positions averaged."""
+    model = copy.deepcopy(model)
+    weights = [model.get_parameter(name) for name in names]
+    total, seen = [torch.zeros_like(w) for w in weights], 0
+    for batch in batches:
+        likelihoods = model(**batch).logits.double().log_softmax(-1)
+        draw = torch.Generator().manual_seed(seed)
+        chances = likelihoods.detach().exp().flatten(0, 1)
+        labels = torch.multinomial(chances, 1, generator=draw).view(batch["input_ids"].shape)
+        own = likelihoods.gather(-1, labels[..., None]).squeeze(-1)
+        kept = batch.get("attention_mask", torch.ones_like(labels))
+        for likelihood in (own * kept).sum(1) / kept.sum(1):
+            parts = torch.autograd.grad(likelihood, weights, retain_graph=True)
+            total = [t + p.square() for t, p in zip(total, parts)]
+            seen += 1
+    return matrices(model, names, [t / seen for t in total])
+
+
 GENERAL = {
     f.__name__: f
     for f in (

@@ -6,55 +6,10 @@ from torch import nn
 
 pytest.importorskip("transformers")
 from helpers import choosing_models, dense_scores  # noqa: E402
+from helpers.scoring import assert_same, scored  # noqa: E402
 
 import sparse_ft as sft  # noqa: E402
-from sparse_ft.ranks import Ranks  # noqa: E402
-from sparse_ft.salience.job import Batches, Job  # noqa: E402
-from sparse_ft.salience.losses import checked  # noqa: E402
-from sparse_ft.salience.ranking import source_of  # noqa: E402
 from sparse_ft.salience.targets import targets_of  # noqa: E402
-from sparse_ft.salience.units import Structure  # noqa: E402
-
-NEAR = 1e-6  # relative to the largest score: transformers' losses cast logits to fp32
-
-
-def scored(case, score, structure="entries", combine="sum", **settings):
-    """{name: what `select` ranks by}: every entry [rows, columns], or every unit [units]."""
-    score = sft.scores.as_score(score)
-    job = Job(
-        case.model,
-        targets_of(case.model, case.targets).weights,
-        Structure(structure, (5, 6), combine),
-        Batches(case.batches, None),
-        checked(settings.pop("loss", None), score.needs_batches and _per(score) == "example"),
-        Ranks("test", False),
-        **settings,
-    )
-    source = source_of(score, job)
-    found = {}
-    for name, values in source.scores():
-        values = values.clone()
-        if source.reduced:
-            found[name] = values.abs() if source.absolute else values
-        elif structure == "entries":
-            found[name] = values.abs() if source.absolute else values
-        else:
-            found[name] = job.structure.judged(values, source.absolute)
-    return found
-
-
-def _per(score):
-    return getattr(score, "per", "batch")
-
-
-def assert_same(found, wanted, sizes=None):
-    """sizes: what the numbers are made of, where they may cancel."""
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        size = (wanted if sizes is None else sizes)[name].abs().max()
-        near = NEAR if values.dtype == torch.float64 else 100 * NEAR
-        assert (found[name] - values).abs().max() <= near * size, name
-        assert size > 0, name
 
 
 @pytest.mark.parametrize("score", dense_scores.GENERAL)
@@ -70,6 +25,19 @@ def test_the_expected_fisher_weighs_every_class_of_a_classifier(kind):
     case = choosing_models.case(kind)
     found = scored(case, "fisher_expected")
     assert_same(found, dense_scores.fisher_expected(case.model, list(found), case.batches))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["Llama", "Phi-3", "GPT-2", "GPT-NeoX"])
+def test_the_expected_fisher_draws_the_labels_of_a_language_model(kind, padded):
+    case = choosing_models.case(kind)
+    for batch in case.batches:
+        del batch["labels"]  # nobody looks at them
+        if padded:
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            batch["attention_mask"][1, 5:] = 0
+    found = scored(case, "fisher_expected")
+    assert_same(found, dense_scores.fisher_sampled(case.model, list(found), case.batches))
 
 
 STRUCTURES = ("rows", "columns", "blocks", "tensors")
