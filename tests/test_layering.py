@@ -49,6 +49,7 @@ MAY = {
     "diagnosis": (),
     "reparametrised": ("nn",),
     "zeroth_order": (),
+    "dp": ("nn", "reparametrised"),
     "lean_modules": ("nn",),
     "carried": ("nn", "plan"),
     "quantised": ("nn",),

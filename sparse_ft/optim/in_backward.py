@@ -56,6 +56,11 @@ class InBackward:
         optimizer = self._optimizer()
         if optimizer is None:
             return
+        if hasattr(p, "grad_sample"):
+            raise RuntimeError(
+                f"{self._name(optimizer, p)}: Opacus clips and noises gradients after the backward,"
+                " and this optimiser steps within it; make it without in_backward=True"
+            )
         if p.grad is None:
             raise RuntimeError(
                 f"{self._name(optimizer, p)}: another optimiser with in_backward=True has taken its"
