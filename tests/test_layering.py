@@ -74,7 +74,16 @@ MAY = {
     "optim": ("nn", "parallel"),
     "scaling": ("converted", "nn"),
     "reselection": ("carried", "converted", "nn", "optim", "plan", "ranks"),
-    "memory": ("conversion", "lean_modules", "nn", "optim", "places", "plan", "salience"),
+    "memory": (
+        "conversion",
+        "lean_modules",
+        "nn",
+        "optim",
+        "places",
+        "plan",
+        "quantised",
+        "salience",
+    ),
     "schedules": ("converted", "memory", "nn", "plan", "reselection", "salience"),
     "salience": ("converted", "lean_modules", "nn", "places", "plan", "ranks", "units"),
     "recipes": (

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..annotations import AnyModule
-from ..nn import SelectiveConv1D, SelectiveLinear
+from ..nn import Selected, SelectiveConv1D, SelectiveLinear
 from .attach import attach, attached, detach, lean_forward_of
 from .attention import (
     Before,
@@ -88,6 +88,8 @@ def _lean_forward(module: AnyModule, eight_bit_inputs: bool, recogniser: Recogni
     forward = lean_forward_of(module)
     if forward is not None:
         return forward, ""
+    if eight_bit_inputs and isinstance(module, Selected) and not module.has_cache:
+        return None, "a quantised layer keeps its input as it is, not in 8 bits"
     return recogniser.lean_forward(module)
 
 

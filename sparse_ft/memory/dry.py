@@ -23,6 +23,7 @@ from .._torch import (
     writes,
 )
 from ..nn.foreign import PLAIN
+from ..quantised.quantiser import quantiser_of
 from ..trees import leaves
 
 PLAIN.add(FakeTensor)  # computes shapes as torch.Tensor does numbers
@@ -49,7 +50,7 @@ class Dry(contextlib.ExitStack):
     def copy(self, model: nn.Module) -> nn.Module:
         """A deep copy of a model whose parameters and buffers have no data; tied ones stay tied."""
         with unset_fake_temporarily(), FakeCopyMode(self.mode):
-            twin = copy.deepcopy(model)
+            twin = copy.deepcopy(model, _stand_ins(model))
         self.mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
         if any(p.device.type == "meta" for p in twin.parameters()):
             with self.mode:
@@ -68,6 +69,17 @@ class Dry(contextlib.ExitStack):
         return FakeTensor(
             self.mode, torch.empty(shape, dtype=dtype, device="meta"), torch.device("cpu")
         )
+
+
+def _stand_ins(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy`: {id of a module: what stands for it}, copied already."""
+    found = {}
+    for module in model.modules():
+        quantiser = quantiser_of(module)
+        stand_in = None if quantiser is None else quantiser.without_data(module)
+        if stand_in is not None:
+            found[id(module)] = copy.deepcopy(stand_in)
+    return found
 
 
 class _Integers(TorchDispatchMode):

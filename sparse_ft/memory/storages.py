@@ -62,10 +62,16 @@ def model_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
             if k not in ("_parameters", "_buffers", "_modules")
         }
         held = [*module._parameters.values(), *module._buffers.values(), *tensors_in(plain)]
+        held += tensors_in([_beside(parameter) for parameter in module._parameters.values()])
         for tensor in held:
             if tensor is not None:
                 found.update((key_of(s), s) for s in storages_of(tensor))
     return found
+
+
+def _beside(parameter: Any) -> dict[str, Any]:
+    """What a parameter of a library's own class keeps as attributes: scales of quantised codes."""
+    return {} if parameter is None or type(parameter) is nn.Parameter else vars(parameter)
 
 
 def tensors_in(thing: Any) -> list[torch.Tensor]:

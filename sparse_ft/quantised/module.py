@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from .._torch import is_compiling, is_transformed
+from .._torch import is_compiling, is_transformed, key_of
 from ..annotations import AnyModule
 from ..nn.linear import Adopted
 from ..nn.selected import Selected
@@ -194,8 +194,8 @@ class Quantised:
         selection = selection.to(weight.device)
         state.matrix_shape = tuple(shape)
         base = self.base_weight(_wide(self))
-        own = {part.untyped_storage().data_ptr() for part in self.quantiser.tensors(self)}
-        if base.untyped_storage().data_ptr() in own and base.numel():
+        own = {key_of(part.untyped_storage()) for part in self.quantiser.tensors(self)}
+        if key_of(base.untyped_storage()) in own:
             raise ValueError(
                 f"{state.label}: its quantiser {self.quantiser.name!r} dequantises into the"
                 " layer's own memory, which would be written to; return a copy"

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ...annotations import AnyModule
-from ..quantiser import Quantiser
+from ..quantiser import Quantiser, in_strips
+from ..stand_in import StandIn
 
 MOVE_IT = "move the model to its device first: model.to(device) quantises it"
 
@@ -21,6 +22,10 @@ class FourBit(Quantiser):
 
     name = "bitsandbytes 4-bit"
     REPLACES = ("bitsandbytes.nn.Params4bit",)
+
+    @classmethod
+    def without_data(cls, layer: AnyModule) -> nn.Module | None:
+        return StandIn(layer, cls)
 
     @staticmethod
     def why_not(layer: AnyModule) -> str | None:
@@ -66,9 +71,10 @@ class FourBit(Quantiser):
     def tensors(layer: AnyModule) -> Iterator[torch.Tensor]:
         _unpack(layer)
         yield layer.weight.data
-        parts = layer.weight.quant_state.as_dict(packed=True)
+        parts = layer.weight.quant_state.as_dict()
         for name in sorted(parts):
-            yield parts[name]
+            if isinstance(parts[name], torch.Tensor):
+                yield parts[name]
 
     @staticmethod
     def load(layer: AnyModule, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -99,6 +105,10 @@ class EightBit(Quantiser):
     name = "bitsandbytes int8"
     REPLACES = ("bitsandbytes.nn.Int8Params",)
 
+    @classmethod
+    def without_data(cls, layer: AnyModule) -> nn.Module | None:
+        return StandIn(layer, cls)
+
     @staticmethod
     def why_not(layer: AnyModule) -> str | None:
         if layer.weight.has_fp16_weights:
@@ -110,9 +120,8 @@ class EightBit(Quantiser):
     @staticmethod
     def dequantise(layer: AnyModule, dtype: torch.dtype) -> torch.Tensor:
         scales = _scales(layer).float()[:, None] / 127
-        # Codes of 8 bits are exact in every floating dtype.
-        dense = layer.weight.data.to(dtype)
-        return dense.mul_(scales)
+        codes = layer.weight.data
+        return in_strips(layer, dtype, lambda strip: codes[strip] * scales[strip])
 
     @staticmethod
     def requantise(layer: AnyModule, weight: torch.Tensor) -> nn.Parameter:

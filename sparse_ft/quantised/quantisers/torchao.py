@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ...annotations import AnyModule
-from ..quantiser import Quantiser
+from ..quantiser import Quantiser, in_strips
 
-AT_ONCE = 256  # input features that a weight without `dequantize` is asked for in one product
+FEATURES_AT_ONCE = 256  # that a weight without `dequantize` is asked for in one product
 
 
 class TorchAO(Quantiser):
@@ -28,8 +28,7 @@ class TorchAO(Quantiser):
         weight = layer.weight
         if not hasattr(weight, "dequantize"):
             return _by_products(layer, dtype)
-        dense = weight.dequantize()
-        return dense.to(dtype).contiguous()
+        return in_strips(layer, dtype, lambda strip: weight[strip].dequantize())
 
     @staticmethod
     def requantise(layer: AnyModule, weight: torch.Tensor) -> nn.Parameter:
@@ -67,8 +66,8 @@ def _by_products(layer: AnyModule, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a layer that packs it for one kernel alone, from products with unit vectors."""
     weight = layer.weight
     dense = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device=weight.device)
-    for start in range(0, layer.in_features, AT_ONCE):
-        stop = min(start + AT_ONCE, layer.in_features)
+    for start in range(0, layer.in_features, FEATURES_AT_ONCE):
+        stop = min(start + FEATURES_AT_ONCE, layer.in_features)
         units = torch.zeros(
             stop - start, layer.in_features, dtype=weight.dtype, device=weight.device
         )
