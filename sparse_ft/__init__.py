@@ -28,6 +28,7 @@ from .deltas import (
 from .diagnosis import backends
 from .lean_modules import lean
 from .memory import Bytes, estimate
+from .merging_quantised import merge_quantised
 from .optim import SelectiveAdamW
 from .places import matrix_shape
 from .plan import Plan
@@ -83,6 +84,7 @@ __all__ = [
     "matrix_shape",
     "memory",
     "merge",
+    "merge_quantised",
     "nn",
     "patches",
     "quantised",

@@ -170,7 +170,8 @@ def _agree(ranks: Ranks, plan: Plan, settings: Settings) -> None:
 
 def revert(model: nn.Module) -> nn.Module:
     """Take the selective modules out: the original classes come back, holding the trained weights
-    bit for bit.
+    bit for bit; quantised layers as they were, with a warning if they had trained
+    (`sft.merge_quantised` writes it into them).
 
     Always works, whatever was done to the model since (weights resized, deleted, pruned, modules
     replaced): what was trained and has no place any more is named by a warning, and the weight
@@ -179,6 +180,14 @@ def revert(model: nn.Module) -> nn.Module:
     such deltas, or where one of these cannot be merged. After an exception (out of memory, Ctrl-C)
     the model is still converted, and another `revert` does the rest.
     """
+    check_mergeable(model)
+    if record_of(model) is not None:
+        warn_of_discarded(model)
+    return taken_out(model)
+
+
+def taken_out(model: nn.Module) -> nn.Module:
+    """`revert` without a word of what trained over quantised weights."""
     check_mergeable(model)
     has_deltas = any(parts_of(model)) or is_frozen_by_put(model)
     is_converted = record_of(model) is not None
@@ -208,7 +217,6 @@ def _write_back(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Selected):
             module.write_back()
-    warn_of_discarded(model)
 
 
 def _undo(model: nn.Module, flags: dict[str, bool]) -> None:

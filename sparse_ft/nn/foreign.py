@@ -22,7 +22,7 @@ QUANTISED = (
     " entries, and others by a sparse_ft.quantised.Quantiser of yours"
 )
 MERGE = (
-    "sft.quantised.merge(model) first writes them into the weights, and model.state_dict() has"
+    "sft.merge_quantised(model) first writes them into the weights, and model.state_dict() has"
     " both as they are"
 )
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64

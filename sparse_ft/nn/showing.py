@@ -54,7 +54,8 @@ class Showing(nn.Module):
     (`_link`).
     """
 
-    has_cache = True  # whether the weight holds a copy of the values, which an optimiser may write
+    # Whether the weight holds a copy of the values, which an optimiser may write.
+    has_cache = True
     _sparse_ft_state: State
     _parameters: dict[str, Any]
     label, selection, matrix_shape = FromState(), FromState(), FromState()

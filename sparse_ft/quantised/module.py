@@ -281,7 +281,7 @@ def warn_of_discarded(model: nn.Module) -> None:
         more = f" and {len(trained) - 3} more" if len(trained) > 3 else ""
         warnings.warn(
             f"{', '.join(trained[:3])}{more}: the quantised layers come back as they were, without"
-            " what was trained; sft.quantised.merge(model) writes it into their weights, and"
+            " what was trained; sft.merge_quantised(model) writes it into their weights, and"
             " sft.save_delta keeps it",
             stacklevel=4,
         )

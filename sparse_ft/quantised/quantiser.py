@@ -30,13 +30,15 @@ class Quantiser:
             def dequantise(layer, dtype):
                 return layer.codes.to(dtype) / 2
 
-    name: in reports. REPLACES: classes of layers, or of their weights, each as a class or as the
+    name: in reports. OWN: attributes of the layer that are the format's, and go with it when the
+    layer becomes a plain one. REPLACES: classes of layers, or of their weights, each as a class or as the
     dotted name under which its library makes it public (which is then not imported for it). The
     layer is one of `nn.Linear` or a subclass, and holds its codes in the parameter `weight`.
     """
 
     name: ClassVar[str] = ""
     REPLACES: ClassVar[tuple[str | type, ...]] = ()
+    OWN: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -66,7 +68,7 @@ class Quantiser:
         """A new parameter of the layer's own format that comes closest to `weight` [out, in].
 
         `layer` is left as it is; whoever calls puts the parameter in with `put`. For
-        `sft.quantised.merge(model, requantise=True)`, which a quantiser without it refuses by name.
+        `sft.merge_quantised(model, requantise=True)`, which a quantiser without it refuses by name.
         """
         raise NotImplementedError
 

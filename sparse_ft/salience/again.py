@@ -14,6 +14,7 @@ from ..converted import holders_of, record_of, selected_in, sync
 from ..nn.foreign import refuse_quantised
 from ..nn.linear import Adopted
 from ..nn.selected import Selected
+from ..quantised.quantiser import quantiser_of
 from .score import Score
 from .targets import Targets
 
@@ -57,6 +58,20 @@ def targets_again(model: nn.Module, patterns: str | Iterable[str] | None) -> Tar
     if missing:
         raise ValueError(f"model: {missing[0]!r} is not where sft.convert found it; {_REVERT}")
     return Targets({name: every[name] for name in names}, {})
+
+
+def check_quantised(score: Any, model: nn.Module, weights: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError where a score wants gradients of a quantised weight, which has none."""
+    if not score.needs_batches or getattr(score, "takes_quantised", False):
+        return
+    for name in weights:
+        path, _, attribute = name.rpartition(".")
+        if attribute == "weight" and quantiser_of(model.get_submodule(path)) is not None:
+            raise ValueError(
+                f"score: {score.name!r} needs the gradient of {name!r}, which is quantised and has"
+                " none; take 'activation', sft.scores.weak_columns, a score of weights, or choose"
+                " on the model before it is quantised"
+            )
 
 
 def check_again(score: Any, model: nn.Module, weights: dict[str, nn.Parameter]) -> None:

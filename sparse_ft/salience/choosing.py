@@ -69,7 +69,8 @@ class Chooser:
         if allowance.units is not None:
             return allowance.units
         if allowance.entries is not None:
-            entries = self.job.weights[name].numel()
+            rows, columns = self._shapes[name]
+            entries = rows * columns
             units = round(allowance.entries * score.numel() / entries)
             return max(1, min(score.numel(), units))
         self._worths.check_for_share(name, float(score.amin()))

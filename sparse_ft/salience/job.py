@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..places import matrix_shape
+from ..quantised.quantiser import quantiser_of
 from ..ranks import Ranks
 from .losses import Loss
 from .progress import followed, number_of
@@ -75,6 +76,15 @@ class Job:
         """(rows, columns) of the matrix of a weight."""
         return matrix_shape(self.model, name)
 
+    def matrix(self, name: str) -> torch.Tensor:
+        """A weight [rows, columns], detached; dequantised where it is quantised."""
+        path, _, attribute = name.rpartition(".")
+        owner = self.model.get_submodule(path)
+        quantiser = quantiser_of(owner) if attribute == "weight" else None
+        if quantiser is not None:
+            return quantiser.dequantise(owner, torch.float32)
+        return self.weights[name].detach().reshape(self.shape(name))
+
     def followed(self, label: str) -> Iterator[Any]:
         """The batches, their number shown as they go."""
         return followed(self.batches, label, self.batches.total, self.shown)
@@ -87,5 +97,5 @@ class Matrices:
         self._job = job
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, weight in self._job.weights.items():
-            yield name, weight.detach().reshape(self._job.shape(name))
+        for name in self._job.weights:
+            yield name, self._job.matrix(name)

@@ -10,7 +10,7 @@ from ..plan import Plan
 from ..ranks import Ranks
 from ..selection import Selection, as_block_size
 from ..units import Units
-from .again import check_again, is_converted, targets_again
+from .again import check_again, check_quantised, is_converted, targets_again
 from .arguments import as_budget, check_batches_of, check_choices, check_weights
 from .budgets import Density, DensityPerRow
 from .choosing import NONE_CHOSEN, Chooser
@@ -145,6 +145,7 @@ def select(
         rated = _with_default(rated, batches)
         if again:
             check_again(rated, model, weights)
+        check_quantised(rated, model, weights)
         per_example = getattr(rated, "per", "batch") == "example"
         job = Job(
             model=model,

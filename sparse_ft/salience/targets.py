@@ -12,6 +12,7 @@ from ..annotations import AnyModule
 from ..matrices import CONVOLUTIONS
 from ..messages import did_you_mean
 from ..nn.linear import is_conv1d
+from ..quantised.quantiser import quantiser_of
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -104,7 +105,7 @@ def _default(model: nn.Module) -> Targets:
             left[name] = "of the output head"
         elif holders[id(parameter)] > 1:
             left[name] = "shared by several modules (tied)"
-        elif not parameter.is_floating_point():
+        elif not (parameter.is_floating_point() or (is_weight and is_linear(owner))):
             left[name] = f"{parameter.dtype} cannot train"
         elif is_weight and is_linear(owner):
             linear[name] = parameter
@@ -161,10 +162,12 @@ def _count_holders(model: nn.Module) -> dict[int, int]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether this is a linear layer that trains selectively as a class: nn.Linear or transformers'
-    Conv1D.
+    """Whether this is a linear layer that trains selectively as a class: nn.Linear, transformers'
+    Conv1D or a quantised one.
     """
-    return type(module) is nn.Linear or is_conv1d(type(module))
+    if type(module) is nn.Linear or is_conv1d(type(module)):
+        return True
+    return quantiser_of(module) is not None
 
 
 def _adapters(model: nn.Module) -> set[nn.Module]:

@@ -60,7 +60,8 @@ def _by_bitsandbytes(layers, module, form, settings):
         made = layers.Linear4bit(
             *shape, bias=bias, quant_type=form, compute_dtype=dtype, **settings
         )
-    made.load_state_dict(module.state_dict())
+    for name, parameter in module.named_parameters():
+        getattr(made, name).data = parameter.detach().clone()
     return made
 
 

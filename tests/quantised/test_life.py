@@ -169,7 +169,7 @@ def test_the_report_says_what_serves():
 
 def test_tensors_of_a_state_dict_are_refused_where_they_would_lie():
     model, _ = converted("int8")
-    with pytest.raises(ValueError, match="0.weight.*quantised.*sft.quantised.merge"):
+    with pytest.raises(ValueError, match="0.weight.*quantised.*sft.merge_quantised"):
         sft.state_dict(model)
 
 

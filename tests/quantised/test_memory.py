@@ -112,7 +112,9 @@ def test_an_estimate_is_what_is_there(form):
         sft.convert(converted, plan)
         ledger = sft.memory.ledger(converted, inputs)
         assert estimate.weights == pytest.approx(held_by(model), abs=64)
-        assert estimate.values == sum(4 * what.nnz(matrix(model, name)) for name, what in plan.items())
+        assert estimate.values == sum(
+            4 * what.nnz(matrix(model, name)) for name, what in plan.items()
+        )
         assert estimate.activations == ledger.total
         assert estimate.peak > estimate.weights + 4 * 64 * 128
 

@@ -22,6 +22,8 @@ class FourBit(Quantiser):
 
     name = "bitsandbytes 4-bit"
     REPLACES = ("bitsandbytes.nn.Params4bit",)
+    OWN = ("quant_state", "quant_storage", "compute_dtype", "compute_type_is_set")
+    OWN += ("support_avx512bf16_for_cpu",)
 
     @classmethod
     def without_data(cls, layer: AnyModule) -> nn.Module | None:
@@ -104,6 +106,7 @@ class EightBit(Quantiser):
 
     name = "bitsandbytes int8"
     REPLACES = ("bitsandbytes.nn.Int8Params",)
+    OWN = ("state", "index")
 
     @classmethod
     def without_data(cls, layer: AnyModule) -> nn.Module | None:

@@ -22,6 +22,7 @@ class TorchAO(Quantiser):
 
     name = "torchao"
     REPLACES = ("torchao.utils.TorchAOBaseTensor",)
+    OWN = ("extra_repr",)
 
     @staticmethod
     def dequantise(layer: AnyModule, dtype: torch.dtype) -> torch.Tensor:
@@ -58,6 +59,8 @@ def _config_of(own: Any, quantization: Any) -> Any:
         return quantization.Float8WeightOnlyConfig(weight_dtype=own.qdata.dtype)
     if kind is getattr(quantization, "IntxUnpackedToInt8Tensor", None):
         dtype = own.target_dtype
+        if isinstance(granularity, quantization.PerRow):
+            granularity = quantization.PerAxis(0)
         return quantization.IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity)
     raise NotImplementedError
 

@@ -12,6 +12,7 @@ from .activation import activation
 from .gradients import fisher, gradient, gradient_abs, ratio, saliency, sensitivity, snip, taylor
 from .grasp import grasp
 from .outputs import fisher_expected, synflow
+from .weak_columns import weak_columns
 from .weights import given, magnitude, movement, principal, random
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "snip",
     "synflow",
     "taylor",
+    "weak_columns",
 ]
 
 NAMED: dict[str, Callable[[], Any]] = {

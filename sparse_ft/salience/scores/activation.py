@@ -28,6 +28,7 @@ class Activation:
 
     name = "activation"
     needs_batches = True
+    takes_quantised = True
 
     def source(self, job: Job) -> "ActivationSource":
         return ActivationSource(job)
@@ -73,7 +74,8 @@ class ActivationSource:
         """[features]: the sum of squares; zeros where this rank has none."""
         if name not in self._sums:
             weight = self._job.weights[name]
-            wide = torch.promote_types(weight.dtype, torch.float32)
+            is_double = weight.dtype == torch.float64
+            wide = torch.float64 if is_double else torch.float32
             features = _features_of(self._layers[name])
             self._sums[name] = torch.zeros(features, dtype=wide, device=weight.device)
         return self._sums[name]
