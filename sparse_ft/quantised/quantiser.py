@@ -31,9 +31,9 @@ class Quantiser:
                 return layer.codes.to(dtype) / 2
 
     name: in reports. OWN: attributes of the layer that are the format's, and go with it when the
-    layer becomes a plain one. REPLACES: classes of layers, or of their weights, each as a class or as the
-    dotted name under which its library makes it public (which is then not imported for it). The
-    layer is one of `nn.Linear` or a subclass, and holds its codes in the parameter `weight`.
+    layer becomes a plain one. REPLACES: classes of layers, or of their weights, each as a class or
+    as the dotted name under which its library makes it public (which is then not imported for it).
+    The layer is one of `nn.Linear` or a subclass, and holds its codes in the parameter `weight`.
     """
 
     name: ClassVar[str] = ""
