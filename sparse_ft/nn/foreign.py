@@ -113,15 +113,17 @@ def check_weight(label: str, weight: torch.Tensor, values_dtype: torch.dtype | N
 
 
 def refuse_quantised(what: str, holder: Any, way_out: str) -> None:
-    """Raise ValueError where the entries of `holder` train over a quantised weight.
+    """Raise ValueError where the entries of `holder` train over a weight that is quantised, or that
+    no process holds whole.
 
     what: the argument that names them.
     """
-    if not holder.has_cache:
-        raise ValueError(
-            f"{what}: {holder._sparse_ft_state.label!r} is quantised, and its codes do not hold the"
-            f" values that train; {way_out}"
-        )
+    if holder.has_cache:
+        return
+    why, other_way_out = holder.no_cache
+    raise ValueError(
+        f"{what}: {holder._sparse_ft_state.label!r} {why}; {other_way_out or way_out}"
+    )
 
 
 def is_plain(kind: type) -> bool:

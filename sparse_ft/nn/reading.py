@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from .._torch import as_plain_tensors, is_compiling, mark_as_parameter
-from ..parallel.dtensors import is_sharded_tensor
 
 if TYPE_CHECKING:
     from .selected import Selected
@@ -36,7 +35,7 @@ def read(selected: "Selected") -> torch.Tensor:
     weight, values = selected._weight(), selected._parameters["values"]
     if not (torch.is_grad_enabled() and values.requires_grad):
         return weight
-    if selected._sparse_ft_state.shards is not None and is_sharded_tensor(weight):
+    if selected._is_split():
         return weight  # FSDP2 asks for what it has put there
     handed = selected._alias()
     # traced, or without memory: their classes stay

@@ -64,6 +64,12 @@ def take_shards(module: Any) -> bool:
     return True
 
 
+def is_split(module: Any) -> bool:
+    """Whether the shards of a module are in place, not what was gathered from them."""
+    is_known = module._sparse_ft_state.shards is not None
+    return is_known and is_sharded_tensor(module._weight_or_none())
+
+
 def forget_shards(module: Any) -> None:
     """What is in place now is met anew."""
     module._sparse_ft_state.shards = None

@@ -25,7 +25,7 @@ from .._torch import is_compiling, is_transformed
 from ..selection import Selection
 from .apart import as_matrix, same_entries_on, warn_of_loss, warn_of_resize, why_apart, write_across
 from .foreign import why_managed
-from .sharded import check_gathered, show_shards, take_shards
+from .sharded import check_gathered, is_split, show_shards, take_shards
 from .state import FromState, Held, Stamp, State
 
 APART = IndexError, KeyError, RuntimeError, ValueError  # what a write to a misfit raises
@@ -56,6 +56,8 @@ class Showing(nn.Module):
 
     # Whether the weight holds a copy of the values, which an optimiser may write.
     has_cache = True
+    # Why not, and what to do instead where that is not what is done for a quantised weight.
+    no_cache = "is quantised, and its codes do not hold the values that train", ""
     _sparse_ft_state: State
     _parameters: dict[str, Any]
     label, selection, matrix_shape = FromState(), FromState(), FromState()
@@ -153,6 +155,10 @@ class Showing(nn.Module):
 
     def _settle(self) -> None:
         raise NotImplementedError
+
+    def _is_split(self) -> bool:
+        """Whether the shards of FSDP2 are in place, not what it gathers from them."""
+        return is_split(self)
 
     def _takes_shards(self) -> bool:
         """Whether FSDP2 keeps the parameters."""

@@ -89,7 +89,8 @@ class State:
     # What follows belongs to the objects that live now: a copy of the module finds its own.
     tracked: Any = None  # its version tells that the selection's index was edited
     part: tuple | None = None  # what backward needs of the input: `selection.restrict`
-    # of a weight that tensor parallel cuts: a `Portion` for each way in which it is cut
+    cut_over: Any = None  # the mesh that tensor parallel has cut the weight over
+    # of such a weight: a `Portion` for each way in which it is cut
     portions: dict = dataclasses.field(default_factory=dict)
     linked: torch.Tensor | None = None  # the values through which optimisers find the module
     shown: Stamp | None = None  # None: the weight may not show the values

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
+from torch.distributed.tensor import DTensor, Replicate
 
 from .. import ops
-from ..parallel.portion import Portion, portion_of, rectangle_of
+from ..parallel.cut_shards import CutShards, gather_values, portion_here
+from ..parallel.dtensors import is_sharded_tensor
+from ..parallel.portion import Portion, rectangle_of
 from ..parallel.products import local, parallel_alias, parallel_embedding, parallel_linear
 from ..selection import Selection
 from .alias import SelectedParameter
 from .embedding import SelectiveEmbedding
-from .foreign import is_partitioned, is_sharded_tensor
+from .foreign import is_partitioned
 from .linear import Adopted, SelectiveLinear
 from .selected import Selected
 from .state import NAME, Held, Stamp, State
@@ -26,6 +28,12 @@ from .state import NAME, Held, Stamp, State
 
 class TensorParallel(Selected):
     """Mixin: `Selected`, of a weight that is a DTensor."""
+
+    has_cache = False  # of all values, for an optimiser to write
+    no_cache = (
+        "was cut by tensor parallel before it was converted, so that no process holds it whole",
+        "sft.revert(model) first; full_tensor() then gives its weights",
+    )
 
     def _weight_here(self) -> torch.Tensor:
         """What this process holds of the weight; a write to it is one to the weight."""
@@ -46,7 +54,8 @@ class TensorParallel(Selected):
         key = weight.device_mesh, weight.placements
         found = state.portions.get(key)
         if found is None:
-            found = state.portions[key] = _portion(state.selection, state.matrix_shape, weight)
+            found = portion_here(state.selection, state.matrix_shape, weight)
+            state.portions[key] = found
         return found
 
     def _part(self) -> Any:
@@ -68,24 +77,17 @@ class TensorParallel(Selected):
                 f"{self._sparse_ft_state.label}: origin=True is not supported for a weight that"
                 " tensor parallel cuts; convert without it"
             )
+        weight: Any = self._weight()
+        self._sparse_ft_state.cut_over = weight.device_mesh
         super()._select(selection, shape, values_dtype)
 
     def _gather(
         self, selection: Selection, shape: tuple[int, int], dtype: torch.dtype
     ) -> torch.Tensor:
-        """Each process gives what it holds, as bits, whose sum is them bit for bit (-0.0, too)."""
         weight: Any = self._weight()
-        portion = _portion(selection, shape, weight)
-        bits = torch.int64 if weight.dtype == torch.float64 else torch.int32
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        whole = torch.zeros(selection.values_shape(shape), dtype=wide, device=weight.device)
-        if portion.selection is not None:
-            matrix = local(weight).view(portion.shape)
-            portion.put(portion.selection.gather(matrix, dtype=wide), whole)
-        mesh, given, wanted = weight.device_mesh, _shares(weight), _whole(weight)
-        summed: Any = DTensor.from_local(whole.view(bits), mesh, given, run_check=False)
-        gathered = local(summed.redistribute(placements=wanted)).view(wide).to(dtype)
-        return DTensor.from_local(gathered, mesh, wanted, run_check=False)
+        whole = gather_values(selection, shape, weight, dtype)
+        wanted = [Replicate() for _ in weight.placements]
+        return DTensor.from_local(whole, weight.device_mesh, wanted, run_check=False)
 
     def _shown(self, dtype: torch.dtype) -> torch.Tensor:
         state = self._sparse_ft_state
@@ -145,9 +147,42 @@ class TensorParallel(Selected):
             values = portion.take(self._values_here())
             self._warn_if_other(matrix, values, portion.selection)
 
+    def _is_split(self) -> bool:
+        """Whether the parameters that are in place are FSDP2's, split over more ranks than tensor
+        parallel has cut them for.
+        """
+        weight: Any = self._weight_or_none()
+        return is_sharded_tensor(weight) and weight.device_mesh != self._sparse_ft_state.cut_over
+
     def _takes_shards(self) -> bool:
-        """No: its parameters are DTensors before FSDP2 takes them over, if it does."""
-        return False
+        state = self._sparse_ft_state
+        if not self._is_split():
+            return state.shards is not None  # gathered, or never split
+        known = state.shards
+        values: Any = self._parameters["values"]
+        weight: Any = self._weight()
+        if known is None or values is not known.values or weight is not known.weight:
+            selection = state.selection.to(values.device)
+            shape = state.matrix_shape
+            state.shards = CutShards.of(state.label, weight, values, selection, shape)
+            state.shown = state.suspected = state.held = None
+            self._link(values)
+        return True
+
+    def sync_to_run(self) -> None:
+        self.sync()
+        if self._is_split():
+            raise RuntimeError(
+                f"{self._sparse_ft_state.label}: its forward runs on what fully_shard has split:"
+                " call it through the module that fully_shard wraps, which gathers it"
+            )
+
+    def after_step(self, written: bool, reached: bool) -> None:
+        super().after_step(written, reached)
+        state = self._sparse_ft_state
+        if written and state.shards is None:  # by who writes no weights that are cut
+            state.shown = state.suspected = None
+            torch.autograd.graph.increment_version(self._weight())
 
     def _check_unmanaged(self, state: State) -> None:
         values, weight = self._parameters.get("values"), self._weight_or_none()
@@ -174,24 +209,6 @@ def _nobody() -> None:
     """In the place of a weak reference to a weight: torch casts a DTensor by swapping it, which one
     that is referred to weakly refuses.
     """
-
-
-def _portion(selection: Selection, shape: tuple[int, int], weight: Any) -> Portion:
-    """What of a selection, on the matrix of `shape`, lies in this process's part of a DTensor."""
-    chunks = weight.__create_chunk_list__()  # as torch's checkpoints ask for it
-    if not chunks:
-        raise RuntimeError("mesh: this process is not in the mesh of the weight")
-    here = rectangle_of(weight.shape, chunks[0].offsets, chunks[0].sizes, shape)
-    return portion_of(selection, shape, here)
-
-
-def _shares(weight: Any) -> list[Placement]:
-    """Of a sum to which each part of `weight` gives once."""
-    return [Replicate() if at.is_replicate() else Partial() for at in weight.placements]
-
-
-def _whole(weight: Any) -> list[Placement]:
-    return [Replicate() for _ in weight.placements]
 
 
 def check_cut(label: str, weight: Any, shape: tuple[int, int]) -> None:
@@ -222,7 +239,7 @@ class ParallelLinear(TensorParallel, Adopted, nn.Linear):
         p, state = self._parameters, self.__dict__.get(NAME)
         if state is None:
             return type(self).forward(self, input)  # see SelectiveLinear
-        self.sync()
+        self.sync_to_run()
         bias: Any = self.bias
         return parallel_linear(input, p["weight"], p["values"], bias, self._portion(), self._part())
 
@@ -235,7 +252,7 @@ class ParallelEmbedding(TensorParallel, Adopted, nn.Embedding):
         p, state = self._parameters, self.__dict__.get(NAME)
         if state is None:
             return type(self).forward(self, input)  # see SelectiveLinear
-        self.sync()
+        self.sync_to_run()
         portion = self._portion()
         index = state.selection.index[portion.among[0]]
         return parallel_embedding(input, p["weight"], p["values"], portion, index, self.padding_idx)

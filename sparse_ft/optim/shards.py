@@ -23,15 +23,14 @@ class PreparedShard(Prepared):
     __slots__ = ("whole", "split")
 
     def __init__(self, whole: Any) -> None:
-        split = split_of(whole)
-        if split is None:
+        if any(placement.is_partial() for placement in whole.placements):
             raise ValueError(
-                f"params: one of shape {tuple(whole.shape)} is placed as {whole.placements};"
-                " SelectiveAdamW steps DTensors that are whole on each rank or split along"
-                " dimension 0, as fully_shard makes them"
+                f"params: one of shape {tuple(whole.shape)} is placed as {whole.placements}, a sum"
+                " that was not taken; redistribute it first"
             )
         super().__init__(local_of(whole))
-        self.whole, self.split = whole, split
+        # None where tensor parallel has cut it, too
+        self.whole, self.split = whole, split_of(whole)
 
     def begin(self, state: dict[str, torch.Tensor]) -> None:
         """Take gradient and state for one step. state: of the DTensor."""
@@ -55,6 +54,13 @@ class PreparedShard(Prepared):
         finally:
             self.to_origin = to_origin
         owner = owner_of(self.whole)
+        if self.split is None:  # trains whole: it has no factor
+            if to_origin:
+                raise ValueError(
+                    f"decay_to: 'origin' is not supported for a parameter that is placed as"
+                    f" {self.whole.placements}; use decay_to='zero'"
+                )
+            return t
         span = self.split.span(self.whole.size(0))
         if to_origin:
             t.origin = local_of(origin_of(self.whole)[span.start : span.end])
@@ -73,6 +79,10 @@ class PreparedShard(Prepared):
 
 def found_anywhere(found_inf: torch.Tensor, shards: list[PreparedShard]) -> torch.Tensor:
     """What tells to skip a step, if it tells so on any rank: all skip alike."""
-    for split in {shard.split for shard in shards}:
+    for split in {shard.split for shard in shards if shard.split is not None}:
         found_inf = over_ranks(found_inf, split, distributed.ReduceOp.MAX)
+    for mesh in {shard.whole.device_mesh for shard in shards if shard.split is None}:
+        found_inf = found_inf.clone()
+        for dim in range(mesh.ndim):
+            distributed.all_reduce(found_inf, distributed.ReduceOp.MAX, mesh.get_group(dim))
     return found_inf

@@ -110,6 +110,10 @@ class Shards:
         """How many values on all ranks are not what the weight shows, but for two units in the last
         place. On all ranks together.
         """
+        off = torch.tensor(self._differing_here(), device=local_of(self.weight).device)
+        return int(over_ranks(off, self.split, distributed.ReduceOp.SUM))
+
+    def _differing_here(self) -> int:
         ((_, values),) = _each([self])
         dtypes = self.weight.dtype, self.values.dtype
         dtype = max(dtypes, key=lambda each: torch.finfo(each).eps)
@@ -119,7 +123,7 @@ class Shards:
             there, values.to(dtype).double(),
             rtol=2 * limits.eps, atol=2 * limits.eps * limits.smallest_normal, equal_nan=True,
         )  # fmt: skip
-        return int(over_ranks((~close).sum(), self.split, distributed.ReduceOp.SUM))
+        return int((~close).sum())
 
 
 @torch.no_grad()

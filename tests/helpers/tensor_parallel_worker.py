@@ -8,7 +8,8 @@ import sys
 import torch
 from helpers import ranks
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -91,24 +92,35 @@ def loss_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return model(tokens).square().mean()
 
 
-def adamw(parameters: list) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=0.01)
+OPTIMIZERS = {
+    "SelectiveAdamW": lambda parameters: sft.SelectiveAdamW(parameters, lr=0.01),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+}
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    """The losses. Each step sums two backwards and clips by the norm of all."""
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, half: int | None = None) -> list:
+    """The losses. Each step sums the gradients of the two halves of a batch, by two backwards.
+
+    half: the one of them that this process has, where others have the other, and all take the mean.
+    """
     losses = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        for half in batch(step).chunk(2):
-            loss = loss_of(model, half)
-            loss.backward()
+        halves = batch(step).chunk(2)
+        if half is None:
+            for tokens in halves:
+                loss = loss_of(model, tokens)
+                loss.backward()
+        else:
+            loss = loss_of(model, halves[half])
+            (2 * loss).backward()
         losses.append(loss.item())
         optimizer.step()
     return losses
 
 
-def cut(model: nn.Module, mesh: object) -> nn.Module:
+def cut(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     plan = {
         "embed": RowwiseParallel(input_layouts=Replicate()),
         "up": ColwiseParallel(),
@@ -125,17 +137,38 @@ def whole(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def in_parallel(name: str, mesh: object) -> dict:
-    model = cut(net(), mesh)
-    sft.convert(model, PLANS[name](), process_group=None)
-    losses = train(model, adamw(trained(model)))
-    weights = whole(model)
-    return {"losses": losses, "weights": weights, "reverted": whole(sft.revert(model))}
+def run(model: nn.Module, optimizer: str, half: int | None = None) -> dict:
+    losses = train(model, OPTIMIZERS[optimizer](trained(model)), half)
+    return {"losses": losses, "weights": whole(model)}
+
+
+def in_parallel(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
+    """Cut over two ranks; the other two do the same."""
+    model = cut(net(), mesh["tp"])
+    sft.convert(model, PLANS[name]())
+    return {**run(model, optimizer), "reverted": whole(sft.revert(model))}
+
+
+def on_both_dimensions(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
+    """Cut over two ranks, and split over two with a half of each batch."""
+    model = cut(net(), mesh["tp"])
+    sft.convert(model, PLANS[name]())
+    fully_shard([model.up, model.down], mesh=mesh["dp"])
+    fully_shard(model, mesh=mesh["dp"])
+    return run(model, optimizer, mesh.get_local_rank("dp"))
+
+
+# {case: (how, plan, optimiser)}
+CASES = {name: (in_parallel, name, "SelectiveAdamW") for name in PLANS}
+CASES |= {f"{name}, 2 x 2": (on_both_dimensions, name, "SelectiveAdamW") for name in PLANS}
+CASES["AdamW"] = in_parallel, "by_entries", "AdamW"
+CASES["SGD"] = in_parallel, "by_columns", "SGD"
+CASES["AdamW, 2 x 2"] = on_both_dimensions, "by_entries", "AdamW"
 
 
 def main(rank: int) -> dict:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    return {name: in_parallel(name, mesh["tp"]) for name in PLANS}
+    return {case: how(name, optimizer, mesh) for case, (how, name, optimizer) in CASES.items()}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import ranks, tensor_parallel_worker
+from helpers import ranks
+from helpers import tensor_parallel_worker as worker
 
 import sparse_ft as sft
 
@@ -13,19 +14,28 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def results(tmp_path_factory):
     """What each rank left behind."""
     folder = tmp_path_factory.mktemp("tensor_parallel")
-    ranks.start_forked(tensor_parallel_worker.__file__, folder, world=4)
+    ranks.start_forked(worker.__file__, folder, world=4)
     return ranks.results(folder, world=4)
 
 
-@pytest.mark.parametrize("name", tensor_parallel_worker.PLANS)
-def test_trains_as_one_process(name, results):
-    alone = tensor_parallel_worker.net()
-    sft.convert(alone, tensor_parallel_worker.PLANS[name]())
-    optimizer = tensor_parallel_worker.adamw(tensor_parallel_worker.trained(alone))
-    losses = tensor_parallel_worker.train(alone, optimizer)
-    want = sft.revert(alone).state_dict()
+@pytest.mark.parametrize("case", worker.CASES)
+def test_trains_as_one_process(case, results):
+    how, name, optimizer = worker.CASES[case]
+    alone = worker.net()
+    sft.convert(alone, worker.PLANS[name]())
+    want = worker.run(alone, optimizer)
+    born = worker.net().state_dict()
     for result in results:
-        assert result[name]["losses"] == pytest.approx(losses, abs=1e-6)
-        for key, weight in want.items():
-            assert (result[name]["weights"][key] - weight).abs().max() <= 1e-6, key
-            assert torch.equal(result[name]["weights"][key], result[name]["reverted"][key]), key
+        if how is worker.in_parallel:
+            assert result[case]["losses"] == pytest.approx(want["losses"], abs=1e-6)
+        for key, weight in want["weights"].items():
+            assert (result[case]["weights"][key] - weight).abs().max() <= 1e-6, key
+        for key in worker.PLANS[name]():
+            assert not torch.equal(result[case]["weights"][key], born[key]), key
+
+
+@pytest.mark.parametrize("name", worker.PLANS)
+def test_revert_gives_the_weights_back_as_they_are(name, results):
+    for result in results:
+        for key, weight in result[name]["reverted"].items():
+            assert torch.equal(weight, result[name]["weights"][key]), key
