@@ -121,9 +121,7 @@ def refuse_quantised(what: str, holder: Any, way_out: str) -> None:
     if holder.has_cache:
         return
     why, other_way_out = holder.no_cache
-    raise ValueError(
-        f"{what}: {holder._sparse_ft_state.label!r} {why}; {other_way_out or way_out}"
-    )
+    raise ValueError(f"{what}: {holder._sparse_ft_state.label!r} {why}; {other_way_out or way_out}")
 
 
 def is_plain(kind: type) -> bool:

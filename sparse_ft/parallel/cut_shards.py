@@ -4,7 +4,7 @@ A rank's part of the weight is a rectangle of its matrix; of the values it has t
 gave it, and so have all ranks that differ in tensor parallel alone.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import distributed
@@ -18,15 +18,14 @@ from .portion import Portion, portion_of, rectangle_of
 from .shards import Shards
 
 
-class CutPart(NamedTuple):
+class CutPart:
     """A `shards.Part`, of a portion."""
 
-    portion: Portion
     source = "all values"  # which are gathered first
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.portion.shape
+    def __init__(self, portion: Portion) -> None:
+        self.portion = portion
+        self.shape = portion.shape
 
     @property
     def layout(self) -> Layout:
@@ -44,12 +43,7 @@ class CutShards(Shards):
 
     @classmethod
     def of(
-        cls,
-        label: str,
-        weight: torch.Tensor,
-        values: torch.Tensor,
-        selection: Selection,
-        shape: tuple[int, int],
+        cls, label: str, weight: Any, values: Any, selection: Selection, shape: tuple[int, int]
     ) -> "CutShards":
         """Raises ValueError, naming the weight, where FSDP2 has split values in another way."""
         split = split_of(values)
@@ -59,7 +53,7 @@ class CutShards(Shards):
                 " selected entries train where fully_shard splits them along dimension 0 (leave"
                 " shard_placement_fn out)"
             )
-        part = CutPart(portion_here(selection, shape, weight))
+        part: Any = CutPart(portion_here(selection, shape, weight))
         return cls(label, weight, values, selection, shape, split, part)
 
     def read_(self) -> None:

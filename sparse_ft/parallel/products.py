@@ -27,8 +27,8 @@ Part = tuple[torch.Tensor | None, Any] | None  # `Selection.restrict` of a porti
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of a DTensor, without its history."""
-    assert isinstance(tensor, DTensor)
-    here = tensor.detach().to_local()
+    alone: Any = tensor.detach()
+    here = alone.to_local()
     waiting: Any = getattr(here, "wait", None)  # of a collective that is still under way
     return here if waiting is None else waiting()
 
@@ -244,9 +244,7 @@ class _ParallelEmbedding(torch.autograd.Function):
 
 class _ParallelAlias(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight: torch.Tensor, values: torch.Tensor, portion: Portion
-    ) -> torch.Tensor:
+    def forward(ctx: Any, weight: Any, values: torch.Tensor, portion: Portion) -> torch.Tensor:
         ctx.weight_placements = weight.placements
         ctx.values = _OfValues(portion, values)
         return weight.detach()

@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import sparse_ft as sft
 
-STEPS = 6
+STEPS = 4
 TOKENS, WIDTH, HIDDEN, CLASSES = 10, 12, 16, 6
 
 
