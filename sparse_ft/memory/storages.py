@@ -71,7 +71,9 @@ def model_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
 
 def _beside(parameter: Any) -> dict[str, Any]:
     """What a parameter of a library's own class keeps as attributes: scales of quantised codes."""
-    return {} if parameter is None or type(parameter) is nn.Parameter else vars(parameter)
+    kind = type(parameter)
+    is_of_its_own = issubclass(kind, nn.Parameter) and kind is not nn.Parameter
+    return vars(parameter) if is_of_its_own else {}
 
 
 def tensors_in(thing: Any) -> list[torch.Tensor]:

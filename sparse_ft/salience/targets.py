@@ -105,7 +105,7 @@ def _default(model: nn.Module) -> Targets:
             left[name] = "of the output head"
         elif holders[id(parameter)] > 1:
             left[name] = "shared by several modules (tied)"
-        elif not (parameter.is_floating_point() or (is_weight and is_linear(owner))):
+        elif not (parameter.is_floating_point() or (is_weight and quantiser_of(owner))):
             left[name] = f"{parameter.dtype} cannot train"
         elif is_weight and is_linear(owner):
             linear[name] = parameter
