@@ -11,6 +11,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # `import oracle`, which importlib mode would not find
 
+from helpers.interrupting import autocast_depth, close_autocast  # noqa: E402
 from helpers.vision import make_importable  # noqa: E402
 
 make_importable()
@@ -51,10 +52,8 @@ def autocast_is_left():
     their weights; it fails itself instead.
     """
     yield
-    left_open = torch.autocast_increment_nesting() - 1
-    for _ in range(left_open + 1):
-        torch.autocast_decrement_nesting()
-    torch.clear_autocast_cache()
+    left_open = autocast_depth()
+    close_autocast()
     assert left_open == 0, f"this test left {left_open} regions of autocast open"
 
 

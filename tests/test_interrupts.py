@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from helpers.exhaustive import stride as stride_of
 from helpers.interrupting import interrupted
 from helpers.llama import tiny_llama
 from torch import nn
@@ -19,6 +20,9 @@ PLAN = {
     "3.weight": sft.Rows([2]),
     "0.bias": "all",
 }
+
+# Prime strides: the lines that a loop runs through are met in every of its turns at another place.
+FEW, MANY = stride_of(7), stride_of(307)
 
 
 def build():
@@ -53,7 +57,7 @@ def test_convert():
         model = build()
         return model, lambda: sft.convert(model, PLAN)
 
-    for model, line in each_line(prepare):
+    for model, line in each_line(prepare, FEW):
         if looks(model) != before:
             sft.revert(model)  # done, but for handing over the report
         assert looks(model) == before, line
@@ -122,7 +126,7 @@ def test_load_state_dict():
     load()
     before = looks(sft.revert(loaded))
     state = {name: tensor + 1 for name, tensor in prepare()[0].state_dict().items()}
-    for model, line in each_line(prepare):
+    for model, line in each_line(prepare, FEW):
         model.load_state_dict(state)
         assert looks(sft.revert(model)) == before, line
 
@@ -166,10 +170,9 @@ def norms_and_activations():
     )
 
 
-# A prime stride: the lines that a loop runs through are met in every of its turns at another place.
 LEAN_MODELS = {
-    "small": (norms_and_activations, {"1.weight": sft.Columns([1]), "5.bias": "all"}, 3),
-    "llama": (tiny_llama, {"lm_head.weight": sft.Rows([1])}, 23),
+    "small": (norms_and_activations, {"1.weight": sft.Columns([1]), "5.bias": "all"}, FEW),
+    "llama": (tiny_llama, {"lm_head.weight": sft.Rows([1])}, MANY),
 }
 
 

@@ -22,6 +22,7 @@ def interrupted(act: Callable[[], object], line: int, is_ours: Callable[[str], b
             raise KeyboardInterrupt
         return trace
 
+    open_before = autocast_depth()
     sys.settrace(trace)
     try:
         act()
@@ -30,4 +31,21 @@ def interrupted(act: Callable[[], object], line: int, is_ours: Callable[[str], b
         return True
     finally:
         sys.settrace(None)
-        torch.set_grad_enabled(True)  # an interrupt in the last line of `with torch.no_grad()`
+        # An interrupt at the last line of a `with`, before its end is called:
+        torch.set_grad_enabled(True)
+        close_autocast(open_before)
+
+
+def autocast_depth() -> int:
+    """How many regions of autocast are open."""
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+def close_autocast(depth: int = 0) -> None:
+    """Leave so many regions of autocast open; what they cast is forgotten."""
+    for _ in range(autocast_depth() - depth):
+        torch.autocast_decrement_nesting()
+    if depth == 0:
+        torch.clear_autocast_cache()
