@@ -26,7 +26,7 @@ from .deltas import (
     save_delta,
 )
 from .diagnosis import backends
-from .lean_modules import lean
+from .lean_modules import Contextual, lean
 from .memory import Bytes, estimate
 from .merging_quantised import merge_quantised
 from .optim import SelectiveAdamW
@@ -47,6 +47,7 @@ __all__ = [
     "Bytes",
     "Candidates",
     "Columns",
+    "Contextual",
     "Delta",
     "Entries",
     "Every",

@@ -18,6 +18,7 @@ from .attention import (
     why_no_lean_attention,
 )
 from .causal_lm import WithLoss, head_forward, language_model_forward, language_models
+from .contextual import Contextual, contextual_forward
 from .deferred import TokenLoss
 from .eight_bit import eight_bit_forward
 from .recognise import Found, Recogniser
@@ -31,7 +32,10 @@ LeanState = tuple[Any, list[tuple[nn.Module, dict[str, Any]]]]
 
 
 def lean(
-    model: nn.Module, loss: bool | TokenLoss = False, eight_bit_inputs: bool = False
+    model: nn.Module,
+    loss: bool | TokenLoss = False,
+    eight_bit_inputs: bool = False,
+    contextual: Contextual | None = None,
 ) -> LeanReport:
     """Let `model` keep for backward only what backward needs, in place, on this model only.
 
@@ -57,9 +61,14 @@ def lean(
     eight_bit_inputs: APPROXIMATE; layers with selected rows or entries keep an input that no lean
     module can make again in 8 bits (`lean_modules/eight_bit.py`); only for a model that is
     converted already.
+    contextual: APPROXIMATE; in training, frozen gated MLPs use a share of their channels, chosen in
+    each batch (`lean_modules/contextual.py`).
     """
+    if contextual is not None:
+        contextual.check()
     of_loss, left_by_loss, offers = _of_loss(model, loss)
     rows, recogniser = [], Recogniser()
+    thinned: dict[str, str] = {}  # {gated MLP: why it stays exact, or ""}
     before = lean_state(model)
     try:
         attention = _use_attention(model)
@@ -69,6 +78,10 @@ def lean(
             why = f"its loss: {left_by_loss[module]}" if module in left_by_loss else ""
             if forward is None and not why:
                 forward, why = _lean_forward(module, eight_bit_inputs, recogniser)
+            if forward is not None and contextual is not None:
+                found = contextual_forward(name, module, forward, contextual)
+                if found is not None:
+                    forward, thinned[name] = found
             if forward is not None and lean_forward_of(module) is not forward:
                 attach(module, attribute_of(forward), forward)
             if forward is not None or why:
@@ -77,7 +90,10 @@ def lean(
         restore_lean_state(model, before)
         raise
     attention_left = why_no_lean_attention(model) or _not_taken(model, attention)
-    return LeanReport(reversed(rows), attention is not None, offers, attention_left)
+    report = LeanReport(reversed(rows), attention is not None, offers, attention_left)
+    report.contextual = contextual
+    report.thinned = dict(reversed(thinned.items()))
+    return report
 
 
 def _lean_forward(module: AnyModule, eight_bit_inputs: bool, recogniser: Recogniser) -> Found:

@@ -1,0 +1,189 @@
+"""APPROXIMATE, off unless asked for: gated MLPs that use a part of their channels in each batch.
+
+A frozen gated MLP, `down(act(gate(x)) * up(x))`, is computed, forward and backward, with those of
+its channels alone that matter most for the tokens of the batch. Which these are is estimated from
+low-rank copies of gate and up (SparseLoRA, Khaki et al., 2025). Layers of which anything trains
+stay exact, and so is everything in evaluation.
+"""
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import ops
+from .._torch import is_compiling, is_hooked
+from ..annotations import AnyModule
+from ..double_backward import first_order
+from . import gated
+from .activations import name_of
+from .attach import lean_forward_of
+from .linear import linear_forward
+
+# {lean forward of a gated MLP: what its children do}
+ROLES: dict[Callable, gated.Roles] = {
+    gated.llama_mlp_forward: gated.LLAMA,
+    gated.silu_mlp_forward: gated.LLAMA._replace(activation=None),
+    gated.numbered_mlp_forward: gated.NUMBERED,
+    gated.numbered_silu_mlp_forward: gated.NUMBERED._replace(activation=None),
+}
+
+
+class Contextual(NamedTuple):
+    """How `sft.lean(model, contextual=...)` thins the frozen gated MLPs. APPROXIMATE.
+
+    share: of the channels that a batch uses, in (0, 1]. rank: of the copies of gate and up that
+    estimate which these are; they take `2 * rank * (inputs + channels)` numbers a layer. but: names
+    or globs of layers that stay exact; the first and the last ones are the most sensitive.
+
+    All tokens of a batch use the same channels, also those that have a loss, which SparseLoRA
+    computes with all.
+    """
+
+    share: float = 0.5
+    rank: int = 8
+    but: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise ValueError for numbers that mean nothing."""
+        if not 0 < self.share <= 1:
+            raise ValueError(f"contextual: expected a share in (0, 1], got {self.share!r}")
+        if self.rank < 1:
+            raise ValueError(f"contextual: expected a rank from 1 on, got {self.rank!r}")
+
+
+class Parts(NamedTuple):
+    """The layers of a gated MLP."""
+
+    gate: AnyModule
+    up: AnyModule
+    down: AnyModule
+    activation: str
+
+
+class ContextualForward:
+    """The forward of one gated MLP. exact: the lean forward that it stands in for."""
+
+    def __init__(self, module: nn.Module, exact: Callable, settings: Contextual) -> None:
+        self.exact, self.settings = exact, settings
+        parts = parts_of(module, exact)
+        self.factors = [_low_rank(layer.weight, settings.rank) for layer in parts[:2]]
+
+    def __call__(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        is_training = module.training and torch.is_grad_enabled() and not is_compiling()
+        if not is_training or x.numel() == 0 or why_exact(module, self.exact):
+            return self.exact(module, x)
+        parts = parts_of(module, self.exact)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        flat = x.reshape(-1, x.size(-1))
+        channels = self.channels(flat.detach(), parts)
+        return _Thinned.apply(flat, channels, parts).view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def channels(self, flat: torch.Tensor, parts: Parts) -> torch.Tensor:
+        """Those whose estimated values are largest over the tokens flat [T, inputs], ascending."""
+        self.factors = [
+            (into.to(flat.device, flat.dtype), out.to(flat.device, flat.dtype))
+            for into, out in self.factors
+        ]
+        gate, up = (flat @ into @ out for into, out in self.factors)  # [T, F]
+        if parts.gate.bias is not None:
+            gate = gate + parts.gate.bias.to(gate.dtype)
+        if parts.up.bias is not None:
+            up = up + parts.up.bias.to(up.dtype)
+        size = ops.gated_product(gate, up, parts.activation).float().square().sum(0)
+        number = max(1, round(self.settings.share * size.numel()))
+        return size.topk(number).indices.sort().values
+
+
+def parts_of(module: AnyModule, exact: Callable) -> Parts:
+    """The layers of a gated MLP whose lean forward is `exact`."""
+    roles = ROLES[exact]
+    gate, up = (module._modules[name] for name in roles.products)
+    activation = "silu"
+    if roles.activation is not None:
+        activation = name_of(module._modules[roles.activation]) or ""
+    return Parts(gate, up, module._modules[roles.last], activation)
+
+
+def why_exact(module: nn.Module, exact: Callable) -> str:
+    """Why a gated MLP is not thinned; "" where it is."""
+    parts = parts_of(module, exact)
+    if not parts.activation:
+        return "its activation is not one that is known"
+    for layer in parts[:3]:
+        if type(layer) is not nn.Linear:
+            return f"one of its layers is a {type(layer).__name__}"
+        if any(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
+            return "one of its layers trains"
+        if is_hooked(layer):
+            return "one of its layers has hooks"
+        if "forward" in layer.__dict__ and lean_forward_of(layer) is not linear_forward:
+            return "the forward of one of its layers was replaced by someone else"
+    return ""
+
+
+def contextual_forward(
+    name: str, module: nn.Module, forward: Any, settings: Contextual
+) -> tuple[Callable, str] | None:
+    """(what stands in for a lean forward, why that is exact or ""); None for no gated MLP."""
+    exact = forward.exact if isinstance(forward, ContextualForward) else forward
+    if exact not in ROLES:
+        return None
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.but):
+        return exact, "as asked for"
+    why = why_exact(module, exact)
+    return (exact, why) if why else (ContextualForward(module, exact, settings), "")
+
+
+def _low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """([inputs, rank], [rank, outputs]), whose product is nearly `weight.T`. The same each time."""
+    wide = weight.detach().float()
+    devices = [weight.device] if weight.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        left, values, right = torch.svd_lowrank(wide, q=min(rank, *wide.shape), niter=4)
+    return right.to(weight.dtype), (left * values).T.contiguous().to(weight.dtype)
+
+
+class _Thinned(torch.autograd.Function):
+    """A frozen gated MLP with these channels alone. flat: [T, inputs].
+
+    Kept for backward: gate and up of the channels. Their weights are taken out again in backward:
+    copies of all layers' would be as large as the model.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: torch.Tensor, channels: torch.Tensor, parts: Parts) -> torch.Tensor:
+        gate = F.linear(flat, *_rows(parts.gate, channels, flat.dtype))
+        up = F.linear(flat, *_rows(parts.up, channels, flat.dtype))
+        product = ops.gated_product(gate, up, parts.activation)
+        bias = None if parts.down.bias is None else parts.down.bias.to(flat.dtype)
+        weights = [layer.weight for layer in parts[:3]]
+        ctx.save_for_backward(gate, up, channels, *weights)
+        ctx.activation = parts.activation
+        return F.linear(product, weights[2].index_select(1, channels).to(flat.dtype), bias)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        gate, up, channels, *weights = ctx.saved_tensors
+        of_gate, of_up = (each.index_select(0, channels).to(gate.dtype) for each in weights[:2])
+        of_down = weights[2].index_select(1, channels).to(gate.dtype)
+        grad_product = grad_output @ of_down
+        grads = ops.gated_product_backward(grad_product, gate, up, ctx.activation)
+        return grads[0] @ of_gate + grads[1] @ of_up, None, None
+
+
+def _rows(
+    layer: AnyModule, channels: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of these outputs."""
+    weight = layer.weight.index_select(0, channels).to(dtype)
+    bias = layer.bias
+    return weight, None if bias is None else bias.index_select(0, channels).to(dtype)
