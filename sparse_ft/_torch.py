@@ -178,7 +178,8 @@ fix_weakref = _find("torch.Tensor._fix_weakref", _never)
 # Whether a tensor is a view of another one. Otherwise: it may be one.
 is_view = _find("torch.Tensor._is_view", _always)
 
-_current_backward = _find("torch._C._current_graph_task_id", lambda: -1)
+# Which backward runs now, -1 for none. Otherwise: none that is known.
+current_backward = _find("torch._C._current_graph_task_id", lambda: -1)
 _will_run = _find("torch._C._will_engine_execute_node", _never)
 
 
@@ -187,7 +188,7 @@ def will_run(node: Any) -> bool:
 
     Otherwise: no, so what it could use is computed again.
     """
-    return _current_backward() != -1 and node is not None and _will_run(node)
+    return current_backward() != -1 and node is not None and _will_run(node)
 
 
 # A context in which operators choose their kernels as if a backward followed, and record none.

@@ -126,4 +126,6 @@ def _how(module: nn.Module, attribute: str, holder: Selected) -> str:
     is_weight = attribute == "weight"
     if is_weight and is_lean(module) and selected_channels(module) is not None:
         return "lean convolution"
+    if isinstance(holder, SelectedParameter) and holder.by_experts:
+        return "experts: each one's gradient by itself"
     return "alias: dense gradient, transient"

@@ -73,6 +73,12 @@ def has_fast_path(model):
     )
 
 
+# Weights that hold all experts: the gradient of each is a product of its own, with its own order of
+# sums (in fp64 it is the dense one to 1e-12: tests/experts).
+EXPERTS = "model.layers.0.mlp.experts."
+BY_ITSELF = (f"{EXPERTS}gate_up_proj", f"{EXPERTS}down_proj")
+
+
 def test_gradient_of_an_alias_is_the_gathered_dense_gradient(made):
     model, inputs, plan = made
     _, plan = architectures.split(model, plan)
@@ -84,6 +90,8 @@ def test_gradient_of_an_alias_is_the_gathered_dense_gradient(made):
         got = holder(selective, name).values.grad
         if want[name] is None:
             assert got is None, name
+        elif name in BY_ITSELF:
+            assert torch.allclose(got, what.gather(want[name]), rtol=1e-5, atol=1e-6), name
         else:
             assert torch.equal(got, what.gather(want[name])), name
 

@@ -3,7 +3,8 @@
 
 The reading module keeps its class, its state_dict keys and its pickle. While its forward runs, the
 parameter's name leads to an alias of the weight whose backward reduces the dense gradient to
-`values` at once: dense gradient, transient. Who reads the parameter at another time
+`values` at once: dense gradient, transient. Of a weight that holds all experts of a mixture, each
+expert's gradient is made by itself (`sparse_ft.experts`). Who reads the parameter at another time
 (`module.forward(x)`, a pre-hook that computes the weight from it, a parent) gets such an alias too,
 by `reading.Parameters`.
 """
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._torch import flat_names, hook_tables, is_compiling, set_flat_weight
+from .._torch import FakeTensor, flat_names, hook_tables, is_compiling, is_eager, set_flat_weight
+from ..experts import ExpertsWeight, Pieces, dry_tap, pieces_of
 from ..selection import Selection
-from .foreign import check_weight, refuse_tracing
+from .foreign import check_weight, is_plain, refuse_tracing
 from .loading import check_loaded
 from .reading import Parameters, stored
 from .selected import Selected
@@ -106,22 +108,59 @@ class SelectedParameter(Selected):
         if not values.requires_grad:
             return
         if torch.is_grad_enabled():
-            self._put(self._alias())
+            self._put(self._handed())
         elif not is_compiling():
             # Torch picks kernels by it: the bits of the original forward.
             self._put(self._weight().detach().requires_grad_())
 
-    def after_forward(self, *_: Any) -> None:
-        if (
-            self._take_away() is None
-            and torch.is_grad_enabled()
-            and self._parameters["values"].requires_grad
-        ):
+    @property
+    def by_experts(self) -> bool:
+        """Whether the weight holds experts, of which each gets its gradient by itself."""
+        return type(self) is SelectedParameter and self._pieces() is not None
+
+    def _handed(self) -> torch.Tensor:
+        """What the reader gets: an alias, which knows experts where the weight holds several."""
+        handed = self._alias()
+        if not is_eager() or not is_plain(type(handed)) or not self.by_experts:
+            return handed
+        weight, values = self._weight().detach(), self._parameters["values"]
+        if isinstance(weight, FakeTensor):
+            return weight  # `after_forward` does the rest: it takes no other class
+        return ExpertsWeight.of(handed, weight, values, self._pieces())
+
+    def _pieces(self) -> Pieces | None:
+        """Of each expert, what trains of it; None where the weight holds none.
+
+        Found once for each selection.
+        """
+        state, weight = self._sparse_ft_state, self._weight()
+        if weight.dim() != 3 or state.matrix_shape[0] == weight.size(0):
+            return None  # a convolution's matrix has the first dimension as rows
+        known = self.__dict__.get("_known_pieces")
+        if known is None or known[0] is not state.selection:
+            experts, rows, columns = weight.shape
+            known = state.selection, pieces_of(state.selection, (experts, rows, columns))
+            self.__dict__["_known_pieces"] = known
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: x for key, x in super().__getstate__().items() if key != "_known_pieces"}
+
+    def after_forward(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
+        """Take the alias away. In a dry run, the output of experts, with what they keep."""
+        taken, values = self._take_away(), self._parameters["values"]
+        if not torch.is_grad_enabled() or not values.requires_grad:
+            return None
+        if taken is None:
             raise RuntimeError(
                 f"{self._sparse_ft_state.label}: its reader calls itself or runs in several"
                 " threads; a selection then gets part of its gradient only; train it whole ('all')"
                 " or leave it out"
             )
+        is_dry = isinstance(taken, FakeTensor) and isinstance(output, torch.Tensor)
+        if is_dry and is_eager() and self.by_experts:
+            return dry_tap(output, values, self._weight())
+        return None
 
     # Of the outputs that it sees: a lean layer may write over them.
     after_forward.holds_nothing = True  # type: ignore[attr-defined]

@@ -136,8 +136,8 @@ def selected_wgrad_grouped(group: Group) -> list[Tensor]:
     operands share launches, 16 problems each, where they have one tile; every other problem is a
     call of its own, as all are on the CPU. Raises ValueError or TypeError that names the argument.
 
-    Nothing in the library calls it: autograd brings the gradients of layers one after another, and
-    experts whose weights are one parameter train through their dense gradient.
+    Experts that hold their weights in one parameter (`sparse_ft.experts`) have the gradients of a
+    grouped product at one time.
     """
     one = reference("selected_wgrad")
     return [one(p.grad_output, p.input, *p.layout, dtype=group.dtype) for p in group.problems]
