@@ -103,9 +103,7 @@ class Adopted(Selected):
                 self._parameters.clear()
                 # first, as it was: optimisers and checkpoints count
                 self._parameters.update(weight=taken, **others)
-            if taken is not None or (
-                weight is not None and param is not None and param.data_ptr() == weight.data_ptr()
-            ):
+            if taken is not None or _is_one_memory(weight, param):
                 self._refuse()
         super().register_parameter(name, param)
 
@@ -147,6 +145,13 @@ class Adopted(Selected):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, selection={self._sparse_ft_state.selection}"
+
+
+def _is_one_memory(weight: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether both begin at one address; DTensors and tensors without memory have none."""
+    if weight is None or other is None or not weight.data_ptr():
+        return False
+    return weight.data_ptr() == other.data_ptr()
 
 
 class SelectiveLinear(Adopted, nn.Linear):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..parallel.dtensors import is_sharded_tensor
+from ..parallel.dtensors import is_sharded_tensor, local_of
 from ..parallel.shards import Shards, write
 from .state import NAME
 
@@ -102,6 +102,8 @@ def load_shards(module: Any, has_weight: bool, has_values: bool) -> None:
 
     Raises RuntimeError on every rank where values of another selection came with their weight.
     """
+    if has_weight and not has_values:
+        _leave_meta(module)
     shards = module._sparse_ft_state.shards
     if shards.is_on_meta():
         return
@@ -116,6 +118,20 @@ def load_shards(module: Any, has_weight: bool, has_values: bool) -> None:
             " selection. Convert with the plan that it was made under, and load again."
         )
     show_shards(module)
+
+
+def _leave_meta(module: Any) -> None:
+    """Give memory to values that have none, where the weight that they are read from has some.
+
+    A weight of their dtype is all that a state_dict holds of some parameters, and loading it with
+    `assign=True` brings them no values.
+    """
+    values, weight = module._parameters["values"], module._weight()
+    if not values.is_meta or weight.is_meta:
+        return
+    fresh = torch.empty_like(values, device=local_of(weight).device)
+    module._parameters["values"] = nn.Parameter(fresh, values.requires_grad)
+    module._takes_shards()
 
 
 def meet_shards(modules: "Iterable[Selected]", models: Iterable[nn.Module]) -> None:

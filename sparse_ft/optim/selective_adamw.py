@@ -306,6 +306,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
     def _batches(self) -> list[Batch]:
         """The parameters that have a gradient, by what a call has in common."""
         batches: dict[tuple, Batch] = {}
+        if not self._prepared:
+            self._count()  # accelerate has put others in the places of what FSDP2 has split
         for group in self.param_groups:
             device = batch = None
             for p in group["params"]:
