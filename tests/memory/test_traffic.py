@@ -15,7 +15,7 @@ def counted(tmp_path_factory):
     """{(strategy, structure, world size): {collective: bytes}} of each rank."""
     folder = tmp_path_factory.mktemp("traffic")
     ranks.start_forked(traffic_worker.__file__, folder, world=4, seconds=180)
-    return ranks.results(folder, world=4, seconds=180)
+    return ranks.results(folder, world=4)
 
 
 @pytest.fixture(scope="module")

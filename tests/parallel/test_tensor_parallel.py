@@ -15,7 +15,7 @@ def results(tmp_path_factory):
     """What each rank left behind."""
     folder = tmp_path_factory.mktemp("tensor_parallel")
     ranks.start_forked(worker.__file__, folder, world=4, seconds=180)
-    return ranks.results(folder, world=4, seconds=180)
+    return ranks.results(folder, world=4)
 
 
 @pytest.mark.parametrize("case", worker.CASES)
