@@ -63,8 +63,15 @@ def _give(given: Given) -> None:
     given.module.__dict__.update({_MARK: given, **methods})  # one step: nothing comes in between
 
 
-@functools.lru_cache(maxsize=1024)
 def _function(own: Callable, name: str, forward: Callable) -> Callable:
+    """`_made`, once for each function; an object that is called may hold a model, which must not
+    live as long as this process.
+    """
+    make = _made_once if isinstance(forward, types.FunctionType) else _made
+    return make(own, name, forward)
+
+
+def _made(own: Callable, name: str, forward: Callable) -> Callable:
     """`forward` with the name and signature of the class's `own`, which runs instead where
     `forward` does not serve.
     """
@@ -96,6 +103,9 @@ def _function(own: Callable, name: str, forward: Callable) -> Callable:
         signature  # not __wrapped__: who unwraps a model would unwrap it past this
     )
     return named
+
+
+_made_once = functools.lru_cache(maxsize=1024)(_made)
 
 
 def _state(module: nn.Module) -> Any:

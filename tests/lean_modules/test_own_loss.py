@@ -1,7 +1,9 @@
 """sft.lean(model, loss=a function): a training loss of one's own, without logits."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -52,7 +54,7 @@ def dense_hardest_half(model):
 def twins():
     model, _ = build("Llama")
     model = double(model).train()
-    return copy.deepcopy(model), model
+    return [copy.deepcopy(model), model]
 
 
 def gradients(model, loss):
@@ -166,6 +168,17 @@ def test_it_is_never_left_out_silently(twins, monkeypatch):
     model.loss_function = lambda logits, labels, vocab_size, **_: logits.sum()
     with pytest.raises(RuntimeError, match="its logits are made whole, for sum"):
         model(IDS, labels=LABELS)
+
+
+def test_a_model_lives_no_longer_than_its_last_user(twins):
+    _, model = twins
+    sft.convert(model, PLAN, origin=True)
+    sft.lean(model, loss=Anchored(model))
+    model(IDS, labels=LABELS).loss.backward()
+    gone = weakref.ref(model.lm_head)
+    del model, twins[1:]
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_model_that_needs_its_logits_raises():
