@@ -1,7 +1,7 @@
 """convert and revert: put selective modules into a model that exists, and take them out again."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from .converted import RECORD, Record, record_of, report_of, selected_in
 from .lean_modules import lean as make_lean
 from .lean_modules import lean_state, restore_lean_state, unlean
 from .nn.alias import SelectedParameter
-from .nn.foreign import check_whole
+from .nn.foreign import check_numbers, check_whole
 from .nn.held_apart import warn_of_held_apart
 from .nn.linear import is_adopted, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
@@ -32,7 +32,7 @@ DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64  # of value
 
 def convert(
     model: nn.Module,
-    plan: Mapping[str, Selection | str],
+    plan: Mapping[str, Selection | str] | None,
     lean: bool = False,
     values_dtype: torch.dtype | None = None,
     process_group: Any = None,
@@ -51,25 +51,69 @@ def convert(
     `SelectiveAdamW`. Converting again with an equal plan changes nothing. All or nothing: KeyError
     (unknown name), IndexError, TypeError or ValueError leave the model as it was.
 
-    process_group: in several processes (DDP), whose plans must be equal. None: those of all
+    process_group: in several processes (DDP, FSDP2), whose plans must be equal. None: those of all
     processes, where torch.distributed is initialised by now, which all must call this then; a
     ProcessGroup: those of its ranks; False: this process converts by itself (rank 0 alone, a stage
-    of a pipeline). Plans that differ, and an error on any rank, raise on all.
+    of a pipeline). Plans that differ, and an error on any rank, raise on all. A rank may give None
+    as its plan, and takes that of the first one; where the first one has the weights, the model may
+    be on the meta device on the others, to be given weights and values together
+    (`broadcast_from_rank0` of torch's `set_model_state_dict`, after `fully_shard`).
     origin: keep what trains as it is now (of selections the selected entries, in the dtype of the
     weight; what trains whole, whole): for `sft.restore` and decay to it. It goes into
     `model.state_dict()` as `<name>_origin`.
     """
     settings = Settings(values_dtype, origin)
     with Ranks("sft.convert", process_group) as ranks:
-        plan = plan if isinstance(plan, Plan) else Plan(plan)
+        own = _brought(model, plan)
+        brought = ranks.ask(own)
+        plan = _plan_of(plan, brought, ranks)
+        on_meta = brought[0].numbers and not own.numbers  # the first will give its numbers
         record = record_of(model)
         if record is not None:
             return _convert_again(model, record, plan, lean, settings, ranks)
         _check(model, plan, values_dtype)
+        _check_numbers(model, plan, origin, on_meta)
         report = _convert(model, plan, lean, settings, ranks)
     warn_of_adapters(model)
     warn_of_held_apart(model)
     return report
+
+
+class _Brought(NamedTuple):
+    """What a rank brings: a plan, and the numbers of all its weights."""
+
+    plan: bool
+    numbers: bool
+
+
+def _brought(model: nn.Module, plan: Mapping[str, Selection | str] | None) -> _Brought:
+    return _Brought(plan is not None, not any(weight.is_meta for weight in model.parameters()))
+
+
+def _plan_of(
+    plan: Mapping[str, Selection | str] | None, brought: list[_Brought], ranks: Ranks
+) -> Plan:
+    """The plan of this rank, or of the first one where it has none."""
+    if not brought[0].plan:
+        alone = "this process is by itself" if ranks.size == 1 else "that one has none either"
+        raise TypeError(f"plan: None takes that of the first of several processes, and {alone}")
+    if plan is not None and not isinstance(plan, Plan):
+        plan = Plan(plan)
+    if all(each.plan for each in brought):
+        return plan
+    first = ranks.of_first(plan)
+    return first if plan is None else plan
+
+
+def _check_numbers(model: nn.Module, plan: Plan, origin: bool, on_meta: bool) -> None:
+    """Raise ValueError for selected weights without numbers, unless another rank has them."""
+    if on_meta and origin:
+        raise ValueError(
+            "origin: the model is on the meta device here, so there is nothing to keep; load it on"
+            " every process, or convert without origin=True"
+        )
+    for name in [] if on_meta else selected_in(plan):
+        check_numbers(name, find(model, name).parameter)
 
 
 def _convert_again(

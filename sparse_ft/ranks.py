@@ -89,20 +89,43 @@ class Ranks:
         self._agreed = True
         if self.size == 1:
             return
-        told = self.exchange({"call": self._name, "wanted": dict(wanted)})
+        told = self._told(dict(wanted))
         for rank, what in enumerate(told):
-            if "error" in what:
+            if what != told[0]:
+                raise RuntimeError(f"{self._name}: {_difference(told[0], what, rank)}")
+
+    def ask(self, what: Any) -> list:
+        """What each rank says, in the order of the ranks. Raises RuntimeError on every rank where
+        one has failed.
+        """
+        if self.size == 1:
+            return [what]
+        self._agreed = True  # who raises here has told the others all that they wait for
+        told = self._told(what)
+        self._agreed = False
+        return told
+
+    def of_first(self, what: Any) -> Any:
+        """What the first rank says, on every rank."""
+        if self.size == 1:
+            return what
+        said = [what]
+        distributed.broadcast_object_list(said, group=self._group, group_src=0)
+        return said[0]
+
+    def _told(self, what: Any) -> list:
+        """What each rank says in this call of the function; errors and other calls raise."""
+        told = self.exchange({"call": self._name, "said": what})
+        for rank, of_rank in enumerate(told):
+            if "error" in of_rank:
                 raise RuntimeError(
-                    f"{self._name}: rank {rank} failed, so this one stops too: {what['error']}"
+                    f"{self._name}: rank {rank} failed, so this one stops too: {of_rank['error']}"
                 )
-            if what["call"] != self._name:
+            if of_rank["call"] != self._name:
                 raise RuntimeError(
-                    f"{self._name}: rank {rank} is in {what['call']} meanwhile; {ALONE}"
+                    f"{self._name}: rank {rank} is in {of_rank['call']} meanwhile; {ALONE}"
                 )
-        first = told[0]["wanted"]
-        for rank, what in enumerate(told):
-            if what["wanted"] != first:
-                raise RuntimeError(f"{self._name}: {_difference(first, what['wanted'], rank)}")
+        return [of_rank["said"] for of_rank in told]
 
     def begin(self) -> None:
         """What comes next may fail again, and ends with another `agree`."""

@@ -97,10 +97,6 @@ def check_weight(label: str, weight: torch.Tensor, values_dtype: torch.dtype | N
             f"{label}: created under inference_mode, or converted there, so nothing tells when it"
             " changes; do both outside"
         )
-    if weight.device.type == "meta":
-        raise ValueError(
-            f"{label}: on the meta device, so it has no values to select from; load the model first"
-        )
     if not weight.is_leaf:
         raise ValueError(
             f"{label}: computed from other tensors (parametrized?), not a parameter of its own"
@@ -109,6 +105,15 @@ def check_weight(label: str, weight: torch.Tensor, values_dtype: torch.dtype | N
         raise TypeError(
             f"values_dtype: {values_dtype} does not hold every number of {label}, which is"
             f" {weight.dtype}; take a wider one"
+        )
+
+
+def check_numbers(label: str, weight: torch.Tensor) -> None:
+    """Raise ValueError for a weight on the meta device."""
+    if weight.device.type == "meta":
+        raise ValueError(
+            f"{label}: on the meta device, so it has no values to select from; load the model first"
+            " (with several processes the first one, and sft.convert takes the rest from there)"
         )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from .._torch import is_eager
 from ..functional import apply_product, selective_product
 from ..selection import Selection
-from .foreign import check_weight, refuse_tracing
+from .foreign import check_numbers, check_weight, refuse_tracing
 from .loading import check_loaded
 from .reading import read
 from .selected import Selected
@@ -125,6 +125,8 @@ class Adopted(Selected):
         """
         weight: Any = module._parameters["weight"]
         required_grad = weight is not None and weight.requires_grad
+        if weight is not None:
+            check_numbers(f"{type(module).__name__}.weight", weight)
         try:
             twin = copy.copy(module)
             twin.__dict__.update(

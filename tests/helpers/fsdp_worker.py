@@ -1,12 +1,20 @@
-"""Runs under FSDP2: `python fsdp_worker.py WORLD FOLDER` leaves FOLDER/RANK.pt of each rank."""
+"""Runs under FSDP2: `python fsdp_worker.py WORLD FOLDER [CHECKPOINT]` leaves FOLDER/RANK.pt of each
+rank.
+"""
 
+import dataclasses
 import sys
+import traceback
 
 import torch
-from helpers import ranks, sharded_net
-from helpers.sharded_net import Case
+from helpers import fsdp_checkpoints, fsdp_refusals, ranks, sharded_net
+from helpers.sharded_net import SELECTED, Case
 from torch import distributed
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
+import sparse_ft as sft
 
 CASES = {
     "plain": Case(),
@@ -14,39 +22,121 @@ CASES = {
     "SGD": Case("SGD"),
     "kept after forward": Case(shard=dict(reshard_after_forward=False)),
     "resharded everywhere": Case(shard=dict(reshard_after_forward=True)),
+    "resharded to 2": Case(shard=dict(reshard_after_forward=2)),
     "checkpointed": Case(checkpointed=True),
     "lean": Case(convert=dict(lean=True)),
+    "lean and checkpointed": Case(convert=dict(lean=True), checkpointed=True),
     "accumulated": Case(accumulate=2),
     "clipped": Case(clip=0.05),
     "offloaded": Case(shard=dict(offload_policy=CPUOffloadPolicy(pin_memory=False))),
+    "to the origin": Case("to the origin", plan=SELECTED, convert=dict(origin=True)),
+    "scaled": Case(factors={"layers.0.up.weight": 0.25, "layers.1.up.weight": 0.5}),
+    "16 bit": Case(dtype=torch.bfloat16, plan=SELECTED, exact=2**-7),
 }
-
-
-def shard(model, **keywords):
-    """Each layer a group, and the rest one."""
-    for layer in model.layers:
-        fully_shard(layer, **keywords)
-    return fully_shard(model, **keywords)
+# Compared with one process under FSDP2: nothing else computes in one dtype and keeps another.
+POLICIES = {
+    "32 bit": (torch.float64, MixedPrecisionPolicy(torch.float32, torch.float64), 1e-6),
+    "16 bit": (torch.float32, MixedPrecisionPolicy(torch.bfloat16, torch.float32), 2**-6),
+}
 
 
 def whole(model):
     """The state_dict on one process."""
-    return {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
-def run_case(name, rank, world):
-    case = CASES[name]
-    model = shard(sharded_net.converted(case), **case.shard)
-    optimizer = sharded_net.OPTIMIZERS[case.optimizer](model.parameters())
-    losses = torch.stack(sharded_net.train(model, optimizer, case, rank, world))
+def losses_of_all(losses):
+    losses = torch.stack(losses)
     distributed.all_reduce(losses)
-    return {"losses": losses / world, "weights": whole(model)}
+    return losses / distributed.get_world_size()
+
+
+def run_case(case, rank, world):
+    model = sharded_net.shard(sharded_net.converted(case), **case.shard)
+    optimizer = sharded_net.OPTIMIZERS[case.optimizer](model.parameters())
+    losses = sharded_net.train(model, optimizer, case, rank, world)
+    return {"losses": losses_of_all(losses), "weights": whole(model)}
+
+
+def run_policy(dtype, policy, rank, world, alone):
+    shard = dict(mp_policy=policy)
+    together = run_case(Case(dtype=dtype, shard=shard), rank, world)
+    case = Case(dtype=dtype, shard=dict(shard, mesh=alone))
+    return together, run_case(case, 0, 1)
+
+
+def from_the_first_rank(rank, world):
+    """The others have a model without numbers, and no plan."""
+    case = Case()
+    with torch.device("meta" if rank else "cpu"):
+        model = sharded_net.net()
+    sft.convert(model, case.plan if rank == 0 else None)
+    whole_state = model.state_dict() if rank == 0 else {}
+    sharded_net.shard(model)
+    if rank:
+        model.to_empty(device="cpu")
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, whole_state, options=options)
+    optimizer = sharded_net.OPTIMIZERS[case.optimizer](model.parameters())
+    losses = sharded_net.train(model, optimizer, case, rank, world)
+    return {"losses": losses_of_all(losses), "weights": whole(model)}
+
+
+def collectives(plan):
+    """How many of each kind one step takes."""
+    case = Case(plan=plan, steps=2)
+    model = sharded_net.net() if plan is None else sharded_net.converted(case)
+    for name, parameter in model.named_parameters():
+        if plan is None:  # as many gradients as columns have, but dense
+            parameter.requires_grad_(name in ("layers.0.up.weight", "head.weight"))
+    sharded_net.shard(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-2, foreach=False)
+    sharded_net.train(model, optimizer, dataclasses.replace(case, steps=1))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        sharded_net.train(model, optimizer, case, first=1)
+    found = [event.name for event in profile.events() if event.name.startswith("c10d::")]
+    return {name: found.count(name) for name in sorted(set(found))}
 
 
 def main(rank):
     world = distributed.get_world_size()
-    return {name: run_case(name, rank, world) for name in CASES}
+    each_alone = init_device_mesh("cpu", (world, 1), mesh_dim_names=("all", "one"))["one"]
+    found = {
+        name: run_case(case, rank, world)
+        for name, case in CASES.items()
+        if case.shard.get("reshard_after_forward") != 2 or world > 2
+    }
+    if world == 4:
+        replicas = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+        found["replicas"] = run_case(Case(shard=dict(mesh=replicas)), rank, world)
+        found["resumed"] = fsdp_checkpoints.resume(sys.argv[3], rank, world)
+        return found
+    for name, policy in POLICIES.items():
+        found[f"policy {name}"] = run_policy(*policy[:2], rank, world, each_alone)
+    found["from the first rank"] = from_the_first_rank(rank, world)
+    columns = {name: SELECTED[name] for name in ("layers.0.up.weight", "head.weight")}
+    rows = {name: SELECTED[name] for name in ("layers.0.down.weight", "layers.1.up.weight")}
+    found["collectives"] = {
+        "dense": collectives(None),
+        "columns": collectives(columns),
+        "rows and columns": collectives(columns | rows),
+    }
+    found |= fsdp_refusals.run(rank, world)
+    found |= fsdp_checkpoints.run(sys.argv[2], rank, world)
+    return found
+
+
+def told(rank):
+    try:
+        return main(rank)
+    except BaseException:
+        traceback.print_exc()
+        raise
 
 
 if __name__ == "__main__":
-    ranks.fork(int(sys.argv[1]), sys.argv[2], main)
+    ranks.fork(int(sys.argv[1]), sys.argv[2], told)

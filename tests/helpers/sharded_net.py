@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
@@ -79,6 +80,9 @@ def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 OPTIMIZERS: dict[str, Callable] = {
     "SelectiveAdamW": lambda ps: sft.SelectiveAdamW(ps, 1e-2, weight_decay=0.1),
     "AdamW": lambda ps: torch.optim.AdamW(ps, 1e-2, weight_decay=0.1),
+    "to the origin": lambda ps: sft.SelectiveAdamW(
+        ps, 1e-2, weight_decay=0.5, decay_to="origin"
+    ),
     "SGD": lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9),
 }
 
@@ -91,6 +95,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     plan: dict[str, Any] = dataclasses.field(default_factory=lambda: PLAN)
     convert: dict[str, Any] = dataclasses.field(default_factory=dict)
+    factors: dict[str, float] = dataclasses.field(default_factory=dict)
     checkpointed: bool = False
     accumulate: int = 1
     clip: float | None = None
@@ -103,7 +108,14 @@ def converted(case: Case) -> Net:
     model = net(case.dtype)
     model.checkpointed = case.checkpointed
     sft.convert(model, case.plan, **case.convert)
-    return model
+    return sft.scale_updates(model, case.factors) if case.factors else model
+
+
+def shard(model: Net, **keywords: Any) -> Net:
+    """Each layer a group of FSDP2's, and the rest one."""
+    for layer in model.layers:
+        fully_shard(layer, **keywords)
+    return fully_shard(model, **keywords)
 
 
 def part_of(batch: tuple, rank: int, world: int, number: int = 0, of: int = 1) -> tuple:
