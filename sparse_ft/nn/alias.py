@@ -221,8 +221,9 @@ class SelectedParameter(Selected):
     def _before_owner_loads(
         self, owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
     ) -> None:
-        check_loaded(self, state_dict, f"{prefix}{self.name}_selected.")
-        self.sync()  # a weight that fails to load is what values come from
+        own_prefix = f"{prefix}{self.name}_selected."
+        check_loaded(self, state_dict, own_prefix)
+        self._sync_to_load(state_dict, own_prefix)
         self._sparse_ft_state.shown = self._sparse_ft_state.held = (
             None  # the owner may swap its weight: no reference is left
         )

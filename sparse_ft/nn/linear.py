@@ -142,7 +142,7 @@ class Adopted(Selected):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # first: what is loaded may be this module's own memory, filled from a file
         check_loaded(self, state_dict, prefix)
-        self.sync()  # a weight that fails to load is what values come from
+        self._sync_to_load(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:

@@ -43,3 +43,11 @@ def check_loaded(module: Any, state_dict: dict, prefix: str) -> None:
         f" it was made under (sft.load, Plan.load), or leave {keys[1]!r} out to load the weight"
         " alone."
     )
+
+
+def is_same_memory(tensor: Any, own: Any) -> bool:
+    """Whether what a state_dict holds is a parameter's own memory."""
+    if not isinstance(tensor, torch.Tensor) or not isinstance(own, torch.Tensor):
+        return False
+    address = tensor.data_ptr()
+    return address != 0 and address == own.data_ptr() and tensor.numel() == own.numel()

@@ -15,6 +15,7 @@ from ..functional import alias
 from ..selection import Selection
 from .apart import as_matrix
 from .foreign import unswapped
+from .loading import is_same_memory
 from .sharded import forget_shards, load_shards
 from .showing import Showing
 from .state import NAME, State
@@ -174,6 +175,22 @@ class Selected(Showing):
         with `prefix`.
         """
         return prefix + "weight", prefix + "values"
+
+    def _sync_to_load(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """The last `sync` before a state_dict is loaded: a weight that fails to load is what values
+        come from.
+
+        Where the weight alone comes, in the module's own memory, which was filled from a file
+        (torch.distributed.checkpoint loads so), that is the truth, also if a `sync` has come
+        between.
+        """
+        weight_key, values_key = self._keys(prefix)
+        is_own = is_same_memory(state_dict.get(weight_key), self._weight_or_none())
+        state = self._sparse_ft_state
+        if values_key in state_dict or not is_own or not self._shows_these_values():
+            self.sync()
+        elif state.overwritten is not None:
+            ops.scatter_selected_(self._matrix(), state.overwritten, state.selection.layout)
 
     def _weight_is_in(self, state_dict: dict[str, Any], prefix: str) -> bool:
         return self._keys(prefix)[0] in state_dict

@@ -98,6 +98,11 @@ class Showing(nn.Module):
             weight._version, weight.data_ptr(), weight.dtype, index._version,
         )  # fmt: skip
 
+    def _shows_these_values(self) -> bool:
+        """Whether the weight last showed the values as they are, whoever wrote the weight since."""
+        last = self._sparse_ft_state.shown
+        return last is not None and self._stamp().same_values(last)
+
     def _mark_shown(self) -> None:
         """From now on the weight counts as showing the values, until one of them changes."""
         state, stamp = self._sparse_ft_state, self._stamp()
@@ -106,7 +111,7 @@ class Showing(nn.Module):
             weight, values = self._weight(), self._parameters["values"]
             storage = weakref.ref(weight.untyped_storage())
             state.held = Held(addresses, storage, values.detach(), weakref.ref(weight))
-        state.shown, state.suspected = stamp, None
+        state.shown, state.suspected, state.overwritten = stamp, None, None
 
     def after_step(self, written: bool, reached: bool) -> None:
         """An optimiser that holds `values` has stepped.
@@ -205,18 +210,19 @@ class Showing(nn.Module):
             raise RuntimeError(f"{state.label}: {_managed(why)}")
 
     def _show(self, state: State, force: bool) -> None:
-        quietly, last = False, state.shown or state.suspected
+        quietly, last, overwritten = False, state.shown or state.suspected, None
         if not force and last is not None:
             if self._is_shown(state):
                 return
             stamp = self._stamp()
             quietly = stamp == state.suspected
             if not quietly and stamp.same_values(last):
-                self._warn_if_overwritten()
+                overwritten = self._warn_if_overwritten()
         elif isinstance(self._parameters["values"], nn.Parameter):
             self._settle()  # an `_apply` that failed did not come to that
         self._write(quietly)
         self._mark_shown()
+        state.overwritten = overwritten
 
     def _is_shown(self, state: State) -> bool:
         return is_shown(state, self._parameters["values"], self._weight())
@@ -249,26 +255,29 @@ class Showing(nn.Module):
                 why = str(error)
         warn_of_loss(state.label, why)
 
-    def _warn_if_overwritten(self) -> None:
+    def _warn_if_overwritten(self) -> torch.Tensor | None:
         """The weight was written or replaced, and by nothing that we know of: say so if selected
-        entries differ.
+        entries differ, and return them.
         """
         values = self._parameters["values"].detach()
-        self._warn_if_other(self._matrix(), values, self._sparse_ft_state.selection)
+        return self._warn_if_other(self._matrix(), values, self._sparse_ft_state.selection)
 
     def _warn_if_other(
         self, matrix: torch.Tensor, values: torch.Tensor, selection: Selection
-    ) -> None:
+    ) -> torch.Tensor | None:
+        """What the matrix holds at the selected entries; None where that is what values are."""
         shown = selection.scatter_(matrix.clone(), values)
         wanted = ops.gather_selected(shown, selection.layout)
         there = ops.gather_selected(matrix, selection.layout)
-        if not torch.allclose(there, wanted, rtol=0, atol=0, equal_nan=True):
-            warnings.warn(
-                f"{self._sparse_ft_state.label}: selected entries were changed behind the module's"
-                " back; `values` is the authority and overwrites them. Edit `values`, or load a"
-                " state_dict that has no values.",
-                stacklevel=4,
-            )
+        if torch.allclose(there, wanted, rtol=0, atol=0, equal_nan=True):
+            return None
+        warnings.warn(
+            f"{self._sparse_ft_state.label}: selected entries were changed behind the module's"
+            " back; `values` is the authority and overwrites them. Edit `values`, or load a"
+            " state_dict that has no values.",
+            stacklevel=4,
+        )
+        return there
 
 
 def _managed(why: str) -> str:

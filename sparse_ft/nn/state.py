@@ -97,6 +97,9 @@ class State:
     suspected: Stamp | None = (
         None  # `shown` until an optimiser stepped that may step a copy of the values
     )
+    # what the weight held at the selected entries before the last `sync` wrote the values over it,
+    # where somebody else had written it; None once the weight shows the values anew
+    overwritten: torch.Tensor | None = None
     claim: Any = None  # the `steps.Stepper` that steps the values; None: nobody has yet
     held: Any = None  # a `Held`
     shards: Any = None  # a `parallel.shards.Shards`, where FSDP2 keeps weight and values
@@ -111,6 +114,7 @@ class State:
             linked=None,
             shown=None,
             suspected=None,
+            overwritten=None,
             claim=None,
             held=None,
             shards=None,

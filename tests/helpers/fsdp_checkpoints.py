@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from helpers import sharded_net
+from helpers import ranks, sharded_net
 from helpers.sharded_net import PLAN, Case
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -64,16 +64,13 @@ def losses_of_all(losses: list[torch.Tensor]) -> torch.Tensor:
     return summed / distributed.get_world_size()
 
 
-def resume(folder: str, rank: int, world: int) -> dict[str, Any]:
-    """Losses from there on. rank 0 of world 1: one process, without a process group."""
-    found = {}
-    for name in ("checkpoint", "checkpoint later"):
-        model, optimizer = begun(CASE, is_sharded=world > 1)
-        load(f"{folder}/{name}", model, optimizer)
-        found[name] = {"state": whole(state_of(model, optimizer))}
-        losses = sharded_net.train(model, optimizer, CASE, rank, world, first=SAVED_AT)
-        found[name]["losses"] = losses_of_all(losses)
-    return found
+def resume(folder: str, name: str, rank: int, world: int) -> dict[str, Any]:
+    """State, and losses from there on. world: 1 for one process, without a process group."""
+    model, optimizer = begun(CASE, is_sharded=world > 1)
+    load(f"{folder}/{name}", model, optimizer)
+    state = whole(state_of(model, optimizer))
+    losses = sharded_net.train(model, optimizer, CASE, rank, world, first=SAVED_AT)
+    return {"state": state, "losses": losses_of_all(losses)}
 
 
 def save(folder: str, rank: int, world: int) -> dict[str, Any]:
@@ -121,6 +118,18 @@ def dies(folder: str, rank: int, world: int) -> dict[str, Any]:
     except RuntimeError as error:
         return {"seconds": time.monotonic() - start, "error": str(error)}
     return {}
+
+
+def with_one_killed(folder: str) -> None:
+    """A run of two ranks of which one dies, begun by this process, which has no process group."""
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if not child:
+            ranks.become(rank, 2, f"{folder}/killed", lambda rank: dies(folder, rank, 2))
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 def run(folder: str, rank: int, world: int) -> dict[str, Any]:

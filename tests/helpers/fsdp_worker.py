@@ -5,6 +5,7 @@ rank.
 import dataclasses
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 from helpers import fsdp_checkpoints, fsdp_refusals, ranks, sharded_net
@@ -86,12 +87,13 @@ def from_the_first_rank(rank, world):
 
 
 def collectives(plan):
-    """How many of each kind one step takes."""
+    """How many of each kind one step takes. plan: of selections, or names of what trains whole."""
     case = Case(plan=plan, steps=2)
-    model = sharded_net.net() if plan is None else sharded_net.converted(case)
+    is_dense = isinstance(plan, set)
+    model = sharded_net.net() if is_dense else sharded_net.converted(case)
     for name, parameter in model.named_parameters():
-        if plan is None:  # as many gradients as columns have, but dense
-            parameter.requires_grad_(name in ("layers.0.up.weight", "head.weight"))
+        if is_dense:
+            parameter.requires_grad_(name in plan)
     sharded_net.shard(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-2, foreach=False)
@@ -113,17 +115,20 @@ def main(rank):
     if world == 4:
         replicas = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
         found["replicas"] = run_case(Case(shard=dict(mesh=replicas)), rank, world)
-        found["resumed"] = fsdp_checkpoints.resume(sys.argv[3], rank, world)
+        found["resumed"] = fsdp_checkpoints.resume(sys.argv[3], "checkpoint", rank, world)
         return found
-    for name, policy in POLICIES.items():
-        found[f"policy {name}"] = run_policy(*policy[:2], rank, world, each_alone)
+    for name, (dtype, policy, _) in POLICIES.items():
+        found[f"policy {name}"] = run_policy(dtype, policy, rank, world, each_alone)
     found["from the first rank"] = from_the_first_rank(rank, world)
     columns = {name: SELECTED[name] for name in ("layers.0.up.weight", "head.weight")}
     rows = {name: SELECTED[name] for name in ("layers.0.down.weight", "layers.1.up.weight")}
     found["collectives"] = {
-        "dense": collectives(None),
+        "dense": {
+            "two layers": collectives(set(columns)),
+            "both layers": collectives(set(columns | rows)),
+        },
         "columns": collectives(columns),
-        "rows and columns": collectives(columns | rows),
+        "rows": collectives(columns | rows),
     }
     found |= fsdp_refusals.run(rank, world)
     found |= fsdp_checkpoints.run(sys.argv[2], rank, world)
@@ -139,4 +144,8 @@ def told(rank):
 
 
 if __name__ == "__main__":
-    ranks.fork(int(sys.argv[1]), sys.argv[2], told)
+    world, folder = int(sys.argv[1]), sys.argv[2]
+    ranks.fork(world, folder, told)
+    if world == 2:
+        Path(folder, "killed").mkdir()
+        fsdp_checkpoints.with_one_killed(folder)

@@ -38,8 +38,10 @@ def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float =
     return said
 
 
-def start_forked(worker: str, folder, world: int, seconds: float = 60, **environment: str) -> str:
-    """Run `python WORKER WORLD FOLDER`, which imports what it needs once and then calls `fork`.
+def start_forked(
+    worker: str, folder, *arguments: str, world: int, seconds: float = 60, **environment: str
+) -> str:
+    """Run `python WORKER WORLD FOLDER [argument …]`, which imports what it needs once and then calls `fork`.
     Returns what it printed.
     """
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
@@ -47,7 +49,7 @@ def start_forked(worker: str, folder, world: int, seconds: float = 60, **environ
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     process = subprocess.Popen(
-        [sys.executable, worker, str(world), str(folder)], env=environment, text=True,
+        [sys.executable, worker, str(world), str(folder), *arguments], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -68,7 +70,7 @@ def fork(world: int, folder, run) -> None:
     for rank in range(world):
         child = os.fork()
         if not child:
-            _run(rank, world, folder, run)
+            become(rank, world, folder, run)
         children[child] = rank
     while children:
         child, status = os.wait()
@@ -77,7 +79,7 @@ def fork(world: int, folder, run) -> None:
             sys.exit(f"rank {rank} ended with status {status}")  # who started this kills the rest
 
 
-def _run(rank: int, world: int, folder, run) -> None:
+def become(rank: int, world: int, folder, run) -> None:
     """In a child, which never returns."""
     try:
         join(rank, world, folder)

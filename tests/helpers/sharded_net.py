@@ -80,9 +80,7 @@ def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 OPTIMIZERS: dict[str, Callable] = {
     "SelectiveAdamW": lambda ps: sft.SelectiveAdamW(ps, 1e-2, weight_decay=0.1),
     "AdamW": lambda ps: torch.optim.AdamW(ps, 1e-2, weight_decay=0.1),
-    "to the origin": lambda ps: sft.SelectiveAdamW(
-        ps, 1e-2, weight_decay=0.5, decay_to="origin"
-    ),
+    "to the origin": lambda ps: sft.SelectiveAdamW(ps, 1e-2, weight_decay=0.5, decay_to="origin"),
     "SGD": lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9),
 }
 
