@@ -15,10 +15,11 @@ from typing import Any
 from . import pages, presets, whole
 from .catalogue import Catalogue, get
 from .catalogue import every as list
+from .pages.grafting import put_back
 from .process import Process
 from .recipe import RECIPES, Recipe, recipe
 
-__all__ = ["Catalogue", "Process", "Recipe", "get", "list", "recipe"]
+__all__ = ["Catalogue", "Process", "Recipe", "get", "list", "put_back", "recipe"]
 _PAGES = (pages, presets, whole)  # imported for the recipes they hold
 
 

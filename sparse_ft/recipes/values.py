@@ -10,6 +10,7 @@ from torch import nn
 
 from ..converted import holders_of
 from ..nn import origin_of
+from ..optim import SelectiveAdamW
 from ..selection import Selection
 
 
@@ -45,3 +46,11 @@ def cycled(batches: Any, argument: str = "batches") -> Iterator[Any]:
     if not kept:
         raise ValueError(f"{argument}: expected at least one batch, got none")
     return itertools.cycle(kept)
+
+
+def forget(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> None:
+    """Free what the optimiser knows of a parameter; it begins anew with its next gradient."""
+    if isinstance(optimizer, SelectiveAdamW):
+        optimizer.forget(parameter)
+    elif optimizer is not None:
+        optimizer.state.pop(parameter, None)

@@ -20,6 +20,7 @@ class DenseMasked:
         self.exp_avg = {name: torch.zeros_like(w) for name, w in weights.items()}
         self.exp_avg_sq = {name: torch.zeros_like(w) for name, w in weights.items()}
         self.age = {name: torch.zeros_like(w) for name, w in weights.items()}
+        self.factors: dict[str, float | torch.Tensor] = {}  # of updates, 1 where there is none
         self.steps = 0
 
     def step(self):
@@ -40,6 +41,7 @@ class DenseMasked:
             decayed = old - self.origins[name] if self.to_origin else old
             new = old - self.lr * self.weight_decay * decayed
             new = new - self.lr * corrected / (root + EPS)
+            new = old + self.factors.get(name, 1.0) * (new - old)
             self.values[name] = torch.where(mask, new, old)
             weight.data.copy_(self.values[name])
             weight.grad = None

@@ -67,20 +67,36 @@ def assert_equal(model: nn.Module, plan: sft.Plan, masks: Matrices) -> None:
 
 
 def trained_densely(
-    model: nn.Module, masks: Matrices, batches: list, steps: int, lr: float, after=None, **settings
+    model: nn.Module,
+    masks: Matrices,
+    batches: list,
+    steps: int,
+    lr: float,
+    start=None,
+    before=None,
+    after=None,
+    **settings,
 ) -> nn.Module:
-    """A copy, trained by dense gradients and masks. after(dense, steps done): called each step."""
+    """A copy, trained by dense gradients and masks.
+
+    start(dense): called first; before(dense): at each step, when gradients are there;
+    after(dense, steps done).
+    """
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     weights = {name: model.get_parameter(name).requires_grad_() for name in masks}
     shaped = {name: mask.reshape(weights[name].shape) for name, mask in masks.items()}
     dense = DenseMasked(weights, shaped, lr, **settings)
+    if start is not None:
+        start(dense)
     for step in range(steps):
         dense_scores.losses(model, [batches[step % len(batches)]])[0].backward()
         for weight in weights.values():
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
+        if before is not None:
+            before(dense)
         dense.step()
         if after is not None:
             after(dense, step + 1)

@@ -1,5 +1,35 @@
 """Recipes that are a process, a page each: what trains, or what it is, changes on the way."""
 
-from . import lift, losia, lt_sft, rotating, spiel, spt
+from . import (
+    deltas_of_parts,
+    experts,
+    grafting,
+    green,
+    lift,
+    losia,
+    lt_sft,
+    rosa,
+    roselora,
+    rotating,
+    s2ft,
+    soft_masks,
+    spiel,
+    spt,
+)
 
-PAGES = (lift, losia, lt_sft, rotating, spiel, spt)
+PAGES = (
+    deltas_of_parts,
+    experts,
+    grafting,
+    green,
+    lift,
+    losia,
+    lt_sft,
+    rosa,
+    roselora,
+    rotating,
+    s2ft,
+    soft_masks,
+    spiel,
+    spt,
+)

@@ -1,0 +1,168 @@
+"""LoFiT and SparseGrad: what trains is no entry of a weight but a small delta on a layer."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...nn.linear import is_conv1d
+from ...plan import Plan
+from ...reparametrised import HeadOffsets, HeadScales, RotatedValues, parts_of, put, remove
+from ...reparametrised.bases import Basis
+from ...report import Report
+from ...salience.best import best
+from ...salience.losses import checked
+from ...salience.untouched import untouched
+from ...selection import Entries
+from ...units import units
+from ..parts import attention_and_rest
+from ..process import Process
+from ..recipe import recipe
+from ..values import cycled
+
+
+class Parts(Process):
+    """Deltas on layers; what `lofit` and `sparsegrad` return.
+
+    parts: {name of a layer: its delta}. `convert` puts them there; `sft.revert` merges them.
+    """
+
+    def __init__(self, parts: dict[str, Any]):
+        super().__init__(Plan({}))
+        self.parts = parts
+
+    def convert(self, model: nn.Module, lean: bool = False) -> Report | None:
+        """Put the deltas on their layers; what `also` named is converted first."""
+        report = super().convert(model, lean) if self.plan else None
+        put(model, self.parts)
+        return report
+
+
+@recipe(
+    "lofit", "LoFiT, Yin et al. 2024, arXiv:2406.01563",
+    {"heads": 16, "steps": 100, "lr": 5e-3, "penalty": 5e-4}, follows="paper",
+)  # fmt: skip
+def lofit(
+    model: nn.Module,
+    batches: Any,
+    *,
+    heads: int = 16,
+    steps: int = 100,
+    lr: float = 5e-3,
+    penalty: float = 5e-4,
+    new_bias: bool = True,
+    loss: Any = None,
+) -> Parts:
+    """an offset vector for each of some attention heads, chosen by a factor each that trains first
+
+    First factors of all heads train for `steps` steps with an L1 penalty, and the heads with the
+    largest ‖a‖ are chosen, in all layers together; the factors are taken away again. The offset is
+    added to what the head gives, before the output projection: under grouped queries no bias of v
+    does the same. Merged it is a bias there (new_bias: where there is none, it gets one). Returns a
+    process.
+    """
+    kept = list(batches or ())
+    turns, take = cycled(kept), checked(loss)
+    places = _output_projections(model, kept[0], loss)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    scales = {layer: HeadScales(range(number), size) for layer, (number, size) in places.items()}
+    put(model, scales)
+    try:
+        trained = [part.values for part, _ in parts_of(model)]
+        optimizer = torch.optim.AdamW(trained, lr, weight_decay=0.0)
+        for _ in range(steps):
+            size = sum(values.abs().sum() for values in trained)
+            (take(model, next(turns)) + penalty * size).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        norms = {layer: scale.values.detach().norm(dim=1) for layer, scale in scales.items()}
+    finally:
+        remove(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+    return Parts(_offsets(norms, places, heads, new_bias))
+
+
+def _offsets(
+    norms: dict[str, torch.Tensor], places: dict[str, tuple[int, int]], heads: int, new_bias: bool
+) -> dict[str, Any]:
+    """Offsets for the heads with the largest norms."""
+    flat = torch.cat(list(norms.values()))
+    chosen = set(best(flat, heads, seed=0).tolist())
+    parts, first = {}, 0
+    for layer, (number, size) in places.items():
+        mine = [head for head in range(number) if first + head in chosen]
+        if mine:
+            parts[layer] = HeadOffsets(mine, size, new_bias=new_bias)
+        first += number
+    return parts
+
+
+def _output_projections(model: nn.Module, batch: Any, loss: Any) -> dict[str, tuple[int, int]]:
+    """{layer that reads heads: (how many heads, features of each)}."""
+    found = {}
+    size = getattr(getattr(model, "config", None), "head_dim", None)
+    for group in units(model, batch, loss).of("heads"):
+        for share in group.shares:
+            if share.takes:
+                inputs = len(share.index)
+                each: int = size or _head_size(model, inputs, group.count)
+                found[share.parameter.rpartition(".")[0]] = (inputs // each, each)
+    if not found:
+        raise ValueError("model: it has no attention heads that sft.units can tell")
+    return found
+
+
+def _head_size(model: nn.Module, inputs: int, groups: int) -> int:
+    """Features of a head: by the config's count of heads, else of a group that shares keys."""
+    number = getattr(getattr(model, "config", None), "num_attention_heads", None)
+    return inputs // (number or groups)
+
+
+@recipe(
+    "sparsegrad", "SparseGrad, Chekalina et al. 2024, arXiv:2410.07383",
+    {"density": 0.01, "seen": 4}, follows="paper",
+)  # fmt: skip
+def sparsegrad(
+    model: nn.Module,
+    batches: Any,
+    *,
+    density: float = 0.01,
+    seen: int = 4,
+    targets: Any = None,
+    loss: Any = None,
+) -> Parts:
+    """of each feed-forward weight the coordinates where its gradients are large, in their own basis
+
+    The basis: the eigenvectors of Σ g gᵀ and Σ gᵀ g over the gradients of `seen` batches; the
+    coordinates: those with the largest Σ |g| there. targets: other weights of linear layers. One
+    weight's gradients at a time. Returns a process.
+    """
+    names = attention_and_rest(model, targets)["rest"]
+    if targets is not None:
+        names = [name for group in attention_and_rest(model, targets).values() for name in group]
+    if batches is None:
+        raise ValueError("batches: the method looks at gradients, got None")
+    kept = list(batches)[:seen]
+    parts = {}
+    for name in names:
+        gradients = _gradients(model, name, kept, loss)
+        basis = Basis.of_gradients(gradients)
+        turned = sum(basis.coordinates(each).abs() for each in gradients)
+        count = max(1, round(density * turned.numel()))
+        index = best(turned.flatten(), count, seed=0)
+        parts[name.rpartition(".")[0]] = RotatedValues(Entries(index), basis)
+    return Parts(parts)
+
+
+def _gradients(model: nn.Module, name: str, batches: list[Any], loss: Any) -> list[torch.Tensor]:
+    """[out, in] of each batch."""
+    module: Any = model.get_submodule(name.rpartition(".")[0])
+    take = checked(loss)
+
+    def run(saved: Any) -> list[torch.Tensor]:
+        stand_in = saved.stand_ins({name: module.weight})[name]
+        return [torch.autograd.grad(take(model, batch), stand_in)[0] for batch in batches]
+
+    found = untouched(model, run)
+    return [each.T.contiguous() if is_conv1d(type(module)) else each for each in found]
