@@ -103,6 +103,7 @@ MAY = {
         "optim",
         "places",
         "plan",
+        "reparametrised",
         "report",
         "reselection",
         "restoring",

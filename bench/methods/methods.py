@@ -70,6 +70,8 @@ def recipes(steps):
         _recipe("spiel", every=max(2, steps // 15), collect=max(1, steps // 60), total=steps),
         _recipe("losia", every=max(1, steps // 10), warm=max(1, steps // 60)),
         _recipe("spt", columns=2),
+        _recipe("s2ft"),
+        _recipe("sparsegrad"),
         _recipe("lt_sft", steps=max(1, steps // 10), lr=1e-4),
         _recipe("ist", layers=2, every=max(1, steps // 30), probe=max(1, steps // 10)),
     ]

@@ -68,7 +68,7 @@ def lofit(
     scales = {layer: HeadScales(range(number), size) for layer, (number, size) in places.items()}
     put(model, scales)
     try:
-        trained = [part.values for part, _ in parts_of(model)]
+        trained: list[Any] = [part.values for part, _ in parts_of(model)]
         optimizer = torch.optim.AdamW(trained, lr, weight_decay=0.0)
         for _ in range(steps):
             size = sum(values.abs().sum() for values in trained)
@@ -148,7 +148,7 @@ def sparsegrad(
     for name in names:
         gradients = _gradients(model, name, kept, loss)
         basis = Basis.of_gradients(gradients)
-        turned = sum(basis.coordinates(each).abs() for each in gradients)
+        turned: Any = sum(basis.coordinates(each).abs() for each in gradients)
         count = max(1, round(density * turned.numel()))
         index = best(turned.flatten(), count, seed=0)
         parts[name.rpartition(".")[0]] = RotatedValues(Entries(index), basis)

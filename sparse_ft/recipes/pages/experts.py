@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ...plan import Plan
-from ...salience.layer_scores import routing
+from ...salience import layer_scores
 from ...units import units
 from ..parts import routers_of
 from ..recipe import recipe
@@ -14,7 +14,7 @@ from .full_run import after_training
 
 def chosen_experts(model: nn.Module, batches: list[Any], share: float, gates: bool) -> Plan:
     """In each layer the fewest experts whose shares add up to `share`, whole."""
-    worth = routing(model, batches, gates=gates)
+    worth = layer_scores.routing(model, batches, gates=gates)
     by_layer: dict[str, list[tuple[float, int]]] = {}
     for name, each in worth.items():
         layer, _, number = name.rpartition(".")

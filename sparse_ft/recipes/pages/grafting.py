@@ -71,9 +71,10 @@ def grafting(
     if base is None:
         raise ValueError("base: the model before its training is needed, got None")
     amount = {"budget": budget} if density is None else {"density": density}
+    score: Any = scores.movement(base)
     return select(
-        model, structure="entries", scope="global", score=scores.movement(base), targets=targets,
-        seed=seed, **amount,
+        model, structure="entries", scope="global", score=score, targets=targets, seed=seed,
+        **amount,
     )  # fmt: skip
 
 

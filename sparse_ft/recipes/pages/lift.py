@@ -42,11 +42,10 @@ def lift(
     """
     amount = {"budget": budget} if density is None else {"density": density}
 
+    score: Any = scores.principal(filter_rank, iterations)
+
     def rule(model: nn.Module, names: Any = targets) -> Plan:
-        return select(
-            model, structure="entries", score=scores.principal(filter_rank, iterations),
-            targets=names, seed=seed, **amount,
-        )  # fmt: skip
+        return select(model, structure="entries", score=score, targets=names, seed=seed, **amount)
 
     plan = rule(model)
     again = literally(plan)

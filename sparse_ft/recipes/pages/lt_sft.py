@@ -43,9 +43,10 @@ def lt_sft(
     amount = {"budget": budget} if density is None else {"density": density}
 
     def moved_most(before: Mapping[str, torch.Tensor]) -> Plan:
+        score: Any = scores.movement(before)
         return select(
-            model, structure="entries", scope=scope, score=scores.movement(before),
-            targets=literally(names), seed=seed, **amount,
+            model, structure="entries", scope=scope, score=score, targets=literally(names),
+            seed=seed, **amount,
         )  # fmt: skip
 
     return after_training(model, names, batches, moved_most, loss=loss, steps=steps, lr=lr)
@@ -77,9 +78,7 @@ def fedselect(
     if base is None:
         raise ValueError("base: the model before the client's round is needed, got None")
     amount = {"budget": budget} if density is None else {"density": density}
-    score = scores.movement(base)
-    if previous:
-        score = _others_first(base, previous)  # type: ignore[assignment]
+    score: Any = _others_first(base, previous) if previous else scores.movement(base)
     plan = select(
         model, structure="entries", scope=scope, score=score, targets=targets, seed=seed, **amount
     )
