@@ -150,7 +150,7 @@ def _check(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> No
         if isinstance(module, Selected):
             raise ValueError(
                 f"model: {name!r} is selective already; call sft.revert on the model that was"
-                " converted"
+                " converted (or sft.remove the delta that sft.apply put over quantised weights)"
             )
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise ValueError(

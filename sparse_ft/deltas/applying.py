@@ -12,7 +12,8 @@ from ..converted import record_of
 from ..nn import Selected
 from .base import Known, base_values, differences, refuse
 from .delta import Delta
-from .exchange import Exchange, exchanges_of, for_a_while, placed, swap_all, tensor_of
+from .exchange import Exchange, for_a_while, placed, swap_all
+from .over_codes import InLayer, exchanges_of
 from .overlap import overlapping
 from .part import Part
 
@@ -149,7 +150,12 @@ def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:
 def _refuse_converted(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    if record_of(model) is not None or any(isinstance(each, Selected) for each in model.modules()):
+    selective = {id(each) for each in model.modules() if isinstance(each, Selected)}
+    records = Applied.of(model).records
+    ours = {
+        id(each.layer) for one in records for each in one.exchanges if isinstance(each, InLayer)
+    }
+    if record_of(model) is not None or selective - ours:
         raise ValueError(
             "model: it is converted, and its `values` would overwrite a delta at the next forward;"
             " sft.revert(model) first. To train on from a delta: apply it, then sft.convert(model,"
@@ -161,8 +167,7 @@ def _mixed(model: nn.Module, name: str, part: Part, alpha: float) -> Part:
     """`part` with values between the base's and its own."""
     if not part.values.is_floating_point():
         return part  # counters: there is no half way
-    tensor = tensor_of(model, name, part).detach()
-    origin = base_values(tensor, part) if part.origin is None else part.origin
+    origin = base_values(model, name, part) if part.origin is None else part.origin
     return part.with_values(mixed(origin.to(part.values), part.values, alpha))
 
 

@@ -12,6 +12,7 @@ from . import places
 from .delta import Delta
 from .exchange import tensor_of
 from .fingerprint import bits_of, fingerprint, written
+from .over_codes import codes_differ, dense_of
 from .part import Part
 from .rest import rest_of, rest_of_matrix
 
@@ -100,6 +101,9 @@ def differences(model: nn.Module, delta: Delta, known: Known) -> list[str]:
 
 
 def _difference(model: nn.Module, name: str, part: Part, known: Known) -> str | None:
+    layer = places.layer_of(model, name)
+    if layer is not None:
+        return codes_differ(layer, part)
     tensor = places.tensor_of(*places.owner_of(model, name)).detach()
     if tensor.dtype != part.values.dtype:
         return f"is {tensor.dtype}, and the delta's are {part.values.dtype}"
@@ -145,14 +149,17 @@ def on_base(delta: Delta, base: nn.Module, force: bool = False) -> Delta:
         refuse(delta, wrong)
     parts = {}
     for name, part in delta.items():
-        tensor = tensor_of(base, name, part).detach()
-        origin = base_values(tensor, part)
+        origin = base_values(base, name, part)
         parts[name] = dataclasses.replace(part, origin=origin.to(part.values, copy=True))
     return delta.with_parts(parts)
 
 
-def base_values(tensor: torch.Tensor, part: Part) -> torch.Tensor:
-    """What `tensor` holds at the entries of `part`, shaped as its values."""
+def base_values(model: nn.Module, name: str, part: Part) -> torch.Tensor:
+    """What the tensor `name` of a model holds at the entries of `part`, shaped as its values."""
+    tensor = tensor_of(model, name, part).detach()
+    layer = places.layer_of(model, name)
+    if layer is not None:
+        tensor = dense_of(layer)
     if part.selection is None:
         return tensor
     return places.gathered(tensor.view(part.matrix_shape), part.selection)

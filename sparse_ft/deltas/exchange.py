@@ -5,13 +5,14 @@ Exact, and undone where it fails half way.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .. import ops
+from ..quantised.module import shape_of
 from . import places
 from .fingerprint import bits_of
 from .part import Part
@@ -137,7 +138,7 @@ def tensor_of(model: nn.Module, name: str, part: Part) -> torch.Tensor:
     Raises KeyError or ValueError that name it where there is none, or where it is another one.
     """
     tensor = placed(model, name, part)
-    if part.selection is not None:
+    if part.selection is not None and places.layer_of(model, name) is None:
         matrix = tuple(places.matrix_of(model, name).shape)
         if matrix != part.matrix_shape:
             raise ValueError(
@@ -156,18 +157,16 @@ def placed(model: nn.Module, name: str, part: Part) -> torch.Tensor:
 
     Raises KeyError or ValueError that name it where it is there no more, or has another shape.
     """
-    tensor = places.tensor_of(*places.owner_of(model, name))
-    if tuple(tensor.shape) != part.shape:
+    owner, attribute = places.owner_of(model, name)
+    tensor = places.tensor_of(owner, attribute)
+    packed = shape_of(owner) if attribute == "weight" else None
+    shape = tuple(tensor.shape) if packed is None else packed
+    if shape != part.shape:
         raise ValueError(
-            f"delta: {name!r} has shape {tuple(tensor.shape)} in this model, and the delta was made"
-            f" for {part.shape}"
+            f"delta: {name!r} has shape {shape} in this model, and the delta was made for"
+            f" {part.shape}"
         )
     return tensor
-
-
-def exchanges_of(model: nn.Module, parts: Sequence[tuple[str, Part]]) -> list[Exchange]:
-    """One exchange a part, all out; nothing is written. Raises as `tensor_of`."""
-    return [Exchange.of(name, part, tensor_of(model, name, part)) for name, part in parts]
 
 
 def _like(tensor: torch.Tensor, values: torch.Tensor, copy: bool = False) -> torch.Tensor:

@@ -18,6 +18,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from ..quantised.quantiser import plain_tensors
+
 _ROW = 1 << 16  # words that share one factor; within them, coefficients come from a table
 _ROWS_AT_ONCE = 2  # 1 MB of products, which fits a cache: 2 GB/s, with 16 half of that
 _LOW, _K = (1 << 32) - 1, -0x61C8864680B583EB  # K: 2^64 / golden ratio, as a signed number
@@ -27,8 +29,11 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def fingerprint(tensor: torch.Tensor) -> int:
     """The fingerprint of all entries of `tensor`, in [0, 2^64).
 
-    0 for what holds no plain numbers (sparse, quantised, complex).
+    0 for what holds no plain numbers (sparse, quantised by torch, complex); of a tensor that is
+    made of others, theirs together.
     """
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(fingerprint(part) for part in plain_tensors(tensor)) % (1 << 64)
     if not _is_plain(tensor):
         return 0
     memory = bits_of(tensor.detach()).reshape(-1).view(torch.uint8)

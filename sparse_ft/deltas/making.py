@@ -9,6 +9,7 @@ from ..nn import origin_of
 from ..selection import Entries, Selection
 from . import places
 from .fingerprint import fingerprint, written
+from .over_codes import fingerprint_of_codes
 from .part import Part
 from .rest import rest_of_matrix
 
@@ -22,7 +23,10 @@ def part_of(each: places.Trained) -> Part:
     matrix = each.weight.view(each.matrix_shape)
     selection, origin = ever_selected(each)
     values = places.gathered(matrix, selection)
-    rest = written(rest_of_matrix(matrix, selection, values, fingerprint(matrix)))
+    if each.layer is None:
+        rest = written(rest_of_matrix(matrix, selection, values, fingerprint(matrix)))
+    else:
+        rest = fingerprint_of_codes(each.layer)
     return Part(selection, values, shape, each.matrix_shape, origin, rest, each.reader)
 
 

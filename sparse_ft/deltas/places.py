@@ -17,6 +17,7 @@ from ..nn.linear import is_conv1d
 from ..ops.layout import inside
 from ..places import matrix_shape
 from ..plan import ALL
+from ..quantised.quantiser import quantiser_of
 from ..reparametrised import parts_of
 from ..selection import Selection
 
@@ -29,7 +30,8 @@ class Trained(NamedTuple):
 
     selection: None where it trains whole. reader: what its module is, as in `reader_of`. parameter:
     what an optimiser holds: the values of a selective module, or the tensor itself. left: entries
-    that trained before a reselection, and have kept what they learnt.
+    that trained before a reselection, and have kept what they learnt. layer: the module, where its
+    weight is quantised; `weight` is a dequantised copy then.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Trained(NamedTuple):
     reader: str
     parameter: torch.Tensor
     left: Left | None
+    layer: Any = None
 
 
 def trained(model: nn.Module) -> Iterator[Trained]:
@@ -65,10 +68,12 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         module.sync()
         state = module._sparse_ft_state
         name, _ = module._keys(prefix)
-        weight = module._weight().detach()
+        layer = None if module.has_cache else module
+        weight = module._weight().detach() if layer is None else module._matrix()
         reader = TIED if state.tied else _reader_of_selected(module)
         values = module._parameters["values"]
-        yield Trained(name, weight, state.selection, state.matrix_shape, reader, values, state.left)
+        selection, shape = state.selection, state.matrix_shape
+        yield Trained(name, weight, selection, shape, reader, values, state.left, layer)
     tied = tied_in(model)
     for name, what in record.plan.items():
         if what == ALL:
@@ -141,6 +146,13 @@ def matrix_of(model: nn.Module, name: str) -> torch.Tensor:
     """
     owner, attribute = owner_of(model, name)
     return as_matrix(tensor_of(owner, attribute).detach(), matrix_shape(model, name), name)
+
+
+def layer_of(model: nn.Module, name: str) -> Any:
+    """The quantised linear layer whose weight is called `name`; None where it is not quantised."""
+    owner, attribute = owner_of(model, name)
+    is_quantised = attribute == "weight" and quantiser_of(owner) is not None
+    return owner if is_quantised else None
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, int]:

@@ -125,6 +125,11 @@ def patches(model: nn.Module, since: Patches | None = None) -> Patches:
         )
     sent, made = {}, []
     for each in places.trained(model):
+        if each.layer is not None:
+            raise ValueError(
+                f"model: {each.name!r} is quantised, and no engine has a place for values over its"
+                " codes; sft.save_delta keeps them, sft.merge_quantised writes them into the weight"
+            )
         of_tensor, sent[each.name] = _patch(each, before.get(each.name))
         made += of_tensor
     return Patches(made, 1 if since is None else since.version + 1, sent)

@@ -79,6 +79,10 @@ class _Rewritten:
         exchanges, values, whole = [], [], []
         for each in places.trained(model) if record_of(model) is not None else ():
             origin = kept_origin(each)
+            if each.layer is not None:
+                # Its codes hold the base.
+                values.append((each.parameter, each.layer.base_values(each.weight.dtype)))
+                continue
             if origin is None and each.selection is None:
                 whole.append(each.name)
                 continue
