@@ -17,6 +17,7 @@ from .nn.linear import is_adopted, restore
 from .nn.lost import LOST, lost_from, unwatch, warn_of_adapters, watch
 from .nn.origin import forget_whole, keep_whole
 from .nn.selected import Selected
+from .nn.sharded import WHOLE, refuse_sharded
 from .nn.tied import is_tied, untie
 from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
@@ -234,6 +235,7 @@ def taken_out(model: nn.Module) -> nn.Module:
     """`revert` without a word of what trained over quantised weights."""
     check_mergeable(model)
     has_deltas = any(parts_of(model)) or is_frozen_by_put(model)
+    refuse_sharded(model, f"sft.state_dict(model) has plain weights; {WHOLE}")
     is_converted = record_of(model) is not None
     if is_converted:
         _write_back(model)

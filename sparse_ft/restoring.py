@@ -12,6 +12,7 @@ from torch import nn
 from .converted import record_of, sync
 from .messages import did_you_mean
 from .nn.origin import Origin, origins_in
+from .nn.sharded import WHOLE, refuse_sharded
 from .nn.state import Slide
 from .nn.steps import owner_of
 
@@ -53,6 +54,7 @@ def restore(model: nn.Module, alpha: float | Mapping[str, float] = 0.0) -> nn.Mo
     """
     if record_of(model) is None:
         raise ValueError("model: it was not converted; sft.convert(model, plan, origin=True) first")
+    refuse_sharded(model, WHOLE)
     known = {each.label: (each, parameter) for each, parameter in origins_in(model)}
     if not known:
         raise ValueError(

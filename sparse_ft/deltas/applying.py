@@ -10,6 +10,7 @@ from torch import nn
 
 from ..converted import record_of
 from ..nn import Selected
+from ..nn.sharded import BEFORE, refuse_sharded
 from .base import Known, base_values, differences, refuse
 from .delta import Delta
 from .exchange import Exchange, for_a_while, placed, swap_all
@@ -85,6 +86,7 @@ def apply(
     if not isinstance(alpha, Real) or not math.isfinite(alpha):
         raise ValueError(f"alpha: expected a finite number, got {alpha!r}")
     _refuse_converted(model)
+    refuse_sharded(model, BEFORE)
     applied = Applied.of(model)
     applied.forget_interrupted()
     if any(record.delta is delta for record in applied.records):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import state_dict
+from ..nn.sharded import WHOLE, refuse_sharded
 from ..places import matrix_shape
 from ..selection import Columns, Entries, Rows, Selection
 from . import places
@@ -29,6 +30,9 @@ def diff(base: nn.Module, trained: nn.Module | Mapping[str, torch.Tensor]) -> De
     base holds (`origin`). Raises ValueError for tensors that one of both lacks, or that have
     another shape or dtype, naming them.
     """
+    for model in (base, trained):
+        if isinstance(model, nn.Module):
+            refuse_sharded(model, WHOLE)
     after = state_dict(trained) if isinstance(trained, nn.Module) else dict(trained)
     before = state_dict(base)
     _check(before, after)

@@ -14,6 +14,7 @@ from ..nn import Selected, SelectedParameter, SelectiveConv1D, stored
 from ..nn.apart import as_matrix
 from ..nn.left import Left
 from ..nn.linear import is_conv1d
+from ..nn.sharded import WHOLE, refuse_sharded
 from ..ops.layout import inside
 from ..places import matrix_shape
 from ..plan import ALL
@@ -55,6 +56,7 @@ def trained(model: nn.Module) -> Iterator[Trained]:
             "model: it is not converted, so nothing tells what was trained; sft.convert it first,"
             " or compare two models: sft.diff(base, trained)"
         )
+    refuse_sharded(model, WHOLE)
     for part, _ in parts_of(model):
         raise ValueError(
             f"model: {part.label!r} has a reparametrised delta ({part.kind}), which is no change of"

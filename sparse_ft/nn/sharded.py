@@ -6,8 +6,8 @@ a module remembers; what is gathered shows the values already.
 """
 
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +16,12 @@ from ..parallel.dtensors import is_sharded_tensor, local_of
 from ..parallel.shards import Shards, write
 from .state import NAME
 
-if TYPE_CHECKING:
-    from .selected import Selected
-
+# The ways out of what is not supported.
+BEFORE = "do it before fully_shard"
+WHOLE = (
+    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of"
+    " torch.distributed.checkpoint.state_dict is the trained model, for a copy that is not split"
+)
 REPLICAS = (
     "its values are outside of fully_shard (ignored_params, or a part of the model that is not"
     " wrapped), so each rank would train its own copy and nothing would tell; shard the whole"
@@ -73,6 +76,20 @@ def is_split(module: Any) -> bool:
 def forget_shards(module: Any) -> None:
     """What is in place now is met anew."""
     module._sparse_ft_state.shards = None
+
+
+def refuse_sharded(model: nn.Module, way_out: str) -> None:
+    """Raise ValueError where FSDP2 has split `model` over the ranks."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for name, part in model.named_modules():
+        if isinstance(part, fsdp.FSDPModule):
+            where = f"its {name!r}" if name else "it"
+            raise ValueError(
+                f"model: {where} is split over the ranks by FSDP2 (fully_shard), which is not"
+                f" supported here; {way_out}"
+            )
 
 
 def check_gathered(module: Any) -> None:
@@ -134,27 +151,51 @@ def _leave_meta(module: Any) -> None:
     module._takes_shards()
 
 
-def meet_shards(modules: "Iterable[Selected]", models: Iterable[nn.Module]) -> None:
-    """Meet the shards of all modules, before an optimiser steps them; raise RuntimeError for values
-    that nobody shards.
-
-    models: those that were converted.
+def meet_shards(models: Iterable[nn.Module], parameters: Iterable[torch.Tensor]) -> None:
+    """Meet the shards of those of the converted `models` that an optimiser of `parameters` trains,
+    before it steps; raise RuntimeError for values that nobody shards.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or "torch.distributed.tensor" not in sys.modules:
         return
-    for module in modules:
-        module._takes_shards()
+    held = {id(parameter) for parameter in parameters}
     for model in models:
-        parts = list(model.modules())
-        if any(isinstance(part, fsdp.FSDPModule) for part in parts):
-            _check_all_sharded(parts)
+        groups = [part for part in model.modules() if isinstance(part, fsdp.FSDPModule)]
+        if groups and any(id(parameter) in held for parameter in model.parameters()):
+            _meet(model.modules())
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+            for group in groups:
+                _check_dtype(_own_parameters(group, fsdp.FSDPModule), names)
 
 
-def _check_all_sharded(parts: Iterable[Any]) -> None:
+def _own_parameters(group: nn.Module, kind: type) -> Iterator[nn.Parameter]:
+    """Those that FSDP2 gathers together: of a module, but for modules in it that are groups."""
+    yield from group.parameters(recurse=False)
+    for child in group.children():
+        if not isinstance(child, kind):
+            yield from _own_parameters(child, kind)
+
+
+def _check_dtype(parameters: Iterable[nn.Parameter], names: dict[int, str]) -> None:
+    """Raise ValueError for gradients that FSDP2 does not reduce together."""
+    first: dict[torch.dtype, str] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            first.setdefault(parameter.dtype, names[id(parameter)])
+    if len(first) > 1:
+        told = ", ".join(f"{name!r} in {dtype}" for dtype, name in first.items())
+        raise ValueError(
+            f"model: {told} train in one group of fully_shard, which takes one dtype; give values"
+            " the dtype of the weights (sft.convert's values_dtype), or select all entries of what"
+            " trains whole, which gives it fp32 values, too"
+        )
+
+
+def _meet(parts: Iterable[Any]) -> None:
     for part in parts:
         state = part.__dict__.get(NAME)
-        if state is None or state.selection is None or state.shards is not None:
+        if state is None or state.selection is None:
             continue
-        if not is_sharded_tensor(part._parameters.get("values")):
+        is_met = part._takes_shards() or is_sharded_tensor(part._parameters.get("values"))
+        if not is_met:
             raise RuntimeError(f"{state.label}: {REPLICAS}")

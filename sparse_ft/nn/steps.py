@@ -125,12 +125,12 @@ def _forget_shards(module: "Showing") -> None:
     _owners.pop(_sharded.pop(id(module), None), None)
 
 
-def meet_all_shards() -> None:
-    """Find out which values FSDP2 has made shards since the modules were last looked at.
+def meet_shards_in(parameters: Iterable[torch.Tensor]) -> None:
+    """Find out which values FSDP2 has made shards in the models that an optimiser trains.
 
     Raises RuntimeError for values that it was told to ignore.
     """
-    meet_shards(_alive(), converted_models())
+    meet_shards(converted_models(), parameters)
 
 
 def _forget(key: int) -> None:
@@ -194,7 +194,7 @@ def _note(optimizer: Optimizer) -> None:
     try:
         stepper = _steppers.get(optimizer)
         if stepper is None:
-            meet_all_shards()
+            meet_shards_in(_held_by(optimizer))
             stepper = _new_stepper(optimizer)
             _warn_if_made_before_conversion(optimizer)
         for other in stepper.waiting:

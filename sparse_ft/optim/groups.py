@@ -2,12 +2,12 @@
 
 import fnmatch
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-from ..nn.steps import owner_of
+from ..nn.steps import meet_shards_in, owner_of
 
 
 def groups_of(params: Any, no_decay: str | Iterable[str]) -> list:
@@ -20,6 +20,7 @@ def groups_of(params: Any, no_decay: str | Iterable[str]) -> list:
     included. Raises TypeError or ValueError that names the argument.
     """
     params = _listed(params)
+    meet_shards_in(_tensors(params))  # names and owners are asked for by the values
     patterns = [no_decay] if isinstance(no_decay, str) else list(no_decay)
     if patterns:
         _check_patterns(params, patterns)
@@ -49,6 +50,11 @@ def _items(params: Any) -> Any:
     if params and isinstance(params[0], dict):
         return [item for group in params for item in group["params"]]
     return params
+
+
+def _tensors(params: Any) -> Iterator[torch.Tensor]:
+    for item in _items(params):
+        yield item[1] if isinstance(item, tuple) else item
 
 
 def _trainable(params: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..nn.steps import meet_all_shards
 from ..ops._adamw_native import step_on_cpu_
 from ..ops._adamw_tensor import Flags, Settings
 from ..parallel.dtensors import is_sharded_tensor, local_of
@@ -116,7 +115,6 @@ class SelectiveAdamW(torch.optim.Optimizer):
         self._skipped = SkippedSteps()
         self._prepared: dict[int, Prepared] = {}  # id of a parameter -> what is known of it
         self._backward = InBackward(self) if in_backward else None
-        meet_all_shards()  # names and owners are asked for by the values that FSDP2 has made
         super().__init__(groups_of(params, no_decay), defaults)
 
     def __getstate__(self) -> dict:

@@ -16,6 +16,7 @@ from ..messages import did_you_mean
 from ..nn.embedding import SelectiveEmbedding
 from ..nn.foreign import refuse_quantised
 from ..nn.lost import LOST, lost_from
+from ..nn.sharded import refuse_sharded
 from ..optim import SelectiveAdamW
 from ..optim.exchange import check_moves
 from ..optim.member import Member
@@ -64,6 +65,7 @@ def reselect(
     with Ranks("sft.reselect", process_group) as ranks:
         while record_of(model) is None and isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
+        refuse_sharded(model, "choose once, before fully_shard")
         _check_word("dropped", dropped, ("keep", "restore"))
         _check_word("age", age, ("entry", "tensor"))
         changes = _changes(model, plan)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..nn.sharded import BEFORE, refuse_sharded
 from ..plan import Plan
 from ..ranks import Ranks
 from ..selection import Selection, as_block_size
@@ -129,6 +130,7 @@ def select(
         rated = None if score is None else as_score(score)
         check_batches_of(rated, batches)
         where = scope or ("global" if kind == "tensors" else "layer")
+        refuse_sharded(model, BEFORE)
         again = is_converted(model)
         samples = None if batches is None else Batches(batches, max_batches)
         among = None

@@ -8,12 +8,17 @@ import traceback
 from pathlib import Path
 
 import torch
-from helpers import fsdp_checkpoints, fsdp_refusals, ranks, sharded_net
+from helpers import fsdp_checkpoints, ranks, sharded_net
 from helpers.sharded_net import SELECTED, Case
-from torch import distributed
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch import distributed, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 import sparse_ft as sft
 
@@ -104,6 +109,59 @@ def collectives(plan):
     return {name: found.count(name) for name in sorted(set(found))}
 
 
+def skipped(rank):
+    """Whether a step is skipped by all ranks where one has seen a gradient that is not finite."""
+    model = sharded_net.shard(sharded_net.converted(Case()))
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, skip_nonfinite=True)
+    before = whole(model)
+
+    def spoil(step):
+        if rank == 1 and step == 0:
+            model.head.values.grad.to_local().fill_(float("inf"))
+
+    sharded_net.train(model, optimizer, Case(steps=1), rank, 2, before_step=spoil)
+    after_one = whole(model)
+    sharded_net.train(model, optimizer, Case(steps=2), rank, 2, first=1, before_step=spoil)
+    return {
+        "steps": optimizer.skipped_steps,
+        "kept": all(torch.equal(after_one[name], tensor) for name, tensor in before.items()),
+        "went on": any(not torch.equal(whole(model)[name], before[name]) for name in before),
+    }
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(sharded_net.TOKENS, sharded_net.WIDTH)
+        self.middle = nn.Linear(sharded_net.WIDTH, sharded_net.WIDTH)
+        self.head = nn.Linear(sharded_net.WIDTH, sharded_net.TOKENS, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.middle(self.embed(tokens))).mean(1)
+
+
+def tied(rank, world, is_sharded):
+    """An embedding that is the output head too."""
+    torch.manual_seed(0)
+    model = Tied()
+    sft.convert(model, {"embed.weight": sft.Rows([0, 2, 5])}, process_group=False)
+    if is_sharded:
+        fully_shard(model)
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+    losses = sharded_net.train(model, optimizer, Case(), rank, world)
+    return {"losses": losses_of_all(losses) if is_sharded else losses, "weights": whole(model)}
+
+
+def checkpointed_names():
+    """The names of a state_dict where torch's wrapper checkpoints the layers."""
+    model = sharded_net.converted(Case())
+    for number, layer in enumerate(model.layers):
+        model.layers[number] = fully_shard(checkpoint_wrapper(layer))
+    fully_shard(model)
+    return list(get_model_state_dict(model))
+
+
 def main(rank):
     world = distributed.get_world_size()
     each_alone = init_device_mesh("cpu", (world, 1), mesh_dim_names=("all", "one"))["one"]
@@ -122,6 +180,9 @@ def main(rank):
     found["from the first rank"] = from_the_first_rank(rank, world)
     columns = {name: SELECTED[name] for name in ("layers.0.up.weight", "head.weight")}
     rows = {name: SELECTED[name] for name in ("layers.0.down.weight", "layers.1.up.weight")}
+    found["skipped"] = skipped(rank)
+    found["tied"] = tied(rank, world, True)
+    found["names"] = checkpointed_names()
     found["collectives"] = {
         "dense": {
             "two layers": collectives(set(columns)),
@@ -130,7 +191,6 @@ def main(rank):
         "columns": collectives(columns),
         "rows": collectives(columns | rows),
     }
-    found |= fsdp_refusals.run(rank, world)
     found |= fsdp_checkpoints.run(sys.argv[2], rank, world)
     return found
 

@@ -41,8 +41,8 @@ def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float =
 def start_forked(
     worker: str, folder, *arguments: str, world: int, seconds: float = 60, **environment: str
 ) -> str:
-    """Run `python WORKER WORLD FOLDER [argument …]`, which imports what it needs once and then calls `fork`.
-    Returns what it printed.
+    """Run `python WORKER WORLD FOLDER [argument …]`, which imports what it needs once and calls
+    `fork`. Returns what it printed.
     """
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}

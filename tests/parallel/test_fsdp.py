@@ -99,6 +99,24 @@ def test_columns_add_no_collective_and_other_structures_one(two):
         assert sum(rows.values()) == sum(dense["both layers"].values()) + 1
 
 
+def test_a_step_is_skipped_on_all_ranks_or_on_none(two):
+    for result in two:
+        assert result["skipped"] == {"steps": 1, "kept": True, "went on": True}
+
+
+def test_an_embedding_that_is_tied_to_the_head(two):
+    want = fsdp_worker.tied(0, 1, is_sharded=False)
+    for result in two:
+        torch.testing.assert_close(result["tied"]["losses"], torch.stack(want["losses"]))
+        for key, weight in want["weights"].items():
+            torch.testing.assert_close(result["tied"]["weights"][key], weight, rtol=0, atol=1e-6)
+
+
+def test_wrappers_leave_no_trace_in_names(two):
+    for result in two:
+        assert result["names"] == list(sharded_net.converted(Case()).state_dict())
+
+
 def assert_equal_states(found, want, path=""):
     if isinstance(want, dict):
         assert found.keys() == want.keys(), path

@@ -1,0 +1,137 @@
+"""What FSDP2 and selections do not do together is refused by name. One rank is enough for that."""
+
+import pytest
+import torch
+from helpers import sharded_net
+from helpers.sharded_net import PLAN, SELECTED, Case
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+
+import sparse_ft as sft
+
+pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="needs gloo")
+TOKENS, _ = sharded_net.batches(1)[0]
+OUTSIDE = "embed.weight: its values are outside of fully_shard"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    store = distributed.FileStore(str(tmp_path_factory.mktemp("fsdp") / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def sharded(alone):
+    """A model that nothing here changes."""
+    return sharded_net.shard(sharded_net.converted(Case(plan=SELECTED, convert=dict(origin=True))))
+
+
+def values_in(model):
+    return {p for name, p in model.named_parameters() if name.endswith("values")}
+
+
+def test_values_that_are_ignored():
+    model = sharded_net.converted(Case())
+    sharded_net.shard(model, ignored_params=values_in(model))
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        model(TOKENS)
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        sft.SelectiveAdamW(model.parameters())
+
+
+def test_values_that_are_ignored_with_their_weights():
+    """Nothing of what trains is sharded; the first step tells, whoever takes it."""
+    model = sharded_net.converted(Case(plan={"head.weight": PLAN["head.weight"]}))
+    head = {model.head._parameters["values"], model.head._parameters["weight"]}
+    sharded_net.shard(model, ignored_params=head)
+    optimizer = torch.optim.SGD([model.head.values], lr=0.1)
+    model(TOKENS).sum().backward()
+    with pytest.raises(RuntimeError, match="head.weight: its values are outside of fully_shard"):
+        optimizer.step()
+
+
+def test_weights_that_are_ignored_without_their_values():
+    model = sharded_net.converted(Case(plan={"head.weight": PLAN["head.weight"]}))
+    sharded_net.shard(model, ignored_params={model.head._parameters["weight"]})
+    with pytest.raises(RuntimeError, match="head.weight: its weight is outside of fully_shard"):
+        sft.SelectiveAdamW(model.parameters())
+
+
+def test_a_part_that_is_not_wrapped():
+    model = sharded_net.converted(Case())
+    for layer in model.layers:
+        fully_shard(layer)
+    with pytest.raises(RuntimeError, match=OUTSIDE):
+        sft.SelectiveAdamW(model.parameters())
+    other = sharded_net.converted(Case())  # the fault of one model is not another's
+    sft.SelectiveAdamW(other.parameters())
+
+
+def test_shards_along_another_dimension():
+    model = sharded_net.converted(Case(plan={"head.weight": PLAN["head.weight"]}))
+    sharded_net.shard(model, shard_placement_fn=lambda p: Shard(1) if p.dim() > 1 else None)
+    with pytest.raises(ValueError, match="head.weight: its weight is placed as .*Shard.dim=1"):
+        model(TOKENS)
+
+
+def test_gradients_of_two_dtypes_in_one_group():
+    model = sharded_net.shard(sharded_net.converted(Case(dtype=torch.bfloat16)))
+    message = "'layers.0.norm.bias' in torch.bfloat16.* train in one group.* values_dtype"
+    with pytest.raises(ValueError, match=message):
+        sft.SelectiveAdamW(model.parameters())
+
+
+@pytest.mark.parametrize("option", ["optim_bits", "in_backward"])
+def test_options_of_the_optimiser(option, sharded):
+    with pytest.raises(ValueError, match=f"{option}: embed.weight is split over the ranks"):
+        sft.SelectiveAdamW(sharded.parameters(), **{option: 8 if option == "optim_bits" else True})
+
+
+SPLIT = {
+    "revert": lambda model, _: sft.revert(model),
+    "restore": lambda model, _: sft.restore(model, 0.5),
+    "reselect": lambda model, _: sft.reselect(model, torch.optim.SGD(model.parameters()), PLAN),
+    "save_delta": lambda model, path: sft.save_delta(model, path),
+    "disabled": lambda model, _: sft.disabled(model).__enter__(),
+    "patches": lambda model, _: sft.patches(model),
+    "diff": lambda model, _: sft.diff(sharded_net.net(), model),
+    "select": lambda model, _: sft.select(model, density=0.5, score="magnitude"),
+    "layer_scores": lambda model, _: sft.layer_scores.drift(model, sharded_net.net()),
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_functions_that_take_a_whole_model(name, sharded, tmp_path):
+    with pytest.raises(ValueError, match=r"model: it is split over the ranks by FSDP2.*; \w+"):
+        SPLIT[name](sharded, tmp_path / "file")
+
+
+def test_what_is_gathered_is_not_written(sharded):
+    sharded.eval()
+    with torch.no_grad():
+        sharded(TOKENS)
+    with pytest.raises(RuntimeError, match=r"embed.weight: FSDP2 shows a gathered copy.*reshard"):
+        sft.sync(sharded)
+    sharded.reshard()
+    sft.sync(sharded)
+
+
+@pytest.mark.parametrize("name", SELECTED)
+def test_sync_writes_to_the_shards(name):
+    """What was written where nothing tells of it."""
+    model = sharded_net.shard(sharded_net.converted(Case(plan={name: SELECTED[name]})))
+    shape = sft.matrix_shape(sharded_net.net(), name)
+    (values,) = values_in(model)
+    values.to_local().data.fill_(7.0)
+    weight = dict(model.named_parameters())[name].full_tensor().view(shape)
+    mask = SELECTED[name].mask(shape)
+    assert not (weight == 7).any()
+    sft.sync(model)
+    assert torch.equal(weight == 7, mask)
+
+
+def test_plain_weights_have_their_own_names(sharded):
+    assert sft.state_dict(sharded).keys() == sharded_net.net().state_dict().keys()
