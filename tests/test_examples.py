@@ -92,3 +92,28 @@ def test_a_page_a_trainer_trains(page, tmp_path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     losses = [float(x) for x in re.findall(r"^loss (\d+\.\d+)$", ran.stdout, re.M)]
     assert len(losses) >= 20 and sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
+
+
+METHODS = ("gmt", "bi_drop", "subtuning", "autopeft")
+
+
+def test_a_page_a_method_that_is_an_outer_loop_learns(tmp_path):
+    """One process for all: each ends with an accuracy that guessing does not reach."""
+    run_all = (
+        "import runpy, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "for name in sys.argv[2:]:\n"
+        "    print('page', name)\n"
+        "    runpy.run_path(f'{sys.argv[1]}/{name}.py', run_name='__main__')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", run_all, EXAMPLES / "methods", *METHODS],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    told = dict(page.split("\n", 1) for page in ran.stdout.split("page ")[1:])
+    assert tuple(told) == METHODS
+    for name, text in told.items():
+        accuracy = float(re.findall(r"^accuracy (\d\.\d+)$", text, re.M)[-1])
+        assert accuracy > 0.6, (name, text)  # of three classes

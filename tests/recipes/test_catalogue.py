@@ -42,7 +42,7 @@ def test_every_page_says_what_it_must(name):
 
 def test_deltas_decay_to_where_they_began():
     to_origin = {recipe.name for recipe in sft.recipes.list() if recipe.decay_to == "origin"}
-    assert {"neuroada", "shira", "super_tuning"} <= to_origin
+    assert {"neuroada", "shira", "spiel", "s2ft", "rosa"} <= to_origin
     assert not {"gps", "fish", "sift", "smt"} & to_origin
 
 

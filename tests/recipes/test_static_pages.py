@@ -71,7 +71,7 @@ def test_s2ft_couples_rows_and_columns_also_under_grouped_queries(llama):
                 masks[producer][rows] = True
         assert len(plan[f"{attention}.v_proj.weight"]) == 4  # one of two groups, of 4 features
         assert len(plan[f"{attention}.o_proj.weight"]) == 8  # two query heads share it
-    assert_trains(llama, plan, masks)
+    assert_trains(llama, plan, masks, sft.recipes.get("s2ft").decay_to)
     reads = sft.recipes.get("s2ft")(llama.model, llama.batches, density=0.5, reads_only=True)
     assert {n.split(".")[-2] for n in reads} == {"o_proj", "down_proj"}
     assert all(what.kind == "columns" for what in reads.values())

@@ -21,7 +21,8 @@ def chosen_experts(model: nn.Module, batches: list[Any], share: float, gates: bo
         by_layer.setdefault(layer, []).append((each, int(number)))
     wanted = {}
     for layer, experts in by_layer.items():
-        total, taken = 0.0, set()
+        total = 0.0
+        taken: set[int] = set()
         for each, number in sorted(experts, key=lambda pair: (-pair[0], pair[1])):
             taken.add(number)
             total += each
@@ -31,8 +32,8 @@ def chosen_experts(model: nn.Module, batches: list[Any], share: float, gates: bo
     found = units(model, batches[0])
     mine = []
     for unit in found.iterate("experts"):
-        layer = unit.site.removesuffix(".experts")
-        if unit.number in wanted.get(layer, ()):
+        site = unit.site.removesuffix(".experts")
+        if unit.number in wanted.get(site, ()):
             mine.append(unit)
     return found.plan(mine)
 

@@ -18,7 +18,7 @@ VALUES = re.compile(r"(?:^|_)(?:v|value|values)(?:_|$)")  # of the last module i
 @recipe(
     "s2ft", "S2FT, Yang et al. 2024, arXiv:2412.06289",
     {"density": 0.01, "score": "random", "reads_only": False}, follows="paper",
-    settings=("scope", "floor", "cap", "normalize", "max_batches"),
+    decay_to="origin", settings=("scope", "floor", "cap", "normalize", "max_batches"),
 )  # fmt: skip
 def s2ft(
     model: nn.Module,
