@@ -216,3 +216,22 @@ def test_a_reader_of_its_own_kind_gets_a_dense_gradient():
     model(x).square().sum().backward()
     want = selection.gather(dense.weight.grad.view(24, 5))
     torch.testing.assert_close(model.weight_selected.values.grad, want, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_has_the_dense_results():
+    """fp32 weights, 16-bit products: the forward bit for bit, fp32 gradients of 16-bit products."""
+    dense, batch, path = build("Qwen3Moe", "eager", torch.float32)
+    name = f"{path}.gate_up_proj"
+    selection = numbers_of("experts", dense.get_parameter(name).shape)
+    model = copy.deepcopy(dense)
+    sft.convert(model, {name: selection})
+    losses = []
+    for each in (dense, model):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(each(**batch).loss)
+        losses[-1].backward()
+    assert same_bits(losses[0].detach(), losses[1].detach())
+    want = selection.gather(dense.get_parameter(name).grad.reshape(sft.matrix_shape(dense, name)))
+    got = model.get_submodule(f"{name}_selected").values.grad
+    assert got.dtype == torch.float32
+    assert (got - want).norm() <= 0.01 * want.norm()
