@@ -22,6 +22,7 @@ from .nn.tied import is_tied, untie
 from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
 from .quantised.module import warn_of_discarded
+from .quantised.transformers_mark import as_before, let_train
 from .ranks import Ranks, told
 from .reparametrised import parts_of
 from .reparametrised.placing import check_mergeable, is_frozen_by_put, merge_checked
@@ -178,6 +179,7 @@ def _convert(model: nn.Module, plan: Plan, lean: bool, settings: Settings, ranks
         if settings.origin:
             keep_whole(model, whole)
         report = report_of(model, plan, make_lean(model) if lean else None)
+        let_train(model)
         watch(model, selected_in(plan))
         attach(model, _on_its_matrices(model, plan), *settings)
         model.__dict__[RECORD] = Record(plan, flags, *settings)
@@ -269,6 +271,7 @@ def _undo(model: nn.Module, flags: dict[str, bool]) -> None:
     """Take out what `convert` put in, also half done; the weights stay as they are. Called again,
     it does the rest.
     """
+    as_before(model)
     for module in list(model.modules()):
         if is_tied(module):
             untie(module)

@@ -12,6 +12,7 @@ from .conversion import taken_out
 from .converted import record_of
 from .quantised.module import quantised_in
 from .quantised.quantiser import Quantiser
+from .quantised.transformers_mark import forget_quantised
 from .texts import aligned
 
 ALMOST_ALL = 0.5  # from this loss on, half of what was trained is rounding
@@ -57,13 +58,13 @@ def merge_quantised(model: nn.Module, requantise: bool = False) -> Merged:
     (`sft.revert`). Returns a `Merged`, which says what rounding costs.
 
     model: converted by `sft.convert`. requantise: False: each quantised layer with selected entries
-    becomes an `nn.Linear` in the dtype that it was quantised from, larger than it was; values are
-    rounded to that dtype. True: it stays in its own format, and its weight is quantised anew:
+    becomes an `nn.Linear` in the dtype that it was quantised from (that of the model's other
+    parameters where it does not tell: bitsandbytes' int8), larger than it was; values are rounded
+    to that dtype. True: it stays in its own format, and its weight is quantised anew:
     selected entries are rounded as all others are, and others move with the scales that they share.
     Warns where that is more than half of what training changed. Quantised layers without selected
-    entries stay as they are.
-
-    A model of transformers goes on telling that it is quantised (`model.config`).
+    entries stay as they are; a model of transformers that has none left forgets that it was
+    quantised, and can be saved and loaded as a plain one.
 
     Raises ValueError for a model without such layers, or of a format that cannot be requantised, by
     name; the model is as it was then.
@@ -71,7 +72,8 @@ def merge_quantised(model: nn.Module, requantise: bool = False) -> Merged:
     if record_of(model) is None:
         raise ValueError("model: it was not converted (call it on the module that sft.convert got)")
     with torch.no_grad():
-        found = [_new(layer, requantise) for layer in quantised_in(model)]
+        other = _dtype_of(model)
+        found = [_new(layer, requantise, other) for layer in quantised_in(model)]
     if not found:
         raise ValueError(
             "model: no selected entries are of a quantised layer; sft.revert(model) leaves what was"
@@ -86,13 +88,24 @@ def merge_quantised(model: nn.Module, requantise: bool = False) -> Merged:
             _make_plain(new)
         how = new.quantiser.name if requantise else f"nn.Linear, {new.weight.dtype}"
         rows.append(MergedRow(new.name, how, new.lost))
+    forget_quantised(model)
     _warn(rows)
     return Merged(rows)
 
 
-def _new(layer: Any, requantise: bool) -> _New:
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """Of the parameters of a model that are not quantised, and not values; of most of them."""
+    numbers: dict[torch.dtype, int] = {}
+    for name, parameter in model.named_parameters():
+        is_plain = type(parameter) is nn.Parameter and parameter.is_floating_point()
+        if is_plain and not name.endswith("values"):
+            numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + parameter.numel()
+    return max(numbers, key=lambda dtype: numbers[dtype], default=torch.float32)
+
+
+def _new(layer: Any, requantise: bool, other: torch.dtype) -> _New:
     label, quantiser = layer._sparse_ft_state.label, layer.quantiser
-    dtype = quantiser.dtype(layer)
+    dtype = quantiser.dtype(layer) if quantiser.tells_dtype else other
     wide = torch.promote_types(torch.float32, dtype)
     base = layer.base_weight(dtype).to(wide)
     values = layer._parameters["values"].detach()

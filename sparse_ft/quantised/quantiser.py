@@ -39,6 +39,7 @@ class Quantiser:
     name: ClassVar[str] = ""
     REPLACES: ClassVar[tuple[str | type, ...]] = ()
     OWN: ClassVar[tuple[str, ...]] = ()
+    tells_dtype: ClassVar[bool] = True  # whether `dtype` knows it
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -107,6 +107,7 @@ class EightBit(Quantiser):
     name = "bitsandbytes int8"
     REPLACES = ("bitsandbytes.nn.Int8Params",)
     OWN = ("state", "index")
+    tells_dtype = False
 
     @classmethod
     def without_data(cls, layer: AnyModule) -> nn.Module | None:
