@@ -26,17 +26,14 @@ constexpr const char* kKindNames[] = {SFT_STRUCTURES(SFT_KIND_NAME)};
 #define SFT_FLAT(Name) | Name##OfMatrix::kFlat << k##Name
 #define SFT_LISTED(Name) | Name##OfMatrix::kListed << k##Name
 #define SFT_SCATTERED(Name) | Name##OfMatrix::kScattered << k##Name
-#define SFT_PANELS(Name) | Name##OfMatrix::kHasPanels << k##Name
 #define SFT_PAIRS(Name) | Name##OfMatrix::kPairs << k##Name
 constexpr int kFlatKinds = 0 SFT_STRUCTURES(SFT_FLAT);
 constexpr int kListedKinds = 0 SFT_STRUCTURES(SFT_LISTED);
 constexpr int kScatteredKinds = 0 SFT_STRUCTURES(SFT_SCATTERED);
-constexpr int kPanelKinds = 0 SFT_STRUCTURES(SFT_PANELS);
 constexpr int kPairKinds = 0 SFT_STRUCTURES(SFT_PAIRS);
 SFT_HD bool is_flat(Kind kind) { return kFlatKinds >> kind & 1; }
 SFT_HD bool is_listed(Kind kind) { return kListedKinds >> kind & 1; }
 SFT_HD bool is_scattered(Kind kind) { return kScatteredKinds >> kind & 1; }
-SFT_HD bool has_panels(Kind kind) { return kPanelKinds >> kind & 1; }
 SFT_HD bool has_pairs(Kind kind) { return kPairKinds >> kind & 1; }
 
 // Runs SFT_CASE(Name) for the structure of a kind, which returns. A switch and no lambda: nvcc takes the

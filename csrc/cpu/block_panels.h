@@ -11,7 +11,7 @@ namespace {
 // Blocks whose width leaves no more than a quarter of the register tiles idle.
 template <class T>
 bool fills_panels(const Layout& layout) {
-  return layout.kind == kBlocks && 4 * layout.block_w >= 3 * round_up(layout.block_w, kTileColumns<T>);
+  return has_tiles(layout.kind) && 4 * layout.block_w >= 3 * round_up(layout.block_w, kTileColumns<T>);
 }
 
 // The panels of the blocks of one operand that are used; the columns that hang over are packed as its last one.

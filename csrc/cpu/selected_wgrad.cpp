@@ -12,10 +12,9 @@ constexpr double kParallelProducts = 1 << 18;  // multiply-adds, some 10 µs of 
 
 PanelProblem panel_problem(const WgradOperands& operands, const Layout& layout) {
   const Operand grad_output{operands.grad_output, operands.grad_output_stride}, input{operands.input, operands.input_stride};
-  // The operand with the selected side is a: its panels are narrower, so fewer lanes idle when few are selected.
-  const bool columns = layout.kind == kColumns;
-  return PanelProblem{columns ? input : grad_output, columns ? grad_output : input, operands.dtype, operands.tokens, &layout,
-                      operands.compact_input};
+  const bool by_columns = is_by_columns(layout.kind);
+  return PanelProblem{by_columns ? input : grad_output, by_columns ? grad_output : input, operands.dtype, operands.tokens, &layout,
+                      operands.compact_input, by_columns};
 }
 
 template <class T>
@@ -41,7 +40,7 @@ void selected_wgrad(In grad_output, In input, Where where, Out values, bool accu
   check_dtype(input, grad_output.dtype);
   check_size(input, 0, a.rows);
   const Layout layout = layout_of(where, a.columns, b.columns);
-  const bool compact_input = layout.kind == kColumns && b.columns == layout.n;
+  const bool compact_input = is_by_columns(layout.kind) && b.columns == lines_of(layout);
   if (!compact_input) check_inside(layout);  // else the caller has chosen the columns already
   const int64_t count = values_count(layout), tokens = a.rows;
   check_floats(values, count);

@@ -1,4 +1,4 @@
-// result[m, n] = sum over tokens of a[t, a_columns(m)] * b[t, n], for so few selected rows or columns that packing b would cost as
+// result[m, n] = sum over tokens of a[t, a_column(m)] * b[t, n], for so few selected rows or columns that packing b would cost as
 // much as the products. b is read once, where it lies: registers hold two vectors of each of some tokens, and the result passes by.
 // Tokens are cut into segments, the same for any team, with sums of their own that are added up in order: two threads read both
 // operands in long runs, and the chosen columns of a once. One thread works one segment of one range of b, its tokens in order.
@@ -29,13 +29,15 @@ struct SkinnyProblem {
   int64_t segment;             // of tokens, a multiple of kHeldTokens
   int64_t where[kSkinnyRows];  // the columns of a
 
-  SkinnyProblem(const PanelProblem& panels, int threads) : panels(panels), rows(panels.layout->n) {
-    columns = panels.layout->kind == kRows ? panels.layout->columns : panels.layout->rows;
+  SkinnyProblem(const PanelProblem& panels, int threads) : panels(panels) {
+    const Group group = only_group(*panels.layout);
+    rows = panels.by_columns ? group.columns : group.rows;
+    columns = panels.by_columns ? group.rows : group.columns;
     segment = round_up(divide_up(panels.tokens, kSkinnySegments), kHeldTokens);
     int64_t ranges = divide_up(columns, kSkinnyBytes / (rows * static_cast<int64_t>(sizeof(T))));
     while (ranges * segments() % threads) ++ranges;  // as many units for one thread as for another
     range = round_up(divide_up(columns, ranges), kWidth);
-    for (int64_t m = 0; m < rows; ++m) where[m] = a_column(panels, Tile{}, m);
+    for (int64_t m = 0; m < rows; ++m) where[m] = a_column(panels, 0, m);
   }
   int64_t segments() const { return divide_up(panels.tokens, segment); }
   int64_t ranges() const { return divide_up(columns, range); }
@@ -130,13 +132,13 @@ struct SkinnyProblem {
     for (int64_t s = 1; s < segments(); ++s)
       for (int64_t i = 0; i < rows * kWidth; ++i) sums[i] += sums[s * between + i];
     with_dtype(values_dtype, [&](auto v) {
-      store_tile(*panels.layout, Tile{0, 0, rows, n, smaller(n + kWidth, columns)}, sums, kWidth,
+      store_tile(panels, Tile{0, 0, rows, n, smaller(n + kWidth, columns)}, sums, kWidth,
                  static_cast<decltype(v)*>(values), accumulate);
     });
   }
 };
 
-bool is_skinny(const Layout& layout) { return (layout.kind == kRows || layout.kind == kColumns) && layout.n <= kSkinnyRows; }
+bool is_skinny(const Layout& layout) { return has_lines(layout.kind) && lines_of(layout) <= kSkinnyRows; }
 
 // Some ranges at a time, as many as give each thread a unit: so the sums of a wide matrix need no memory of its size.
 template <class T>

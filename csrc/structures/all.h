@@ -6,10 +6,10 @@
 namespace sparse_ft {
 namespace {
 
-struct AllOfMatrix {
+struct AllOfMatrix : AnyStructure {
   static constexpr const char* kName = "all";
-  static constexpr bool kFlat = true, kListed = false, kScattered = false, kHasPanels = true;
-  static constexpr bool kPairs = false;
+  static constexpr bool kFlat = true, kHasPanels = true;
+  static constexpr int64_t kPackedFrom = 0;
 
   SFT_HD int64_t count(const Layout& layout) { return layout.rows * layout.columns; }
   SFT_HD int64_t row_length(const Layout& layout) { return count(layout); }
@@ -26,6 +26,14 @@ struct AllOfMatrix {
   template <class Index, class Visitor>
   static void walk(const Layout&, const Index*, int64_t begin, int64_t end, Visitor& visitor) {
     visitor.run(begin, begin, end - begin);
+  }
+
+  template <class F>
+  static void groups(const Layout& layout, F& f) {
+    f(Group{0, layout.rows, layout.columns, 1, 1});
+  }
+  static Run run_at(const Layout& layout, int64_t, int64_t m, int64_t n) {
+    return Run{m * layout.columns + n, layout.columns - n, layout.columns - n};
   }
 };
 

@@ -2,12 +2,12 @@
 //
 // A structure is a struct of one file, named in the table of layout.h. It has
 //   kName                         as Python calls the kind
+// and what differs from `AnyStructure` of
 //   kFlat                         values are one row: a cursor counts them, and nothing else
 //   kListed                       flat, and value k is matrix entry index[k], which nobody checked
 //   kScattered                    neighbours among the values lie apart in the matrix
-//   kHasPanels                    its weight gradient is a product of panels (cpu/panel_gemm.h);
-//                                 else each value is a dot product of its own (cpu/entry_dots.h)
 //   kPairs                        the index is [n, 2], else [n]
+// and
 //   count(layout)                 of values
 //   row_length(layout)            of the rows that values consist of
 //   start_row(layout, row, at)    goes to row number `row` of values
@@ -16,6 +16,22 @@
 //   in_one_run(layout, at, n)     whether the n entries from here on adjoin in the matrix for sure
 //   names_inside(layout, index)   whether the index names only what the matrix has
 //   walk(layout, index, begin, end, visitor)   entries [begin, end) of values in order
+//
+// The weight gradient of each value is a dot product of its own (cpu/entry_dots.h), unless values
+// are made of groups, each a product of some rows and some columns of the matrix. Then a structure
+// also has
+//   kHasPanels                    true: the products are computed from panels (cpu/panel_gemm.h)
+//   kByColumns                    columns are chosen, and all rows are there
+//   kLines                        one group, of whole rows or whole columns
+//   kPackedFrom                   so many lines are worth packing both operands once, where values
+//                                 are one group, row-major (cpu/matrix_panels.h)
+//   kTiles                        value [i, m, n] lies in tile index[i] of block_h x block_w
+//                                 (cpu/block_panels.h)
+//   groups(layout, f)             f(group) for each group
+//   row(layout, first, m)         the matrix row of row m of the group that begins with `first`;
+//                                 the last one for what hangs over the matrix
+//   column(layout, first, n)      likewise
+//   run_at(layout, first, m, n)   where the values of row m of a group lie, from its column n on
 //
 // A visitor has five methods:
 //   run(k, position, count)            values k … are matrix entries position …
@@ -75,6 +91,33 @@ struct Cursor {
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Some of the values: all pairs of `rows` rows and `columns` columns.
+struct Group {
+  int64_t first;  // what the structure calls the group by
+  int64_t rows, columns;
+  int64_t share, of;  // how much of the work it is: share / of
+};
+
+// Values that adjoin, of one row of a group.
+struct Run {
+  int64_t at;      // the first of them, among the values
+  int64_t count;
+  int64_t inside;  // how many of them the matrix has; the rest is padding
+};
+
+// What a structure does not say otherwise.
+struct AnyStructure {
+  static constexpr bool kFlat = false, kListed = false, kScattered = false, kPairs = false;
+  static constexpr bool kHasPanels = false, kByColumns = false, kLines = false, kTiles = false;
+  static constexpr int64_t kPackedFrom = std::numeric_limits<int64_t>::max();
+
+  template <class F>
+  static void groups(const Layout&, F&) {}
+  static int64_t row(const Layout&, int64_t, int64_t m) { return m; }
+  static int64_t column(const Layout&, int64_t, int64_t n) { return n; }
+  static Run run_at(const Layout&, int64_t, int64_t, int64_t) { return Run{}; }
+};
 
 // Whether `count` numbers lie in [first, first + size).
 template <class Index>

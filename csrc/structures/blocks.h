@@ -7,10 +7,9 @@
 namespace sparse_ft {
 namespace {
 
-struct BlocksOfMatrix {
+struct BlocksOfMatrix : AnyStructure {
   static constexpr const char* kName = "blocks";
-  static constexpr bool kFlat = false, kListed = false, kScattered = false, kHasPanels = true;
-  static constexpr bool kPairs = true;
+  static constexpr bool kPairs = true, kHasPanels = true, kTiles = true;
 
   SFT_HD int64_t count(const Layout& layout) { return layout.n * layout.block_h * layout.block_w; }
   SFT_HD int64_t row_length(const Layout& layout) { return layout.block_w; }
@@ -86,6 +85,31 @@ struct BlocksOfMatrix {
         k += count;
       }
     }
+  }
+
+  // A group is a block row: its blocks lie side by side.
+  template <class F>
+  static void groups(const Layout& layout, F& f) {
+    for (int64_t block = 0, next; block < layout.n; block = next) {
+      const int64_t block_row = index_at(layout, 2 * block);
+      for (next = block + 1; next < layout.n && index_at(layout, 2 * next) == block_row;) ++next;
+      f(Group{block, layout.block_h, (next - block) * layout.block_w, next - block, layout.n});
+    }
+  }
+  static int64_t row(const Layout& layout, int64_t first, int64_t m) {
+    return smaller(index_at(layout, 2 * first) * layout.block_h + m, layout.rows - 1);
+  }
+  static int64_t column(const Layout& layout, int64_t first, int64_t n) {
+    const int64_t block = first + n / layout.block_w, c = n % layout.block_w;
+    return smaller(index_at(layout, 2 * block + 1) * layout.block_w + c, layout.columns - 1);
+  }
+  static Run run_at(const Layout& layout, int64_t first, int64_t m, int64_t n) {
+    const int64_t block = first + n / layout.block_w, c = n % layout.block_w;
+    const int64_t row = index_at(layout, 2 * block) * layout.block_h + m;
+    const int64_t left = layout.columns - index_at(layout, 2 * block + 1) * layout.block_w - c;
+    const int64_t count = layout.block_w - c;
+    const int64_t inside = row < layout.rows ? larger(smaller(count, left), 0) : 0;
+    return Run{(block * layout.block_h + m) * layout.block_w + c, count, inside};
   }
 };
 

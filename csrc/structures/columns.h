@@ -6,10 +6,11 @@
 namespace sparse_ft {
 namespace {
 
-struct ColumnsOfMatrix {
+struct ColumnsOfMatrix : AnyStructure {
   static constexpr const char* kName = "columns";
-  static constexpr bool kFlat = false, kListed = false, kScattered = true, kHasPanels = true;
-  static constexpr bool kPairs = false;
+  static constexpr bool kScattered = true, kHasPanels = true, kByColumns = true, kLines = true;
+  // As for rows: 5 % of the columns take 13.6 ms instead of 12.9, 10 % 22.7 instead of 25.
+  static constexpr int64_t kPackedFrom = 160;
 
   SFT_HD int64_t count(const Layout& layout) { return layout.rows * layout.n; }
   SFT_HD int64_t row_length(const Layout& layout) { return layout.n; }
@@ -37,6 +38,15 @@ struct ColumnsOfMatrix {
       visitor.indexed(k, row * layout.columns, index + i, count);
       k += count;
     }
+  }
+
+  template <class F>
+  static void groups(const Layout& layout, F& f) {
+    f(Group{0, layout.rows, layout.n, 1, 1});
+  }
+  static int64_t column(const Layout& layout, int64_t, int64_t n) { return index_at(layout, n); }
+  static Run run_at(const Layout& layout, int64_t, int64_t m, int64_t n) {
+    return Run{m * layout.n + n, layout.n - n, layout.n - n};
   }
 };
 

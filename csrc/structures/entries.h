@@ -6,10 +6,9 @@
 namespace sparse_ft {
 namespace {
 
-struct EntriesOfMatrix {
+struct EntriesOfMatrix : AnyStructure {
   static constexpr const char* kName = "entries";
-  static constexpr bool kFlat = true, kListed = true, kScattered = true, kHasPanels = false;
-  static constexpr bool kPairs = false;
+  static constexpr bool kFlat = true, kListed = true, kScattered = true;
 
   SFT_HD int64_t count(const Layout& layout) { return layout.n; }
   SFT_HD int64_t row_length(const Layout& layout) { return layout.n; }

@@ -6,10 +6,12 @@
 namespace sparse_ft {
 namespace {
 
-struct RowsOfMatrix {
+struct RowsOfMatrix : AnyStructure {
   static constexpr const char* kName = "rows";
-  static constexpr bool kFlat = false, kListed = false, kScattered = false, kHasPanels = true;
-  static constexpr bool kPairs = false;
+  static constexpr bool kHasPanels = true, kLines = true;
+  // At T = in = out = 2048, fp32, AVX2, one thread, 5 % of the rows take 11.9 ms instead of 12.4 and
+  // 25 % 48.7 instead of 55.7.
+  static constexpr int64_t kPackedFrom = 64;
 
   SFT_HD int64_t count(const Layout& layout) { return layout.n * layout.columns; }
   SFT_HD int64_t row_length(const Layout& layout) { return layout.columns; }
@@ -37,6 +39,15 @@ struct RowsOfMatrix {
       visitor.run(k, static_cast<int64_t>(index[row]) * layout.columns + column, count);
       k += count;
     }
+  }
+
+  template <class F>
+  static void groups(const Layout& layout, F& f) {
+    f(Group{0, layout.n, layout.columns, 1, 1});
+  }
+  static int64_t row(const Layout& layout, int64_t, int64_t m) { return index_at(layout, m); }
+  static Run run_at(const Layout& layout, int64_t, int64_t m, int64_t n) {
+    return Run{m * layout.columns + n, layout.columns - n, layout.columns - n};
   }
 };
 

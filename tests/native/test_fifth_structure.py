@@ -20,10 +20,9 @@ DIAGONALS = """
 namespace sparse_ft {
 namespace {
 
-struct DiagonalsOfMatrix {
+struct DiagonalsOfMatrix : AnyStructure {
   static constexpr const char* kName = "diagonals";
-  static constexpr bool kFlat = false, kListed = false, kScattered = true, kHasPanels = false;
-  static constexpr bool kPairs = false;
+  static constexpr bool kScattered = true;
 
   SFT_HD int64_t count(const Layout& layout) { return layout.n * layout.rows; }
   SFT_HD int64_t row_length(const Layout& layout) { return layout.rows; }

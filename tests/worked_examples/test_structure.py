@@ -32,14 +32,22 @@ EDITS = {
     ],
 }
 CXX = shutil.which("g++") or shutil.which("clang++")
-# A way in for ctypes.
+# Ways in for ctypes: groups of 3 rows of matrices with 70 columns.
 ENTRY = """
 #include "tests/native/views.h"
-extern "C" void entry(float* matrix, int* index, float* values) {
-  using namespace sparse_ft;
-  const Selection groups{kRowGroups, view(index, kInt32, {2}), 3, 1};
-  baseline::gather_selected(view(matrix, kFloat32, {12, 70}), groups,
-                            view(values, kFloat32, {2, 3, 70}), 0, 2);
+using namespace sparse_ft;
+static Selection groups_of(int* index, long count) {
+  return Selection{kRowGroups, view(index, kInt32, {count}), 3, 1};
+}
+extern "C" void gather(float* matrix, long rows, int* index, long count, float* values) {
+  baseline::gather_selected(view(matrix, kFloat32, {rows, 70}), groups_of(index, count),
+                            view(values, kFloat32, {count, 3, 70}), 0, 2);
+}
+extern "C" void wgrad(float* grad_output, float* input, long tokens, long rows, int* index,
+                      long count, float* values) {
+  baseline::selected_wgrad(view(grad_output, kFloat32, {tokens, rows}),
+                           view(input, kFloat32, {tokens, 70}), groups_of(index, count),
+                           view(values, kFloat32, {count, 3, 70}), false, 2);
 }
 """
 
@@ -106,21 +114,47 @@ def test_it_trains_as_dense_masked_training_does(sources, touched):
     assert example.run(sources, "-c", TRAINED) == "trained\n"
 
 
-@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
-def test_its_compiled_part_gathers_the_same_entries(sources, touched):
+@pytest.fixture(scope="module")
+def compiled(sources, touched):
+    if CXX is None:
+        pytest.skip("no C++ compiler")
     (sources / "entry.cpp").write_text(ENTRY)
-    core = ["checks.cpp", "cpu/gather_selected.cpp", "cpu/parallel.cpp"]
+    core = ["checks.cpp", "cpu/gather_selected.cpp", "cpu/selected_wgrad.cpp", "cpu/parallel.cpp"]
     files = ["entry.cpp", *(f"csrc/{name}" for name in core)]
     flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-I.", "-DSFT_VARIANT=baseline", "-pthread"]
     library = sources / "entry.so"
     subprocess.run(
         [CXX, *flags, "-Wno-psabi", *files, "-o", library, "-ldl"], cwd=sources, check=True
     )
+    return ctypes.CDLL(str(library))
+
+
+def call(function, *arguments):
+    """Tensors go by address."""
+    as_c = [
+        ctypes.c_void_p(each.data_ptr()) if isinstance(each, torch.Tensor) else ctypes.c_long(each)
+        for each in arguments
+    ]
+    function(*as_c)
+
+
+def test_its_compiled_part_gathers_the_same_entries(compiled):
     matrix, values = torch.randn(12, 70), torch.full((2, 3, 70), float("nan"))
-    tensors = matrix, torch.tensor([1, 3], dtype=torch.int32), values
-    call = ctypes.CDLL(str(library)).entry
-    call(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors))
+    index = torch.tensor([1, 3], dtype=torch.int32)
+    call(compiled.gather, matrix, 12, index, 2, values)
     assert torch.equal(values, matrix.view(4, 3, 70)[[1, 3]])
+
+
+@pytest.mark.parametrize("count", [2, 15, 30], ids=["few rows", "tiles", "both operands packed"])
+def test_its_weight_gradient_is_the_product_of_its_rows(compiled, count):
+    rows, tokens = 96, 40
+    index = torch.randperm(rows // 3)[:count].sort().values.int()
+    grad_output = torch.randint(-4, 5, (tokens, rows)).float()  # sums of small integers are exact
+    input = torch.randint(-4, 5, (tokens, 70)).float()
+    values = torch.full((count, 3, 70), float("nan"))
+    call(compiled.wgrad, grad_output, input, tokens, rows, index, count, values)
+    dense = grad_output.T @ input
+    assert torch.equal(values, dense.view(rows // 3, 3, 70)[index.long()])
 
 
 KERNELS = """

@@ -6,10 +6,10 @@
 namespace sparse_ft {
 namespace {
 
-struct RowGroupsOfMatrix {
+struct RowGroupsOfMatrix : AnyStructure {
   static constexpr const char* kName = "row_groups";
-  static constexpr bool kFlat = false, kListed = false, kScattered = false, kHasPanels = false;
-  static constexpr bool kPairs = false;
+  static constexpr bool kHasPanels = true, kLines = true;
+  static constexpr int64_t kPackedFrom = 64;  // as for rows
 
   SFT_HD int64_t count(const Layout& layout) { return layout.n * layout.block_h * layout.columns; }
   SFT_HD int64_t row_length(const Layout& layout) { return layout.columns; }
@@ -40,6 +40,18 @@ struct RowGroupsOfMatrix {
       visitor.run(k, static_cast<int64_t>(index[group]) * area + inner, count);
       k += count;
     }
+  }
+
+  // The weight gradient is one product, of the rows that are chosen.
+  template <class F>
+  static void groups(const Layout& layout, F& f) {
+    f(Group{0, layout.n * layout.block_h, layout.columns, 1, 1});
+  }
+  static int64_t row(const Layout& layout, int64_t, int64_t m) {
+    return index_at(layout, m / layout.block_h) * layout.block_h + m % layout.block_h;
+  }
+  static Run run_at(const Layout& layout, int64_t, int64_t m, int64_t n) {
+    return Run{m * layout.columns + n, layout.columns - n, layout.columns - n};
   }
 };
 
