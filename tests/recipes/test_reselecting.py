@@ -107,6 +107,26 @@ def test_lift_keeps_the_parameters_and_goes_on_from_a_count(bert):
     assert process.step() is not None  # the sixth
 
 
+def test_a_trainer_takes_a_process_as_a_schedule(bert):
+    pytest.importorskip("transformers")
+    from types import SimpleNamespace
+
+    model = copy.deepcopy(bert.model)
+    process = sft.recipes.get("lift")(model, density=0.1, filter_rank=2, every=2)
+    process.convert(model)
+    optimizer = sft.SelectiveAdamW(model.parameters(), LR)
+    callback = sft.ScheduleCallback(process)
+    state = SimpleNamespace(global_step=3)  # of a run that goes on
+    callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
+    before = dict(process.plan)
+    dense_scores.losses(model, bert.batches)[0].backward()
+    optimizer.step()
+    callback.on_step_end(None, state, None)
+    assert process.steps == 4
+    holder = model.bert.encoder.layer[0].output.dense
+    assert holder.selection != before["bert.encoder.layer.0.output.dense.weight"]
+
+
 class Spiel:
     """SpIEL restated: every 8 steps, candidates looked for 3 steps before."""
 
@@ -300,6 +320,12 @@ def test_rosa_warms_the_low_rank_up_and_then_takes_the_entries(with_lora):
 
     dense = trained_in_place(model, {**none, **whole}, case.batches, after)
     assert dense_recipes.distance(ours, dense) < 1e-9
+    resumed = copy.deepcopy(case.model)
+    later = sft.recipes.get("rosa")(resumed, case.batches, warm=5, density=0.1)
+    later.start(resumed, LR)
+    later.load_state_dict({"steps": 7})  # after the warm-up entries move
+    factors = [m._sparse_ft_state.factor for m in resumed.modules() if hasattr(m, "selection")]
+    assert factors and all(factor is None for factor in factors)
     held = sft.recipes.get("rosa")(case.model, case.batches, warm=100, density=0.1)
     still = dense_recipes.trained_by_process(case.model, held, case.batches, 5, LR)
     for name in names:

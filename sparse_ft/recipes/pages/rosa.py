@@ -27,6 +27,12 @@ class Rosa(Scheduled):
         scale_updates(model, dict.fromkeys(self._names, 0.0))
         return self
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; after the warm-up the entries move."""
+        super().load_state_dict(state)
+        if self._model is not None and self.steps >= self._warm:
+            scale_updates(self.model, dict.fromkeys(self._names))
+
     def _turn(self, model: nn.Module) -> Any:
         if self.steps == self._warm:
             for values in values_of(model, self._names).values():

@@ -73,6 +73,17 @@ class Ist(Process):
         self._rotate.attach(model, optimizer)
         return self
 
+    def state_dict(self) -> dict[str, Any]:
+        """What to save: the steps, and the importance that was learnt."""
+        return {**super().state_dict(), "importance": self.importance.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; without an importance every layer is as likely as the others."""
+        super().load_state_dict(state)
+        known = state.get("importance")
+        if known is not None:
+            self.importance = torch.tensor(known, dtype=torch.float64)
+
     def _patterns(self, model: nn.Module) -> dict[str, list[str]]:
         members = members_of_lists(model)
         return {layer: [f"{layer}.*"] for layer in members if self._layers.get(layer)}
