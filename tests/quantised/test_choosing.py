@@ -99,6 +99,20 @@ def test_weak_columns_of_a_quantised_model(form):
     assert not torch.equal(model[0].values, before)
 
 
+def test_the_recipe_is_weak_columns():
+    model, weights = network(), weights_of(network())
+    settings = {"batches": batches(), "loss": loss, "density": 0.1}
+    plan = sft.recipes.owq(model, quantised=3, **settings)
+    assert plan == chosen(model, score=sft.scores.weak_columns(3))
+    model = quantise(network(), "nf4")
+    plan = sft.recipes.owq(model, original=weights, **settings)
+    assert plan == chosen(model, score=sft.scores.weak_columns(original=weights))
+    sft.convert(model, plan)
+    sft.quantised.start_from(model, weights)
+    model(batches()[0]).square().mean().backward()
+    assert model[0].values.grad.shape == (2 * HIDDEN, 6)
+
+
 def test_weak_columns_make_the_output_better():
     batch = torch.cat(batches())
     with torch.no_grad():
