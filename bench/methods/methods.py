@@ -25,9 +25,9 @@ class Method:
 
     @property
     def rates(self):
-        """The first three rates."""
+        """The first three rates, the middle one first."""
         middle = RATES[self.kind]
-        return [middle / STEP, middle, middle * STEP]
+        return [middle, middle / STEP, middle * STEP]
 
 
 def _recipe(name, recipe="", needs_batches=True, **settings):
