@@ -111,7 +111,7 @@ def _number(index: Any) -> int | None:
 
 def _serve(func: Callable, args: tuple, kwargs: Mapping) -> Any:
     """What a product gives; NotImplemented for everything else."""
-    first = args[0] if args else None
+    first: Any = args[0] if args else None
     if isinstance(first, _Read):
         return _turned(func, first, args)
     if func is F.linear and isinstance(args[1] if len(args) > 1 else None, ExpertMatrix):
@@ -119,9 +119,10 @@ def _serve(func: Callable, args: tuple, kwargs: Mapping) -> Any:
         return _product(first, args[1], bias, True)
     if func in MATMUL and len(args) == 2 and isinstance(args[1], ExpertMatrix):
         return _product(first, args[1], None, False)
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+    tensors: list[Any] = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
     if len(tensors) == 3 and isinstance(tensors[1], ExpertsWeight):
-        return _grouped(func, args, kwargs, *tensors)
+        input, read, ends = tensors
+        return _grouped(func, args, kwargs, input, read, ends)
     return NotImplemented
 
 

@@ -116,17 +116,18 @@ class SelectedParameter(Selected):
     @property
     def by_experts(self) -> bool:
         """Whether the weight holds experts, of which each gets its gradient by itself."""
-        return type(self) is SelectedParameter and self._pieces() is not None
+        return self._pieces() is not None
 
     def _handed(self) -> torch.Tensor:
         """What the reader gets: an alias, which knows experts where the weight holds several."""
         handed = self._alias()
-        if not is_eager() or not is_plain(type(handed)) or not self.by_experts:
+        pieces = self._pieces() if is_eager() and is_plain(type(handed)) else None
+        if pieces is None:
             return handed
         weight, values = self._weight().detach(), self._parameters["values"]
         if isinstance(weight, FakeTensor):
             return weight  # `after_forward` does the rest: it takes no other class
-        return ExpertsWeight.of(handed, weight, values, self._pieces())
+        return ExpertsWeight.of(handed, weight, values, pieces)
 
     def _pieces(self) -> Pieces | None:
         """Of each expert, what trains of it; None where the weight holds none.
@@ -136,6 +137,8 @@ class SelectedParameter(Selected):
         state, weight = self._sparse_ft_state, self._weight()
         if weight.dim() != 3 or state.matrix_shape[0] == weight.size(0):
             return None  # a convolution's matrix has the first dimension as rows
+        if type(self) is not SelectedParameter:
+            return None  # in parts, on several devices
         known = self.__dict__.get("_known_pieces")
         if known is None or known[0] is not state.selection:
             experts, rows, columns = weight.shape

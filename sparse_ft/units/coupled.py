@@ -75,8 +75,9 @@ class Coupling:
 
     def _ask(self, readers: list[Cut], sources: list[Source]) -> None:
         """Part the input of `readers`, which all have the same."""
-        product = readers[0].product
-        probe = Probe(readers[0].input, product.input_dim, sources)
+        product, input = readers[0].product, readers[0].input
+        assert input is not None, "what is read by nobody is no reader's"
+        probe = Probe(input, product.input_dim, sources)
         ties = any(source.ties for source in probe.sources)
         if not ties:
             return
@@ -203,8 +204,8 @@ def _by_input(cuts: list[Cut]) -> list[list[Cut]]:
     most: dict[Key, Cut] = {}
     for cut in cuts:
         if cut.input is not None and cut.product.expert is not None:
-            key = takes(cut.product)
-            if key not in most or cut.input.numel() > most[key].input.numel():
+            key, tokens = takes(cut.product), _tokens(cut)
+            if key not in most or tokens > _tokens(most[key]):
                 most[key] = cut
     chosen = {id(cut) for cut in most.values()}
     by_input: dict[int, list[Cut]] = {}
@@ -213,6 +214,10 @@ def _by_input(cuts: list[Cut]) -> list[list[Cut]]:
         if cut.input is not None and is_one and cut.input.requires_grad:
             by_input.setdefault(id(cut.input), []).append(cut)
     return list(by_input.values())
+
+
+def _tokens(cut: Cut) -> int:
+    return 0 if cut.input is None else cut.input.numel()
 
 
 def _alike(found: Mapping[Key, tuple]) -> list[tuple[list[Key], torch.Tensor]]:

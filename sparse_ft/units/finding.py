@@ -12,6 +12,7 @@ from ..converted import record_of
 from ..lean_modules import is_lean
 from ..matrices import shape_of_matrix
 from ..messages import described
+from .attention import documented_heads
 from .coupled import Coupling
 from .found import Shapes, Units
 from .products import Parameters
@@ -29,7 +30,8 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
     convolutions, transformers' Conv1D, experts in one parameter), gradients tell which rows of
     the first reach which columns of the second. Fused and interleaved projections, grouped
     queries (one unit a group of heads that share keys and values) and residual channels of
-    convolutional networks come out of that; no name is looked at.
+    convolutional networks come out of that; no name is looked at. Of torch's own
+    `nn.MultiheadAttention`, which is one call, heads are where torch documents them.
 
     batch: what the model is run on: a mapping of its arguments, a tuple of them, or one. Two
     examples of a few tokens, without padding, are enough. None: `model.dummy_inputs`, which
@@ -54,6 +56,7 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
                 break
         cuts = watch.cuts
     structure = [
+        *documented_heads(model, named),
         *experts(model, named, cuts, coupling.feeds),
         *layers(model, named),
         *neurons(named, cuts),

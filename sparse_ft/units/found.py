@@ -84,7 +84,7 @@ class Units:
         mask = torch.zeros(stored, dtype=torch.bool)
         for part in parts:
             inner = mask if part.expert is None else mask[part.expert]
-            dimension = part.dimension - (part.expert is not None)
+            dimension = (part.dimension or 0) - (part.expert is not None)
             inner.index_fill_(dimension, torch.tensor(part.index), True)
         return selection_of(mask.view(matrix)).on(matrix)
 

@@ -14,7 +14,7 @@ class Parts(NamedTuple):
     it depends on no source. rows: the same for each source; SEVERAL: several depend on it.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # not tuple's method
     columns: torch.Tensor
     rows: list[torch.Tensor]
 

@@ -85,8 +85,9 @@ class Parameters:
     def name(self, tensor: Any) -> str | None:
         """The parameter that `tensor` is, whole."""
         found = self.view(tensor)
-        whole = found is not None and found.expert is None
-        return found.parameter if whole else None
+        if found is None or found.expert is not None:
+            return None
+        return found.parameter
 
     def product(self, function: Callable, args: tuple, kwargs: Mapping) -> Product | None:
         """The product that this call is; None where it is none, or not of these parameters."""
@@ -181,8 +182,8 @@ def _memory(tensor: torch.Tensor) -> int:
 
 def _view(name: str, parameter: torch.Tensor, tensor: torch.Tensor) -> View | None:
     """How `tensor` shows all of `parameter`, or one slice of its first of three dimensions."""
-    offset = tensor.storage_offset() - parameter.storage_offset()
-    expert = None
+    offset = int(tensor.storage_offset() - parameter.storage_offset())
+    expert: int | None = None
     left = list(range(parameter.dim()))
     if tensor.dim() == parameter.dim() - 1 == 2:
         expert, offset = divmod(offset, parameter.stride(0))

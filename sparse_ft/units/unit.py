@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
     parameter: str
     dimension: int | None
-    index: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()  # type: ignore[assignment]  # not tuple's method
     expert: int | None = None
     takes: bool = False
 

@@ -167,3 +167,14 @@ def entries_of(parts, shapes):
         chosen = flat.index_select(dimension, torch.tensor(part.index))
         found |= {(part.parameter, entry) for entry in chosen.flatten().tolist()}
     return frozenset(found)
+
+
+def columns_of(unit, shapes):
+    """The columns that read a unit, one a feature."""
+    found = set()
+    for part in unit.takes:
+        for index in part.index:
+            one = part._replace(index=(index,))
+            entries = sorted(entry for _, entry in entries_of([one], shapes))
+            found.add(Column(part.parameter, tuple(entries)))
+    return frozenset(found)

@@ -1,9 +1,12 @@
 """`sft.units` on models of one's own: what it leaves as it was, what it cannot decide, plans."""
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.unit_models import build
+from helpers.unit_oracle import Found, Oracle, columns_of, entries_of
 from torch import nn
 
 import sparse_ft as sft
@@ -98,9 +101,34 @@ def test_what_cannot_be_decided_is_named():
     assert "no gradient" in units.undecided["unused.weight"]
     assert "otherwise than by a product" in units.undecided["cast.weight"]
     assert "unused.weight" in str(units)
-    attention = sft.units(nn.TransformerEncoderLayer(8, 2, 12), torch.randn(5, 2, 8))
-    assert {"self_attn.in_proj_weight", "self_attn.out_proj.weight"} <= set(attention.undecided)
-    assert len(attention["channels"]) == 12
+
+
+class Attention(nn.Module):
+    def __init__(self, **sizes):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=True, **sizes)
+        self.kdim = self.attention.kdim
+
+    def forward(self, x):
+        other = x[..., : self.kdim]
+        logits = self.attention(x, other, other, need_weights=False)[0]
+        return types.SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 6, "vdim": 6, "add_bias_kv": True}])
+def test_heads_of_torchs_attention_are_those_of_brute_force(sizes):
+    model = Attention(**sizes).double().eval()
+    torch.nn.init.normal_(model.attention.in_proj_bias)
+    batch = {"x": torch.randn(2, 5, 8).double()}
+    units = sft.units(model, batch)
+    oracle = Oracle(model, batch)
+    alive = set(map(oracle.name_of, oracle.alive.nonzero().flatten().tolist()))
+    found = {
+        Found(columns_of(unit, oracle.named), entries_of(unit.makes, oracle.named) & alive)
+        for unit in units["heads"]
+    }
+    assert len(found) == 4 and found == oracle.of_single_consumers()
+    assert not units.undecided
 
 
 def test_experts_in_a_list_are_those_that_share_the_tokens():

@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.unit_models import ARCHITECTURES, build
-from helpers.unit_oracle import Column, Found, Oracle, entries_of
+from helpers.unit_oracle import Found, Oracle, columns_of, entries_of
 
 import sparse_ft as sft
 
@@ -22,17 +22,6 @@ EXPECTED = {
     "Qwen3-MoE": {"heads": 2, "channels": 15, "experts": 3},
     "ResNet": {"convolution_channels": 42},
 }
-
-
-def columns_of(unit, shapes):
-    """The columns that read a unit, one a feature."""
-    found = set()
-    for part in unit.takes:
-        for index in part.index:
-            one = part._replace(index=(index,))
-            entries = sorted(entry for _, entry in entries_of([one], shapes))
-            found.add(Column(part.parameter, tuple(entries)))
-    return frozenset(found)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
