@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._torch import hook_tables
 from ..annotations import AnyModule
 from ..nn.linear import is_conv1d
 from ..nn.reading import stored
@@ -29,7 +30,7 @@ class Reparametrised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.label = ""
-        self._handles: list[Any] = []
+        self.pending: Merged | None = None  # what a merge is about to write, and may be twice
 
     # What a subclass says.
 
@@ -75,15 +76,21 @@ class Reparametrised(nn.Module):
         """Stand on a layer, for which `prepare` was called."""
         layer.add_module(self.kind, self)
         if type(self).before is not Reparametrised.before:
-            self._handles.append(layer.register_forward_pre_hook(self._before))
+            layer.register_forward_pre_hook(self._before)
         if type(self).after is not Reparametrised.after:
-            self._handles.append(layer.register_forward_hook(self._after))
+            layer.register_forward_hook(self._after)
 
     def end(self, layer: AnyModule) -> None:
-        """Undo `begin`, as far as it got."""
-        for handle in self._handles:
-            handle.remove()
-        layer._modules.pop(self.kind, None)
+        """Undo `begin`, as far as it got; called again, it does the rest. The place in the layer,
+        by which it is found, goes last.
+        """
+        for hooks in hook_tables(layer):
+            own = [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]
+            for key in own:
+                del hooks[key]
+        self.label, self.pending = "", None
+        if layer._modules.get(self.kind) is self:
+            del layer._modules[self.kind]
 
     def _before(self, layer: AnyModule, inputs: tuple) -> tuple:
         return self.before(layer, inputs[0]), *inputs[1:]

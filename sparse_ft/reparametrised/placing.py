@@ -174,8 +174,11 @@ def merge_checked(model: nn.Module) -> nn.Module:
     rest.
     """
     for placed in parts_of(model):
+        part, layer = placed
         with torch.no_grad():
-            _write(placed.layer, placed.part.merged(placed.layer))
+            if part.pending is None:
+                part.pending = part.merged(layer)
+            _write(layer, part.pending)
         _end(placed)
     _thaw(model)
     return model
@@ -185,7 +188,6 @@ def _end(placed: Placed) -> None:
     """The delta stands on its layer no more, and may be put on another."""
     unwatch(placed.part)
     placed.part.end(placed.layer)
-    placed.part.label = ""
 
 
 def _write(layer: AnyModule, merged: Merged) -> None:

@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import itertools
 import pickle
 import warnings
 
 import pytest
 import torch
 from helpers.architectures import TOKENS, build
+from helpers.interrupting import interrupted
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks as step_hooks
 
@@ -179,6 +181,62 @@ def test_all_or_nothing():
         put(model, {DOWN: SalientMap([0])})
     with pytest.raises(ValueError, match=f"stands on '{DOWN}' already"):
         put(model, {UP: part})
+
+
+def looks(model):
+    """What `put` and `merge` change."""
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    marks = [name for name in model.__dict__ if name.startswith("_sparse_ft")]
+    tensors = [(name, p.requires_grad, p.tolist()) for name, p in model.named_parameters()]
+    return hooks, marks, tensors
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4), nn.LayerNorm(4))
+
+
+def small_parts():
+    return {"0": HeadOffsets([1], 4), "2": RotatedValues(sft.Rows([1]), "dct"), "3": ScaleShift()}
+
+
+def is_ours(file):
+    return "sparse_ft/reparametrised" in file and "reached" not in file
+
+
+def test_interrupts_while_they_are_put_there():
+    before = looks(small_net())
+    for line in itertools.count(1, 3):
+        model = small_net()
+        parts = small_parts()
+        if not interrupted(lambda: put(model, parts), line, is_ours):  # noqa: B023
+            break
+        if looks(model) != before:
+            remove(model)  # done, but for handing over the model
+        assert looks(model) == before, line
+    assert line > 100
+
+
+def test_interrupts_while_they_are_merged():
+    x = torch.randn(5, 8)
+
+    def trained():
+        model = put(small_net(), small_parts())
+        torch.manual_seed(1)
+        for part, _ in parts_of(model):
+            for parameter in part.parameters():
+                nn.init.normal_(parameter)
+        return model
+
+    want = looks(merge(trained()))
+    for line in itertools.count(1, 3):
+        model = trained()
+        if not interrupted(lambda: merge(model), line, is_ours):  # noqa: B023
+            break
+        merge(model)
+        assert looks(model) == want, line
+    assert line > 50
+    torch.testing.assert_close(merge(trained())(x), trained()(x))
 
 
 def test_what_is_never_called_is_refused_or_told():
