@@ -169,7 +169,7 @@ class Coupling:
         return "heads" if wide and self.mixing.intersection(taken) else "channels"
 
     def undecided(self, groups: Iterable[Group]) -> dict[str, str]:
-        """{parameter name: why} of what could not be told; groups: what was found."""
+        """{parameter name: why} of what could not be told. groups: heads and channels."""
         read = {key.parameter for key in self.joint.sizes}
         read |= {share.parameter for group in groups for share in group.shares}
         why = {}

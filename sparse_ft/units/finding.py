@@ -55,15 +55,16 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
             if coupling.is_complete:
                 break
         cuts = watch.cuts
-    structure = [
-        *documented_heads(model, named),
-        *experts(model, named, cuts, coupling.feeds),
-        *layers(model, named),
+    coupled = [*coupling.groups(), *documented_heads(model, named)]
+    mixtures = experts(model, named, cuts, coupling.feeds)
+    found = [
+        *coupled,
+        *mixtures,
+        *layers(model, named, {group.site for group in mixtures}),
         *neurons(named, cuts),
         *embedding_rows(named, cuts),
     ]
-    found = coupling.groups() + structure
-    return Units(with_sites(found), _shapes(model, named), coupling.undecided(found))
+    return Units(with_sites(found), _shapes(model, named), coupling.undecided(coupled))
 
 
 def run_on(model: nn.Module, batch: Any, loss: Callable | None = None) -> Any:

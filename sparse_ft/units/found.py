@@ -22,7 +22,7 @@ class Units:
     """The units of a model, by kind: `units["heads"]` is a list of `Unit`.
 
     groups: the same, a `Group` for each kind and site. undecided: {parameter name: why} of what
-    could not be decided, which no unit has. shapes: {parameter name: Shapes}.
+    could not be decided, which no head or channel has. shapes: {parameter name: Shapes}.
     """
 
     def __init__(

@@ -48,11 +48,14 @@ def embedding_rows(named: Named, cuts: list[Cut]) -> list[Group]:
     return list(found.values())
 
 
-def layers(model: nn.Module, named: Named) -> list[Group]:
-    """Each block of the outermost lists of like blocks: all of its parameters."""
+def layers(model: nn.Module, named: Named, mixtures: set[str]) -> list[Group]:
+    """Each block of the outermost lists of like blocks: all of its parameters.
+
+    mixtures: sites of experts, which are no layers.
+    """
     found: list[Group] = []
     for path, module in model.named_modules():
-        if any(path.startswith(f"{group.site}.") for group in found):
+        if path in mixtures or any(path.startswith(f"{group.site}.") for group in found):
             continue
         blocks = _blocks(module)
         if len(blocks) < 2:

@@ -139,6 +139,7 @@ def test_experts_in_a_list_are_those_that_share_the_tokens():
         "experts.1.weight",
         "experts.1.bias",
     }
+    assert not units["layers"]
     chain = nn.Sequential(nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])[0], nn.Linear(4, 4))
     assert not sft.units(chain, torch.randn(5, 4))["experts"]
 
