@@ -40,9 +40,9 @@ MEDIUM = (2048, 2048)
 
 
 def cases(size):
-    shape, medium, seconds = (
-        (LARGE, MEDIUM, 2.0) if size != "tiny" else ((128, 192), (64, 64), 0.02)
-    )
+    shape, medium, seconds = LARGE, MEDIUM, 2.0
+    if size == "tiny":
+        shape, medium, seconds = (128, 192), (64, 64), 0.02
     found = [
         Case(
             f"entries {100 * d:g} %",
@@ -120,17 +120,8 @@ class Setting:
         kind, index, *block = self.selection.layout
         use_huge_pages(kind, weight, values, *state)
         self.stepped = weight, values
-        arguments = (
-            [values],
-            [grad],
-            [state[0]],
-            [state[1]],
-            [torch.zeros(())],
-            [weight],
-            [kind],
-            [index],
-            block,
-        )
+        stepping = values, grad, *state, torch.zeros(())
+        arguments = *([tensor] for tensor in stepping), [weight], [kind], [index], block
         keywords = {name: [value] for name, value in optimizers.HYPER.items()} | storage
         return lambda: ops.masked_adamw_(*arguments, **keywords)
 

@@ -92,6 +92,7 @@ MAY = {
         "places",
         "plan",
         "quantised",
+        "ranks",
         "salience",
     ),
     "schedules": ("converted", "memory", "nn", "plan", "reselection", "salience"),

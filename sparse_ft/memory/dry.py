@@ -28,6 +28,7 @@ from ..trees import leaves
 
 PLAIN.add(FakeTensor)  # computes shapes as torch.Tensor does numbers
 
+EQUAL = torch.ops.aten.equal.default
 SMALL = 1 << 20  # elements up to which integers are computed
 
 
@@ -110,7 +111,7 @@ class _Integers(TorchDispatchMode):
         inputs = [t for t in leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if any(isinstance(t, FakeTensor) for t in inputs):
             return _KERNELS.get(func, func)(*args, **kwargs)
-        if not writes(func) and func is not ITEM:
+        if not writes(func) and func not in (ITEM, EQUAL):
             out = func(*args, **kwargs)
             if not all(_is_small_integer(t) for t in leaves(out) if isinstance(t, torch.Tensor)):
                 return out
@@ -142,7 +143,13 @@ def _item(tensor: torch.Tensor) -> Any:
     return 1.0 if tensor.is_floating_point() else ITEM(tensor)
 
 
-_KERNELS = {GROUPED_MM: _grouped_mm, ITEM: _item}  # None, of a torch without one, is no operator
+def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Nobody has written anything else where there is no data."""
+    return True
+
+
+# None, of a torch without one, is no operator
+_KERNELS = {GROUPED_MM: _grouped_mm, ITEM: _item, EQUAL: _equal}
 
 
 def _is_small_integer(tensor: torch.Tensor) -> bool:

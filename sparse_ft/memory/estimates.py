@@ -16,6 +16,7 @@ from ..nn.origin import origins_in
 from ..optim import SelectiveAdamW
 from ..texts import aligned, readable
 from .batch import batch_for, loss_of
+from .choosing import peak_of_choosing, split
 from .dry import Dry
 from .live import Live
 from .specs import prepare
@@ -33,7 +34,9 @@ LINES = {
     "optimizer_state": "state of the optimiser",
     "activations": "held for backward",
     "peak": "most at once",
+    "choosing": "most while choosing, once",
 }
+OPTIONAL = ("origin", "choosing")  # lines that are there where there is anything to say
 NOTE = (
     "without what kernels allocate for themselves: little but for convolutions on a CPU, about a"
     " fifth of a small ResNet's peak"
@@ -45,8 +48,9 @@ OF_THE_WHOLE = "of a process that holds the whole model"
 class Estimate(NamedTuple):
     """Bytes of one training step. peak counts everything.
 
-    peaks: the same for forward, backward and step apart. traffic: what travels between devices,
-    where a `world_size` was given; all else is of a process that holds the whole model.
+    peaks: the same for forward, backward and step apart. choosing: the peak of `sft.select`, which
+    comes once before, where the plan says by which score; else 0. traffic: what travels between
+    devices, where a `world_size` was given; all else is of a process that holds the whole model.
     """
 
     weights: int
@@ -60,6 +64,7 @@ class Estimate(NamedTuple):
     ledger: Ledger
     origin: int = 0
     traffic: Traffic | None = None
+    choosing: int = 0
 
     def __str__(self) -> str:
         told = side_by_side({"bytes": self})
@@ -90,12 +95,14 @@ def estimate(
 
     model_or_config: an nn.Module, which is left alone, or a transformers config. plan: None for all
     of it, a Plan or mapping, {"structure": "columns", "density": 0.01, "targets": …} for a random
-    selection, {"lora": 8, …} (needs peft), or a callable of the model that gives one of these or a
-    model to train as it is. lean: with `sft.lean`. optimizer: "adamw" (ours for selections, torch's
-    fused one otherwise), "sgd", None, or a callable of the parameters. dtype: to cast the model to.
-    inputs: {argument: tensor} of one batch, for models that transformers does not know; batch_size
-    and sequence_length do not count then. padded: the batch has an attention mask. values_dtype,
-    origin: as in `sft.convert`. Autocast is on where the caller has it on.
+    selection (with "score", "combine", "accumulate", "passes", "recompute" and "loss" as in
+    `sft.select`: also what choosing takes, `.choosing`), {"lora": 8, …} (needs peft), or a callable
+    of the model that gives one of these or a model to train as it is. lean: with `sft.lean`.
+    optimizer: "adamw" (ours for selections, torch's fused one otherwise), "sgd", None, or a
+    callable of the parameters. dtype: to cast the model to. inputs: {argument: tensor} of one
+    batch, for models that transformers does not know; batch_size and sequence_length do not count
+    then. padded: the batch has an attention mask. values_dtype, origin: as in `sft.convert`.
+    Autocast is on where the caller has it on.
 
     world_size: also what a step moves between so many devices, each with a batch of its own
     (`.traffic`, a `Traffic`), under the strategy "ddp", "fsdp2" (`fully_shard` on each member of a
@@ -129,6 +136,10 @@ def estimate(
             for name, what in inputs.items()
         }
         weights = sum(storage.nbytes() for storage in _parameters(model).values())
+        plan, chooses = split(plan)
+        choosing = 0
+        if chooses is not None:
+            choosing = peak_of_choosing(model.train(), plan, chooses, inputs)
         model = prepare(model.train(), plan, dry, values_dtype, origin)
         traffic = None
         if world_size is not None:
@@ -137,7 +148,7 @@ def estimate(
         make_lean(model)  # tries its modules out on numbers, which a dry run has none of
     with dry:
         told = _one_step(model, weights, inputs, _optimizer(optimizer, model))
-    return told._replace(traffic=traffic)
+    return told._replace(traffic=traffic, choosing=choosing)
 
 
 def _traffic(
@@ -287,6 +298,6 @@ def side_by_side(estimates: Mapping[str, Estimate]) -> str:
     lines += [
         (what, *(readable(getattr(e, field)) for e in estimates.values()))
         for field, what in LINES.items()
-        if field != "origin" or any(e.origin for e in estimates.values())
+        if field not in OPTIONAL or any(getattr(e, field) for e in estimates.values())
     ]
     return "\n".join([*aligned(lines, numbers=range(1, len(estimates) + 1)), NOTE])

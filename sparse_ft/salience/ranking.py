@@ -104,7 +104,8 @@ def select(
     five times as many). Scores that are sums of what each gradient gives ("gradient_abs",
     "fisher", "taylor", "snip"; with "abs_of_sum" "gradient", "saliency", "synflow" too) need
     one number a row, column or block instead. recompute: hold the activations of one layer only,
-    and compute them again in the backward, in a third more time.
+    and compute them again in the backward, in a third more time. With both any score takes less
+    than a step of the training that follows; `sft.estimate` tells how much.
 
     process_group: in several processes, whose batches count. None: those of all, where
     torch.distributed is initialised by now, which all must call this then (each with its own
