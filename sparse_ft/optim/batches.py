@@ -8,8 +8,9 @@ import torch
 from ..nn.steps import owner_of
 from ..ops import masked_adamw_
 from ..ops._adamw_call import Call, arguments_of
+from ..ops._adamw_native import step_on_cpu_
 from ..ops._adamw_tensor import Flags
-from .prepared import Prepared
+from .prepared import Prepared, native_call_of
 from .shards import PreparedShard
 
 
@@ -35,10 +36,44 @@ class Batch:
             t.grad = parameter.grad
         return Call(tensors, flags)
 
-    def step_by_name(self, flags: Flags) -> None:
-        """The step by the op, which finds who serves these tensors."""
+    def step(
+        self,
+        found_inf: torch.Tensor | None = None,
+        grad_scale: torch.Tensor | None = None,
+        look: bool = False,
+    ) -> None:
+        """look: at the gradients first, and set found_inf if one is not finite. Scalars: of a
+        GradScaler, on any device.
+        """
+        flags = Flags(
+            maximize=self.maximize,
+            grad_scale=_on(self.device, grad_scale),
+            found_inf=_on(self.device, found_inf),
+            skip_nonfinite=look,
+        )
+        if found_inf is not None:
+            for owner in self.owners:
+                owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
+        native = None
+        if self.device.type == "cpu":
+            native = native_call_of(self.linked, self.owners, self.others)
+        if native is not None:
+            step_on_cpu_(native, flags)
+        else:
+            self._step_by_name(flags)
+        for owner in self.owners:
+            owner._mark_shown()
+        for shard in self.shards:
+            shard.end()
+
+    def _step_by_name(self, flags: Flags) -> None:
+        """By the op, which finds who serves these tensors."""
         positional, keywords = arguments_of(self.call(flags))
         masked_adamw_(*positional, **keywords)
+
+
+def _on(device: torch.device, scalar: torch.Tensor | None) -> torch.Tensor | None:
+    return scalar if scalar is None else scalar.to(device)
 
 
 def linked_owner(p: torch.Tensor) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from ..nn.steps import owner_of
+from ..parallel.dtensors import is_sharded_tensor
 
 
 class InBackward:
@@ -131,6 +132,15 @@ class InBackward:
     def _name(self, optimizer: Any, p: torch.Tensor) -> str:
         group = optimizer.param_groups[self._group[id(p)]]
         return name_of(group, next(i for i, q in enumerate(group["params"]) if q is p))
+
+
+def check_steps_in_backward(p: torch.Tensor, name: str) -> None:
+    """Raise ValueError for a parameter, `name` in messages, whose gradient comes later."""
+    if is_sharded_tensor(p):
+        raise ValueError(
+            f"in_backward: {name} is split over the ranks (fully_shard), and its gradient comes"
+            " after its backward; use in_backward=False"
+        )
 
 
 def name_of(group: dict[str, Any], i: int) -> str:

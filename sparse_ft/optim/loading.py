@@ -66,6 +66,14 @@ def boxed(optimizer: torch.optim.Optimizer, state_dict: dict, storage: Storage) 
     return {**state_dict, "state": state, "param_groups": groups}
 
 
+def name_selections(groups: list[dict], saved: list[dict]) -> None:
+    """Let the groups of a state_dict hold digests of what is selected."""
+    for own, group in zip(groups, saved):
+        selections = selections_of(own)
+        if any(selections):
+            group[SELECTIONS] = selections
+
+
 def selections_of(group: dict) -> list[str | None]:
     """A digest of the selection of each parameter of a group; None for one that trains whole."""
     owners = [owner_of(p) for p in group["params"]]

@@ -2,25 +2,19 @@
 written through.
 """
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from ..ops._adamw_native import step_on_cpu_
-from ..ops._adamw_tensor import Flags, Settings
-from ..parallel.dtensors import is_sharded_tensor, local_of
-from .batches import Batch, linked_owner
+from .gathering import Gathered
 from .groups import groups_of
-from .in_backward import InBackward, name_of
-from .loading import SELECTIONS, boxed, selections_of, unboxed
-from .origins import check_origin, decays_to_origin
-from .prepared import Prepared, native_call_of
-from .settings import check_settings, settings_of
-from .shards import PreparedShard, found_anywhere
-from .skipping import SkippedSteps, any_nonfinite
-from .storage import Storage
+from .in_backward import InBackward, check_steps_in_backward, name_of
+from .loading import boxed, name_selections, unboxed
+from .origins import check_decay_to, check_origin
+from .settings import check_settings
+from .skipping import SkippedSteps, found_before
+from .storage import Storage, check_seed
 
 
 class SelectiveAdamW(torch.optim.Optimizer):
@@ -101,19 +95,17 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 "skip_nonfinite: it looks at all gradients before any step, and in_backward=True"
                 " never has them all"
             )
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed: expected an integer, got {seed!r}")
+        check_seed(seed)
         if stochastic_rounding:
             defaults["seed"] = seed
-        if decay_to not in ("zero", "origin"):
-            raise ValueError(f"decay_to: expected 'zero' or 'origin', got {decay_to!r}")
+        check_decay_to(decay_to)
         if decay_to == "origin":
             defaults["decay_to"] = decay_to
         self._storage = Storage(bool(stochastic_rounding), bool(correction), optim_bits)
         self.skip_nonfinite = skip_nonfinite
         self.unscale_in_step = bool(unscale_in_step)
         self._skipped = SkippedSteps()
-        self._prepared: dict[int, Prepared] = {}  # id of a parameter -> what is known of it
+        self._gathered = Gathered(self._storage)
         self._backward = InBackward(self) if in_backward else None
         super().__init__(groups_of(params, no_decay), defaults)
 
@@ -131,8 +123,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         """Also what `load_state_dict` ends with, on an optimiser that has its hooks."""
         super().__setstate__(state)
         unboxed(self.state)
-        self._prepared = {}
-        self._count()
+        self._gathered = Gathered(self._storage)
+        self._gathered.count(self.param_groups)
         if isinstance(self.__dict__.get("_skipped"), int):
             self._skipped = SkippedSteps(self._skipped)
         if isinstance(self._backward, bool):  # what a copy or a pickle knows of it
@@ -149,15 +141,12 @@ class SelectiveAdamW(torch.optim.Optimizer):
                 name = name_of(self.param_groups[-1], i)
                 self._storage.check(p, name)
                 check_origin(p, name, settings)
-                if self._backward and is_sharded_tensor(p):
-                    raise ValueError(
-                        f"in_backward: {name} is split over the ranks (fully_shard), and its"
-                        " gradient comes after its backward; use in_backward=False"
-                    )
+                if self._backward:
+                    check_steps_in_backward(p, name)
         except ValueError:
             self.param_groups.pop()
             raise
-        self._count()
+        self._gathered.count(self.param_groups)
         if self._backward:
             self._backward.attach(len(self.param_groups) - 1)
 
@@ -166,10 +155,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         tells another selection.
         """
         state = super().state_dict()
-        for group, saved in zip(self.param_groups, state["param_groups"]):
-            selections = selections_of(group)
-            if any(selections):
-                saved[SELECTIONS] = selections
+        name_selections(self.param_groups, state["param_groups"])
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -196,7 +182,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
     def forget(self, parameter: torch.Tensor) -> None:
         """Free the state of a parameter, which begins anew with its next gradient."""
         self.state.pop(parameter, None)
-        self._prepared.pop(id(parameter), None)
+        self._gathered.forget(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's. With in_backward it also leaves a backward behind that `step()` did not
@@ -208,16 +194,11 @@ class SelectiveAdamW(torch.optim.Optimizer):
 
     def _replaced(self, parameter: torch.Tensor) -> None:
         """Another one has taken its place in a group."""
-        self._prepared.pop(id(parameter), None)
-        self._count()
+        self._gathered.forget(parameter)
+        self._gathered.count(self.param_groups)
         if self._backward:
             self._backward.detach(parameter)
             self._backward.attach()
-
-    def _count(self) -> None:
-        """Number the parameters, as `state_dict` does."""
-        params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
-        self._number = {id(p): number for number, p in enumerate(params)}
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -259,137 +240,17 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self._backward:
             self._backward.finish()
             return loss
-        batches = self._batches()
+        batches = self._gathered.batches(self.param_groups, self.state)
         if not batches:
             return loss
-        found_inf = self._found_inf(batches)
+        found_inf = found_before(batches, getattr(self, "found_inf", None), self.skip_nonfinite)
         for batch in batches:
             look = self.skip_nonfinite and len(batches) == 1 and not batch.shards
-            self._step_on(batch, found_inf, look)
-            for shard in batch.shards:
-                shard.end()
+            batch.step(found_inf, getattr(self, "grad_scale", None), look)
         if self.skip_nonfinite:
             self._skipped.add(found_inf)
         return loss
 
-    def _found_inf(self, batches: list[Batch]) -> torch.Tensor | None:
-        """What tells the step whether to skip, or will tell once it has looked; None:
-        nothing does.
-        """
-        found_inf = getattr(self, "found_inf", None)  # a GradScaler's
-        shards = [shard for batch in batches for shard in batch.shards]
-        if shards:
-            return self._found_on_any_rank(batches, shards, found_inf)
-        if not self.skip_nonfinite:
-            return found_inf
-        if len(batches) > 1:
-            found = any_nonfinite([p.grad for p in batch.parameters()] for batch in batches)
-            return found if found_inf is None else torch.maximum(found, found_inf.to(found.device))
-        device = batches[0].device
-        if found_inf is None:
-            return torch.zeros((), dtype=torch.float32, device=device)
-        return found_inf.to(device)
-
-    def _found_on_any_rank(
-        self, batches: list[Batch], shards: list[PreparedShard], found_inf: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """`_found_inf`, where each rank sees a part of the gradients."""
-        if found_inf is not None:
-            found_inf = local_of(found_inf)
-        if self.skip_nonfinite:
-            found = any_nonfinite([p.grad for p in batch.parameters()] for batch in batches)
-            found_inf = found if found_inf is None else torch.maximum(found, found_inf)
-        return None if found_inf is None else found_anywhere(found_inf, shards)
-
-    def _batches(self) -> list[Batch]:
-        """The parameters that have a gradient, by what a call has in common."""
-        batches: dict[tuple, Batch] = {}
-        if not self._prepared:
-            self._count()  # accelerate has put others in the places of what FSDP2 has split
-        for group in self.param_groups:
-            device = batch = None
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.device != device:
-                    device = p.device
-                    settings = settings_of(group, device)
-                    key = device, group["maximize"], settings.lr_at is None
-                    batch = batches.get(key)
-                    if batch is None:
-                        batch = batches[key] = Batch(device, group["maximize"])
-                self._add(batch, p, group, settings)
-        return list(batches.values())
-
-    def _add(
-        self, batch: Batch, p: torch.Tensor, group: dict[str, Any], settings: Settings
-    ) -> None:
-        if p.grad.is_sparse:
-            raise RuntimeError(
-                "grad: SelectiveAdamW takes dense gradients, got a sparse one of shape"
-                f" {tuple(p.shape)}"
-            )
-        prepared = self._prepared.get(id(p))
-        is_new = prepared is None
-        if is_new:
-            prepared = self._prepared[id(p)] = self._prepare(p)
-        if type(prepared) is PreparedShard:
-            prepared.begin(self._state_of(p))
-            batch.shards.append(prepared)
-        else:
-            prepared.state = self._state_of(p)
-        prepared.seed = self._storage.seed_of(p, group, self._number[id(p)])
-        prepared.settings = settings
-        prepared.to_origin = decays_to_origin(group)
-        owner = linked_owner(p)
-        if owner is None:
-            batch.others.append(prepared)
-            return
-        batch.linked.append(prepared)
-        batch.owners.append(owner)
-        if is_new and p.is_cpu:
-            prepared.spread(owner)
-
-    def _prepare(self, p: torch.Tensor) -> Prepared:
-        return PreparedShard(p) if is_sharded_tensor(p) else Prepared(p)
-
-    def _state_of(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
-        state = self.state[p]
-        if not state:
-            state.update(self._storage.format_of(p).new(p))  # whole or not at all
-        if state["step"].device != p.device:  # a loaded one is still where its checkpoint was
-            state["step"] = state["step"].to(p.device)
-        return state
-
     def _step_one(self, p: torch.Tensor, group: dict[str, Any]) -> None:
         """The step of one parameter that has its gradient."""
-        batch = Batch(p.device, group["maximize"])
-        self._add(batch, p, group, settings_of(group, p.device))
-        self._step_on(batch)
-
-    def _step_on(
-        self, batch: Batch, found_inf: torch.Tensor | None = None, look: bool = False
-    ) -> None:
-        """look: at the gradients first, and set found_inf if one is not finite."""
-        flags = Flags(
-            maximize=batch.maximize,
-            grad_scale=_on(batch.device, getattr(self, "grad_scale", None)),
-            found_inf=_on(batch.device, found_inf),
-            skip_nonfinite=look,
-        )
-        if found_inf is not None:
-            for owner in batch.owners:
-                owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
-        native = None
-        if batch.device.type == "cpu":
-            native = native_call_of(batch.linked, batch.owners, batch.others)
-        if native is not None:
-            step_on_cpu_(native, flags)
-        else:
-            batch.step_by_name(flags)
-        for owner in batch.owners:
-            owner._mark_shown()
-
-
-def _on(device: torch.device, scalar: torch.Tensor | None) -> torch.Tensor | None:
-    return scalar if scalar is None else scalar.to(device)
+        self._gathered.batch_of(p, group, self.state).step()

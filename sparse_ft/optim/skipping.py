@@ -2,11 +2,15 @@
 on a device.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import SupportsInt
 
 import torch
+
+from ..parallel.dtensors import local_of
+from .batches import Batch
+from .shards import PreparedShard, found_anywhere
 
 
 def any_nonfinite(gradients: Iterable[Iterable[torch.Tensor]]) -> torch.Tensor:
@@ -20,6 +24,46 @@ def any_nonfinite(gradients: Iterable[Iterable[torch.Tensor]]) -> torch.Tensor:
         for on_one in gradients
     ]
     return 1.0 - reduce(torch.logical_and, (each.to(finite[0].device) for each in finite)).float()
+
+
+def found_before(
+    batches: Sequence[Batch], found_inf: torch.Tensor | None, skip_nonfinite: bool
+) -> torch.Tensor | None:
+    """What tells a step whether to skip, or will tell once it has looked; None: nothing does.
+
+    found_inf: a GradScaler's, or None.
+    """
+    shards = [shard for batch in batches for shard in batch.shards]
+    if shards:
+        return _found_on_any_rank(batches, shards, found_inf, skip_nonfinite)
+    if not skip_nonfinite:
+        return found_inf
+    if len(batches) > 1:
+        found = _found_in(batches)
+        return found if found_inf is None else torch.maximum(found, found_inf.to(found.device))
+    device = batches[0].device
+    if found_inf is None:
+        return torch.zeros((), dtype=torch.float32, device=device)
+    return found_inf.to(device)
+
+
+def _found_on_any_rank(
+    batches: Sequence[Batch],
+    shards: list[PreparedShard],
+    found_inf: torch.Tensor | None,
+    skip_nonfinite: bool,
+) -> torch.Tensor | None:
+    """Where each rank sees a part of the gradients."""
+    if found_inf is not None:
+        found_inf = local_of(found_inf)
+    if skip_nonfinite:
+        found = _found_in(batches)
+        found_inf = found if found_inf is None else torch.maximum(found, found_inf)
+    return None if found_inf is None else found_anywhere(found_inf, shards)
+
+
+def _found_in(batches: Sequence[Batch]) -> torch.Tensor:
+    return any_nonfinite([p.grad for p in batch.parameters()] for batch in batches)
 
 
 class SkippedSteps:

@@ -89,3 +89,9 @@ class Storage:
         if not (self.stochastic_rounding and p.dtype in SIXTEEN_BITS):
             return None
         return seed_of(group.get("seed", 0), number)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for what is no integer."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed: expected an integer, got {seed!r}")

@@ -22,7 +22,7 @@ from helpers.small_net import (
 
 import sparse_ft as sft
 from sparse_ft.ops._rounding import join
-from sparse_ft.optim import selective_adamw, storage
+from sparse_ft.optim import batches, storage
 
 BF16 = torch.bfloat16
 ROUNDED = {"by chance": dict(stochastic_rounding=True, seed=7), "corrected": dict(correction=True)}
@@ -118,7 +118,7 @@ def test_the_op_and_the_prepared_rows_give_the_same_bits(stored, monkeypatch):
     for prepared in (True, False):
         model, optimizer = make(stored)
         if not prepared:
-            monkeypatch.setattr(selective_adamw, "native_call_of", lambda *_: None)
+            monkeypatch.setattr(batches, "native_call_of", lambda *_: None)
         train(model, optimizer, 3)
         ends.append(everything(model, optimizer))
     assert_same_bits(*ends)

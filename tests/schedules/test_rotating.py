@@ -86,7 +86,7 @@ def test_memory_does_not_grow_over_ten_windows(kind):
     assert len(others) == LAYERS - 1
     assert all(p.grad is None and p not in optimizer.state for p in others)
     if kind == "ours":  # nor by what its steps have prepared
-        assert not {id(p) for p in others} & optimizer._prepared.keys()
+        assert not {id(p) for p in others} & optimizer._gathered.prepared.keys()
 
 
 def test_orders():
