@@ -16,6 +16,7 @@ from torch import nn
 from .. import ops
 from .._torch import is_compiling, is_transformed, key_of
 from ..annotations import AnyModule
+from ..nn.foreign import why_managed
 from ..nn.linear import Adopted
 from ..nn.selected import Selected
 from ..nn.state import NAME
@@ -77,7 +78,7 @@ def adopt_quantised(
 
 
 @functools.cache
-def class_for(original: type) -> type:
+def class_for(original: Any) -> type:
     """The class of quantised layers of class `original` with selected entries."""
     name = f"Selective{original.__name__}"
     # `Adopted` stands in the bases, for who asks which part of a class came from here.
@@ -155,8 +156,17 @@ class Quantised:
                 f"{state.label}: selected entries do not train under torch.func transforms (grad,"
                 " vmap, jvp, …); use loss.backward()"
             )
-        self._check_unmanaged(state)
-        if self._parameters.get("values") is not state.linked:
+        values = self._parameters.get("values")
+        if values is None:
+            return  # on its way in
+        is_linked = values is state.linked
+        why = why_managed(values, self._parameters["weight"], is_linked)
+        if why is not None:
+            raise RuntimeError(
+                f"{state.label}: {why}, and it is quantised: its selected entries do not train in"
+                " shards; use DistributedDataParallel"
+            )
+        if not is_linked:
             self._settle()  # an `_apply` that failed did not come to that
 
     def write_back(self) -> None:

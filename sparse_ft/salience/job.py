@@ -50,6 +50,16 @@ class Batches:
             self.total = len(self._batches)
 
 
+def matrix_of(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight `name` of a model as its matrix, detached; dequantised where it is quantised."""
+    path, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(path)
+    quantiser = quantiser_of(owner) if attribute == "weight" else None
+    if quantiser is not None:
+        return quantiser.dequantise(owner, torch.float32)
+    return weight.detach().reshape(matrix_shape(model, name))
+
+
 @dataclasses.dataclass
 class Job:
     """weights: {name: parameter} to choose from.
@@ -78,12 +88,7 @@ class Job:
 
     def matrix(self, name: str) -> torch.Tensor:
         """A weight [rows, columns], detached; dequantised where it is quantised."""
-        path, _, attribute = name.rpartition(".")
-        owner = self.model.get_submodule(path)
-        quantiser = quantiser_of(owner) if attribute == "weight" else None
-        if quantiser is not None:
-            return quantiser.dequantise(owner, torch.float32)
-        return self.weights[name].detach().reshape(self.shape(name))
+        return matrix_of(self.model, name, self.weights[name])
 
     def followed(self, label: str) -> Iterator[Any]:
         """The batches, their number shown as they go."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.quantised import FORMATS, HIDDEN, network, quantise
+from helpers.quantised import FORMATS, HIDDEN, dense_twin, network, quantise
 from torch import nn
 
 import sparse_ft as sft
@@ -182,3 +182,15 @@ def test_what_weak_columns_need_is_said():
         model = quantise(network(), "nf4")
         sft.convert(model, {"0.weight": sft.Rows([0])})
         sft.quantised.start_from(model, {})
+
+
+def test_scores_of_layers():
+    model, dense = quantise(network(), "nf4"), dense_twin(quantise(network(), "nf4"))
+    ours = sft.layer_scores.snr(model)
+    assert ours == pytest.approx(sft.layer_scores.snr(dense))
+    magnitude = sft.layer_scores.total(model, "magnitude", layers="*")
+    assert magnitude == pytest.approx(sft.layer_scores.total(dense, "magnitude", layers="*"))
+    with pytest.raises(ValueError, match="score: 'fisher' needs the gradient of '0.weight'"):
+        sft.layer_scores.total(model, "fisher", layers="*", batches=batches(), loss=loss)
+    with pytest.raises(ValueError, match="model: '0' is quantised, and codes do not drift"):
+        sft.layer_scores.drift(model, dense, layers="*")

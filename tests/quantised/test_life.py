@@ -1,5 +1,6 @@
 """A quantised layer with selected entries through saving, copying, moving and reverting."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -7,6 +8,8 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed.fsdp
+import torch.utils.checkpoint
 from helpers.quantised import FORMATS, HIDDEN, network, plan_of, quantise
 from torch import nn
 
@@ -264,3 +267,48 @@ def test_what_needs_a_dense_weight_refuses_by_name():
         sft.select(model, density=0.1, score="magnitude")
     with pytest.raises(RuntimeError, match="0.weight: .* torch.func"):
         torch.func.grad(lambda x: model(x).sum())(torch.randn(2, HIDDEN))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    model, _ = converted("nf4", "rows")
+    inputs = torch.randn(4, HIDDEN, requires_grad=True)
+    model(inputs).square().sum().backward()
+    plain = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    output_of = torch.utils.checkpoint.checkpoint(model, inputs, use_reentrant=reentrant)
+    output_of.square().sum().backward()
+    for parameter, expected in zip(model.parameters(), plain):
+        assert (parameter.grad is None) == (expected is None)
+        assert expected is None or torch.equal(parameter.grad, expected)
+
+
+def test_a_compiled_model_runs_the_layer_outside_of_its_graph():
+    model, _ = converted("nf4")
+    inputs = torch.randn(4, HIDDEN)
+    expected = model(inputs)
+    compiled = torch.compile(model, backend="eager")(inputs)
+    torch.testing.assert_close(compiled, expected)
+    compiled.sum().backward()
+    assert model[0].values.grad is not None
+
+
+def test_shards_are_refused_by_name():
+    """As FSDP2's: in a forward it shows parameters that it has gathered into memory of its own."""
+    with one_process():
+        model, _ = converted("nf4")
+        torch.distributed.fsdp.fully_shard(model)
+        with pytest.raises(RuntimeError, match="0.weight: .*fully_shard.* it is quantised"):
+            model(torch.randn(4, HIDDEN))
+
+
+@contextlib.contextmanager
+def one_process():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

@@ -22,8 +22,13 @@ class FourBit(Quantiser):
 
     name = "bitsandbytes 4-bit"
     REPLACES = ("bitsandbytes.nn.Params4bit",)
-    OWN = ("quant_state", "quant_storage", "compute_dtype", "compute_type_is_set")
-    OWN += ("support_avx512bf16_for_cpu",)
+    OWN = (
+        "quant_state",
+        "quant_storage",
+        "compute_dtype",
+        "compute_type_is_set",
+        "support_avx512bf16_for_cpu",
+    )
 
     @classmethod
     def without_data(cls, layer: AnyModule) -> nn.Module | None:

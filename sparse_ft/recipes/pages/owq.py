@@ -37,10 +37,11 @@ def owq(
         sft.convert(model, plan)
         sft.quantised.start_from(model, original)  # the weak columns were never rounded
 
-    Returns the plan. Their share is a density here; the paper's 3.1 bits on average are 0.8 % of the columns at 3.
-    Its code quantises by OPTQ (GPTQ) what these columns leave, and its backward fails; any format
-    of `sft.quantised` serves here.
+    Returns the plan. Their share is a density here; the paper's 3.1 bits on average are 0.8 % of
+    the columns at 3. Its code quantises by OPTQ (GPTQ) what these columns leave, and its backward
+    fails; any format of `sft.quantised` serves here.
     """
+    score: Any
     if original is None:
         score = scores.weak_columns(quantised)
     else:

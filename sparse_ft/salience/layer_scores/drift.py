@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from ...quantised.quantiser import quantiser_of
 from ..scores.weights import movement
 from .layers import layers_of
 
@@ -25,6 +26,7 @@ def drift(
     found = {}
     for layer, module in layers_of(model, layers).items():
         distance = size = 0.0
+        _refuse_quantised(layer, module)
         for name, parameter in module.named_parameters():
             whole = f"{layer}.{name}"
             step = moved.rate(whole, parameter.detach(), torch.Generator())
@@ -32,3 +34,12 @@ def drift(
             size += float(before[whole].detach().double().square().sum())
         found[layer] = (distance / size) ** 0.5 if size else 0.0
     return found
+
+
+def _refuse_quantised(layer: str, module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if quantiser_of(part) is not None:
+            raise ValueError(
+                f"model: {f'{layer}.{name}'.rstrip('.')!r} is quantised, and codes do not drift;"
+                " sft.merge_quantised, or name other layers in layers="
+            )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ...places import matrix_shape
+from ..job import matrix_of
 from ..targets import targets_of
 
 _QUARTILES = 1.349  # of a normal distribution, between its first and third
@@ -21,7 +21,7 @@ def snr(model: nn.Module, *, targets: str | Iterable[str] | None = None) -> dict
     """
     found = {}
     for name, weight in targets_of(model, targets).weights.items():
-        matrix = weight.detach().reshape(matrix_shape(model, name))
+        matrix = matrix_of(model, name, weight)
         wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         found[name] = _ratio(torch.linalg.svdvals(wide), wide.shape)
     return found

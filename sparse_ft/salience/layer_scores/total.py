@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from ...ranks import Ranks
+from ..again import check_quantised
 from ..arguments import check_batches_of
 from ..choosing import Chooser
 from ..job import Batches, Job
@@ -56,6 +57,7 @@ def total(
             seed=seed,
             given_loss=loss,
         )
+        check_quantised(rated, model, job.weights)
         worths = Chooser(job, source_of(rated, job), Scope(), rated.name).worths()
         sums = dict.fromkeys(found, 0.0)
         for name, score_of_all in worths:
