@@ -19,6 +19,7 @@ from .grouped import grouped_product
 from .pieces import Piece, Pieces
 
 MATMUL = (torch.mm, torch.matmul, torch.Tensor.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
+BATCHED = (torch.bmm, torch.Tensor.bmm, *MATMUL)
 TRANSPOSE = (torch.transpose, torch.Tensor.transpose)
 _TENSOR: Any = torch.Tensor
 TRANSPOSED = _TENSOR.T.__get__, _TENSOR.mT.__get__
@@ -119,6 +120,8 @@ def _serve(func: Callable, args: tuple, kwargs: Mapping) -> Any:
         return _product(first, args[1], bias, True)
     if func in MATMUL and len(args) == 2 and isinstance(args[1], ExpertMatrix):
         return _product(first, args[1], None, False)
+    if func in BATCHED and len(args) == 2 and isinstance(args[1], ExpertsWeight):
+        return _batched(func, first, args[1])
     tensors: list[Any] = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
     if len(tensors) == 3 and isinstance(tensors[1], ExpertsWeight):
         input, read, ends = tensors
@@ -173,16 +176,38 @@ def _grouped(
     is_grouped = input.dim() == 2 and ends.dim() == 1 and not ends.is_floating_point()
     if not is_grouped or len(ends) != len(weight) or input.size(1) != weight.size(1):
         return NotImplemented
-    input_dim = 1 if read.is_transposed else 0
     stops = ends.tolist()
     output = grouped_product(func, args, kwargs, input, read, weight, stops)
-    ranges = list(zip([0, *stops[:-1]], stops))
+    return _tapped(output, read, input, [0, *stops[:-1]], stops)
+
+
+def _batched(func: Callable, input: torch.Tensor, read: ExpertsWeight) -> Any:
+    """As many tokens for each expert: [experts, tokens, in] and [experts, in, out]."""
+    weight = read.plain
+    if input.dim() != 3 or len(input) != len(weight):
+        return NotImplemented
+    output = func(input, weight)
+    tokens = input.size(1)
+    stops = [tokens * (expert + 1) for expert in range(len(weight))]
+    flat = input.reshape(-1, input.size(2))
+    return _tapped(output, read, flat, [0, *stops[:-1]], stops)
+
+
+def _tapped(
+    output: torch.Tensor,
+    read: ExpertsWeight,
+    input: torch.Tensor,
+    starts: list[int],
+    stops: list[int],
+) -> torch.Tensor:
+    """`output` of a product of `input` [tokens, in], of which each expert has a range."""
     pieces = read.collector.pieces
     chosen = [
-        (pieces[expert], slice(*ranges[expert]))
+        (pieces[expert], slice(starts[expert], stops[expert]))
         for expert in pieces
-        if ranges[expert][1] > ranges[expert][0]
+        if stops[expert] > starts[expert]
     ]
+    input_dim = 1 if read.is_transposed else 0
     uses, kept = _kept(input.detach(), chosen, input_dim)
     return Tap.apply(output, read.handle, kept, read.collector, uses, input_dim)
 

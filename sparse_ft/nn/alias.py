@@ -135,7 +135,7 @@ class SelectedParameter(Selected):
         Found once for each selection.
         """
         state, weight = self._sparse_ft_state, self._weight()
-        if weight.dim() != 3 or state.matrix_shape[0] == weight.size(0):
+        if weight.dim() != 3 or weight.size(0) in (1, state.matrix_shape[0]):
             return None  # a convolution's matrix has the first dimension as rows
         if type(self) is not SelectedParameter:
             return None  # in parts, on several devices

@@ -90,24 +90,13 @@ def choose(
         )
     worth = _worth(job, Worths(job, source, scope, label), among)
     groups = {group.site: group for group in among.groups}
-    sizes = {site: _sizes(job, group) for site, group in groups.items()}
-    seed = job.seed
-    parts: dict[str, list[Part]] = {}
+    picked: dict[str, torch.Tensor] = {}
     for pool in scope.pools({site: (group.count, 1) for site, group in groups.items()}):
-        counts = {site: groups[site].count for site in pool}
-        shapes = [
-            (counts[site], max(1, round(float(sizes[site].double().mean())))) for site in pool
-        ]
-        allowance = budget.allowance(shapes, Structure("rows"))
-        floors = {site: scope.floor_of(count) for site, count in counts.items()}
-        caps = {site: max(scope.cap_of(counts[site]), floors[site]) for site in pool}
-        scores = {site: worth[site] for site in pool}
-        within = {site: sizes[site] for site in pool}
-        picked = pick_small(scores, within, allowance, floors, caps, seed)
-        for site, numbers in picked.items():
-            for share in groups[site].shares:
-                if share.parameter in job.weights:
-                    parts.setdefault(share.parameter, []).append(_part(share, numbers))
+        picked |= _picked(job, scope, budget, {site: groups[site] for site in pool}, worth)
+    parts: dict[str, list[Part]] = {}
+    for site, numbers in picked.items():
+        for share in groups[site].shares:
+            parts.setdefault(share.parameter, []).append(_part(share, numbers))
     chosen: dict[str, Selection | str] = {}
     for name, weight in job.weights.items():
         mine = [part for part in parts.get(name, ()) if part.dimension is None or part.index]
@@ -115,6 +104,22 @@ def choose(
             what = among.units.selection(name, mine)
             chosen[name] = what if isinstance(what, str) else what.to(weight.device)
     return chosen
+
+
+def _picked(
+    job: Job, scope: Scope, budget: Any, pool: dict[str, Group], worth: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """{site: numbers of units} of one budget."""
+    sizes = {site: _sizes(job, group) for site, group in pool.items()}
+    shapes = []
+    for site, group in pool.items():
+        mean = float(sizes[site].double().mean())
+        shapes.append((group.count, max(1, round(mean))))
+    allowance = budget.allowance(shapes, Structure("rows"))
+    floors = {site: scope.floor_of(group.count) for site, group in pool.items()}
+    caps = {site: max(scope.cap_of(group.count), floors[site]) for site, group in pool.items()}
+    scores = {site: worth[site] for site in pool}
+    return pick_small(scores, sizes, allowance, floors, caps, job.seed)
 
 
 def _part(share: Share, numbers: torch.Tensor) -> Part:
