@@ -1,6 +1,7 @@
 """Rotate: a few units of a model train for some steps, then others do (LISA, BAdam)."""
 
 import fnmatch
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,11 +53,20 @@ class Rotate(Schedule):
         self._units: dict[str, list[nn.Parameter]] = {}
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> "Rotate":
-        """Begin with the first window. model: all of its units' parameters train by now."""
+        """Begin with the first window. model: all of its units' parameters train by now.
+
+        In several processes: DistributedDataParallel(model, find_unused_parameters=True) first,
+        while all units train, for it averages what trains when it is made; then attach to it.
+        """
         if isinstance(model, DistributedDataParallel):
-            raise ValueError(
-                "model: DistributedDataParallel waits for the gradients of all that trained when it"
-                " was made; make it anew for every window, around the model that rotates"
+            _check_waits_for_nothing(model)
+            model = model.module
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            warnings.warn(
+                "Rotate: a DistributedDataParallel that is made from now on leaves out the units"
+                " whose turn it is not; make it first, and attach to what"
+                " DistributedDataParallel(model, find_unused_parameters=True) gives",
+                stacklevel=2,
             )
         units = self._found(model)
         if self._count > len(units):
@@ -126,6 +136,20 @@ class Rotate(Schedule):
                 " turns first"
             )
         return found
+
+
+def _check_waits_for_nothing(model: Any) -> None:
+    """Raise ValueError where DistributedDataParallel would wait for gradients that do not come."""
+    if not model.find_unused_parameters:
+        raise ValueError(
+            "model: DistributedDataParallel waits for the gradients of all that trained when it was"
+            " made, and units out of turn have none; make it with find_unused_parameters=True"
+        )
+    if model.static_graph:
+        raise ValueError(
+            "model: DistributedDataParallel(static_graph=True) expects the same units at every"
+            " step; leave static_graph out"
+        )
 
 
 def _labelled(units: Any, model: nn.Module) -> dict[str, list[str]]:
