@@ -83,6 +83,24 @@ def test_a_sum_that_was_not_taken(mesh):
     refused(model, PLAN, "0.weight': a DTensor in the placements .*Partial.* redistribute it first")
 
 
+def test_choosing_in_what_tensor_parallel_has_cut(mesh):
+    model = net()
+    tensor_parallel(model, mesh)
+    with pytest.raises(ValueError, match="targets: '0.weight': a DTensor, .* choose before"):
+        sft.select(model, density=0.1, score="magnitude", targets="0.weight")
+
+
+@pytest.mark.parametrize("what", [sft.save_delta, sft.patches, sft.reselect], ids=str)
+def test_what_needs_whole_weights_says_that_tensor_parallel_has_cut_them(what, mesh, tmp_path):
+    model = net()
+    tensor_parallel(model, mesh)
+    sft.convert(model, PLAN)
+    more = {sft.save_delta: [tmp_path / "delta"], sft.patches: []}
+    more[sft.reselect] = [sft.SelectiveAdamW(model.parameters()), PLAN]
+    with pytest.raises((RuntimeError, ValueError), match="0.weight.*tensor parallel.*sft.revert"):
+        what(model, *more[what])
+
+
 def test_origins_of_what_tensor_parallel_has_cut(mesh):
     model = net()
     tensor_parallel(model, mesh)

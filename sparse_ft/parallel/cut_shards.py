@@ -62,8 +62,7 @@ class CutShards(Shards):
         local_of(self.values).copy_(whole[span.start : span.end])
 
     def differing(self) -> int:
-        off = 0 if self.part.portion.selection is None else self._differing_here()
-        counted = torch.tensor(off, device=local_of(self.weight).device)
+        counted = torch.tensor(self._differing_here(), device=local_of(self.weight).device)
         for dim in range(self.weight.device_mesh.ndim):
             distributed.all_reduce(counted, group=self.weight.device_mesh.get_group(dim))
         return int(counted)

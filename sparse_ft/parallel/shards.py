@@ -114,7 +114,9 @@ class Shards:
         return int(over_ranks(off, self.split, distributed.ReduceOp.SUM))
 
     def _differing_here(self) -> int:
-        ((_, values),) = _each([self])
+        ((_, values),) = _each([self])  # a collective, which ranks without any take part in, too
+        if not values.numel():
+            return 0
         dtypes = self.weight.dtype, self.values.dtype
         dtype = max(dtypes, key=lambda each: torch.finfo(each).eps)
         there = ops.gather_selected(self._matrix(), self.part.layout).to(dtype).double()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..messages import did_you_mean
-from ..nn.foreign import why_not
+from ..nn.foreign import is_sharded_tensor, why_not
 from .budgets import Count, Density, DensityPerRow
 from .losses import check_batches
 from .scope import NORMALIZE, SCOPES
@@ -88,7 +88,13 @@ def check_batches_of(score: Any, batches: Any) -> None:
 
 
 def check_weights(weights: dict[str, nn.Parameter]) -> None:
-    """Raise ValueError for a weight that has no numbers yet."""
+    """Raise ValueError for a weight that has no numbers yet, or of which only a part is here."""
     for name, weight in weights.items():
+        if is_sharded_tensor(weight):
+            raise ValueError(
+                f"targets: {name!r}: a DTensor, which tensor parallel (parallelize_module) has cut,"
+                " and no process sees the scores of all of it; choose before, for a plan speaks of"
+                " whole weights"
+            )
         if is_lazy(weight):
             raise ValueError(f"targets: {name!r}: {why_not(weight)}")

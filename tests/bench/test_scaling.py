@@ -9,15 +9,17 @@ from bench import scaling  # noqa: E402
 
 def test_tables_of_a_small_model_have_a_row_a_plan_and_selections_send_less():
     told = {}
-    for what, plan in scaling.PLANS.items():
-        told["tiny", what] = scaling.traffic_of(scaling.llama(128, 256, 2, 8), plan, 16)
+    plans = "everything", "columns, 1 %"
+    for what in plans:
+        config = scaling.llama(128, 256, 1, 8)
+        told["tiny", what] = scaling.traffic_of(config, scaling.PLANS[what], 16)
     tables = scaling.sections(told)
     assert set(tables) == set(scaling.DEVICES)
     for strategy in ("ddp", "fsdp2"):
         assert told["tiny", "columns, 1 %"].on(8, strategy).sent < (
             told["tiny", "everything"].on(8, strategy).sent
         )
-        for what in scaling.PLANS:
+        for what in plans:
             assert f"tiny, {what}" in tables[strategy]
 
 

@@ -6,16 +6,23 @@
 import sys
 
 import torch
+import torch.distributed.checkpoint as dcp
 from helpers import ranks
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 import sparse_ft as sft
 
-STEPS = 4
+STEPS = 3
 TOKENS, WIDTH, HIDDEN, CLASSES = 10, 12, 16, 6
 
 
@@ -81,7 +88,7 @@ def net() -> Net:
 
 
 def batch(step: int) -> torch.Tensor:
-    return torch.randint(TOKENS, (4, 5), generator=torch.Generator().manual_seed(step))
+    return torch.randint(TOKENS, (4, 6), generator=torch.Generator().manual_seed(step))
 
 
 def trained(model: nn.Module) -> list:
@@ -130,6 +137,18 @@ def cut(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return parallelize_module(model, mesh, plan)
 
 
+def cut_with_the_sequence(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Between the layers each rank has a part of the sequence, and its norm a gradient of that."""
+    plan = {
+        "embed": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "up": ColwiseParallel(input_layouts=Shard(1)),
+        "down": RowwiseParallel(output_layouts=Shard(1)),
+        "norm": SequenceParallel(),
+        "out": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+    }
+    return parallelize_module(model, mesh, plan)
+
+
 def whole(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -149,26 +168,84 @@ def in_parallel(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
     return {**run(model, optimizer), "reverted": whole(sft.revert(model))}
 
 
-def on_both_dimensions(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
-    """Cut over two ranks, and split over two with a half of each batch."""
+def over_four(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
+    """Cut over all: 6 and 10 rows are no multiples of 4, and one rank has none of the 6."""
+    model = cut(net(), init_device_mesh("cpu", (4,)))
+    sft.convert(model, PLANS[name]())
+    return run(model, optimizer)
+
+
+def with_the_sequence(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
+    model = cut_with_the_sequence(net(), mesh["tp"])
+    sft.convert(model, PLANS[name]())
+    return run(model, optimizer)
+
+
+def lean(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
+    model = cut(net(), mesh["tp"])
+    sft.convert(model, PLANS[name](), lean=True)
+    return run(model, optimizer)
+
+
+def split(name: str, mesh: DeviceMesh) -> nn.Module:
+    """Cut over two ranks, and split over two."""
     model = cut(net(), mesh["tp"])
     sft.convert(model, PLANS[name]())
     fully_shard([model.up, model.down], mesh=mesh["dp"])
-    fully_shard(model, mesh=mesh["dp"])
-    return run(model, optimizer, mesh.get_local_rank("dp"))
+    return fully_shard(model, mesh=mesh["dp"])
+
+
+def on_both_dimensions(name: str, optimizer: str, mesh: DeviceMesh) -> dict:
+    """Each of the two that share a part has a half of each batch."""
+    return run(split(name, mesh), optimizer, mesh.get_local_rank("dp"))
 
 
 # {case: (how, plan, optimiser)}
 CASES = {name: (in_parallel, name, "SelectiveAdamW") for name in PLANS}
 CASES |= {f"{name}, 2 x 2": (on_both_dimensions, name, "SelectiveAdamW") for name in PLANS}
+for name in ("by_blocks", "by_entries", "of_rows_of_a_table"):
+    CASES[f"{name}, over four"] = over_four, name, "SelectiveAdamW"
 CASES["AdamW"] = in_parallel, "by_entries", "AdamW"
 CASES["SGD"] = in_parallel, "by_columns", "SGD"
 CASES["AdamW, 2 x 2"] = on_both_dimensions, "by_entries", "AdamW"
+CASES["sequence parallel"] = with_the_sequence, "by_entries", "SelectiveAdamW"
+CASES["lean"] = lean, "by_columns", "SelectiveAdamW"
+
+
+def loaded(mesh: DeviceMesh, folder: str) -> dict[str, dict]:
+    """What new models hold that have loaded the state of trained ones."""
+    trained_one = cut(net(), mesh["tp"])
+    sft.convert(trained_one, by_entries())
+    run(trained_one, "SelectiveAdamW")
+    state = trained_one.state_dict()
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(".values")}
+    found = {"trained": whole(trained_one)}
+    for name, part in ("state", state), ("weights", weights):
+        model = cut(net(), mesh["tp"])
+        sft.convert(model, by_entries())
+        model.load_state_dict(part)
+        found[name] = whole(model)
+    both = split("by_entries", mesh)
+    run(both, "SelectiveAdamW", mesh.get_local_rank("dp"))
+    found["trained on both"] = whole(both)
+    state = get_model_state_dict(both)
+    dcp.save(state, checkpoint_id=folder)
+    for name in ("state on both", "weights on both"):
+        model = split("by_entries", mesh)
+        part = get_model_state_dict(model)
+        if name == "weights on both":
+            part = {key: tensor for key, tensor in part.items() if not key.endswith(".values")}
+        dcp.load(part, checkpoint_id=folder)
+        model.load_state_dict(part, strict=False)
+        found[name] = whole(model)
+    return found
 
 
 def main(rank: int) -> dict:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    return {case: how(name, optimizer, mesh) for case, (how, name, optimizer) in CASES.items()}
+    found = {case: how(name, optimizer, mesh) for case, (how, name, optimizer) in CASES.items()}
+    found["loaded"] = loaded(mesh, f"{sys.argv[2]}/checkpoint")
+    return found
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_trains_as_one_process(case, results):
     want = worker.run(alone, optimizer)
     born = worker.net().state_dict()
     for result in results:
-        if how is worker.in_parallel:
+        if how is not worker.on_both_dimensions:
             assert result[case]["losses"] == pytest.approx(want["losses"], abs=1e-6)
         for key, weight in want["weights"].items():
             assert (result[case]["weights"][key] - weight).abs().max() <= 1e-6, key
@@ -39,3 +39,21 @@ def test_revert_gives_the_weights_back_as_they_are(name, results):
     for result in results:
         for key, weight in result[name]["reverted"].items():
             assert torch.equal(weight, result[name]["weights"][key]), key
+
+
+@pytest.mark.parametrize(
+    "name, trained",
+    [
+        ("state", "trained"),
+        ("weights", "trained"),
+        ("state on both", "trained on both"),
+        ("weights on both", "trained on both"),
+    ],
+)
+def test_what_is_loaded_is_what_was_saved(name, trained, results):
+    """With the values, and with weights alone, from which they are read."""
+    for result in results:
+        loaded, saved = result["loaded"][name], result["loaded"][trained]
+        assert loaded.keys() == saved.keys()
+        for key, tensor in saved.items():
+            assert torch.equal(loaded[key], tensor), key
