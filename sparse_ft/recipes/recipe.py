@@ -24,9 +24,10 @@ class Recipe:
         sft.convert(model, plan)
 
     name: of the method. paper: where it was published. defaults: of its settings, as the paper has
-    them. follows: "paper" or "code" where the two differ, "both" where they do not, "description":
-    nobody compared it with code. decay_to: what its weight decay pulls towards, as `SelectiveAdamW`
-    says it: "zero", or "origin" where the method trains a difference.
+    them. follows: "paper" or "code" where the two are known to differ, "both" where they are not,
+    "description": there was no paper or code at hand, only what others write of the rule.
+    decay_to: what its weight decay pulls towards, as `SelectiveAdamW` says it: "zero", or "origin"
+    where the method trains a difference.
     """
 
     name: str
