@@ -217,7 +217,7 @@ def _lefts_of(
     is_told: whether the state_dict tells its plan. One that does not, and has nothing of them
     either, says nothing of these entries.
     """
-    found = []
+    found: list[tuple[Any, Left | None]] = []
     for _, module in selected_modules(model):
         state = module._sparse_ft_state
         key = left_key(state.label, prefix)

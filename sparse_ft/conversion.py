@@ -101,7 +101,7 @@ def _plan_of(
         raise TypeError(f"plan: None takes that of the first of several processes, and {alone}")
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan(plan)
-    if all(each.plan for each in brought):
+    if plan is not None and all(each.plan for each in brought):
         return plan
     first = ranks.of_first(plan)
     return first if plan is None else plan

@@ -81,6 +81,7 @@ def _job(
         check_can_recompute(model)
     kind = plan.get("structure", "columns")
     by_example = getattr(score, "per", "batch") == "example"
+    given_loss: Any = loss  # perhaps None
     return Job(
         model=model,
         weights=targets_of(model, plan.get("targets")).weights,
@@ -91,7 +92,7 @@ def _job(
         accumulate=accumulate,
         passes=passes,
         recompute=recompute,
-        given_loss=loss,
+        given_loss=given_loss,
     )
 
 

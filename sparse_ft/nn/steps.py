@@ -122,7 +122,13 @@ def disown(module: "Showing") -> None:
 
 def _forget_shards(module: "Showing") -> None:
     """The shards that were the values of a module are not any more."""
-    _owners.pop(_sharded.pop(id(module), None), None)
+    _forget_shards_of(id(module))
+
+
+def _forget_shards_of(key: int) -> None:
+    shards = _sharded.pop(key, None)
+    if shards is not None:
+        _owners.pop(shards, None)
 
 
 def meet_shards_in(parameters: Iterable[torch.Tensor]) -> None:
@@ -143,7 +149,7 @@ def _forget_module(key: int) -> None:
     """The module with this id is gone, or selective no more."""
     _live.pop(key, None)
     _unclaimed.pop(key, None)
-    _owners.pop(_sharded.pop(key, None), None)
+    _forget_shards_of(key)
     _hook_or_unhook()
 
 

@@ -75,7 +75,8 @@ class Shards:
                 " dimension 0 of one mesh (leave shard_placement_fn out)"
             )
         part = _part(weight, values, selection, shape, split)
-        return cls(label, weight, values, selection, tuple(shape), split, part)
+        rows, columns = shape
+        return cls(label, weight, values, selection, (rows, columns), split, part)
 
     @property
     def is_aligned(self) -> bool:

@@ -72,8 +72,9 @@ def adopt_quantised(
 ) -> None:
     """Turn `layer` itself into a `Quantised`; `nn.linear.restore` undoes it, also half done."""
     shape = shape_of(layer)
-    Selected._begin(layer, label, original=type(layer))
-    layer.__class__ = class_for(type(layer))
+    original: Any = type(layer)
+    Selected._begin(layer, label, original=original)
+    layer.__class__ = class_for(original)
     layer._select(selection, shape, values_dtype, origin)
 
 

@@ -23,8 +23,8 @@ def chosen_experts(model: nn.Module, batches: list[Any], share: float, gates: bo
     for layer, experts in by_layer.items():
         total = 0.0
         taken: set[int] = set()
-        for each, number in sorted(experts, key=lambda pair: (-pair[0], pair[1])):
-            taken.add(number)
+        for each, expert in sorted(experts, key=lambda pair: (-pair[0], pair[1])):
+            taken.add(expert)
             total += each
             if total >= share:
                 break
