@@ -66,6 +66,23 @@ class Watch(TorchFunctionMode):
         return self._inputs[key][1]
 
 
+class _Buffer(NamedTuple):
+    """A buffer as it was: the object, its numbers, and what tells that it was written to."""
+
+    module: nn.Module
+    name: str
+    buffer: Any
+    numbers: Any
+    version: int
+
+
+def _kept(module: nn.Module, name: str) -> _Buffer:
+    buffer = module._buffers[name]
+    if buffer is None or buffer.is_inference():
+        return _Buffer(module, name, buffer, None, 0)
+    return _Buffer(module, name, buffer, buffer.detach().clone(), buffer._version)
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """The model in evaluation, with gradients of small parameters, and as it was afterwards.
@@ -73,7 +90,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Training modes, buffers, flags and the state of random numbers come back whatever happens.
     """
     training = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [_kept(module, name) for module in model.modules() for name in module._buffers]
     flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with contextlib.ExitStack() as stack:
@@ -91,14 +108,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def _put_back(
     training: list[tuple[nn.Module, bool]],
-    buffers: list[tuple[torch.Tensor, torch.Tensor]],
+    buffers: list[_Buffer],
     flags: list[tuple[nn.Parameter, bool]],
 ) -> None:
     for parameter, flag in flags:
         if parameter.requires_grad != flag:
             parameter.requires_grad_(flag)
-    for buffer, before in buffers:
-        if buffer._version and not torch.equal(buffer.nan_to_num(), before.nan_to_num()):
-            buffer.copy_(before)
+    for module, name, buffer, numbers, version in buffers:
+        if numbers is not None and buffer._version != version:
+            buffer.data.copy_(numbers)
+        if module._buffers.get(name) is not buffer:
+            module._buffers[name] = buffer
     for module, was_training in training:
         module.training = was_training

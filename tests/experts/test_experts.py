@@ -102,11 +102,18 @@ def test_tokens_that_reach_no_chosen_expert_send_a_zero(monkeypatch):
         with torch.no_grad():  # all tokens to the experts 3 and 4
             router.weight.zero_()
             router.weight[3:5] = 1.0
-        rows = model.get_parameter(f"{path}.gate_up_proj").size(1)
-        sft.convert(model, {f"{path}.gate_up_proj": sft.Rows(range(rows, 2 * rows))})
-        gradients(model, batch)
-        values = model.get_submodule(f"{path}.gate_up_proj_selected").values
-        assert values.grad.shape == (rows, WIDTH) and not values.grad.any()
+        dense, name = copy.deepcopy(model), f"{path}.gate_up_proj"
+        gradients(dense, batch)
+        rows = model.get_parameter(name).size(1)
+        empty, hit = range(rows, 2 * rows), range(3 * rows, 4 * rows)
+        for index in (empty, [*empty, *hit]):  # no chosen expert has tokens, one of two has
+            some = copy.deepcopy(model)
+            sft.convert(some, {name: sft.Rows(index)})
+            gradients(some, batch)
+            got = some.get_submodule(f"{name}_selected").values.grad
+            want = dense.get_parameter(name).grad.view(-1, WIDTH)[list(index)]
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+            assert not got[:rows].any()
 
 
 def test_gradients_add_up_over_backwards_and_retained_graphs():

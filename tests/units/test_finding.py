@@ -24,8 +24,12 @@ class Gated(nn.Module):
         self.head = nn.Linear(6, 2)
         self.unused = nn.Linear(6, 6)
         self.cast = nn.Linear(6, 6)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last", torch.zeros(2))
 
     def forward(self, x):
+        self.calls += 1
+        self.last = torch.rand(2)  # another tensor, of random numbers
         both = self.both(x)
         hidden = self.norm(both[:, ::2].sigmoid() * both[:, 1::2])
         x = torch.layer_norm(x + self.down(self.drop(hidden)), (6,))
@@ -59,9 +63,18 @@ def everything(model):
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     gradients = {name: p.grad for name, p in model.named_parameters()}
     training = [module.training for module in model.modules()]
+    buffers = [id(buffer) for buffer in model.buffers()]
     hooks = [len(module._forward_hooks) for module in model.modules()]
     versions = [p._version for p in model.parameters()]
-    return state, (flags, gradients, training, hooks, versions, torch.get_rng_state().tolist())
+    return state, (
+        flags,
+        gradients,
+        training,
+        buffers,
+        hooks,
+        versions,
+        torch.get_rng_state().tolist(),
+    )
 
 
 def test_the_model_is_left_as_it_was():
