@@ -35,6 +35,7 @@ class Probe:
         self.size = input.size(dim)
         self._generator = torch.Generator().manual_seed(0)
         self._is_twice = True
+        self._table: list[torch.Tensor] | None = None  # of each source [size, its features]
         self.every = torch.ones(self.size, dtype=torch.bool)
         self.sources = [source for source in sources if source.tensor.requires_grad]
         if not input.requires_grad:
@@ -64,6 +65,13 @@ class Probe:
             except RuntimeError:  # something on the way has no second derivative
                 self._is_twice = False
         return self._columns_one_by_one(rows)
+
+    def distrust(self) -> bool:
+        """From now on ask for first derivatives only, one feature at a time: something on the way
+        gives none of its derivative, or a wrong one. Whether that changes anything.
+        """
+        changes, self._is_twice = self._is_twice, False
+        return changes
 
     def mixes_positions(self) -> bool:
         """Whether one place of the input depends on several places of a source."""
@@ -96,12 +104,13 @@ class Probe:
         return _alive(product, Source(self.input, self.dim))
 
     def _columns_one_by_one(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        if self._table is None:
+            ones = torch.eye(self.size, dtype=torch.bool)
+            every = [self.rows(one) for one in ones]
+            self._table = [torch.stack(mine) for mine in zip(*every)]
         found = torch.zeros(self.size, dtype=torch.bool)
-        for column in range(self.size):
-            one = torch.zeros(self.size, dtype=torch.bool)
-            one[column] = True
-            reached = self.rows(one)
-            found[column] = any(bool((a & b).any()) for a, b in zip(reached, rows))
+        for reached, mine in zip(self._table, rows):
+            found |= reached[:, mine].any(1)
         return found
 
     def _gradients(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from helpers.unit_models import build
 from helpers.unit_oracle import Found, Oracle, columns_of, entries_of
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 import sparse_ft as sft
 
@@ -142,6 +143,42 @@ def test_heads_of_torchs_attention_are_those_of_brute_force(sizes):
     }
     assert len(found) == 4 and found == oracle.of_single_consumers()
     assert not units.undecided
+
+
+class Hidden(torch.autograd.Function):
+    """Pairs of neighbours multiplied; its backward's own derivative is nobody's (a kernel's)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x[:, ::2] * x[:, 1::2]
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        out = torch.empty_like(x.data)
+        out[:, ::2], out[:, 1::2] = grad.data * x.data[:, 1::2], grad.data * x.data[:, ::2]
+        return out
+
+
+class Once(Hidden):
+    """The same, which says so."""
+
+    backward = staticmethod(once_differentiable(Hidden.backward))
+
+
+@pytest.mark.parametrize("function", [Hidden, Once])
+def test_functions_without_a_second_derivative(function):
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.down = nn.Linear(5, 12), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.down(function.apply(self.both(x)))
+
+    channels = sft.units(Gate(), torch.randn(7, 5))["channels"]
+    assert [unit.makes[0].index for unit in channels] == [(2 * i, 2 * i + 1) for i in range(6)]
 
 
 def test_experts_in_a_list_are_those_that_share_the_tokens():
