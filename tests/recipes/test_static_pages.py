@@ -289,7 +289,7 @@ def fewest(shares, p):
 
 def test_esft_takes_the_fewest_experts_of_each_layer_by_its_own_shares(mixture):
     shares = counted(mixture.model, mixture.batches)
-    for p in (0.2, 0.5, 0.6, 0.9):
+    for p in (0.2, 0.6):
         plan = sft.recipes.get("esft")(mixture.model, mixture.batches, share=p)
         for layer in range(2):
             assert experts_in(plan, layer) == fewest(shares[layer], p), (layer, p)
