@@ -176,6 +176,8 @@ def _grouped(
     is_grouped = input.dim() == 2 and ends.dim() == 1 and not ends.is_floating_point()
     if not is_grouped or len(ends) != len(weight) or input.size(1) != weight.size(1):
         return NotImplemented
+    if ends.is_cuda and torch.cuda.is_current_stream_capturing():
+        return NotImplemented  # nothing can be read into a graph: a dense gradient
     stops = ends.tolist()
     output = grouped_product(func, args, kwargs, input, read, weight, stops)
     return _tapped(output, read, input, [0, *stops[:-1]], stops)

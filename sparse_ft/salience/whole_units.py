@@ -19,6 +19,7 @@ from .scope import Scope
 from .small import pick_small
 from .targets import targets_of
 from .units import Structure
+from .warn import warn
 from .worths import Source, Worths
 
 __all__ = ["UNIT_KINDS", "Targeted", "choose", "targeted"]
@@ -93,6 +94,8 @@ def choose(
     picked: dict[str, torch.Tensor] = {}
     for pool in scope.pools({site: (group.count, 1) for site, group in groups.items()}):
         picked |= _picked(job, scope, budget, {site: groups[site] for site in pool}, worth)
+    if isinstance(budget, Density):
+        _warn_of_coarse(job, groups, picked, budget.density)
     parts: dict[str, list[Part]] = {}
     for site, numbers in picked.items():
         for share in groups[site].shares:
@@ -104,6 +107,20 @@ def choose(
             what = among.units.selection(name, mine)
             chosen[name] = what if isinstance(what, str) else what.to(weight.device)
     return chosen
+
+
+def _warn_of_coarse(
+    job: Job, groups: dict[str, Group], picked: dict[str, torch.Tensor], density: float
+) -> None:
+    """Say so where less than half a unit was asked for, and one trains all the same."""
+    sizes = {site: _sizes(job, group) for site, group in groups.items()}
+    every = sum(int(mine.sum()) for mine in sizes.values())
+    taken = sum(int(sizes[site][numbers].sum()) for site, numbers in picked.items())
+    if taken > 2 * density * every:
+        warn(
+            f"density: {density:g} is less than one unit of {next(iter(picked))!r}, and one trains:"
+            f" {taken / every:.3g} of what was targeted; scope='global' spreads the budget"
+        )
 
 
 def _picked(

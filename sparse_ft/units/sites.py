@@ -10,14 +10,19 @@ def with_sites(groups: list[Group]) -> list[Group]:
     """The groups, each with a site of its own among its kind.
 
     Where the parameters of a group meet in the tree of modules; where two groups would have the
-    same, the module that reads the units.
+    same, the module that reads the units; where it reads two groups, these are numbered.
     """
     named = [_at(group, _meeting(group) or _reader(group)) for group in groups]
     times = collections.Counter((group.kind, group.site) for group in named)
-    return [
-        named if times[named.kind, named.site] == 1 else _at(group, _reader(group))
-        for group, named in zip(groups, named)
-    ]
+    found = []
+    seen: collections.Counter = collections.Counter()
+    for group, at in zip(groups, named):
+        if times[at.kind, at.site] > 1:
+            at = _at(group, _reader(group))
+        seen[at.kind, at.site] += 1
+        number = seen[at.kind, at.site]
+        found.append(at if number == 1 else dataclasses.replace(at, site=f"{at.site}#{number}"))
+    return found
 
 
 def _at(group: Group, site: str) -> Group:

@@ -98,6 +98,11 @@ def test_layers_train_whole_and_embedding_rows_alone(llama):
     assert [len(what) for what in plan.values()] == [3]
 
 
+def test_less_than_one_unit_is_told(llama):
+    with pytest.warns(UserWarning, match="density: 0.01 is less than one unit of"):
+        sft.select(llama[0], density=0.01, structure="heads", score="magnitude")
+
+
 def test_what_is_refused(llama):
     model, batch = llama
     with pytest.raises(ValueError, match="structure: there are no 'experts' in this model"):

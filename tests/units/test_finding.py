@@ -145,6 +145,20 @@ def test_heads_of_torchs_attention_are_those_of_brute_force(sizes):
     assert not units.undecided
 
 
+def test_two_groups_that_one_layer_reads_have_sites_of_their_own():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.down = nn.Linear(4, 3), nn.Linear(4, 5), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.down(torch.cat([self.a(x).tanh(), self.b(x).tanh()], 1))
+
+    units = sft.units(Joined(), torch.randn(6, 4))
+    assert {group.site: group.count for group in units.of("channels")} == {"down": 3, "down#2": 5}
+    assert units["channels"][3].takes[0].index == (3,)
+
+
 class Hidden(torch.autograd.Function):
     """Pairs of neighbours multiplied; its backward's own derivative is nobody's (a kernel's)."""
 
