@@ -110,7 +110,14 @@ def check_names(model: nn.Module, plan: Plan) -> None:
     """
     first: dict[int, str] = {}
     for name, what in plan.items():
-        parameter = find(model, name).parameter
+        place = find(model, name)
+        parameter = place.parameter
+        is_quantised = place.attribute == "weight" and quantiser_of(place.owner) is not None
+        if what == ALL and is_quantised:
+            raise TypeError(
+                f"plan: {name!r} is quantised, so it cannot train whole; select rows, columns,"
+                " blocks or entries of it, or load it without quantisation"
+            )
         other = first.setdefault(id(parameter), name)
         if other != name and not what == plan[other] == ALL:
             raise ValueError(f"plan: {other!r} and {name!r} are one parameter; name it once")

@@ -249,6 +249,30 @@ def test_what_is_not_quantised_yet_is_refused():
         sft.convert(model, {NAME: sft.Rows([0])})
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_quantised_weight_does_not_train_whole(form):
+    model = quantise(network(), form)
+    with pytest.raises(TypeError, match="plan: '0.weight' is quantised, so it cannot train whole"):
+        sft.convert(model, {NAME: "all"})
+
+
+def test_adapters_first_then_selections():
+    peft = pytest.importorskip("peft")
+    for form in ("nf4", "int8"):
+        model = quantise(network(), form)
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"], r=2))
+        plan = {
+            "base_model.model.0.base_layer.weight": sft.Columns([0, 5]),
+            "base_model.model.2.weight": sft.Rows([1]),
+            "base_model.model.0.lora_A.default.weight": "all",
+            "base_model.model.0.lora_B.default.weight": "all",
+        }
+        sft.convert(model, plan)
+        model(torch.randn(4, HIDDEN)).square().mean().backward()
+        trained = [name for name, p in model.named_parameters() if p.grad is not None]
+        assert len(trained) == 4, form
+
+
 def test_a_layer_that_someone_wrapped_is_refused():
     model = quantise(network(), "torchao int8")
     model[0].forward = model[0].forward
