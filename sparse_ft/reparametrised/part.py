@@ -74,6 +74,7 @@ class Reparametrised(nn.Module):
 
     def begin(self, layer: AnyModule) -> None:
         """Stand on a layer, for which `prepare` was called."""
+        self.pending = None
         layer.add_module(self.kind, self)
         if type(self).before is not Reparametrised.before:
             layer.register_forward_pre_hook(self._before)
@@ -88,7 +89,7 @@ class Reparametrised(nn.Module):
             own = [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]
             for key in own:
                 del hooks[key]
-        self.label, self.pending = "", None
+        self.label = ""
         if layer._modules.get(self.kind) is self:
             del layer._modules[self.kind]
 

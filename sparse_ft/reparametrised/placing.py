@@ -10,6 +10,7 @@ from ..annotations import AnyModule
 from ..messages import described, did_you_mean
 from ..nn.foreign import check_whole
 from ..nn.reading import stored
+from ..nn.selected import Selected
 from ..nn.state import RECORD
 from .part import Merged, Reparametrised
 from .reached import unwatch, watch
@@ -50,10 +51,10 @@ def put(model: nn.Module, parts: Mapping[str, Reparametrised], freeze: bool = Tr
     for name, part in parts.items():
         _prepare(name, part, found[name])
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    kept = _trained_elsewhere(model)
+    kept = _is_converted(model)
     begun: list[Placed] = []
     try:
-        if freeze and kept is None:
+        if freeze and not kept:
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
             for placed in parts_of(model):
@@ -63,7 +64,7 @@ def put(model: nn.Module, parts: Mapping[str, Reparametrised], freeze: bool = Tr
             part.label = name
             part.begin(found[name])
             watch(part)
-        if freeze and kept is None:
+        if freeze and not kept:
             model.__dict__.setdefault(_FLAGS, flags)
     except BaseException:
         for placed in begun:
@@ -74,9 +75,9 @@ def put(model: nn.Module, parts: Mapping[str, Reparametrised], freeze: bool = Tr
     return model
 
 
-def _trained_elsewhere(model: nn.Module) -> object | None:
-    """The record of a converted model: `sft.convert` has said what else trains."""
-    return model.__dict__.get(RECORD)
+def _is_converted(model: nn.Module) -> bool:
+    """Whether `sft.convert` has said what else trains, of this model or of one that it is in."""
+    return RECORD in model.__dict__ or any(isinstance(each, Selected) for each in model.modules())
 
 
 def _layer(model: nn.Module, name: str, part: object) -> nn.Module:
@@ -202,14 +203,18 @@ def _write(layer: AnyModule, merged: Merged) -> None:
 
 
 def is_frozen_by_put(model: nn.Module) -> bool:
-    """Whether `put` has frozen what trained before."""
-    return _FLAGS in model.__dict__
+    """Whether `put` has frozen what trained before, here or in a part of the model."""
+    return any(_FLAGS in module.__dict__ for module in model.modules())
 
 
 def _thaw(model: nn.Module) -> None:
     """What `put` froze trains as it did; of a converted model `sft.revert` sees to it."""
-    if _trained_elsewhere(model) is not None:
+    if _is_converted(model):
         return
-    flags = model.__dict__.pop(_FLAGS, {})
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+    for module in model.modules():
+        flags = module.__dict__.get(_FLAGS)
+        if flags is None:
+            continue
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+        del module.__dict__[_FLAGS]

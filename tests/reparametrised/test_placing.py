@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from helpers.architectures import TOKENS, build
+from helpers.exhaustive import stride
 from helpers.interrupting import interrupted
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks as step_hooks
@@ -27,6 +28,8 @@ from sparse_ft.reparametrised import (
 )
 
 IDS = TOKENS["input_ids"]
+# Prime strides meet the lines of a loop at another place in each of its turns.
+PUTTING, MERGING = stride(7), stride(7)
 O_PROJ = "model.layers.0.self_attn.o_proj"
 DOWN, UP = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"
 PLAN = {f"{UP}.weight": sft.Rows([0, 3]), "model.norm.weight": "all"}
@@ -153,6 +156,18 @@ def test_copies_pickles_and_casts():
     assert logits(model).dtype == torch.bfloat16
 
 
+def test_on_a_part_of_a_model():
+    model = nn.Sequential(small_net(), small_net())
+    put(model[0], small_parts())
+    assert all(parameter.requires_grad for parameter in model[1].parameters())
+    sft.revert(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    sft.convert(model, {"0.0.weight": sft.Rows([1]), "1.0.weight": sft.Rows([1])})
+    put(model[0], {"2": SalientMap([0, 1])})
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["0.0.values", "0.2.salient_map.values", "1.0.values"]
+
+
 def test_remove_gives_the_model_back():
     model = llama()
     before = logits(model)
@@ -206,7 +221,7 @@ def is_ours(file):
 
 def test_interrupts_while_they_are_put_there():
     before = looks(small_net())
-    for line in itertools.count(1, 3):
+    for line in itertools.count(1, PUTTING):
         model = small_net()
         parts = small_parts()
         if not interrupted(lambda: put(model, parts), line, is_ours):  # noqa: B023
@@ -229,7 +244,7 @@ def test_interrupts_while_they_are_merged():
         return model
 
     want = looks(merge(trained()))
-    for line in itertools.count(1, 3):
+    for line in itertools.count(1, MERGING):
         model = trained()
         if not interrupted(lambda: merge(model), line, is_ours):  # noqa: B023
             break
