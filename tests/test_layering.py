@@ -50,7 +50,7 @@ MAY = {
     "reparametrised": ("nn",),
     "zeroth_order": (),
     "dp": ("nn", "reparametrised"),
-    "lean_modules": ("nn",),
+    "lean_modules": ("nn", "parallel"),
     "carried": ("nn", "plan"),
     "quantised": ("nn",),
     "places": ("lean_modules", "nn", "plan", "quantised"),

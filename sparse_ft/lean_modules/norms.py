@@ -18,6 +18,7 @@ from .._torch import direct, is_compiling
 from ..annotations import AnyModule
 from ..double_backward import first_order
 from ..nn import Selected
+from ..parallel.dtensors import lasting
 from ..rebuild import cast, remember, select
 from .probe import Case, Undecided, pattern, stand_in
 from .register import lean_for, lean_if
@@ -41,7 +42,7 @@ def rms_norm(
     if not torch.is_grad_enabled():
         return ops.rms_norm(input, weight, eps, offset, dtype=dtype)[0]
     output, rstd = _rms_norm(input, weight, eps, offset, dtype)
-    remember(output, _remake(offset, output.dtype), (input,), (rstd, weight))
+    remember(output, _remake(offset, output.dtype), (input,), (rstd, lasting(weight)))
     return output
 
 
@@ -118,7 +119,8 @@ def layer_norm(
     output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
     if len(shape) == 1:
         make = _remake_layer_norm(shape, eps, output.dtype)
-        remember(output, make, (input,), (mean.detach(), rstd.detach(), weight, bias))
+        small = mean.detach(), rstd.detach(), lasting(weight), lasting(bias)
+        remember(output, make, (input,), small)
     return output
 
 

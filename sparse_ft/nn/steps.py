@@ -86,7 +86,11 @@ def owner_of(values: torch.Tensor) -> Any:
 def _holders(owners: Iterable[Owner], values: torch.Tensor) -> "list[Showing]":
     """Those of the owners whose values these are still."""
     modules = [owner() for owner in owners]
-    return [module for module in modules if module is not None and values_of(module) is values]
+    return [module for module in modules if module is not None and _holds(module, values)]
+
+
+def _holds(module: "Showing", values: torch.Tensor) -> bool:
+    return module._parameters.get("values") is values or values_of(module) is values
 
 
 def own(module: "Showing", values: torch.Tensor) -> None:
@@ -225,13 +229,15 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
         holders = _holders(owners, parameter)
         for holder in holders:
             holder.after_step(written, reached(parameter))
-            if holder._sparse_ft_state.claim is not stepper:
+            state = holder._sparse_ft_state
+            if state.claim is not stepper:
                 _claim(holder, stepper)
-            if holder._sparse_ft_state.shards is not None:
-                shards.append(holder._sparse_ft_state.shards)
+            if state.shards is not None:
+                shards.append(state.shards)
         if not holders:
             _warn_of_orphan(parameter)
-    write(shards)
+    if shards:
+        write(shards)
 
 
 def _tell_strangers(stepper: Stepper) -> None:

@@ -84,6 +84,6 @@ def linked_owner(p: torch.Tensor) -> Any:
     if owner is None or not owner.has_cache:
         return None
     weight = owner._weight_or_none()
-    if weight is None or owner._sparse_ft_state.shards is not None:
+    if weight is None:
         return None
     return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None

@@ -75,14 +75,15 @@ class Gathered:
         if is_new:
             prepared = PreparedShard(p) if is_sharded_tensor(p) else Prepared(p)
             self.prepared[id(p)] = prepared
-        if type(prepared) is PreparedShard:
-            prepared.begin(self._state_of(p, state))
-            batch.shards.append(prepared)
-        else:
-            prepared.state = self._state_of(p, state)
+        prepared.state = self._state_of(p, state)
         prepared.seed = self.storage.seed_of(p, group, self._number[id(p)])
         prepared.settings = settings
         prepared.to_origin = decays_to_origin(group)
+        if type(prepared) is PreparedShard:  # its module writes the weight after the step
+            prepared.begin()
+            batch.shards.append(prepared)
+            batch.others.append(prepared)
+            return
         owner = linked_owner(p)
         if owner is None:
             batch.others.append(prepared)

@@ -32,8 +32,10 @@ class PreparedShard(Prepared):
         # None where tensor parallel has cut it, too
         self.whole, self.split = whole, split_of(whole)
 
-    def begin(self, state: dict[str, torch.Tensor]) -> None:
-        """Take gradient and state for one step. state: of the DTensor."""
+    def begin(self) -> None:
+        """Take this rank's part of the gradient, and of the state, which is the DTensor's until
+        then.
+        """
         own = local_of(self.whole)
         if own.data_ptr() != self.parameter.data_ptr():  # moved, or loaded anew
             self.parameter = own
@@ -41,7 +43,7 @@ class PreparedShard(Prepared):
         if is_sharded_tensor(grad) and grad.placements != self.whole.placements:
             grad = grad.redistribute(placements=self.whole.placements)  # tensor parallel's: a sum
         self.parameter.grad = local_of(grad)
-        self.state = {name: local_of(tensor) for name, tensor in state.items()}
+        self.state = {name: local_of(tensor) for name, tensor in self.state.items()}
 
     def end(self) -> None:
         """Let go of the gradient."""

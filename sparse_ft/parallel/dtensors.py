@@ -27,6 +27,18 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return whole.to_local()
 
 
+def lasting(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """A small weight, for who reads it in the backward of another layer.
+
+    A copy where FSDP2 may have gathered it: it frees what it gathered for a layer between the
+    forward and the backward of that layer.
+    """
+    if weight is None or "torch.distributed.fsdp" not in sys.modules:
+        return weight
+    is_alone = not (distributed.is_available() and distributed.is_initialized())
+    return weight if is_alone else weight.detach().clone()
+
+
 class Span(NamedTuple):
     """Numbers `start` to `end` - 1 along dimension 0."""
 

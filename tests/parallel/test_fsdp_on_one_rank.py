@@ -1,10 +1,12 @@
-"""What FSDP2 and selections do not do together is refused by name. One rank is enough for that."""
+"""What FSDP2 and selections do not do together is refused by name; and what one rank is enough for
+beside that.
+"""
 
 import pytest
 import torch
 from helpers import sharded_net
 from helpers.sharded_net import PLAN, SELECTED, Case
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
@@ -135,3 +137,34 @@ def test_sync_writes_to_the_shards(name):
 
 def test_plain_weights_have_their_own_names(sharded):
     assert sft.state_dict(sharded).keys() == sharded_net.net().state_dict().keys()
+
+
+class NormFirst(nn.Module):
+    """The second linear layer reads what the norm can make again."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.embed = nn.Embedding(sharded_net.TOKENS, sharded_net.WIDTH)
+        self.first = nn.Linear(sharded_net.WIDTH, sharded_net.WIDTH)
+        self.norm = norm(sharded_net.WIDTH)
+        self.second = nn.Linear(sharded_net.WIDTH, sharded_net.CLASSES)
+
+    def forward(self, tokens):
+        return self.second(self.norm(self.first(self.embed(tokens)))).mean(1)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_lean_norm_in_a_group_of_its_own(norm):
+    """Its weight is freed before the backward of the layer that reads its output."""
+    losses = []
+    for is_sharded in (False, True):
+        torch.manual_seed(0)
+        model = NormFirst(norm)
+        plan = {"first.weight": sft.Rows([0, 3]), "second.weight": sft.Rows([1, 5])}
+        sft.convert(model, plan, lean=True)
+        if is_sharded:
+            fully_shard(model.norm)
+            fully_shard(model)
+        optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
+        losses.append(torch.stack(sharded_net.train(model, optimizer, Case())))
+    assert torch.equal(*losses)
