@@ -89,6 +89,12 @@ class Collector:
         if lists[0]:
             ops.selected_wgrad_grouped_(*lists)
 
+    def add_dense(self, piece: Piece, grad_matrix: torch.Tensor) -> None:
+        """Write what `piece` has of the gradient of its expert's matrix."""
+        into = self.buffer()[piece.span]
+        layout = piece.selection.layout
+        into += ops.gather_selected(grad_matrix, layout, dtype=into.dtype).view(into.shape)
+
 
 class _Collect(torch.autograd.Function):
     """Backward runs once all that depends on the handle has written."""
@@ -153,9 +159,34 @@ class SliceAlias(torch.autograd.Function):
         refuse_double_backward("experts")
         collector, piece = ctx.how
         if piece is not None:
-            into = collector.buffer()[piece.span]
-            layout = piece.selection.layout
-            into += ops.gather_selected(grad_matrix, layout, dtype=into.dtype).view(into.shape)
+            collector.add_dense(piece, grad_matrix)
+        return collector.nothing(), None, None, None
+
+
+class GatheredAlias(torch.autograd.Function):
+    """Copies of experts' matrices, one for each token: the copies' gradients, expert by expert."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        handle: torch.Tensor,
+        weight: torch.Tensor,
+        index: torch.Tensor,
+        collector: Collector,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(index.remainder(len(weight)))  # -1 is the last expert
+        ctx.how = collector
+        return weight[index]
+
+    @staticmethod
+    def backward(ctx: Any, grad_copies: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        refuse_double_backward("experts")
+        collector = ctx.how
+        (index,) = ctx.saved_tensors
+        for expert, piece in collector.pieces.items():
+            mine = grad_copies[index == expert]
+            if len(mine):
+                collector.add_dense(piece, mine.sum(0))
         return collector.nothing(), None, None, None
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .._torch import as_plain_tensors
 from ..products import product_of
-from .collecting import Collector, SliceAlias, Tap, Use
+from .collecting import Collector, GatheredAlias, SliceAlias, Tap, Use
 from .grouped import grouped_product
 from .pieces import Piece, Pieces
 
@@ -80,17 +80,30 @@ class ExpertsWeight(_Read):
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         number = _number(index)
-        if number is None:
-            return _Plainly.call(torch.Tensor.__getitem__, (), (self, index), {})
-        matrix = self.plain[number]
+        if number is not None:
+            return self._one(number)
+        if isinstance(index, torch.Tensor) and index.dim() == 1 and index.dtype == torch.int64:
+            return self._gathered(index)
+        return _Plainly.call(torch.Tensor.__getitem__, (), (self, index), {})
+
+    def _stored(self) -> torch.Tensor:
+        return self.plain.transpose(-2, -1) if self.is_transposed else self.plain
+
+    def _one(self, number: int) -> torch.Tensor:
         collector = self.collector
         piece = collector.pieces.get(number % len(self.plain))
         if piece is None and collector.is_tied:
-            return matrix
+            return self.plain[number]
+        matrix = self._stored()[number]
         handed = SliceAlias.apply(self.handle, matrix, collector, piece)
         read = handed.as_subclass(ExpertMatrix)
-        read.__dict__.update(self.__dict__, plain=matrix, piece=piece)
-        return read
+        read.__dict__.update(self.__dict__, plain=matrix, piece=piece, is_transposed=False)
+        return read.turned() if self.is_transposed else read
+
+    def _gathered(self, index: torch.Tensor) -> torch.Tensor:
+        """A copy of an expert's matrix for each number of `index`."""
+        copies = GatheredAlias.apply(self.handle, self._stored(), index, self.collector)
+        return copies.transpose(-2, -1) if self.is_transposed else copies
 
 
 class ExpertMatrix(_Read):

@@ -211,6 +211,8 @@ def test_a_reader_of_its_own_kind_gets_a_dense_gradient():
         def forward(self, x):
             first = torch.einsum("ti,oi->to", x, self.weight[1])
             both = self.weight[torch.tensor([2, 1])].sum(0)
+            first = first + torch.einsum("ti,io->to", x, self.weight.mT[2])
+            both = both + self.weight.mT[torch.tensor([2, 0, 2])].sum(0).T
             first = first + torch.bmm(x.expand(4, 7, 5), self.weight.mT).sum(0)
             first = first + (x.expand(4, 7, 5) @ self.weight.transpose(1, 2)).mean(0)
             return first + x @ both.T + (x @ self.weight[3].T) * self.weight.mean()
