@@ -91,7 +91,7 @@ def known_delta(source: Delta | nn.Module, base: nn.Module | None) -> Delta:
 
 def change_of(part: Part) -> torch.Tensor:
     """What a part adds to its base, in fp32, shaped as its values, on the CPU."""
-    return part.values.detach().cpu().float() - part.origin.detach().cpu().float()
+    return part.values.detach().cpu().float() - part.known_origin.detach().cpu().float()
 
 
 def whole_tensors(delta: Delta) -> tuple[list[str], dict[str, torch.Tensor]]:

@@ -49,8 +49,8 @@ class Delta(Mapping):
             shape = tuple(buffer.shape)
             copied = buffer.detach().clone()
             parts[name] = Part(None, copied, shape, (1, buffer.numel()), reader=places.BUFFER)
-        name = base_name if base_name is not None else name_of(model)
-        return cls(parts, rest_of(model, parts), name, recipe)
+        base = base_name if base_name is not None else name_of(model)
+        return cls(parts, rest_of(model, parts), base, recipe)
 
     def __getitem__(self, name: str) -> Part:
         return self._parts[name]

@@ -67,17 +67,16 @@ def put_together(
     selections = [part.selection for part in parts]
     whole = next((part for part in parts if part.selection is None), None)
     if whole is not None:
-        shaped = [
-            None if each is None else each.view(whole.values.shape) for each in (values, origin)
-        ]
-        return Part(None, shaped[0], first.shape, (1, len(values)), shaped[1], "", first.reader)
-    same = all(selection == selections[0] for selection in selections)
-    selection = selections[0].to("cpu") if same else _entries(shared_ones, first)
-    shaped = [
-        None if each is None else _shaped(selection, first.matrix_shape, each)
-        for each in (values, origin)
-    ]
-    return Part(selection, shaped[0], first.shape, first.matrix_shape, shaped[1], "", first.reader)
+        shape = whole.values.shape
+        new = values.view(shape)
+        old = None if origin is None else origin.view(shape)
+        return Part(None, new, first.shape, (1, len(values)), old, "", first.reader)
+    one = selections[0]
+    same = one is not None and all(selection == one for selection in selections)
+    selection = one.to("cpu") if one is not None and same else _entries(shared_ones, first)
+    new = _shaped(selection, first.matrix_shape, values)
+    old = None if origin is None else _shaped(selection, first.matrix_shape, origin)
+    return Part(selection, new, first.shape, first.matrix_shape, old, "", first.reader)
 
 
 def _entries(shared_ones: Shared, part: Part) -> Selection:

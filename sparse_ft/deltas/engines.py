@@ -62,7 +62,7 @@ def save_trl_patch(made: Patches, path: str | bytes | os.PathLike) -> None:
     tensors, changed, total = {}, 0, 0
     for patch in _one_a_name(made):
         tensors[f"{patch.name}.val"] = patch.values.cpu()
-        tensors[f"{patch.name}.idx"] = _gaps(patch.indices)
+        tensors[f"{patch.name}.idx"] = _gaps(patch.whole_indices)
         changed += len(patch.values)
         total += int(np.prod(patch.full_shape))
     told = {
@@ -126,7 +126,7 @@ def write_slime_version(model: nn.Module, made: Patches, folder: str | bytes | o
 def _overwrite(patch: Patch) -> bytes:
     """Count (u4), offsets (u4 each) and bytes of what a patch writes over."""
     size = patch.values.element_size()
-    indices = patch.indices.cpu().numpy().astype(np.int64)
+    indices = patch.whole_indices.cpu().numpy().astype(np.int64)
     if len(indices) and int(indices[-1] + 1) * size > 1 << 32:
         raise OverflowError(
             f"patches: {patch.name!r} has 4 GiB or more, and slime's offsets 32 bits"
@@ -147,7 +147,7 @@ def _one_a_name(made: Patches) -> list[Patch]:
     for patch in made.with_indices():
         other = found.get(patch.name)
         if other is not None:
-            indices = torch.cat([other.indices, patch.indices])
+            indices = torch.cat([other.whole_indices, patch.whole_indices])
             order = indices.argsort()
             values = torch.cat([other.values, patch.values])
             patch = patch._replace(indices=indices[order], values=values[order])

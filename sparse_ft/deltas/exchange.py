@@ -66,9 +66,10 @@ class Exchange:
         target = tensor.data if quietly else tensor.detach()
         selection, values = self.part.selection, self.held.values
         if selection is None:
-            self.begun = Begun(self.held, target.clone())
+            before = target.clone()
+            self.begun = Begun(self.held, before)
             target.copy_(values)
-            self.held = Held(not self.held.is_in, self.begun.tensor)
+            self.held = Held(not self.held.is_in, before)
         else:
             layout = selection.to(tensor.device).layout
             self.begun = Begun(self.held, None)

@@ -8,6 +8,7 @@ the change itself; of R rows, A [R, in] is the change and B [out, R] puts it in 
 
 import os
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,14 +69,15 @@ def export_lora(
 
 def _factors(name: str, module: str, part: Part) -> dict[str, torch.Tensor]:
     """A and B of one part, by PEFT's names."""
-    is_rows = part.selection.kind == "rows"
-    if part.selection.kind not in ("rows", "columns"):
+    selection: Any = part.selection  # nothing that changed whole comes here
+    is_rows = selection.kind == "rows"
+    if selection.kind not in ("rows", "columns"):
         raise ValueError(
-            f"source: {name!r} trained {part.selection.kind}, which no LoRA of their number is;"
+            f"source: {name!r} trained {selection.kind}, which no LoRA of their number is;"
             " sft.export_shira, or sft.save_delta"
         )
     change = change_of(part)
-    lines = part.selection.index.cpu().long()
+    lines = selection.index.cpu().long()
     size = part.matrix_shape[0 if is_rows else 1]
     picks = torch.zeros(len(lines), size)
     picks[torch.arange(len(lines)), lines] = 1

@@ -1,6 +1,7 @@
 """What a delta is made of: the parts of a converted model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,12 +32,14 @@ def part_of(each: places.Trained) -> Part:
 
 
 def ever_selected(each: places.Trained) -> tuple[Selection, torch.Tensor | None]:
-    """All entries of a tensor that have trained, and what the base holds there, where that is kept.
+    """All entries of a selected tensor that have trained, and what the base holds there, where that
+    is kept.
 
     Those of its selection, and, as single entries, those that a reselection has dropped and left as
     they were.
     """
-    selection, origin, left = each.selection, kept_origin(each), each.left
+    origin, left = kept_origin(each), each.left
+    selection: Any = each.selection
     if left is None:
         return selection.on(each.matrix_shape), origin
     now = places.positions_of(selection, each.matrix_shape)

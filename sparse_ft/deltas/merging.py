@@ -54,8 +54,8 @@ def merge(
         mine = [deltas[number][name] for number in some]
         parts[name] = _merged(name, mine, [given[number] for number in some], rule, density, draw)
     names = {delta.base_name for delta in deltas}
-    name = names.pop() if len(names) == 1 else None
-    return Delta(parts, rest_of_both(deltas, list(parts)), name, _recipe(deltas, rule, given))
+    of_all = names.pop() if len(names) == 1 else None
+    return Delta(parts, rest_of_both(deltas, list(parts)), of_all, _recipe(deltas, rule, given))
 
 
 def _checked(

@@ -31,6 +31,13 @@ class Part:
     reader: str = places.OTHER
 
     @property
+    def known_origin(self) -> torch.Tensor:
+        """The origin, for who has seen that it is known."""
+        if self.origin is None:
+            raise ValueError("origin: this part does not know what the base holds")
+        return self.origin
+
+    @property
     def entries(self) -> int:
         """How many entries of the tensor it holds."""
         if self.selection is None:

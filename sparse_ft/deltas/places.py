@@ -97,7 +97,7 @@ def tied_in(model: nn.Module) -> set[str]:
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module and the attribute behind a name in `model.state_dict()`. Raises KeyError."""
     path, _, attribute = name.rpartition(".")
-    owner = model
+    owner: Any = model
     try:
         for step in path.split(".") if path else ():
             owner = owner._modules[step]  # a switch of deltas asks hundreds of times

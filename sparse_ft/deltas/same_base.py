@@ -23,7 +23,7 @@ def _of_base(part: Part) -> int | None:
 
 
 def _of_entries(part: Part) -> int:
-    return fingerprint_of_entries(in_order(part, part.origin), sorted_positions(part))
+    return fingerprint_of_entries(in_order(part, part.known_origin), sorted_positions(part))
 
 
 def rest_of_part(name: str, parts: Sequence[Part], merged: Part) -> str:
@@ -34,12 +34,13 @@ def rest_of_part(name: str, parts: Sequence[Part], merged: Part) -> str:
     if merged.selection is None:
         return ""
     wholes = {_of_base(part) for part in parts}
-    if None in wholes:
+    known = {whole for whole in wholes if whole is not None}
+    if len(known) < len(wholes):
         rests = {part.rest for part in parts if part.selection == merged.selection}
         return rests.pop() if len(rests) == 1 and len(parts) == 1 else ""
-    if len(wholes) > 1:
+    if len(known) > 1:
         _refuse(name)
-    return written((wholes.pop() - _of_entries(merged)) % (1 << 64))
+    return written((known.pop() - _of_entries(merged)) % (1 << 64))
 
 
 def rest_of_both(deltas: Sequence[Delta], names: Sequence[str]) -> str | None:

@@ -32,6 +32,13 @@ class Patch(NamedTuple):
     is_part: bool = False
 
     @property
+    def whole_indices(self) -> torch.Tensor:
+        """The indices, which `Patches.with_indices` and `Engine.complete` give to each patch."""
+        if self.indices is None:
+            raise ValueError(f"patches: {self.name!r} has the indices that were sent before")
+        return self.indices
+
+    @property
     def nbytes(self) -> int:
         """What it takes to send it, names and shapes aside."""
         index = 0 if self.indices is None else self.indices.numel() * _INDEX_BYTES
@@ -210,7 +217,7 @@ class Receiver:
         whole = [self._completed(patch) for patch in received]
         for patch, given in zip(whole, received):
             if given.indices is not None and not given.is_part:
-                self._indices[patch.name] = patch.indices
+                self._indices[patch.name] = given.indices
         self.version = received.version
         return whole
 
@@ -224,4 +231,4 @@ class Receiver:
         """Write `received` into the parameters of `model`, an ordinary module."""
         for patch in self.complete(received):
             tensor = places.tensor_of(*places.owner_of(model, patch.name))
-            tensor.view(-1)[patch.indices.to(tensor.device)] = patch.values.to(tensor.device)
+            tensor.view(-1)[patch.whole_indices.to(tensor.device)] = patch.values.to(tensor.device)

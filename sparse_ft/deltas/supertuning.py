@@ -29,13 +29,14 @@ def load_supertuning(folder: str | bytes | os.PathLike, base: nn.Module) -> Delt
         positions = tensors.pop(f"{module}.supertuning_indices", None)
         if positions is None:
             positions = _largest(base, name, len(added), config.get("select_top", True))
-        lora = [tensors.pop(f"{module}.supertuning_lora_{half}.weight", None) for half in "AB"]
-        if lora[0] is None or lora[1] is None:
+        halves = [tensors.pop(f"{module}.supertuning_lora_{half}.weight", None) for half in "AB"]
+        lora = [half for half in halves if half is not None]
+        if len(lora) < 2:
             entries[name] = positions.long(), added
         else:
             wholes[name] = _with_lora(base, name, positions.long(), added, lora, config)
-    name = config.get("base_model_name_or_path")
-    named = name if isinstance(name, str) else None
+    of_base = config.get("base_model_name_or_path")
+    named = of_base if isinstance(of_base, str) else None
     return delta_of_changes(base, entries, wholes | tensors, named)
 
 

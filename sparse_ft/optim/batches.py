@@ -28,6 +28,9 @@ class Batch:
     def parameters(self) -> list[torch.Tensor]:
         return [prepared.parameter for prepared in (*self.linked, *self.others)]
 
+    def gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self.parameters() if p.grad is not None]
+
     def call(self, flags: Flags) -> Call:
         """For who asks for each tensor by name."""
         linked = [prepared.tensor(owner) for prepared, owner in zip(self.linked, self.owners)]

@@ -102,9 +102,10 @@ class Exchange:
 
     def _ages(self, done: Exchanged, state: dict[str, Any]) -> None:
         """Generations that no entry has any more go, and those that join have a new one."""
-        step, births = state["step"].reshape(1), state.get("births")
-        generation = state.get("generation")
-        if generation is None:
+        step = state["step"].reshape(1)
+        if "generation" in state:
+            generation, births = state["generation"], state["births"]
+        else:
             generation = torch.zeros_like(self.old, dtype=torch.uint8)
             births = torch.zeros_like(step)
         count = births.numel()

@@ -42,11 +42,12 @@ class Gathered:
         if not self.prepared:
             self.count(groups)  # accelerate has put others in the places of what FSDP2 has split
         for group in groups:
-            device = batch = None
+            device: torch.device | None = None
+            batch: Batch | None = None
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if p.device != device:
+                if batch is None or p.device != device:
                     device = p.device
                     settings = settings_of(group, device)
                     key = device, group["maximize"], settings.lr_at is None
@@ -65,14 +66,14 @@ class Gathered:
     def _add(
         self, batch: Batch, p: torch.Tensor, group: dict[str, Any], settings: Settings, state: State
     ) -> None:
-        if p.grad.is_sparse:
+        if p.grad is not None and p.grad.is_sparse:
             raise RuntimeError(
                 "grad: SelectiveAdamW takes dense gradients, got a sparse one of shape"
                 f" {tuple(p.shape)}"
             )
         prepared = self.prepared.get(id(p))
         is_new = prepared is None
-        if is_new:
+        if prepared is None:
             prepared = PreparedShard(p) if is_sharded_tensor(p) else Prepared(p)
             self.prepared[id(p)] = prepared
         prepared.state = self._state_of(p, state)

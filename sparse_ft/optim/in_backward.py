@@ -36,9 +36,13 @@ class InBackward:
         self._warned = False
         weakref.finalize(optimizer, _remove, self._hooks).atexit = False
 
+    def _alive(self) -> Any:
+        """The optimiser, for its own calls."""
+        return self._optimizer()
+
     def attach(self, start: int = 0) -> None:
         """Hook the parameters of the groups from number `start` on, those that have no hook yet."""
-        for number, group in enumerate(self._optimizer().param_groups[start:], start):
+        for number, group in enumerate(self._alive().param_groups[start:], start):
             for p in group["params"]:
                 self._group[id(p)] = number
                 if p.requires_grad and id(p) not in self._hooks:
@@ -93,7 +97,7 @@ class InBackward:
         """What is left for `step()`: the backward is over. Raises RuntimeError where its steps were
         not what was meant.
         """
-        optimizer, self.reached = self._optimizer(), self._stepped | self._left
+        optimizer, self.reached = self._alive(), self._stepped | self._left
         self._stepped, self._left = set(), set()
         scaled = [
             optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")

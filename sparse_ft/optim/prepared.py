@@ -82,8 +82,9 @@ class Prepared:
         holds = [p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), self.seed]
         for tensor in self.state.values():
             holds += tensor.data_ptr(), tensor.numel()
-        if self.to_origin:
-            holds.append(origin_of(self.parameter).data_ptr())
+        origin = origin_of(self.parameter) if self.to_origin else None
+        if origin is not None:
+            holds.append(origin.data_ptr())
         if owner is not None:
             weight, of_owner = owner._weight(), owner._sparse_ft_state
             selection = of_owner.selection
@@ -157,7 +158,7 @@ def _add_settings(call: NativeCall, parameters: Sequence[Prepared]) -> None:
     """Those of a group are one object."""
     last = native = None
     for prepared in parameters:
-        if prepared.settings is not last:
+        if prepared.settings is not None and prepared.settings is not last:
             last = prepared.settings
             native = native_settings(last)
         call.settings.append(native)

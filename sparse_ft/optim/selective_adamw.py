@@ -247,7 +247,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
         for batch in batches:
             look = self.skip_nonfinite and len(batches) == 1 and not batch.shards
             batch.step(found_inf, getattr(self, "grad_scale", None), look)
-        if self.skip_nonfinite:
+        if self.skip_nonfinite and found_inf is not None:
             self._skipped.add(found_inf)
         return loss
 

@@ -64,8 +64,9 @@ class PreparedShard(Prepared):
                 )
             return t
         span = self.split.span(self.whole.size(0))
-        if to_origin:
-            t.origin = local_of(origin_of(self.whole)[span.start : span.end])
+        origin = origin_of(self.whole) if to_origin else None
+        if origin is not None:
+            t.origin = local_of(origin[span.start : span.end])
         factor = None if owner is None else owner._sparse_ft_state.factor
         if factor is not None:
             t.factor = factor[span.start : span.end] if factor.dim() else factor

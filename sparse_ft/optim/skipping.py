@@ -63,7 +63,7 @@ def _found_on_any_rank(
 
 
 def _found_in(batches: Sequence[Batch]) -> torch.Tensor:
-    return any_nonfinite([p.grad for p in batch.parameters()] for batch in batches)
+    return any_nonfinite(batch.gradients() for batch in batches)
 
 
 class SkippedSteps:

@@ -144,9 +144,10 @@ class SelectiveLayer(nn.Module, BaseTunerLayer):
     def _product(self, slot: Slot, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base, values = self.base_layer, slot._parameters["values"]
         weight, state = base._parameters["weight"], slot._sparse_ft_state
+        part: Any = state.part
         if "forward" not in base.__dict__ and not is_hooked(base):
             bias = base._parameters["bias"]
-            return selective_product(x, weight, values, bias, state.part, input_dim(base))
+            return selective_product(x, weight, values, bias, part, input_dim(base))
         if not (torch.is_grad_enabled() and values.requires_grad):
             return base(x, *args, **kwargs)
         # Someone wants to see the layer's own call: it finds a weight whose gradient is that of the

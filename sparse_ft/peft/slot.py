@@ -76,14 +76,15 @@ class Slot(Selected):
 
     def hide(self) -> None:
         """Put the base back, bit for bit."""
-        if not self.is_active:
+        base = self.base
+        if not self.is_active or base is None:
             return
         state = self._sparse_ft_state
         last, stamp = state.shown or state.suspected, self._stamp()
         self.__dict__["left"] = stamp if last is not None and stamp.same_values(last) else None
         # An interrupt from here on leaves an active slot whose next `sync` shows it again.
         state.shown = state.suspected = None
-        self._scatter_quietly(self.base)
+        self._scatter_quietly(base)
         self.__dict__["base"] = None
 
     def put_back(self, base: torch.Tensor) -> None:

@@ -22,7 +22,9 @@ def all_of(names: Iterable[str]) -> Plan:
     return Plan(dict.fromkeys(names, ALL))
 
 
-def best_layers(model: nn.Module, worth: dict[str, float], density: float, layers: int) -> Plan:
+def best_layers(
+    model: nn.Module, worth: dict[str, float], density: float | None, layers: int | None
+) -> Plan:
     """The layers that are worth the most: so many, or as many as hold `density` of the entries."""
     blocks = parts.blocks_of(model)
     ranked = sorted(worth, key=lambda name: -worth[name])

@@ -148,7 +148,7 @@ class Exchange:
 
     def _record(self) -> None:
         """The plan of the model says what trains."""
-        record = record_of(self.model)
+        record: Any = record_of(self.model)  # there is one: the model is converted
         plan = record.plan | {self.name: self.selection}
         carry(self.model, plan)
         self.model.__dict__[RECORD] = record._replace(plan=plan)

@@ -84,7 +84,8 @@ class Moves:
 
     def _along(self, units: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         shape = [1] * values.dim()
-        shape[self.dim] = -1
+        if self.dim is not None:
+            shape[self.dim] = -1
         return units.view(shape)
 
 

@@ -96,6 +96,6 @@ class Every(Reselecting):
         is_over = self._total is not None and self.steps > self._total
         if is_over or self.steps % self._every:
             return None
-        if self._amount is None:
+        if self._amount is None or self._total is None:
             return self._ask(model)
         return self._ask(model, self._amount(self.steps / self._total))

@@ -129,8 +129,9 @@ def _save(
 def _write(model: nn.Module, folder: Path, state: dict[str, torch.Tensor]) -> None:
     """Both files, each whole or not at all."""
     delta = save_delta(model, folder / FILE)
-    if has_left(model):
-        Plan(record_of(model)[0]).save(folder / PLAN)
+    record = record_of(model)
+    if record is not None and has_left(model):
+        Plan(record.plan).save(folder / PLAN)
     once: dict[tuple, tuple[str, torch.Tensor]] = {}
     for name, tensor in small_state(model, state, delta).items():
         # Tied parameters that train have several names, and a file holds one.

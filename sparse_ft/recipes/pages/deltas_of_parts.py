@@ -9,7 +9,6 @@ from ...nn.linear import is_conv1d
 from ...plan import Plan
 from ...reparametrised import HeadOffsets, HeadScales, RotatedValues, parts_of, put, remove
 from ...reparametrised.bases import Basis
-from ...report import Report
 from ...salience.best import best
 from ...salience.losses import checked
 from ...salience.untouched import untouched
@@ -31,7 +30,7 @@ class Parts(Process):
         super().__init__(Plan({}))
         self.parts = parts
 
-    def convert(self, model: nn.Module, lean: bool = False) -> Report | None:
+    def convert(self, model: nn.Module, lean: bool = False) -> Any:
         """Put the deltas on their layers; what `also` named is converted first."""
         report = super().convert(model, lean) if self.plan else None
         put(model, self.parts)
