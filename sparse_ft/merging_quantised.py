@@ -11,7 +11,7 @@ from .annotations import AnyModule
 from .conversion import taken_out
 from .converted import record_of
 from .quantised.module import quantised_in
-from .quantised.quantiser import Quantiser
+from .quantised.quantiser import Quantiser, quantiser_of
 from .quantised.transformers_mark import forget_quantised
 from .texts import aligned
 
@@ -66,28 +66,31 @@ def merge_quantised(model: nn.Module, requantise: bool = False) -> Merged:
     entries stay as they are; a model of transformers that has none left forgets that it was
     quantised, and can be saved and loaded as a plain one.
 
-    Raises ValueError for a model without such layers, or of a format that cannot be requantised, by
-    name; the model is as it was then.
+    After an exception nothing that was trained is lost, and another call does the rest. Raises
+    ValueError for a model without such layers, or of a format that cannot be requantised, by name;
+    the model is as it was then.
     """
     if record_of(model) is None:
         raise ValueError("model: it was not converted (call it on the module that sft.convert got)")
-    with torch.no_grad():
-        other = _dtype_of(model)
-        found = [_new(layer, requantise, other) for layer in quantised_in(model)]
-    if not found:
+    layers = list(quantised_in(model))
+    if not layers:
         raise ValueError(
             "model: no selected entries are of a quantised layer; sft.revert(model) leaves what was"
             " trained in the weights"
         )
-    taken_out(model)
+    with torch.no_grad():
+        other = _dtype_of(model)
+        found = [_new(layer, requantise, other) for layer in layers if _is_to_do(layer)]
     rows = []
     for new in found:
+        # While it is selective still: what was trained is in the values, in the weight, or in both.
         if requantise:
             new.quantiser.put(new.layer, new.weight)
         else:
             _make_plain(new)
         how = new.quantiser.name if requantise else f"nn.Linear, {new.weight.dtype}"
         rows.append(MergedRow(new.name, how, new.lost))
+    taken_out(model)
     forget_quantised(model)
     _warn(rows)
     return Merged(rows)
@@ -146,16 +149,24 @@ def _dequantised(
     return quantiser.dequantise(probe, dtype)
 
 
+def _is_to_do(layer: Any) -> bool:
+    """Whether no call that was interrupted has written this layer's weight."""
+    is_quantised = quantiser_of(layer) is not None
+    return is_quantised and layer._sparse_ft_state.selection is not None
+
+
 def _make_plain(new: _New) -> None:
-    """The layer itself becomes an `nn.Linear`: hooks, name and place stay."""
+    """Once it is no more selective, the layer is an `nn.Linear`: hooks, name and place stay."""
     layer = new.layer
-    layer.__class__ = nn.Linear
+    layer._sparse_ft_state.original = nn.Linear
+    layer.weight = new.weight
     for name in new.quantiser.OWN:
         layer.__dict__.pop(name, None)
-    layer.weight = new.weight
 
 
 def _warn(rows: list[MergedRow]) -> None:
+    if not rows:
+        return
     worst = max(rows, key=lambda row: row.lost)
     if worst.lost > ALMOST_ALL and math.isfinite(worst.lost):
         warnings.warn(

@@ -145,6 +145,8 @@ class Quantised:
 
     def is_trained(self: AnyModule) -> bool:
         """Whether the values differ from what the quantised weight holds there."""
+        if quantiser_of(self) is None:
+            return False  # its weight holds them: a merge that was interrupted has been here
         values = self._parameters["values"].detach()
         there = self.base_values(_wide(self)).to(values.dtype)
         return not torch.allclose(there, values, rtol=0, atol=0, equal_nan=True)
