@@ -134,3 +134,25 @@ def test_a_state_without_a_plan_into_a_plain_model_says_that_nothing_is_selected
 def test_a_path_is_not_a_state_dict():
     with pytest.raises(TypeError, match="state_dict: expected a mapping .*'model.pt'; torch.load"):
         sft.load(build(), "model.pt")
+
+
+@pytest.mark.parametrize("between", ["nothing", "read", "step"])
+def test_a_checkpoint_that_fills_the_models_own_memory(between):
+    """As torch.distributed.checkpoint does, which reads attributes before it loads. No values come
+    with an aliased weight, so what it was filled with is the truth.
+    """
+    model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    sft.convert(model, {"0.weight": sft.Entries([1, 3])})
+    (values,) = (p for p in model.parameters() if p.requires_grad)
+    state = model.state_dict()
+    if between == "step":  # trained on since: what a state_dict shows then is no checkpoint
+        torch.optim.SGD([values], lr=0.1).step(lambda: model(torch.ones(1, 4)).sum().backward())
+    else:
+        state["0.weight"].copy_(torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    wanted = state["0.weight"].clone()
+    if between == "read":
+        with pytest.warns(UserWarning, match="changed behind the module's back"):
+            model[0].weight
+    model.load_state_dict(state)
+    assert torch.equal(values, wanted[[1, 3]])
+    assert torch.equal(model[0].weight, wanted)

@@ -172,14 +172,14 @@ def main(rank):
         for name, case in CASES.items()
         if case.shard.get("reshard_after_forward") != 2 or world > 2
     }
+    for name, (dtype, policy, _) in POLICIES.items():
+        found[f"policy {name}"] = run_policy(dtype, policy, rank, world, each_alone)
+    found["from the first rank"] = from_the_first_rank(rank, world)
     if world == 4:
         replicas = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
         found["replicas"] = run_case(Case(shard=dict(mesh=replicas)), rank, world)
         found["resumed"] = fsdp_checkpoints.resume(sys.argv[3], "checkpoint", rank, world)
         return found
-    for name, (dtype, policy, _) in POLICIES.items():
-        found[f"policy {name}"] = run_policy(dtype, policy, rank, world, each_alone)
-    found["from the first rank"] = from_the_first_rank(rank, world)
     columns = {name: SELECTED[name] for name in ("layers.0.up.weight", "head.weight")}
     rows = {name: SELECTED[name] for name in ("layers.0.down.weight", "layers.1.up.weight")}
     found["skipped"] = skipped(rank)

@@ -86,8 +86,8 @@ def test_what_is_planned_trains_and_nothing_else(name, two):
 
 
 @pytest.mark.parametrize("name", fsdp_worker.POLICIES)
-def test_a_policy_of_two_dtypes_is_the_same_on_one_rank_and_on_two(name, two):
-    for result in two:
+def test_a_policy_of_two_dtypes_is_the_same_on_one_rank_and_on_several(name, results):
+    for result in results:
         together, on_one = result[f"policy {name}"]
         assert_same_run(together, on_one, fsdp_worker.POLICIES[name][2])
 
