@@ -48,7 +48,7 @@ class Message(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class Traveller:
     """A parameter, by what decides how it travels.
 
     kind: of the selection, where it is `values`; None elsewhere. rows: of the matrix that values
@@ -120,7 +120,7 @@ class Facts:
     why_whole: why tensor parallel cannot cut it; None where it can.
     """
 
-    parameters: tuple[Kept, ...]
+    parameters: tuple[Traveller, ...]
     buffers: int
     crossings: tuple[Crossing, ...]
     why_whole: str | None
@@ -269,7 +269,7 @@ class Watch:
             block = next((b for b in self._blocks if name.startswith(f"{b}.")), None)
             owner = selected.get(id(parameter))
             role = next((r for m, r in self._roles.items() if name.startswith(f"{m}.")), None)
-            kept = Kept(
+            kept = Traveller(
                 shape=tuple(parameter.shape),
                 itemsize=parameter.itemsize,
                 trains=parameter.requires_grad,
