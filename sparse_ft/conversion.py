@@ -46,7 +46,7 @@ def convert(
     model: nn.Module. plan: Plan or mapping {parameter name: Selection | "all"}; everything else is
     frozen. Selected `nn.Linear`, transformers' `Conv1D` and row-selected `nn.Embedding` become
     selective modules; other selected parameters keep their module and get a transient dense
-    gradient.
+    gradient, that of one expert at a time where a parameter holds several.
     lean: also `sft.lean(model)`; the report says what it left. values_dtype: of `values`,
     kept when the model is cast: that of the weights or a wider one; None: fp32 (fp64 over fp64),
     which casts to fp64 widen. 16-bit values want an optimiser that rounds well: see
