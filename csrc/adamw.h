@@ -95,21 +95,19 @@ SFT_HD void adamw_update(const AdamWConstants<T>& c, uint64_t from_exp_avg, T gr
   exp_avg_sq = v;
 }
 
-// Of an entry with an age of its own and, if Scaled, a factor on its update, the decay included; with Decay kToOrigin that pulls towards
+// Of an entry with an age of its own and, if `scaled`, a factor on its update, the decay included; with `to_origin` that pulls towards
 // `origin`. With the tensor's age, factor 1 and origin 0 it is the above, but for the last digit.
-enum AdamWDecay { kToZero, kToOrigin };
-
-template <bool Scaled, AdamWDecay Decay, class T>
-SFT_HD void adamw_update_varied(const AdamWConstants<T>& c, uint64_t from_exp_avg, AdamWAge<T> age, T factor, T origin, T grad, T& value,
-                                T& exp_avg, T& exp_avg_sq) {
+template <class T>
+SFT_HD void adamw_update_varied(const AdamWConstants<T>& c, uint64_t from_exp_avg, AdamWAge<T> age, bool scaled, T factor, bool to_origin,
+                                T origin, T grad, T& value, T& exp_avg, T& exp_avg_sq) {
   const T g = grad * c.grad_factor;
   const T m = either(from_exp_avg, exp_avg, g) + (g - exp_avg) * c.exp_avg_share;
   const T v = exp_avg_sq * c.beta2 + g * g * c.one_minus_beta2;
   const T denominator = square_root(v) / age.bias_correction2_sqrt + c.eps;
-  const T decay_rate = Scaled ? c.decay_rate * factor : c.decay_rate;
-  const T step_size = Scaled ? age.step_size * factor : age.step_size;
-  const T shrunk = value * (Scaled ? T(1) - decay_rate : c.decay);
-  const T decayed = Decay == kToOrigin ? value - (value - origin) * decay_rate : shrunk;
+  const T decay_rate = scaled ? c.decay_rate * factor : c.decay_rate;
+  const T step_size = scaled ? age.step_size * factor : age.step_size;
+  const T shrunk = value * (scaled ? T(1) - decay_rate : c.decay);
+  const T decayed = to_origin ? value - (value - origin) * decay_rate : shrunk;
   value = decayed - step_size * m / denominator;
   exp_avg = m;
   exp_avg_sq = v;

@@ -65,6 +65,8 @@ inline typename LaneNumbers<T>::type widened(const uint8_t* from) {
 // How the ages of entries are found: one vector, or two and what follows them, hold the numbers of a table.
 enum AdamWAged { kOneAge, kInOneVector, kInVectors };
 
+enum AdamWDecay { kToZero, kToOrigin };
+
 // The ages of a line of entries are looked up in the middle of its update, whose square root and divisions take longer.
 template <AdamWAged Aged, class T>
 struct AgeTables {
@@ -132,8 +134,8 @@ void update_varied_run(const AdamWConstants<T>& constants, const VariedPiece<T, 
   const Origin* __restrict origin = piece.origin;
   const auto update = [&](int64_t i, AdamWAge<T> age) {
     const T towards = Decay == kToOrigin ? convert(origin[i], Tag<T>()) : T(0);
-    adamw_update_varied<Scaled, Decay>(c, kFromExpAvg, age, Scaled ? factor[i] : T(1), towards, grad[i], value[i], exp_avg[i],
-                                       exp_avg_sq[i]);
+    adamw_update_varied(c, kFromExpAvg, age, Scaled, Scaled ? factor[i] : T(1), Decay == kToOrigin, towards, grad[i], value[i], exp_avg[i],
+                        exp_avg_sq[i]);
   };
   const AdamWAge<T> same{c.step_size, c.bias_correction2_sqrt};
   const AgeTables<Aged, T> tables(piece.ages);

@@ -18,11 +18,12 @@ struct EightBitPass {
   WideMoments<F> moments[F::kGroups];
 };
 
-template <class F>
-SFT_HD void update_eight_bit_pack(const AdamWConstants<float>& c, RandomKey random, const AdamWTensor& t, const MomentMaps& maps, int64_t k,
+template <class F, class Update>
+SFT_HD void update_eight_bit_pack(const Update& for_all, RandomKey random, const AdamWTensor& t, const MomentMaps& maps, int64_t k,
                                   int64_t left, AdamWPack<F>& pack, WideMoments<F>& moments) {
   moments.highest_exp_avg = moments.highest_exp_avg_sq = 0;
   if (left <= 0) return;
+  const Update update = of_pack(for_all, k, left);
   const RandomKey of_value = stream_key(random, static_cast<uint32_t>(k >> 32), 0);
   const float exp_avg_absmax = load(t.storage.exp_avg_absmax + k / kQuantBlock);
   const float exp_avg_sq_absmax = load(t.storage.exp_avg_sq_absmax + k / kQuantBlock);
@@ -31,7 +32,7 @@ SFT_HD void update_eight_bit_pack(const AdamWConstants<float>& c, RandomKey rand
     float p = read_value(pack, i);
     float m = dequantize(maps.exp_avg, pack.exp_avg.x[i], exp_avg_absmax);
     float v = dequantize(maps.exp_avg_sq, pack.exp_avg_sq.x[i], exp_avg_sq_absmax);
-    adamw_update(c, c.from_exp_avg, convert(pack.grad.x[i], Tag<float>()), p, m, v);
+    step_entry(update, i, convert(pack.grad.x[i], Tag<float>()), p, m, v);
     write_value(pack, i, p, of_value, k + i);
     moments.exp_avg[i] = m, moments.exp_avg_sq[i] = v;
     if (i >= left) continue;
@@ -41,15 +42,15 @@ SFT_HD void update_eight_bit_pack(const AdamWConstants<float>& c, RandomKey rand
 }
 
 // Up to the highest magnitudes of the thread's own entries; 0 where it has none.
-template <class F>
-SFT_HD EightBitPass<F> begin_eight_bit(const AdamWBlock& block, int64_t begin, int thread, const AdamWConstants<float>& constants,
-                                       RandomKey random, const MomentMaps& maps) {
+template <class F, class Update>
+SFT_HD EightBitPass<F> begin_eight_bit(const AdamWBlock& block, int64_t begin, int thread, const Update& update, RandomKey random,
+                                       const MomentMaps& maps) {
   EightBitPass<F> pass;
   pass.held = load_state<F>(block, begin, thread);
   SFT_UNROLL
   for (int group = 0; group < F::kGroups; ++group) {
     const int64_t k = first_entry<F>(begin, group, thread);
-    update_eight_bit_pack(constants, random, block.tensor, maps, k, block.end - k, pass.held.group[group], pass.moments[group]);
+    update_eight_bit_pack(update, random, block.tensor, maps, k, block.end - k, pass.held.group[group], pass.moments[group]);
   }
   return pass;
 }

@@ -38,13 +38,16 @@ struct FormatCode {
   DType dtype;
   Rounding rounding;
   bool eight_bit;
+  bool varied;  // whether entries have an age, a factor or an origin of their own
 };
 
-SFT_HD bool same(FormatCode a, FormatCode b) { return a.dtype == b.dtype && a.rounding == b.rounding && a.eight_bit == b.eight_bit; }
+SFT_HD bool same(FormatCode a, FormatCode b) {
+  return a.dtype == b.dtype && a.rounding == b.rounding && a.eight_bit == b.eight_bit && a.varied == b.varied;
+}
 
 static inline FormatCode format_of(const AdamWTensor& t) {
   return FormatCode{t.dtype, t.storage.correction ? kCorrected : t.storage.by_chance ? kByChance : kToNearest,
-                    t.storage.exp_avg_absmax != nullptr};
+                    t.storage.exp_avg_absmax != nullptr, is_varied(t.variation)};
 }
 
 template <bool EightBit, class F>

@@ -10,7 +10,7 @@
 
 namespace sparse_ft {
 
-constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 366 to 448 tensors with streams beyond the plain ones
+constexpr int kTableTensors = 576;  // seven products in each of 80 layers fit, or 237 to 448 tensors with streams beyond the plain ones
 constexpr int kTableFamilies = 48;
 constexpr int kParameterBytes = 32764;  // of one launch, since CUDA 12.1 on compute capability 7.0 and later
 constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
@@ -19,11 +19,13 @@ constexpr int64_t kTableChunks = 0x7fffffff;  // blocks of one launch
 enum Stream : int {
   kValues, kGrad, kExpAvg, kExpAvgSq, kStep, kWeight, kIndex, kPlainStreams,
   kCorrection = kPlainStreams, kSeed, kRoundedStreams,
-  kExpAvgAbsmax = kRoundedStreams, kExpAvgSqAbsmax, kStreams
+  kExpAvgAbsmax = kRoundedStreams, kExpAvgSqAbsmax, kStreams,
+  // A run of factors is a number, and so are the generations, with the dtype of the origin above them.
+  kGeneration = kStreams, kBirths, kFactor, kFactorRun, kOrigin, kCounts, kVariedStreams
 };
 
 static inline int streams_of(FormatCode format) {
-  return format.eight_bit ? kStreams : format.rounding == kToNearest ? kPlainStreams : kRoundedStreams;
+  return format.varied ? kVariedStreams : format.eight_bit ? kStreams : format.rounding == kToNearest ? kPlainStreams : kRoundedStreams;
 }
 
 struct Family {
@@ -94,6 +96,21 @@ SFT_HD AdamWTensor tensor_at(const AdamWTable& table, int i) {
   return t;
 }
 
+constexpr int kCountBits = 16;
+
+SFT_HD AdamWVariation variation_at(const AdamWTable& table, int i) {
+  const uint64_t counts = number(table, kCounts, i);
+  AdamWVariation v;
+  v.generation = static_cast<const uint8_t*>(address(table, kGeneration, i));
+  v.births = static_cast<const float*>(address(table, kBirths, i));
+  v.generations = static_cast<int64_t>(counts & ((1u << kCountBits) - 1));
+  v.factor = static_cast<const float*>(address(table, kFactor, i));
+  v.factor_run = static_cast<int64_t>(number(table, kFactorRun, i));
+  v.origin = address(table, kOrigin, i);
+  v.origin_dtype = static_cast<DType>(counts >> kCountBits);
+  return v;
+}
+
 // The tensor that a block works on: the last one that begins at or before it. None is without chunks.
 SFT_HD int tensor_of(const AdamWTable& table, uint32_t block) {
   int low = 0, high = table.tensors;
@@ -127,15 +144,18 @@ static inline Family family_of(const AdamWTensor& t) {
 }
 
 struct AdamWNumbers {
-  uint64_t of[kStreams];
+  uint64_t of[kVariedStreams];
 };
 
 static inline AdamWNumbers numbers_of(const AdamWTensor& t) {
   const auto number = [](const void* address) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(address)); };
   const void* index = t.weight ? t.layout.index : nullptr;
+  const AdamWVariation& v = t.variation;
+  const uint64_t counts = static_cast<uint64_t>(v.generations) | static_cast<uint64_t>(v.origin_dtype) << kCountBits;
   return AdamWNumbers{{number(t.values), number(t.grad), number(t.exp_avg), number(t.exp_avg_sq), number(t.step), number(t.weight),
                        number(index), number(t.storage.correction), t.storage.seed, number(t.storage.exp_avg_absmax),
-                       number(t.storage.exp_avg_sq_absmax)}};
+                       number(t.storage.exp_avg_sq_absmax), number(v.generation), number(v.births), number(v.factor),
+                       static_cast<uint64_t>(v.factor_run), number(v.origin), counts}};
 }
 
 // Its number, or the count of families if it is new.

@@ -133,9 +133,26 @@ SFT_HD void write_value(AdamWPack<F>& pack, int i, typename F::Wide p, RandomKey
   }
 }
 
-// k: the first entry of the pack. Whatever of its number is above 32 bits is the same for the others.
+// How entries are updated: where nothing differs, all alike. `of_pack` gives what a pack needs that begins with entry k, of which `left`
+// remain; `step_entry` steps entry `i` of it.
 template <class F>
-SFT_HD void update_pack(const AdamWConstants<typename F::Wide>& c, RandomKey random, int64_t k, AdamWPack<F>& pack) {
+struct PlainUpdate {
+  const AdamWConstants<typename F::Wide>* constants;
+};
+
+template <class F>
+SFT_HD PlainUpdate<F> of_pack(const PlainUpdate<F>& update, int64_t, int64_t) {
+  return update;
+}
+
+template <class F, class Wide>
+SFT_HD void step_entry(const PlainUpdate<F>& update, int, Wide grad, Wide& value, Wide& exp_avg, Wide& exp_avg_sq) {
+  adamw_update(*update.constants, update.constants->from_exp_avg, grad, value, exp_avg, exp_avg_sq);
+}
+
+// k: the first entry of the pack. Whatever of its number is above 32 bits is the same for the others.
+template <class F, class Update>
+SFT_HD void update_pack(const Update& update, RandomKey random, int64_t k, AdamWPack<F>& pack) {
   using Wide = typename F::Wide;
   using M = typename F::Moment;
   const uint32_t high = static_cast<uint32_t>(k >> 32);
@@ -144,7 +161,7 @@ SFT_HD void update_pack(const AdamWConstants<typename F::Wide>& c, RandomKey ran
   SFT_UNROLL
   for (int i = 0; i < F::kPack; ++i) {
     Wide p = read_value(pack, i), m = convert(pack.exp_avg.x[i], Tag<Wide>()), v = convert(pack.exp_avg_sq.x[i], Tag<Wide>());
-    adamw_update(c, c.from_exp_avg, convert(pack.grad.x[i], Tag<Wide>()), p, m, v);
+    step_entry(update, i, convert(pack.grad.x[i], Tag<Wide>()), p, m, v);
     write_value(pack, i, p, of_value, k + i);
     pack.exp_avg.x[i] = narrowed<F, M>(m, of_exp_avg, k + i);
     pack.exp_avg_sq.x[i] = narrowed<F, M>(v, of_exp_avg_sq, k + i);
@@ -170,24 +187,23 @@ SFT_HD void write_packs_through(const AdamWBlock& block, int64_t begin, int thre
   }
 }
 
-template <class F>
-SFT_HD void store_state(const AdamWBlock& block, int64_t begin, int thread, const AdamWConstants<typename F::Wide>& constants,
-                        RandomKey random, AdamWPacks<F>& held) {
+template <class F, class Update>
+SFT_HD void store_state(const AdamWBlock& block, int64_t begin, int thread, const Update& update, RandomKey random, AdamWPacks<F>& held) {
   SFT_UNROLL
   for (int group = 0; group < F::kGroups; ++group) {
     const int64_t k = first_entry<F>(begin, group, thread), left = block.end - k;
     if (left <= 0) continue;
-    update_pack<F>(constants, random, k, held.group[group]);
+    update_pack<F>(of_pack(update, k, left), random, k, held.group[group]);
     store_pack_of_state(block.tensor, k, left, held.group[group]);
   }
   write_packs_through(block, begin, thread, held);
 }
 
-template <class F>
-SFT_HD void update_chunk(const AdamWBlock& block, int thread, const AdamWConstants<typename F::Wide>& constants, RandomKey random) {
+template <class F, class Update>
+SFT_HD void update_chunk(const AdamWBlock& block, int thread, const Update& update, RandomKey random) {
   for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
     AdamWPacks<F> held = load_state<F>(block, begin, thread);
-    store_state(block, begin, thread, constants, random, held);
+    store_state<F>(block, begin, thread, update, random, held);
   }
 }
 

@@ -1,7 +1,8 @@
 // Three launches for up to 576 tensors of one format (dtype, rounding): a look at every gradient (if asked for), the update, and one thread
-// a tensor that advances its step. Another format takes another look and update.
-#include "adamw_eight_bit.h"
+// a tensor that advances its step. Another format takes another look and update. Where entries differ: masked_adamw_varied.cu.
+#include "adamw_chunk.h"
 #include "launch.h"
+#include "masked_adamw_varied.h"
 #include "ops.h"
 
 namespace sparse_ft {
@@ -15,38 +16,6 @@ __global__ void __launch_bounds__(kAdamWThreads) nonfinite_kernel(const __grid_c
   if (threadIdx.x == 0) block = block_at<F>(table, blockIdx.x);
   __syncthreads();
   if (any_nonfinite<F>(block, threadIdx.x)) *found_inf = 1.0f;  // whoever writes writes the same
-}
-
-// Staged into shared memory: a warp looks up 32 codes at once.
-__device__ constexpr MomentMaps kMaps = moment_maps();
-
-__device__ void stage(MomentMaps& maps) {
-  static_assert(sizeof(MomentMaps) == 4 * kAdamWThreads * sizeof(float), "four numbers a thread");
-  for (int i = threadIdx.x; i < 4 * kAdamWThreads; i += kAdamWThreads)
-    reinterpret_cast<float*>(&maps)[i] = reinterpret_cast<const float*>(&kMaps)[i];
-}
-
-// Over the lanes that share a block of codes.
-template <int Lanes>
-__device__ uint32_t highest_of(uint32_t highest) {
-  static_assert(Lanes <= 32, "they are of one warp");
-  for (int apart = Lanes / 2; apart; apart /= 2) highest = higher(highest, __shfl_xor_sync(0xffffffffu, highest, apart));
-  return highest;
-}
-
-template <class F>
-__device__ void update_eight_bit_chunk(const AdamWBlock& block, const AdamWConstants<float>& constants, RandomKey random,
-                                       const MomentMaps& maps) {
-  for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
-    EightBitPass<F> pass = begin_eight_bit<F>(block, begin, threadIdx.x, constants, random, maps);
-    SFT_UNROLL
-    for (int group = 0; group < F::kGroups; ++group) {
-      WideMoments<F>& moments = pass.moments[group];
-      moments.highest_exp_avg = highest_of<F::kLanes>(moments.highest_exp_avg);
-      moments.highest_exp_avg_sq = highest_of<F::kLanes>(moments.highest_exp_avg_sq);
-    }
-    end_eight_bit(block, begin, threadIdx.x, maps, pass);
-  }
 }
 
 // What is the same for a whole block stays in shared memory: in registers it would cost a third of the threads that run at once.
@@ -68,10 +37,10 @@ masked_adamw_kernel(const __grid_constant__ AdamWTable table, StepFlags flags) {
     __shared__ MomentMaps maps;
     stage(maps);
     __syncthreads();
-    update_eight_bit_chunk<F>(block, constants, random, maps);
+    update_eight_bit_chunk<F>(block, PlainUpdate<F>{&constants}, random, maps);
   } else {
     __syncthreads();
-    update_chunk<F>(block, threadIdx.x, constants, random);
+    update_chunk<F>(block, threadIdx.x, PlainUpdate<F>{&constants}, random);
   }
 }
 
@@ -99,9 +68,11 @@ void masked_adamw_cuda_(Known known, Addresses grads, Settings settings, bool ma
         nonfinite_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, found);
       });
   for (const AdamWTable& table : tables)
-    with_format(table.format, [&](auto f) {
-      masked_adamw_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, flags);
-    });
+    if (table.format.varied) launch_varied(table, flags, queue);
+    else
+      with_format(table.format, [&](auto f) {
+        masked_adamw_kernel<decltype(f)><<<blocks_of(table), kAdamWThreads, 0, queue>>>(table, flags);
+      });
   for (const StepTable& steps : step_tables(tensors))
     steps_kernel<<<(steps.tensors + kAdamWThreads - 1) / kAdamWThreads, kAdamWThreads, 0, queue>>>(steps, flags);
   check(kOp, cudaGetLastError());

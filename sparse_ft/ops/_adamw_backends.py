@@ -24,8 +24,8 @@ def on_cuda_(call: Call) -> None:
         return
     call.check_device()
     native = native_call(call)
-    if native is None or any(t.is_varied for t in call.tensors):
-        raise _native.Unserved("a strided weight, say, or an age for each entry")
+    if native is None:
+        raise _native.Unserved("a strided weight, say")
     step_on_cuda_(native, call.flags, call.tensors[0].value.device)
 
 

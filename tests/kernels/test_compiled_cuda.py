@@ -122,13 +122,14 @@ def test_the_streams_of_a_step_are_wide(architecture, compiled_kernels):
 
     Codes are narrower.
     """
-    streams = {"masked_adamw_kernel": (4, 3), "nonfinite_kernel": (1, 0)}
+    steps = "masked_adamw_kernel", "masked_adamw_varied_kernel"
+    streams = {**dict.fromkeys(steps, (4, 3)), "nonfinite_kernel": (1, 0)}
     for kernel, (loads, stores) in streams.items():
         mine = [found for found in compiled_kernels[architecture] if found[0] == kernel]
         assert len(mine) >= 4
         for _, sizes, _, opcodes in mine:
             # Of doubles only the half with the exponent is looked at.
-            if kernel == "masked_adamw_kernel" or sizes[0] < 8:
+            if kernel in steps or sizes[0] < 8:
                 codes = 2 if sizes[-1] == 1 and loads > 1 else 0
                 check_streams(opcodes, loads - codes, stores - codes)
 

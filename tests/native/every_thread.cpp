@@ -4,117 +4,18 @@
 // Planted faults, each of which must turn it red: "bounds" an index outside of the matrix, "twice" and "again" a block that runs twice,
 // "lanes" an absmax of half the threads that share a block.
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
 #include <vector>
 
 static void on_write(const void* address, size_t bytes);
 #define SFT_ON_WRITE(address, bytes) on_write(address, bytes)
 #include "../../csrc/cuda/adamw_eight_bit.h"
+#include "../../csrc/cuda/adamw_varied_thread.h"
 #include "../../csrc/cuda/gather_thread.h"
 #include "../../csrc/cuda/scatter_thread.h"
-#include "views.h"
-
-using namespace sparse_ft;
-
-static std::map<const char*, int> writes;  // of each byte
-static void on_write(const void* address, size_t bytes) {
-  for (size_t i = 0; i < bytes; ++i) ++writes[static_cast<const char*>(address) + i];
-}
+#include "counted.h"
 
 namespace {
-
-const char* planted = "";
-bool plant(const char* name) { return !strcmp(planted, name); }
-
-constexpr DType kCode = static_cast<DType>(-1);  // a byte; buffers of them begin as whatever
-int64_t size_of(DType dtype) { return dtype == kCode ? 1 : dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
-
-[[noreturn]] void fail(const char* what, long long k) {
-  fprintf(stderr, "every_thread: %s, at %lld\n", what, k);
-  exit(2);
-}
-
-// offset: entries by which the data begins after the start of an allocation, whose alignment is 16 bytes.
-struct Buffer {
-  DType dtype;
-  int64_t count, offset;
-  char* start;
-  char* data;
-
-  Buffer(DType dtype, int64_t count, int seed, bool positive = false, int64_t offset = 0)
-      : dtype(dtype), count(count), offset(offset), start(static_cast<char*>(malloc((count + offset) * size_of(dtype)))),
-        data(start + offset * size_of(dtype)) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (dtype == kCode) data[i] = static_cast<char>(i * 37 + seed);
-      const double x = ((i * 7919 + seed * 104729) % 2003) / 1000.0 - (positive ? -0.01 : 1.0);
-      with_dtype(dtype, [&](auto t) { reinterpret_cast<decltype(t)*>(data)[i] = convert(x, Tag<decltype(t)>()); });
-    }
-  }
-  Buffer(const Buffer& other) : Buffer(other.dtype, other.count, 0, false, other.offset) { memcpy(data, other.data, bytes()); }
-  ~Buffer() { free(start); }
-
-  int64_t bytes() const { return count * size_of(dtype); }
-};
-
-Tensor matrix_of(const Buffer& of, const Layout& layout) { return view(of.data, of.dtype, {layout.rows, layout.columns}); }
-Tensor line_of(const Buffer& of) { return view(of.data, of.dtype, {of.count}); }
-
-void expect_same(const Buffer& got, const Buffer& want, const char* what) {
-  if (!memcmp(got.data, want.data, got.bytes())) return;
-  for (int64_t i = 0; i < got.count; ++i)
-    if (memcmp(got.data + i * size_of(got.dtype), want.data + i * size_of(got.dtype), size_of(got.dtype))) fail(what, i);
-}
-
-// Takes the writes to a buffer off the list; wanted(i): how often entry i should have been written.
-template <class F>
-void expect_writes(const Buffer& buffer, const char* what, F&& wanted) {
-  for (int64_t i = 0; i < buffer.bytes(); ++i) {
-    const auto found = writes.find(buffer.data + i);
-    const int count = found == writes.end() ? 0 : found->second, want = wanted(i / size_of(buffer.dtype));
-    if (count != want) {
-      fprintf(stderr, "every_thread: %s written %d times instead of %d\n", what, count, want);
-      exit(3);
-    }
-    if (count) writes.erase(found);
-  }
-}
-
-// A layout with an index of exactly its size: every third row, column, block or entry and its neighbour, and the last.
-struct Selected {
-  Layout layout;
-  void* index;
-
-  Selected(Kind kind, int bits, int64_t rows, int64_t columns, int64_t block_h, int64_t block_w) : layout{}, index(nullptr) {
-    const int64_t across = (columns + block_w - 1) / block_w, down = (rows + block_h - 1) / block_h;
-    const int64_t counts[] = {rows, columns, down * across, rows * columns, 0};
-    const int64_t all = counts[kind];
-    std::vector<int64_t> chosen;
-    for (int64_t i = 0; i < all; ++i) {
-      if (i % 4 > 1 && i != all - 1) continue;
-      if (kind == kBlocks) chosen.push_back(i / across);
-      chosen.push_back(kind == kBlocks ? i % across : i);
-    }
-    if (plant("bounds")) chosen.back() = all;
-    const int64_t n = static_cast<int64_t>(chosen.size());
-    index = malloc(n * bits / 8);
-    layout = Layout{kind, index, bits, kind == kBlocks ? n / 2 : n, block_h, block_w, rows, columns, 0};
-    for (int64_t i = 0; i < n; ++i) {
-      if (bits == 64) static_cast<int64_t*>(index)[i] = chosen[i];
-      else static_cast<int32_t*>(index)[i] = static_cast<int32_t>(chosen[i]);
-    }
-  }
-  ~Selected() { free(index); }
-  Selected(const Selected&) = delete;
-
-  std::vector<int> shown() const {  // how often each entry of the matrix is selected
-    std::vector<int> count(layout.rows * layout.columns, 0);
-    for (int64_t k = 0; k < values_count(layout); ++k)
-      if (const int64_t at = position(layout, k); at != kPadding) ++count[at];
-    return count;
-  }
-};
 
 void gather(const Layout& layout, DType matrix_dtype, DType values_dtype, int64_t offset) {
   Buffer matrix(matrix_dtype, layout.rows * layout.columns, 1, false, offset);
@@ -167,10 +68,19 @@ void scatter(const Selected& selected, DType matrix_dtype, DType values_dtype, S
   if (!writes.empty()) fail("scatter wrote elsewhere", 0);
 }
 
+struct Variety {
+  bool aged = false;
+  int64_t run = 0;  // entries of one factor; 0: no factors
+  bool to_origin = false;
+};
+
+constexpr int64_t kBorn = 19;  // generations
+
 struct State {
   Rounding rounding;
   bool eight_bit;
   Buffer value, grad, exp_avg, exp_avg_sq, step, weight, correction, exp_avg_absmax, exp_avg_sq_absmax;
+  Buffer generation, births, factor, origin;  // read alone
 
   static DType moments(FormatCode format) { return format.eight_bit ? kCode : format.rounding == kCorrected ? kFloat32 : format.dtype; }
   static int64_t blocks(FormatCode format, int64_t count) { return format.eight_bit ? (count + kQuantBlock - 1) / kQuantBlock : 0; }
@@ -181,11 +91,15 @@ struct State {
         exp_avg_sq(moments(format), count, seed + 3, true), step(kFloat32, 1, 0), weight(weight_dtype, weight_count, seed + 4),
         correction(kBFloat16, rounding == kCorrected ? count : 0, seed + 5),
         exp_avg_absmax(kFloat32, blocks(format, count), seed + 6, true),
-        exp_avg_sq_absmax(kFloat32, blocks(format, count), seed + 7, true) {
+        exp_avg_sq_absmax(kFloat32, blocks(format, count), seed + 7, true), generation(kCode, count, seed, false, offset),
+        births(kFloat32, kBorn, 0), factor(kFloat32, count, seed + 8, true, offset),
+        origin(seed % 2 ? weight_dtype : format.dtype, count, seed + 9, false, offset) {
     *reinterpret_cast<float*>(step.data) = static_cast<float>(seed % 5);
+    for (int64_t i = 0; i < count; ++i) generation.data[i] = static_cast<char>((i * 5 + seed) % kBorn);
+    for (int64_t i = 0; i < kBorn; ++i) reinterpret_cast<float*>(births.data)[i] = static_cast<float>(seed % 5 - i);
   }
   // lr_at: what the learning rate is read from; the other one must not count then. beta1: exp_avg starts from either end.
-  AdamWTensor tensor(const Layout* layout, const float* lr, double beta1, bool lr_at = false) {
+  AdamWTensor tensor(const Layout* layout, const float* lr, double beta1, Variety variety, bool lr_at = false) {
     AdamWStorage storage{};
     if (rounding == kCorrected) storage.correction = reinterpret_cast<int16_t*>(correction.data);
     if (rounding == kByChance) storage.by_chance = true, storage.seed = 0xfedcba987654 - value.count;
@@ -193,18 +107,27 @@ struct State {
     if (eight_bit) storage.exp_avg_sq_absmax = reinterpret_cast<float*>(exp_avg_sq_absmax.data);
     return AdamWTensor{value.data, grad.data, exp_avg.data, exp_avg_sq.data, reinterpret_cast<float*>(step.data), value.count, value.dtype,
                        layout ? weight.data : nullptr, weight.dtype, layout ? *layout : Layout{},
-                       lr_at ? 1e3 : static_cast<double>(*lr), beta1, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr, storage};
+                       lr_at ? 1e3 : static_cast<double>(*lr), beta1, 0.99, 1e-8, 0.1, lr_at ? lr : nullptr, storage,
+                       variation(variety)};
+  }
+  AdamWVariation variation(Variety variety) const {
+    AdamWVariation v{};
+    if (variety.aged) v.generation = reinterpret_cast<const uint8_t*>(generation.data);
+    if (variety.aged) v.births = reinterpret_cast<const float*>(births.data), v.generations = kBorn;
+    if (variety.run) v.factor = reinterpret_cast<const float*>(factor.data), v.factor_run = variety.run;
+    if (variety.to_origin) v.origin = origin.data, v.origin_dtype = origin.dtype;
+    return v;
   }
 };
 
 // As the kernel's, with a loop over the threads that share a block of codes where those exchange what they hold.
-template <class F>
-void update_eight_bit_chunk(const AdamWBlock& block, const AdamWConstants<float>& constants, RandomKey random) {
+template <class F, class Update>
+void update_eight_bit_chunk(const AdamWBlock& block, const Update& update, RandomKey random) {
   static constexpr MomentMaps maps = moment_maps();
   std::vector<EightBitPass<F>> passes(kAdamWThreads);
   for (int64_t begin = block.begin; begin < block.end; begin += F::kPass) {
     for (int thread = 0; thread < kAdamWThreads; ++thread)
-      passes[thread] = begin_eight_bit<F>(block, begin, thread, constants, random, maps);
+      passes[thread] = begin_eight_bit<F>(block, begin, thread, update, random, maps);
     for (int first = 0; first < kAdamWThreads; first += F::kLanes)
       for (int group = 0; group < F::kGroups; ++group) {
         uint32_t highest_exp_avg = 0, highest_exp_avg_sq = 0;
@@ -241,9 +164,19 @@ bool launch(const std::vector<AdamWTensor>& tensors, const StepFlags& flags, flo
         const AdamWBlock block = block_at<F>(table, b < blocks_of(table) ? b : 0);
         const auto constants = constants_of<typename F::Wide>(block.tensor, flags);
         const RandomKey random = random_of(block.tensor);
-        if constexpr (F::kEightBit) update_eight_bit_chunk<F>(block, constants, random);
-        else
-          for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<F>(block, thread, constants, random);
+        const auto update = [&](const auto& how) {
+          if constexpr (F::kEightBit) update_eight_bit_chunk<F>(block, how, random);
+          else
+            for (int thread = 0; thread < kAdamWThreads; ++thread) update_chunk<F>(block, thread, how, random);
+        };
+        if (!table.format.varied) {
+          update(PlainUpdate<F>{&constants});
+          continue;
+        }
+        AdamWVaried<typename F::Wide> varied{constants, variation_at(table, tensor_of(table, b < blocks_of(table) ? b : 0)), {}};
+        for (int generation = 0; varied.variation.generation && generation < kGenerations; ++generation)
+          varied.age[generation] = age_of<typename F::Wide>(block.tensor, varied.variation, generation);
+        update(VariedUpdate<F>{&varied, {}, {}, {}});
       }
     });
   for (const StepTable& steps : step_tables(tensors))
@@ -258,6 +191,7 @@ struct Tensor {
   int64_t count, offset;
   Rounding rounding = kToNearest;
   bool eight_bit = false;
+  Variety variety = {};
 };
 
 void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_scale, bool nonfinite) {
@@ -269,11 +203,12 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
     const Tensor& m = made[i];
     const Layout* layout = m.through ? &m.through->layout : nullptr;
     const int64_t count = layout ? values_count(*layout) : m.count, weight = layout ? layout->rows * layout->columns : 0;
-    got.push_back(new State(FormatCode{m.dtype, m.rounding, m.eight_bit}, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
+    const FormatCode format{m.dtype, m.rounding, m.eight_bit, false};
+    got.push_back(new State(format, count, m.weight_dtype, weight, m.offset, static_cast<int>(i)));
     if (nonfinite && i + 1 == made.size()) memset(got[i]->grad.data + got[i]->grad.bytes() - size_of(m.dtype), 0xff, size_of(m.dtype));
     want.push_back(new State(*got[i]));
-    tensors.push_back(got[i]->tensor(layout, lr + i % 3, beta1[i % 4], i % 2));
-    host.push_back(want[i]->tensor(layout, lr + i % 3, beta1[i % 4]));
+    tensors.push_back(got[i]->tensor(layout, lr + i % 3, beta1[i % 4], m.variety, i % 2));
+    host.push_back(want[i]->tensor(layout, lr + i % 3, beta1[i % 4], m.variety));
   }
   float found_inf = 0;
   const double inv_scale = grad_scale ? 1.0 / static_cast<double>(*grad_scale) : 1.0;
@@ -308,9 +243,14 @@ void adamw(const std::vector<Tensor>& made, bool maximize, const float* grad_sca
   if (!writes.empty()) fail("masked_adamw_ wrote elsewhere", 0);
 }
 
-constexpr FormatCode kStored[] = {{kBFloat16, kByChance, false}, {kFloat16, kByChance, false}, {kBFloat16, kCorrected, false},
-                                  {kFloat32, kToNearest, true},  {kBFloat16, kToNearest, true}, {kFloat16, kToNearest, true},
-                                  {kBFloat16, kByChance, true},  {kFloat16, kByChance, true},   {kBFloat16, kCorrected, true}};
+struct Stored {
+  DType dtype;
+  Rounding rounding;
+  bool eight_bit;
+};
+constexpr Stored kStored[] = {{kBFloat16, kByChance, false}, {kFloat16, kByChance, false}, {kBFloat16, kCorrected, false},
+                              {kFloat32, kToNearest, true},  {kBFloat16, kToNearest, true}, {kFloat16, kToNearest, true},
+                              {kBFloat16, kByChance, true},  {kFloat16, kByChance, true},   {kBFloat16, kCorrected, true}};
 constexpr int kStoredCount = sizeof kStored / sizeof *kStored;
 constexpr DType kDTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
 
@@ -329,6 +269,25 @@ void every_dtype(const Selected& selected) {
       adamw({{dtype, &selected, b, 0, 0, rounding, eight_bit}, {dtype, &selected, b, 0, 1, rounding, eight_bit}}, false, nullptr, false);
 }
 
+// Entries with ages, factors and origins of their own, in every format; more of them than a table of varied tensors holds.
+void varied() {
+  const Selected rows(kRows, 32, 7, 13, 1, 1), entries(kEntries, 64, 9, 7, 1, 1);
+  const Variety varieties[] = {{true, 0, false}, {false, 1, false}, {false, 13, false}, {false, 0, true}, {true, 1, true}, {true, 3, true}};
+  std::vector<Tensor> made;
+  int i = 0;
+  for (const Variety& variety : varieties)
+    for (int64_t offset : {0, 1})
+      for (const Selected* through : {&rows, &entries, static_cast<const Selected*>(nullptr)}) {
+        for (DType dtype : kDTypes) made.push_back({dtype, through, kDTypes[i++ % 4], 47, offset, kToNearest, false, variety});
+        for (auto [dtype, rounding, eight_bit] : kStored)
+          made.push_back({dtype, through, kDTypes[i++ % 4], 301, offset, rounding, eight_bit, variety});
+      }
+  made.push_back({kFloat32, nullptr, kFloat32, Format<float>::kChunk + 5, 0, kToNearest, false, varieties[5]});
+  const float scale = 8;
+  adamw(made, true, &scale, false);
+  adamw(made, false, nullptr, true);
+}
+
 // More tensors than a table holds, more settings and dtypes than one launch takes, some of them empty, one longer than a block's chunk.
 void many() {
   const Selected rows(kRows, 32, 5, 12, 1, 1), entries(kEntries, 64, 9, 7, 1, 1);
@@ -336,7 +295,7 @@ void many() {
   for (int i = 0; i < 2 * kTableTensors; ++i) {
     const Selected* through = i % 3 == 0 ? &rows : i % 3 == 1 ? &entries : nullptr;
     made.push_back({kDTypes[i % 5 == 4 ? 2 : 0], through, kDTypes[i % 4], i % 11, i % 2});
-    const FormatCode stored = kStored[i / 2 % kStoredCount];
+    const Stored stored = kStored[i / 2 % kStoredCount];
     if (i % 2) made.push_back({stored.dtype, through, kDTypes[i % 4], i % 11, i % 2, stored.rounding, stored.eight_bit});
   }
   made.push_back({kFloat32, nullptr, kFloat32, Format<float>::kChunk + 5, 0});
@@ -370,6 +329,7 @@ int main(int argc, char** argv) {
   gather(large.layout, kBFloat16, kBFloat16, 0);
   scatter(large, kBFloat16, kFloat32, kCopy, 0);
   many();
+  varied();
   puts("every thread stayed inside its buffers");
   return 0;
 }

@@ -143,6 +143,25 @@ def test_what_the_triton_kernel_does_not_store_goes_to_the_reference(stored):
     assert all(torch.equal(a, b) for a, b in zip(problem.state, want.state))
 
 
+@pytest.mark.parametrize("what", ("generations", "factors", "origins"))
+def test_masked_adamw_hands_over_what_varies(core, monkeypatch, what):
+    problem, want = pair(weight_dtype=torch.bfloat16)
+    varied = {
+        "generations": [torch.randint(3, v.shape, dtype=torch.uint8) for v in problem.values],
+        "factors": [torch.rand(v.shape[:1]) for v in problem.values],
+        "origins": [torch.randn(v.shape) for v in problem.values],
+    }
+    keywords = {what: varied[what]}
+    if what == "generations":
+        keywords["births"] = [torch.arange(3.0) - 5 for _ in problem.values]
+    with NothingReadBack():
+        problem.step(masked_adamw_cuda_, **keywords)
+    assert core.calls == [STREAM]
+    monkeypatch.undo()
+    want.step(ops.masked_adamw_, **keywords)
+    assert all(torch.equal(a, b) for a, b in zip(problem.state, want.state))
+
+
 @pytest.mark.parametrize("name", ("grads", "steps", "indices", "lrs"))
 def test_a_tensor_elsewhere_is_refused_by_name(core, name):
     problem = Problem(kinds=("rows",), plain=())
