@@ -17,8 +17,8 @@ def chosen_experts(model: nn.Module, batches: list[Any], share: float, gates: bo
     worth = layer_scores.routing(model, batches, gates=gates)
     by_layer: dict[str, list[tuple[float, int]]] = {}
     for name, each in worth.items():
-        layer, _, expert = name.rpartition(".")
-        by_layer.setdefault(layer, []).append((each, int(expert)))
+        layer, _, number = name.rpartition(".")
+        by_layer.setdefault(layer, []).append((each, int(number)))
     wanted = {}
     for layer, experts in by_layer.items():
         total = 0.0
