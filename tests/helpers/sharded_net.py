@@ -97,9 +97,10 @@ class Case:
     checkpointed: bool = False
     accumulate: int = 1
     clip: float | None = None
-    steps: int = 4
+    steps: int = 3
     shard: dict[str, Any] = dataclasses.field(default_factory=dict)
     exact: float = 1e-6  # how far from one process
+    worlds: tuple[int, ...] = (2, 4)  # numbers of ranks that it is run on
 
 
 def converted(case: Case) -> Net:
