@@ -204,8 +204,10 @@ def _save(
     kept: Any = ()
     features, source = part[0], None
     if values.requires_grad:
-        few = features is not None and FEW * features.size(0) < input.size(-1)
-        source = None if few or input.is_leaf else source_of(input)
+        source = None if input.is_leaf else source_of(input)
+        if source is not None and features is not None:
+            is_few = FEW * features.size(0) < input.size(-1)
+            source = None if is_few else source
         kept = None if source is None else source.tensors()
         if kept is None:
             kept, source = (

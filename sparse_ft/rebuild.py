@@ -47,9 +47,10 @@ class Source:
     def __init__(
         self, make: Make, tensors: Sequence[torch.Tensor], small: Sequence[torch.Tensor | None]
     ):
-        self._tensors = [weakref.ref(tensor) for tensor in tensors]
+        ref = weakref.ref
+        self._tensors = [ref(tensor) for tensor in tensors]
         self._small = small
-        self._versions = _versions((*tensors, *small))
+        self._versions = _versions([*tensors, *small])
         self._make = make
         self._made: torch.Tensor | None = None
         self._features: torch.Tensor | None = None
@@ -104,10 +105,13 @@ def remember(
     tensors: large ones that the maker's node keeps anyway; held weakly here. small: kept as long as
     that node. Does nothing for an output that no backward will reach.
     """
-    if is_compiling() or output.grad_fn is None:
+    if is_compiling():
+        return
+    node = output.grad_fn  # asked for once: Python's view of it is made anew each time
+    if node is None:
         return
     source = Source(make, tensors, small)
-    output.grad_fn.register_prehook(source.forget)  # the node owns the hook, and so the source
+    node.register_prehook(source.forget)  # the node owns the hook, and so the source
     _sources.tell(output, source)
 
 
@@ -115,6 +119,8 @@ def source_of(tensor: torch.Tensor) -> Source | None:
     """The Source of `tensor`, or None if nobody remembered it as it is now. Not for a graph of
     torch.compile.
     """
+    if (id(tensor), None) not in _sources.facts:  # most have none, and every layer asks
+        return None
     source = _sources.of(tensor)
     if source is None or source.hooks != hooks_in_force() or source.thread != get_ident():
         return None

@@ -119,8 +119,8 @@ def layer_norm(
     output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
     if len(shape) == 1:
         make = _remake_layer_norm(shape, eps, output.dtype)
-        small = mean.detach(), rstd.detach(), lasting(weight), lasting(bias)
-        remember(output, make, (input,), small)
+        # Torch gives mean and rstd without a gradient: they do not hold the node that holds them.
+        remember(output, make, (input,), (mean, rstd, lasting(weight), lasting(bias)))
     return output
 
 
