@@ -1,7 +1,7 @@
 """What is still to be run: the next job, from the rows there are.
 
-First every method with seed 0, a rate after the other, then the bytes of each, then the best recipes and the
-baselines with more seeds, at the rate that validation chose.
+First every method with seed 0, a rate after the other, then the bytes of each, then the best
+recipes and the baselines with more seeds, at the rate that validation chose.
 """
 
 import statistics
