@@ -33,6 +33,11 @@ EXPECTED = {  # {op: {key of the promise: expected}}
         "columns-10.lines_of_triad": 1.3,
         "blocks-10.of_triad": 0.85,
         "all.over_master_and_copy": 0.9,
+        # looked up inside the update: 2.2 % and 3.0 % more in cache, by trials on a busy machine; a
+        # factor an entry is 4 bytes beside 36
+        "varied.aged": 1.02,
+        "varied.by_row": 1.03,
+        "varied.scaled": 1.1,
         "same_bits": 1,
     },
     "selected_wgrad": {

@@ -90,7 +90,9 @@ def test_choosing_in_what_tensor_parallel_has_cut(mesh):
         sft.select(model, density=0.1, score="magnitude", targets="0.weight")
 
 
-@pytest.mark.parametrize("what", [sft.save_delta, sft.patches, sft.reselect], ids=str)
+@pytest.mark.parametrize(
+    "what", [sft.save_delta, sft.patches, sft.reselect], ids=["save_delta", "patches", "reselect"]
+)
 def test_what_needs_whole_weights_says_that_tensor_parallel_has_cut_them(what, mesh, tmp_path):
     model = net()
     tensor_parallel(model, mesh)
