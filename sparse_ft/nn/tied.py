@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .._torch import is_eager
-from ..functional import apply_product, selective_product
+from ..functional import alias, apply_product, selective_product
 from .foreign import refuse_tracing, unswapped
 from .reading import Parameters, ReadWeight, read, stored
 from .selected import Selected
@@ -68,6 +68,14 @@ class TiedReader:
 
     def _weight(self) -> nn.Parameter:
         return self.tie.weight(stored(self.module, "weight"))
+
+    def _is_split(self) -> bool:
+        return self.tie.home._is_split()
+
+    def _alias(self) -> torch.Tensor:
+        state = self._sparse_ft_state
+        values = self._parameters["values"]
+        return alias(self._weight(), values, state.selection.layout, state.matrix_shape)
 
 
 class TiedLinear(nn.Linear):

@@ -146,6 +146,18 @@ def functions():
     return {cls for cls in found if issubclass(cls, torch.autograd.Function)}
 
 
+class GatedMLP(nn.Module):
+    """Llama's."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.down_proj, self.act_fn = nn.Linear(6, 4), nn.SiLU()
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
 def test_no_function_returns_a_view(monkeypatch):
     seen, views = set(), []
 
@@ -170,6 +182,9 @@ def test_no_function_returns_a_view(monkeypatch):
     sft.functional.linear_cross_entropy(
         torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.tensor([0, 1, 2])
     )
+    thinned = nn.ModuleDict({"mlp": GatedMLP()}).requires_grad_(False).train()
+    sft.lean(thinned, contextual=sft.Contextual(0.5, every=1))
+    thinned["mlp"](torch.randn(5, 4, requires_grad=True))
     assert not views
     assert seen == functions()
 
