@@ -100,28 +100,20 @@ def _of_input(input: torch.Tensor, weight: torch.Tensor, features: int) -> Place
     return placements
 
 
-def _of_output(input: torch.Tensor, weight: torch.Tensor, features: int) -> Placements:
-    """Where the gradient of an output [..., out] must lie, whose input lies as `_of_input` says."""
+def _of_result(
+    input: torch.Tensor, weight: torch.Tensor, features: int, of_weight: int
+) -> Placements:
+    """Where the gradient of a result [..., features] must lie, whose input lies as it should.
+
+    of_weight: the dimension of the weight that becomes the features: 0 of a product's, 1 of rows
+    that tokens have taken out of a table. A weight cut along the other gives whole results.
+    """
     assert isinstance(input, DTensor) and isinstance(weight, DTensor)
     placements: Placements = []
     for at, own in zip(weight.placements, input.placements):
-        if at.is_shard(0):
+        if at.is_shard(of_weight):
             placements.append(Shard(features))
-        elif at.is_shard(1):
-            placements.append(Replicate())
-        else:
-            placements.append(own)
-    return placements
-
-
-def _of_rows(input: torch.Tensor, weight: torch.Tensor, features: int) -> Placements:
-    """Where the gradient of rows [..., features] must lie that tokens have taken out of a table."""
-    assert isinstance(input, DTensor) and isinstance(weight, DTensor)
-    placements: Placements = []
-    for at, own in zip(weight.placements, input.placements):
-        if at.is_shard(1):
-            placements.append(Shard(features))
-        elif at.is_shard(0):
+        elif at.is_shard():
             placements.append(Replicate())
         else:
             placements.append(own)
@@ -183,7 +175,7 @@ class _ParallelLinear(torch.autograd.Function):
             kept = (here,)
         ctx.save_for_backward(weight if input.requires_grad else None, *kept)
         ctx.part = part
-        ctx.output_placements = _of_output(input, weight, output.dim() - 1)
+        ctx.output_placements = _of_result(input, weight, output.dim() - 1, of_weight=0)
         ctx.values = _OfValues(portion, values)
         ctx.values_placements = _of_values(input, weight)
         return output
@@ -222,7 +214,7 @@ class _ParallelEmbedding(torch.autograd.Function):
         output = F.embedding(input, weight, padding_idx)
         ctx.save_for_backward(local(input))
         ctx.rows = index, padding_idx
-        ctx.output_placements = _of_rows(input, weight, output.dim() - 1)
+        ctx.output_placements = _of_result(input, weight, output.dim() - 1, of_weight=1)
         ctx.values = _OfValues(portion, values)
         ctx.values_placements = _of_values(input, weight)
         return output

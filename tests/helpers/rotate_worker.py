@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from helpers import ranks
-from torch import nn
+from helpers.residual_layers import ResidualLayers
 from torch.nn.parallel import DistributedDataParallel
 
 import sparse_ft as sft
@@ -14,22 +14,9 @@ import sparse_ft as sft
 LAYERS, SIZE, STEPS, EVERY, BATCH = 5, 12, 8, 2, 4
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(LAYERS))
-        self.head = nn.Linear(SIZE, 3)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(x).tanh()
-        return self.head(x)
-
-
 def net():
     """Selected entries in the even layers, the others train whole."""
-    model = Net().double()
+    model = ResidualLayers(LAYERS, SIZE).double()
     plan = {f"layers.{n}.weight": sft.Rows([1, 4, 7]) for n in range(0, LAYERS, 2)}
     whole = {f"layers.{n}.weight": "all" for n in range(1, LAYERS, 2)}
     sft.convert(model, {**plan, **whole, "head.weight": "all"}, process_group=False)

@@ -102,6 +102,4 @@ def test_merging(requantise):
         now = looks(model)
         # An attribute of the format may stay behind.
         assert [each[:2] for each in now[0]] == [each[:2] for each in wanted[0]], line
-        torch.testing.assert_close(
-            torch.tensor(now[2]), torch.tensor(wanted[2]), rtol=1e-2, atol=0.1
-        )
+        assert now[1:] == wanted[1:], line

@@ -5,25 +5,12 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from helpers.residual_layers import ResidualLayers
 
 import sparse_ft as sft
 from sparse_ft.memory.live import Live
 
 LAYERS, SIZE = 6, 24
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(LAYERS))
-        self.head = nn.Linear(SIZE, 3)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(x).tanh()
-        return self.head(x)
 
 
 def optimizer_of(kind, model):
@@ -52,7 +39,7 @@ def state_bytes(optimizer):
 @pytest.mark.parametrize("kind", ["ours", "torch's"])
 @pytest.mark.parametrize("converted", [False, True])
 def test_only_the_units_of_a_window_change(kind, converted):
-    model = Net()
+    model = ResidualLayers(LAYERS, SIZE)
     if converted:
         sft.convert(model, sft.select(model, density=0.3, structure="rows", score="random"))
     optimizer = optimizer_of(kind, model)
@@ -71,7 +58,7 @@ def test_only_the_units_of_a_window_change(kind, converted):
 
 @pytest.mark.parametrize("kind", ["ours", "torch's"])
 def test_memory_does_not_grow_over_ten_windows(kind):
-    model = Net()
+    model = ResidualLayers(LAYERS, SIZE)
     optimizer = optimizer_of(kind, model)
     schedule = sft.Rotate(1, 2, order="random", always="*.bias").attach(model, optimizer)
     train(model, optimizer, schedule, 2)
@@ -91,7 +78,7 @@ def test_memory_does_not_grow_over_ten_windows(kind):
 
 def test_orders():
     def order(name, steps=8, **settings):
-        model = Net()
+        model = ResidualLayers(LAYERS, SIZE)
         schedule = sft.Rotate(2, 1, order=name, **settings)
         seen = train(model, optimizer_of("ours", model), schedule.attach(model, None), steps)
         return [[int(label.split(".")[1]) for label in labels] for labels in seen]
@@ -106,13 +93,13 @@ def test_orders():
 
 def test_goes_on_where_it_was_saved():
     torch.manual_seed(0)
-    whole = Net()
+    whole = ResidualLayers(LAYERS, SIZE)
     optimizer = optimizer_of("torch's", whole)
     schedule = sft.Rotate(2, 3, seed=5).attach(whole, optimizer)
     seen = train(whole, optimizer, schedule, 4)
     state = schedule.state_dict()
     assert state == {"steps": 4}
-    other = Net()
+    other = ResidualLayers(LAYERS, SIZE)
     twin = sft.Rotate(2, 3, seed=5).attach(other, None)
     twin.load_state_dict(state)
     assert twin.active == schedule.active != seen[0]
@@ -135,11 +122,11 @@ def test_goes_on_where_it_was_saved():
 )
 def test_what_cannot_rotate_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        sft.Rotate(**{"n": 1, "every": 1, **settings}).attach(Net(), None)
+        sft.Rotate(**{"n": 1, "every": 1, **settings}).attach(ResidualLayers(LAYERS, SIZE), None)
 
 
 def test_a_model_that_does_not_train_and_a_schedule_without_one():
-    model = Net().requires_grad_(False)
+    model = ResidualLayers(LAYERS, SIZE).requires_grad_(False)
     with pytest.raises(ValueError, match="units: none of their parameters trains"):
         sft.Rotate(1, 1).attach(model, None)
     with pytest.raises(RuntimeError, match="Rotate: it has no model yet; call attach"):
@@ -148,7 +135,7 @@ def test_a_model_that_does_not_train_and_a_schedule_without_one():
 
 def test_allocated_bytes_stay_those_of_the_first_window():
     """Of all tensors that are alive, as the dispatcher sees them made and dropped."""
-    model = Net()
+    model = ResidualLayers(LAYERS, SIZE)
     optimizer = optimizer_of("torch's", model)
     schedule = sft.Rotate(1, 3, order="ascending").attach(model, optimizer)
     held = []
