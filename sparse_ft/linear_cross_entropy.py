@@ -3,7 +3,7 @@
 Logits exist for a few tokens at a time and are never kept.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,8 @@ from ._torch import is_compiling
 from .double_backward import first_order
 from .selection import Selection
 from .token_losses import CrossEntropy, TokenWeights, each_token
-from .token_losses.chunks import HeadGradients, chunks, wide_dtype
+from .token_losses import chunks as room
+from .token_losses.chunks import HeadGradients, wide_dtype
 from .token_losses.tokens import check_weights, weigh
 
 
@@ -51,7 +52,9 @@ def linear_cross_entropy(
     Kept for backward: one gradient the size of the hidden states that have a target, and the
     gradients of what trains of the head; both are computed in the forward. With "none" over a head
     that trains, and with return_entropy, the hidden states are kept instead, and backward makes
-    each chunk of logits again.
+    each chunk of logits again. On a GPU tokens that cost nothing are masked, not left out, so that
+    nothing waits for the device (but for a function of tokens), and the gradient kept is as large
+    as all hidden states; 512 tokens' logits exist at a time, or more.
     Raises ValueError and TypeError that name the argument; double backward raises RuntimeError.
     Source: Wijmans et al., 2024 (Cut Your Losses); Hsu et al., 2024 (Liger). Weights: Wu et al.,
     2025 (dynamic fine-tuning).
@@ -67,31 +70,80 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     shape = target.shape
-    flat, target = hidden.reshape(-1, hidden.size(-1)), target.reshape(-1)
-    counts = target != ignore_index
-    number = None
-    if isinstance(token_weights, torch.Tensor):
-        token_weights = token_weights.reshape(-1)
-        if not return_entropy:
-            number = int(counts.sum())
-            counts = counts & (token_weights != 0)
-    chosen = counts.nonzero().squeeze(1)  # [n]
-    if chosen.size(0) < target.size(0):
-        flat, target = flat.index_select(0, chosen), target.index_select(0, chosen)
-        if isinstance(token_weights, torch.Tensor):
-            token_weights = token_weights.index_select(0, chosen)
-    _check_classes(target, weight.size(0), ignore_index)
+    tokens = _counted(hidden, target, ignore_index, token_weights, return_entropy)
+    if not room.takes_all_tokens(hidden):  # a look would wait for the device
+        _check_classes(tokens.target, weight.size(0), ignore_index)
     layout = None if selection is None else selection.to(weight.device).layout
     if divisor is None:
-        number = target.numel() if number is None else number
-        divisor = number if reduction == "mean" else 1
+        divisor = tokens.number if reduction == "mean" else 1
     if reduction != "none" and not return_entropy:
-        total = _LinearCrossEntropy.apply(flat, weight, bias, values, target, layout, token_weights)
+        counted = tokens.target, tokens.weights, tokens.number, tokens.ignored
+        head = weight, bias, values, layout
+        total = _LinearCrossEntropy.apply(tokens.hidden, *head, *counted)
         return total / divisor
-    objective = CrossEntropy(target, token_weights, return_entropy)
-    losses, *entropy = each_token(objective, flat, weight, bias, values, layout)
-    loss = _in_place(losses, chosen, shape) if reduction == "none" else losses.sum() / divisor
-    return (loss, _in_place(entropy[0], chosen, shape)) if return_entropy else loss
+    objective = CrossEntropy(tokens.target, tokens.weights, return_entropy)
+    losses, *entropy = each_token(
+        objective, tokens.hidden, weight, bias, values, layout, tokens.ignored
+    )
+    loss = tokens.in_place(losses, shape) if reduction == "none" else losses.sum() / divisor
+    return (loss, tokens.in_place(entropy[0], shape)) if return_entropy else loss
+
+
+class _Counted(NamedTuple):
+    """The tokens that a loss is taken of. hidden: [n, H]. target: [n]. weights: [n] or a function.
+
+    number: of the tokens that have a target; a tensor where the device alone knows it.
+    chosen: [n], which of all they are; None where all are here, and those without a target, or of
+    no weight, are `ignored`, [n].
+    """
+
+    hidden: torch.Tensor
+    target: torch.Tensor
+    weights: TokenWeights | None
+    number: int | torch.Tensor
+    chosen: torch.Tensor | None
+    ignored: torch.Tensor | None
+
+    def in_place(self, numbers: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """numbers [n] of these among all of `shape`; the others have 0."""
+        if self.chosen is not None and numbers.numel() < shape.numel():
+            numbers = numbers.new_zeros(shape.numel()).index_copy(0, self.chosen, numbers)
+        return numbers.view(shape)
+
+
+def _counted(
+    hidden: torch.Tensor,
+    target: torch.Tensor,
+    ignore_index: int,
+    weights: TokenWeights | None,
+    return_entropy: bool,
+) -> _Counted:
+    """What counts of hidden [..., H] and target [...].
+
+    Tokens of weight 0 do not, unless their entropy is wanted. A function of tokens is shown those
+    that have a target and no others, so they are looked for, on every device.
+    """
+    flat, target = hidden.reshape(-1, hidden.size(-1)), target.reshape(-1)
+    has_target = target != ignore_index
+    counts = has_target
+    by_tensor = isinstance(weights, torch.Tensor)
+    if by_tensor:
+        weights = weights.reshape(-1)
+        if not return_entropy:
+            counts = has_target & (weights != 0)
+    if room.takes_all_tokens(hidden) and (weights is None or by_tensor):
+        ignored = ~counts
+        if by_tensor:
+            weights = weights.masked_fill(ignored, 0)
+        target = target.masked_fill(ignored, 0)
+        return _Counted(flat, target, weights, has_target.sum(), None, ignored)
+    chosen = counts.nonzero().squeeze(1)  # [n]
+    number = chosen.size(0) if counts is has_target else int(has_target.sum())
+    if chosen.size(0) < target.size(0):
+        flat, target = flat.index_select(0, chosen), target.index_select(0, chosen)
+        if by_tensor:
+            weights = weights.index_select(0, chosen)
+    return _Counted(flat, target, weights, number, chosen, None)
 
 
 def _check(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> None:
@@ -110,8 +162,8 @@ def _check(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> 
 
 
 def _check_classes(target: torch.Tensor, classes: int, ignore_index: int) -> None:
-    """Raise for a class that there is not. On other devices a look would wait for them."""
-    if target.device.type == "cpu" and target.numel() and not is_compiling():
+    """Raise for a class that there is not."""
+    if target.numel() and not is_compiling():
         low, high = map(int, target.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
@@ -119,15 +171,8 @@ def _check_classes(target: torch.Tensor, classes: int, ignore_index: int) -> Non
             )
 
 
-def _in_place(numbers: torch.Tensor, chosen: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """numbers [n] of the chosen tokens among all of `shape`; the others have 0."""
-    if numbers.numel() < shape.numel():
-        numbers = numbers.new_zeros(shape.numel()).index_copy(0, chosen, numbers)
-    return numbers.view(shape)
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The sum of the losses. hidden: [n, H]; target: [n]."""
+    """The sum of the losses. hidden: [n, H]; target to ignored: of `_Counted`."""
 
     @staticmethod
     def forward(
@@ -136,26 +181,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         values: torch.Tensor | None,
-        target: torch.Tensor,
         layout: Any,
+        target: torch.Tensor,
         token_weights: TokenWeights | None,
+        number: int | torch.Tensor,
+        ignored: torch.Tensor | None,
     ) -> torch.Tensor:
         needs = ctx.needs_input_grad[:4]
         total = hidden.new_zeros((), dtype=wide_dtype(hidden))
         grads = HeadGradients(hidden, weight, bias, values, layout, needs)
-        for chunk in chunks(hidden, weight, bias):
+        for chunk in room.chunks(hidden, weight, bias, ignored):
             logits, classes = chunk.logits, target[chunk.rows, None]
             losses = chunk.norm - logits.gather(1, classes)
             weights = weigh(token_weights, losses, target, chunk)
-            total += (losses if weights is None else losses * weights).sum()
+            total += chunk.counted(losses if weights is None else losses * weights).sum()
             if any(needs):
-                logits.sub_(chunk.norm).exp_()  # softmax, in place: they are of no more use
-                logits.scatter_add_(1, classes, torch.full_like(classes, -1, dtype=logits.dtype))
+                # Softmax, in place, for the logits are of no more use; 0 where there is no target.
+                logits.sub_(chunk.norm_or_infinity).exp_()
+                ones = chunk.counted(torch.ones_like(losses))
+                logits.scatter_add_(1, classes, ones.neg_())
                 if weights is not None:
                     logits.mul_(weights)
                 grads.add(chunk.rows.start, chunk.hidden, logits)
         ctx.save_for_backward(*grads.all())
-        ctx.counts = hidden.size(0) > 0  # whether any token does
+        ctx.any = hidden.size(0) > 0 if ignored is None else number > 0
         return total
 
     @staticmethod
@@ -163,6 +212,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The mean over no token is NaN, its gradient in torch is zero, and NaN times zero would be
         # neither.
-        scale = grad_output if ctx.counts else 1
+        scale: Any = grad_output
+        if isinstance(ctx.any, torch.Tensor):
+            scale = grad_output.where(ctx.any, 1)
+        elif not ctx.any:
+            scale = 1
         grads = [None if grad is None else grad * scale for grad in ctx.saved_tensors]
-        return *grads, None, None, None
+        return *grads, None, None, None, None, None

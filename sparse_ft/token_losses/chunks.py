@@ -9,11 +9,26 @@ import torch
 from .. import ops
 
 CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
+# Of a GPU: so many tokens at least, a multiple of what a tile of its products has. Each chunk reads
+# the head three times and launches some fifteen kernels: of 65 tokens, which 32 MB of 128 k classes
+# would be, the head is most of what is read, and launches are all of the time.
+GPU_TOKENS, GPU_TILE = 512, 128
 
 
-def rows_of_chunk(classes: int) -> int:
+def takes_all_tokens(hidden: torch.Tensor) -> bool:
+    """Whether tokens without a target are masked, not left out: on a GPU.
+
+    To know how many there are the host would wait for the device, which no CUDA graph allows.
+    """
+    return hidden.device.type != "cpu"
+
+
+def rows_of_chunk(hidden: torch.Tensor, classes: int) -> int:
     """How many tokens' logits exist at a time."""
-    return max(16, CHUNK_BYTES // (4 * classes))
+    rows = CHUNK_BYTES // (4 * classes)
+    if not takes_all_tokens(hidden):
+        return max(16, rows)
+    return max(GPU_TOKENS, rows // GPU_TILE * GPU_TILE)
 
 
 def wide_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -31,26 +46,57 @@ def logits_of(
 
 
 class Chunk:
-    """The tokens `rows` (a slice). hidden: [c, H]. logits: [c, V], wide, to be written over."""
+    """The tokens `rows` (a slice). hidden: [c, H]. logits: [c, V], wide, to be written over.
 
-    def __init__(self, rows: slice, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+    ignored: [c, 1], which of them have no target; None where all do.
+    """
+
+    def __init__(
+        self,
+        rows: slice,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        ignored: torch.Tensor | None = None,
+    ) -> None:
         self.rows, self.hidden, self.logits = rows, hidden, logits
+        self.ignored = ignored
+
+    def counted(self, numbers: torch.Tensor) -> torch.Tensor:
+        """numbers [c, 1], 0 for tokens without a target, whatever stood there."""
+        return numbers if self.ignored is None else numbers.masked_fill(self.ignored, 0)
 
     @functools.cached_property
     def norm(self) -> torch.Tensor:
         """log(sum(exp(logits))), [c, 1]: to be asked for before the logits are written over."""
         return self.logits.logsumexp(1, keepdim=True)
 
+    @property
+    def norm_or_infinity(self) -> torch.Tensor:
+        """`norm`, but for tokens without a target, whose probabilities it makes 0."""
+        if self.ignored is None:
+            return self.norm
+        return self.norm.masked_fill(self.ignored, float("inf"))
+
 
 def chunks(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    ignored: torch.Tensor | None = None,
 ) -> Iterator[Chunk]:
-    """All tokens of hidden [n, H], in their order."""
-    step = rows_of_chunk(weight.size(0))
+    """All tokens of hidden [n, H], in their order.
+
+    ignored: [n], those without a target, whose hidden states count as 0, whatever they are.
+    """
+    step = rows_of_chunk(hidden, weight.size(0))
     for begin in range(0, hidden.size(0), step):
         part = hidden[begin : begin + step]
         rows = slice(begin, begin + part.size(0))
-        yield Chunk(rows, part, logits_of(part, weight, bias))
+        without = None
+        if ignored is not None:
+            without = ignored[rows, None]
+            part = part.masked_fill(without, 0)
+        yield Chunk(rows, part, logits_of(part, weight, bias), without)
 
 
 def entropy_of(logits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:

@@ -33,14 +33,16 @@ def each_token(
     bias: torch.Tensor | None,
     values: torch.Tensor | None,
     layout: Any,
+    ignored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """`objective.outputs` tensors [n], one number a token of hidden [n, H]; fp32, fp64 for fp64.
 
     weight: [V, H]. bias: [V]. values: the entries of a frozen weight that train, by their layout.
+    ignored: [n], tokens whose numbers are 0 without a gradient, whatever they are; None for none.
     Kept for backward: one gradient shaped like hidden if the head is frozen and there is one number
     a token, else hidden itself.
     """
-    return _EachToken.apply(hidden, weight, bias, values, layout, objective)
+    return _EachToken.apply(hidden, weight, bias, values, layout, objective, ignored)
 
 
 class _EachToken(torch.autograd.Function):
@@ -53,6 +55,7 @@ class _EachToken(torch.autograd.Function):
         values: torch.Tensor | None,
         layout: Any,
         objective: Objective,
+        ignored: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         needs = ctx.needs_input_grad[:4]
         in_forward = needs == (True, False, False, False) and objective.outputs == 1
@@ -62,13 +65,16 @@ class _EachToken(torch.autograd.Function):
         found = torch.empty(
             objective.outputs, hidden.size(0), dtype=wide_dtype(hidden), device=hidden.device
         )
-        for chunk in chunks(hidden, weight, bias):
+        for chunk in chunks(hidden, weight, bias, ignored):
             for place, numbers in zip(found, objective.numbers(chunk), strict=True):
                 place[chunk.rows] = numbers
             if in_forward:
-                ones = torch.ones_like(chunk.norm)
+                ones = chunk.counted(torch.ones_like(chunk.norm))
                 grads.add(chunk.rows.start, chunk.hidden, objective.gradient(chunk, [ones]))
+        if ignored is not None:
+            found.masked_fill_(ignored, 0)
         ctx.set_materialize_grads(False)
+        ctx.ignored = ignored
         ctx.how = None if in_forward else (objective, layout)
         if in_forward:
             ctx.save_for_backward(*grads.all()[:1])
@@ -79,15 +85,18 @@ class _EachToken(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        ignored = ctx.ignored
+        if ignored is not None:
+            grads = tuple(g if g is None else g.masked_fill(ignored, 0) for g in grads)
         if ctx.how is None:
-            return _scaled_rows(ctx.saved_tensors[0], grads[0]), *(None,) * 5
+            return _scaled_rows(ctx.saved_tensors[0], grads[0]), *(None,) * 6
         objective, layout = ctx.how
         hidden, weight, bias, values = ctx.saved_tensors
         made = HeadGradients(hidden, weight, bias, values, layout, ctx.needs_input_grad[:4])
-        for chunk in chunks(hidden, weight, bias):
+        for chunk in chunks(hidden, weight, bias, ignored):
             parts = [None if grad is None else grad[chunk.rows, None] for grad in grads]
             made.add(chunk.rows.start, chunk.hidden, objective.gradient(chunk, parts))
-        return *made.all(), None, None
+        return *made.all(), None, None, None
 
 
 def _scaled_rows(rows: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor | None:
