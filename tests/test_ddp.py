@@ -4,13 +4,11 @@ The joint batch's training, and only `values` travel.
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from helpers import ddp_worker
+from helpers import ranks as processes
 
 import sparse_ft as sft
 
@@ -23,27 +21,8 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def results(tmp_path_factory):
     """What each rank left behind: [{optimiser: result}]."""
     folder = tmp_path_factory.mktemp("ddp")
-    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, ddp_worker.__file__, str(rank), str(WORLD), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        said = [worker.communicate(timeout=180)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert all(worker.returncode == 0 for worker in workers), "\n".join(said)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    processes.start(ddp_worker.__file__, folder, world=WORLD, seconds=180)
+    return processes.results(folder, WORLD)
 
 
 @pytest.fixture(params=ddp_worker.OPTIMIZERS)

@@ -17,15 +17,23 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What every way that can be had here left, each in a folder of its own."""
+    folder = tmp_path_factory.mktemp("masters")
+    ways = ["masters", *(["1", "2", "3"] if importlib.util.find_spec("deepspeed") else [])]
+    ranks.start_forked(masters_worker.__file__, folder, *ways, world=2, seconds=240)
+    return folder
+
+
 @pytest.mark.parametrize(
-    "how",
+    "way",
     ["masters", pytest.param("1", marks=needs_deepspeed), pytest.param("2", marks=needs_deepspeed)],
 )
-def test_two_processes_train_as_one(how, tmp_path):
-    ranks.start(masters_worker.__file__, tmp_path, how)
+def test_two_processes_train_as_one(way, folder):
     alone = masters_worker.net()
     masters_worker.in_one_process(alone)
-    first, second = ranks.results(tmp_path)
+    first, second = ranks.results(folder / way)
     born = sft.revert(masters_worker.net()).state_dict()
     for name, want in sft.revert(alone).state_dict().items():
         assert torch.equal(first[name], second[name]), name
@@ -34,8 +42,7 @@ def test_two_processes_train_as_one(how, tmp_path):
 
 
 @needs_deepspeed
-def test_zero_3_is_refused_by_name(tmp_path):
+def test_zero_3_is_refused_by_name(folder):
     """Its parameters are released between forward and backward."""
-    ranks.start(masters_worker.__file__, tmp_path, "3")
-    for said in ranks.results(tmp_path):
+    for said in ranks.results(folder / "3"):
         assert "0.bias: taken over by DeepSpeed's ZeRO-3" in said and "ZeRO-1 or 2" in said

@@ -1,9 +1,10 @@
-"""One process that trains with master copies.
+"""Two processes that train with master copies, in every way that is named.
 
-`python masters_worker.py RANK WORLD FOLDER masters|1|2`; leaves FOLDER/RANK.pt.
+`python masters_worker.py WORLD FOLDER [masters|1|2|3 …]`; leaves FOLDER/WAY/RANK.pt. What takes
+seconds to import is imported once; each way has processes of its own.
 
 masters: a hand-written loop in which each rank steps its share of the flat fp32 copies, as ZeRO-1
-and Megatron do. 1, 2: that stage of DeepSpeed's ZeRO.
+and Megatron do. 1, 2, 3: that stage of DeepSpeed's ZeRO.
 """
 
 import os
@@ -85,14 +86,10 @@ def with_masters(model, rank, world):
 
 
 def with_deepspeed(model, rank, world, stage):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu"
-    )
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     import deepspeed
 
-    for name in deepspeed.ops.__compatible_ops__:
-        deepspeed.ops.__compatible_ops__[name] = False  # or it compiles one, for a minute
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     config = {
         "train_micro_batch_size_per_gpu": BATCH // world,
         "zero_optimization": {"stage": stage},
@@ -105,19 +102,35 @@ def with_deepspeed(model, rank, world, stage):
         engine.step()
 
 
-def main(rank, world, folder, how):
-    ranks.join(rank, world, folder)
+def trained_by(way, rank, world):
+    """The weights in the end, or why they are refused."""
     model = net()
     try:
-        with_masters(model, rank, world) if how == "masters" else with_deepspeed(
-            model, rank, world, int(how)
-        )
-        result = sft.revert(model).state_dict()
+        if way == "masters":
+            with_masters(model, rank, world)
+        else:
+            with_deepspeed(model, rank, world, int(way))
     except RuntimeError as error:
-        result = str(error)
-    torch.save(result, Path(folder, f"{rank}.pt"))
-    distributed.destroy_process_group()
+        return str(error)
+    return sft.revert(model).state_dict()
+
+
+def import_deepspeed():
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    for name in deepspeed.ops.__compatible_ops__:
+        deepspeed.ops.__compatible_ops__[name] = False  # or it compiles one, for a minute
+
+
+def main(world, folder, ways):
+    if set(ways) - {"masters"}:
+        import_deepspeed()
+    for way in ways:
+        own = folder / way
+        own.mkdir()
+        ranks.fork(world, own, lambda rank, way=way: trained_by(way, rank, world))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

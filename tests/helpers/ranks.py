@@ -1,10 +1,12 @@
 """Runs a worker script in several processes over gloo on loopback.
 
-`python WORKER RANK WORLD FOLDER [argument …]`.
+`start` takes a script that is one rank, `python WORKER RANK WORLD FOLDER [argument …]`; as a
+program, this file makes its processes: `python ranks.py WORLD FOLDER WORKER [argument …]`.
 """
 
 import contextlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,29 +15,13 @@ import traceback
 import torch
 
 
-def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float = 120) -> list[str]:
-    """What each rank printed; raises AssertionError with it where one failed or took longer than
+def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float = 120) -> str:
+    """What the ranks printed; raises AssertionError with it where one failed or took longer than
     `seconds`.
+
+    torch and sparse_ft are imported once for all of them: it takes seconds each.
     """
-    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, worker]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), str(folder), *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(said)
-    return said
+    return start_forked(__file__, folder, worker, *arguments, world=world, seconds=seconds)
 
 
 def start_forked(
@@ -66,11 +52,16 @@ def fork(world: int, folder, run) -> None:
     """Become `world` processes, each of which joins the others and calls `run(rank)`; the first
     that fails ends all.
     """
+    fork_each(world, lambda rank: joined(rank, world, folder, run))
+
+
+def fork_each(world: int, run) -> None:
+    """Become `world` processes, each of which calls `run(rank)`; the first that fails ends all."""
     children = {}
     for rank in range(world):
         child = os.fork()
         if not child:
-            become(rank, world, folder, run)
+            become(rank, run)
         children[child] = rank
     while children:
         child, status = os.wait()
@@ -79,12 +70,10 @@ def fork(world: int, folder, run) -> None:
             sys.exit(f"rank {rank} ended with status {status}")  # who started this kills the rest
 
 
-def become(rank: int, world: int, folder, run) -> None:
+def become(rank: int, run) -> None:
     """In a child, which never returns."""
     try:
-        join(rank, world, folder)
-        torch.save(run(rank), os.path.join(folder, f"{rank}.pt"))
-        torch.distributed.destroy_process_group()
+        run(rank)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -92,6 +81,19 @@ def become(rank: int, world: int, folder, run) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def joined(rank: int, world: int, folder, run) -> None:
+    """One of the ranks, which saves what `run(rank)` returns."""
+    join(rank, world, folder)
+    torch.save(run(rank), os.path.join(folder, f"{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def run_script(rank: int, world: str, folder: str, worker: str, arguments: list[str]) -> None:
+    """A worker as if it were started by itself."""
+    sys.argv = [worker, str(rank), world, folder, *arguments]
+    runpy.run_path(worker, run_name="__main__")
 
 
 def join(rank: int, world: int, folder) -> None:
@@ -105,3 +107,13 @@ def join(rank: int, world: int, folder) -> None:
 def results(folder, world: int = 2) -> list:
     """What the workers saved as FOLDER/RANK.pt."""
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def main(world: str, folder: str, worker: str, *arguments: str) -> None:
+    import sparse_ft  # noqa: F401
+
+    fork_each(int(world), lambda rank: run_script(rank, world, folder, worker, list(arguments)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
