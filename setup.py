@@ -6,6 +6,12 @@ Environment:
       use for them: a torch with CUDA, or an NVIDIA driver where no torch is seen.
   SPARSE_FT_CUDA_ARCHITECTURES=…
       Compute capabilities, e.g. "80;90;100" (the default).
+  SPARSE_FT_CPU_VARIANTS=…
+      The instruction sets to compile the CPU kernels for, e.g. "baseline;avx2". Otherwise all that
+      the compiler knows. "baseline" is always among them.
+  SPARSE_FT_BUILD_TYPE=Debug
+      CMake's build type, Release where nothing is said. Debug compiles in a fraction of the time
+      and runs slowly: for tests of the build.
   SPARSE_FT_WERROR=1
       C++ warnings are errors, for developers.
 
@@ -28,6 +34,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+CPU_VARIANTS = ("baseline", "avx2", "avx512")
 
 
 class BuildFailed(Exception):
@@ -35,7 +42,18 @@ class BuildFailed(Exception):
 
 
 def version():
-    return re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    text = (ROOT / "sparse_ft" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"', text, re.M).group(1)
+
+
+def cpu_variants():
+    """The instruction sets asked for, as CMake's list."""
+    asked = os.environ.get("SPARSE_FT_CPU_VARIANTS") or ";".join(CPU_VARIANTS)
+    for name in asked.split(";"):
+        if name not in CPU_VARIANTS:
+            known = ";".join(CPU_VARIANTS)
+            raise SystemExit(f"SPARSE_FT_CPU_VARIANTS: expected some of {known}, got {name!r}")
+    return asked
 
 
 def find_nvcc():
@@ -190,12 +208,13 @@ class CMakeBuild(build_ext):
 
         build = Path(self.build_temp).resolve() / ("cmake-cuda" if nvcc else "cmake")
         options = {
-            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_BUILD_TYPE": os.environ.get("SPARSE_FT_BUILD_TYPE") or "Release",
             "CMAKE_INSTALL_PREFIX": destination,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "SPARSE_FT_VERSION": version(),
             "SPARSE_FT_WERROR": "ON" if os.environ.get("SPARSE_FT_WERROR") == "1" else "OFF",
+            "SPARSE_FT_CPU_VARIANTS": cpu_variants(),
             "SPARSE_FT_CUDA": "ON" if nvcc else "OFF",
             "SPARSE_FT_CUDA_REASON": cuda_reason.replace(";", ","),
             "SPARSE_FT_CUDA_ARCHITECTURES": os.environ.get(

@@ -1,33 +1,28 @@
 """The build as a stranger meets it.
 
-A wheel without nvcc, no compiler, a CUDA compile that fails on a spill, sanitizers.
+A wheel without nvcc, no compiler, a CUDA compile that fails on a spill.
 """
 
+import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
+import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 import setuptools
+from helpers import builds
+from helpers.builds import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = (
-    "setup.py",
-    "pyproject.toml",
-    "MANIFEST.in",
-    "CMakeLists.txt",
-    "LICENSE",
-    "README.md",
-    "csrc",
-    "kernels",
-    "sparse_ft",
-)
+import sparse_ft as sft
+
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CXX = shutil.which(os.environ.get("CXX", "c++"))
 
@@ -40,71 +35,27 @@ needs_tools = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    """A copy of what is tracked, so that nothing left over from earlier builds can help."""
-    copy = tmp_path_factory.mktemp("sources")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--", *SOURCES], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    names = [name for name in tracked.split("\0") if name]
-    if not names:
-        pytest.skip("not a git checkout: no list of tracked files")
-    for name in names:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
-    return copy
+def archive(tmp_path_factory):
+    """The source archive of what is tracked."""
+    folder = tmp_path_factory.mktemp("archive")
+    return builds.source_archive(builds.copy_tracked(folder / "tracked"), folder / "dist")
 
 
-def build_wheel(sources, into, **environment):
-    """Build without isolation (the tools are in this environment) and unpack.
-
-    Returns the folder and the build's output.
-    """
-    work = into / "work"
-    shutil.copytree(sources, work)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            ".",
-            "--no-deps",
-            "--no-build-isolation",
-            "-v",
-            "-w",
-            str(into / "wheels"),
-        ],
-        cwd=work,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": "", **environment},
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-4000:]
-    (wheel,) = (into / "wheels").glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(into / "site")
-    return into / "site", output
+@pytest.fixture(scope="module")
+def sources(archive, tmp_path_factory):
+    """What a stranger builds from: the source archive, nothing of the checkout beside it."""
+    return builds.unpacked(archive, tmp_path_factory.mktemp("sources"))
 
 
-def run_python(site, script, cwd):
-    """Run a script that sees the unpacked wheel and, from another directory, nothing of this
-    checkout.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(site)},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def without_compiler(sources, tmp_path_factory):
+    """A wheel, and what its build printed."""
+    return builds.wheel(sources, tmp_path_factory.mktemp("python"), **builds.NO_COMPILER)
 
 
 SMOKE = """
-import torch, sparse_ft as sft
-from sparse_ft import kernels
+import json, torch, sparse_ft as sft
+from sparse_ft import kernels, _build_info
 from sparse_ft.ops import gather_selected, selected_wgrad
 assert sft.__file__.startswith({site!r}), sft.__file__
 assert kernels.__path__ == [{site!r} + "/sparse_ft/kernels"], kernels.__path__
@@ -114,62 +65,102 @@ torch.testing.assert_close(values, gather_selected(grad_output.T @ input, "rows"
 linear = sft.nn.SelectiveLinear.from_linear(torch.nn.Linear(7, 5), sft.Rows([1, 3]))
 linear(input).sum().backward()
 assert linear.values.grad.shape == (2, 7)
-print(sft.backends())
+told = {{"reason": _build_info.REASON, "gather": sft.backends()["gather_selected"]["cpu"][0]}}
+if not _build_info.REASON:
+    from sparse_ft import _C
+    told["built"] = _C.build_info()
+print(json.dumps(told))
 """
+
+
+def packaged():
+    """The names under which a wheel holds what is tracked of the packages."""
+    names = [name for name in builds.tracked() if name.startswith(("sparse_ft/", "kernels/"))]
+    return {re.sub("^kernels/", "sparse_ft/kernels/", name) for name in names}
+
+
+def names_in(wheel):
+    """What is in a wheel, but for what describes it."""
+    with zipfile.ZipFile(wheel) as file:
+        return {name for name in file.namelist() if ".dist-info/" not in name}
+
+
+def smoke(wheel, folder):
+    """What an unpacked wheel says of itself, after it has worked."""
+    site = builds.installed(wheel, folder / "site")
+    return site, json.loads(builds.run_python(site, SMOKE.format(site=str(site)), folder))
 
 
 @needs_cxx
 @needs_tools
-def test_wheel_without_nvcc(sources, tmp_path):
-    start = time.perf_counter()
-    site, _ = build_wheel(sources, tmp_path, SPARSE_FT_CUDA="0")
-    print(f"wheel without nvcc built in {time.perf_counter() - start:.0f} s")
-    names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
-    assert f"sparse_ft/_C{sysconfig.get_config_var('EXT_SUFFIX')}" in names
-    assert "sparse_ft/py.typed" in names
-    tracked = [
-        path for folder in ("sparse_ft", "kernels") for path in (sources / folder).rglob("*.py")
-    ]
-    packaged = {
-        (
-            str(path.relative_to(sources)).replace("kernels/", "sparse_ft/kernels/", 1)
-            if path.is_relative_to(sources / "kernels")
-            else str(path.relative_to(sources))
-        )
-        for path in tracked
-    }
-    assert packaged <= names, packaged - names
-    run_python(site, SMOKE.format(site=str(site)), tmp_path)
-    told = run_python(
-        site,
-        "from sparse_ft import _C, _build_info as b; i = _C.build_info(); print(repr(b.REASON),"
-        " i['cuda'], i['cuda_reason'])",
-        tmp_path,
-    )
-    assert told.split(maxsplit=2) == ["''", "False", "SPARSE_FT_CUDA=0 when this was built\n"]
+def test_a_wheel_from_the_source_archive_without_nvcc(sources, tmp_path):
+    """For one instruction set and not optimised, which takes a fifth of the time; the installation
+    that these tests run in is one with all of them.
+    """
+    wheel, _ = builds.wheel(sources, tmp_path, **builds.QUICK)
+    site, told = smoke(wheel, tmp_path)
+    compiled = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert (site / "sparse_ft" / compiled).is_file()
+    assert told["reason"] == "" and told["gather"] == "native"
+    assert told["built"]["cpu_variants"] == ["baseline"]
+    assert told["built"]["cuda"] is False
+    assert told["built"]["cuda_reason"] == "SPARSE_FT_CUDA=0 when this was built"
+    assert names_in(wheel) == packaged() | {f"sparse_ft/{compiled}", "sparse_ft/_build_info.py"}
 
 
 @needs_tools
-def test_without_a_compiler_the_python_part_installs_and_says_why(sources, tmp_path):
-    site, output = build_wheel(sources, tmp_path, CXX="/bin/false", SPARSE_FT_CUDA="0")
+def test_without_a_compiler_the_python_part_installs_and_says_why(without_compiler, tmp_path):
+    wheel, output = without_compiler
     assert "WITHOUT its compiled part" in output and "Reason: " in output
+    site, told = smoke(wheel, tmp_path)
     assert not list(site.rglob("_C*"))
-    reason = run_python(
-        site, "from sparse_ft import _build_info; print(_build_info.REASON)", tmp_path
-    )
-    assert "is not able to compile a simple test program." in reason, reason
-    (metadata,) = site.glob("*.dist-info/METADATA")
-    told = metadata.read_text()
+    assert "is not able to compile a simple test program." in told["reason"], told
+    assert told["gather"] == "reference"
+    assert names_in(wheel) == packaged() | {"sparse_ft/_build_info.py"}
+
+
+# Beside the packages and the C++ sources, of which all is in the source archive.
+TOP_LEVEL = {
+    "CHANGELOG.md",
+    "CMakeLists.txt",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "pyproject.toml",
+    "setup.py",
+}
+WRITTEN = {"PKG-INFO", "setup.cfg"}
+
+
+def test_the_source_archive_holds_what_a_build_needs_and_nothing_else(archive):
+    with tarfile.open(archive) as file:
+        found = {member.name.partition("/")[2] for member in file if member.isfile()}
+    found = {name for name in found if not name.startswith("sparse_ft.egg-info/")}
+    rooms = ("sparse_ft/", "kernels/", "csrc/")
+    assert found == TOP_LEVEL | WRITTEN | {n for n in builds.tracked() if n.startswith(rooms)}
+    assert archive.stat().st_size < 1 << 20
+
+
+@needs_tools
+def test_the_wheel_is_small_and_says_what_it_is(without_compiler):
+    wheel, _ = without_compiler
+    assert wheel.stat().st_size < 1 << 20
+    with zipfile.ZipFile(wheel) as file:
+        (folder,) = {name.partition("/")[0] for name in file.namelist() if "dist-info" in name}
+        about = message_from_bytes(file.read(f"{folder}/METADATA"))
+        license_text = file.read(f"{folder}/licenses/LICENSE").decode()
+    assert about["Version"] == sft.__version__
+    assert about["Description-Content-Type"] == "text/markdown"
     assert (
-        "Description-Content-Type: text/markdown" in told
-        and "# sparse_ft" in told
-        and "Keywords: pytorch" in told
+        about.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text().strip()
     )
-    assert "reference" in run_python(site, SMOKE.format(site=str(site)), tmp_path)
+    assert about["License-Expression"] == "Apache-2.0" and "Apache License" in license_text
+    assert about["Keywords"].startswith("pytorch")
+    assert {"peft", "quantised", "dp"} <= set(about.get_all("Provides-Extra"))
 
 
 TINY = """
-import sys, torch, transformers
+import torch, transformers
 torch.manual_seed(0)
 config = transformers.LlamaConfig(
     vocab_size=32, hidden_size=24, intermediate_size=40, num_hidden_layers=1,
@@ -179,8 +170,10 @@ model, tokens = transformers.LlamaForCausalLM(config), torch.arange(16).view(2, 
 batches = [{"input_ids": tokens, "labels": tokens}]
 """
 TRAINED = """
+import sparse_ft
 from peft import get_peft_model
 from sparse_ft.peft import SelectiveConfig
+print(model(**batches[0]).loss.item())
 model = get_peft_model(model, SelectiveConfig(density=0.1, batches=batches))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 for _ in range(3):
@@ -201,14 +194,14 @@ print(model(**batches[0]).loss.item())
 
 
 @needs_tools
-def test_peft_from_a_fresh_install_loads_in_another_process(sources, tmp_path):
+def test_peft_from_a_fresh_install_loads_in_another_process(without_compiler, tmp_path):
     """The lines of the README's PEFT example, each half in a process of its own."""
     pytest.importorskip("peft")
-    site, _ = build_wheel(sources, tmp_path, CXX="/bin/false", SPARSE_FT_CUDA="0")
+    wheel, _ = without_compiler
+    site = builds.installed(wheel, tmp_path / "site")
     told = TOLD.format(site=str(site))
-    trained = run_python(site, TINY + "import sparse_ft" + TRAINED + told, tmp_path)
-    loaded = run_python(site, TINY + LOADED + told, tmp_path)
-    born = run_python(site, TINY + "import sparse_ft" + told, tmp_path)
+    born, trained = builds.run_python(site, TINY + TRAINED + told, tmp_path).split()
+    (loaded,) = builds.run_python(site, TINY + LOADED + told, tmp_path).split()
     assert loaded == trained and float(trained) < float(born)
 
 
@@ -281,6 +274,13 @@ ninja: build stopped: subcommand failed.
 )
 def test_a_failed_step_is_told_by_what_it_said(build_script, output, reason):
     assert build_script["telling"](output) == reason
+
+
+def test_instruction_sets_that_nobody_knows_are_named(build_script, monkeypatch):
+    assert build_script["cpu_variants"]() == "baseline;avx2;avx512"
+    monkeypatch.setenv("SPARSE_FT_CPU_VARIANTS", "baseline;avx3")
+    with pytest.raises(SystemExit, match="some of baseline;avx2;avx512, got 'avx3'"):
+        build_script["cpu_variants"]()
 
 
 @needs_tools
