@@ -31,11 +31,15 @@ class Structure(NamedTuple):
 
     index: str  # its shape
     values: Callable[[int, int, int, int, int], tuple[int, ...]]  # n, block_h, block_w, rows, cols
+    # Of whole rows or columns, whose weight gradient is a product of these: "rows" or "columns".
+    lines: str | None = None
+    # (index, block_h, block_w) -> the numbers of these lines
+    numbers: Callable[[torch.Tensor, int, int], torch.Tensor] = lambda index, *_: index
 
 
 STRUCTURES = {
-    "rows": Structure("[R]", lambda n, block_h, block_w, rows, columns: (n, columns)),
-    "columns": Structure("[C]", lambda n, block_h, block_w, rows, columns: (rows, n)),
+    "rows": Structure("[R]", lambda n, block_h, block_w, rows, columns: (n, columns), "rows"),
+    "columns": Structure("[C]", lambda n, block_h, block_w, rows, columns: (rows, n), "columns"),
     "blocks": Structure("[n, 2]", lambda n, block_h, block_w, rows, columns: (n, block_h, block_w)),
     "entries": Structure("[nnz]", lambda n, block_h, block_w, rows, columns: (n,)),
 }

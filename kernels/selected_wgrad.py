@@ -2,15 +2,15 @@
 atomics.
 
 Each layout by what reads the operands least: rows and columns gather and multiply, blocks share
-panels, single entries are dot products; many blocks or entries are taken from strips of the dense
-product.
+panels, single entries are dot products; many blocks or entries, and structures that none of these
+are, are taken from strips of the dense product.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from .layout import check_layout, check_tensors, check_values
+from .layout import STRUCTURES, check_layout, check_tensors, check_values
 from .selected_wgrad_blocks import wgrad_of_blocks
 from .selected_wgrad_entries import wgrad_of_entries
 from .selected_wgrad_gemm import (
@@ -20,6 +20,7 @@ from .selected_wgrad_gemm import (
     wgrad_of_columns,
     wgrad_of_rows,
 )
+from .selected_wgrad_strips import wgrad_by_strips
 
 
 def _row_major(name: str, operand: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,8 @@ def _checked(
 
 
 def _into(calls: list[tuple], accumulate: bool) -> None:
-    """Blocks and entries, written to contiguous values by the program that has their sums.
+    """What is no product of whole lines, written to contiguous values by the program that has the
+    sums.
 
     calls: of (values, grad_output, input, kind, index, block_h, block_w). Blocks of 16-bit operands
     share launches.
@@ -66,6 +68,8 @@ def _into(calls: list[tuple], accumulate: bool) -> None:
             continue
         if kind == "entries":
             wgrad_of_entries(values, grad_output, input, index, accumulate)
+        elif kind != "blocks":
+            wgrad_by_strips(values, grad_output, input, kind, index, *block, accumulate)
         elif dense_blocks(grad_output, input, index, *block):
             blocks_by_strips(values, grad_output, input, index, *block, accumulate)
         elif grad_output.dtype == input.dtype and input.element_size() == 2:
@@ -77,33 +81,34 @@ def _into(calls: list[tuple], accumulate: bool) -> None:
 
 
 def _product(
-    grad_output: torch.Tensor, input: torch.Tensor, kind: str, index: torch.Tensor
-) -> torch.Tensor:
-    """Rows and columns: gather, then the library's product."""
-    return (wgrad_of_rows if kind == "rows" else wgrad_of_columns)(grad_output, input, index)
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+) -> torch.Tensor | None:
+    """Whole rows or columns: gather, then the library's product. None for other structures."""
+    structure = STRUCTURES[kind]
+    if structure.lines is None:
+        return None
+    numbers = structure.numbers(index, block_h, block_w)
+    of_lines = wgrad_of_rows if structure.lines == "rows" else wgrad_of_columns
+    return of_lines(grad_output, input, numbers)
 
 
 def selected_wgrad_grouped_triton(
-    grad_outputs: Sequence[torch.Tensor],
-    inputs: Sequence[torch.Tensor],
-    kinds: Sequence[str],
-    indices: Sequence[torch.Tensor],
-    blocks: Sequence[int],
-    *,
-    dtype: torch.dtype | None = None,
+    problems: Sequence[tuple], *, dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
-    """[selected_wgrad_triton(...) of each], the same bits.
-
-    blocks: block_h, block_w, block_h, block_w, ...
-    """
+    """[selected_wgrad_triton(*problem, dtype=dtype) for each], the same bits."""
     values, calls = [], []
-    for grad_output, input, *layout in zip(
-        grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2]
-    ):
-        grad_output, input, shape = _checked(grad_output, input, *layout)
+    for given in problems:
+        grad_output, input, shape = _checked(*given)
+        layout = given[2:]
         wide = dtype or torch.promote_types(torch.float32, grad_output.dtype)
-        if layout[0] in ("rows", "columns"):
-            values.append(_product(grad_output, input, *layout[:2]).to(wide))
+        product = _product(grad_output, input, *layout)
+        if product is not None:
+            values.append(product.to(wide).view(shape))
         else:
             values.append(torch.empty(shape, dtype=wide, device=grad_output.device))
             calls.append((values[-1], grad_output, input, *layout))
@@ -128,29 +133,26 @@ def selected_wgrad_triton(
     "columns" [tokens, C] too: the selected features only, in index order, gathered once for several
     calls. `dtype` is that of the sum by default. The same bits at every run.
     """
-    return selected_wgrad_grouped_triton(
-        [grad_output], [input], [kind], [index], [block_h, block_w], dtype=dtype
-    )[0]
+    problem = grad_output, input, kind, index, block_h, block_w
+    return selected_wgrad_grouped_triton([problem], dtype=dtype)[0]
 
 
 def selected_wgrad_grouped_triton_(
-    values_grads: Sequence[torch.Tensor],
-    grad_outputs: Sequence[torch.Tensor],
-    inputs: Sequence[torch.Tensor],
-    kinds: Sequence[str],
-    indices: Sequence[torch.Tensor],
-    blocks: Sequence[int],
+    values_grads: Sequence[torch.Tensor], problems: Sequence[tuple]
 ) -> None:
-    """selected_wgrad_triton_(...) of each, the same bits.
+    """selected_wgrad_triton_(values_grad, *problem) of each, the same bits.
 
     Nothing is written if a problem is refused.
     """
-    problems = zip(values_grads, grad_outputs, inputs, kinds, indices, blocks[::2], blocks[1::2])
-    checked = [(v, *_checked(*call, values_grad=v)[:2], *call[2:]) for v, *call in problems]
+    checked = []
+    for values_grad, given in zip(values_grads, problems):
+        grad_output, input, _ = _checked(*given, values_grad=values_grad)
+        checked.append((values_grad, grad_output, input, *given[2:]))
     calls, copies = [], []
     for values_grad, grad_output, input, *layout in checked:
-        if layout[0] in ("rows", "columns"):
-            values_grad.add_(_product(grad_output, input, *layout[:2]))
+        product = _product(grad_output, input, *layout)
+        if product is not None:
+            values_grad.add_(product.view(values_grad.shape))
         else:
             packed = values_grad.contiguous()
             calls.append((packed, grad_output, input, *layout))
@@ -170,6 +172,5 @@ def selected_wgrad_triton_(
     block_w: int,
 ) -> None:
     """values_grad += selected_wgrad(...), added before the one rounding."""
-    selected_wgrad_grouped_triton_(
-        [values_grad], [grad_output], [input], [kind], [index], [block_h, block_w]
-    )
+    problem = grad_output, input, kind, index, block_h, block_w
+    selected_wgrad_grouped_triton_([values_grad], [problem])

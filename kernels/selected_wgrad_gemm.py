@@ -20,8 +20,6 @@ WORKSPACE = 32 << 20  # bytes of features gathered at a time
 # of 5.5 TB/s of cache against 2 FLOP an entry at 87 % of 790 TFLOP/s; blocks of 64 x 64 reach it at
 # 33 %. Wider ones by their share: each panel is a thin product by itself.
 DENSE_LOADS, DENSE_SHARE = 1 / 156, 0.6
-# mm(..., out_dtype=): 16-bit operands, float32 product; CUDA only
-_WIDE_OUTPUT = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def accumulator(*operands: torch.Tensor) -> torch.dtype:
@@ -37,7 +35,7 @@ def product(grad_output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
         accumulator(grad_output, input),
         grad_output.dtype == input.dtype and input.element_size() == 2,
     )
-    if short and input.is_cuda and _WIDE_OUTPUT and grad_output.numel() and input.numel():
+    if short and input.is_cuda and grad_output.numel() and input.numel():
         return torch.mm(grad_output.t(), input, out_dtype=wide)
     return grad_output.to(wide).t() @ input.to(wide)
 

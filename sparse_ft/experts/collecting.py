@@ -73,7 +73,7 @@ class Collector:
         grad_output: [tokens, out]. kept: [tokens of the uses, features].
         """
         buffer = self.buffer()
-        lists: tuple[list[Any], ...] = ([], [], [], [], [], [])
+        intos, lefts, rights, layouts = [], [], [], []
         for use in uses:
             given = cast(kept[use.kept], grad_output.dtype)
             sent = grad_output[use.tokens]
@@ -82,12 +82,14 @@ class Collector:
             if use.piece.is_whole and into.dtype == left.dtype:
                 into.view(left.size(1), right.size(1)).addmm_(left.T, right)
                 continue
-            kind, index, *block = use.layout
-            for items, item in zip(lists, (into, left, right, kind, index)):
-                items.append(item)
-            lists[5].extend(block)
-        if lists[0]:
-            ops.selected_wgrad_grouped_(*lists)
+            intos.append(into)
+            lefts.append(left)
+            rights.append(right)
+            layouts.append(use.layout)
+        if intos:
+            kinds, indices = [x.kind for x in layouts], [x.index for x in layouts]
+            blocks = [size for x in layouts for size in (x.block_h, x.block_w)]
+            ops.selected_wgrad_grouped_(intos, lefts, rights, kinds, indices, blocks)
 
     def add_dense(self, piece: Piece, grad_matrix: torch.Tensor) -> None:
         """Write what `piece` has of the gradient of its expert's matrix."""

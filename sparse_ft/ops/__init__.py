@@ -9,11 +9,13 @@ from .gated_product import gated_product, gated_product_backward
 from .gather_selected import gather_selected
 from .masked_adamw import masked_adamw_
 from .max_pool import max_pool
-from .positive_bits import positive_bits, relu_bits, where_bits
-from .rms_norm import rms_norm, rms_norm_backward
+from .positive_bits import positive_bits, relu_bits
+from .rms_norm import rms_norm
+from .rms_norm_backward import rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
 from .selected_wgrad import selected_wgrad, selected_wgrad_
 from .selected_wgrad_grouped import selected_wgrad_grouped, selected_wgrad_grouped_
+from .where_bits import where_bits
 
 __all__ = [
     "SERVED",

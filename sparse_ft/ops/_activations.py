@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._common import accumulator, check_floating
+
 _aten = torch.ops.aten
 
 # name -> (the function, (grad_output, input) -> grad_input)
@@ -30,8 +32,7 @@ def check(activation: str, known: Iterable[str] = ACTIVATIONS, **tensors: Tensor
     if activation not in known:
         raise ValueError(f"activation: expected one of {', '.join(known)}, got {activation!r}")
     (first, given), *others = tensors.items()
-    if not given.is_floating_point():
-        raise TypeError(f"{first}: expected a floating-point dtype, got {given.dtype}")
+    check_floating(first, given)
     for name, other in others:
         if other.shape != given.shape:
             raise ValueError(
@@ -46,4 +47,4 @@ def check(activation: str, known: Iterable[str] = ACTIVATIONS, **tensors: Tensor
 
 def widened(tensor: Tensor) -> Tensor:
     """In the dtype of the arithmetic: fp32, or fp64 for fp64."""
-    return tensor.to(torch.promote_types(torch.float32, tensor.dtype))
+    return tensor.to(accumulator(tensor.dtype))

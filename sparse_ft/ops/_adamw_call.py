@@ -4,12 +4,14 @@ tensor; what is wrong with them is named.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from ._adamw_state import StateFormat, check_like
 from ._adamw_tensor import AdamWTensor, Flags, Settings
 from ._adamw_variation import check_variation
+from ._common import check_count
 from .layout import Layout, check_matrix
 
 Tensors = Sequence[torch.Tensor]
@@ -45,12 +47,14 @@ class Call:
 
     def is_skipped(self) -> bool:
         """Whether nothing changes; sets `found_inf` where this is found here."""
-        flags = self.flags
-        if flags.found_inf is not None and flags.found_inf.item():
-            return True
-        if not flags.skip_nonfinite or all(t.grad.isfinite().all() for t in self.tensors):
+        found_inf = self.flags.found_inf
+        if found_inf is None:
             return False
-        flags.found_inf.fill_(1)
+        if found_inf.item():
+            return True
+        if not self.flags.skip_nonfinite or all(t.grad.isfinite().all() for t in self.tensors):
+            return False
+        found_inf.fill_(1)
         return True
 
     def with_plain_strides(self) -> "Call":
@@ -68,7 +72,7 @@ class Call:
             check_variation(t)
             check_like("grads", t.grad, t.value, t.value.dtype)
         for t in self.tensors:
-            if t.weight is not None:
+            if t.weight is not None and t.layout is not None:
                 check_matrix(t.weight)
                 t.layout.check()
                 t.layout.check_values(t.value, t.weight.shape)
@@ -101,7 +105,7 @@ class Call:
             yield "births", t.births
             yield "factors", t.factor
             yield "origins", t.origin
-            if t.weight is not None:
+            if t.weight is not None and t.layout is not None:
                 yield "weights", t.weight
                 yield "indices", t.layout.index
         yield "grad_scale", self.flags.grad_scale
@@ -142,15 +146,15 @@ def call_of(
     The first len(weights) values have a layout and are written through; the rest are plain.
     """
     count = len(values)
-    _check_count("grads", grads, count)
-    _check_count("exp_avgs", exp_avgs, count)
-    _check_count("exp_avg_sqs", exp_avg_sqs, count)
-    _check_count("steps", steps, count)
-    _check_count("lr", lr, count)
-    _check_count("beta1", beta1, count)
-    _check_count("beta2", beta2, count)
-    _check_count("eps", eps, count)
-    _check_count("weight_decay", weight_decay, count)
+    check_count("grads", grads, count, "values")
+    check_count("exp_avgs", exp_avgs, count, "values")
+    check_count("exp_avg_sqs", exp_avg_sqs, count, "values")
+    check_count("steps", steps, count, "values")
+    check_count("lr", lr, count, "values")
+    check_count("beta1", beta1, count, "values")
+    check_count("beta2", beta2, count, "values")
+    check_count("eps", eps, count, "values")
+    check_count("weight_decay", weight_decay, count, "values")
     _check_optional("lrs", lrs, count)
     _check_optional("corrections", corrections, count)
     _check_optional("seeds", seeds, count)
@@ -170,10 +174,10 @@ def call_of(
         _check_scalar("lrs", lr_at)
     tensors = []
     for i, value in enumerate(values):
-        t = AdamWTensor(value, exp_avgs[i], exp_avg_sqs[i], steps[i], grad=grads[i])
-        t.settings = Settings(lr[i], beta1[i], beta2[i], eps[i], weight_decay[i])
+        settings = Settings(lr[i], beta1[i], beta2[i], eps[i], weight_decay[i])
         if lrs is not None:
-            t.settings.lr_at = lrs[i]
+            settings.lr_at = lrs[i]
+        t = AdamWTensor(value, grads[i], exp_avgs[i], exp_avg_sqs[i], steps[i], settings)
         if i < len(weights):
             t.weight = weights[i]
             t.layout = Layout(kinds[i], indices[i], blocks[2 * i], blocks[2 * i + 1])
@@ -191,13 +195,14 @@ def call_of(
     return Call(tensors, Flags(maximize, grad_scale, found_inf, skip_nonfinite))
 
 
-def arguments_of(call: Call) -> tuple[list, dict]:
+def arguments_of(call: Call) -> tuple[list[Any], dict[str, Any]]:
     """The positional and keyword arguments that `call_of` makes this call of; tensors with a weight
     come first.
     """
     tensors = call.tensors
     settings = [t.settings for t in tensors]
     linked = [t for t in tensors if t.weight is not None]
+    layouts = [t.layout for t in linked if t.layout is not None]
     positional = [
         [t.value for t in tensors],
         [t.grad for t in tensors],
@@ -205,11 +210,11 @@ def arguments_of(call: Call) -> tuple[list, dict]:
         [t.exp_avg_sq for t in tensors],
         [t.step for t in tensors],
         [t.weight for t in linked],
-        [t.layout.kind for t in linked],
-        [t.layout.index for t in linked],
-        [size for t in linked for size in (t.layout.block_h, t.layout.block_w)],
+        [layout.kind for layout in layouts],
+        [layout.index for layout in layouts],
+        [size for layout in layouts for size in (layout.block_h, layout.block_w)],
     ]
-    keywords = {
+    keywords: dict[str, Any] = {
         "lr": [s.lr for s in settings],
         "beta1": [s.beta1 for s in settings],
         "beta2": [s.beta2 for s in settings],
@@ -257,13 +262,6 @@ def _with_plain_strides(t: AdamWTensor) -> AdamWTensor:
     if layout is not None:
         layout = layout._replace(index=layout.index.contiguous())
     return dataclasses.replace(t, grad=grad, layout=layout)
-
-
-def _check_count(name: str, given: Sequence, count: int) -> None:
-    if len(given) != count:
-        raise ValueError(
-            f"{name}: expected {count} items, one a tensor of values, got {len(given)}"
-        )
 
 
 def _check_optional(name: str, given: Sequence | None, count: int) -> None:

@@ -75,10 +75,10 @@ def step_on_cpu_(native: NativeCall, flags: Flags) -> None:
     except IndexError:  # found on the way: an index was edited after it was checked
         wrote(*native.written)
         raise
-    if skipped:
-        flags.found_inf.fill_(1)
-    else:
+    if not skipped:
         wrote(*native.written)
+    elif flags.found_inf is not None:
+        flags.found_inf.fill_(1)
 
 
 def step_on_cuda_(native: NativeCall, flags: Flags, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import torch
 from . import _native
 from ._adamw_tensor import AdamWTensor
 from ._adamw_variation import variation_lies_alike
+from ._common import accumulator, check_floating
 from ._eight_bit import dequantize, num_blocks, quantize
 from ._memory_order import as_in_memory, in_memory_order
 from ._rounding import join, random_words, round_by_chance, split
@@ -75,9 +76,9 @@ class StateFormat:
 
     def read(self, t: AdamWTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(value, exp_avg, exp_avg_sq) in the dtype that the step is computed in: fp32, or fp64."""
-        wide = torch.promote_types(torch.float32, t.value.dtype)
-        value = join(t.value, t.correction) if self.corrected else t.value.to(wide)
-        if not self.eight_bit:
+        wide = accumulator(t.value.dtype)
+        value = t.value.to(wide) if t.correction is None else join(t.value, t.correction)
+        if t.exp_avg_absmax is None or t.exp_avg_sq_absmax is None:
             return value, t.exp_avg.to(wide), t.exp_avg_sq.to(wide)
         exp_avg = dequantize(as_in_memory(t.exp_avg, value), t.exp_avg_absmax, signed=True)
         exp_avg_sq = dequantize(
@@ -89,13 +90,13 @@ class StateFormat:
         self, t: AdamWTensor, value: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor
     ) -> None:
         """Store what `read` gave, changed by step number `t.step`."""
-        if self.corrected:
+        if t.correction is not None:
             high, low = split(value)
             t.value.copy_(high)
             t.correction.copy_(low)
         else:
             self._store(t, t.value, value, stream=0)
-        if self.eight_bit:
+        if t.exp_avg_absmax is not None and t.exp_avg_sq_absmax is not None:
             _store_codes(t.value, t.exp_avg, t.exp_avg_absmax, exp_avg, signed=True)
             _store_codes(t.value, t.exp_avg_sq, t.exp_avg_sq_absmax, exp_avg_sq, signed=False)
         else:
@@ -103,7 +104,7 @@ class StateFormat:
             self._store(t, t.exp_avg_sq, exp_avg_sq, stream=2)
 
     def _store(self, t: AdamWTensor, stored: torch.Tensor, wide: torch.Tensor, stream: int) -> None:
-        if self.by_chance and stored.dtype in SIXTEEN_BITS:
+        if t.seed is not None and stored.dtype in SIXTEEN_BITS:
             count = stored.numel()
             words = random_words(t.seed, t.step.item(), count, stream, stored.device)
             wide = round_by_chance(wide, in_memory_order(words, stored), stored.dtype)
@@ -118,7 +119,7 @@ class StateFormat:
             return None
         if not self._lies_alike(t):
             return None
-        if t.weight is not None and not _can_be_written_through(t):
+        if not _can_be_written_through(t):
             return None
         if t.is_varied and not variation_lies_alike(t):
             return None
@@ -147,41 +148,42 @@ class StateFormat:
         stride = t.value.stride()
         if t.exp_avg.stride() != stride or t.exp_avg_sq.stride() != stride:
             return False
-        if self.corrected and t.correction.stride() != stride:
+        if t.correction is not None and t.correction.stride() != stride:
             return False
-        if self.eight_bit:
-            if not (t.exp_avg_absmax.is_contiguous() and t.exp_avg_sq_absmax.is_contiguous()):
+        for absmax in (t.exp_avg_absmax, t.exp_avg_sq_absmax):
+            if absmax is not None and not absmax.is_contiguous():
                 return False
         return _native.alike(t.value)
 
     def check(self, t: AdamWTensor) -> None:
         """Raise ValueError or TypeError that names what does not go with the value."""
-        dtype = t.value.dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"values: expected a floating-point dtype, got {dtype}")
-        if self.corrected:
-            self._check_correction(t)
-        if self.by_chance:
-            _check_seed(t)
-        if self.eight_bit:
-            _check_absmax(t, t.exp_avg_absmax)
-            _check_absmax(t, t.exp_avg_sq_absmax)
+        check_floating("values", t.value)
+        if t.correction is not None:
+            _check_correction(t, t.correction)
+        if t.seed is not None:
+            _check_seed(t, t.seed)
+        for absmax in (t.exp_avg_absmax, t.exp_avg_sq_absmax):
+            if absmax is not None:
+                _check_absmax(t, absmax)
         check_like("exp_avgs", t.exp_avg, t.value, self.moments_dtype(t.value))
         check_like("exp_avg_sqs", t.exp_avg_sq, t.value, self.moments_dtype(t.value))
 
-    def _check_correction(self, t: AdamWTensor) -> None:
-        if t.value.dtype != torch.bfloat16:
-            raise TypeError(f"corrections: they go with values in bfloat16, got {t.value.dtype}")
-        if self.by_chance:
-            raise ValueError(
-                f"seeds: with a correction nothing is rounded, expected -1, got {t.seed}"
-            )
-        check_like("corrections", t.correction, t.value, torch.int16)
+
+def _check_correction(t: AdamWTensor, correction: torch.Tensor) -> None:
+    if t.value.dtype != torch.bfloat16:
+        raise TypeError(f"corrections: they go with values in bfloat16, got {t.value.dtype}")
+    if t.seed is not None:
+        raise ValueError(f"seeds: with a correction nothing is rounded, expected -1, got {t.seed}")
+    check_like("corrections", correction, t.value, torch.int16)
 
 
 def _can_be_written_through(t: AdamWTensor) -> bool:
-    """Whether the compiled part finds the selected entries of the weight as it lies."""
+    """Whether the compiled part finds the selected entries of the weight, where there is one, as it
+    lies.
+    """
     layout, weight = t.layout, t.weight
+    if layout is None or weight is None:
+        return True
     if weight.dtype not in _native.DTYPES or weight.dim() != 2:
         return False
     if not (weight.is_contiguous() and layout.index.is_contiguous()):
@@ -198,15 +200,15 @@ def _store_codes(
     codes.copy_(in_memory_order(new_codes, value))
 
 
-def _check_seed(t: AdamWTensor) -> None:
+def _check_seed(t: AdamWTensor, seed: int) -> None:
     if t.value.dtype not in SIXTEEN_BITS:
         raise TypeError(
             "seeds: only what is stored in 16 bits is rounded by chance, got values in"
             f" {t.value.dtype}"
         )
-    if not 0 <= t.seed < 1 << 48:
+    if not 0 <= seed < 1 << 48:
         raise ValueError(
-            f"seeds: expected numbers in [0, 2^48), or -1 to round to the nearest, got {t.seed}"
+            f"seeds: expected numbers in [0, 2^48), or -1 to round to the nearest, got {seed}"
         )
 
 

@@ -48,9 +48,11 @@ class AdamWTensor:
     """
 
     value: torch.Tensor  # any shape and floating dtype
+    grad: torch.Tensor  # like value
     exp_avg: torch.Tensor  # in the shape of value, in its dtype or in what the format says
     exp_avg_sq: torch.Tensor  # likewise
     step: torch.Tensor  # float32, one element: how many steps were taken
+    settings: Settings
     correction: torch.Tensor | None = None  # int16 like value: with it the fp32 master
     exp_avg_absmax: torch.Tensor | None = None  # float32, one a block of 128 entries
     exp_avg_sq_absmax: torch.Tensor | None = None
@@ -63,8 +65,6 @@ class AdamWTensor:
     # dimension.
     factor: torch.Tensor | None = None
     origin: torch.Tensor | None = None  # like value, any floating dtype: weight decay goes there
-    grad: torch.Tensor | None = None  # like value
-    settings: Settings | None = None
 
     @property
     def is_varied(self) -> bool:

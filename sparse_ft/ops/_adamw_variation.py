@@ -13,6 +13,7 @@ import torch
 
 from . import _native
 from ._adamw_tensor import AdamWTensor
+from ._common import check_floating
 
 MOST_GENERATIONS = 256
 
@@ -21,7 +22,7 @@ def ages_of(t: AdamWTensor) -> float | torch.Tensor:
     """How many steps the entries of `t` have taken: one number, or (fp64, like value) one for
     each.
     """
-    if t.generation is None:
+    if t.generation is None or t.births is None:
         return t.step.item()
     return (t.step.double() - t.births.double())[t.generation.long()]
 
@@ -39,7 +40,7 @@ def check_variation(t: AdamWTensor) -> None:
     shape = tuple(t.value.shape)
     if (t.generation is None) != (t.births is None):
         raise ValueError("births: expected with generations, and only with them")
-    if t.generation is not None:
+    if t.generation is not None and t.births is not None:
         _check("generations", t.generation, torch.uint8, shape)
         count = t.births.numel()
         _check("births", t.births, torch.float32, (count,))
@@ -49,8 +50,7 @@ def check_variation(t: AdamWTensor) -> None:
         by_first = tuple(t.factor.shape) == shape[:1]
         _check("factors", t.factor, torch.float32, shape[:1] if by_first else shape)
     if t.origin is not None:
-        if not t.origin.is_floating_point():
-            raise TypeError(f"origins: expected a floating-point dtype, got {t.origin.dtype}")
+        check_floating("origins", t.origin)
         _check("origins", t.origin, t.origin.dtype, shape)
 
 
@@ -68,9 +68,10 @@ def variation_lies_alike(t: AdamWTensor) -> bool:
     """
     check_variation(t)
     stride = t.value.stride()
-    if t.generation is not None:
-        if t.generation.stride() != stride or not t.births.is_contiguous():
-            return False
+    if t.generation is not None and t.generation.stride() != stride:
+        return False
+    if t.births is not None and not t.births.is_contiguous():
+        return False
     if t.origin is not None:
         if t.origin.stride() != stride or t.origin.dtype not in _native.DTYPES:
             return False

@@ -5,6 +5,8 @@ of BatchNorm share.
 import torch
 from torch import Tensor
 
+from ._common import accumulator, check_floating, check_shape
+
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 Axes = tuple[int, ...]
@@ -19,19 +21,11 @@ def check(name: str, tensor: Tensor, **of_channels: Tensor | None) -> None:
     """tensor: [N, C, ...]; of_channels: [C] each, or None. Everything floating point."""
     if tensor.dim() < 2:
         raise ValueError(f"{name}: expected [N, C, ...], got shape {tuple(tensor.shape)}")
-    _check_dtype(name, tensor)
-    shape = tensor.shape[1:2]
+    check_floating(name, tensor)
     for key, vector in of_channels.items():
-        if vector is None:
-            continue
-        _check_dtype(key, vector)
-        if vector.shape != shape:
-            raise ValueError(f"{key}: expected shape {tuple(shape)}, got {tuple(vector.shape)}")
-
-
-def _check_dtype(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+        if vector is not None:
+            check_floating(key, vector)
+            check_shape(key, vector, tensor.shape[1:2])
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -56,12 +50,3 @@ def in_order(tensor: Tensor) -> tuple[tuple[Axes, Axes] | None, Tensor]:
 def by_channel(vector: Tensor, tensor: Tensor) -> Tensor:
     """A [C] in the shape that broadcasts to `tensor`, in the dtype that its arithmetic has."""
     return vector.to(accumulator(tensor.dtype)).view(-1, *[1] * (tensor.dim() - 2))
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic: fp32, or fp64 for fp64."""
-    return torch.promote_types(torch.float32, dtype)
-
-
-def contiguous(vector: Tensor | None) -> Tensor | None:
-    return vector if vector is None else vector.contiguous()

@@ -36,6 +36,7 @@ import torch
 from . import _native
 from ._library import HAS_TRITON, define, implement, plain, wrote
 from ._native import Unserved
+from ._rows import as_rows, contiguous
 from ._schema import Argument, Schema, parse
 from .layout import Layout, as_layout
 
@@ -50,6 +51,17 @@ class Whole(NamedTuple):
     """
 
     function: Callable[..., Any]
+
+
+class Compiled(NamedTuple):
+    """The compiled function that is called as the op, and takes its arguments in order, then the
+    results and the number of threads.
+
+    rows: its first tensors, which it takes as matrices whose rows are contiguous (`as_rows`); the
+    others lie in order.
+    """
+
+    rows: tuple[str, ...] = ()
 
 
 class Op(NamedTuple):
@@ -97,7 +109,7 @@ def op(
     schema: str,
     *,
     shapes: Callable[..., Any],
-    cpu: Callable[..., Any] | Whole,
+    cpu: Callable[..., Any] | Whole | Compiled,
     triton: Callable[..., Any] | Whole | str,
     cuda: Callable[..., Any] | Whole | None = None,
     before: Callable[..., Any] | None = None,
@@ -107,8 +119,9 @@ def op(
 
     schema: as `torch.library.define` takes it; results have names.
     shapes: raises the error that names an argument and its value; returns the results, empty.
-    cpu, cuda, triton: write the results. `_native.Unserved`, raised before anything is written,
-    hands the call on: from CUDA to Triton, from there and the CPU to the reference.
+    cpu, cuda, triton: write the results; cpu is perhaps `Compiled`. `_native.Unserved`, raised
+    before anything is written, hands the call on: from CUDA to Triton, from there and the CPU to
+    the reference.
     triton: perhaps "file.launcher" of `sparse_ft.kernels`, which takes the arguments in order but
     for the dtype of the result, then the results. before: asked before the dispatcher is.
     takes: makes one thing of the arguments, whose numbers it checks; backends that are given it
@@ -192,14 +205,19 @@ class _Maker:
         self,
         device: str,
         shapes: Callable[..., Any],
-        launch: Callable[..., Any] | Whole,
+        launch: Callable[..., Any] | Whole | Compiled,
         otherwise: Callable[..., Any],
     ) -> Callable[..., Any]:
         """What serves the op on a device."""
         results = ", ".join(self.schema.results)
         makes_results = isinstance(launch, Whole)
-        function = launch.function if isinstance(launch, Whole) else launch
-        made, called = self._call("shapes", shapes), self._call("launch", function)
+        made = self._call("shapes", shapes)
+        if isinstance(launch, Compiled):
+            function = getattr(_native.C, self.schema.name, None)
+            called = self._call_of_compiled(launch.rows)
+        else:
+            function = launch.function if isinstance(launch, Whole) else launch
+            called = self._call("launch", function)
         if results and makes_results:
             called = f"{results} = {called}"
         if results and not makes_results:
@@ -286,6 +304,15 @@ class _Maker:
         keywords = [f"{each.name}={each.name}" for each in arguments if each.is_keyword]
         return f"{called}({', '.join([*positional, *self.schema.results, *keywords])})"
 
+    def _call_of_compiled(self, rows: tuple[str, ...]) -> str:
+        given = [f"*as_rows({', '.join(rows)})"] if rows else []
+        for argument in self.schema.arguments:
+            if argument.name in rows or argument.is_keyword:  # a keyword is of the results
+                continue
+            name = argument.name
+            given.append(f"contiguous({name})" if argument.is_tensor else name)
+        return f"launch({', '.join([*given, *self.schema.results, 'get_num_threads()'])})"
+
     def _in_order(self) -> str:
         """All arguments, as the dispatcher takes them."""
         return ", ".join(
@@ -335,6 +362,9 @@ class _Maker:
             Layout=Layout,
             Unserved=Unserved,
             as_layout=as_layout,
+            as_rows=as_rows,
+            contiguous=contiguous,
+            get_num_threads=torch.get_num_threads,
             is_grad_enabled=torch.is_grad_enabled,
             is_tracked=is_tracked,
             plain=plain,

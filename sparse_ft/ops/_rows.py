@@ -1,6 +1,10 @@
-"""How the native core is handed tensors [..., columns]: as matrices whose rows are contiguous."""
+"""How the native core is handed tensors: contiguous, or as matrices whose rows are contiguous."""
 
 from torch import Tensor
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None else tensor.contiguous()
 
 
 def as_rows(*tensors: Tensor) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from ._common import check_floating
+
 Pair = list[int] | tuple[int, int]  # along the height, along the width
 
 MOST = 256  # elements of a window that a byte can tell apart
@@ -28,8 +30,7 @@ def out_sizes(
 
 
 def _check(input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
-    if not input.is_floating_point():
-        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+    check_floating("input", input)
     if input.dim() not in (3, 4):
         raise ValueError(
             f"input: expected [C, H, W] or [N, C, H, W], got shape {tuple(input.shape)}"

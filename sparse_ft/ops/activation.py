@@ -1,12 +1,9 @@
 """activation: SiLU or GELU of a tensor, and its gradient from the input alone."""
 
-import torch
 from torch import Tensor
 
-from . import _native
 from ._activations import ACTIVATIONS, check, widened
-from ._registry import op
-from ._rows import as_rows
+from ._registry import Compiled, op
 
 KNOWN = ("silu", "gelu", "gelu_tanh")  # for ReLU one bit an element is enough: see positive_bits
 
@@ -21,21 +18,10 @@ def _backward_shapes(grad_output: Tensor, input: Tensor, activation: str) -> Ten
     return input.new_empty(input.shape)
 
 
-def _cpu(input: Tensor, activation: str, output: Tensor) -> None:
-    (input,) = as_rows(input)
-    _native.C.activation(input, activation, output, torch.get_num_threads())
-
-
-def _backward_cpu(grad_output: Tensor, input: Tensor, activation: str, grad_input: Tensor) -> None:
-    grad_output, input = as_rows(grad_output, input)
-    threads = torch.get_num_threads()
-    _native.C.activation_backward(grad_output, input, activation, grad_input, threads)
-
-
 @op(
     "activation(Tensor input, str activation) -> Tensor output",
     shapes=_shapes,
-    cpu=_cpu,
+    cpu=Compiled(rows=("input",)),
     triton="activation.activation_triton",
 )
 def activation(input: Tensor, activation: str) -> Tensor:
@@ -53,7 +39,7 @@ def activation(input: Tensor, activation: str) -> Tensor:
 @op(
     "activation_backward(Tensor grad_output, Tensor input, str activation) -> Tensor grad_input",
     shapes=_backward_shapes,
-    cpu=_backward_cpu,
+    cpu=Compiled(rows=("grad_output", "input")),
     triton="activation.activation_backward_triton",
 )
 def activation_backward(grad_output: Tensor, input: Tensor, activation: str) -> Tensor:

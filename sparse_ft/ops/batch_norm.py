@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _native
-from ._channels import accumulator, check, contiguous, in_order
+from ._channels import check, in_order
+from ._common import accumulator
 from ._registry import op, reference
+from ._rows import contiguous
 from .positive_bits import num_bytes
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._channels import accumulator, by_channel, check, contiguous, in_order, is_channels_last
+from ._channels import by_channel, check, in_order, is_channels_last
+from ._common import accumulator
 from ._registry import op, reference
+from ._rows import contiguous
 from .positive_bits import check_bits
 
 

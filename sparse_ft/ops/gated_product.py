@@ -1,12 +1,9 @@
 """gated_product: act(gate) * up, the middle of a gated feed-forward layer, and its gradients."""
 
-import torch
 from torch import Tensor
 
-from . import _native
 from ._activations import ACTIVATIONS, check, widened
-from ._registry import op
-from ._rows import as_rows
+from ._registry import Compiled, op
 
 
 def _shapes(gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -21,28 +18,10 @@ def _backward_shapes(
     return gate.new_empty(gate.shape), gate.new_empty(gate.shape)
 
 
-def _cpu(gate: Tensor, up: Tensor, activation: str, output: Tensor) -> None:
-    gate, up = as_rows(gate, up)
-    _native.C.gated_product(gate, up, activation, output, torch.get_num_threads())
-
-
-def _backward_cpu(
-    grad_output: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    activation: str,
-    grad_gate: Tensor,
-    grad_up: Tensor,
-) -> None:
-    operands = as_rows(grad_output, gate, up)
-    threads = torch.get_num_threads()
-    _native.C.gated_product_backward(*operands, activation, grad_gate, grad_up, threads)
-
-
 @op(
     "gated_product(Tensor gate, Tensor up, str activation) -> Tensor output",
     shapes=_shapes,
-    cpu=_cpu,
+    cpu=Compiled(rows=("gate", "up")),
     triton="gated_product.gated_product_triton",
 )
 def gated_product(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
@@ -62,7 +41,7 @@ def gated_product(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
     "gated_product_backward(Tensor grad_output, Tensor gate, Tensor up, str activation) -> (Tensor"
     " grad_gate, Tensor grad_up)",
     shapes=_backward_shapes,
-    cpu=_backward_cpu,
+    cpu=Compiled(rows=("grad_output", "gate", "up")),
     triton="gated_product.gated_product_backward_triton",
 )
 def gated_product_backward(

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ._common import check_floating
 from ._native import Unserved
 
 Shape = tuple[int, int] | torch.Size  # of a matrix: rows, columns
@@ -31,8 +32,6 @@ class Structure:
     has_padding: ClassVar[bool] = False  # whether values may reach past the edge of the matrix
     is_compiled: ClassVar[bool] = False  # whether csrc/layout.h knows it
     in_triton: ClassVar[bool] = False  # whether kernels/layout.py knows it
-    # Whether kernels/selected_wgrad.py has its weight gradient.
-    product_in_triton: ClassVar[bool] = False
     # Share of the matrix from which the compiled part gathers from strips of the dense product.
     strips_from: ClassVar[float | None] = None
 
@@ -118,8 +117,7 @@ class Layout(NamedTuple):
 
     def check_values(self, values: Tensor, shape: Shape, name: str = "values") -> None:
         """Errors of values that do not fit on a matrix of `shape`."""
-        if not values.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
+        check_floating(name, values)
         want = self.values_shape(shape)
         if values.shape != want:
             raise ValueError(
@@ -168,5 +166,4 @@ def check_matrix(matrix: Tensor) -> None:
         raise ValueError(
             f"matrix: expected 2 dimensions [rows, columns], got shape {tuple(matrix.shape)}"
         )
-    if not matrix.is_floating_point():
-        raise TypeError(f"matrix: expected a floating-point dtype, got {matrix.dtype}")
+    check_floating("matrix", matrix)

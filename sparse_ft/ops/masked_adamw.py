@@ -91,5 +91,5 @@ def masked_adamw_(call: Call) -> None:
         origin = None if t.origin is None else t.origin.to(p.dtype)
         stepped = adamw_ref(p, g, m, v, ages_of(t), t.settings, factor_of(t, p), origin)
         format.write(t, *stepped)
-        if t.weight is not None:
+        if t.weight is not None and t.layout is not None:
             reference("scatter_selected_")(t.weight, t.value, *t.layout)

@@ -1,11 +1,10 @@
-"""positive_bits: where ReLU lets a gradient through, one bit each; relu_bits: with its output;
-where_bits: its backward.
-"""
+"""positive_bits: where ReLU lets a gradient through, one bit each; relu_bits: with its output."""
 
 import torch
 from torch import Tensor
 
 from . import _native
+from ._common import check_floating
 from ._registry import op, reference
 
 
@@ -26,14 +25,12 @@ def check_bits(name: str, bits: Tensor, elements: Tensor) -> None:
 
 
 def _shapes(input: Tensor) -> Tensor:
-    if not input.is_floating_point():
-        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+    check_floating("input", input)
     return input.new_empty(num_bytes(input), dtype=torch.uint8)
 
 
 def _relu_shapes(input: Tensor, output: Tensor) -> Tensor:
-    if not input.is_floating_point():
-        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+    check_floating("input", input)
     alike = output.shape == input.shape and output.dtype is input.dtype
     if not (alike and output.is_contiguous()):
         expected = f"contiguous, {tuple(input.shape)} and {input.dtype} as input"
@@ -44,24 +41,12 @@ def _relu_shapes(input: Tensor, output: Tensor) -> Tensor:
     return input.new_empty(num_bytes(input), dtype=torch.uint8)
 
 
-def _where_shapes(grad: Tensor, bits: Tensor) -> Tensor:
-    if not grad.is_floating_point():
-        raise TypeError(f"grad: expected a floating-point dtype, got {grad.dtype}")
-    check_bits("bits", bits, grad)
-    return grad.new_empty(grad.shape)
-
-
 def _cpu(input: Tensor, bits: Tensor) -> None:
     _native.C.positive_bits(input.contiguous(), bits, None, torch.get_num_threads())
 
 
 def _relu_cpu(input: Tensor, output: Tensor, bits: Tensor) -> None:
     _native.C.positive_bits(input.contiguous(), bits, output, torch.get_num_threads())
-
-
-def _where_cpu(grad: Tensor, bits: Tensor, scale: float, output: Tensor) -> None:
-    grad, bits = grad.contiguous(), bits.contiguous()
-    _native.C.where_bits(grad, bits, scale, output, torch.get_num_threads())
 
 
 @op(
@@ -98,25 +83,3 @@ def relu_bits(input: Tensor, output: Tensor) -> Tensor:
     bits = reference("positive_bits")(input)
     output.copy_(input.relu())
     return bits
-
-
-@op(
-    "where_bits(Tensor grad, Tensor bits, float scale) -> Tensor output",
-    shapes=_where_shapes,
-    cpu=_where_cpu,
-    triton="positive_bits.where_bits_triton",
-)
-def where_bits(grad: Tensor, bits: Tensor, scale: float = 1.0) -> Tensor:
-    """`torch.where(flags, grad * scale, 0)`, flags as `positive_bits` packs them: the backward of
-    ReLU and of dropout.
-
-    grad: floating point, any shape; multiplied in fp32 (fp64 for fp64) and rounded once. bits:
-    uint8 [ceil(numel / 8)]. Returns a contiguous tensor of the shape and dtype of grad; what is
-    dropped is 0 even where grad is not finite. Raises ValueError or TypeError that names the
-    argument.
-    """
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    flags = (bits[:, None] >> places) & 1
-    flags = flags.flatten()[: grad.numel()].view(grad.shape).bool()
-    scaled = grad.to(torch.promote_types(torch.float32, grad.dtype)) * scale
-    return scaled.to(grad.dtype).masked_fill(~flags, 0).contiguous()

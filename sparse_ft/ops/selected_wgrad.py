@@ -6,13 +6,10 @@ import torch
 from torch import Tensor
 
 from . import _native
+from ._common import accumulator
 from ._registry import Whole, launcher, op
 from .layout import STRUCTURES, Layout, as_layout
-from .strips import strips
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(torch.float32, dtype)
+from .strips import write_by_strips
 
 
 def _check(grad_output: Tensor, input: Tensor, layout: Layout) -> None:
@@ -35,7 +32,7 @@ def shapes(grad_output: Tensor, input: Tensor, layout: Layout, dtype: torch.dtyp
     """Errors of `selected_wgrad`, and its result without its numbers."""
     _check(grad_output, input, layout)
     shape = layout.values_shape((grad_output.size(1), input.size(1)))
-    return grad_output.new_empty(shape, dtype=dtype or _accumulator(grad_output.dtype))
+    return grad_output.new_empty(shape, dtype=dtype or accumulator(grad_output.dtype))
 
 
 def check_into(values_grad: Tensor, grad_output: Tensor, input: Tensor, layout: Layout) -> None:
@@ -61,46 +58,16 @@ def _cpu(
     strips_from = STRUCTURES[layout.kind].strips_from
     area = grad_output.size(1) * input.size(1)
     if strips_from is not None and values.numel() > strips_from * area:
-        return _write_by_strips(grad_output, input, layout, values, accumulate)
+        return write_by_strips(grad_output, input, layout, values, accumulate)
     threads = torch.get_num_threads()
     _native.C.selected_wgrad(grad_output, input, layout, values, accumulate, threads)
-
-
-def _write_by_strips(
-    grad_output: Tensor, input: Tensor, layout: Layout, values: Tensor, accumulate: bool
-) -> None:
-    """Strips of the dense product, each dropped once its entries are gathered: the same bits for
-    any number of threads.
-    """
-    index, columns, threads = layout.index, input.size(1), torch.get_num_threads()
-    everything = Layout("all", index[:0])
-    for rows, some in strips(index, grad_output.size(1), columns):
-        strip = input.new_empty(rows.stop - rows.start, columns, dtype=_accumulator(input.dtype))
-        part = grad_output[:, rows]
-        _native.C.selected_wgrad(part, input, everything, strip, False, threads)
-        taken = torch.empty_like(values[some]) if accumulate else values[some]
-        first = rows.start * columns  # the index counts from the first row of the matrix
-        _native.C.gather_selected(strip, Layout(layout.kind, index[some]), taken, first, threads)
-        if accumulate:
-            values[some] += taken
 
 
 def _triton(
     grad_output: Tensor, input: Tensor, layout: Layout, dtype: torch.dtype | None
 ) -> Tensor:
-    _require_product(layout)
     launch = launcher("selected_wgrad.selected_wgrad_triton")
-    return launch(grad_output, input, *layout, dtype=dtype or _accumulator(grad_output.dtype))
-
-
-def _triton_into(values_grad: Tensor, grad_output: Tensor, input: Tensor, layout: Layout) -> None:
-    _require_product(layout)
-    launcher("selected_wgrad.selected_wgrad_triton_")(values_grad, grad_output, input, *layout)
-
-
-def _require_product(layout: Layout) -> None:
-    if not STRUCTURES[layout.kind].product_in_triton:
-        raise _native.Unserved(layout.kind)
+    return launch(grad_output, input, *layout, dtype=dtype or accumulator(grad_output.dtype))
 
 
 @op(
@@ -128,7 +95,7 @@ def selected_wgrad(
     is zero. Raises ValueError or TypeError that names the argument.
     """
     layout = as_layout(kind, index, block_h, block_w)
-    wide = _accumulator(grad_output.dtype)
+    wide = accumulator(grad_output.dtype)
     values = layout.structure.product_of(layout, grad_output.to(wide), input.to(wide))
     return values.to(dtype or wide).contiguous()
 
@@ -138,7 +105,7 @@ def selected_wgrad(
     " index, int block_h, int block_w) -> ()",
     shapes=check_into,
     cpu=_cpu_into,
-    triton=_triton_into,
+    triton="selected_wgrad.selected_wgrad_triton_",
 )
 def selected_wgrad_(
     values_grad: Tensor,
@@ -154,5 +121,5 @@ def selected_wgrad_(
     Shapes and errors as in `selected_wgrad`.
     """
     layout = as_layout(kind, index, block_h, block_w)
-    wide = _accumulator(grad_output.dtype)
+    wide = accumulator(grad_output.dtype)
     values_grad += layout.structure.product_of(layout, grad_output.to(wide), input.to(wide))

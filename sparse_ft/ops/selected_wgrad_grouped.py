@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._common import check_count
 from ._library import wrote
 from ._registry import Whole, launcher, op, reference
 from .layout import Layout, as_layout
@@ -23,6 +24,10 @@ class Problem(NamedTuple):
     input: Tensor
     layout: Layout
 
+    def flat(self) -> tuple:
+        """As `selected_wgrad` takes them."""
+        return self.grad_output, self.input, *self.layout
+
 
 class Group(NamedTuple):
     """Problems, and the dtype that all results have, or what they are added to."""
@@ -31,16 +36,13 @@ class Group(NamedTuple):
     dtype: torch.dtype | None = None
     values_grads: Tensors = ()
 
-    def lists(self) -> tuple[list, list, list, list, list]:
-        """As the arguments of the op have them."""
-        layouts = [problem.layout for problem in self.problems]
-        return (
-            [problem.grad_output for problem in self.problems],
-            [problem.input for problem in self.problems],
-            [layout.kind for layout in layouts],
-            [layout.index for layout in layouts],
-            [size for layout in layouts for size in (layout.block_h, layout.block_w)],
-        )
+    def of_triton(self) -> list[tuple]:
+        """The problems as the launchers take them. Raises `Unserved` for a structure that has no
+        Triton part.
+        """
+        for problem in self.problems:
+            problem.layout.of_triton()
+        return [problem.flat() for problem in self.problems]
 
 
 def _group(
@@ -53,7 +55,8 @@ def _group(
     dtype: torch.dtype | None = None,
 ) -> Group:
     count = len(grad_outputs)
-    _check_count(count, inputs=inputs, kinds=kinds, indices=indices)
+    for name, items in (("inputs", inputs), ("kinds", kinds), ("indices", indices)):
+        check_count(name, items, count, "grad_outputs")
     if len(blocks) != 2 * count:
         raise ValueError(
             f"blocks: expected block_h and block_w of {count} problems, got {len(blocks)} numbers"
@@ -70,17 +73,9 @@ def _group_into(
     indices: Tensors,
     blocks: Sequence[int],
 ) -> Group:
-    _check_count(len(grad_outputs), values_grads=values_grads)
+    check_count("values_grads", values_grads, len(grad_outputs), "grad_outputs")
     group = _group(grad_outputs, inputs, kinds, indices, blocks)
     return group._replace(values_grads=values_grads)
-
-
-def _check_count(count: int, **lists: Sequence) -> None:
-    for name, items in lists.items():
-        if len(items) != count:
-            raise ValueError(
-                f"{name}: expected {count} items, one a tensor of grad_outputs, got {len(items)}"
-            )
 
 
 def _check_layouts(kinds: Sequence[str], indices: Tensors) -> None:
@@ -98,23 +93,21 @@ def _check_into(group: Group) -> None:
 
 
 def _one_by_one(group: Group) -> list[Tensor]:
-    return [
-        selected_wgrad(p.grad_output, p.input, *p.layout, dtype=group.dtype) for p in group.problems
-    ]
+    return [selected_wgrad(*problem.flat(), dtype=group.dtype) for problem in group.problems]
 
 
 def _one_by_one_(group: Group) -> None:
     _check_into(group)  # of all, before any is written
     for values_grad, problem in zip(group.values_grads, group.problems):
-        selected_wgrad_(values_grad, problem.grad_output, problem.input, *problem.layout)
+        selected_wgrad_(values_grad, *problem.flat())
 
 
 def _triton(group: Group) -> list[Tensor]:
-    return launcher(TRITON)(*group.lists(), dtype=group.dtype)
+    return launcher(TRITON)(group.of_triton(), dtype=group.dtype)
 
 
 def _triton_(group: Group) -> None:
-    launcher(f"{TRITON}_")(group.values_grads, *group.lists())
+    launcher(f"{TRITON}_")(group.values_grads, group.of_triton())
     wrote(*group.values_grads)
 
 
@@ -140,7 +133,7 @@ def selected_wgrad_grouped(group: Group) -> list[Tensor]:
     grouped product at one time.
     """
     one = reference("selected_wgrad")
-    return [one(p.grad_output, p.input, *p.layout, dtype=group.dtype) for p in group.problems]
+    return [one(*problem.flat(), dtype=group.dtype) for problem in group.problems]
 
 
 @op(
@@ -157,4 +150,4 @@ def selected_wgrad_grouped_(group: Group) -> None:
     """
     one = reference("selected_wgrad_")
     for values_grad, problem in zip(group.values_grads, group.problems):
-        one(values_grad, problem.grad_output, problem.input, *problem.layout)
+        one(values_grad, *problem.flat())

@@ -34,10 +34,7 @@ class Batch:
     def call(self, flags: Flags) -> Call:
         """For who asks for each tensor by name."""
         linked = [prepared.tensor(owner) for prepared, owner in zip(self.linked, self.owners)]
-        tensors = linked + [prepared.tensor(None) for prepared in self.others]
-        for t, parameter in zip(tensors, self.parameters()):
-            t.grad = parameter.grad
-        return Call(tensors, flags)
+        return Call(linked + [prepared.tensor(None) for prepared in self.others], flags)
 
     def step(
         self,

@@ -22,6 +22,8 @@ class Prepared:
     module that owns the values is an argument: an optimiser does not keep modules alive.
     """
 
+    settings: Settings
+
     __slots__ = (
         "parameter", "state", "seed", "settings", "to_origin",
         "_native", "_holds", "_alive", "_stride", "_dtype", "_count",
@@ -31,27 +33,28 @@ class Prepared:
         self.parameter = parameter
         self.state: dict[str, torch.Tensor] = {}
         self.seed: int | None = None
-        self.settings: Settings | None = None
         self.to_origin = False  # whether weight decay pulls there
         self._native: Any = None
         self._holds: list | None = None
         self._alive: tuple | None = None
 
     def tensor(self, owner: Any) -> AdamWTensor:
-        """All of it by name, but for the gradient."""
+        """All of it by name."""
         state = self.state
+        grad: Any = self.parameter.grad  # what steps has one
         t = AdamWTensor(
             value=self.parameter.detach(),
+            grad=grad,
             exp_avg=state["exp_avg"],
             exp_avg_sq=state["exp_avg_sq"],
             step=state["step"],
+            settings=self.settings,
             correction=state.get("correction"),
             exp_avg_absmax=state.get("exp_avg_absmax"),
             exp_avg_sq_absmax=state.get("exp_avg_sq_absmax"),
             generation=state.get("generation"),
             births=state.get("births"),
             seed=self.seed,
-            settings=self.settings,
         )
         if owner is not None:
             t.weight = owner._matrix()
@@ -158,7 +161,7 @@ def _add_settings(call: NativeCall, parameters: Sequence[Prepared]) -> None:
     """Those of a group are one object."""
     last = native = None
     for prepared in parameters:
-        if prepared.settings is not None and prepared.settings is not last:
+        if prepared.settings is not last:
             last = prepared.settings
             native = native_settings(last)
         call.settings.append(native)

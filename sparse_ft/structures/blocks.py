@@ -19,7 +19,7 @@ class Blocks(Selection):
 
     __slots__ = ()
     kind = "blocks"
-    is_compiled = in_triton = product_in_triton = True
+    is_compiled = in_triton = True
     index_columns = 2
     has_padding = True
     has_block_size = True

@@ -11,7 +11,7 @@ class Columns(Lines):
 
     __slots__ = ()
     kind, dim = "columns", 1
-    is_compiled = in_triton = product_in_triton = True
+    is_compiled = in_triton = True
 
     @staticmethod
     def shape_of(layout: Layout, shape: Shape) -> tuple[int, int]:

@@ -12,7 +12,7 @@ class Entries(Selection):
 
     __slots__ = ()
     kind = "entries"
-    is_compiled = in_triton = product_in_triton = True
+    is_compiled = in_triton = True
     # One dot product an entry, below. At T = in = out = 2048, fp32, AVX2, the dots take 0.25 of the
     # dense time at 10 %, 0.83 at 40 % and 1.03 at 50 % (two threads: 1.15), strips 0.98 to 1.02 at
     # any share.

@@ -11,7 +11,7 @@ class Rows(Lines):
 
     __slots__ = ()
     kind, dim = "rows", 0
-    is_compiled = in_triton = product_in_triton = True
+    is_compiled = in_triton = True
 
     @staticmethod
     def shape_of(layout: Layout, shape: Shape) -> tuple[int, int]:

@@ -3,7 +3,7 @@ import torch
 from oracle import CASES, DEVICE, bits, gather, places, random, within_twice
 from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton, selected_wgrad_triton_
 
-from sparse_ft.kernels import selected_wgrad_gemm
+from sparse_ft.kernels import selected_wgrad_gemm, selected_wgrad_strips
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KINDS = ["rows", "columns", "blocks-ragged", "entries"]
@@ -134,6 +134,28 @@ def test_accumulates_into_sixteen_bits_with_one_rounding(name):
     selected_wgrad_triton_(values_grad, grad_output, input, *case[2:])
     exact = start.double() + dense(grad_output, input, case, torch.float64)
     within_twice(values_grad, exact.bfloat16(), exact)
+
+
+@pytest.mark.parametrize("name", ["rows-wide", "columns", "blocks-ragged", "blocks-odd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strips_serve_every_structure_that_has_a_row_and_a_column(name, dtype, monkeypatch):
+    """Three rows at a time; padding is zero, and stays what it was where values are added."""
+    case = CASES[name]
+    monkeypatch.setattr(selected_wgrad_strips, "WORKSPACE", 3 * 4 * case[1])
+    grad_output, input = operands(case, 21, dtype)
+    inside = places(*case)[2]
+    plain, exact = (
+        dense(grad_output, input, case, wide) for wide in (torch.float32, torch.float64)
+    )
+    values = torch.empty(inside.shape, dtype=torch.float32, device=DEVICE)
+    selected_wgrad_strips.wgrad_by_strips(values, grad_output, input, *case[2:], accumulate=False)
+    within_twice(values, plain, exact)
+    assert (values[~inside] == 0).all()
+    start = random(*inside.shape)
+    into = start.clone()
+    selected_wgrad_strips.wgrad_by_strips(into, grad_output, input, *case[2:], accumulate=True)
+    within_twice(into, start + plain, start + exact)
+    assert torch.equal(into[~inside], start[~inside])
 
 
 @pytest.mark.parametrize("name", KINDS)

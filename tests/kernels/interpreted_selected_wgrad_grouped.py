@@ -41,28 +41,20 @@ def small(monkeypatch):
 
 
 def mixture(dtype=torch.float16):
-    """(grad_outputs, inputs, kinds, indices, blocks) of SHAPES, and of a layout of every other
-    kind.
-    """
-    lists = [], [], [], [], []
+    """Problems of SHAPES, and of a layout of every other kind."""
     entries = [
         (9, 7, 13, "rows", [0, 6]),
         (9, 7, 13, "columns", [1, 12]),
         (9, 7, 13, "entries", [3, 90]),
     ]
     blocks = [(t, r, c, "blocks", i, h, w) for t, r, c, h, w, i in SHAPES]
+    found = []
     for tokens, rows, columns, kind, index, *block in blocks[:4] + entries + blocks[4:]:
         index = torch.tensor(index, device=DEVICE, dtype=torch.int32)
-        lists[0].append(random(tokens, rows, dtype=dtype))
-        lists[1].append(random(tokens, columns, dtype=dtype))
-        lists[2].append(kind)
-        lists[3].append(index.reshape(-1, 2) if kind == "blocks" else index)
-        lists[4].extend(block or (1, 1))
-    return lists
-
-
-def one_by_one(lists):
-    return list(zip(*lists[:4], lists[4][::2], lists[4][1::2]))
+        operands = random(tokens, rows, dtype=dtype), random(tokens, columns, dtype=dtype)
+        index = index.reshape(-1, 2) if kind == "blocks" else index
+        found.append((*operands, kind, index, *(block or (1, 1))))
+    return found
 
 
 def count_launches(monkeypatch):
@@ -88,18 +80,18 @@ def same(found, want):
     "group, dtype", [(3, torch.float16), (16, torch.float16), (16, torch.bfloat16)]
 )
 def test_the_bits_of_each_alone(group, dtype, monkeypatch):
-    lists = mixture(dtype)
-    want = [selected_wgrad_triton(*problem) for problem in one_by_one(lists)]
+    mix = mixture(dtype)
+    want = [selected_wgrad_triton(*problem) for problem in mix]
     monkeypatch.setattr(problems, "GROUP", group)
-    assert same(selected_wgrad_grouped_triton(*lists), want)
+    assert same(selected_wgrad_grouped_triton(mix), want)
     start = [random(*t.shape) for t in want]
     found, alone = [t.clone() for t in start], [t.clone() for t in start]
-    selected_wgrad_grouped_triton_(found, *lists)
-    for values_grad, problem in zip(alone, one_by_one(lists)):
+    selected_wgrad_grouped_triton_(found, mix)
+    for values_grad, problem in zip(alone, mix):
         selected_wgrad_triton_(values_grad, *problem)
     assert same(found, alone)
     # Nor are those bits wrong together.
-    for values, (grad_output, input, *layout) in zip(want, one_by_one(lists)):
+    for values, (grad_output, input, *layout) in zip(want, mix):
         case = grad_output.size(1), input.size(1), *layout
         plain, exact = (
             gather(grad_output.to(wide).T @ input.to(wide), case)
@@ -112,30 +104,29 @@ def test_launches_are_shared(monkeypatch):
     """Five layers of one tile: one launch, and one more where splits or old values are added."""
     monkeypatch.setattr(problems, "GROUP", 16)
     layers = [SHAPES[0]] * 5
-    lists = (
-        [random(t, r, dtype=torch.float16) for t, r, *_ in layers],
-        [random(t, c, dtype=torch.float16) for t, _, c, *_ in layers],
-    )
-    index = [torch.tensor(i, device=DEVICE) for *_, i in layers]
+    same_tile = []
+    for tokens, rows, columns, *block, index in layers:
+        operands = [random(tokens, size, dtype=torch.float16) for size in (rows, columns)]
+        same_tile.append((*operands, "blocks", torch.tensor(index, device=DEVICE), *block))
     grids = count_launches(monkeypatch)
-    selected_wgrad_grouped_triton(*lists, ["blocks"] * 5, index, [16] * 10)
+    selected_wgrad_grouped_triton(same_tile)
     # Three panels of a layer, five layers.
     assert grids == {"_panel_kernel": [(15,)], "_sum_splits_kernel": []}
     into = [torch.zeros(5, 16, 16, device=DEVICE) for _ in layers]
-    selected_wgrad_grouped_triton_(into, *lists, ["blocks"] * 5, index, [16] * 10)
+    selected_wgrad_grouped_triton_(into, same_tile)
     assert [len(grid) for grid in grids.values()] == [2, 1]
 
 
 @pytest.mark.parametrize("residents", [1, 2, 7])
 def test_persistent_programs_give_the_same_bits(residents, monkeypatch):
     """Fewer programs than tiles, each of which takes several, of one problem and of the next."""
-    lists = mixture()
-    want = selected_wgrad_grouped_triton(*lists)
+    mix = mixture()
+    want = selected_wgrad_grouped_triton(mix)
     monkeypatch.setattr(problems, "GROUP", 16)
     monkeypatch.setattr(selected_wgrad_blocks, "PERSISTENT_FROM", 0)
     monkeypatch.setattr(selected_wgrad_blocks, "_residents", lambda *_: residents)
     grids = count_launches(monkeypatch)
-    assert same(selected_wgrad_grouped_triton(*lists), want)
+    assert same(selected_wgrad_grouped_triton(mix), want)
     assert set(grids["_panel_kernel"]) == {(residents,)}
 
 
@@ -145,8 +136,8 @@ def test_a_wrong_table_is_seen(what, monkeypatch):
 
     Where a problem ends a program early, and where tokens are left out.
     """
-    lists = mixture()
-    want = selected_wgrad_grouped_triton(*lists)
+    mix = mixture()
+    want = selected_wgrad_grouped_triton(mix)
     honest = selected_wgrad_blocks.launches, selected_wgrad_blocks.code
     if what == "ends":
         early = [
@@ -162,4 +153,4 @@ def test_a_wrong_table_is_seen(what, monkeypatch):
         ]
     for name, dishonest in zip(("launches", "code"), early):
         monkeypatch.setattr(selected_wgrad_blocks, name, dishonest)
-    assert not same(selected_wgrad_grouped_triton(*lists), want)
+    assert not same(selected_wgrad_grouped_triton(mix), want)

@@ -23,7 +23,12 @@ from compiled import (
     specialise,
 )  # noqa: E402
 
-from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_entries, selected_wgrad_gemm  # noqa: E402
+from sparse_ft.kernels import (  # noqa: E402
+    selected_wgrad_blocks,
+    selected_wgrad_entries,
+    selected_wgrad_gemm,
+    selected_wgrad_strips,
+)
 
 ARCHITECTURES = pytest.mark.parametrize("capability", compiled.CAPABILITIES)
 BLOCKS = {  # name: block size, blocks, shared side, panel x gathered features of the tile
@@ -233,3 +238,14 @@ def test_each_check_can_fail(record, tmp_path):
     narrow = {**options, "VECTOR_P": 2, "VECTOR_Q": 2}
     with pytest.raises(AssertionError, match="copies to shared memory below 16 bytes"):
         check_wide_copies(compile_launch((kernel, arguments, narrow), 90, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["rows", "blocks"])
+@ARCHITECTURES
+def test_taking_from_strips(kind, capability, record, tmp_path):
+    launches = record(selected_wgrad_strips, "_take_located_kernel")
+    index = {"rows": torch.arange(4), "blocks": torch.zeros(4, 2, dtype=torch.int32)}[kind]
+    values = torch.empty({"rows": (4, 64), "blocks": (4, 16, 16)}[kind], dtype=torch.bfloat16)
+    operand = torch.zeros(8, 64)
+    selected_wgrad_strips.wgrad_by_strips(values, operand, operand, kind, index, 16, 16, True)
+    check_resources(compile_launch(launches[0], capability, tmp_path), capability)

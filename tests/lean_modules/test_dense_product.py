@@ -15,6 +15,7 @@ from sparse_ft.functional import lean_product, linear_cross_entropy
 from sparse_ft.ops import _native
 
 page = sys.modules["sparse_ft.ops.dense_product"]
+rule = sys.modules["sparse_ft.ops._dense_rule"]
 TOKENS, FEATURES, OUTPUTS = (4, 16), 512, 640  # enough multiplications for the panels
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason="the compiled part is missing")
@@ -28,7 +29,7 @@ def panels(monkeypatch):
     """
     served = []
     of_panels = page.dense_product_panels
-    monkeypatch.setattr(page, "choice", lambda: page.Choice("panels", "test"))
+    monkeypatch.setattr(rule, "choice", lambda: rule.Choice("panels", "test"))
     monkeypatch.setattr(page, "dense_product_panels", lambda *a: served.append(a) or of_panels(*a))
     return served
 

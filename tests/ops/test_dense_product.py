@@ -14,7 +14,7 @@ from sparse_ft.ops import _native, _onednn
 from sparse_ft.ops import dense_product as public
 from sparse_ft.ops._processor import processor
 
-page = sys.modules["sparse_ft.ops.dense_product"]
+rule = sys.modules["sparse_ft.ops._dense_rule"]
 LARGE = (64, 512, 640)  # tokens, K, N: enough multiplications for every library
 SHAPES = [LARGE, (33, 1031, 517), (4096, 80, 52), (32, 4096, 129), (2311, 100, 2307)]
 AMD = {"vendor_id": "AuthenticAMD", "flags": "fpu avx2 avx512f"}
@@ -27,7 +27,7 @@ def library(request, monkeypatch):
         pytest.skip("the compiled part is missing")
     if request.param == "onednn" and _onednn.find_linear() is None:
         pytest.skip("this torch has no oneDNN linear product")
-    monkeypatch.setattr(page, "choice", lambda: page.Choice(request.param, "test"))
+    monkeypatch.setattr(rule, "choice", lambda: rule.Choice(request.param, "test"))
     return request.param
 
 
@@ -66,7 +66,7 @@ def test_error_is_at_most_twice_that_of_torch(library, threads, shape):
     input, weight, bias = operands(*shape)
     for stored in (weight, by_columns(weight)):
         for added in (bias, None):
-            if page.server(input, stored, added) != library:
+            if rule.server(input, stored, added) != library:
                 assert library == "onednn" and shape == SHAPES[2] or shape == SHAPES[3]
                 continue
             got = ops.dense_product(input, stored, added)
@@ -75,7 +75,7 @@ def test_error_is_at_most_twice_that_of_torch(library, threads, shape):
 
 def test_error_does_not_grow_with_the_inner_dimension(library):
     input, weight, bias = operands(256, 8192, 256)
-    assert page.server(input, weight, bias) == library
+    assert rule.server(input, weight, bias) == library
     assert_as_good_as_torch(ops.dense_product(input, weight, bias), input, weight, bias)
 
 
@@ -109,7 +109,7 @@ def test_a_part_of_a_wider_weight_is_read_where_it_lies(library):
     input, weight, bias = operands(*LARGE)
     wide = torch.cat((weight, torch.full_like(weight, float("nan"))), 1)
     part = wide[:, : LARGE[1]]
-    assert page.server(input, part, bias) == library
+    assert rule.server(input, part, bias) == library
     assert torch.equal(ops.dense_product(input, part, bias), ops.dense_product(input, weight, bias))
 
 
@@ -133,14 +133,14 @@ def torchs_cases():
 @pytest.mark.parametrize("case", torchs_cases())
 def test_torch_serves_what_others_do_not_do_faster_bit_for_bit(library, case):
     input, weight, bias = torchs_cases()[case]
-    assert page.server(input, weight, bias) == "torch"
+    assert rule.server(input, weight, bias) == "torch"
     assert torch.equal(ops.dense_product(input, weight, bias), F.linear(input, weight, bias))
 
 
 def test_torch_serves_under_autocast(library):
     input, weight, bias = operands(*LARGE)
     with torch.autocast("cpu", torch.bfloat16):
-        assert page.server(input, weight, bias) == "torch"
+        assert rule.server(input, weight, bias) == "torch"
         assert ops.dense_product(input, weight, bias).dtype == torch.bfloat16
 
 
@@ -182,7 +182,7 @@ def test_errors_are_those_of_torch(library):
     ids=["AMD AVX-512", "not compiled", "neither", "AMD AVX2", "Intel", "unknown"],
 )
 def test_the_rule_by_processor(facts, has_panels, linear, expected):
-    choice = page.choose(facts, has_panels, linear)
+    choice = rule.choose(facts, has_panels, linear)
     assert choice.library == expected and choice.why
 
 
@@ -211,9 +211,9 @@ from torch._ops import _OpNamespace
 torch.ops.mkldnn = _OpNamespace("no_such_namespace")
 from sparse_ft.ops import _native, dense_product
 from sparse_ft.diagnosis import diagnosis
-page = sys.modules["sparse_ft.ops.dense_product"]
-page.processor = lambda: {"vendor_id": "AuthenticAMD", "flags": "avx512f"}
-page._native = types.SimpleNamespace(C=None)
+rule = sys.modules["sparse_ft.ops._dense_rule"]
+rule.processor = lambda: {"vendor_id": "AuthenticAMD", "flags": "avx512f"}
+rule._native = types.SimpleNamespace(C=None)
 input, weight = torch.randn(64, 512), torch.randn(640, 512)
 assert torch.equal(dense_product(input, weight), torch.nn.functional.linear(input, weight))
 assert "this torch has no oneDNN product" in diagnosis()
@@ -228,7 +228,7 @@ def test_without_the_op_torch_serves_and_the_diagnosis_says_so():
 
 
 def test_backends_say_who_serves_and_why():
-    assert backends()["dense_product"]["cpu"] == tuple(page.choice())
+    assert backends()["dense_product"]["cpu"] == tuple(rule.choice())
 
 
 def test_facts_of_the_first_core(tmp_path):

@@ -21,7 +21,12 @@ EDITS = {
         (
             '"entries": Structure(',
             '    "row_groups": Structure(\n'
-            '        "[n]", lambda n, block_h, block_w, rows, columns: (n, block_h, columns)\n'
+            '        "[n]",\n'
+            "        lambda n, block_h, block_w, rows, columns: (n, block_h, columns),\n"
+            '        "rows",\n'
+            "        lambda index, block_h, block_w: (\n"
+            "            index[:, None] * block_h + torch.arange(block_h, device=index.device)\n"
+            "        ).flatten(),\n"
             "    ),\n",
         ),
         (
@@ -175,8 +180,44 @@ assert torch.equal(into[3:6], matrix[3:6]) and torch.equal(into[9:], matrix[9:])
 assert not into[:3].any() and not into[6:9].any()
 print("same")
 """
+PRODUCTS = """
+import torch
+import sparse_ft
+from sparse_ft.kernels import layout as walks, selected_wgrad_strips
+from sparse_ft.ops._registry import OPS
+from sparse_ft.structures.row_groups import RowGroups
+
+on_gpu = {name: OPS[name].backends["triton"] for name in OPS}
+kind, index, *block = RowGroups([1, 3], 3).layout
+grad_output = torch.randint(-4, 5, (40, 12)).float()  # sums of small integers are exact
+input = torch.randint(-4, 5, (40, 70)).float()
+want = (grad_output.T @ input).view(4, 3, 70)[[1, 3]]
+
+
+def check():
+    found = on_gpu["selected_wgrad"](grad_output, input, kind, index, *block, dtype=None)
+    assert torch.equal(found, want)
+    into = torch.ones(2, 3, 70)
+    on_gpu["selected_wgrad_"](into, grad_output, input, kind, index, *block)
+    assert torch.equal(into, want + 1)
+    on_gpu["selected_wgrad_grouped_"]([into], [grad_output], [input], [kind], [index], block)
+    assert torch.equal(into, 2 * want + 1)
+
+
+check()
+# As one that is no whole lines, whose entries are taken from strips: here of five rows each.
+walks.STRUCTURES[kind] = walks.STRUCTURES[kind]._replace(lines=None)
+selected_wgrad_strips.WORKSPACE = 5 * 70 * 4
+check()
+print("same")
+"""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_its_triton_part_moves_the_same_entries(sources, touched):
     assert example.run(sources, "-c", KERNELS, TRITON_INTERPRET="1") == "same\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_its_weight_gradient_on_a_gpu_is_the_product_of_its_rows(sources, touched):
+    assert example.run(sources, "-c", PRODUCTS, TRITON_INTERPRET="1") == "same\n"

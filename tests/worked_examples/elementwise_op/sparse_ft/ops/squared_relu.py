@@ -1,26 +1,20 @@
 """squared_relu: the square of ReLU (So et al., Primer, 2021)."""
 
-import torch
 from torch import Tensor
 
-from . import _native
-from ._registry import op
+from ._common import accumulator, check_floating
+from ._registry import Compiled, op
 
 
 def _shapes(input: Tensor) -> Tensor:
-    if not input.is_floating_point():
-        raise TypeError(f"input: expected a floating-point dtype, got {input.dtype}")
+    check_floating("input", input)
     return input.new_empty(input.shape)
-
-
-def _cpu(input: Tensor, output: Tensor) -> None:
-    _native.C.squared_relu(input.contiguous(), output, torch.get_num_threads())
 
 
 @op(
     "squared_relu(Tensor input) -> Tensor output",
     shapes=_shapes,
-    cpu=_cpu,
+    cpu=Compiled(),
     triton="squared_relu.squared_relu_triton",
 )
 def squared_relu(input: Tensor) -> Tensor:
@@ -29,5 +23,5 @@ def squared_relu(input: Tensor) -> Tensor:
     input: floating point, any shape. Returns a contiguous tensor of that shape and dtype. Raises
     TypeError that names the argument.
     """
-    wide = input.to(torch.promote_types(torch.float32, input.dtype))
+    wide = input.to(accumulator(input.dtype))
     return wide.relu().square().to(input.dtype).contiguous()
