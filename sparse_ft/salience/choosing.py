@@ -75,7 +75,7 @@ class Chooser:
             return max(1, min(score.numel(), units))
         self._worths.check_for_share(name, float(score.amin()))
         reached = score.double().sort(descending=True).values.cumsum(0)
-        enough = int(torch.searchsorted(reached, allowance.share * reached[-1:])) + 1
+        enough = int(torch.searchsorted(reached, allowance.known_share * reached[-1:])) + 1
         return min(enough, max(1, int((score > 0).sum())))
 
     def _entries_of_all(self, budget: Amount, pools: list[list[str]], last: bool) -> Chosen:
@@ -109,14 +109,16 @@ class Chooser:
     ) -> list[int]:
         """How many entries each pool may train."""
         allowances = [self._allowance(budget, pool) for pool in pools]
-        if allowances[0].share is None:
-            return [a.units if a.entries is None else a.entries for a in allowances]
+        numbers = [allowance.single_entries for allowance in allowances]
+        known = [number for number in numbers if number is not None]
+        if len(known) == len(pools):
+            return known
         searches: dict[str, Any] = {}
         for pool, allowance in zip(pools, allowances):
             for name in pool:
                 self._worths.check_for_share(name, facts[name].least)
             total = sum(facts[name].total / facts[name].scale for name in pool)
-            search = threshold.LargestSum(dtype, allowance.share * total)
+            search = threshold.LargestSum(dtype, allowance.known_share * total)
             searches |= dict.fromkeys(pool, search)
         threshold.run(searches, lambda: self._worths.scaled(facts), dtype)
         return [max(1, searches[pool[0]].number) for pool in pools]

@@ -49,7 +49,7 @@ class GradientSource:
         job = self._job
         job.ranks.begin()
         if job.accumulate == "passes":
-            untouched(job.model, lambda saved: job.batches.keep())
+            untouched(job.model, lambda saved: job.known_batches.keep())
         run, seen = self._run(names)
         seen = _over_ranks(job, self._score, seen, run.tallies)
         if not seen:
@@ -78,7 +78,7 @@ class GradientSource:
         while True:
             layers = {name: may.layers[name] for name in names if name in may.layers}
             if layers:
-                untouched(self._job.model, lambda saved: self._job.batches.keep())
+                untouched(self._job.model, lambda saved: self._job.known_batches.keep())
             captured = Verified(layers, may.counting)
             run = Run(self._score, self._job, names, captured, self.reduced)
             try:
@@ -119,7 +119,7 @@ class Run:
         # A selective layer's weight is read in its own way, and nothing may take its place.
         self._watched = [] if job.is_converted else list(captured.layers)
         self._came: set[str] = set()  # gradients of this backward
-        self._weights: torch.Tensor | None = None  # what each example counts
+        self._weights = torch.empty(0)  # what each example of this batch counts
 
     def over_batches(self) -> int:
         """Go through the batches; returns how many gradients there were: batches, or examples."""
@@ -180,7 +180,8 @@ class Run:
             loss.sum().backward(retain_graph=not is_last)
 
     def _take_gradient(self, name: str, parameter: nn.Parameter) -> None:
-        gradient, parameter.grad = parameter.grad, None
+        gradient: Any = parameter.grad  # there is one: it has accumulated
+        parameter.grad = None
         if name in self._captured.layers:  # it is read past its layer's forward
             raise NoProduct(name)
         self._notice(name)

@@ -82,6 +82,13 @@ class Job:
     shown: bool = False
     given_loss: Loss | None = None
 
+    @property
+    def known_batches(self) -> Batches:
+        """The batches, for who cannot do without."""
+        if self.batches is None:
+            raise ValueError("batches: expected an iterable of batches, got None")
+        return self.batches
+
     def shape(self, name: str) -> tuple[int, int]:
         """(rows, columns) of the matrix of a weight."""
         return matrix_shape(self.model, name)
@@ -92,7 +99,8 @@ class Job:
 
     def followed(self, label: str) -> Iterator[Any]:
         """The batches, their number shown as they go."""
-        return followed(self.batches, label, self.batches.total, self.shown)
+        batches = self.known_batches
+        return followed(batches, label, batches.total, self.shown)
 
 
 class Matrices:

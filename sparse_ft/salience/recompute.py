@@ -1,6 +1,7 @@
 """recompute: activations of a model's layers are computed again in the backward, not held."""
 
 import functools
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -39,7 +40,7 @@ def recompute(model: nn.Module, saved: Untouched) -> None:
     Caches of keys and values are off meanwhile: to compute a layer again would write to them again.
     """
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
             saved.also(functools.partial(setattr, config, "use_cache", True))
             config.use_cache = False

@@ -53,7 +53,7 @@ def _how_many(score: torch.Tensor, size: torch.Tensor, allowance: Allowance, tot
     if allowance.entries is not None:
         return max(1, int((size.cumsum(0) <= allowance.entries).sum()))
     reached = score.cumsum(0)
-    needed = int((reached < allowance.share * total).sum()) + 1
+    needed = int((reached < allowance.known_share * total).sum()) + 1
     return min(needed, max(1, int((score > 0).sum())))
 
 

@@ -77,28 +77,60 @@ def _ends(name: str) -> Iterator[str]:
         yield ".".join(parts[start:])
 
 
-def _default(model: nn.Module) -> Targets:
-    owners = {}  # name of the parameter: the module that holds it
-    parameters = {}
+class _Held(NamedTuple):
+    """A parameter, and the module that holds it."""
+
+    owner: nn.Module
+    parameter: nn.Parameter
+    is_weight: bool
+
+
+def _held_in(model: nn.Module) -> dict[str, _Held]:
+    """{name: what is held}, a parameter that several modules hold under each of its names."""
+    found = {}
     for path, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
                 name = f"{path}.{attribute}".lstrip(".")
-                owners[name], parameters[name] = module, parameter
-    layers = [
-        module
-        for module in model.modules()
-        if is_linear(module) or isinstance(module, CONVOLUTIONS)
-    ]
-    heads, adapters = _heads(model, layers), _adapters(model)
-    holders = _count_holders(model)
+                found[name] = _Held(module, parameter, attribute == "weight")
+    return found
 
-    linear, convolutions, left = {}, {}, {}
-    for name, parameter in parameters.items():
-        owner = owners[name]
-        if parameter.dim() < 2:
+
+def _default(model: nn.Module) -> Targets:
+    held = {name: one for name, one in _held_in(model).items() if one.parameter.dim() >= 2}
+    linear, convolutions = {}, {}
+    left = _left_anyway(model, held)
+    for name, (owner, parameter, is_weight) in held.items():
+        if name in left:
             continue
-        is_weight = name.rpartition(".")[2] == "weight"
+        if is_weight and is_linear(owner):
+            linear[name] = parameter
+        elif is_weight and isinstance(owner, CONVOLUTIONS) and not _is_depthwise(owner):
+            convolutions[name] = parameter
+        else:
+            left[name] = f"of {_a(owner)}"
+    left = {name: left[name] for name in held if name in left}  # in the model's order
+    # A convnet's few linear layers are not what it consists of.
+    chosen = linear
+    if _entries(convolutions) > _entries(linear):
+        both = linear | convolutions
+        chosen = {name: both[name] for name in held if name in both}
+    else:
+        left |= {name: f"of {_a(held[name].owner)}" for name in convolutions}
+    if not chosen:
+        raise ValueError(
+            "targets: the model has no linear layer and no convolution besides heads and adapters;"
+            f" name the parameters, e.g. targets='*.weight'{_example(left)}"
+        )
+    return Targets(chosen, left)
+
+
+def _left_anyway(model: nn.Module, held: dict[str, _Held]) -> dict[str, str]:
+    """{name: why} of what does not train by default, whatever its layer is."""
+    layers = [m for m in model.modules() if is_linear(m) or isinstance(m, CONVOLUTIONS)]
+    heads, adapters, holders = _heads(model, layers), _adapters(model), _count_holders(model)
+    left = {}
+    for name, (owner, parameter, is_weight) in held.items():
         if owner in adapters:
             left[name] = "of an adapter"
         elif owner in heads:
@@ -107,26 +139,7 @@ def _default(model: nn.Module) -> Targets:
             left[name] = "shared by several modules (tied)"
         elif not (parameter.is_floating_point() or (is_weight and quantiser_of(owner))):
             left[name] = f"{parameter.dtype} cannot train"
-        elif is_weight and is_linear(owner):
-            linear[name] = parameter
-        elif is_weight and isinstance(owner, CONVOLUTIONS) and not _is_depthwise(owner):
-            convolutions[name] = parameter
-        else:
-            left[name] = f"of {_a(owner)}"
-    # A convnet's few linear layers are not what it consists of.
-    chosen = linear
-    if _entries(convolutions) > _entries(linear):
-        chosen = {
-            name: parameters[name] for name in parameters if name in linear or name in convolutions
-        }
-    else:
-        left |= {name: f"of {_a(owners[name])}" for name in convolutions}
-    if not chosen:
-        raise ValueError(
-            "targets: the model has no linear layer and no convolution besides heads and adapters;"
-            f" name the parameters, e.g. targets='*.weight'{_example(left)}"
-        )
-    return Targets(chosen, left)
+    return left
 
 
 def _example(left: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ over the scores finds in which of its 2,048 bins the border lies, the second and
 inside of that bin with the other bits (fp64: six passes). What is held is one histogram a weight.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
@@ -72,14 +73,12 @@ class BestOfAll:
         self._counts: torch.Tensor | None = None
 
     def count(self, name: str, score: torch.Tensor, digit: Digit) -> None:
-        if self._counts is None:
-            self._counts = torch.zeros(len(self._place), 1 << digit.bits, dtype=torch.int64)
-        counts = self._counts[self._place[name]]
+        counts = self._bins(digit)[self._place[name]]
         for digits, _ in _in_strips(score, self._dtype, digit, self._prefix):
             counts += torch.bincount(digits, minlength=1 << digit.bits).cpu()
 
     def settle(self, digit: Digit) -> None:
-        counts, self._counts = self._counts, None
+        counts, self._counts = self._bins(digit), None
         # from the highest bin down: how many there are in it and above
         reached = counts.flip(1).cumsum(1).flip(1) + self._above[:, None]
         taken = reached.clamp(min=self._floors[:, None], max=self._caps[:, None]).sum(0)
@@ -87,6 +86,12 @@ class BestOfAll:
         self._at_border = counts[:, border]
         self._above = reached[:, border] - self._at_border
         self._prefix = _joined(self._prefix, border, digit)
+
+    def _bins(self, digit: Digit) -> torch.Tensor:
+        """int64 [weights, values of the digit], counted so far."""
+        if self._counts is None:
+            self._counts = torch.zeros(len(self._place), 1 << digit.bits, dtype=torch.int64)
+        return self._counts
 
     def border(self, device: torch.device) -> torch.Tensor:
         """The score at the border, once all digits are settled."""
@@ -103,6 +108,19 @@ class BestOfAll:
         return dict(zip(self._place, (certain + extra).tolist()))
 
 
+@dataclasses.dataclass
+class Bins:
+    """[values of a digit]: how many scores have it, and what these add up to."""
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+
+    @classmethod
+    def of(cls, digit: Digit) -> "Bins":
+        size = 1 << digit.bits
+        return cls(torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.float64))
+
+
 class LargestSum:
     """How few of the best make up a sum, of scores that are not negative."""
 
@@ -110,22 +128,21 @@ class LargestSum:
         self._dtype, self._missing = dtype, want
         self.number = 0
         self._prefix: int | None = None
-        self._counts: torch.Tensor | None = None
-        self._sums: torch.Tensor | None = None
+        self._bins: Bins | None = None
 
     def count(self, name: str, score: torch.Tensor, digit: Digit) -> None:
-        if self._counts is None:
-            self._counts = torch.zeros(1 << digit.bits, dtype=torch.int64)
-            self._sums = torch.zeros(1 << digit.bits, dtype=torch.float64)
+        if self._bins is None:
+            self._bins = Bins.of(digit)
         for digits, inside in _in_strips(score, self._dtype, digit, self._prefix):
-            self._counts += torch.bincount(digits, minlength=1 << digit.bits).cpu()
+            self._bins.counts += torch.bincount(digits, minlength=1 << digit.bits).cpu()
             # On the CPU: a GPU adds in another order every time, and ranks must agree.
             amounts = inside.double().cpu()
-            self._sums += torch.bincount(digits.cpu(), amounts, minlength=1 << digit.bits)
+            self._bins.sums += torch.bincount(digits.cpu(), amounts, minlength=1 << digit.bits)
 
     def settle(self, digit: Digit) -> None:
-        counts, sums = self._counts, self._sums
-        self._counts = self._sums = None
+        bins = self._bins or Bins.of(digit)
+        counts, sums = bins.counts, bins.sums
+        self._bins = None
         reached = sums.flip(0).cumsum(0).flip(0)
         enough = (reached >= self._missing) & (counts > 0)
         filled = counts.nonzero()

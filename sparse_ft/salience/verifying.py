@@ -48,7 +48,7 @@ def verified(score: Score, job: Job, layers: dict[str, nn.Module]) -> Verified:
     """Those of `layers` of which an example's gradient is the same in both ways."""
     if not layers or _mixes_examples(job.model):
         return Verified({})
-    first = untouched(job.model, lambda saved: job.batches.first())
+    first = untouched(job.model, lambda saved: job.known_batches.first())
     if first is None:
         return Verified({})
     trial = _Trial(score, job, layers)
@@ -61,12 +61,11 @@ def verified(score: Score, job: Job, layers: dict[str, nn.Module]) -> Verified:
     found = []
     for counting, weights in enumerate(countings):
         found.append(Verified(trial.alike(alone, among, float(weights[number])), counting))
-    most = max(found, key=lambda one: len(one.layers))
-    for rival in found:
-        other = countings[rival.counting]
-        if rival.layers and not torch.equal(other, countings[most.counting]):
+    best = max(range(len(found)), key=lambda counting: len(found[counting].layers))
+    for rival, weights in zip(found, countings):
+        if rival.layers and not torch.equal(weights, countings[best]):
             return Verified({})
-    return most
+    return found[best]
 
 
 def _most_telling(countings: list[torch.Tensor]) -> int:

@@ -8,8 +8,8 @@ from types import FrameType
 def warn(message: str) -> None:
     """A UserWarning at the innermost line that is not of this package."""
     package = __name__.partition(".")[0]
-    level, frame = 2, inspect.currentframe().f_back
-    while frame.f_back is not None and _is_of(frame, package):
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_back is not None and _is_of(frame, package):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
 

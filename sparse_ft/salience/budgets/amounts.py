@@ -15,6 +15,18 @@ class Allowance(NamedTuple):
     entries: int | None = None
     share: float | None = None
 
+    @property
+    def single_entries(self) -> int | None:
+        """How many, where each unit is an entry."""
+        return self.units if self.entries is None else self.entries
+
+    @property
+    def known_share(self) -> float:
+        """The share, for who has seen that it is neither of the others."""
+        if self.share is None:
+            raise ValueError(f"budget: expected a share, got {self!r}")
+        return self.share
+
 
 class Amount(Protocol):
     """A budget that is told by the shapes of the weights that share it."""

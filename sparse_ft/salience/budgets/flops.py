@@ -105,7 +105,7 @@ def _layers_run(job: "Job") -> list[Layer]:
                 hook = functools.partial(see, f"{path}.weight".lstrip("."))
                 saved.also(module.register_forward_hook(hook).remove)
         with torch.no_grad():
-            _forward(job, job.batches.first())
+            _forward(job, job.known_batches.first())
 
     untouched(job.model, run)
     return [Layer(name, flops) for name, flops in found.items()]

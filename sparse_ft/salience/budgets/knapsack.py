@@ -32,7 +32,8 @@ class Combination(NamedTuple):
 
     def members(self) -> list[int]:
         """The numbers of its tensors, ascending."""
-        found, at = [], self
+        found = []
+        at: Combination | None = self
         while at is not None and at.last is not None:
             found.append(at.last)
             at = at.before

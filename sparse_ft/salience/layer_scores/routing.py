@@ -73,8 +73,9 @@ def _router_logits(model: nn.Module, batch: Mapping[str, Any]) -> list[torch.Ten
 
 def _kept(batch: Mapping[str, Any], tokens: int) -> torch.Tensor | None:
     mask = batch.get("attention_mask")
-    is_ours = isinstance(mask, torch.Tensor) and mask.numel() == tokens
-    return mask.reshape(-1).bool() if is_ours else None
+    if not isinstance(mask, torch.Tensor) or mask.numel() != tokens:
+        return None
+    return mask.reshape(-1).bool()
 
 
 def _counted(

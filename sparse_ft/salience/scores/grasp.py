@@ -52,7 +52,7 @@ class GraspSource:
     def scores(self, last: bool = True) -> Iterator[tuple[str, Matrix]]:
         """(name, score) of every weight."""
         if self._held is None:
-            untouched(self._job.model, lambda saved: self._job.batches.keep())
+            untouched(self._job.model, lambda saved: self._job.known_batches.keep())
             means = dict(self._first.scores())
             self._held = self._products(means)
         for name in list(self._held):
