@@ -31,9 +31,6 @@ def require_green(op, tests, jobs=2):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", LEFT_OUT]
     if find_spec("xdist"):
         command += ["-n", str(jobs)]
-    if find_spec("pytest_benchmark"):
-        # It would warn that it cannot measure beside xdist, which nobody asks it to.
-        command += ["-p", "no:benchmark"]
     command += tests
     done = subprocess.run(
         command,

@@ -166,7 +166,7 @@ def _linears(model):
 
 
 def adapters(model, kind, rank, alpha, targets):
-    """`model` with adapters of PEFT, "LoRA" or "SHiRA"; raises Unavailable where it has none such.
+    """`model` with adapters of PEFT, "LoRA" or "SHiRA"; raises Unavailable without it.
 
     They are in the weight's dtype, which is the faster choice.
     """
@@ -176,10 +176,8 @@ def adapters(model, kind, rank, alpha, targets):
         raise Unavailable(f"peft: {why}") from None
     if kind == "LoRA":
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
-    elif hasattr(peft, "ShiraConfig"):
-        config = peft.ShiraConfig(r=rank, target_modules=targets)
     else:
-        raise Unavailable(f"peft {peft.__version__} has no ShiraConfig")
+        config = peft.ShiraConfig(r=rank, target_modules=targets)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(model, config, autocast_adapter_dtype=False)

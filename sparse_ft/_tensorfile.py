@@ -39,6 +39,12 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 _MOST_DIMENSIONS, _LARGEST = 64, 2**63 - 1  # as in torch
 
+# What may be raised by reading a file that is none of ours, or a broken one.
+FAULTS = (
+    AttributeError, IndexError, KeyError, MemoryError, OverflowError, RecursionError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+
 Claim = tuple[str, torch.dtype, list[int]]  # name, dtype and shape of a tensor
 
 
@@ -118,16 +124,7 @@ def _load(path: str | bytes | os.PathLike, of_metadata: Callable[[dict], Any]) -
             raise OSError(errno.EINVAL, "expected a file, this is a device or a pipe")
         try:
             return _read(file, status.st_size, of_metadata)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            RecursionError,
-            OverflowError,
-            MemoryError,
-        ) as error:
+        except FAULTS as error:
             raise ValueError(f"path: {path!r} is not a whole sparse_ft file: {error}") from None
 
 

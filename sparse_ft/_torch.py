@@ -327,6 +327,16 @@ def hook_tables(module: nn.Module) -> list[dict]:
     return [getattr(module, name, {}) for name in (_BEFORE_FORWARD, _FORWARD)]
 
 
+def remove_hooks_of(owner: object, module: nn.Module) -> None:
+    """Take the methods of `owner` out of the hooks of `module`, also where a handle was lost: an
+    interrupt came before it was kept.
+    """
+    for hooks in hook_tables(module):
+        own = [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is owner]
+        for key in own:
+            del hooks[key]
+
+
 # The list of its own that a recurrent forward reads weights from, and their names.
 FLAT_WEIGHTS, _FLAT_NAMES = _named("_flat_weights"), _named("_flat_weights_names")
 

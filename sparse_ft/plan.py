@@ -173,16 +173,7 @@ class Plan(Mapping):
             )
         try:
             return cls(_items(document["plan"].items(), tensors))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-            RuntimeError,
-            OverflowError,
-            MemoryError,
-        ) as error:
+        except _tensorfile.FAULTS as error:
             raise ValueError(f"path: {str(path)!r} holds a broken plan: {error}") from None
 
 

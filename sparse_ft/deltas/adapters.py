@@ -114,9 +114,9 @@ def delta_of_changes(
     model: nn.Module,
     entries: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     wholes: Mapping[str, torch.Tensor],
-    base_name: str | None,
+    config: Mapping[str, Any],
 ) -> Delta:
-    """The delta of `model`, the base, that an adapter stands for.
+    """The delta of `model`, the base, that an adapter of this configuration stands for.
 
     entries: {name: (flat positions [n], what is added there [n])}; positions that stand twice add
     up. wholes: {name: the new tensor}. Added in fp32 (fp64 for fp64), rounded once.
@@ -126,7 +126,8 @@ def delta_of_changes(
         parts[name] = _part_of_entries(model, name, positions, added)
     for name, new in wholes.items():
         parts[name] = _whole_part(model, name, new)
-    return Delta(parts, rest_of(model, parts), base_name)
+    of_base = config.get("base_model_name_or_path")
+    return Delta(parts, rest_of(model, parts), of_base if isinstance(of_base, str) else None)
 
 
 def _part_of_entries(

@@ -27,10 +27,6 @@ from .described import described, index_of, read
 
 FORMAT, VERSION = "sparse_ft.delta", 1
 FILE = "delta.safetensors"  # in a folder
-_FAULTS = (
-    KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError,
-    MemoryError,
-)  # fmt: skip
 
 
 def save_delta(
@@ -100,7 +96,7 @@ def load_delta(path: str | bytes | os.PathLike) -> Delta:
         )
     try:
         return read(tensors, document)
-    except _FAULTS as error:
+    except _tensorfile.FAULTS as error:
         raise ValueError(f"path: {file!r} holds a broken delta: {error}") from None
 
 

@@ -4,6 +4,7 @@ Each gives a delta of the same base; buffers whose base is not known stay as the
 `sft.convert(..., origin=True)` and `sft.deltas.on_base(delta, base)` give deltas that know it.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
@@ -146,15 +147,7 @@ def _combined_part(
     changes[torch.tensor(has_part)] = all_of.values.to(wide) - origin
     values = (origin + change(changes)).to(all_of.values.dtype)
     part = put_together(parts, all_of, values, all_of.origin)
-    return Part(
-        part.selection,
-        part.values,
-        part.shape,
-        part.matrix_shape,
-        part.origin,
-        rest_of_part(name, parts, part),
-        part.reader,
-    )
+    return dataclasses.replace(part, rest=rest_of_part(name, parts, part))
 
 
 def _check_origin(deltas: Sequence[Delta]) -> None:

@@ -104,6 +104,4 @@ def load_shira(folder: str | bytes | os.PathLike, base: nn.Module) -> Delta:
         if len(columns) and (columns.min() < 0 or columns.max() >= shape[1]):
             raise ValueError(f"path: {folder!r} names columns that {name!r} does not have")
         entries[name] = rows * shape[1] + columns, added
-    of_base = config.get("base_model_name_or_path")
-    named = of_base if isinstance(of_base, str) else None
-    return delta_of_changes(base, entries, tensors, named)
+    return delta_of_changes(base, entries, tensors, config)

@@ -35,9 +35,7 @@ def load_supertuning(folder: str | bytes | os.PathLike, base: nn.Module) -> Delt
             entries[name] = positions.long(), added
         else:
             wholes[name] = _with_lora(base, name, positions.long(), added, lora, config)
-    of_base = config.get("base_model_name_or_path")
-    named = of_base if isinstance(of_base, str) else None
-    return delta_of_changes(base, entries, wholes | tensors, named)
+    return delta_of_changes(base, entries, wholes | tensors, config)
 
 
 def _largest(base: nn.Module, name: str, count: int, select_top: bool) -> torch.Tensor:

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._torch import FakeTensor, flat_names, hook_tables, is_compiling, is_eager, set_flat_weight
+from .._torch import (
+    FakeTensor,
+    flat_names,
+    hook_tables,
+    is_compiling,
+    is_eager,
+    remove_hooks_of,
+    set_flat_weight,
+)
 from ..experts import ExpertsWeight, Pieces, dry_tap, pieces_of
 from ..selection import Selection
 from .foreign import check_weight, is_plain, refuse_tracing
@@ -203,11 +211,7 @@ class SelectedParameter(Selected):
         for handle in self._handles:
             handle.remove()
         self._deselect()
-        for hooks in hook_tables(self.reader):
-            for key in [
-                key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self
-            ]:
-                del hooks[key]  # whose handle was lost: an interrupt came before it was kept
+        remove_hooks_of(self, self.reader)
         if self.owner._modules.get(f"{self.name}_selected") is self:
             del self.owner._modules[f"{self.name}_selected"]
 

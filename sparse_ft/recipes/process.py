@@ -67,6 +67,25 @@ class Process(Schedule):
         return None
 
 
+class Looking(Process):
+    """A process that looks at gradients before each step of the optimiser."""
+
+    _hook: Any = None
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> "Looking":
+        """Begin, with this model and this optimiser."""
+        if optimizer is None:
+            raise ValueError("optimizer: the method looks at gradients before its steps, got None")
+        super().attach(model, optimizer)
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = optimizer.register_step_pre_hook(self._look)
+        return self
+
+    def _look(self, *_: Any) -> None:
+        raise NotImplementedError
+
+
 class Scheduled(Process):
     """A process that is one of the plain schedules, `sft.Every` or `sft.Rotate` and the like."""
 

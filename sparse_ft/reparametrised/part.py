@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._torch import hook_tables
+from .._torch import remove_hooks_of
 from ..annotations import AnyModule
 from ..nn.linear import is_conv1d
 from ..nn.reading import stored
@@ -85,10 +85,7 @@ class Reparametrised(nn.Module):
         """Undo `begin`, as far as it got; called again, it does the rest. The place in the layer,
         by which it is found, goes last.
         """
-        for hooks in hook_tables(layer):
-            own = [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]
-            for key in own:
-                del hooks[key]
+        remove_hooks_of(self, layer)
         self.label = ""
         if layer._modules.get(self.kind) is self:
             del layer._modules[self.kind]

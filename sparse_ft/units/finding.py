@@ -1,7 +1,6 @@
 """units: what in a model must be chosen together, found by what the model does."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
     with undisturbed(model):
         for run in range(RUNS):
             watch = Watch(parameters, seed=run)
-            with _eagerly(), watch:
+            with torch.compiler.set_stance("force_eager"), watch:  # compiled parts, too
                 output = run_on(model, batch, loss)
             coupling.add(watch.cuts, _results(output))
             if coupling.is_complete:
@@ -91,17 +90,6 @@ def _check(model: nn.Module) -> None:
         raise ValueError(f"model: it is converted already; {way_out}")
     if any(is_lean(module) for module in model.modules()):
         raise ValueError(f"model: it is lean already; {way_out}")
-
-
-@contextlib.contextmanager
-def _eagerly() -> Iterator[None]:
-    """Compiled parts run as they were written."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    if stance is None:
-        yield
-        return
-    with stance("force_eager"):
-        yield
 
 
 def _results(output: Any) -> list[torch.Tensor]:

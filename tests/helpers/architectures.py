@@ -29,112 +29,27 @@ SOUND = torch.linspace(-9, 9, 2 * 8 * 16).sin().view(2, 8, 16)
 SEQUENCE = torch.linspace(-9, 9, 2 * 5 * 8).sin().view(2, 5, 8)  # [batch, tokens, features]
 
 
-def bert():
-    config = transformers.BertConfig(
-        vocab_size=20,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **SMALL,
-    )
-    return transformers.BertForSequenceClassification(config), TOKENS
+BACKWARDS = {"decoder_input_ids": TOKENS["input_ids"].flip(1)}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def gpt2():
-    config = transformers.GPT2Config(
-        vocab_size=20,
-        n_positions=16,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return transformers.GPT2LMHeadModel(config), TOKENS
+def of_transformers(config: str, model: str, inputs, **settings) -> callable:
+    """Makes a model of transformers by the names of its classes."""
+
+    def make():
+        made = getattr(transformers, config)(**settings)
+        return getattr(transformers, model)(made), inputs
+
+    return make
 
 
-def llama():
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL_LM)), TOKENS
+def decoder(family: str, **settings) -> callable:
+    settings = {**SMALL_LM, **settings}
+    return of_transformers(f"{family}Config", f"{family}ForCausalLM", TOKENS, **settings)
 
 
-def mixtral():
-    config = transformers.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **SMALL_LM)
-    return transformers.MixtralForCausalLM(config), TOKENS
-
-
-def qwen2_moe():
-    config = transformers.Qwen2MoeConfig(
-        num_experts=3,
-        num_experts_per_tok=2,
-        moe_intermediate_size=12,
-        shared_expert_intermediate_size=12,
-        **SMALL_LM,
-    )
-    return transformers.Qwen2MoeForCausalLM(config), TOKENS
-
-
-def qwen3_moe():
-    config = transformers.Qwen3MoeConfig(
-        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8, **SMALL_LM
-    )
-    return transformers.Qwen3MoeForCausalLM(config), TOKENS
-
-
-def vit():
-    config = transformers.ViTConfig(
-        image_size=8,
-        patch_size=4,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **SMALL,
-    )
-    return transformers.ViTForImageClassification(config), {"pixel_values": PICTURE}
-
-
-def t5():
-    config = transformers.T5Config(
-        vocab_size=20,
-        d_model=16,
-        d_kv=8,
-        d_ff=20,
-        num_layers=1,
-        num_decoder_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    return transformers.T5ForConditionalGeneration(config), {
-        **TOKENS,
-        "decoder_input_ids": TOKENS["input_ids"].flip(1),
-    }
-
-
-def whisper():
-    config = transformers.WhisperConfig(
-        vocab_size=20,
-        num_mel_bins=8,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        d_model=16,
-        encoder_ffn_dim=20,
-        decoder_ffn_dim=20,
-        max_source_positions=8,
-        max_target_positions=16,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        decoder_start_token_id=1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    inputs = {"input_features": SOUND, "decoder_input_ids": TOKENS["input_ids"]}
-    return transformers.WhisperForConditionalGeneration(config), inputs
+def mixture(family: str, **settings) -> callable:
+    return decoder(family, num_experts_per_tok=2, **settings)
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -185,15 +100,39 @@ def embeddings():
 
 
 ARCHITECTURES = {
-    "BERT": bert,
-    "GPT-2": gpt2,
-    "Llama": llama,
-    "Mixtral": mixtral,
-    "Qwen2-MoE": qwen2_moe,
-    "Qwen3-MoE": qwen3_moe,
-    "ViT": vit,
-    "T5": t5,
-    "Whisper": whisper,
+    "BERT": of_transformers(
+        "BertConfig", "BertForSequenceClassification", TOKENS,
+        vocab_size=20, max_position_embeddings=16, **NO_DROPOUT, **SMALL,
+    ),
+    "GPT-2": of_transformers(
+        "GPT2Config", "GPT2LMHeadModel", TOKENS,
+        vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2,
+    ),
+    "Llama": decoder("Llama"),
+    "Mixtral": mixture("Mixtral", num_local_experts=3),
+    "Qwen2-MoE": mixture(
+        "Qwen2Moe", num_experts=3, moe_intermediate_size=12, shared_expert_intermediate_size=12
+    ),
+    "Qwen3-MoE": mixture("Qwen3Moe", num_experts=3, moe_intermediate_size=12, head_dim=8),
+    "ViT": of_transformers(
+        "ViTConfig", "ViTForImageClassification", {"pixel_values": PICTURE},
+        image_size=8, patch_size=4, **NO_DROPOUT, **SMALL,
+    ),
+    "T5": of_transformers(
+        "T5Config", "T5ForConditionalGeneration", {**TOKENS, **BACKWARDS},
+        vocab_size=20, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_decoder_layers=1,
+        num_heads=2, dropout_rate=0.0, decoder_start_token_id=0,
+    ),
+    "Whisper": of_transformers(
+        "WhisperConfig", "WhisperForConditionalGeneration",
+        {"input_features": SOUND, "decoder_input_ids": TOKENS["input_ids"]},
+        vocab_size=20, num_mel_bins=8, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, d_model=16, encoder_ffn_dim=20,
+        decoder_ffn_dim=20, max_source_positions=8, max_target_positions=16, dropout=0.0,
+        attention_dropout=0.0, activation_dropout=0.0, decoder_start_token_id=1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    ),
     "convolutions": convolutions,
     "embeddings": embeddings,
     "MultiheadAttention": lambda: (SelfAttention(8, 2), SEQUENCE),
@@ -212,7 +151,7 @@ ARCHITECTURES = {
     ),
     "LSTM": lambda: (Recurrent(nn.LSTM), SEQUENCE),
     "GRU": lambda: (Recurrent(nn.GRU), SEQUENCE),
-}
+}  # fmt: skip
 
 
 def build(name):

@@ -7,7 +7,8 @@ layers of it.
 
 import torch
 import transformers
-from helpers.architectures import PICTURE, TOKENS
+from helpers import architectures
+from helpers.architectures import BACKWARDS, PICTURE, TOKENS
 from torch import nn
 from torchvision import models as vision
 
@@ -41,16 +42,9 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)
 
 
 def of_transformers(config: str, model: str, inputs: dict, **settings) -> callable:
-    """A model of transformers by the names of its classes, without dropout."""
-
-    def make():
-        options = {**SMALL, **settings}
-        made = getattr(transformers, config)(
-            **{name: value for name, value in options.items() if value is not None}
-        )
-        return getattr(transformers, model)(made), inputs
-
-    return make
+    """As `architectures.of_transformers`, of `SMALL` sizes; what is None is left to the class."""
+    given = {name: value for name, value in {**SMALL, **settings}.items() if value is not None}
+    return architectures.of_transformers(config, model, inputs, **given)
 
 
 def decoder(family: str, **settings) -> callable:
@@ -80,14 +74,9 @@ def two_towers(family: str) -> callable:
 
 
 def sequence_to_sequence(family: str, **settings) -> callable:
-    inputs = {**TOKENS, "decoder_input_ids": TOKENS["input_ids"].flip(1)}
-    return of_transformers(
-        f"{family}Config",
-        f"{family}ForConditionalGeneration",
-        inputs,
-        **ENCODER_DECODER,
-        **settings,
-    )
+    settings = {**ENCODER_DECODER, **settings}
+    model, inputs = f"{family}ForConditionalGeneration", {**TOKENS, **BACKWARDS}
+    return of_transformers(f"{family}Config", model, inputs, **settings)
 
 
 def of_pictures(

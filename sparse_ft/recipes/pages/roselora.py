@@ -9,27 +9,17 @@ from ...plan import ALL, Plan
 from ...schedules.reselecting import AMOUNTS
 from ...schedules.schedule import check_count
 from ..parts import adapters_of
-from ..process import Process
+from ..process import Looking
 from ..recipe import recipe
 
 
-class RoseLora(Process):
+class RoseLora(Looking):
     """Prunes the factors after every step; what `roselora` returns."""
 
     def __init__(self, plan: Plan, firsts: list[str], seconds: list[str], settings: dict[str, Any]):
         super().__init__(plan)
         self._firsts, self._seconds, self._settings = firsts, seconds, settings
         self._sensitivity: dict[str, torch.Tensor] = {}
-        self._hook: Any = None
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> "RoseLora":
-        if optimizer is None:
-            raise ValueError("optimizer: the method looks at gradients before its steps, got None")
-        super().attach(model, optimizer)
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = optimizer.register_step_pre_hook(self._look)
-        return self
 
     @property
     def share(self) -> float:

@@ -16,7 +16,7 @@ from ...salience.scores.outputs import logits_of, outputs_of
 from ...scaling import scale_updates
 from ...selection import Rows
 from ..parts import blocks_of, is_attention, weights_of
-from ..process import Process
+from ..process import Looking, Process
 from ..recipe import recipe
 from ..scores import scores_of
 from ..values import literally, values_of
@@ -164,7 +164,7 @@ def cofitune(
     return CoFiTune(every_row(model, names), importance)
 
 
-class Roast(Process):
+class Roast(Looking):
     """Draws which entries move, epoch by epoch; what `roast` returns."""
 
     def __init__(self, plan: Plan, epoch: int, alpha: float, beta: float, seed: int):
@@ -173,16 +173,6 @@ class Roast(Process):
         self._alpha, self._beta = alpha, beta
         self._generator = torch.Generator().manual_seed(seed)
         self._fisher: Matrices = {}
-        self._hook: Any = None
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> "Roast":
-        if optimizer is None:
-            raise ValueError("optimizer: the method looks at gradients before its steps, got None")
-        super().attach(model, optimizer)
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = optimizer.register_step_pre_hook(self._look)
-        return self
 
     @torch.no_grad()
     def _look(self, *_: Any) -> None:
