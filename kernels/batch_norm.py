@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import check_tensors, on_device, round_to
+from .layout import check_tensors, offsets_of, on_device, round_to
 
 BYTES = 128  # a program: 1024 elements, 8 a thread
 OPTIONS = dict(num_warps=4, enable_fp_fusion=False)
@@ -21,10 +21,11 @@ def _batch_norm_kernel(
     count,
     channels,
     inner,
+    OFFSET: tl.constexpr,
     BYTES: tl.constexpr,
 ):
     WIDE: tl.constexpr = scale_ptr.dtype.element_ty
-    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
+    byte = tl.program_id(0).to(OFFSET) * BYTES + tl.arange(0, BYTES)
     bit = tl.arange(0, 8)
     offs = byte[:, None] * 8 + bit[None, :]
     channel = offs // inner % channels
@@ -86,6 +87,7 @@ def batch_norm_triton_(
                 count,
                 channels,
                 inner,
+                OFFSET=offsets_of(count + 8 * BYTES),
                 BYTES=BYTES,
                 **OPTIONS,
             )

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .batch_norm import extents
-from .layout import check_tensors, on_device, round_to
+from .layout import check_tensors, offsets_of, on_device, round_to
 
 BLOCK = 1024  # elements a program, 8 a thread
 OPTIONS = dict(num_warps=4, enable_fp_fusion=False)
@@ -23,10 +23,11 @@ def _batch_norm_backward_kernel(
     count,
     channels,
     inner,
+    OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     WIDE: tl.constexpr = rstd_ptr.dtype.element_ty
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offs = tl.program_id(0).to(OFFSET) * BLOCK + tl.arange(0, BLOCK)
     channel = offs // inner % channels
     grad = tl.load(grad_output_ptr + offs, mask=offs < count, other=0.0).to(WIDE)
     if positive_ptr is not None:
@@ -79,6 +80,7 @@ def batch_norm_backward_triton(
                 count,
                 channels,
                 inner,
+                OFFSET=offsets_of(count + BLOCK),
                 BLOCK=BLOCK,
                 **OPTIONS,
             )

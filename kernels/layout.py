@@ -181,6 +181,11 @@ def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def offsets_of(count: int) -> tl.dtype:
+    """The dtype of offsets below `count`: 32 bits where that is enough."""
+    return tl.int32 if count < 2**31 else tl.int64
+
+
 def cdiv(a: int, b: int) -> int:
     """triton.cdiv without its 3 us: it looks for constants of a kernel among its arguments, as
     next_power_of_2 does.

@@ -13,6 +13,25 @@ from .layout import check_tensors, on_device, round_to
 
 
 @triton.jit
+def _divide(x, y):
+    """To nearest, as torch divides; a plain / is approximate in float32."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, tl.full((), y, tl.float32))
+
+
+@triton.jit
+def _rstd(mean, eps: tl.constexpr):
+    """1 / sqrt(mean + eps), each step to nearest."""
+    shifted = mean + tl.full((), eps, mean.dtype)
+    if mean.dtype == tl.float64:
+        return 1 / tl.sqrt(shifted)
+    else:
+        return tl.div_rn(tl.full((), 1.0, tl.float32), tl.sqrt_rn(shifted))
+
+
+@triton.jit
 def _factor(weight_ptr, offs, mask, offset, WIDE: tl.constexpr):
     """offset + weight; 1 without a weight."""
     if weight_ptr is None:
@@ -43,9 +62,7 @@ def _rms_norm_kernel(
             WIDE
         )
         squares += x * x
-    mean = tl.sum(squares, axis=0) / N
-    root = tl.sqrt(mean + tl.full((), eps, WIDE))
-    rstd = 1 / root if WIDE == tl.float64 else tl.div_rn(tl.full((), 1.0, WIDE), root)
+    rstd = _rstd(_divide(tl.sum(squares, axis=0), N), eps)
     tl.store(rstd_ptr + row, rstd)
     for start in range(0, N, BLOCK):
         offs = start + tl.arange(0, BLOCK).to(tl.int64)
@@ -86,7 +103,7 @@ def _rms_norm_backward_kernel(
             grad_output_ptr + row * stride_dm + offs * stride_dn, mask=offs < N, other=0.0
         ).to(WIDE)
         products += g * _factor(weight_ptr, offs, offs < N, offset, WIDE) * x
-    mean = tl.sum(products, axis=0) * rstd / N
+    mean = _divide(tl.sum(products, axis=0) * rstd, N)
     for start in range(0, N, BLOCK):
         offs = start + tl.arange(0, BLOCK).to(tl.int64)
         x = tl.load(input_ptr + row * stride_xm + offs * stride_xn, mask=offs < N, other=0.0).to(

@@ -18,12 +18,9 @@ import triton.language as tl
 
 from .layout import INTERPRETED, cdiv, on_device, power_of_two, round_to
 from .problems import code, launches, number, pick, programs_of, within
+from .selected_wgrad_splits import Tiles, chunk_of_tokens
 from .selected_wgrad_tables import PANEL, panels
 
-# from which on tokens are not split: two for each of the 132 processors of an H200, on every GPU
-PROGRAMS = 264
-# tokens that a program takes at least: below it the partial sums cost more than they spread
-CHUNK = 512
 PROCESSORS = 132, 233472  # of an H200, and the bytes of shared memory of each
 # Tiles for each program that runs at a time from which programs stay and take several: by
 # arithmetic, not measured yet. A new program costs 1 us of a tile's 45 (64 x 256, 8192 tokens);
@@ -209,16 +206,6 @@ def _sum_splits_kernel(
     tl.store(values_ptr + offs, round_to(acc, values_ptr.dtype.element_ty), mask=mask)
 
 
-def chunk_of_tokens(tokens: int, num: int, block_h: int, block_w: int) -> int:
-    """Tokens that one program sums.
-
-    By shape and density alone, so that every GPU sums in the same order.
-    """
-    programs = cdiv(num * block_h * block_w, 64 * 256)
-    splits = min(cdiv(PROGRAMS, programs), tokens // CHUNK)
-    return cdiv(tokens, max(1, splits) * 64) * 64
-
-
 def _vector(operand: torch.Tensor, size: int) -> int:
     """Features that one copy of 16 bytes takes where every block starts on such a
     boundary, else 1.
@@ -292,7 +279,9 @@ def _plan(
     )
     tile = _tile(size_p, table.width, min(vector_p, vector_q))
     subs = cdiv(size_p, tile["BLOCK_P"])
-    chunk = chunk_of_tokens(tokens, index.size(0), block_h, block_w)
+    programs = table.tiles.size(0) * subs
+    work = Tiles(programs, tile["BLOCK_P"], table.width, table.loads, numel)
+    chunk = chunk_of_tokens(tokens, work)
     splits = max(1, cdiv(tokens, chunk)) if chunk else 1
     # Old values beside the sums and an address for each do not fit the registers.
     direct = splits == 1 and not accumulate
@@ -312,7 +301,6 @@ def _plan(
         OFFSET=tl.int32 if numel < 2**31 else tl.int64,
         **tile,
     )
-    programs = table.tiles.size(0) * subs
     sizes = code(p.size(1), q.size(1), tokens, chunk, numel, programs)
     fields = p, q, table.order, table.others, table.tiles, out, p.stride(0), q.stride(0), *sizes
     return (

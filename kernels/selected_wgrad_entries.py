@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .layout import TRITON_DTYPES, cdiv, on_device, round_to
 from .selected_wgrad_gemm import WORKSPACE, accumulator, product
-from .selected_wgrad_tables import strips
+from .selected_wgrad_tables import strip_height, strips
 
 # Share of the entries from which strips beat dots, by bytes an operand; arithmetic, not measured
 # yet. H200, 4096 x 4096, 8192
@@ -181,7 +181,8 @@ def by_strips(
     taken.
     """
     rows, columns = grad_output.size(1), input.size(1)
-    height = max(1, WORKSPACE // (columns * accumulator(grad_output, input).itemsize))
+    a_row = columns * accumulator(grad_output, input).itemsize
+    height = strip_height(rows, WORKSPACE // a_row)
     for first_row, last_row, first, last in strips(index, rows, columns, height):
         strip = product(grad_output[:, first_row:last_row], input)
         with on_device(values):

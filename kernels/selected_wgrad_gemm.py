@@ -12,9 +12,10 @@ import torch
 
 from .gather_selected import gather_selected_triton
 from .layout import cdiv
-from .selected_wgrad_tables import block_strips, panels
+from .selected_wgrad_tables import block_strips, panels, strip_height
 
 WORKSPACE = 32 << 20  # bytes of features gathered at a time
+ALIGNED = 16  # bytes on which the operands of the library's fast products start, token by token
 # From where on strips of the dense product are cheaper than blocks alone; arithmetic, not measured
 # yet. 16-bit blocks by the features that programs load for a token, over rows times columns: 80 %
 # of 5.5 TB/s of cache against 2 FLOP an entry at 87 % of 790 TFLOP/s; blocks of 64 x 64 reach it at
@@ -61,9 +62,30 @@ def wgrad_of_columns(
 
 
 def _features(operand: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    if operand.size(1) == index.numel():
+    """[tokens, R], each token on 16 bytes: from elsewhere the library loads an element at a
+    time.
+    """
+    count = index.numel()
+    missing = -count % (ALIGNED // operand.element_size())
+    if operand.size(1) == count:
+        return _aligned(operand, missing)
+    if not missing:
+        return gather_selected_triton(operand, "columns", index, 1, 1)
+    # Its last feature again, so often; made each time, for a table would be held by the memory of
+    # whichever graph is captured first.
+    more = torch.cat([index, index[-1:].expand(missing)])
+    return gather_selected_triton(operand, "columns", more, 1, 1)[:, :count]
+
+
+def _aligned(operand: torch.Tensor, missing: int) -> torch.Tensor:
+    """A few features, [tokens, R], each token on 16 bytes; the copy is nothing to the product,
+    which reads all of the other operand.
+    """
+    between_tokens = operand.stride(0) * operand.element_size()
+    if between_tokens % ALIGNED == 0 and operand.data_ptr() % ALIGNED == 0:
         return operand
-    return gather_selected_triton(operand, "columns", index, 1, 1)
+    tokens, count = operand.shape
+    return operand.new_empty(tokens, count + missing)[:, :count].copy_(operand)
 
 
 def blocks_by_panel(
@@ -136,7 +158,8 @@ def blocks_by_strips(
     its blocks are taken.
     """
     rows, wide = grad_output.size(1), accumulator(grad_output, input)
-    height = max(1, WORKSPACE // (block_h * input.size(1) * wide.itemsize))
+    a_row = input.size(1) * wide.itemsize
+    height = strip_height(rows, WORKSPACE // a_row, unit=block_h) // block_h
     for top, bottom, first, last, blocks in block_strips(index, cdiv(rows, block_h), height):
         strip = product(grad_output[:, top * block_h : bottom * block_h], input)
         into = None if accumulate else values[first:last]

@@ -3,11 +3,14 @@
 Made once, and dropped with it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from .layout import cdiv
 
 WIDTHS = 64, 128, 256  # features of the gathered operand that one program takes
 PANEL = 128  # features of a panel that it takes at most
@@ -112,6 +115,33 @@ def _loads(panel: torch.Tensor, count: torch.Tensor, size: int, gathered: int) -
     widest = _widest(size, gathered)
     programs = (count * gathered + widest - 1) // widest
     return int(programs.sum()) * size + -(-size // PANEL) * int(count.sum()) * gathered
+
+
+# Rows by which a strip may grow: what the library's tiles have, down to the 8 that keep the first
+# feature of a 16-bit strip on 16 bytes.
+STEPS = 128, 64, 32, 16, 8
+LEAST = 64  # rows of a last strip: a product of fewer leaves most of a tile empty
+
+
+def strip_height(rows: int, most: int, unit: int = 1) -> int:
+    """Rows of each strip of a matrix of `rows`: a multiple of `unit`, of about one size.
+
+    most: what the workspace holds. Strips start on 16 bytes and the last one has 64 rows or more,
+    wherever the workspace and the unit allow it.
+    """
+    aligned = None
+    for step in STEPS:
+        step = math.lcm(step, unit)
+        fits = most // step * step
+        if not fits:
+            continue
+        even = cdiv(rows, cdiv(rows, fits))
+        height = cdiv(even, step) * step
+        last = rows % height
+        if height >= rows or last == 0 or last >= LEAST:
+            return height
+        aligned = aligned or height
+    return aligned or max(unit, most // unit * unit)
 
 
 @_once_per_index

@@ -72,6 +72,11 @@ def check_resources(result, capability):
     )
 
 
+def check_short_divisions(result):
+    """A 64-bit division is a routine of a hundred instructions, called for every element."""
+    assert not count(result, "CALL"), f"{count(result, 'CALL')} calls, of 64-bit divisions"
+
+
 def check_tensor_cores(result, instruction):
     assert count(result, instruction), f"no {instruction}"
 

@@ -5,7 +5,7 @@ Either grouping, every width of tile, split and accumulated.
 
 import pytest
 import torch
-from oracle import CASES, DEVICE, bits, gather, random, within_twice
+from oracle import CASES, DEVICE, bits, gather, random, split_tokens, within_twice
 from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton, selected_wgrad_triton_
 from sparse_ft.kernels.selected_wgrad_blocks import wgrad_of_blocks
 from sparse_ft.kernels.selected_wgrad_gemm import blocks_by_panel, blocks_by_strips, dense_blocks
@@ -87,9 +87,14 @@ def test_splits_over_tokens(name, dtype, monkeypatch):
     case = NAMED[name]
     operands = [torch.randint(-8, 9, (150, size), device=DEVICE).to(dtype) for size in case[:2]]
     whole = compute(wgrad_of_blocks, case, *operands)
-    monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
-    assert selected_wgrad_blocks.chunk_of_tokens(150, case[3].size(0), *case[4:]) == 64
+    split_tokens(monkeypatch, 40)
+    parts = []
+    part = selected_wgrad_blocks.chunk_of_tokens
+    monkeypatch.setattr(
+        selected_wgrad_blocks, "chunk_of_tokens", lambda *work: parts.append(part(*work)) or 64
+    )
     assert torch.equal(compute(wgrad_of_blocks, case, *operands), whole)
+    assert parts == [64]
     start = torch.full_like(whole, 3)
     assert torch.equal(compute(wgrad_of_blocks, case, *operands, values=start), whole + 3)
     assert torch.equal(whole, expected(case, *operands, torch.float64).float())
@@ -162,7 +167,7 @@ def test_a_stride_that_is_not_kept_is_seen(monkeypatch):
 
 
 def test_repeats_give_the_same_bits(monkeypatch):
-    monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
+    split_tokens(monkeypatch, 40)
     case = NAMED["columns-of-32"]
     operands = random(150, case[0], dtype=torch.float16), random(150, case[1], dtype=torch.float16)
     first = compute(wgrad_of_blocks, case, *operands)

@@ -5,7 +5,7 @@ The bits of each alone, for any mix of shapes, tokens and layouts.
 
 import pytest
 import torch
-from oracle import DEVICE, bits, gather, random, within_twice
+from oracle import DEVICE, bits, gather, random, split_tokens, within_twice
 from sparse_ft.kernels.selected_wgrad import (
     selected_wgrad_grouped_triton,
     selected_wgrad_grouped_triton_,
@@ -36,7 +36,7 @@ def small(monkeypatch):
     strips would be chosen.
     """
     monkeypatch.setattr(selected_wgrad_gemm, "DENSE_LOADS", float("inf"))
-    monkeypatch.setattr(selected_wgrad_blocks, "CHUNK", 40)
+    split_tokens(monkeypatch, 40)
     monkeypatch.setattr(problems, "GROUP", 2)
 
 

@@ -96,6 +96,15 @@ def transposed(matrix):
     return matrix.t().contiguous().t()
 
 
+def split_tokens(monkeypatch, least):
+    """Blocks sum their tokens in parts of `least` or a little more, however few programs fill."""
+    from sparse_ft.kernels import selected_wgrad_splits
+
+    monkeypatch.setattr(
+        selected_wgrad_splits, "splits_of", lambda tokens, tiles: max(1, tokens // least)
+    )
+
+
 def within_twice(actual, plain, exact):
     """The kernel's largest error is at most twice that of plain PyTorch in the same dtype.
 

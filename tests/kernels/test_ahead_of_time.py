@@ -16,7 +16,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("ahead-of-time compilation fails under TRITON_INTERPRET=1", allow_module_level=True)
 
 import triton.language as tl  # noqa: E402
-from compiled import CAPABILITIES, check_resources, compile_launch, count, specialise  # noqa: E402
+from compiled import (  # noqa: E402
+    CAPABILITIES,
+    check_resources,
+    check_short_divisions,
+    compile_launch,
+    count,
+    specialise,
+)
 
 from sparse_ft.kernels import (  # noqa: E402
     activation,
@@ -226,7 +233,9 @@ def test_batch_norm(dtype, inner, capability, record, tmp_path):
     batch_norm.batch_norm_triton_(x, *[of_channels] * 4, 1e-5, True, bits)
     batch_norm_backward.batch_norm_backward_triton(x, of_channels, of_channels, 1e-5, bits, x)
     for (launch,) in launches:
-        check_resources(compile_launch(launch, capability, tmp_path), capability)
+        result = compile_launch(launch, capability, tmp_path)
+        check_resources(result, capability)
+        check_short_divisions(result)
 
 
 @DTYPES
@@ -235,7 +244,21 @@ def test_max_pool(dtype, capability, record, tmp_path):
     launches = record(max_pool, "_max_pool_kernel")
     x, y = torch.empty(4, 3, 112, 112, dtype=dtype), torch.empty(4, 3, 56, 56, dtype=dtype)
     max_pool.max_pool_triton(x, (3, 3), (2, 2), (1, 1), (1, 1), False, y, y.to(torch.uint8))
-    check_resources(compile_launch(launches[0], capability, tmp_path), capability)
+    result = compile_launch(launches[0], capability, tmp_path)
+    check_resources(result, capability)
+    check_short_divisions(result)
+
+
+def test_activations_beyond_two_to_the_31_compile(record, tmp_path):
+    """Their offsets have 64 bits, and so their divisions, which are seen."""
+    launches = record(max_pool, "_max_pool_kernel")
+    x = torch.empty(1, 1 << 16, 1 << 16, dtype=torch.bfloat16, device="meta")
+    y = torch.empty(1, 1 << 15, 1 << 15, dtype=torch.bfloat16, device="meta")
+    max_pool.max_pool_triton(x, (2, 2), (2, 2), (0, 0), (1, 1), False, y, y.to(torch.uint8))
+    result = compile_launch(launches[0], 90, tmp_path)
+    check_resources(result, 90)
+    with pytest.raises(AssertionError, match="64-bit divisions"):
+        check_short_divisions(result)
 
 
 def test_sizes_of_one_compile(record, tmp_path):

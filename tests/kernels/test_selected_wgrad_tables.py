@@ -11,9 +11,10 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from sparse_ft.kernels.selected_wgrad_tables import block_strips, panels, strips  # noqa: E402
+from sparse_ft.kernels.selected_wgrad_splits import Tiles, chunk_of_tokens, seconds, splits_of  # noqa: E402
+from sparse_ft.kernels.selected_wgrad_tables import block_strips, panels, strip_height, strips  # noqa: E402
 
-from sparse_ft.kernels import selected_wgrad_blocks, selected_wgrad_tables  # noqa: E402
+from sparse_ft.kernels import selected_wgrad_tables  # noqa: E402
 
 
 def index_of(rows, columns, density):
@@ -94,12 +95,48 @@ def test_strips_of_blocks_are_slices():
     ]
 
 
-def test_splits_follow_shape_and_density():
-    chunk = selected_wgrad_blocks.chunk_of_tokens
-    assert chunk(0, 9, 64, 64) == 0
-    # One split: below 512 tokens a partial sum costs more than it spreads.
-    assert chunk(100, 9, 64, 64) == 128
-    assert chunk(8192, 1, 64, 64) == 512  # one block: as many splits as the tokens allow
-    assert chunk(8192, 41, 64, 64) == 512
-    assert chunk(8192, 410, 64, 64) == 2752  # three: 103 programs would fill less than half of 264
-    assert chunk(8192, 4096, 64, 64) == 8192
+def test_strips_are_even_and_end_with_a_tile():
+    for rows in (1, 7, 63, 64, 200, 1000, 8192, 8200, 50257, 128256):
+        for most in (1, 9, 130, 585, 2730, 10**6):
+            for unit in (1, 16, 33, 64):
+                height = strip_height(rows, most, unit)
+                assert height % unit == 0 and (height <= most or height == unit)
+                if most >= 8 * unit:
+                    assert height % 8 == 0
+                if most >= 585 and unit != 33:
+                    assert height >= rows or rows % height == 0 or rows % height >= 64
+    # 2730, 2730, 2730 and 2 rows, as the workspace has it
+    assert strip_height(8192, 2730) == 2048
+
+
+def work(density, side=4096, block=64):
+    """The programs of blocks drawn at random."""
+    across = side // block
+    flat = torch.randperm(across**2, generator=torch.Generator().manual_seed(0))
+    flat = flat[: round(density * across**2)].sort().values
+    table = panels(torch.stack([flat // across, flat % across], 1), block, block)
+    numel = flat.numel() * block**2
+    return Tiles(table.tiles.size(0), block, table.width, table.loads, numel)
+
+
+def test_no_other_split_takes_less_time():
+    for density in (0.001, 0.01, 0.05, 0.1, 0.25):
+        tiles = work(density)
+        chosen = splits_of(8192, tiles)
+        times = {splits: seconds(8192, tiles, splits) for splits in range(1, 17)}
+        assert times[chosen] == min(times.values())
+        # A part of the tokens that no processor is free for is not made.
+        assert chosen == 1 or -(-tiles.programs * (chosen - 1) // 132) * 132 < 132 * 4
+
+
+def test_few_blocks_are_split_and_many_are_not():
+    splits = [splits_of(8192, work(density)) for density in (0.001, 0.01, 0.05, 0.1, 0.25)]
+    assert splits[0] == 16 and 2 <= splits[1] <= 8 and splits[2:] == [1, 1, 1]
+
+
+def test_parts_are_whole_tiles_of_tokens():
+    lone = Tiles(programs=1, panel=64, gathered=64, loads=128, numel=4096)
+    assert chunk_of_tokens(0, lone) == 0
+    assert chunk_of_tokens(100, lone) == 128  # below 512 tokens there is one part
+    assert chunk_of_tokens(8192, lone) == 512
+    assert chunk_of_tokens(5000, lone) % 64 == 0
