@@ -61,23 +61,31 @@ class Case:
     tolerance: float = 1e-2
 
 
-def pick(count, share, generator):
-    """A sorted random sample of range(count), int64.
+def pick(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    """A sorted random sample of range(count), int64, on the generator's device.
 
     Exactly the share of a short range, a coin for each of a long one.
     """
+    drawn = {"generator": generator, "device": generator.device}
     if share >= 1:
-        return torch.arange(count)
+        return torch.arange(count, device=generator.device)
     if count < 1 << 20:
-        return (
-            torch.randperm(count, generator=generator)[: max(1, round(share * count))].sort().values
-        )
-    return (torch.rand(count, generator=generator) < share).nonzero().squeeze(1)
+        return torch.randperm(count, **drawn)[: max(1, round(share * count))].sort().values
+    return (torch.rand(count, **drawn) < share).nonzero().squeeze(1)
 
 
-def selection(kind, shape, density, block=BLOCK, seed=0):
-    """A random selection of `kind` of a matrix of `shape`, of the share `density`."""
-    generator = torch.Generator().manual_seed(seed)
+def selection(
+    kind: str,
+    shape: tuple[int, int],
+    density: float,
+    block: int = BLOCK,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> sft.Selection:
+    """A random selection of `kind` of a matrix of `shape`, of the share `density`, drawn on a
+    device: each device draws its own.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
     if kind == "entries":
         return sft.Entries(pick(shape[0] * shape[1], density, generator))
     if kind == "rows":

@@ -7,11 +7,14 @@ there and ends with 1 on red
 """
 
 import csv
+import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from bench.table import number
 
@@ -41,42 +44,85 @@ class Row:
     run: str = field(default_factory=lambda: os.environ.get("RUN", ""))
 
 
-def folder():
-    return Path(os.environ.get("RESULTS") or Path(__file__).parent / "out" / "gpu")
+def folder() -> Path:
+    """Where results go: RESULTS, or OUT where a machine takes its files from there."""
+    named = os.environ.get("RESULTS") or os.environ.get("OUT")
+    return Path(named or Path(__file__).parent / "out" / "gpu")
 
 
 class Results:
     """Appends rows to `<folder>/results.csv` and `.jsonl`, and says each as it comes. stamp: goes
     into each JSON line.
+
+    A row is one write to the end of each file: several processes may add rows, and a process that
+    is killed leaves whole ones.
     """
 
-    def __init__(self, where=None, **stamp):
+    def __init__(self, where: Path | None = None, **stamp: str):
         self.where, self.stamp, self.red = Path(where or folder()), stamp, False
         self.where.mkdir(parents=True, exist_ok=True)
 
-    def add(self, *arguments, **keywords):
+    def add(self, *arguments: Any, **keywords: Any) -> None:
+        """The arguments of a `Row`."""
         row = Row(*arguments, **keywords)
-        table = self.where / "results.csv"
-        fresh = not table.exists()
-        with table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow([f.name for f in fields(Row)])
-            writer.writerow(["" if value is None else value for value in asdict(row).values()])
-        with (self.where / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**asdict(row), **self.stamp}) + "\n")
+        found = asdict(row)
+        line_of_json = json.dumps({**found, **self.stamp}) + "\n"
+        _append(self.where / "results.jsonl", line_of_json)
+        cells = ["" if value is None else value for value in found.values()]
+        _append(self.where / "results.csv", _csv(cells), head=_csv(found))
         self.red = self.red or row.status == RED
         print(line(row), flush=True)
 
 
-def read(where=None):
+def why_of(problem: Exception) -> str:
+    """One line on an error."""
+    said = str(problem).splitlines() or [""]
+    return f"{type(problem).__name__}: {said[0][:250]}"
+
+
+def _csv(cells: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _append(path: Path, text: str, head: str = "") -> None:
+    """`text` at the end of a file, by one write; `head` first where there is no such file yet."""
+    end = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    if head:
+        try:
+            _write(path, head, end | os.O_EXCL)
+        except FileExistsError:
+            pass
+    _write(path, text, end)
+
+
+def _write(path: Path, text: str, flags: int) -> None:
+    file = os.open(path, flags, 0o644)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def read(where: Path | None = None) -> list[Row]:
+    """The rows of a folder; what a cut left of a line is no row."""
     path = Path(where or folder()) / "results.jsonl"
-    known = {f.name for f in fields(Row)}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Row(**{k: v for k, v in json.loads(text).items() if k in known}) for text in lines]
+    return [row for row in map(_row_of, lines) if row is not None]
 
 
-def this_run(where=None):
+def _row_of(text: str) -> Row | None:
+    known = {f.name for f in fields(Row)}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return Row(**{name: value for name, value in found.items() if name in known})
+
+
+def this_run(where: Path | None = None) -> list[Row]:
+    """The rows of the run that RUN names; of all runs where it names none."""
     return [row for row in read(where) if row.run == os.environ.get("RUN", row.run)]
 
 

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from bench.cases import GPU_TOKENS, SQUARE, selection
-from bench.device import compare
+from bench.device import compare, replays
 from bench.gpu_results import OK, RED, SHORT
 from sparse_ft import ops
 
@@ -93,13 +93,20 @@ def measure(kernels, tile, candidates, call, device, seconds, results):
                 call()
 
         runnable[what] = run
-    times = compare(runnable, device, seconds)
+    if not runnable:
+        return  # each has a row that says why
+    variants, eager = replays(runnable, device)
+    times = compare(variants, device, seconds)
     best = min(times, key=lambda what: times[what].p50)
     default = name(kernels._tile_of(*tile))
     for what, t in times.items():
         words = [
             word
-            for word, holds in (("fastest", what == best), ("default", what == default))
+            for word, holds in (
+                ("fastest", what == best),
+                ("default", what == default),
+                ("eager", what in eager),
+            )
             if holds
         ]
         spread = t.fields(MICRO, "value")

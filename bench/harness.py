@@ -76,13 +76,15 @@ def interleave(
     same}; see `_sample`, whose dropped samples take as long as the budget once more at most.
     """
     names = list(variants)
+    if not names:
+        return {}
     repeats = {name: _warm(variants[name], warm_up, shortest, clock) for name in names}
     samples, spent, kept = (
         {name: {} for name in names},
         dict.fromkeys(names, 0.0),
         dict.fromkeys(names, 0),
     )
-    fair, spare = seconds / max(1, len(names)), seconds
+    fair, spare = seconds / len(names), seconds
     collecting = gc.isenabled()
     gc.disable()
     try:
