@@ -52,6 +52,7 @@ class Ranks:
         self._group = process_group or None
         self._member = together and distributed.get_rank(self._group) >= 0
         self.size = distributed.get_world_size(self._group) if self._member else 1
+        self.rank = distributed.get_rank(self._group) if self._member else 0
         self._agreed = False
 
     def __enter__(self) -> "Ranks":

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .capture import Factors, NoProduct, capture, layers_of
+from .draws import Draws
 from .examples import example, number_of_examples
 from .job import Job
 from .recompute import recompute
@@ -120,6 +121,7 @@ class Run:
         self._watched = [] if job.is_converted else list(captured.layers)
         self._came: set[str] = set()  # gradients of this backward
         self._weights = torch.empty(0)  # what each example of this batch counts
+        self._draws = Draws(job.seed, job.ranks)
 
     def over_batches(self) -> int:
         """Go through the batches; returns how many gradients there were: batches, or examples."""
@@ -174,7 +176,7 @@ class Run:
             saved.also(parameter.register_post_accumulate_grad_hook(hook).remove)
 
     def _backward(self, batch: Any) -> None:
-        losses = losses_of(self._score, self._job, batch)
+        losses = losses_of(self._score, self._job, batch, self._draws)
         for loss, is_last in losses:
             self._came.clear()
             loss.sum().backward(retain_graph=not is_last)
@@ -222,12 +224,14 @@ def _not_again(name: str) -> ValueError:
     )
 
 
-def losses_of(score: Score, job: Job, batch: Any) -> Iterator[tuple[torch.Tensor, bool]]:
+def losses_of(
+    score: Score, job: Job, batch: Any, draws: Draws
+) -> Iterator[tuple[torch.Tensor, bool]]:
     """(loss, whether it is the last one of this batch)."""
     if score.objectives is None:
         yield job.loss(job.model, batch), True
         return
-    losses = list(score.objectives(job.model, batch, job.seed))
+    losses = list(score.objectives(job.model, batch, draws.take()))
     for number, loss in enumerate(losses, 1):
         yield loss, number == len(losses)
 

@@ -46,7 +46,8 @@ class Score:
     an accumulator of the weight's size.
     additive: two parts of one gradient may be given one after the other.
     accumulators: how many numbers an entry. From 2 on the accumulator is [number, rows, columns].
-    objectives: what to differentiate instead of the loss: callable (model, batch, seed) -> losses.
+    objectives: what to differentiate instead of the loss: callable (model, batch, seed) -> losses;
+    the seed is another for each batch (for each example, where one is run by itself).
 
     Raises TypeError or ValueError that name the argument.
     """

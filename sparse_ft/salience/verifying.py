@@ -53,7 +53,9 @@ def verified(score: Score, job: Job, layers: dict[str, nn.Module]) -> Verified:
         return Verified({})
     trial = _Trial(score, job, layers)
     countings = weights_of(first)
-    number = _most_telling(countings)
+    # Labels that are drawn are drawn in order: by itself only the first example gets those that it
+    # has among the others.
+    number = _most_telling(countings) if score.objectives is None else 0
     alone = trial.run(example(first, number), None)
     among = trial.run(first, number)
     if trial.is_by_example:

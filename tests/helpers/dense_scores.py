@@ -157,13 +157,17 @@ def fisher_expected(model, names, batches):
 
 
 def fisher_sampled(model, names, batches, seed=0):
-    """Of language models: the labels that a batch draws, an example's positions averaged."""
+    """Of language models: the labels that a batch draws, an example's positions averaged. Each
+    batch has a seed of its own: the first one `seed`, the others what a generator of it gives.
+    """
     model = copy.deepcopy(model)
     weights = [model.get_parameter(name) for name in names]
     total, seen = [torch.zeros_like(w) for w in weights], 0
+    seeds = torch.Generator().manual_seed(seed)
     for batch in batches:
         likelihoods = model(**batch).logits.double().log_softmax(-1)
         draw = torch.Generator().manual_seed(seed)
+        seed = int(torch.randint(2**63 - 1, (), generator=seeds))
         chances = likelihoods.detach().exp().flatten(0, 1)
         labels = torch.multinomial(chances, 1, generator=draw).view(batch["input_ids"].shape)
         own = likelihoods.gather(-1, labels[..., None]).squeeze(-1)

@@ -194,3 +194,41 @@ def test_scores_of_layers():
         sft.layer_scores.total(model, "fisher", layers="*", batches=batches(), loss=loss)
     with pytest.raises(ValueError, match="model: '0' is quantised, and codes do not drift"):
         sft.layer_scores.drift(model, dense, layers="*")
+
+
+class Denoiser(nn.Module):
+    """Names as diffusers has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.time_embedding = nn.Linear(HIDDEN, HIDDEN)
+        self.attn1 = nn.ModuleDict({"to_q": nn.Linear(HIDDEN, HIDDEN)})
+        self.ff = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, x):
+        x = x + torch.tanh(self.time_embedding(x))
+        return self.ff(x + self.attn1["to_q"](x))
+
+
+def test_quest_trains_every_entry_of_time_embeddings_and_attention():
+    plain = sft.recipes.quest(Denoiser())
+    assert dict(plain) == {"time_embedding.weight": "all", "attn1.to_q.weight": "all"}
+    model = quantise(Denoiser(), "nf4")
+    before = {name: dense_twin(model).get_parameter(name) for name in [*plain, "ff.weight"]}
+    for part, name in zip(("time", "attention"), plain):
+        plan = sft.recipes.quest(model, parts=part)
+        assert list(plan) == [name] and plan[name].density((HIDDEN, HIDDEN)) == 1.0
+        sft.convert(model, plan)
+        optimizer = sft.SelectiveAdamW(model.parameters(), lr=0.1)
+        loss(model, batches()[0]).backward()
+        optimizer.step()
+        sft.merge_quantised(model, requantise=True)
+    after = dense_twin(model)
+    changed = {
+        name: not torch.equal(after.get_parameter(name), was) for name, was in before.items()
+    }
+    assert changed == {**dict.fromkeys(plain, True), "ff.weight": False}
+    with pytest.raises(ValueError, match="parts: expected 'time', 'attention' or both, got 'ff'"):
+        sft.recipes.quest(model, parts="ff")
+    with pytest.raises(ValueError, match="no name of its modules says time or attention"):
+        sft.recipes.quest(network())

@@ -1,5 +1,7 @@
 """Each score against a plain dense loop, on eight architectures, and what it says of itself."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from helpers import choosing_models, dense_scores  # noqa: E402
 from helpers.scoring import assert_same, scored  # noqa: E402
 
 import sparse_ft as sft  # noqa: E402
+from sparse_ft.salience.draws import Draws  # noqa: E402
 from sparse_ft.salience.targets import targets_of  # noqa: E402
 
 
@@ -38,6 +41,31 @@ def test_the_expected_fisher_draws_the_labels_of_a_language_model(kind, padded):
             batch["attention_mask"][1, 5:] = 0
     found = scored(case, "fisher_expected")
     assert_same(found, dense_scores.fisher_sampled(case.model, list(found), case.batches))
+
+
+def test_each_batch_draws_labels_of_its_own():
+    case = choosing_models.case("Llama")
+    first = case.batches[0]
+    once, twice = (
+        scored(case._replace(batches=[first] * count), "fisher_expected") for count in (1, 2)
+    )
+    for name, score in once.items():
+        assert not torch.allclose(twice[name], score, rtol=1e-2), name
+    again = scored(case._replace(batches=[first] * 2), "fisher_expected")
+    passes = scored(
+        case._replace(batches=[first] * 2), "fisher_expected", accumulate="passes", passes=3
+    )
+    for name, score in twice.items():
+        assert torch.equal(again[name], score), name
+        assert torch.equal(passes[name], score), name
+
+
+def test_ranks_draw_what_one_process_draws_for_their_batches_in_turn():
+    alone = Draws(7, SimpleNamespace(rank=0, size=1))
+    ranks = [Draws(7, SimpleNamespace(rank=rank, size=2)) for rank in range(2)]
+    drawn = [alone.take() for _ in range(6)]
+    assert [draws.take() for _ in range(3) for draws in ranks] == drawn
+    assert drawn[0] == 7 and len(set(drawn)) == 6
 
 
 STRUCTURES = ("rows", "columns", "blocks", "tensors")

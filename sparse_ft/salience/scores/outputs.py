@@ -34,9 +34,9 @@ def fisher_expected() -> Score:
     the true Fisher information (FISH).
 
     Of a classifier with at most 64 classes, logits [examples, classes], the expectation over the
-    classes is whole, one backward a class. Else a label is drawn for every position, by `seed`, and
-    the log-likelihoods of an example's positions are averaged, without those that `attention_mask`
-    leaves out.
+    classes is whole, one backward a class. Else a label is drawn for every position, by a seed that
+    `seed` draws for every batch, and the log-likelihoods of an example's positions are averaged,
+    without those that `attention_mask` leaves out.
     """
     return Score(
         _add_square, per="example", name="fisher_expected", linear=True, objectives=_expected
