@@ -73,6 +73,24 @@ def is_split(module: Any) -> bool:
     return is_known and is_sharded_tensor(module._weight_or_none())
 
 
+def is_gathered(module: Any) -> bool:
+    """Whether a module whose shards are known shows what was gathered from them."""
+    return not is_sharded_tensor(module._parameters.get("values"))
+
+
+def hide_gathered(models: Iterable[nn.Module], modules: Iterable[nn.Module]) -> None:
+    """Let the next forward gather anew, after a step: `set_reshard_after_backward(False)`, or a
+    forward between the backward and the step, leaves copies in place that know nothing of it.
+    """
+    fsdp = sys.modules["torch.distributed.fsdp"]
+    stale = {id(module) for module in modules}
+    for model in models:
+        if any(id(part) in stale for part in model.modules()):
+            for part in model.modules():
+                if isinstance(part, fsdp.FSDPModule):
+                    part.reshard()
+
+
 def forget_shards(module: Any) -> None:
     """What is in place now is met anew."""
     module._sparse_ft_state.shards = None

@@ -28,7 +28,7 @@ from .._torch import is_compiling
 from ..parallel.dtensors import is_sharded_tensor
 from ..parallel.shards import write
 from .lost import converted_models, warn_of_lost
-from .sharded import meet_shards, values_of
+from .sharded import hide_gathered, is_gathered, meet_shards, values_of
 
 if TYPE_CHECKING:
     from .showing import Showing
@@ -221,7 +221,7 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
     written = getattr(optimizer, "writes_through", False)
     # An optimiser may have used the gradient and freed it.
     reached = getattr(optimizer, "got_gradient", _has_gradient)
-    shards = []
+    shards, gathered = [], []
     for parameter in _held_by(optimizer):
         owners = _owners.get(id(parameter))
         if owners is None:
@@ -234,10 +234,14 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
                 _claim(holder, stepper)
             if state.shards is not None:
                 shards.append(state.shards)
+                if is_gathered(holder):
+                    gathered.append(holder)
         if not holders:
             _warn_of_orphan(parameter)
     if shards:
         write(shards)
+    if gathered:
+        hide_gathered(converted_models(), gathered)
 
 
 def _tell_strangers(stepper: Stepper) -> None:

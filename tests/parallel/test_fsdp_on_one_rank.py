@@ -168,3 +168,15 @@ def test_a_lean_norm_in_a_group_of_its_own(norm):
         optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2)
         losses.append(torch.stack(sharded_net.train(model, optimizer, Case())))
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("optimizer", ["SelectiveAdamW", "AdamW"])
+def test_what_a_backward_leaves_gathered_is_gathered_anew_after_a_step(optimizer):
+    """`set_reshard_after_backward(False)`: the next forward would see what was before the step."""
+    runs = {}
+    for keeps in (False, True):
+        model = sharded_net.shard(sharded_net.converted(Case(plan=SELECTED)))
+        model.set_reshard_after_backward(not keeps)
+        made = sharded_net.OPTIMIZERS[optimizer](model.parameters())
+        runs[keeps] = sharded_net.train(model, made, Case(steps=3))
+    assert runs[False] == runs[True]
