@@ -164,6 +164,7 @@ def _check(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> No
 
 def _convert(model: nn.Module, plan: Plan, lean: bool, settings: Settings, ranks: Ranks) -> Report:
     to_do = actions(model, plan, settings)
+    ranks.ask(None)  # an error so far raises on all: what comes next may wait for other ranks
     whole = {name: find(model, name).parameter for name, what in plan.items() if what == ALL}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     was_lean = lean_state(model)

@@ -22,6 +22,7 @@ from .nn.linear import SelectiveConv1D, SelectiveLinear, adopt, is_conv1d
 from .nn.reading import stored
 from .nn.state import NAME
 from .nn.tied import tie
+from .parallel.dtensors import address_of
 from .plan import ALL, Plan
 from .quantised.module import adopt_quantised, check_quantised
 from .quantised.quantiser import quantiser_of
@@ -144,7 +145,7 @@ def _memory(parameter: torch.Tensor) -> int:
     """What tells whether two parameters are tied: where their entries lie (or, without any, who
     they are).
     """
-    return parameter.data_ptr() or id(parameter)
+    return address_of(parameter) or id(parameter)
 
 
 def _readers(model: nn.Module) -> dict[int, Shared]:

@@ -53,7 +53,7 @@ MAY = {
     "lean_modules": ("nn", "parallel"),
     "carried": ("nn", "plan"),
     "quantised": ("nn",),
-    "places": ("lean_modules", "nn", "plan", "quantised"),
+    "places": ("lean_modules", "nn", "parallel", "plan", "quantised"),
     "converted": ("lean_modules", "nn", "plan", "quantised", "reparametrised", "report"),
     "checkpoint": ("carried", "conversion", "converted", "nn", "report"),
     "conversion": (

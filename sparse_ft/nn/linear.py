@@ -11,6 +11,7 @@ from torch import nn
 
 from .._torch import is_eager
 from ..functional import apply_product, selective_product
+from ..parallel.dtensors import address_of
 from ..selection import Selection
 from .foreign import check_numbers, check_weight, refuse_tracing
 from .loading import check_loaded
@@ -150,10 +151,10 @@ class Adopted(Selected):
 
 
 def _is_one_memory(weight: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether both begin at one address; DTensors and tensors without memory have none."""
-    if weight is None or other is None or not weight.data_ptr():
+    """Whether both begin at one address; tensors without memory have none."""
+    if weight is None or other is None:
         return False
-    return weight.data_ptr() == other.data_ptr()
+    return address_of(weight) == address_of(other) != 0
 
 
 class SelectiveLinear(Adopted, nn.Linear):

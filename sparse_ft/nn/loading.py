@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..parallel.dtensors import address_of
+
 _COMPARED = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
 
@@ -49,5 +51,5 @@ def is_same_memory(tensor: Any, own: Any) -> bool:
     """Whether what a state_dict holds is a parameter's own memory."""
     if not isinstance(tensor, torch.Tensor) or not isinstance(own, torch.Tensor):
         return False
-    address = tensor.data_ptr()
-    return address != 0 and address == own.data_ptr() and tensor.numel() == own.numel()
+    address = address_of(tensor)
+    return address != 0 and address == address_of(own) and tensor.numel() == own.numel()

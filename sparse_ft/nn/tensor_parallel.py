@@ -169,6 +169,19 @@ class TensorParallel(Selected):
             self._link(values)
         return True
 
+    def sync(self, force: bool = False) -> None:
+        if torch.is_grad_enabled() or not self._shows_part():
+            super().sync(force)
+
+    def _shows_part(self) -> bool:
+        """Whether this process's part stands in the weight's place, as transformers puts it there
+        for the length of a forward without gradients. It shows the values, as the weight does.
+        """
+        weight, shown = self._weight_or_none(), self._sparse_ft_state.shown
+        if weight is None or shown is None or is_sharded_tensor(weight):
+            return False
+        return weight.data_ptr() == shown.weight_address
+
     def sync_to_run(self) -> None:
         self.sync()
         if self._is_split():
@@ -260,6 +273,12 @@ class ParallelEmbedding(TensorParallel, Adopted, nn.Embedding):
 
 class ParallelParameter(TensorParallel, SelectedParameter):
     """`SelectedParameter` of a DTensor."""
+
+    def before_forward(self, module: nn.Module, inputs: tuple) -> None:
+        if torch.is_grad_enabled():
+            super().before_forward(module, inputs)
+        else:
+            self.sync_to_run()  # nothing is put in its place, which may be this process's part
 
 
 # In the place of a selective class, where the weight is a DTensor.

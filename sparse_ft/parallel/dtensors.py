@@ -27,6 +27,14 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return whole.to_local()
 
 
+def address_of(tensor: torch.Tensor) -> int:
+    """Where its numbers begin on this rank; 0 without memory.
+
+    `data_ptr()` of a DTensor is a number that several of them share.
+    """
+    return local_of(tensor).data_ptr()
+
+
 def lasting(weight: torch.Tensor | None) -> torch.Tensor | None:
     """A small weight, for who reads it in the backward of another layer.
 
