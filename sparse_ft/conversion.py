@@ -19,6 +19,7 @@ from .nn.origin import forget_whole, keep_whole
 from .nn.selected import Selected
 from .nn.sharded import WHOLE, refuse_sharded
 from .nn.tied import is_tied, untie
+from .nn.transformers_cut import refuse_cut_by_transformers
 from .places import Settings, actions, check_names, find, matrix_shape
 from .plan import ALL, Plan
 from .quantised.module import warn_of_discarded
@@ -160,6 +161,7 @@ def _check(model: nn.Module, plan: Plan, values_dtype: torch.dtype | None) -> No
                 " of new parameters; convert first, then wrap"
             )
     check_names(model, plan)
+    refuse_cut_by_transformers(model, selected_in(plan))
 
 
 def _convert(model: nn.Module, plan: Plan, lean: bool, settings: Settings, ranks: Ranks) -> Report:

@@ -174,6 +174,8 @@ def _action(
     check_weight(name, weight, settings.values_dtype)
     shared = readers[_memory(weight)]
     shape = matrix_shape(model, name)
+    if is_sharded_tensor(weight):
+        _check_cut(name, weight, shape)
     try:
         selection.check(shape)
         as_matrix(weight.detach(), shape)
@@ -185,7 +187,7 @@ def _action(
     cls = _selective_class(place, selection)
     other: Any = SelectedParameter
     if is_sharded_tensor(weight):
-        cls, other = _parallel_classes(name, weight, shape, cls)
+        cls, other = _parallel_classes(cls)
     if cls is not None:
         return lambda: adopt(cls, owner, selection, name, *settings)
     if isinstance(owner, CONTAINERS) and not isinstance(owner, ParametrizationList):
@@ -224,6 +226,13 @@ def _tied_action(
     Raises ValueError unless that is possible: rows of an embedding, and heads that are tied to it.
     """
     weight = find(model, name).parameter
+    if is_sharded_tensor(weight):
+        others = [other for other in shared.values() if other != name]
+        raise ValueError(
+            f"plan: {name!r} is one parameter with {', '.join(others)} (tied), and tensor parallel"
+            " has cut it: selections of such weights are not supported; train it whole ('all') or"
+            " leave it out"
+        )
     places = {other: find(model, other) for other in shared.values()}
     homes = [place for place in places.values() if type(place.owner) is nn.Embedding]
     are_known = all(
@@ -273,17 +282,18 @@ def _selective_class(place: Place, selection: Selection) -> type | None:
     return None
 
 
-def _parallel_classes(
-    name: str, weight: torch.Tensor, shape: tuple[int, int], cls: type | None
-) -> tuple[type | None, type]:
-    """What stands for `cls`, and for `SelectedParameter`, where the weight is a DTensor.
-
-    Raises ValueError where its parts cannot have selected entries.
-    """
+def _check_cut(name: str, weight: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Raise ValueError where the parts of a DTensor cannot have selected entries."""
     # torch's DTensor takes a second to import, and who meets one has imported it
-    from .nn.tensor_parallel import CLASSES, check_cut
+    from .nn.tensor_parallel import check_cut
 
     check_cut(f"plan: {name!r}", weight, shape)
+
+
+def _parallel_classes(cls: type | None) -> tuple[type | None, type]:
+    """What stands for `cls`, and for `SelectedParameter`, where the weight is a DTensor."""
+    from .nn.tensor_parallel import CLASSES
+
     return CLASSES.get(cls), CLASSES[SelectedParameter]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from .._torch import key_of
 from ..lean_modules import lean as make_lean
 from ..nn import Selected
+from ..nn.foreign import refuse_split
 from ..nn.origin import origins_in
 from ..optim import SelectiveAdamW
 from ..texts import aligned, readable
@@ -118,6 +119,8 @@ def estimate(
         raise ValueError(
             "model_or_config: it was converted already; estimate first, or call sft.revert(model)"
         )
+    if isinstance(model_or_config, nn.Module):
+        refuse_split("model_or_config", model_or_config)
     for name, count in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")

@@ -129,6 +129,16 @@ def refuse_quantised(what: str, holder: Any, way_out: str) -> None:
     raise ValueError(f"{what}: {holder._sparse_ft_state.label!r} {why}; {other_way_out or way_out}")
 
 
+def refuse_split(argument: str, model: nn.Module) -> None:
+    """Raise ValueError where this process holds but a part of `model`, which is to be measured."""
+    for name, parameter in model.named_parameters():
+        if is_sharded_tensor(parameter):
+            raise ValueError(
+                f"{argument}: {name!r} is a DTensor (FSDP2, tensor parallel), of which this process"
+                " holds a part; measure the model before it is cut"
+            )
+
+
 def is_plain(kind: type) -> bool:
     """Whether tensors of class `kind` compute as torch.Tensor does: nothing between it and
     nn.Parameter redefines anything.

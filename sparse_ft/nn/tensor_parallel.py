@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from .. import ops
 from ..parallel.cut_shards import CutShards, gather_values, portion_here
@@ -232,6 +232,11 @@ def check_cut(label: str, weight: Any, shape: tuple[int, int]) -> None:
         raise ValueError(
             f"{label}: a DTensor in the placements {weight.placements}, a sum that was not taken;"
             " redistribute it first"
+        )
+    if any(type(at) not in (Shard, Replicate) for at in weight.placements):
+        raise ValueError(
+            f"{label}: a DTensor in the placements {weight.placements}, so that a process has pieces"
+            " that do not follow each other; train it whole ('all') or leave it out"
         )
     chunks = weight.__create_chunk_list__()
     try:
