@@ -113,6 +113,7 @@ MAY = {
         "optim",
         "places",
         "plan",
+        "quantised",
         "reparametrised",
         "report",
         "reselection",

@@ -235,8 +235,8 @@ def check_cut(label: str, weight: Any, shape: tuple[int, int]) -> None:
         )
     if any(type(at) not in (Shard, Replicate) for at in weight.placements):
         raise ValueError(
-            f"{label}: a DTensor in the placements {weight.placements}, so that a process has pieces"
-            " that do not follow each other; train it whole ('all') or leave it out"
+            f"{label}: a DTensor in the placements {weight.placements}, so that a process has"
+            " pieces that do not follow each other; train it whole ('all') or leave it out"
         )
     chunks = weight.__create_chunk_list__()
     try:

@@ -1,4 +1,4 @@
-"""What transformers' own tensor parallel (`DistributedConfig`) does beside DTensors, by its plan."""
+"""What transformers' own tensor parallel does beside DTensors, by its plan."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
