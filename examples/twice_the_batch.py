@@ -3,8 +3,8 @@ with sparse_ft.
 
     python examples/twice_the_batch.py [MiB of memory beyond the weights, default 700]
 
-Each try is a process of its own whose data segment the system limits: asking for more fails, as on
-a full machine. Linux.
+Each try is a fork of this process, which only imports; the system limits its data segment: asking
+for more fails, as on a full machine. Linux.
 """
 
 import multiprocessing
@@ -12,10 +12,11 @@ import resource
 import sys
 
 import torch
-import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparse_ft as sft
 
+FORK = multiprocessing.get_context("fork")
 SHAPE = dict(
     hidden_size=512,
     intermediate_size=1408,
@@ -30,9 +31,7 @@ def train(ours, batch, cap):
     weights loaded.
     """
     torch.set_num_threads(2)  # each thread has a stack, which counts too: the same everywhere
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(vocab_size=8192, use_cache=False, **SHAPE)
-    ).train()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8192, use_cache=False, **SHAPE)).train()
     if ours:
         plan = sft.select(
             model, density=0.05, structure="columns", score="random", targets="*_proj.weight"
@@ -59,9 +58,7 @@ def train(ours, batch, cap):
 
 def largest_batch(name, ours, cap):
     for batch in range(2, 1000, 2):
-        process = multiprocessing.get_context("spawn").Process(
-            target=train, args=(ours, batch, cap)
-        )
+        process = FORK.Process(target=train, args=(ours, batch, cap))
         process.start()
         process.join()
         print(
@@ -73,10 +70,8 @@ def largest_batch(name, ours, cap):
 
 if __name__ == "__main__":
     cap = int(sys.argv[1] if len(sys.argv) > 1 else 700) << 20
-    full, ours = (
-        largest_batch("full fine-tuning", False, cap),
-        largest_batch("sparse_ft", True, cap),
-    )
+    full = largest_batch("full fine-tuning", False, cap)
+    ours = largest_batch("sparse_ft", True, cap)
     print(
         f"within {cap >> 20} MiB: {full} sequences of 256 tokens fully fine-tuned, {ours} with"
         " sparse_ft"
