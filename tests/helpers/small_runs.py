@@ -1,6 +1,13 @@
-"""Runs of transformers' Trainer with SparseCallback; as a program, one that is killed."""
+"""Runs of transformers' Trainer with SparseCallback; as a program, runs that are killed.
 
+`python small_runs.py FOLDER SECONDS …`: for each number a run in FOLDER/SECONDS, in a fork of its
+own, which SIGKILL ends so long after its first checkpoint.
+"""
+
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +108,30 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
+def killed(folder: Path, seconds: float) -> None:
+    """A run that SIGKILL ends some time after its first checkpoint, and not after its last step."""
+    child = os.fork()
+    if not child:
+        model = converted("columns", torch.bfloat16)
+        trainer(model, folder, LONG, save_steps=EVERY).train()
+        os._exit(0)
+    try:
+        deadline = time.monotonic() + 240
+        while not finished_checkpoints(folder):
+            assert has_not_ended(child) and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(seconds)
+        assert has_not_ended(child), "it ended before it could be killed"
+    finally:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def has_not_ended(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG) == (0, 0)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    model = converted("columns", torch.bfloat16)
-    trainer(model, Path(sys.argv[1]), LONG, save_steps=EVERY).train()
+    for seconds in sys.argv[2:]:
+        killed(Path(sys.argv[1], seconds), float(seconds))
