@@ -1,7 +1,7 @@
 # Each target does its own set-up in a fresh checkout: a virtual environment, then what the target needs, at the
 # versions of constraints.txt. A stamp file remembers it, so the second run starts at once.
 #
-#   make demo | test | bench | lint | clean      ARGS="..." is passed on; PYTHON=python3.12 chooses the interpreter
+#   make demo | test | bench | docs | lint | clean      ARGS="..." is passed on; PYTHON=python3.12 chooses the interpreter
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -20,7 +20,7 @@ OLDEST := 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23' requests 
 # What the compiled part and the installed metadata are made from.
 SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench docs lint clean
 help:
 	@echo 'make demo    fine-tune a real encoder on real reviews with several methods: accuracy, memory, time'
 	@echo '             make demo ARGS="--model FOLDER --data FILE.csv --density 0.01 --structure columns --steps 50"'
@@ -29,6 +29,7 @@ help:
 	@echo 'make test    every test; make test ARGS="-k name" some of them'
 	@echo 'make bench   every op against its competitors, in at most 15 minutes; make bench OP=masked_adamw one of them'
 	@echo 'make bench OP=methods   29 recipes, LoRA, DoRA and full at one budget, in hours; ARGS="--seconds N", goes on where it was'
+	@echo 'make docs    the site of docs/, to build/site, and whether every link leads somewhere'
 	@echo 'make lint    ruff, rules and format, then types; make lint ARGS=--fix mends what it can'
 	@echo 'make clean   remove what was built and written; the environment $(VENV) stays, its package is installed anew'
 
@@ -59,6 +60,12 @@ $(STAMPS)/bench: $(SOURCES) | $(STAMPS)
 	$(PIP) -e '.[bench,test,demo]'
 	@touch $@
 
+# zensical asks for Python 3.11 or later.
+$(STAMPS)/docs: $(SOURCES) | $(STAMPS)
+	@echo 'installing sparse_ft and what the site needs into $(VENV) (once, minutes)'
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 $(STAMPS)/lint: constraints.txt | $(STAMPS)
 	$(PIP) ruff mypy torch numpy
 	@touch $@
@@ -73,6 +80,10 @@ test: $(STAMPS)/test
 # Every benchmark runs the tests of its op first.
 bench: $(STAMPS)/bench
 	@$(BIN)/python -m bench $(if $(OP),--op $(OP)) $(ARGS)
+
+# What is built needs no network; pages are opened from the disk.
+docs: $(STAMPS)/docs
+	@$(BIN)/python -m docs.make $(ARGS)
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check $(ARGS) .

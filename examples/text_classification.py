@@ -40,9 +40,7 @@ def stand_in():
         torch.manual_seed(0)
         sizes = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
         return BertForSequenceClassification(
-            BertConfig(
-                vocab_size=len(words), num_hidden_layers=2, initializer_range=0.2, **sizes
-            )
+            BertConfig(vocab_size=len(words), num_hidden_layers=2, initializer_range=0.2, **sizes)
         )
 
     return load, tokenizer, rows

@@ -272,7 +272,7 @@ def test_the_native_core_knows_neither_torch_nor_the_package(path):
 
 SOURCES = [
     path
-    for folder in ("sparse_ft", "kernels", "csrc", "bench", "demo", "tests")
+    for folder in ("sparse_ft", "kernels", "csrc", "bench", "demo", "docs", "tests")
     for path in sources(folder, ".py", ".cpp", ".h", ".cu", ".cuh")
 ]
 

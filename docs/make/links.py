@@ -78,7 +78,11 @@ class _Page(HTMLParser):
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
         for key in ("src", "href"):
-            if key in given and tag in ("img", "script", "link") and given.get("rel") != "canonical":
+            if (
+                key in given
+                and tag in ("img", "script", "link")
+                and given.get("rel") != "canonical"
+            ):
                 self.loads.append(given[key])
 
 

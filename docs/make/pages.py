@@ -35,8 +35,8 @@ def write(folder: Path) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(filled(source.read_text()))
     shutil.copytree(DOCS / "drawings", folder / "drawings")
-    for picture in PICTURES:
-        shutil.copy(ROOT / picture, folder)
+    for file in (DOCS / "style.css", *(ROOT / picture for picture in PICTURES)):
+        shutil.copy(file, folder)
 
 
 def filled(text: str) -> str:

