@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .layout import check_layout, copy_tile, locate, on_device, round_to, tile
 from .selected_wgrad_gemm import WORKSPACE, accumulator, product
+from .selected_wgrad_tables import strip_height
 
 
 @triton.jit
@@ -59,7 +60,8 @@ def wgrad_by_strips(
     rows, columns = grad_output.size(1), input.size(1)
     walk, _ = check_layout(kind, index, block_h, block_w, rows, columns)
     grid, options = copy_tile(*walk)
-    height = max(1, WORKSPACE // (columns * accumulator(grad_output, input).itemsize))
+    a_row = columns * accumulator(grad_output, input).itemsize
+    height = strip_height(rows, WORKSPACE // a_row)
     if not accumulate:
         values.zero_()
     for first_row in range(0, rows, height):

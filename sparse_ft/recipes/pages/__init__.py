@@ -1,39 +1,10 @@
-"""Recipes that are a process, a page each: what trains, or what it is, changes on the way."""
+"""Recipes that are a process, a page each: what trains, or what it is, changes on the way.
 
-from . import (
-    deltas_of_parts,
-    experts,
-    grafting,
-    green,
-    lift,
-    losia,
-    lt_sft,
-    owq,
-    quest,
-    rosa,
-    roselora,
-    rotating,
-    s2ft,
-    soft_masks,
-    spiel,
-    spt,
-)
+Every file of this folder is read for the recipes it holds.
+"""
 
-PAGES = (
-    deltas_of_parts,
-    experts,
-    grafting,
-    green,
-    lift,
-    losia,
-    lt_sft,
-    owq,
-    quest,
-    rosa,
-    roselora,
-    rotating,
-    s2ft,
-    soft_masks,
-    spiel,
-    spt,
-)
+import importlib
+import pkgutil
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
