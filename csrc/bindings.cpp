@@ -8,6 +8,7 @@
 #include "cpu/variants.h"
 #include "cuda/ops.h"
 #include "from_python.h"
+#include "lying.h"
 
 namespace sparse_ft {
 namespace {
@@ -54,6 +55,7 @@ void define(py::module_& m, const char* name, const char* declared, Device devic
 }
 
 #if SFT_CUDA
+constexpr auto why_not_cuda = &why_not_on_cuda_device;
 #define SFT_DEFINE_CUDA(result, name, ...) \
   define(m, #name, #__VA_ARGS__ ", uintptr_t stream", kCuda, [] { return &name; }, &name);
 #else
@@ -61,6 +63,7 @@ void refuse_cuda(const char* name) {
   throw std::runtime_error(std::string(name) + ": this build has no CUDA: " SFT_CUDA_REASON);
 }
 #define SFT_DEFINE_CUDA(result, name, ...) m.def(#name, [](const py::args&) { refuse_cuda(#name); });
+std::string why_not_cuda(int) { return "this build has no CUDA: " SFT_CUDA_REASON; }
 #endif
 
 #define SFT_DEFINE(result, name, ...)                          \
@@ -147,6 +150,8 @@ PYBIND11_MODULE(_C, m) {
   SFT_CUDA_OPS(SFT_DEFINE_CUDA)
   m.def("use_huge_pages", &huge_pages, py::call_guard<py::gil_scoped_release>());
   m.def("position", &position_of);
+  m.def("why_not_on_cuda_device", why_not_cuda);
+  define_lying(m);
   m.def("set_cpu_variant", &set_cpu_variant);
   m.def("build_info", &build_info);
 }

@@ -1,10 +1,12 @@
 """The tables by which masked_adamw_'s kernels know their tensors: addresses, sizes and layouts."""
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 
-from .layout import check_layout, check_tensors, check_values, matrix_strides
+from .layout import cdiv, check_layout, check_tensors, check_values, matrix_strides
 
 # Fields of a table row, int64 each: addresses, sizes, then the layout (zeros for a plain
 # parameter).
@@ -22,11 +24,42 @@ COEFFICIENTS = tl.constexpr(8)
 CHUNK = 1024
 
 
-def to_device(rows, dtype, device):
-    """Small host data, pinned so that the copy joins the stream without waiting for it."""
-    return torch.tensor(rows, dtype=dtype, pin_memory=device.type == "cuda").to(
-        device, non_blocking=True
-    )
+# Of the last steps: gradients mostly come back to the same addresses.
+REMEMBERED = 64
+# {what was uploaded: (where it lies on the host, the same on the device)}
+_uploaded: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+# What recorded graphs copy from the host at each replay.
+_recorded: list[torch.Tensor] = []
+
+
+def on_gpu(key: tuple, make: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Small host data on a device, pinned so that the copy joins the stream without waiting for it.
+
+    key: the same data have the same, and are not copied again. make: the data, on the host. The
+    result is not to be written.
+    """
+    if device.type != "cuda":
+        return make().to(device)
+    if torch.cuda.is_current_stream_capturing():
+        pinned = make().pin_memory()
+        _recorded.append(pinned)
+        return pinned.to(device, non_blocking=True)
+    key = *key, device, torch.cuda.current_stream(device).cuda_stream
+    found = _uploaded.pop(key, None)
+    if found is None:
+        pinned = make().pin_memory()
+        found = pinned, pinned.to(device, non_blocking=True)
+    _uploaded[key] = found  # as the newest
+    while len(_uploaded) > REMEMBERED:
+        del _uploaded[next(iter(_uploaded))]
+    return found[1]
+
+
+def to_device(numbers: list, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers, or rows of them, on a device."""
+    is_table = bool(numbers) and isinstance(numbers[0], list)
+    key = tuple(map(tuple, numbers)) if is_table else tuple(numbers)
+    return on_gpu((key, dtype), lambda: torch.tensor(numbers, dtype=dtype), device)
 
 
 def _dense(tensor):
@@ -163,10 +196,12 @@ def group(states, steps, weights, kinds, indices, blocks, variation):
     return groups
 
 
-def upload(rows, device):
+def upload(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The chunk and pointer tables of one group, on the device."""
-    chunks = torch.tensor([triton.cdiv(row[COUNT.value], CHUNK) for row in rows])
-    chunks = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), chunks)
-    if device.type == "cuda":
-        chunks = chunks.pin_memory()
-    return chunks.to(device, non_blocking=True), to_device(rows, torch.int64, device)
+    counts = tuple(cdiv(row[COUNT.value], CHUNK) for row in rows)
+
+    def chunks() -> torch.Tensor:
+        numbers = torch.arange(len(rows), dtype=torch.int32)
+        return torch.repeat_interleave(numbers, torch.tensor(counts))
+
+    return on_gpu(("chunks", counts), chunks, device), to_device(rows, torch.int64, device)

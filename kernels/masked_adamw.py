@@ -345,9 +345,10 @@ def masked_adamw_triton_(
         coefficients = torch.empty(
             len(values) + len(ages), COEFFICIENTS.value, dtype=torch.float64, device=device
         )
-        hyper = to_device(list(hyper.values()), torch.float64, device)
+        hyper = to_device([list(each) for each in hyper.values()], torch.float64, device)
         if lrs is not None:
-            hyper[0] = torch.stack([lr.view(()) for lr in lrs])
+            rates = torch.stack([lr.view(()) for lr in lrs]).to(torch.float64)
+            hyper = torch.cat([rates[None], hyper[1:]])
         step_ptrs = to_device([step.data_ptr() for step in steps], torch.int64, device)
         _steps_kernel[(triton.cdiv(len(values), 128),)](
             step_ptrs, hyper, coefficients, found_inf, len(values), BLOCK=128, enable_fp_fusion=True

@@ -12,15 +12,17 @@ import torch
 
 from .layout import STRUCTURES, check_layout, check_tensors, check_values
 from .selected_wgrad_blocks import wgrad_of_blocks
-from .selected_wgrad_entries import wgrad_of_entries
+from .selected_wgrad_entries import dense_entries, strips_of_entries, wgrad_of_entries
 from .selected_wgrad_gemm import (
     blocks_by_panel,
     blocks_by_strips,
     dense_blocks,
+    strips_of_blocks,
     wgrad_of_columns,
     wgrad_of_rows,
 )
 from .selected_wgrad_strips import wgrad_by_strips
+from .selected_wgrad_tables import panels
 
 
 def _row_major(name: str, operand: torch.Tensor) -> torch.Tensor:
@@ -97,6 +99,32 @@ def _product(
     return of_lines(grad_output, input, numbers)
 
 
+def _lines(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+) -> torch.Tensor:
+    """Values of whole rows or columns. Who multiplies checks the operands, but does not call them
+    by name: `_checked` does, where something is wrong.
+    """
+    problem = grad_output, input, kind, index, block_h, block_w
+    is_float = grad_output.is_floating_point() and input.is_floating_point()
+    if not is_float or not grad_output.is_cuda:
+        _checked(*problem)
+    grad_output, input = _row_major("grad_output", grad_output), _row_major("input", input)
+    try:
+        values = _product(grad_output, input, *problem[2:])
+    except (RuntimeError, IndexError):
+        _checked(*problem)
+        raise
+    if values.dim() == 2 and kind in ("rows", "columns"):
+        return values
+    return values.view(_checked(*problem)[2])
+
+
 def selected_wgrad_grouped_triton(
     problems: Sequence[tuple], *, dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
@@ -134,7 +162,10 @@ def selected_wgrad_triton(
     calls. `dtype` is that of the sum by default. The same bits at every run.
     """
     problem = grad_output, input, kind, index, block_h, block_w
-    return selected_wgrad_grouped_triton([problem], dtype=dtype)[0]
+    if STRUCTURES[kind].lines is None:
+        return selected_wgrad_grouped_triton([problem], dtype=dtype)[0]
+    values = _lines(*problem)
+    return values if dtype is None or dtype == values.dtype else values.to(dtype)
 
 
 def selected_wgrad_grouped_triton_(
@@ -174,3 +205,27 @@ def selected_wgrad_triton_(
     """values_grad += selected_wgrad(...), added before the one rounding."""
     problem = grad_output, input, kind, index, block_h, block_w
     selected_wgrad_grouped_triton_([values_grad], [problem])
+
+
+def prepare_selected_wgrad_triton(
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    kind: str,
+    index: torch.Tensor,
+    block_h: int,
+    block_w: int,
+) -> None:
+    """Makes the tables that products of [tokens, rows] and [tokens, columns] in `dtype` look up.
+
+    For who knows an index before they come: to make one waits for the device, which a graph that is
+    recorded must not, and takes memory, which a graph's pool must not keep.
+    """
+    grad_output = index.new_empty((0, rows), dtype=dtype)
+    input = index.new_empty((0, columns), dtype=dtype)
+    if kind == "entries" and dense_entries(grad_output, input, index):
+        strips_of_entries(grad_output, input, index)
+    if kind == "blocks":
+        panels(index, block_h, block_w)
+        if dense_blocks(grad_output, input, index, block_h, block_w):
+            strips_of_blocks(grad_output, input, index, block_h)

@@ -170,6 +170,15 @@ def dots(
             )  # fmt: skip
 
 
+def strips_of_entries(
+    grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor
+) -> list[tuple[int, int, int, int]]:
+    """`strips` of the height that the workspace holds."""
+    rows, columns = grad_output.size(1), input.size(1)
+    a_row = columns * accumulator(grad_output, input).itemsize
+    return strips(index, rows, columns, strip_height(rows, WORKSPACE // a_row))
+
+
 def by_strips(
     values: torch.Tensor,
     grad_output: torch.Tensor,
@@ -180,10 +189,8 @@ def by_strips(
     """values [nnz] (+)= entries of strips of the dense product, each dropped once its entries are
     taken.
     """
-    rows, columns = grad_output.size(1), input.size(1)
-    a_row = columns * accumulator(grad_output, input).itemsize
-    height = strip_height(rows, WORKSPACE // a_row)
-    for first_row, last_row, first, last in strips(index, rows, columns, height):
+    columns = input.size(1)
+    for first_row, last_row, first, last in strips_of_entries(grad_output, input, index):
         strip = product(grad_output[:, first_row:last_row], input)
         with on_device(values):
             _take_kernel[(cdiv(last - first, 1024),)](
@@ -202,6 +209,11 @@ def wgrad_of_entries(
     """values [nnz] (+)= the entries at sorted flat positions `index`, by what the density makes
     cheaper.
     """
-    share = values.numel() / (grad_output.size(1) * input.size(1))
-    dense = share >= STRIPS_FROM[torch.promote_types(grad_output.dtype, input.dtype).itemsize]
+    dense = dense_entries(grad_output, input, index)
     (by_strips if dense else dots)(values, grad_output, input, index, accumulate)
+
+
+def dense_entries(grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor) -> bool:
+    """Whether there are so many entries that strips of the dense product are cheaper."""
+    share = index.numel() / (grad_output.size(1) * input.size(1))
+    return share >= STRIPS_FROM[torch.promote_types(grad_output.dtype, input.dtype).itemsize]

@@ -145,6 +145,16 @@ def dense_blocks(
     return index.size(0) * block_h * block_w > DENSE_SHARE * area
 
 
+def strips_of_blocks(
+    grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor, block_h: int
+) -> list[tuple]:
+    """`block_strips` of the height that the workspace holds."""
+    rows = grad_output.size(1)
+    a_row = input.size(1) * accumulator(grad_output, input).itemsize
+    height = strip_height(rows, WORKSPACE // a_row, unit=block_h) // block_h
+    return block_strips(index, cdiv(rows, block_h), height)
+
+
 def blocks_by_strips(
     values: torch.Tensor,
     grad_output: torch.Tensor,
@@ -157,10 +167,8 @@ def blocks_by_strips(
     """values [n, block_h, block_w] (+)= blocks of strips of the dense product, each dropped once
     its blocks are taken.
     """
-    rows, wide = grad_output.size(1), accumulator(grad_output, input)
-    a_row = input.size(1) * wide.itemsize
-    height = strip_height(rows, WORKSPACE // a_row, unit=block_h) // block_h
-    for top, bottom, first, last, blocks in block_strips(index, cdiv(rows, block_h), height):
+    wide = accumulator(grad_output, input)
+    for top, bottom, first, last, blocks in strips_of_blocks(grad_output, input, index, block_h):
         strip = product(grad_output[:, top * block_h : bottom * block_h], input)
         into = None if accumulate else values[first:last]
         taken = gather_selected_triton(

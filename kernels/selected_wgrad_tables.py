@@ -4,6 +4,7 @@ Made once, and dropped with it.
 """
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,10 +16,13 @@ from .layout import cdiv
 WIDTHS = 64, 128, 256  # features of the gathered operand that one program takes
 PANEL = 128  # features of a panel that it takes at most
 _kept = WeakTensorKeyDictionary()  # index -> (version, {what: table})
+# (address, shape, strides, dtype) -> the index that tables were made for, while it lives
+_lying: "weakref.WeakValueDictionary[tuple, torch.Tensor]" = weakref.WeakValueDictionary()
 
 
 def _once_per_index(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Tables are looked up by the identity and the version of the index.
+    """Tables are looked up by the identity and the version of the index, or of the one whose memory
+    it shows: compiled graphs hand over aliases.
 
     Only a new one waits for the device.
     """
@@ -27,6 +31,9 @@ def _once_per_index(build: Callable[..., Any]) -> Callable[..., Any]:
         if index.is_inference():  # counts no versions
             return build(index, *arguments)
         version, tables = _kept.get(index, (None, None))
+        if version is None:
+            index = _lying.setdefault(_place(index), index)
+            version, tables = _kept.get(index, (None, None))
         if version != index._version:
             tables = {}
             _kept[index] = index._version, tables
@@ -36,6 +43,11 @@ def _once_per_index(build: Callable[..., Any]) -> Callable[..., Any]:
         return tables[key]
 
     return look_up
+
+
+def _place(index: torch.Tensor) -> tuple:
+    """Where an index lies, and how: as long as another one lives there, it has the same numbers."""
+    return index.data_ptr(), index.shape, index.stride(), index.dtype
 
 
 class Panels(NamedTuple):

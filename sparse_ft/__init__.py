@@ -7,6 +7,7 @@ optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
 from . import deltas, functional, memory, nn, quantised, recipes
+from .capturing import capture
 from .checkpoint import load, state_dict
 from .conversion import convert, revert
 from .converted import summary, sync
@@ -67,6 +68,7 @@ __all__ = [
     "ZerothOrder",
     "apply",
     "backends",
+    "capture",
     "convert",
     "deltas",
     "diff",

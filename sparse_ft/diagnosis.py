@@ -8,6 +8,7 @@ import torch
 from . import ops
 from ._torch import MISSING
 from .ops import _native
+from .ops._library import HAS_TRITON
 from .texts import aligned
 
 
@@ -32,7 +33,16 @@ def backends() -> Backends:
     Returns a mapping that prints as a table.
     """
     known = {op: served() if callable(served) else served for op, served in ops.SERVED.items()}
-    return Backends({op: dict(served) for op, served in known.items()})
+    why_not_cuda = _native.why_not_on_some_gpu()
+    return Backends({op: _here(served, why_not_cuda) for op, served in known.items()})
+
+
+def _here(served: dict[str, tuple[str, str]], why_not_cuda: str) -> dict[str, tuple[str, str]]:
+    """What serves an op on this machine, where compiled CUDA kernels may not run."""
+    found = dict(served)
+    if why_not_cuda and found["cuda"][0] == "cuda":
+        found["cuda"] = "triton" if HAS_TRITON else "reference", why_not_cuda
+    return found
 
 
 def diagnosis() -> str:

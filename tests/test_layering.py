@@ -71,6 +71,7 @@ MAY = {
     "merging_quantised": ("conversion", "converted", "quantised"),
     "restoring": ("converted", "nn"),
     "anchoring": ("deltas",),
+    "capturing": ("nn",),
     "deltas": (
         "carried",
         "checkpoint",

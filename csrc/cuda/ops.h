@@ -3,6 +3,8 @@
 // throws std::runtime_error that names the CUDA error.
 #pragma once
 
+#include <string>
+
 #include "../cpu/ops.h"
 
 // masked_adamw_cuda_: grad_scale and found_inf are addresses of one float each, or 0; skip_nonfinite
@@ -17,4 +19,7 @@
 
 namespace sparse_ft {
 SFT_CUDA_OPS(SFT_DECLARE_CUDA)
+
+// Empty where the kernels run on that device, else the CUDA error that says why they do not.
+std::string why_not_on_cuda_device(int device);
 }

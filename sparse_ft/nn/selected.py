@@ -111,8 +111,22 @@ class Selected(Showing):
         state.tracked = values if index.is_inference() else index  # that has no version
         if dim is not None:
             state.part = state.selection.restrict(dim, state.matrix_shape[dim])
+            self._prepare_product(dim, values.dtype)
         own(self, values)
         state.linked = values  # last: it says that all of this is done
+
+    def _prepare_product(self, dim: int, dtype: torch.dtype) -> None:
+        """Have ready what the gradient's product looks up: a graph that is recorded must not wait
+        for it. dim: of the matrix, which meets the input. dtype: of values.
+        """
+        state = self._sparse_ft_state
+        features, layout = state.part
+        shape = list(state.matrix_shape)
+        if features is not None:
+            shape[dim] = features.size(0)
+        wide = torch.promote_types(torch.float32, dtype)
+        for each in (wide, torch.bfloat16):  # of a layer by itself and under autocast
+            ops.prepare_selected_wgrad(layout, tuple(shape), each)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, NAME: self._sparse_ft_state.for_copy()}

@@ -113,6 +113,22 @@ class Showing(nn.Module):
             state.held = Held(addresses, storage, values.detach(), weakref.ref(weight))
         state.shown, state.suspected, state.overwritten = stamp, None, None
 
+    def _mark_stepped(self, known: Stamp | None) -> Stamp | None:
+        """`_mark_shown`, for an optimiser that wrote values and weight. Returns what is known now.
+
+        known: what it returned last, if values, weight and index are the same tensors, where they
+        were; None otherwise.
+        """
+        state = self._sparse_ft_state
+        shown = state.shown
+        if known is None or shown is not known or state.held.storage() is None:
+            self._mark_shown()
+            return state.shown
+        shown.values_version = self._parameters["values"]._version
+        shown.weight_version = self._weight()._version
+        state.suspected = state.overwritten = None
+        return shown
+
     def after_step(self, written: bool, reached: bool) -> None:
         """An optimiser that holds `values` has stepped.
 

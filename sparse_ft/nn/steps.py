@@ -29,6 +29,7 @@ from ..parallel.dtensors import is_sharded_tensor
 from ..parallel.shards import write
 from .lost import converted_models, warn_of_lost
 from .sharded import hide_gathered, is_gathered, meet_shards, values_of
+from .state import NAME
 
 if TYPE_CHECKING:
     from .showing import Showing
@@ -79,8 +80,14 @@ def owner_of(values: torch.Tensor) -> Any:
     """The one `Selected` module whose `values` this tensor is; None where there is none or more
     than one.
     """
-    owners = _holders(_owners.get(id(values), ()), values)
-    return owners[0] if len(owners) == 1 else None
+    owners = _owners.get(id(values))
+    if owners is None:
+        return None
+    if len(owners) == 1:  # most, and every step asks
+        module = owners[0]()
+        return module if module is not None and _holds(module, values) else None
+    holders = _holders(owners, values)
+    return holders[0] if len(holders) == 1 else None
 
 
 def _holders(owners: Iterable[Owner], values: torch.Tensor) -> "list[Showing]":
@@ -224,7 +231,7 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
     shards, gathered = [], []
     for parameter in _held_by(optimizer):
         owners = _owners.get(id(parameter))
-        if owners is None:
+        if owners is None or (written and _needs_no_word(owners, parameter, stepper)):
             continue
         holders = _holders(owners, parameter)
         for holder in holders:
@@ -242,6 +249,21 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
         write(shards)
     if gathered:
         hide_gathered(converted_models(), gathered)
+
+
+def _needs_no_word(owners: tuple[Owner, ...], values: torch.Tensor, stepper: Stepper) -> bool:
+    """Whether `Showing.after_step`, of an optimiser that wrote the weight, would change nothing.
+
+    So it is for most of many, and each step asks for each.
+    """
+    module = owners[0]()
+    if module is None or len(owners) > 1 or values.grad is None:
+        return False
+    own = module.__dict__
+    if own["_parameters"].get("values") is not values:
+        return False
+    state = own[NAME]
+    return state.claim is stepper and state.shards is None and not state.resized
 
 
 def _tell_strangers(stepper: Stepper) -> None:

@@ -13,7 +13,7 @@ from .positive_bits import positive_bits, relu_bits
 from .rms_norm import rms_norm
 from .rms_norm_backward import rms_norm_backward
 from .scatter_selected import scatter_selected_, swap_selected_
-from .selected_wgrad import selected_wgrad, selected_wgrad_
+from .selected_wgrad import prepare_selected_wgrad, selected_wgrad, selected_wgrad_
 from .selected_wgrad_grouped import selected_wgrad_grouped, selected_wgrad_grouped_
 from .where_bits import where_bits
 
@@ -30,6 +30,7 @@ __all__ = [
     "masked_adamw_",
     "max_pool",
     "positive_bits",
+    "prepare_selected_wgrad",
     "relu_bits",
     "rms_norm",
     "rms_norm_backward",

@@ -23,10 +23,12 @@ def on_cuda_(call: Call) -> None:
     if not call.tensors:
         return
     call.check_device()
+    device = call.tensors[0].value.device
+    _native.require_device(device)
     native = native_call(call)
     if native is None:
         raise _native.Unserved("a strided weight, say")
-    step_on_cuda_(native, call.flags, call.tensors[0].value.device)
+    step_on_cuda_(native, call.flags, device)
 
 
 def on_triton_(call: Call) -> None:

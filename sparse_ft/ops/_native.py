@@ -1,6 +1,7 @@
 """The compiled part, `sparse_ft._C`: whether it is there, and which tensors it takes."""
 
 import contextlib
+import functools
 import importlib
 import warnings
 from typing import Any
@@ -48,6 +49,59 @@ def describe() -> str:
 def describe_cuda() -> str:
     """One line on the compiled CUDA kernels: the architectures they were built for."""
     return f"compiled for {', '.join(C.build_info()['cuda_architectures'])}"
+
+
+@functools.cache
+def why_not_on(index: int) -> str:
+    """Why the compiled CUDA kernels do not run on CUDA device number `index`; "" where they do.
+
+    An older driver, say, or a compute capability that they were not compiled for. Found out at the
+    first use of a device, and said once.
+    """
+    error = C.why_not_on_cuda_device(index)
+    if not error:
+        return ""
+    why = f"{describe_cuda()}, but on {_told(index)} they do not run: {error}"
+    warnings.warn(
+        f"sparse_ft: CUDA kernels are {why}. Triton serves in their place, plain PyTorch where"
+        " there is none. A newer driver, or a build for this device"
+        " (SPARSE_FT_CUDA_ARCHITECTURES), mends it; `python -m sparse_ft` shows what serves each"
+        " op.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return why
+
+
+def _told(index: int) -> str:
+    """GPU 0, Tesla T4 of compute capability 7.5."""
+    major, minor = torch.cuda.get_device_capability(index)
+    name = torch.cuda.get_device_name(index)
+    return f"GPU {index}, {name} of compute capability {major}.{minor},"
+
+
+def why_not_on_some_gpu() -> str:
+    """Why the compiled CUDA kernels do not run on one of the GPUs here; "" where they run on all,
+    or there is none.
+    """
+    if not CUDA or not torch.cuda.is_available():
+        return ""
+    found = (why_not_on(index) for index in range(torch.cuda.device_count()))
+    return next(filter(None, found), "")
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the compiled CUDA kernels run on a CUDA device."""
+    if not CUDA:
+        return False
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return not why_not_on(index)
+
+
+def require_device(device: torch.device) -> None:
+    """Raise `Unserved` unless the compiled CUDA kernels run on a CUDA device."""
+    if why_not_on(device.index or 0):
+        raise Unserved(device)
 
 
 def require_served(*tensors: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 import torch
 
 from . import _native
-from ._library import HAS_TRITON, define, implement, plain, wrote
+from ._library import HAS_TRITON, define, implement, memory_of, wrote
 from ._native import Unserved
 from ._rows import as_rows, contiguous
 from ._schema import Argument, Schema, parse
@@ -144,11 +144,19 @@ def op(
         backends = {backend: of_dispatcher(one) for backend, one in made.items()}
         define(schema, fake=fake)
         implement(name, **backends)
-        public = maker.public(plainly if _native.C is None else made["cpu"], before)
+        on_cpu = plainly if _native.C is None else made["cpu"]
+        public = maker.public(on_cpu, _on_gpu(made), before)
         OPS[name] = Op(maker.schema, backends, public)
         return public
 
     return declare
+
+
+def _on_gpu(made: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """What serves an op on a GPU, as `_library.implement` chooses."""
+    if "cuda" in made and _native.CUDA:
+        return made["cuda"]
+    return made["triton"] if HAS_TRITON else made["reference"]
 
 
 def launcher(path: str) -> Callable[..., Any]:
@@ -244,7 +252,10 @@ class _Maker:
         return self._make(f"{suffix}_", lines, function=function, takes=self.takes)
 
     def public(
-        self, on_cpu: Callable[..., Any], before: Callable[..., Any] | None
+        self,
+        on_cpu: Callable[..., Any],
+        on_gpu: Callable[..., Any],
+        before: Callable[..., Any] | None,
     ) -> Callable[..., Any]:
         """The function that is called: round the dispatcher where nobody would miss it, who takes 3
         µs, and 30 for lists of tensors.
@@ -258,17 +269,19 @@ class _Maker:
             made = "as_layout(kind, index, block_h, block_w)"
             lines += [f"layout = kind if type(kind) is Layout else {made}"]
         in_order = self._in_order()
-        served = f"on_cpu(takes({in_order}))" if self.takes else self._call("on_cpu", on_cpu)
         lines += [
-            f"if plain({given}) and not (is_grad_enabled() and is_tracked({given})):",
-            f"    return {served}",
+            f"memory = memory_of({given})",
+            f"if memory and not (is_grad_enabled() and is_tracked({given})):",
+            f"    if memory == 'cpu': return {self._direct('on_cpu', on_cpu)}",
+            f"    return {self._direct('on_gpu', on_gpu)}",
         ]
         if before is not None:
             known = {name: name for name in self.names} if self.takes else self.known
             lines += [self._call("before", before, known)]
         dispatched = getattr(torch.ops.sparse_ft, self.schema.name)
         lines += [f"return dispatched({in_order})"]
-        names = dict(on_cpu=on_cpu, before=before, dispatched=dispatched, takes=self.takes)
+        names = dict(on_cpu=on_cpu, on_gpu=on_gpu, before=before, dispatched=dispatched)
+        names |= dict(takes=self.takes)
         public = self._make("", lines, **names)
         signed = self.takes or self.function
         public.__defaults__ = signed.__defaults__  # type: ignore[attr-defined]
@@ -279,6 +292,12 @@ class _Maker:
             returned = self.function.__annotations__["return"]
             public.__annotations__ = {**self.takes.__annotations__, "return": returned}
         return public
+
+    def _direct(self, called: str, backend: Callable[..., Any]) -> str:
+        """The text of a call of what serves the op, without the dispatcher."""
+        if self.takes:
+            return f"{called}(takes({self._in_order()}))"
+        return self._call(called, backend)
 
     def _call(
         self, called: str, function: Callable[..., Any], known: dict[str, str] | None = None
@@ -367,7 +386,7 @@ class _Maker:
             get_num_threads=torch.get_num_threads,
             is_grad_enabled=torch.is_grad_enabled,
             is_tracked=is_tracked,
-            plain=plain,
+            memory_of=memory_of,
             wrote=wrote,
             **names,
         )

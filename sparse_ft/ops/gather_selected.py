@@ -27,6 +27,7 @@ def _cuda(matrix: Tensor, layout: Layout, values: Tensor) -> None:
         raise ValueError(
             f"index: expected a tensor on {matrix.device} as the matrix, got {layout.index.device}"
         )
+    _native.require_device(matrix.device)
     layout = layout.compiled()
     _native.require_served(matrix, values)
     with torch.cuda.device(matrix.device):

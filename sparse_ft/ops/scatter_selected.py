@@ -32,6 +32,7 @@ def _write(matrix: Tensor, values: Tensor, layout: Layout, mode: str) -> None:
     if not matrix.is_cuda:
         _native.C.scatter_selected_(matrix, layout, values, mode, torch.get_num_threads())
         return
+    _native.require_device(matrix.device)
     with torch.cuda.device(matrix.device):
         stream = torch.cuda.current_stream().cuda_stream
         _native.C.scatter_selected_cuda_(matrix, layout, values, mode, stream)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from . import _native
 from ._common import accumulator
+from ._library import HAS_TRITON
 from ._registry import Whole, launcher, op
-from .layout import STRUCTURES, Layout, as_layout
+from .layout import STRUCTURES, Layout, Shape, as_layout
 from .strips import write_by_strips
 
 
@@ -68,6 +69,19 @@ def _triton(
 ) -> Tensor:
     launch = launcher("selected_wgrad.selected_wgrad_triton")
     return launch(grad_output, input, *layout, dtype=dtype or accumulator(grad_output.dtype))
+
+
+def prepare_selected_wgrad(layout: Layout, shape: Shape, dtype: torch.dtype) -> None:
+    """Make what `selected_wgrad` looks up of a layout on a GPU, before a product asks for it.
+
+    shape: (rows, columns), features of the two operands; dtype: of both. It waits for the device,
+    which a graph that is recorded must not. Does nothing elsewhere.
+    """
+    index = layout.index
+    if type(index) is not Tensor or not index.is_cuda or not HAS_TRITON:
+        return
+    if STRUCTURES[layout.kind].in_triton:
+        launcher("selected_wgrad.prepare_selected_wgrad_triton")(*shape, dtype, *layout)
 
 
 @op(

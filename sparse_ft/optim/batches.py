@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from ..nn.steps import owner_of
-from ..ops import masked_adamw_
+from ..ops import _native, masked_adamw_
 from ..ops._adamw_call import Call, arguments_of
-from ..ops._adamw_native import step_on_cpu_
+from ..ops._adamw_native import step_on_cpu_, step_on_cuda_
 from ..ops._adamw_tensor import Flags
 from .prepared import Prepared, native_call_of
 from .shards import PreparedShard
@@ -55,14 +55,17 @@ class Batch:
             for owner in self.owners:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
         native = None
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or _is_served_cuda(self.device):
             native = native_call_of(self.linked, self.owners, self.others)
-        if native is not None:
+        if native is None:
+            self._step_by_name(flags)
+        elif self.device.type == "cpu":
             step_on_cpu_(native, flags)
         else:
-            self._step_by_name(flags)
-        for owner in self.owners:
-            owner._mark_shown()
+            step_on_cuda_(native, flags, self.device)
+        for prepared, owner in zip(self.linked, self.owners):
+            known = None if native is None else prepared.stamp
+            prepared.stamp = owner._mark_stepped(known)
         for shard in self.shards:
             shard.end()
 
@@ -70,6 +73,10 @@ class Batch:
         """By the op, which finds who serves these tensors."""
         positional, keywords = arguments_of(self.call(flags))
         masked_adamw_(*positional, **keywords)
+
+
+def _is_served_cuda(device: torch.device) -> bool:
+    return device.type == "cuda" and _native.serves(device)
 
 
 def _on(device: torch.device, scalar: torch.Tensor | None) -> torch.Tensor | None:

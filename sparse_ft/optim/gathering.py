@@ -3,7 +3,7 @@ gradient as batches.
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,16 @@ from .shards import PreparedShard
 from .storage import Storage
 
 State = dict[torch.Tensor, dict[str, torch.Tensor]]  # an optimiser's, by parameter
+
+
+class OfGroup(NamedTuple):
+    """What the parameters of a group on one device have in common. seed: None where nothing is
+    rounded by chance.
+    """
+
+    settings: Settings
+    to_origin: bool
+    seed: int | None
 
 
 class Gathered:
@@ -45,28 +55,38 @@ class Gathered:
             device: torch.device | None = None
             batch: Batch | None = None
             for p in group["params"]:
-                if p.grad is None:
+                grad = p.grad
+                if grad is None:
                     continue
                 if batch is None or p.device != device:
                     device = p.device
-                    settings = settings_of(group, device)
-                    key = device, group["maximize"], settings.lr_at is None
+                    of_group = self._of_group(group, device)
+                    key = device, group["maximize"], of_group.settings.lr_at is None
                     batch = batches.get(key)
                     if batch is None:
                         batch = batches[key] = Batch(device, group["maximize"])
-                self._add(batch, p, group, settings, state)
+                self._add(batch, p, grad, of_group, state)
         return list(batches.values())
 
     def batch_of(self, p: torch.Tensor, group: dict[str, Any], state: State) -> Batch:
         """One parameter that has its gradient."""
         batch = Batch(p.device, group["maximize"])
-        self._add(batch, p, group, settings_of(group, p.device), state)
+        self._add(batch, p, p.grad, self._of_group(group, p.device), state)
         return batch
 
+    def _of_group(self, group: dict[str, Any], device: torch.device) -> OfGroup:
+        seed = group.get("seed", 0) if self.storage.stochastic_rounding else None
+        return OfGroup(settings_of(group, device), decays_to_origin(group), seed)
+
     def _add(
-        self, batch: Batch, p: torch.Tensor, group: dict[str, Any], settings: Settings, state: State
+        self,
+        batch: Batch,
+        p: torch.Tensor,
+        grad: torch.Tensor | None,
+        of_group: OfGroup,
+        state: State,
     ) -> None:
-        if p.grad is not None and p.grad.is_sparse:
+        if grad is not None and grad.is_sparse:
             raise RuntimeError(
                 "grad: SelectiveAdamW takes dense gradients, got a sparse one of shape"
                 f" {tuple(p.shape)}"
@@ -76,10 +96,14 @@ class Gathered:
         if prepared is None:
             prepared = PreparedShard(p) if is_sharded_tensor(p) else Prepared(p)
             self.prepared[id(p)] = prepared
-        prepared.state = self._state_of(p, state)
-        prepared.seed = self.storage.seed_of(p, group, self._number[id(p)])
-        prepared.settings = settings
-        prepared.to_origin = decays_to_origin(group)
+        own = state[p]
+        if own is not prepared.state or own.get("step") is not prepared.step:
+            own = prepared.state = self._state_of(p, own)
+            prepared.step = own["step"]
+        if of_group.seed is not None:
+            prepared.seed = self.storage.seed_of(p, of_group.seed, self._number[id(p)])
+        prepared.settings = of_group.settings
+        prepared.to_origin = of_group.to_origin
         if type(prepared) is PreparedShard:  # its module writes the weight after the step
             prepared.begin()
             batch.shards.append(prepared)
@@ -94,8 +118,7 @@ class Gathered:
         if is_new and p.is_cpu:
             prepared.spread(owner)
 
-    def _state_of(self, p: torch.Tensor, state: State) -> dict[str, torch.Tensor]:
-        own = state[p]
+    def _state_of(self, p: torch.Tensor, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not own:
             own.update(self.storage.format_of(p).new(p))  # whole or not at all
         if own["step"].device != p.device:  # a loaded one is still where its checkpoint was

@@ -1,5 +1,6 @@
 """Prepared: a parameter as the steps of a SelectiveAdamW know it, checked once."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,31 +12,41 @@ from ..ops import _native
 from ..ops._adamw_native import NativeCall, native_settings
 from ..ops._adamw_state import StateFormat
 from ..ops._adamw_tensor import AdamWTensor, Settings
-from ..ops._library import plain
+from ..ops._library import memory_of
 from .pages import use_huge_pages
+
+Tensors = tuple[torch.Tensor, ...]
+NOWHERE = -1  # as the compiled part tells of a gradient that does not lie as its parameter
 
 
 class Prepared:
     """One parameter. `state`, `seed` and `settings` are given anew at every step.
 
-    What the compiled part knows of it (`native`) stays while the tensors stay where they are. The
-    module that owns the values is an argument: an optimiser does not keep modules alive.
+    What the compiled part knows of it (`known`) stays while the tensors stay where they are, which
+    `lying` tells. The module that owns the values is an argument: an optimiser does not keep
+    modules alive.
     """
 
     settings: Settings
 
     __slots__ = (
-        "parameter", "state", "seed", "settings", "to_origin",
-        "_native", "_holds", "_alive", "_stride", "_dtype", "_count",
+        "parameter", "state", "step", "seed", "settings", "to_origin", "known", "lying", "stamp",
+        "_seed", "_selection", "_index_version", "_writes", "_alive",
     )  # fmt: skip
 
     def __init__(self, parameter: torch.Tensor) -> None:
         self.parameter = parameter
         self.state: dict[str, torch.Tensor] = {}
+        self.step: torch.Tensor | None = None  # of the state
         self.seed: int | None = None
         self.to_origin = False  # whether weight decay pulls there
-        self._native: Any = None
-        self._holds: list | None = None
+        self.known: Any = None  # `StateFormat.native` of it; None: the compiled part takes it not
+        self.lying: Any = None  # None until `known` is true
+        self.stamp: Any = None  # what the module knew when its weight last showed the values
+        self._seed: int | None = None
+        self._selection: Any = None
+        self._index_version = 0
+        self._writes = 0
         self._alive: tuple | None = None
 
     def tensor(self, owner: Any) -> AdamWTensor:
@@ -64,58 +75,62 @@ class Prepared:
             t.origin = origin_of(self.parameter)
         return t
 
-    def native(self, owner: Any) -> Any:
-        """What `StateFormat.native` makes of it; None where the compiled part does not take it."""
-        holds = self._fingerprint(owner)
-        if holds != self._holds:
-            p = self.parameter
-            t = self.tensor(owner)
-            through = () if t.weight is None else (t.weight,)
-            is_ordinary = plain((p, *self.state.values(), *through))
-            self._native = StateFormat.of(t).native(t) if is_ordinary else None
-            self._stride, self._dtype, self._count = p.stride(), p.dtype, p.numel()
-            # what the fingerprint knows by its address
-            self._alive = owner and owner._sparse_ft_state.selection, t.factor, t.origin
-            self._holds = holds
-        return self._native
+    def tensors(self, owner: Any) -> Tensors:
+        """What `known` is made of. What a step writes comes first.
 
-    def _fingerprint(self, owner: Any) -> list:
-        """What `native` tells of: while this is the same, so is that."""
-        p = self.parameter
-        holds = [p.stride(), p.dtype, p.numel(), p.data_ptr(), p.is_neg(), self.seed]
-        for tensor in self.state.values():
-            holds += tensor.data_ptr(), tensor.numel()
-        origin = origin_of(self.parameter) if self.to_origin else None
-        if origin is not None:
-            holds.append(origin.data_ptr())
-        if owner is not None:
-            weight, of_owner = owner._weight(), owner._sparse_ft_state
-            selection = of_owner.selection
-            holds += weight.stride(), weight.dtype, weight.data_ptr()
-            holds += id(selection), of_owner.tracked._version, selection.index.data_ptr()
-            if of_owner.factor is not None:
-                holds += of_owner.factor.data_ptr(), of_owner.factor.shape
-        return holds
-
-    def gradient_address(self) -> int | None:
-        """Of a gradient that lies in memory as the parameter does, when `native` was last asked
-        for; None for any other.
+        Forgets `known` where something else has changed that it was made of.
         """
-        grad = self.parameter.grad
-        if type(grad) is not torch.Tensor or grad.dtype != self._dtype:
-            return None
-        if grad.stride() != self._stride or grad.numel() != self._count or grad.is_neg():
-            return None
-        address = grad.data_ptr()
-        if not address and self._count:  # zeros without memory
-            return None
-        return address
+        found = (self.parameter, *self.state.values())
+        if self.seed != self._seed:
+            self.lying = None
+        if owner is not None:
+            of_owner = owner._sparse_ft_state
+            selection = of_owner.selection
+            is_same = selection is self._selection
+            if not is_same or of_owner.tracked._version != self._index_version:
+                self.lying = None
+            found += (owner._weight(),)
+            self._writes = len(found)
+            found += (selection.index,)
+            if of_owner.factor is not None:
+                found += (of_owner.factor,)
+        else:
+            self._writes = len(found)
+        if self.to_origin:
+            origin = origin_of(self.parameter)
+            if origin is not None:
+                found += (origin,)
+        return found
+
+    def written(self, tensors: Tensors) -> Tensors:
+        """Those of `tensors` that a step changes."""
+        return tensors[: self._writes]
+
+    def prepare(self, owner: Any, tensors: Tensors) -> bool:
+        """Let the compiled part know `tensors`; False where it does not take them."""
+        self.known = self.lying = self.stamp = None
+        t = self.tensor(owner)
+        if not memory_of(tensors):
+            return False
+        self.known = StateFormat.of(t).native(t)
+        if self.known is None:
+            return False
+        self._seed = self.seed
+        self._selection = self._index_version = None
+        if owner is not None:
+            self._selection = owner._sparse_ft_state.selection
+            self._index_version = owner._sparse_ft_state.tracked._version
+        self._alive = t.factor, t.origin, self._selection  # what is known by its address
+        self.lying = _native.C.Lying(tensors)
+        return True
 
     def spread(self, owner: Any) -> None:
         """Move weight, values and moments into huge pages where that pays: they have come to
         stay.
         """
-        if _native.C is not None and is_undisturbed() and self.native(owner) is not None:
+        if _native.C is None or not is_undisturbed():
+            return
+        if self.prepare(owner, self.tensors(owner)):
             state = self.state
             streams = [tensor for name, tensor in state.items() if name != "step"]
             kind = owner._sparse_ft_state.selection.kind
@@ -125,43 +140,42 @@ class Prepared:
 def native_call_of(
     linked: Sequence[Prepared], owners: Sequence[Any], others: Sequence[Prepared]
 ) -> NativeCall | None:
-    """One call on parameters in host memory; None unless the compiled part takes them all.
+    """One call on parameters of one device; None unless the compiled part takes them all.
 
     linked: the values of the modules `owners`. others: parameters that train whole.
     """
     if _native.C is None or not is_undisturbed():
         return None
-    call = NativeCall(tensors=[], grads=[], settings=[], written=[])
-    for prepared, owner in zip(linked, owners):
-        if not _add(call, prepared, owner):
+    rows = [*linked, *others]
+    owned = [*owners, *itertools.repeat(None, len(others))]
+    tensors = [prepared.tensors(owner) for prepared, owner in zip(rows, owned)]
+    known = [prepared.lying for prepared in rows]
+    for i in _native.C.rows_that_moved(known, tensors):
+        if not rows[i].prepare(owned[i], tensors[i]):
             return None
-        call.written.append(owner._weight())
-    for prepared in others:
-        if not _add(call, prepared, None):
-            return None
-    _add_settings(call, linked)
-    _add_settings(call, others)
-    return call
+        known[i] = rows[i].lying
+    gradients = [prepared.parameter.grad for prepared in rows]
+    addresses = _native.C.gradient_addresses(known, gradients, torch.Tensor)
+    if NOWHERE in addresses:
+        return None
+    written: list[torch.Tensor] = []
+    for prepared, of_row in zip(rows, tensors):
+        written += prepared.written(of_row)
+    return NativeCall(
+        tensors=[prepared.known for prepared in rows],
+        grads=addresses,
+        settings=_settings_of(rows),
+        written=written,
+    )
 
 
-def _add(call: NativeCall, prepared: Prepared, owner: Any) -> bool:
-    """False where the compiled part does not take it."""
-    native = prepared.native(owner)
-    address = None if native is None else prepared.gradient_address()
-    if address is None:
-        return False
-    call.tensors.append(native)
-    call.grads.append(address)
-    call.written.append(prepared.parameter)
-    call.written += prepared.state.values()
-    return True
-
-
-def _add_settings(call: NativeCall, parameters: Sequence[Prepared]) -> None:
-    """Those of a group are one object."""
+def _settings_of(rows: Sequence[Prepared]) -> list[Any]:
+    """As the compiled part knows them. Those of a group are one object."""
+    found = []
     last = native = None
-    for prepared in parameters:
+    for prepared in rows:
         if prepared.settings is not last:
             last = prepared.settings
             native = native_settings(last)
-        call.settings.append(native)
+        found.append(native)
+    return found

@@ -12,7 +12,7 @@ from ..nn.origin import origin_of
 from ..nn.steps import owner_of
 from ..ops._adamw_tensor import AdamWTensor
 from ..parallel.dtensors import is_sharded_tensor, local_of, over_ranks, split_of
-from .prepared import Prepared
+from .prepared import Prepared, Tensors
 
 
 class PreparedShard(Prepared):
@@ -72,12 +72,21 @@ class PreparedShard(Prepared):
             t.factor = factor[span.start : span.end] if factor.dim() else factor
         return t
 
-    def native(self, owner: Any) -> Any:
-        """None where an origin or a factor would have to be cut for it at each step."""
+    def tensors(self, owner: Any) -> Tensors:
+        if self._is_cut_at_each_step():
+            self.lying = None
+        return super().tensors(None)
+
+    def prepare(self, owner: Any, tensors: Tensors) -> bool:
+        """False where an origin or a factor would have to be cut for it at each step."""
+        if self._is_cut_at_each_step():
+            return False
+        return super().prepare(None, tensors)
+
+    def _is_cut_at_each_step(self) -> bool:
         owner = owner_of(self.whole)
-        if self.to_origin or (owner is not None and owner._sparse_ft_state.factor is not None):
-            return None
-        return super().native(None)
+        has_factor = owner is not None and owner._sparse_ft_state.factor is not None
+        return self.to_origin or has_factor
 
 
 def found_anywhere(found_inf: torch.Tensor, shards: list[PreparedShard]) -> torch.Tensor:

@@ -84,11 +84,13 @@ class Storage:
             eight_bit=self.optim_bits == 8 and p.numel() >= EIGHT_BIT_LEAST,
         )
 
-    def seed_of(self, p: torch.Tensor, group: dict, number: int) -> int | None:
-        """What p is rounded by chance with; None: it is not. number: its place among the others."""
+    def seed_of(self, p: torch.Tensor, seed: int, number: int) -> int | None:
+        """What p is rounded by chance with; None: it is not. seed: of its group. number: its place
+        among the others.
+        """
         if not (self.stochastic_rounding and p.dtype in SIXTEEN_BITS):
             return None
-        return seed_of(group.get("seed", 0), number)
+        return seed_of(seed, number)
 
 
 def check_seed(seed: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from adamw_problem import Problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sparse_ft as sft
 from sparse_ft import ops
 from sparse_ft.ops import _native
 from sparse_ft.ops._registry import OPS
@@ -30,11 +31,16 @@ def number(address):
 class Core:
     """`sparse_ft._C` whose CUDA kernels run on the CPU."""
 
+    why_not = ""
+
     def __init__(self, core):
         self.core, self.calls = core, []
 
     def __getattr__(self, name):
         return getattr(self.core, name)
+
+    def why_not_on_cuda_device(self, index):
+        return self.why_not
 
     def gather_selected_cuda(self, matrix, where, values, stream):
         self.calls.append(stream)
@@ -70,8 +76,10 @@ def core(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=STREAM)
     )
+    _native.why_not_on.cache_clear()
     yield core
     monkeypatch.undo()
+    _native.why_not_on.cache_clear()
 
 
 def pair(**keywords):
@@ -195,3 +203,52 @@ def test_gather_hands_over_what_the_cpu_gathers(core, kind):
     )
     with pytest.raises(ValueError, match="index: expected a tensor on cpu"):
         OPS["gather_selected"].backends["cuda"](matrix, kind, layout[1].to("meta"), *layout[2:])
+
+
+NO_IMAGE = "cudaErrorNoKernelImageForDevice, no kernel image is available for execution"
+
+
+@pytest.fixture
+def older_device(core, monkeypatch):
+    """A GPU that this build has no image for; plain PyTorch stands in the place of Triton."""
+    core.why_not = NO_IMAGE
+    monkeypatch.setattr(_native, "CUDA", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    for name in ("gather_selected", "scatter_selected_", "swap_selected_", "masked_adamw_"):
+        backend = OPS[name].backends["cuda"].__globals__["function"]
+        reference = OPS[name].backends["reference"].__globals__["function"]
+        monkeypatch.setitem(backend.__globals__, "otherwise", reference)
+    return core
+
+
+def test_a_device_that_the_kernels_do_not_run_on_is_served_all_the_same_and_told_once(older_device):
+    problem, want = pair(weight_dtype=torch.bfloat16)
+    matrix = torch.randn(9, 14)
+    layout = oracle.layout("blocks", matrix.shape, "some", block=(4, 5))
+    with pytest.warns(
+        RuntimeWarning, match="on GPU 0, T4 of compute capability 7.5, .*NoKernel"
+    ) as told:
+        problem.step(masked_adamw_cuda_)
+        values = OPS["gather_selected"].backends["cuda"](matrix, *layout)
+        problem.step(masked_adamw_cuda_)
+    assert len(told) == 1 and not older_device.calls
+    assert oracle.same_bits(values, oracle.gather(matrix, layout))
+    for _ in range(2):
+        want.step(OPS["masked_adamw_"].backends["reference"])
+    assert all(oracle.same_bits(a, b) for a, b in zip(problem.state, want.state))
+    assert not _native.serves(torch.device("cuda", 0))
+
+
+def test_the_diagnosis_says_why_the_kernels_do_not_run(older_device, monkeypatch):
+    served = {"cpu": ("native", ""), "cuda": ("cuda", "compiled for sm_90"), "other": ("", "")}
+    monkeypatch.setitem(ops.SERVED, "gather_selected", served)
+    with pytest.warns(RuntimeWarning, match="CUDA kernels are compiled for"):
+        by, why = sft.backends()["gather_selected"]["cuda"]
+    assert by in ("triton", "reference") and NO_IMAGE in why and "T4" in why
+    assert served["cuda"][0] == "cuda"
+    older_device.why_not = ""
+    _native.why_not_on.cache_clear()
+    assert sft.backends()["gather_selected"]["cuda"] == served["cuda"]
