@@ -181,6 +181,13 @@ def plain(tensors: Sequence[torch.Tensor], optional: Sequence[torch.Tensor | Non
     return memory_of(tensors, optional) == "cpu"
 
 
+def is_tracked(tensors: tuple, optional: tuple = ()) -> bool:
+    """Whether autograd would follow one of these: the dispatcher tells it that no op is
+    differentiable.
+    """
+    return any(t is not None and t.requires_grad for t in (*tensors, *optional))
+
+
 def wrote(*tensors: torch.Tensor) -> None:
     """Tell autograd that `tensors` changed in place: a kernel that writes through a pointer leaves
     no other trace.

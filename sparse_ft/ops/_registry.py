@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 import torch
 
 from . import _native
-from ._library import HAS_TRITON, define, implement, memory_of, wrote
+from ._library import HAS_TRITON, define, implement, is_tracked, memory_of, wrote
 from ._native import Unserved
 from ._rows import as_rows, contiguous
 from ._schema import Argument, Schema, parse
@@ -405,10 +405,3 @@ def _tuple(texts: Any) -> str:
     """The text of a tuple."""
     listed = list(texts)
     return f"({listed[0]},)" if len(listed) == 1 else f"({', '.join(listed)})"
-
-
-def is_tracked(tensors: tuple, optional: tuple = ()) -> bool:
-    """Whether autograd would follow one of these: the dispatcher tells it that no op is
-    differentiable.
-    """
-    return any(t is not None and t.requires_grad for t in (*tensors, *optional))
