@@ -25,7 +25,6 @@ What is made of these calls them in as few steps as one would by hand, so it is 
 """
 
 import functools
-import importlib
 import inspect
 import linecache
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 import torch
 
 from . import _native
+from ._launcher import launcher
 from ._library import HAS_TRITON, define, implement, is_tracked, memory_of, wrote
 from ._native import Unserved
 from ._rows import as_rows, contiguous
@@ -157,21 +157,6 @@ def _on_gpu(made: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
     if "cuda" in made and _native.CUDA:
         return made["cuda"]
     return made["triton"] if HAS_TRITON else made["reference"]
-
-
-def launcher(path: str) -> Callable[..., Any]:
-    """`file.function` of `sparse_ft.kernels`, imported at its first call: triton takes a second."""
-
-    def launch(*arguments: Any, **keywords: Any) -> Any:
-        return _launcher(path)(*arguments, **keywords)
-
-    return launch
-
-
-@functools.cache
-def _launcher(path: str) -> Callable[..., Any]:
-    file, _, name = path.partition(".")
-    return getattr(importlib.import_module(f"sparse_ft.kernels.{file}"), name)
 
 
 class _Maker:
