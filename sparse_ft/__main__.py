@@ -1,3 +1,3 @@
-from .cli import main
+from .module_command import main
 
 raise SystemExit(main())

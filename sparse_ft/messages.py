@@ -2,12 +2,14 @@
 meant.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .texts import did_you_mean
+
+__all__ = ["described", "did_you_mean"]
 _SHOWN = 4  # items of a batch that a message lists
 _LONGEST = 60  # characters of a plain value
 
@@ -49,16 +51,3 @@ def _more(items: Sequence | Mapping) -> str:
 def _is_plain(value: Any, text: str) -> bool:
     is_own_text = not isinstance(value, torch.nn.Module) and " object at 0x" not in text
     return is_own_text and len(text) <= _LONGEST and "\n" not in text
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where one of the `known` names is near `name`, else "; there are 'a',
-    'b', 'c', …".
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    if not known:
-        return "; there are none"
-    return f"; there are {', '.join(map(repr, known[:3]))}{', …' if len(known) > 3 else ''}"

@@ -1,6 +1,7 @@
-"""Figures as text for people: aligned tables, and bytes with their unit."""
+"""Text for people: aligned tables, bytes with their unit, the name that was probably meant."""
 
-from collections.abc import Container, Sequence
+import difflib
+from collections.abc import Container, Iterable, Sequence
 
 
 def readable(size: int) -> str:
@@ -22,3 +23,16 @@ def aligned(lines: Sequence[Sequence[str]], numbers: Container[int] = ()) -> lis
         return "  ".join(cells).rstrip()
 
     return [text(line) for line in lines]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" where one of the `known` names is near `name`, else "; there are 'a',
+    'b', 'c', …".
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if not known:
+        return "; there are none"
+    return f"; there are {', '.join(map(repr, known[:3]))}{', …' if len(known) > 3 else ''}"

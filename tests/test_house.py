@@ -227,7 +227,7 @@ def test_without_any_one_private_name_everything_imports_and_trains_alike():
 
 
 def test_the_diagnosis_names_what_is_missing():
-    script = "import sys\nfrom sparse_ft.cli import main\nsys.exit(main([]))"
+    script = "import sys\nfrom sparse_ft.module_command import main\nsys.exit(main([]))"
     environment = {**os.environ, "SPARSE_FT_WITHOUT": "torch.Tensor._is_view,_schema"}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300

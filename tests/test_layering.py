@@ -38,7 +38,7 @@ LEVELS = {
     "products": 2,
 }
 LEVELS |= {"linear_cross_entropy": 2, "token_losses": 2, "functional": 3, "experts": 3}
-MIDDLE, TOP = 4, {"cli": 5, "__main__": 6, "": 7}
+MIDDLE, TOP = 4, {"cli": 6, "module_command": 5, "__main__": 6, "": 7}
 # Within the middle: who may import whom.
 MAY = {
     "report": (),

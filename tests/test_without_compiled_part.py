@@ -30,7 +30,9 @@ def run(script: str) -> subprocess.CompletedProcess:
 
 
 def test_one_warning_at_import_says_why_and_the_diagnosis_says_it_too():
-    done = run("import sparse_ft, sparse_ft.nn, sparse_ft.cli; sparse_ft.cli.main([])")
+    done = run(
+        "import sparse_ft, sparse_ft.nn, sparse_ft.module_command; sparse_ft.module_command.main([])"
+    )
     assert done.returncode == 0, done.stderr
     told = (
         "RuntimeWarning: sparse_ft has no compiled part: every op runs in plain PyTorch, which is"

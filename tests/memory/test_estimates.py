@@ -242,7 +242,7 @@ def test_eight_billion_parameters_take_seconds():
 
 
 def test_the_command_prints_them_side_by_side(tmp_path, capsys):
-    from sparse_ft.cli import main
+    from sparse_ft.module_command import main
 
     config = wide_models.wide("Llama").config
     config.save_pretrained(tmp_path)
@@ -279,7 +279,7 @@ def test_the_command_prints_them_side_by_side(tmp_path, capsys):
 
 def test_the_command_says_when_transformers_is_missing():
     code = (
-        "import sys; sys.modules['transformers'] = None; from sparse_ft.cli import main;"
+        "import sys; sys.modules['transformers'] = None; from sparse_ft.module_command import main;"
         " main(['estimate', 'x.json'])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -6,7 +6,7 @@ import pytest
 from helpers import choosing_models
 
 import sparse_ft as sft
-from sparse_ft.cli import main
+from sparse_ft.module_command import main
 from sparse_ft.recipes.recipe import RECIPES
 
 

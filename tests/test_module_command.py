@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import sparse_ft as sft
-from sparse_ft.cli import main
+from sparse_ft.module_command import main
 from sparse_ft.ops import SERVED, _native
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 from .diagnosis import diagnosis
 from .memory import estimate, side_by_side
@@ -124,7 +124,7 @@ def _estimate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) ->
     """The table, as text."""
     import torch
 
-    config = _read_config(arguments.config, parser)
+    config = read_config(arguments.config, parser)
     settings = dict(optimizer=arguments.optimizer, padded=arguments.padded)
     settings["dtype"] = arguments.dtype and getattr(torch, arguments.dtype)
     ours = f"{arguments.density:.3g} {arguments.structure}"
@@ -156,10 +156,17 @@ def _estimate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) ->
     return "\n".join([head, side_by_side(found), *notes])
 
 
-def _read_config(path: str, parser: argparse.ArgumentParser) -> Any:
+class Complains(Protocol):
+    """What is told of a wrong argument: argparse's parser, or who else does not return."""
+
+    def error(self, message: str) -> NoReturn: ...
+
+
+def read_config(path: str, parser: Complains) -> Any:
     """The transformers config at `path`.
 
-    Runs no code of the config's own and asks nobody for anything.
+    Runs no code of the config's own and asks nobody for anything. `parser.error` is told what is
+    wrong with it.
     """
     try:
         from transformers import CONFIG_MAPPING, AutoConfig
@@ -182,7 +189,7 @@ def _read_config(path: str, parser: argparse.ArgumentParser) -> Any:
         parser.error(f"CONFIG.json: {path!r} is no config of a {kind!r}: {_line(why)}")
 
 
-def _described(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+def _described(path: str, parser: Complains) -> dict[str, Any]:
     """What the JSON file at `path`, or config.json in the folder, holds."""
     if not os.path.exists(path):
         parser.error(f"CONFIG.json: no file or folder {path!r}")

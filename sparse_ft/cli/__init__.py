@@ -1,0 +1,16 @@
+"""`sparse-ft`: fine-tune, choose, estimate, and handle deltas, without writing a program.
+
+| file | has |
+|---|---|
+| `main.py` | the command and its subcommands |
+| `config.py` | what a config file may say, key by key |
+| `reading.py` | files and flags to a config; what is wrong with them, in words |
+| `data.py`, `encoding.py` | rows of CSV, JSON lines and text; rows as tokens |
+| `models.py` | a model folder as a model for a task |
+| `choosing.py` | what trains: full, LoRA, a selection, a recipe, a plan |
+| `training.py`, `trainer.py`, `stopping.py` | a run: transformers' Trainer, its arguments, Ctrl-C |
+| `finetune.py`, `select.py`, … and `delta/` | a subcommand a file |
+
+Its modules import torch and transformers where they use them (`library.py`), so that `--help`
+comes at once. It takes the extra `cli`.
+"""

@@ -1,0 +1,157 @@
+"""`sparse-ft finetune`: from rows to a delta, broken off and gone on with."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import sparse_ft as sft
+from sparse_ft.cli import training
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune.yaml"
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs have trained the same weights, bit for bit."""
+    a, b = sft.load_delta(one), sft.load_delta(other)
+    assert list(a) == list(b) and a.entries == b.entries
+    return all(torch.equal(a[name].values, b[name].values) for name in a)
+
+
+class Raises(transformers.TrainerCallback):
+    """Sends this process a signal in the third step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """From now on a run gets Ctrl-C in its third step; called, it does not any more."""
+    made = training.trainer_of
+
+    def with_signal(*arguments):
+        *most, callbacks = arguments
+        return made(*most, [Raises(), *callbacks])
+
+    monkeypatch.setattr(training, "trainer_of", with_signal)
+    return lambda: monkeypatch.setattr(training, "trainer_of", made)
+
+
+def test_a_run_ends_with_a_delta_that_gives_the_accuracy_it_reported(
+    command, config, encoder, tmp_path
+):
+    run = tmp_path / "run"
+    done = command(
+        "finetune", config, "--lean", "--json", "--steps", 40, "--density", 0.3, "--lr", 2e-2
+    )
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told == json.loads((run / "results.json").read_text())
+    assert told["evaluated"]["accuracy"] > 0.8 and told["evaluated"]["examples"] == 18
+    assert 0 < told["trainable"] < 0.3 * told["of"]
+    applied = command(
+        "delta", "apply", encoder, run, "--evaluate", run / "validation.jsonl", "--json",
+        "--output", tmp_path / "model",
+    )  # fmt: skip
+    found = json.loads(applied.out)
+    assert found["training_reported"] == told["evaluated"]
+    assert {name: found[name] for name in told["evaluated"]} == told["evaluated"]
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert whole.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_the_example_trains_on_rows_of_ones_own(command, encoder, rows, tmp_path):
+    """The config of the README; test_real_encoder.py has it as it is."""
+    own = ("--model", encoder, "--train", rows, "--set", "data.where={source: new}")
+    short = ("--steps", 2, "--density", 0.1, "--set", "training.cpu=true")
+    done = command("finetune", EXAMPLE, *own, *short, "--output", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["steps"] == 2
+    assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 4  # of 48
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_weights(
+    command, config, tmp_path, interrupted
+):
+    done = command("finetune", config)
+    assert done.code == 130, done.err
+    assert "stopped after step 3" in done.err and f"{tmp_path / 'run'} --resume" in done.err
+    assert not (tmp_path / "run" / "delta.safetensors").exists()
+    interrupted()
+    assert "--resume goes on" in command("finetune", config).err
+    done = command("finetune", tmp_path / "run", "--resume")
+    assert done.code == 0 and "goes on from" in done.out, done.err
+    whole = tmp_path / "whole"
+    assert command("finetune", config, "--output", whole).code == 0
+    assert same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("method", ["gps", "lift"])
+def test_a_recipe_goes_on_to_the_same_weights(command, config, tmp_path, interrupted, method):
+    settings = (
+        "--set",
+        "settings={density: 0.05, every: 2}" if method == "lift" else "settings={}",
+    )
+    asked = ("finetune", config, "--method", method, *settings)
+    assert command(*asked).code == 130
+    interrupted()
+    done = command(*asked, "--resume")
+    assert done.code == 0, done.err
+    assert command(*asked, "--output", tmp_path / "whole").code == 0
+    assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_full_and_lora_train_for_comparison(command, config, tmp_path, encoder):
+    plain = ("finetune", config, "--json")
+    done = command(*plain, "--method", "full", "--output", tmp_path / "full")
+    assert "left out: settings, training.learning_rate" in done.err
+    told = json.loads(done.out)
+    assert told["trainable"] == told["of"]
+    transformers.AutoModelForSequenceClassification.from_pretrained(told["model"])
+    peft = pytest.importorskip("peft")
+    done = command(*plain, "--method", "lora", "--output", tmp_path / "lora")
+    told = json.loads(done.out)
+    assert 0 < told["trainable"] < 0.5 * told["of"]
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(encoder)
+    peft.PeftModel.from_pretrained(base, told["adapter"])
+
+
+def test_a_dry_run_says_plan_share_and_bytes_and_writes_nothing(command, config, tmp_path):
+    done = command("finetune", config, "--dry-run")
+    assert done.code == 0, done.err
+    for words in ("columns", "trainable", "most at once", "6 steps"):
+        assert words in done.out
+    told = json.loads(command("finetune", config, "--dry-run", "--json").out)
+    assert told["rows"] == {"train": 54, "validation": 18} and told["bytes"]["peak"] > 0
+    assert told["plan"]["classifier.weight"] == "all"
+    assert told["trainable"] == sum(
+        2 * 32 if name == "classifier.weight" else 2 if what == "all" else what["entries"]
+        for name, what in told["plan"].items()
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_language_model_learns_from_text_and_from_prompts(command, config, decoder, tmp_path):
+    lines = [{"ask": "it was", "say": "a good film"}, {"ask": "the book was", "say": "dull"}] * 8
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n\n".join(["it was a good film", "the book was dull"] * 8))
+    causal = ("finetune", config, "--model", decoder, "--task", "causal-lm", "--json")
+    causal += ("--density", 0.5, "--lr", 3e-2, "--set", "also=[lm_head.weight]")
+    columns = ("--text", "say", "--set", "data.prompt=ask")
+    for file, more in ((prose, ()), (pairs, columns)):
+        run = tmp_path / file.stem
+        done = command(*causal, "--train", file, "--steps", "30", "--output", run, *more)
+        assert done.code == 0, done.err
+        told = json.loads(done.out)["evaluated"]
+        assert told["perplexity"] < 6  # of 23 words
+        applied = command(
+            "delta", "apply", decoder, run, "--evaluate", run / "validation.jsonl", "--json"
+        )
+        assert json.loads(applied.out)["perplexity"] == told["perplexity"]
