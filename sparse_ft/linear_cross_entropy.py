@@ -126,14 +126,13 @@ def _counted(
     flat, target = hidden.reshape(-1, hidden.size(-1)), target.reshape(-1)
     has_target = target != ignore_index
     counts = has_target
-    by_tensor = isinstance(weights, torch.Tensor)
-    if by_tensor:
+    if isinstance(weights, torch.Tensor):
         weights = weights.reshape(-1)
         if not return_entropy:
             counts = has_target & (weights != 0)
-    if room.takes_all_tokens(hidden) and (weights is None or by_tensor):
+    if room.takes_all_tokens(hidden) and (weights is None or isinstance(weights, torch.Tensor)):
         ignored = ~counts
-        if by_tensor:
+        if weights is not None:
             weights = weights.masked_fill(ignored, 0)
         target = target.masked_fill(ignored, 0)
         return _Counted(flat, target, weights, has_target.sum(), None, ignored)
@@ -141,7 +140,7 @@ def _counted(
     number = chosen.size(0) if counts is has_target else int(has_target.sum())
     if chosen.size(0) < target.size(0):
         flat, target = flat.index_select(0, chosen), target.index_select(0, chosen)
-        if by_tensor:
+        if isinstance(weights, torch.Tensor):
             weights = weights.index_select(0, chosen)
     return _Counted(flat, target, weights, number, chosen, None)
 
