@@ -120,7 +120,8 @@ class Selected(Showing):
         for it. dim: of the matrix, which meets the input. dtype: of values.
         """
         state = self._sparse_ft_state
-        features, layout = state.part
+        part: Any = state.part  # it was found just now
+        features, layout = part
         shape = list(state.matrix_shape)
         if features is not None:
             shape[dim] = features.size(0)

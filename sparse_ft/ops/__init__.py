@@ -12,9 +12,10 @@ from .max_pool import max_pool
 from .positive_bits import positive_bits, relu_bits
 from .rms_norm import rms_norm
 from .rms_norm_backward import rms_norm_backward
-from .scatter_selected import scatter_selected_, swap_selected_
+from .scatter_selected import scatter_selected_
 from .selected_wgrad import prepare_selected_wgrad, selected_wgrad, selected_wgrad_
 from .selected_wgrad_grouped import selected_wgrad_grouped, selected_wgrad_grouped_
+from .swap_selected import swap_selected_
 from .where_bits import where_bits
 
 __all__ = [

@@ -1,6 +1,4 @@
-"""scatter_selected_ and swap_selected_: values -> weight. Copy, add, or exchange the selected
-entries in place.
-"""
+"""scatter_selected_: values -> weight. Copies or adds to the selected entries in place."""
 
 import torch
 from torch import Tensor
@@ -10,22 +8,13 @@ from ._registry import op
 from .layout import Layout, as_layout, check_matrix, inside
 
 
-def _check(matrix: Tensor, values: Tensor, layout: Layout) -> None:
+def check(matrix: Tensor, values: Tensor, layout: Layout) -> None:
     check_matrix(matrix)
     layout.check()
     layout.check_values(values, matrix.shape)
 
 
-def _check_swap(matrix: Tensor, values: Tensor, layout: Layout) -> None:
-    _check(matrix, values, layout)
-    if matrix.dtype != values.dtype:
-        raise TypeError(
-            f"values: a swap is exact only between equal dtypes, got {values.dtype} for a"
-            f" {matrix.dtype} matrix"
-        )
-
-
-def _write(matrix: Tensor, values: Tensor, layout: Layout, mode: str) -> None:
+def write(matrix: Tensor, values: Tensor, layout: Layout, mode: str) -> None:
     """Hand the tensors to the compiled kernel of their device. mode: "copy", "add" or "swap"."""
     layout = layout.compiled()
     _native.require_served(matrix, values)
@@ -39,14 +28,10 @@ def _write(matrix: Tensor, values: Tensor, layout: Layout, mode: str) -> None:
 
 
 def _scatter_native(matrix: Tensor, values: Tensor, layout: Layout, accumulate: bool) -> None:
-    _write(matrix, values.contiguous(), layout, "add" if accumulate else "copy")
+    write(matrix, values.contiguous(), layout, "add" if accumulate else "copy")
 
 
-def _swap_native(matrix: Tensor, values: Tensor, layout: Layout) -> None:
-    _write(matrix, values, layout, "swap")
-
-
-def _places(matrix: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+def places_inside(matrix: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """(row, column, flat position in values) of every value that is not padding."""
     row, column = torch.broadcast_tensors(*layout.places(matrix.shape))
     keep = inside(row, column, matrix.shape).reshape(-1).nonzero().squeeze(1)
@@ -56,7 +41,7 @@ def _places(matrix: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
 @op(
     "scatter_selected_(Tensor(a!) matrix, Tensor values, str kind, Tensor index, int block_h, int"
     " block_w, *, bool accumulate=False) -> ()",
-    shapes=_check,
+    shapes=check,
     cpu=_scatter_native,
     cuda=_scatter_native,
     triton="scatter_selected.scatter_selected_triton_",
@@ -79,35 +64,8 @@ def scatter_selected_(
     matrix), rounded once. Padding of blocks is ignored. Raises ValueError or TypeError that names
     the argument, before anything is written.
     """
-    row, column, keep = _places(matrix, as_layout(kind, index, block_h, block_w))
+    row, column, keep = places_inside(matrix, as_layout(kind, index, block_h, block_w))
     new = values.reshape(-1)[keep]
     if accumulate:
         new = matrix[row, column].to(torch.promote_types(torch.float32, matrix.dtype)) + new
     matrix[row, column] = new.to(matrix.dtype)
-
-
-@op(
-    "swap_selected_(Tensor(a!) matrix, Tensor(b!) values, str kind, Tensor index, int block_h, int"
-    " block_w) -> ()",
-    shapes=_check_swap,
-    cpu=_swap_native,
-    cuda=_swap_native,
-    triton="scatter_selected.swap_selected_triton_",
-)
-def swap_selected_(
-    matrix: Tensor,
-    values: Tensor,
-    kind: str | Layout,
-    index: Tensor | None = None,
-    block_h: int = 1,
-    block_w: int = 1,
-) -> None:
-    """Exchange `values` with the selected entries of `matrix`, both in place; a second call
-    restores every bit.
-
-    Shapes as in `scatter_selected_`; both of one dtype, else TypeError.
-    """
-    row, column, keep = _places(matrix, as_layout(kind, index, block_h, block_w))
-    old, new = matrix[row, column], values.reshape(-1)[keep]
-    matrix[row, column] = new
-    values[torch.unravel_index(keep, values.shape)] = old

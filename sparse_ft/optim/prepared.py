@@ -116,7 +116,7 @@ class Prepared:
         if self.known is None:
             return False
         self._seed = self.seed
-        self._selection = self._index_version = None
+        self._selection, self._index_version = None, 0
         if owner is not None:
             self._selection = owner._sparse_ft_state.selection
             self._index_version = owner._sparse_ft_state.tracked._version
