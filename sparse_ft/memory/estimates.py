@@ -11,6 +11,7 @@ from torch import nn
 
 from .._torch import key_of
 from ..lean_modules import lean as make_lean
+from ..messages import described
 from ..nn import Selected
 from ..nn.foreign import refuse_split
 from ..nn.origin import origins_in
@@ -124,6 +125,10 @@ def estimate(
     for name, count in (("batch_size", batch_size), ("sequence_length", sequence_length)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype such as torch.bfloat16, got {dtype!r}")
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs: expected {{argument: tensor}}, got {described(inputs)}")
     if world_size is not None:
         check(world_size, strategy)
     dry = Dry()

@@ -1,5 +1,6 @@
 """What trains in a dry run: selections without data, of the sizes that real ones would have."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from .._torch import unset_fake_temporarily
 from ..conversion import convert
+from ..messages import did_you_mean
 from ..ops.layout import Layout
 from ..places import matrix_shape
 from ..plan import Plan
@@ -46,6 +48,7 @@ def prepare(
         return model.requires_grad_(True)
     if not isinstance(plan, Mapping):
         raise TypeError(f"plan: expected None, a Plan or a mapping, got {plan!r}")
+    _check_words(plan)
     if "lora" in plan:
         return _lora(model, **plan)
     if "structure" in plan or "density" in plan:
@@ -62,6 +65,14 @@ def prepare(
         )
     convert(model, plan, values_dtype=values_dtype, process_group=False, origin=origin)
     return model
+
+
+def _check_words(plan: Mapping[str, Any]) -> None:
+    """Raise TypeError for a word that a plan by words does not know."""
+    known = tuple(inspect.signature(_drawn).parameters)[2:]
+    for name in () if "lora" in plan else plan:
+        if name not in known:
+            raise TypeError(f"plan: it knows no {name!r}{did_you_mean(name, known)}")
 
 
 def _lora(model: nn.Module, lora: int, **settings: Any) -> nn.Module:

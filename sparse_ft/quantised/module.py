@@ -122,6 +122,10 @@ class Quantised:
 
     def base_weight(self: AnyModule, dtype: torch.dtype) -> torch.Tensor:
         """The dequantised weight [out, in] as it was quantised, in fresh memory."""
+        if torch.is_inference_mode_enabled():
+            # Tensors of torchao's own classes cannot be cut into strips there.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.base_weight(dtype)
         dense = self.quantiser.dequantise(self, dtype)
         shape = self._sparse_ft_state.matrix_shape
         if tuple(dense.shape) != shape or dense.dtype != dtype:

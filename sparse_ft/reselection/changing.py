@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..converted import holders_of, record_of, selected_in
-from ..messages import did_you_mean
+from ..messages import described, did_you_mean
 from ..nn.embedding import SelectiveEmbedding
 from ..nn.foreign import refuse_quantised
 from ..nn.lost import LOST, lost_from
@@ -68,6 +68,8 @@ def reselect(
         refuse_sharded(model, "choose once, before fully_shard")
         _check_word("dropped", dropped, ("keep", "restore"))
         _check_word("age", age, ("entry", "tensor"))
+        if seeds is not None and not isinstance(seeds, Mapping):
+            raise TypeError(f"seeds: expected a mapping {{name: Seed}}, got {described(seeds)}")
         changes = _changes(model, plan)
         exchanges = [
             _exchange(model, holder, optimizer, selection, dropped, (seeds or {}).get(name), age)

@@ -2,6 +2,7 @@
 out.
 """
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,8 +43,18 @@ def check_choices(structure: str | None, scope: str | None, **others: Any) -> No
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not is_count and not (name == "max_batches" and value is None):
             raise ValueError(f"{name}: expected a positive int, got {value!r}")
-    for name in ("floor", "cap"):
-        check_bound(name, others[name])
+    floor, cap = others["floor"], others["cap"]
+    for name, bound in (("floor", floor), ("cap", cap)):
+        check_bound(name, bound)
+    if floor is not None and type(floor) is type(cap) and floor > cap:
+        raise ValueError(f"floor: {floor!r} is more than cap={cap!r}, what a weight gets at most")
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as an int. Raises TypeError for what is none."""
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
+        raise TypeError(f"seed: expected an int, got {seed!r}")
+    return int(seed)
 
 
 def check_bound(name: str, bound: Any) -> None:
@@ -63,18 +74,22 @@ def as_budget(density: Any, budget: Any, structure: str) -> Any:
     given, name = (budget, "budget") if budget is not None else (density, "density")
     if isinstance(given, type):
         raise TypeError(f"{name}: got the class {given.__name__}; make one of it")
-    if name == "budget" and not isinstance(given, (int, float)):
+    is_number = isinstance(given, numbers.Real) and not isinstance(given, bool)  # numpy's, too
+    if name == "budget" and not isinstance(given, numbers.Real):
         return given
-    if name == "budget" and isinstance(given, int) and not isinstance(given, bool):
+    if name == "budget" and is_number and isinstance(given, numbers.Integral):
         if given < 1:
             raise ValueError(f"budget: expected a positive number of units, got {given!r}")
-        return Count(given)
-    if not (isinstance(given, (int, float)) and 0 < given <= 1):
+        return Count(int(given))
+    if not (is_number and 0 < given <= 1):
         percent = ""
-        if isinstance(given, (int, float)) and 1 < given <= 100:
+        if is_number and 1 < given <= 100:
             percent = f"; {given:g} % is {given / 100:g}"
+        elif given is None:
+            percent = "; pass density= or budget="
         raise ValueError(f"{name}: expected a share in (0, 1], got {given!r}{percent}")
-    return DensityPerRow(given) if structure == "entries_per_row" else Density(given)
+    share = given if isinstance(given, int) else float(given)
+    return DensityPerRow(share) if structure == "entries_per_row" else Density(share)
 
 
 def check_batches_of(score: Any, batches: Any) -> None:

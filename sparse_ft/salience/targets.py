@@ -38,6 +38,10 @@ def targets_of(model: nn.Module, patterns: str | Iterable[str] | None) -> Target
     if patterns is None:
         return _default(model)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError(
+            "targets: expected glob pattern(s) on parameter names, or None for the default, got []"
+        )
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         if not fnmatch.filter(parameters, pattern):

@@ -10,6 +10,7 @@ from .job import Job
 from .progress import followed
 from .scope import Scope
 from .sums import total
+from .warn import warn
 
 
 class Source(Protocol):
@@ -95,14 +96,22 @@ class Worths:
         every = _chained([first], scores)
         del first
         weights = len(self.job.weights)
+        is_flat = True
         for name, score in followed(every, "choosing in weights", weights, self.job.shown):
-            if not all(end.isfinite() for end in score.aminmax()):
+            ends = score.aminmax()
+            is_flat = is_flat and not any(ends)
+            if not all(end.isfinite() for end in ends):
                 raise ValueError(
                     f"score: {self.label!r} of {name!r} is not finite everywhere; look for NaN or"
                     " inf in the weights and batches"
                 )
             yield name, score
             del score
+        if is_flat and last:
+            warn(
+                f"score: {self.label!r} is 0 for every entry of every target, so what trains is"
+                " drawn by seed=; does the loss depend on them (labels that are all ignored)?"
+            )
 
 
 def _chained(firsts: list[tuple], rest: Iterator[tuple]) -> Iterator[tuple[str, torch.Tensor]]:

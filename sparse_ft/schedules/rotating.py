@@ -118,6 +118,7 @@ class Rotate(Schedule):
         parameters = dict(model.named_parameters())
         found: dict[str, list[nn.Parameter]] = {}
         taken: dict[str, str] = {}
+        _names(self._always, parameters, "always")
         for label, patterns in _labelled(self._asked, model).items():
             names = _names(patterns, parameters, label)
             found[label] = []
@@ -169,7 +170,9 @@ def _names(patterns: list[str], parameters: dict[str, nn.Parameter], label: str)
         names = fnmatch.filter(parameters, pattern)
         if not names:
             near = did_you_mean(pattern.strip("*"), parameters)
-            raise ValueError(f"units: {pattern!r} of {label!r} matches no parameter{near}")
+            where = "always" if label == "always" else "units"
+            of_label = "" if label == "always" else f" of {label!r}"
+            raise ValueError(f"{where}: {pattern!r}{of_label} matches no parameter{near}")
         found += [name for name in names if name not in found]
     return found
 

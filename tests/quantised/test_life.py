@@ -127,6 +127,15 @@ def test_half_precision(form):
     assert wide.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_inference_mode(form):
+    model, _ = converted(form)
+    with torch.inference_mode():
+        assert torch.equal(model(torch.ones(2, HIDDEN)), model(torch.ones(2, HIDDEN)))
+        found = model(torch.linspace(-1, 1, 2 * HIDDEN).view(2, HIDDEN))
+    assert torch.equal(found, output(model))
+
+
 def test_stepping_between_forward_and_backward_raises():
     for make in (sft.SelectiveAdamW, torch.optim.AdamW):
         model, _ = converted("torchao int8")

@@ -195,3 +195,77 @@ def test_no_warning_where_about_what_was_asked_trains():
 )
 def test_values_are_told_by_type_and_shape(value, text):
     assert described(value) == text
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        (dict(density=True), ValueError, r"density: expected a share in \(0, 1\], got True"),
+        (dict(budget=True), ValueError, r"budget: expected a share in \(0, 1\], got True"),
+        (dict(), ValueError, "density: .* got None; pass density= or budget="),
+        (dict(density=0.1, targets=[]), ValueError, r"targets: expected glob .* got \[\]"),
+        (dict(density=0.1, seed=1.5), TypeError, "seed: expected an int, got 1.5"),
+        (
+            dict(density=0.1, scope="global", floor=0.5, cap=0.1),
+            ValueError,
+            "floor: 0.5 is more than cap=0.1",
+        ),
+        (
+            dict(budget=sft.Flops(1e-9)),
+            ValueError,
+            r"budget: Flops\(share=1e-09\) is less than the backward of any tensor",
+        ),
+        (
+            dict(density=0.1, score="activation", batches=[]),
+            ValueError,
+            "batches: expected at least one for score='activation'",
+        ),
+    ],
+)
+def test_settings_that_choose_nothing(settings, error, message):
+    with pytest.raises(error, match=message):
+        sft.select(Model(), **{"batches": [BATCH], **settings})
+
+
+def test_numbers_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    model = Model()
+    for count, share in ((numpy.int64(3), numpy.float32(0.25)), (3, 0.25)):
+        settings = dict(score="random", seed=numpy.int64(2))
+        by_count = sft.select(model, budget=count, **settings)
+        assert [what.nnz((40, 40)) for what in by_count.values()] == [120, 120]
+        by_share = sft.select(model, density=share, **settings)
+        assert [what.nnz((40, 40)) for what in by_share.values()] == [400, 400]
+
+
+@pytest.mark.parametrize("structure", ["columns", "entries"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_scores_that_are_all_zero_are_told_of_once(structure, scope):
+    settings = dict(density=0.1, structure=structure, scope=scope, batches=[BATCH])
+    with pytest.warns(UserWarning, match="'gradient' is 0 for every entry") as told:
+        sft.select(Model(), loss=lambda m, b: m(**b)["loss"] * 0, **settings)
+    assert len(told) == 1 and told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sft.select(Model(), **settings)
+
+
+def test_groups_without_their_scope_are_told_of():
+    with pytest.warns(UserWarning, match="groups: scope='layer' does not look at them"):
+        sft.select(Model(), density=0.1, batches=[BATCH], groups={"all": "*"})
+
+
+def test_first_mistakes_with_estimate_reselect_and_rotate():
+    model, inputs = Model(), {"x": BATCH["x"]}
+    with pytest.raises(TypeError, match="plan: it knows no 'structre'; did you mean 'structure'"):
+        sft.estimate(model, {"structre": "rows", "density": 0.1}, inputs=inputs)
+    with pytest.raises(TypeError, match="dtype: expected a torch.dtype .* got 'bf16'"):
+        sft.estimate(model, None, inputs=inputs, dtype="bf16")
+    with pytest.raises(TypeError, match="inputs: expected .argument: tensor., got a Tensor"):
+        sft.estimate(model, None, inputs=BATCH["x"])
+    sft.convert(model, {"layers.0.weight": sft.Rows([1]), "layers.1.weight": sft.Rows([1])})
+    optimizer = sft.SelectiveAdamW(model.parameters(), 1e-3)
+    with pytest.raises(TypeError, match="seeds: expected a mapping .name: Seed., got 3"):
+        sft.reselect(model, optimizer, {"layers.0.weight": sft.Rows([2])}, seeds=3)
+    with pytest.raises(ValueError, match="always: '.norm.' matches no parameter"):
+        sft.Rotate(1, 1, always="*norm*").attach(model, optimizer)

@@ -70,6 +70,11 @@ class Flops:
         steps = _steps(layers, values)
         total = sum(step.own + step.passing for step in steps)
         chosen = most_valuable(steps, int(self.share * total))
+        if not chosen:
+            raise ValueError(
+                f"budget: {self!r} is less than the backward of any tensor of some value takes;"
+                " take a larger share"
+            )
         names = [layer.weight for layer in reversed(layers) if layer.weight in values]
         return {name: ALL for name in values if name in {names[n] for n in chosen}}
 

@@ -62,6 +62,9 @@ class ActivationSource:
             told = job.ranks.exchange(self._counts)
             self._counts = {name: sum(one[name] for one in told) for name in self._layers}
         dead = [name for name, count in self._counts.items() if not count]
+        if len(dead) == len(self._counts):
+            raise ValueError("batches: expected at least one for score='activation', got none that"
+                             f" reached {dead[0]!r}")  # fmt: skip
         if dead:
             raise ValueError(f"targets: no batch reached {dead[0]!r}; name the others in targets=")
         found = {}
