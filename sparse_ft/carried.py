@@ -21,6 +21,7 @@ from .nn.left import Left, check_left
 from .nn.loading import check_loaded
 from .nn.origin import origins_in
 from .nn.selected import Selected
+from .nn.sharded import WHOLE, refuse_sharded
 from .plan import ALL, Plan, describe, selection_of
 
 _CARRIED = (  # on the converted model: what goes into its metadata, and the hooks
@@ -76,6 +77,8 @@ def _save_plain(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     save = kind.save_pretrained
     call = inspect.signature(save).bind(model, *args, **kwargs)
     state = call.arguments.get("state_dict")
+    if state is None:
+        refuse_sharded(model, f"pass state_dict=: {WHOLE}")
     state = dict(model.state_dict() if state is None else state)
     wider = []
     for prefix, module in selected_modules(model):

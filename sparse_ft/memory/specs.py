@@ -48,10 +48,10 @@ def prepare(
         return model.requires_grad_(True)
     if not isinstance(plan, Mapping):
         raise TypeError(f"plan: expected None, a Plan or a mapping, got {plan!r}")
-    _check_words(plan)
     if "lora" in plan:
         return _lora(model, **plan)
     if "structure" in plan or "density" in plan:
+        _check_words(plan)
         plan = _drawn(model, dry, **plan)
     else:
         known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -70,7 +70,7 @@ def prepare(
 def _check_words(plan: Mapping[str, Any]) -> None:
     """Raise TypeError for a word that a plan by words does not know."""
     known = tuple(inspect.signature(_drawn).parameters)[2:]
-    for name in () if "lora" in plan else plan:
+    for name in plan:
         if name not in known:
             raise TypeError(f"plan: it knows no {name!r}{did_you_mean(name, known)}")
 

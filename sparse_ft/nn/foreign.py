@@ -39,6 +39,7 @@ HARMLESS = {
     "__hash__",
 }
 HARMLESS |= {"__annotations__", "__deepcopy__", "__reduce_ex__"}
+BY_ZERO = "get_full_hp_param"  # what DeepSpeed's ZeRO-1 and 2 hang on a parameter
 # `sft.estimate` adds torch's tensors without memory
 PLAIN: set[type] = {nn.Parameter, torch.Tensor}
 
@@ -182,6 +183,11 @@ def check_whole(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"model: {name!r}: {why_not(parameter)}")
+        if hasattr(parameter, BY_ZERO):
+            raise ValueError(
+                f"model: {name!r} is held by DeepSpeed's ZeRO (deepspeed.initialize) already, which"
+                " would not step values that are made now; convert first, then initialize"
+            )
     wrapper = _class_of("torch.distributed.fsdp", "FullyShardedDataParallel")
     for name, module in model.named_modules():
         if isinstance(module, wrapper):

@@ -228,7 +228,7 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
     written = getattr(optimizer, "writes_through", False)
     # An optimiser may have used the gradient and freed it.
     reached = getattr(optimizer, "got_gradient", _has_gradient)
-    shards, gathered = [], []
+    shards, gathered, orphans = [], [], []
     for parameter in _held_by(optimizer):
         owners = _owners.get(id(parameter))
         if owners is None or (written and _needs_no_word(owners, parameter, stepper)):
@@ -244,7 +244,10 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
                 if is_gathered(holder):
                     gathered.append(holder)
         if not holders:
-            _warn_of_orphan(parameter)
+            orphans.append(owners[-1].label)
+            _forget(id(parameter))  # told once
+    if orphans:
+        _warn_of_orphans(orphans)
     if shards:
         write(shards)
     if gathered:
@@ -278,16 +281,15 @@ def _tell_strangers(stepper: Stepper) -> None:
             unclaimed.after_foreign_step()
 
 
-def _warn_of_orphan(values: torch.Tensor) -> None:
+def _warn_of_orphans(labels: list[str]) -> None:
     """An optimiser steps on values that train no weight any more: their module was replaced, or has
-    other values.
+    other values. labels: of those weights.
     """
-    label = _owners[id(values)][-1].label
-    _forget(id(values))  # told once
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     warnings.warn(
-        f"{label}: this optimiser holds values that train no weight any more (the module"
-        " was replaced, resized or reverted since); convert anew where needed, and make a new"
-        " optimiser from model.parameters()",
+        f"{', '.join(labels[:3])}{more}: this optimiser holds values that train no weight any more"
+        " (the module was replaced, resized or reverted, or fully_shard has split it, since);"
+        " convert anew where needed, and make a new optimiser from model.parameters()",
         stacklevel=7,
     )
 

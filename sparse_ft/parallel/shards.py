@@ -9,6 +9,7 @@ rank's values may belong into any rank's part of the weight: one all-gather of t
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ class Shards:
     shape: tuple[int, int]
     split: Split
     part: Part
+    is_agreed: bool = False  # whether all ranks are known to train the same entries
 
     @classmethod
     def of(
@@ -134,8 +136,38 @@ def write(shards: Sequence[Shards]) -> None:
     """Every rank's part of the weights shows the values. On all ranks together, with the same
     shards in one order.
     """
-    for one, values in _each([one for one in shards if not one.is_on_meta()]):
+    known = [one for one in shards if not one.is_on_meta()]
+    check_agreed(known)
+    for one, values in _each(known):
         one._write(values)
+
+
+def check_agreed(shards: Sequence[Shards]) -> None:
+    """Raise RuntimeError on every rank where ranks have selected other entries of a weight: each
+    was converted by itself (`process_group=False`). Asked once of each. On all ranks together.
+    """
+    fresh = [one for one in shards if not one.is_agreed]
+    for split in dict.fromkeys(one.split for one in fresh):
+        of_split = [one for one in fresh if one.split == split]
+        own = torch.tensor([_digest(one.selection) for one in of_split])
+        most = over_ranks(own, split, distributed.ReduceOp.MAX)
+        least = over_ranks(own, split, distributed.ReduceOp.MIN)
+        for one, is_alike in zip(of_split, (most == least).tolist()):
+            if not is_alike:
+                raise RuntimeError(
+                    f"{one.label}: the ranks have selected other entries of it each, so fully_shard"
+                    " mixes up their values; convert all ranks with one plan (and without"
+                    " process_group=False)"
+                )
+            one.is_agreed = True
+
+
+def _digest(selection: Selection) -> int:
+    """A number that two ranks share if and only if they have selected the same entries."""
+    index: Any = selection.index.detach().cpu().to(torch.int64).contiguous().numpy()
+    told = f"{selection.kind} {selection.block_size} {tuple(index.shape)}".encode()
+    hashed = hashlib.blake2b(told + index.tobytes(), digest_size=8).digest()
+    return int.from_bytes(hashed, "big", signed=True)
 
 
 def _each(shards: Sequence[Shards]) -> Any:

@@ -122,11 +122,15 @@ def dies(folder: str, rank: int, world: int) -> dict[str, Any]:
 
 def with_one_killed(folder: str) -> None:
     """A run of two ranks of which one dies, begun by this process, which has no process group."""
+
+    def joins_and_dies(rank: int) -> None:
+        ranks.joined(rank, 2, f"{folder}/killed", lambda rank: dies(folder, rank, 2))
+
     children = []
     for rank in range(2):
         child = os.fork()
         if not child:
-            ranks.become(rank, 2, f"{folder}/killed", lambda rank: dies(folder, rank, 2))
+            ranks.become(rank, joins_and_dies)
         children.append(child)
     for child in children:
         os.waitpid(child, 0)

@@ -155,6 +155,20 @@ def tied(rank, world, is_sharded):
     return {"losses": losses_of_all(losses) if is_sharded else losses, "weights": whole(model)}
 
 
+def other_entries(rank):
+    """The error of ranks that have selected other entries, each by itself."""
+    plan = {"head.weight": SELECTED["head.weight"], "layers.0.down.weight": sft.Rows([0, 1 + rank])}
+    model = sharded_net.net()
+    sft.convert(model, plan, process_group=False)
+    sharded_net.shard(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    try:
+        sharded_net.train(model, optimizer, Case(steps=1), rank, 2)
+    except RuntimeError as error:
+        return str(error)
+    return "nothing was refused"
+
+
 def checkpointed_names():
     """The names of a state_dict where torch's wrapper checkpoints the layers."""
     model = sharded_net.converted(Case())
@@ -182,6 +196,7 @@ def main(rank):
     rows = {name: SELECTED[name] for name in ("layers.0.down.weight", "layers.1.up.weight")}
     found["skipped"] = skipped(rank)
     found["tied"] = tied(rank, world, True)
+    found["other entries"] = other_entries(rank)
     found["names"] = checkpointed_names()
     found["collectives"] = {
         "dense": {

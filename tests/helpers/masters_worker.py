@@ -112,7 +112,20 @@ def trained_by(way, rank, world):
             with_deepspeed(model, rank, world, int(way))
     except RuntimeError as error:
         return str(error)
-    return sft.revert(model).state_dict()
+    trained = sft.revert(model).state_dict()
+    if way != "masters":
+        check_late(model)
+    return trained
+
+
+def check_late(model):
+    """DeepSpeed has the parameters of `model` and would step no new ones."""
+    try:
+        sft.convert(model, PLAN)
+    except ValueError as error:
+        assert "is held by DeepSpeed's ZeRO" in str(error), error
+    else:
+        raise AssertionError("converted after deepspeed.initialize")
 
 
 def import_deepspeed():

@@ -102,6 +102,12 @@ def test_columns_add_no_collective_and_other_structures_one(two):
         assert sum(rows.values()) == sum(dense["both layers"].values()) + 1
 
 
+def test_ranks_that_selected_other_entries_are_told_at_their_first_step(two):
+    for result in two:
+        message = "layers.0.down.weight: the ranks have selected other entries of it each"
+        assert result["other entries"].startswith(message)
+
+
 def test_a_step_is_skipped_on_all_ranks_or_on_none(two):
     for result in two:
         assert result["skipped"] == {"steps": 1, "kept": True, "went on": True}
