@@ -4,13 +4,12 @@ nothing is left behind.
 
 import errno
 import os
-import signal
 import stat
-import subprocess
 import sys
 import threading
 
 import pytest
+from helpers import saving
 
 import sparse_ft as sft
 from sparse_ft import _atomic
@@ -106,69 +105,61 @@ def test_file_and_folder_are_on_the_disk(tmp_path, monkeypatch):
     assert order == ["file", "replace", "folder"]
 
 
-KILLED = """
-import os, sys
-from sparse_ft._atomic import written_whole
-with written_whole(sys.argv[1]) as file:
-    file.write(b"half")
-    file.flush()
-    print("begun", flush=True)
-    sys.stdin.read()
-"""
-
-
-def begun(path):
+class Begun:
     """A process in the middle of saving to `path`."""
-    run = subprocess.Popen(
-        [sys.executable, "-c", KILLED, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert run.stdout.readline() == b"begun\n"
-    return run
+
+    def __init__(self, path):
+        self.pipe, theirs = saving.PROCESSES.Pipe()
+        self.process = saving.PROCESSES.Process(target=saving.begin, args=(str(path), theirs))
+        self.process.start()
+        theirs.close()
+        assert self.pipe.poll(120) and self.pipe.recv() == "begun"
+
+    def kill(self):
+        self.process.kill()
+        self.process.join(30)
+
+    def end(self):
+        self.pipe.send("go on")
+        self.process.join(30)
+        return self.process.exitcode
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
     path = tmp_path / "plan"
     OLD.save(path)
-    killed, alive = begun(path), begun(path)
+    killed, alive = Begun(path), Begun(path)
     try:
-        killed.send_signal(signal.SIGKILL)
-        killed.wait(30)
+        killed.kill()
         assert len(os.listdir(tmp_path)) == 3 and sft.Plan.load(path) == OLD
         NEW.save(tmp_path / "another plan")
         assert len(os.listdir(tmp_path)) == 4  # which is none of that one's business
         NEW.save(path)
         # The living one's is there.
         assert len(os.listdir(tmp_path)) == 3 and sft.Plan.load(path) == NEW
-        alive.communicate(timeout=30)
-        assert alive.returncode == 0 and path.read_bytes() == b"half"
+        assert alive.end() == 0 and path.read_bytes() == b"half"
         assert sorted(os.listdir(tmp_path)) == ["another plan", "plan"]
     finally:
-        for run in (killed, alive):
-            run.kill()
-            run.communicate()
+        killed.kill()
+        alive.kill()
 
 
 def test_processes_that_save_at_once(tmp_path):
     """Each takes none of the others' files for one that was left behind; the last one wins."""
-    code = (
-        "import sys, sparse_ft as sft\nfor i in range(40): sft.Plan({'a':"
-        " sft.Rows([i])}).save(sys.argv[1])"
-    )
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path / "plan"], stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
+    path = tmp_path / "plan"
+    runs = [saving.PROCESSES.Process(target=saving.save_often, args=(str(path),)) for _ in range(3)]
+    for run in runs:
+        run.start()
     try:
-        errors = [run.communicate(timeout=120)[1] for run in runs]
+        for run in runs:
+            run.join(120)
+        assert [run.exitcode for run in runs] == [0, 0, 0]
     finally:
         for run in runs:
             run.kill()
-    assert [run.returncode for run in runs] == [0, 0, 0], errors
-    assert os.listdir(tmp_path) == ["plan"] and sft.Plan.load(tmp_path / "plan") == sft.Plan(
-        {"a": sft.Rows([39])}
-    )
+            run.join(30)
+    assert os.listdir(tmp_path) == ["plan"]
+    assert sft.Plan.load(path) == sft.Plan({"a": sft.Rows([39])})
 
 
 def test_a_save_that_fails_leaves_the_old_plan_and_nothing_else(tmp_path, monkeypatch):
@@ -244,8 +235,6 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
     """On a system that has none, nobody could tell a dead process's file from a living one's."""
     monkeypatch.setattr(_atomic, "fcntl", None)
     OLD.save(tmp_path / "plan")
-    run = begun(tmp_path / "plan")
-    run.kill()
-    run.communicate()
+    Begun(tmp_path / "plan").kill()
     NEW.save(tmp_path / "plan")
     assert len(os.listdir(tmp_path)) == 2 and sft.Plan.load(tmp_path / "plan") == NEW
