@@ -14,7 +14,7 @@ from .choosing import check_alone, choose
 from .config import SelectiveConfig
 from .layer import SelectiveLayer
 from .registration import PREFIX
-from .slot import Slot, describe_slot
+from .slot import describe_slot
 
 
 class Configs(Guarded):
@@ -142,9 +142,3 @@ class SelectiveModel(BaseTuner):
 
 def _layers(model: nn.Module) -> Iterator[SelectiveLayer]:
     return (module for module in model.modules() if isinstance(module, SelectiveLayer))
-
-
-def slots_of(model: nn.Module) -> dict[str, Slot]:
-    """{name of the weight in the base model: the slot that is in it}."""
-    found = {layer.label: layer._show() for layer in _layers(model)}
-    return {f"{label}.weight": slot for label, slot in found.items() if slot is not None}

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ..salience import Score, select
-from ..salience.budgets import PerRow
 from ..salience.units import fitted
 
 Mapping = dict[str, torch.Tensor]
@@ -111,10 +110,3 @@ class Subnet:
 
 def _best(sums: torch.Tensor, count: int) -> torch.Tensor:
     return sums.topk(count).indices.sort().values
-
-
-def per_row(density: float | None, budget: Any) -> dict[str, Any]:
-    """What `select` is told of entries by row: a share of each, or a budget of its own."""
-    if density is not None:
-        return {"density": density, "structure": "entries_per_row"}
-    return {"budget": budget or PerRow(1)}

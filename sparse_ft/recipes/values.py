@@ -38,13 +38,13 @@ def literally(names: Iterable[str]) -> list[str]:
     return [glob.escape(name) for name in names]
 
 
-def cycled(batches: Any, argument: str = "batches") -> Iterator[Any]:
+def cycled(batches: Any) -> Iterator[Any]:
     """The batches, again and again. Raises ValueError for none."""
     if batches is None:
-        raise ValueError(f"{argument}: the method looks at gradients, got None")
+        raise ValueError("batches: the method looks at gradients, got None")
     kept = list(batches)
     if not kept:
-        raise ValueError(f"{argument}: expected at least one batch, got none")
+        raise ValueError("batches: expected at least one batch, got none")
     return itertools.cycle(kept)
 
 

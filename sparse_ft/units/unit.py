@@ -109,7 +109,7 @@ def whole(parameter: str, number: int = 0) -> Share:
     return Share(parameter, None, torch.zeros(1, dtype=torch.int64), torch.tensor([number]))
 
 
-def along(parameter: str, dimension: int, size: int, expert: int | None = None) -> Share:
+def along(parameter: str, dimension: int, size: int) -> Share:
     """One entry along `dimension` for each of `size` units."""
     every = torch.arange(size)
-    return Share(parameter, dimension, every, every, expert)
+    return Share(parameter, dimension, every, every)
