@@ -51,7 +51,7 @@ def bench(
     for each in others:
         if each not in ("full", "lora"):
             raise Misuse(f"--against: expected full, lora or full,lora, got {each!r}")
-    plain = {"settings": {}, "plan": None, "also": [], "lean": False, "keep_origin": False}
+    plain: Any = {"settings": {}, "plan": None, "also": [], "lean": False, "keep_origin": False}
     rows = []
     for each in others:
         if each != asked.method or asked.plan is not None:
