@@ -52,9 +52,9 @@ def included(path: str, section: str | None) -> str:
     """
     text = (ROOT / path).read_text()
     if section is not None:
-        return section_of(text, section)
+        return with_lists(section_of(text, section))
     if path.endswith(".md"):
-        return without_heading(text)
+        return with_lists(without_heading(text))
     # Wider than any fence in it.
     return f'````python title="{path}"\n{text.rstrip()}\n````'
 
@@ -71,3 +71,8 @@ def section_of(text: str, heading: str) -> str:
 def without_heading(text: str) -> str:
     """Markdown whose first heading is a bold line instead: the page has one already."""
     return re.sub(r"\A# (.+)$", r"**\1**", text.strip(), count=1, flags=re.M)
+
+
+def with_lists(text: str) -> str:
+    """Markdown with an empty line before each list, without which Python-Markdown sees none."""
+    return re.sub(r"^(?![-|] |[ \t]|```)(.+)\n(?=- )", r"\1\n\n", text, flags=re.M)
