@@ -20,7 +20,9 @@ FENCE = re.compile(r"^```(\w*)", re.M)
 SKIP = re.compile(r'^<!-- skip: next "(.*)" -->\n```', re.M)
 # What a page needs beside transformers; in the folder of trainers, perhaps.
 NEEDS = {"trainers.md": ("peft", "trl", "datasets", "accelerate"), "migration.md": ("peft",),
-         "deltas.md": ("peft",), "quantised.md": ("bitsandbytes",)}  # fmt: skip
+         "deltas.md": ("peft", "typer", "pydantic", "yaml"), "quantised.md": ("bitsandbytes",),
+         "quick-start.md": ("typer", "pydantic", "yaml", "accelerate"),
+         "command-line.md": ("typer", "pydantic", "yaml", "accelerate")}  # fmt: skip
 
 
 def fences(text: str) -> list[str]:
@@ -77,6 +79,9 @@ def test_there_are_pages():
 def test_every_block_runs(page, reader, tmp_path, monkeypatch):
     trl_runs.make_importable("transformers", *NEEDS.get(page, ()))
     monkeypatch.chdir(tmp_path)
+    if page in ("quick-start.md", "command-line.md"):  # their files
+        pages.write_encoder(tmp_path / "my-model")
+        pages.write_reviews(tmp_path / "reviews.csv")
     document = reader.parse(DOCS / page)
     document.namespace.update(pages.start())
     skipped = ran = 0
@@ -99,3 +104,30 @@ def test_blocks_are_of_known_kinds_and_skips_name_a_test(page):
     for reason in SKIP.findall(text):
         named = re.findall(r"tests/[\w/]+\.py", reason)
         assert named and all((ROOT / each).is_file() for each in named), reason
+
+
+def test_the_way_to_a_delta_of_ones_own_rows_is_short():
+    """Of the quick start: what is typed until there is a delta, and the same from a file."""
+    text = (DOCS / "quick-start.md").read_text()
+    blocks = re.findall(r"^```(?:console|yaml)\n(.*?)^```", text, re.M | re.S)
+    install, train, *_ = blocks
+    typed = [line for block in (install, train) for line in block.splitlines()]
+    assert len(typed) == 2 and "sparse-ft finetune" in typed[-1]
+    (config,) = [block for block in blocks if block.startswith("# reviews.yaml")]
+    assert len(config.splitlines()) < 10
+
+
+def test_every_command_is_on_the_page_of_the_command_line():
+    for name in ("typer", "pydantic", "yaml"):
+        pytest.importorskip(name)
+    import typer
+
+    from sparse_ft.cli.main import app
+
+    there = set()
+    for name, command in typer.main.get_command(app).commands.items():
+        there |= {f"{name} {each}" for each in getattr(command, "commands", ())} or {name}
+    listed = re.findall(
+        r"^\| `sparse-ft ([\w ]+)` \|", (DOCS / "command-line.md").read_text(), re.M
+    )
+    assert set(listed) == there

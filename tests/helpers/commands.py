@@ -26,11 +26,7 @@ def _module(name: str, arguments: list[str]) -> None:
 
 
 def _sparse_ft(arguments: list[str]) -> None:
-    from sparse_ft_command import main
+    from sparse_ft.cli.main import main
 
-    with mock.patch.object(sys, "argv", ["sparse-ft", *arguments]):
-        try:
-            code = main()
-        except SystemExit as end:
-            code = end.code
+    code = main(arguments)
     assert not code, f"sparse-ft {arguments} ended with {code}"
