@@ -163,6 +163,4 @@ def _whole_part(model: nn.Module, name: str, new: torch.Tensor) -> Part:
             f"path: an adapter's {name!r} has shape {tuple(new.shape)}, and the model's"
             f" {tuple(old.shape)}"
         )
-    reader = places.reader_of(owner, attribute)
-    shape = tuple(old.shape)
-    return Part(None, new.to(old.dtype), shape, (1, old.numel()), old.clone(), reader=reader)
+    return Part.whole(new.to(old.dtype), old.clone(), places.reader_of(owner, attribute))

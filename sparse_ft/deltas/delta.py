@@ -46,9 +46,7 @@ class Delta(Mapping):
         """
         parts = {each.name: part_of(each) for each in places.trained(model)}
         for name, buffer in buffers_of(model):
-            shape = tuple(buffer.shape)
-            copied = buffer.detach().clone()
-            parts[name] = Part(None, copied, shape, (1, buffer.numel()), reader=places.BUFFER)
+            parts[name] = Part.whole(buffer.detach().clone(), reader=places.BUFFER)
         base = base_name if base_name is not None else name_of(model)
         return cls(parts, rest_of(model, parts), base, recipe)
 

@@ -68,9 +68,8 @@ def put_together(
     whole = next((part for part in parts if part.selection is None), None)
     if whole is not None:
         shape = whole.values.shape
-        new = values.view(shape)
         old = None if origin is None else origin.view(shape)
-        return Part(None, new, first.shape, (1, len(values)), old, "", first.reader)
+        return Part.whole(values.view(shape), old, first.reader)
     one = selections[0]
     same = one is not None and all(selection == one for selection in selections)
     selection = one.to("cpu") if one is not None and same else _entries(shared_ones, first)

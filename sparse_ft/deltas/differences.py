@@ -79,7 +79,7 @@ def _part(model: nn.Module, name: str, old: torch.Tensor, new: torch.Tensor) -> 
     matrix = matrix_shape(model, name) if is_matrix else None
     selection = None if matrix is None else _selection(changed.view(matrix), old.element_size())
     if selection is None or matrix is None:
-        return Part(None, new.clone(), shape, (1, old.numel()), old.clone(), reader=reader)
+        return Part.whole(new.clone(), old.clone(), reader)
     selection = selection.on(matrix)
     values = places.gathered(new.view(matrix), selection)
     origin = places.gathered(old.view(matrix), selection)

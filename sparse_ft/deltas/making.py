@@ -17,10 +17,9 @@ from .rest import rest_of_matrix
 
 def part_of(each: places.Trained) -> Part:
     """What changed in one tensor of a converted model: a copy."""
-    shape = tuple(each.weight.shape)
     if each.selection is None:
-        values, origin = each.weight.clone(), kept_origin(each)
-        return Part(None, values, shape, each.matrix_shape, origin, reader=each.reader)
+        return Part.whole(each.weight.clone(), kept_origin(each), each.reader)
+    shape = tuple(each.weight.shape)
     matrix = each.weight.view(each.matrix_shape)
     selection, origin = ever_selected(each)
     values = places.gathered(matrix, selection)

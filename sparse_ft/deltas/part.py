@@ -30,6 +30,14 @@ class Part:
     rest: str = ""
     reader: str = places.OTHER
 
+    @classmethod
+    def whole(
+        cls, values: torch.Tensor, origin: torch.Tensor | None = None, reader: str = places.OTHER
+    ) -> "Part":
+        """Of a tensor that changed in all of its entries."""
+        shape = tuple(values.shape)
+        return cls(None, values, shape, (1, values.numel()), origin, reader=reader)
+
     @property
     def known_origin(self) -> torch.Tensor:
         """The origin, for who has seen that it is known."""
