@@ -13,7 +13,7 @@ Environment:
       CMake's build type, Release where nothing is said. Debug compiles in a fraction of the time
       and runs slowly: for tests of the build.
   SPARSE_FT_WERROR=1
-      C++ warnings are errors, for developers.
+      Warnings of the C++ and CUDA compilers are errors, for developers.
 
 A machine without a C++ compiler gets the package without its compiled part: slower, but right. The
 reason is recorded in sparse_ft/_build_info.py.

@@ -11,6 +11,7 @@ case, and after a kill `table` prints it.
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from bench import gpu_children, gpu_results
-from bench.gpu_results import RED, SKIPPED, Results
+from bench.gpu_results import OK, RED, SKIPPED, Results
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {1: 560.0, 2: 300.0}  # seconds of a call, its table included
@@ -91,9 +92,23 @@ def seconds_of(stage: Stage, environment: Mapping[str, str]) -> float:
     return float(environment.get(f"BUDGET_{stage.name.upper()}", stage.seconds))
 
 
-def run_stage(
-    stage: Stage, seconds: float, command: Sequence[str], results: Results, folder: Path
-) -> int | None:
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """Seconds of a clock, and of processors in processes that have ended."""
+
+    elapsed: float
+    processor: float
+
+    @classmethod
+    def now(cls, clock: Callable[[], float]) -> "Spent":
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(clock(), used.ru_utime + used.ru_stime)
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.elapsed - other.elapsed, self.processor - other.processor)
+
+
+def run_stage(stage: Stage, seconds: float, command: Sequence[str], folder: Path) -> int | None:
     """The status of a stage, None where it ran past its seconds.
 
     All that it prints goes to a log in the folder, and from there to the standard output: a script
@@ -122,17 +137,19 @@ def _show(text: bytes) -> None:
         sys.stdout.flush()
 
 
-def judge(stage: Stage, status: int | None, seconds: float, took: float, results: Results) -> None:
-    """A row where a stage did not end well; what it found it has written itself."""
+def judge(stage: Stage, status: int | None, seconds: float, spent: Spent, results: Results) -> None:
+    """The last row of a stage: what it took of its seconds. What it found it has written itself."""
     if status is None:
-        note = f"ran past its {seconds:g} s; the rows it wrote stand"
+        said = f"ran past its {seconds:g} s; the rows it wrote stand"
     elif status == CAUGHT:
-        note = f"the memory checker found errors, see {stage.name}.log"
+        said = f"the memory checker found errors, see {stage.name}.log"
     elif status != 0:
-        note = f"ended with status {status}, see {stage.name}.log"
+        said = f"ended with status {status}, see {stage.name}.log"
     else:
-        return
-    results.add(stage.name, note, status=RED, value=took, unit="s")
+        said = f"ended within its {seconds:g} s"
+    note = f"{spent.processor:.1f} s of processors"
+    kind = OK if status == 0 else RED
+    results.add(stage.name, said, status=kind, value=spent.elapsed, unit="s", note=note)
 
 
 def run_stages(
@@ -152,14 +169,15 @@ def run_stages(
         if seconds <= 0:
             results.add(stage.name, "no time is left in this call", status=SKIPPED)
             continue
-        begin = clock()
+        begin = Spent.now(clock)
         try:
-            status = run_stage(stage, seconds, commands(stage), results, folder)
+            status = run_stage(stage, seconds, commands(stage), folder)
         except Stopped as why:
-            note = f"stopped by {why} after {clock() - begin:.0f} s; the rows it wrote stand"
+            took = clock() - begin.elapsed
+            note = f"stopped by {why} after {took:.0f} s; the rows it wrote stand"
             results.add(stage.name, note, status=RED)
             raise
-        judge(stage, status, seconds, clock() - begin, results)
+        judge(stage, status, seconds, Spent.now(clock) - begin, results)
 
 
 @contextmanager

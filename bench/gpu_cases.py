@@ -89,7 +89,7 @@ def wgrad(kind, tokens, shape, density, block=64, what=""):
 
     def make(device):
         grad_output, input = _operands(tokens, shape, device)
-        chosen = selection(kind, shape, density, block).to(device)
+        chosen = selection(kind, shape, density, block, device=device)
         index, layout = chosen.index.long(), chosen.layout
         # As the forward keeps it.
         given = input[:, index].contiguous() if kind == "columns" else input
@@ -127,7 +127,8 @@ def grouped(tokens, shapes, density, block=64):
 
     def make(device):
         operands = [_operands(tokens, shape, device) for shape in shapes]
-        layouts = [selection("blocks", shape, density, block).to(device).layout for shape in shapes]
+        chosen = [selection("blocks", shape, density, block, device=device) for shape in shapes]
+        layouts = [each.layout for each in chosen]
         kinds, indices, *blocks = zip(*layouts)
         problems = (
             *map(list, zip(*operands)),
@@ -174,7 +175,7 @@ def adamw(kind, shape, density, tensors=1):
     nnz = tensors * density * shape[0] * shape[1]
 
     def make(device):
-        chosen = selection(kind, shape, density).to(device)
+        chosen = selection(kind, shape, density, device=device)
         layout_kind, index, *block = chosen.layout
         layouts = [layout_kind] * tensors, [index] * tensors, block * tensors
         weights = [torch.randn(shape, device=device).bfloat16() for _ in range(tensors)]
@@ -235,8 +236,8 @@ def moved(op, kind, shape, density):
     nnz = density * shape[0] * shape[1]
 
     def make(device):
-        on_host = selection(kind, shape, density)
-        chosen = on_host.to(device)
+        chosen = selection(kind, shape, density, device=device)
+        on_host = chosen.to("cpu")
         weight = torch.randn(shape, device=device).bfloat16()
         values = torch.randn(chosen.values_shape(shape), device=device)
         if op == "gather_selected":

@@ -7,7 +7,10 @@ gradients of values 4, and an index 4. An op is a list of phases: within one the
 counts, phases that need each other's results add up.
 """
 
+import itertools
 from dataclasses import dataclass
+
+from sparse_ft.kernels.selected_wgrad_splits import Tiles, splits_of
 
 from bench.ceilings import Ceilings
 
@@ -99,18 +102,32 @@ def columns_wgrad(tokens, shape, density):
     return [Phase(2 * tokens * rows * few, 2 * tokens * (rows + few) + 4 * rows * few)]
 
 
-def blocks_wgrad(tokens, shape, density, block=64, span=SPAN):
+def blocks_wgrad(
+    tokens: int, shape: tuple[int, int], density: float, block: int = 64, span: int = SPAN
+) -> list[Phase]:
     """Programs of one panel of one operand against up to `span` tiles of gathered panels of the
-    other, out of the cache.
+    other, out of the cache; then the sums over the parts that few blocks split the tokens into.
     """
     (rows, columns), nnz = shape, density * shape[0] * shape[1]
     blocks, grid = nnz / block**2, (rows // block, columns // block)
     used = [size * (1 - (1 - density) ** across) for size, across in zip(grid, reversed(grid))]
     group = max(1.0, min(span * TILE / block, density * max(grid)))
-    panels = blocks / group * (1 + group) * block * tokens * 2
-    # The tiles, and the sums over the splits of the tokens, of which there are some up to about 25
-    # %.
-    return [Phase(2 * tokens * nnz, 2 * tokens * block * sum(used) + 4 * nnz, panels, launches=2)]
+    loads = blocks / group * (1 + group) * block  # features that all programs load for one token
+    tiles = Tiles(
+        programs=max(1, round(blocks / group)),
+        panel=block,
+        gathered=round(group * block),
+        loads=round(loads),
+        numel=round(nnz),
+    )
+    parts = splits_of(tokens, tiles)
+    products = Phase(2 * tokens * nnz, 2 * tokens * block * sum(used) + 4 * nnz, 2 * loads * tokens)
+    return [products, *sums_of_parts(nnz, parts)]
+
+
+def sums_of_parts(nnz: float, parts: int) -> list[Phase]:
+    """fp32 sums of each part of the tokens, written and read again while in the cache."""
+    return [Phase(dram=4 * nnz, l2=2 * 4 * parts * nnz)] if parts > 1 else []
 
 
 def single_blocks_wgrad(tokens, shape, density, block=64):
@@ -132,14 +149,13 @@ def entry_dots(tokens, shape, density):
     ]
 
 
-def grouped_wgrad(problems, density):
-    """Blocks of several (tokens, shape) in one launch."""
-    phases = [phase for tokens, shape in problems for phase in blocks_wgrad(tokens, shape, density)]
+def grouped_wgrad(problems: list[tuple[int, tuple[int, int]]], density: float) -> list[Phase]:
+    """Blocks of several (tokens, shape) in one launch, their sums in a second one."""
+    each = [blocks_wgrad(tokens, shape, density) for tokens, shape in problems]
+    together = itertools.zip_longest(*each, fillvalue=Phase())
     return [
-        Phase(
-            *(sum(getattr(phase, term) for phase in phases) for term in ("flop", "dram", "l2")),
-            launches=2,
-        )
+        Phase(*(sum(getattr(one, term) for one in phases) for term in ("flop", "dram", "l2")))
+        for phases in together
     ]
 
 

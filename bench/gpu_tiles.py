@@ -49,7 +49,7 @@ def sweep(device, size, seconds, results):
     for tile, (block, density) in BLOCKS.items() if size == "full" else ():
         shape = SQUARE
         grad_output, input = (torch.randn(GPU_TOKENS, n, device=device).bfloat16() for n in shape)
-        layout = selection("blocks", shape, density, block).to(device).layout
+        layout = selection("blocks", shape, density, block, device=device).layout
         candidates = {name(pipeline): (pipeline, False) for pipeline in PIPELINES}
         candidates["persistent"] = (kernels._tile_of(*tile), True)
         call = functools.partial(ops.selected_wgrad, grad_output, input, *layout)

@@ -60,3 +60,27 @@ def autocast_is_left():
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)
+
+
+@pytest.fixture
+def on_device(device, request, monkeypatch):
+    """What the test makes without naming a device lies on each in turn, and so do the tensors at
+    the top of its file.
+
+    For whole files: `pytestmark = pytest.mark.usefixtures("on_device")`. Products and convolutions
+    are in fp32 where they say so, or they would be off by more than what is looked for.
+    """
+    if device.type == "cpu":
+        yield device
+        return
+    for name, value in list(vars(request.module).items()):
+        if isinstance(value, torch.Tensor):
+            monkeypatch.setattr(request.module, name, value.to(device))
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_default_device(device)
+    try:
+        yield device
+    finally:
+        torch.set_default_device(None)
+        torch.backends.cudnn.allow_tf32 = before

@@ -14,6 +14,8 @@ from torch import nn
 import sparse_ft as sft
 from sparse_ft.nn import SelectedParameter, SelectiveEmbedding, SelectiveLinear
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.fixture
 def model():

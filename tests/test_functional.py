@@ -11,6 +11,8 @@ from helpers.products import IN, KINDS, OUT, SELECTIONS, plain_linear, randn, sh
 import sparse_ft as sft
 from sparse_ft.functional import alias, selective_addmm, selective_embedding, selective_linear
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.fixture(params=SELECTIONS)
 def selection(request):
@@ -239,7 +241,7 @@ def test_autocast_gradients_and_no_copy_of_the_weight_kept(one_of_each_kind):
     )
     values, saved = one_of_each_kind.gather(base).requires_grad_(), []
     with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16),
         torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
     ):
         out = selective_linear(input, base, values, one_of_each_kind, bias)

@@ -10,6 +10,8 @@ from helpers.products import IN, KINDS, OUT, SELECTIONS, randn
 import sparse_ft as sft
 from sparse_ft.functional import selective_addmm, selective_linear
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.fixture(params=KINDS)
 def one_of_each_kind(request):

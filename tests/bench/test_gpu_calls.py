@@ -35,7 +35,7 @@ SCRIPT = """
 import os, sys
 from bench import gpu_calls, gpu_results
 gpu_calls.STAGES = tuple(
-    gpu_calls.Stage(name, 1, 60.0, ("-c", {fake!r}, name, "400"), "") for name in ("one", "two")
+    gpu_calls.Stage(name, 1, 60.0, ("-c", {fake!r}, name, "4000"), "") for name in ("one", "two")
 )
 gpu_calls.chosen.__defaults__ = (gpu_calls.STAGES,)
 gpu_calls.why_not = lambda device: ""
@@ -92,9 +92,11 @@ def test_an_environment_changes_a_line_of_the_table():
 
 def test_stages_run_in_order_and_leave_logs(folder, capfd):
     rows = run([fake("one"), fake("two")], folder)
-    assert [(row.stage, row.value) for row in rows] == [
-        (stage, float(number)) for stage in ("one", "two") for number in range(3)
-    ]
+    wanted = [f"row {number}" for number in range(3)] + ["ended within its 60 s"]
+    for stage in ("one", "two"):
+        assert [row.case for row in rows if row.stage == stage] == wanted
+    assert [row.stage for row in rows] == ["one"] * 4 + ["two"] * 4
+    assert rows[3].value > 0 and "s of processors" in rows[3].note
     said = capfd.readouterr().out
     assert said.count("wrote 2") == 2
     assert (folder / "two.log").read_text() in said
@@ -105,11 +107,11 @@ def test_a_stage_past_its_seconds_keeps_its_rows_and_the_next_one_runs(folder):
     *known, last = [row for row in rows if row.stage == "long"]
     assert [row.case for row in known] == [f"row {n}" for n in range(len(known))]
     assert last.status == RED and "ran past its 1.5 s" in last.case
-    assert [row.case for row in rows if row.stage == "next"] == ["row 0", "row 1", "row 2"]
+    assert [row.case for row in rows if row.stage == "next"][:3] == ["row 0", "row 1", "row 2"]
 
 
 def test_a_call_without_time_skips_what_remains(folder):
-    ticks = iter([0.0, 0.0, 0.0, 1.0, 558.0, 558.0])
+    ticks = iter([0.0, 0.0, 0.0, 1.0])
     rows = run([fake("one", 1), fake("late", 1)], folder, clock=lambda: next(ticks, 558.0))
     assert [row.status for row in rows if row.stage == "late"] == [SKIPPED]
     assert "no time is left" in rows[-1].case
@@ -171,7 +173,7 @@ def test_a_script_that_is_cut_anywhere_leaves_whole_rows_and_a_table(folder, num
         after = (where / "results.jsonl").read_bytes()
         rows = gpu_results.read(where)
         assert len(rows) == after.count(b"\n") >= wanted
-        named = [row.case for row in rows if row.stage == "one" and row.status == OK]
+        named = [row.case for row in rows if row.stage == "one" and row.case.startswith("row")]
         assert named == [f"row {n}" for n in range(len(named))]
         os.environ["RESULTS"] = str(where)
         shown = table(where, capsys)

@@ -21,6 +21,18 @@ def test_floors_of_the_notes():
     ) and grouped.flop / grouped.l2 == pytest.approx(51.2)
 
 
+def test_floors_of_few_blocks_have_the_sums_of_their_parts():
+    """fp32 sums of each part are written and read again in the cache, the values written once."""
+    values = 0.01 * 4096 * 4096
+    products, sums = gpu_floors.blocks_wgrad(8192, (4096, 4096), 0.01)
+    parts, left = divmod(sums.l2, 8 * values)
+    assert parts > 1 and left == 0 and sums.dram == 4 * values
+    (alone,) = gpu_floors.blocks_wgrad(8192, (4096, 4096), 0.25)  # fills the device as it is
+    assert gpu_floors.launches([alone]) == 1 and gpu_floors.launches([products, sums]) == 2
+    both = gpu_floors.grouped_wgrad([(8192, (4096, 4096))] * 2, 0.01)
+    assert [phase.l2 for phase in both] == [2 * products.l2, 2 * sums.l2]
+
+
 def test_the_page_is_what_the_floors_say():
     assert gpu_roofline.PAGE.read_text() == gpu_roofline.document(), (
         "python -m bench.gpu_roofline writes it anew"

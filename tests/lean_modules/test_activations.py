@@ -14,6 +14,8 @@ from sparse_ft import ops
 from sparse_ft.lean_modules import activations
 from sparse_ft.rebuild import source_of
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 MODULES = {"silu": nn.SiLU, "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh")}
 NAMES = pytest.mark.parametrize("name", MODULES)
 

@@ -15,6 +15,8 @@ import transformers
 import sparse_ft as sft
 from sparse_ft.lean_modules import attention
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 LAYERS, BATCH, LENGTH, HIDDEN = 3, 2, 64, 64
 
 

@@ -7,6 +7,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 SIZES = {1: [(7, 5), (3, 5, 9)], 2: [(3, 5, 4, 6)], 3: [(2, 5, 3, 4, 2)]}
 
@@ -97,7 +99,12 @@ def test_a_weight_with_selected_entries_is_left_to_torch():
     sft.convert(model, {"0.weight": sft.Columns([1, 3])})
     plain, lean = twins(model)
     wanted, got = (
-        run(m, torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)))
+        run(
+            m,
+            torch.randn(
+                3, 5, 4, 6, generator=torch.Generator(torch.get_default_device()).manual_seed(0)
+            ),
+        )
         for m in (plain, lean)
     )
     assert torch.equal(wanted[1], got[1])

@@ -12,6 +12,8 @@ from helpers.architectures import SMALL_LM, TOKENS, build, double
 import sparse_ft as sft
 from sparse_ft.lean_modules import is_lean
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 IDS = TOKENS["input_ids"]
 LABELS = torch.where(IDS == 4, -100, IDS)
 
@@ -249,7 +251,7 @@ def test_under_autocast(twins):
     losses, grads = [], []
     for model in twins[:2]:
         model.float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             loss = model(IDS, labels=LABELS).loss
         loss.backward()
         losses.append(loss)

@@ -10,6 +10,8 @@ from torch import nn
 import sparse_ft as sft
 from sparse_ft.lean_modules import hollow
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SIZE = {1: (11,), 2: (9, 8), 3: (6, 7, 5)}
@@ -191,7 +193,7 @@ def test_autocast_keeps_no_copy_of_a_weight():
     plain, lean = twins(conv(2))
 
     def kept_under_autocast(model):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             return kept(model, input_of(2))
 
     assert kept_under_autocast(plain) > 0

@@ -5,6 +5,8 @@ import torch
 from helpers.lean_twins import twins
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 MODULES = {
     "ReLU": nn.ReLU,
     "GELU": nn.GELU,

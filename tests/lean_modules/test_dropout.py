@@ -6,6 +6,8 @@ from helpers.lean_twins import WAYS, assert_same_bits, kept, run, twins
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

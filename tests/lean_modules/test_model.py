@@ -15,6 +15,8 @@ from helpers.architectures import ARCHITECTURES, backward, build, double, output
 import sparse_ft as sft
 from sparse_ft.lean_modules import is_lean
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 TRANSFORMERS = ("BERT", "GPT-2", "Llama", "Mixtral", "Qwen3-MoE", "ViT", "T5", "Whisper")
 
 
@@ -178,7 +180,9 @@ def test_gate_and_up_of_two_dtypes(fp32):
             layer.register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
     results = []
     for twin in (plain, mlp):
-        x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(
+            2, 3, 16, generator=torch.Generator(torch.get_default_device()).manual_seed(0)
+        ).requires_grad_()
         out = twin(x)
         out.sum().backward()
         results.append((out, x.grad))

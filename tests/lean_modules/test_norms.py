@@ -10,6 +10,8 @@ import torch
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

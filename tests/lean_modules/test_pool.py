@@ -5,6 +5,8 @@ import torch
 from helpers.lean_twins import assert_same_bits, assert_same_every_way, kept, run, twins
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 SIZE = {1: (13,), 2: (11, 9), 3: (7, 6, 8)}
 WINDOWS = {

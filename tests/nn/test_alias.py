@@ -13,6 +13,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def conv(dtype=torch.float32):
     torch.manual_seed(0)

@@ -6,6 +6,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.mark.parametrize("padding_idx", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import sparse_ft as sft
 from sparse_ft.nn import SelectiveEmbedding, TiedLinear
 
+pytestmark = pytest.mark.usefixtures("on_device")
 VOCABULARY, WIDTH = 11, 8
 ROWS = [1, 3, 10]
 TOKENS = torch.tensor([[1, 3, 5, 3], [10, 0, 2, 1]])
@@ -200,7 +201,7 @@ def test_checkpointed_compiled_and_under_autocast():
         torch.testing.assert_close(model.embed.values.grad, twin.embed.weight.grad[ROWS])
     model, twin = converted(copy.deepcopy(dense)), copy.deepcopy(dense)
     for each in (model, twin):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             each(TOKENS).float().square().sum().backward()
     got, want = model.embed.values.grad, twin.embed.weight.grad[ROWS]
     assert (got - want).abs().max() <= 0.02 * want.abs().max()
@@ -279,7 +280,8 @@ def language_model(kind):
 
 
 def batch():
-    ids = torch.randint(0, 48, (4, 12), generator=torch.Generator().manual_seed(1))
+    drawn = torch.Generator(torch.get_default_device()).manual_seed(1)
+    ids = torch.randint(0, 48, (4, 12), generator=drawn)
     return {"input_ids": ids, "labels": ids}
 
 

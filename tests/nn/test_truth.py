@@ -14,6 +14,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.fixture(params=SELECTIONS)
 def selection(request):

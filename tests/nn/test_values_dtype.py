@@ -21,6 +21,8 @@ from helpers.small_net import (
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 BF16 = torch.bfloat16
 
 

@@ -8,6 +8,8 @@ from helpers.reselected import backward, net, plan_of
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def trained():
     model = net(torch.float64)

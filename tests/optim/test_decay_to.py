@@ -9,6 +9,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.3}
 
 

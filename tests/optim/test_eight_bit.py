@@ -11,6 +11,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 BF16 = torch.bfloat16
 
 

@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def two_ends(run):
     """(model, optimiser) after `run(model, make)` without and with in_backward.
@@ -213,7 +215,9 @@ def test_what_a_lean_model_makes_again_is_made_of_the_old_weights():
         optimizer = sft.SelectiveAdamW(model.parameters(), 1e-2, **flags)
         for seed in range(3):
             model(
-                torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
+                torch.randn(
+                    5, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(seed)
+                )
             ).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -306,7 +310,7 @@ def two_layers():
 
 
 def loss_through_failing(model, seed):
-    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(5, 4, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
     return model[1](Failing.apply(model[0](x))).square().mean()
 
 

@@ -23,6 +23,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 # The update, against torch's.
 
 

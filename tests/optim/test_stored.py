@@ -24,6 +24,8 @@ import sparse_ft as sft
 from sparse_ft.ops._rounding import join
 from sparse_ft.optim import batches, storage
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 BF16 = torch.bfloat16
 ROUNDED = {"by chance": dict(stochastic_rounding=True, seed=7), "corrected": dict(correction=True)}
 EIGHT_BIT = {
@@ -193,7 +195,7 @@ def test_rounding_by_chance_ends_near_fp32_where_rounding_to_the_nearest_stays()
     ):
         p = torch.nn.Parameter(torch.ones(4096, dtype=dtype))
         optimizer = sft.SelectiveAdamW([p], lr=1e-4, weight_decay=0.0, **settings)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
         for _ in range(100):
             p.grad = (1 + 0.1 * torch.randn(4096, generator=generator)).to(BF16).to(dtype)
             optimizer.step()
