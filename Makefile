@@ -31,6 +31,7 @@ help:
 	@echo 'make bench OP=methods   29 recipes, LoRA, DoRA and full at one budget, in hours; ARGS="--seconds N", goes on where it was'
 	@echo 'make docs    the site of docs/, to build/site, and whether every link leads somewhere'
 	@echo 'make lint    ruff, rules and format, then types; make lint ARGS=--fix mends what it can'
+	@echo 'make wheels  a CPU wheel for each Python from 3.10 to 3.13 that is here, each tried in a bare environment; into dist/'
 	@echo 'make clean   remove what was built and written; the environment $(VENV) stays, its package is installed anew'
 
 $(STAMPS):
@@ -89,6 +90,9 @@ lint: $(STAMPS)/lint
 	$(BIN)/ruff check $(ARGS) .
 	$(BIN)/ruff format $(if $(filter --fix,$(ARGS)),,--check) .
 	$(BIN)/mypy
+
+wheels: | $(STAMPS)
+	@$(BIN)/python tools/wheels.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache bench/out sparse_ft/*.so sparse_ft/_build_info.py

@@ -76,7 +76,8 @@ print(json.dumps(told))
 def packaged():
     """The names under which a wheel holds what is tracked of the packages."""
     names = [name for name in builds.tracked() if name.startswith(("sparse_ft/", "kernels/"))]
-    return {re.sub("^kernels/", "sparse_ft/kernels/", name) for name in names}
+    found = {re.sub("^kernels/", "sparse_ft/kernels/", name) for name in names}
+    return found | {"sparse_ft_command.py"}
 
 
 def names_in(wheel):
@@ -128,6 +129,7 @@ TOP_LEVEL = {
     "README.md",
     "pyproject.toml",
     "setup.py",
+    "sparse_ft_command.py",
 }
 WRITTEN = {"PKG-INFO", "setup.cfg"}
 
@@ -156,7 +158,7 @@ def test_the_wheel_is_small_and_says_what_it_is(without_compiler):
     )
     assert about["License-Expression"] == "Apache-2.0" and "Apache License" in license_text
     assert about["Keywords"].startswith("pytorch")
-    assert {"peft", "quantised", "dp"} <= set(about.get_all("Provides-Extra"))
+    assert {"peft", "cli", "quantised", "dp"} <= set(about.get_all("Provides-Extra"))
 
 
 TINY = """
