@@ -176,9 +176,14 @@ def matrix_strides(name: str, matrix: torch.Tensor) -> tuple[int, int, bool]:
     return (matrix.size(1), 1, True) if flat else (*matrix.stride(), False)
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(tensor.device)
 
 
 def offsets_of(count: int) -> tl.dtype:

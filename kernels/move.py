@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .launching import launch
 from .layout import (
     address,
     check_layout,
@@ -91,7 +92,8 @@ def move(
     if values.numel():
         grid, options = copy_tile(*walk)
         with on_device(matrix):
-            _move_kernel[grid](
+            launch(
+                _move_kernel, grid,
                 matrix, values, index.contiguous(), rows, columns, *strides, *walk[1:],
                 block_h, block_w, KIND=kind, FLAT=flat, MODE=mode, **options,
             )  # fmt: skip

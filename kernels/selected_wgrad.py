@@ -24,6 +24,8 @@ from .selected_wgrad_gemm import (
 from .selected_wgrad_strips import wgrad_by_strips
 from .selected_wgrad_tables import panels
 
+FLOATS = torch.bfloat16, torch.float32, torch.float16, torch.float64
+
 
 def _row_major(name: str, operand: torch.Tensor) -> torch.Tensor:
     """[tokens, features] with last stride 1.
@@ -111,17 +113,18 @@ def _lines(
     by name: `_checked` does, where something is wrong.
     """
     problem = grad_output, input, kind, index, block_h, block_w
-    is_float = grad_output.is_floating_point() and input.is_floating_point()
-    if not is_float or not grad_output.is_cuda:
+    if not (grad_output.is_cuda and grad_output.dtype in FLOATS and input.dtype in FLOATS):
         _checked(*problem)
-    grad_output, input = _row_major("grad_output", grad_output), _row_major("input", input)
     try:
-        values = _product(grad_output, input, *problem[2:])
+        rows, columns = _row_major("grad_output", grad_output), _row_major("input", input)
+        if kind == "columns":
+            return wgrad_of_columns(rows, columns, index)
+        if kind == "rows":
+            return wgrad_of_rows(rows, columns, index)
+        values = _product(rows, columns, *problem[2:])
     except (RuntimeError, IndexError):
         _checked(*problem)
         raise
-    if values.dim() == 2 and kind in ("rows", "columns"):
-        return values
     return values.view(_checked(*problem)[2])
 
 

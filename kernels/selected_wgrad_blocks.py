@@ -9,6 +9,7 @@ time. Blocks below 64 stand on the 256 side of the instruction as well: the gath
 rows then, so that 16 and 32 fill it without padding.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .launching import launch
 from .layout import INTERPRETED, cdiv, on_device, power_of_two, round_to
 from .problems import code, launches, number, pick, programs_of, within
 from .selected_wgrad_splits import Tiles, chunk_of_tokens
@@ -240,6 +242,13 @@ def _tile(size: int, width: int, vector: int) -> dict[str, int]:
     )
 
 
+@functools.cache
+def _processors_of(device: int) -> tuple[int, int]:
+    """Processors of a device, and bytes of shared memory of each."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_multiprocessor
+
+
 def _residents(device: torch.device, tile: dict[str, Any]) -> int:
     """Programs that a device runs at a time, by the shared memory of their pipelines.
 
@@ -248,11 +257,7 @@ def _residents(device: torch.device, tile: dict[str, Any]) -> int:
     memory = tile["num_stages"] * (tile["BLOCK_P"] + tile["BLOCK_Q"]) * tile["BLOCK_T"] * 2
     processors, shared = PROCESSORS
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        processors, shared = (
-            properties.multi_processor_count,
-            properties.shared_memory_per_multiprocessor,
-        )
+        processors, shared = _processors_of(device.index)
     return processors * max(1, min(4, shared // memory))
 
 
@@ -325,8 +330,14 @@ def wgrad_of_blocks(problems: list[tuple], accumulate: bool) -> None:
         resident = _residents(device, constants)
         persistent = programs >= PERSISTENT_FROM * resident
         with on_device(group[0][0]):
-            _panel_kernel[(resident if persistent else programs,)](
-                group, **constants, PERSISTENT=persistent, enable_fp_fusion=True
+            grid = (resident if persistent else programs,)
+            launch(
+                _panel_kernel,
+                grid,
+                group,
+                **constants,
+                PERSISTENT=persistent,
+                enable_fp_fusion=True,
             )
     for (values, *_), (_, fields, _, splits) in zip(problems, plans):
         partial, numel = fields[5], values.numel()
@@ -335,6 +346,12 @@ def wgrad_of_blocks(problems: list[tuple], accumulate: bool) -> None:
             sums.append((key, (partial, values, numel, *code(splits)), cdiv(numel, 1024)))
     for _, group, programs in launches(sums):
         with on_device(group[0][0]):
-            _sum_splits_kernel[(programs,)](
-                group, ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True
+            launch(
+                _sum_splits_kernel,
+                (programs,),
+                group,
+                ACCUMULATE=accumulate,
+                BLOCK=1024,
+                num_warps=4,
+                enable_fp_fusion=True,
             )

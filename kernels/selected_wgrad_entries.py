@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .launching import launch
 from .layout import TRITON_DTYPES, cdiv, on_device, round_to
 from .selected_wgrad_gemm import WORKSPACE, accumulator, product
 from .selected_wgrad_tables import strip_height, strips
@@ -158,11 +159,13 @@ def dots(
             for x, count, out, which in zip(
                 (grad_output, input), counts, packed, ("rows", "columns")
             ):
-                _transpose_kernel[(cdiv(count, 64), padded // 64)](
+                launch(
+                    _transpose_kernel, (cdiv(count, 64), padded // 64),
                     x, index, out, begin, tokens, count, columns, x.stride(0), length,
                     FEATURES=which if compact else "all", BLOCK_F=64, BLOCK_T=64, num_warps=4,
                 )  # fmt: skip
-            _dots_kernel[(cdiv(nnz, 32),)](
+            launch(
+                _dots_kernel, (cdiv(nnz, 32),),
                 *packed, index, sums, values, columns, length, padded, nnz,
                 COMPACT=compact, FIRST=begin == 0, LAST=begin + length >= tokens,
                 ACCUMULATE=accumulate, MATH=TRITON_DTYPES[math],
@@ -193,7 +196,8 @@ def by_strips(
     for first_row, last_row, first, last in strips_of_entries(grad_output, input, index):
         strip = product(grad_output[:, first_row:last_row], input)
         with on_device(values):
-            _take_kernel[(cdiv(last - first, 1024),)](
+            launch(
+                _take_kernel, (cdiv(last - first, 1024),),
                 strip, index[first:last], values[first:last], first_row * columns, last - first,
                 ACCUMULATE=accumulate, BLOCK=1024, num_warps=4,
             )  # fmt: skip

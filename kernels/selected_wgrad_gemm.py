@@ -16,6 +16,7 @@ from .selected_wgrad_tables import block_strips, panels, strip_height
 
 WORKSPACE = 32 << 20  # bytes of features gathered at a time
 ALIGNED = 16  # bytes on which the operands of the library's fast products start, token by token
+SHORT = torch.bfloat16, torch.float16
 # From where on strips of the dense product are cheaper than blocks alone; arithmetic, not measured
 # yet. 16-bit blocks by the features that programs load for a token, over rows times columns: 80 %
 # of 5.5 TB/s of cache against 2 FLOP an entry at 87 % of 790 TFLOP/s; blocks of 64 x 64 reach it at
@@ -32,12 +33,11 @@ def accumulator(*operands: torch.Tensor) -> torch.dtype:
 
 def product(grad_output: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """grad_output.T @ input, summed and returned in float32 (float64 for float64)."""
-    wide, short = (
-        accumulator(grad_output, input),
-        grad_output.dtype == input.dtype and input.element_size() == 2,
-    )
-    if short and input.is_cuda and grad_output.numel() and input.numel():
-        return torch.mm(grad_output.t(), input, out_dtype=wide)
+    dtype = grad_output.dtype
+    if dtype in SHORT and dtype == input.dtype and input.is_cuda:
+        if grad_output.numel() and input.numel():
+            return torch.mm(grad_output.t(), input, out_dtype=torch.float32)
+    wide = accumulator(grad_output, input)
     return grad_output.to(wide).t() @ input.to(wide)
 
 
@@ -70,7 +70,7 @@ def _features(operand: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     if operand.size(1) == count:
         return _aligned(operand, missing)
     if not missing:
-        return gather_selected_triton(operand, "columns", index, 1, 1)
+        return operand.index_select(1, index)  # takes the host half as long as a launch of ours
     # Its last feature again, so often; made each time, for a table would be held by the memory of
     # whichever graph is captured first.
     more = torch.cat([index, index[-1:].expand(missing)])

@@ -64,11 +64,13 @@ def _cpu(
     _native.C.selected_wgrad(grad_output, input, layout, values, accumulate, threads)
 
 
+_launch = launcher("selected_wgrad.selected_wgrad_triton")
+
+
 def _triton(
     grad_output: Tensor, input: Tensor, layout: Layout, dtype: torch.dtype | None
 ) -> Tensor:
-    launch = launcher("selected_wgrad.selected_wgrad_triton")
-    return launch(grad_output, input, *layout, dtype=dtype or accumulator(grad_output.dtype))
+    return _launch(grad_output, input, *layout, dtype=dtype)
 
 
 def prepare_selected_wgrad(layout: Layout, shape: Shape, dtype: torch.dtype) -> None:
