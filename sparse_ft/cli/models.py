@@ -17,7 +17,7 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass
 class Loaded:
-    """fresh: names of the parameters that the folder lacks, which are made at random."""
+    """fresh: names of the parameters that the folder lacks, or has for other classes."""
 
     model: Any
     tokenizer: Any
@@ -65,6 +65,7 @@ def load(
 
     tokenizer = _tokenizer(folder, key)
     known: dict[str, Any] = {}
+    is_of_other_classes = labels is not None and own_labels(folder, key) != labels
     if labels is not None:
         known["num_labels"] = len(labels)
         known["id2label"] = dict(enumerate(labels))
@@ -86,7 +87,26 @@ def load(
         ) from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return Loaded(model, tokenizer, _fresh(model, told))
+    fresh = _fresh(model, told)
+    if is_of_other_classes:  # a head that is there was made for those
+        fresh = list(dict.fromkeys([*fresh, *_of_the_head(model)]))
+    return Loaded(model, tokenizer, fresh)
+
+
+def own_labels(folder: Path, key: str = "model") -> list[str]:
+    """The classes that the config in the folder knows, in the order of their numbers."""
+    folder = checked_folder(folder, key)
+    try:
+        config = transformers().AutoConfig.from_pretrained(folder, local_files_only=True)
+        return [str(config.id2label[number]) for number in range(len(config.id2label))]
+    except Exception:  # `load` says what is wrong with it
+        return []
+
+
+def _of_the_head(model: Any) -> list[str]:
+    """The parameters beside the body."""
+    body = f"{model.base_model_prefix}."
+    return [name for name, _ in model.named_parameters() if not name.startswith(body)]
 
 
 def _fresh(model: Any, told: dict[str, Any]) -> list[str]:

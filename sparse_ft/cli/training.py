@@ -13,7 +13,7 @@ from .data import VALIDATION, Rows, read_rows, write_rows
 from .encoding import Encoder, Example, classes_of
 from .library import sparse_ft
 from .misuse import Interrupted, Misuse, blamed_on
-from .models import Loaded, load
+from .models import Loaded, load, own_labels
 from .showing import is_first, say
 from .trainer import arguments_of, evaluate, trainer_of
 
@@ -44,6 +44,9 @@ def prepare(config: Config, at: Path | None = None) -> Prepared:
     labels = None
     if config.task == "text-classification":
         labels = classes_of(rows.train, config.data.label)
+        own = own_labels(config.model)
+        if sorted(own) == sorted(labels):
+            labels = own  # the head that is there goes on in its order
     training = config.training
     loaded = load(
         config.model, config.task, labels=labels, dtype=training.dtype, seed=training.seed

@@ -121,6 +121,22 @@ def test_full_and_lora_train_for_comparison(command, config, tmp_path, encoder):
     peft.PeftModel.from_pretrained(base, told["adapter"])
 
 
+def test_a_head_that_is_there_keeps_its_classes_or_trains_anew(command, config, encoder, tmp_path):
+    kinds = transformers.AutoModelForSequenceClassification
+    for name, labels in (("same", ["good", "bad"]), ("other", ["yes", "no"])):
+        told = {"num_labels": 2, "id2label": dict(enumerate(labels))}
+        kinds.from_pretrained(encoder, **told).save_pretrained(tmp_path / name)
+        transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / name)
+        run = tmp_path / f"run-{name}"
+        line = ("finetune", config, "--model", tmp_path / name, "--steps", 1, "--output", run)
+        done = command(*line)
+        assert done.code == 0, done.err
+        delta = sft.load_delta(run)
+        assert ("classifier.weight" in delta) == (name == "other")
+        order = ["good", "bad"] if name == "same" else ["bad", "good"]
+        assert delta.recipe["encoder"]["labels"] == order
+
+
 def test_a_dry_run_says_plan_share_and_bytes_and_writes_nothing(command, config, tmp_path):
     done = command("finetune", config, "--dry-run")
     assert done.code == 0, done.err
