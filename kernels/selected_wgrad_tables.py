@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .layout import cdiv
-
 WIDTHS = 64, 128, 256  # features of the gathered operand that one program takes
 PANEL = 128  # features of a panel that it takes at most
 _kept = WeakTensorKeyDictionary()  # index -> (version, {what: table})
@@ -147,8 +145,8 @@ def strip_height(rows: int, most: int, unit: int = 1) -> int:
         fits = most // step * step
         if not fits:
             continue
-        even = cdiv(rows, cdiv(rows, fits))
-        height = cdiv(even, step) * step
+        even = -(-rows // -(-rows // fits))
+        height = -(-even // step) * step
         last = rows % height
         if height >= rows or last == 0 or last >= LEAST:
             return height

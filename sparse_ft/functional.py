@@ -77,8 +77,8 @@ def selective_embedding(
     input: integer tensor, any shape. weight: [num_embeddings, embedding_dim], already showing
     `values`. selection: `Rows`;
     values: [R, embedding_dim]. Returns [*input.shape, embedding_dim]. Keeps only `input` for
-    backward, and no gradient of the table's size is made. Raises TypeError for another kind of
-    selection.
+    backward, and no gradient of the table's size is made; the gradient has the same bits at every
+    run, on a GPU too. Raises TypeError for another kind of selection.
     """
     selection = _checked(weight, values, selection)
     if selection.kind != "rows":
@@ -363,7 +363,20 @@ def rows_gradient(
     if padding_idx is not None:
         miss |= tokens == padding_idx
     rows = flattened(grad_output).masked_fill(miss[:, None], 0)  # [T, embedding_dim]
-    return rows.new_zeros(shape).index_add_(0, slot, rows)
+    return _sums(rows.new_zeros(shape), slot, rows, is_ordered=rows.device.type == "cpu")
+
+
+def _sums(
+    sums: torch.Tensor, slot: torch.Tensor, rows: torch.Tensor, is_ordered: bool
+) -> torch.Tensor:
+    """`sums` [R, F] with each of `rows` [T, F] added to the one that `slot` [T] says.
+
+    is_ordered: whether `index_add_` adds in the order of the tokens, as it does on a CPU; a GPU
+    uses atomics there. `index_put_` sorts by slot first: the same bits at every run.
+    """
+    if is_ordered:
+        return sums.index_add_(0, slot, rows)
+    return sums.index_put_((slot,), rows, accumulate=True)
 
 
 class _Alias(torch.autograd.Function):

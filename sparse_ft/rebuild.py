@@ -173,13 +173,32 @@ def shared_copy(input: torch.Tensor, features: torch.Tensor, dtype: torch.dtype)
     except NotImplementedError:
         refuse_layout("input", input)
         raise
-    if made.dtype != dtype:
+    if wants_alignment(input):
+        made = _aligned(made, dtype)
+    elif made.dtype != dtype:
         made = made.to(dtype)
     try:
         _copies.tell(input, made, what)
     except RuntimeError:
         pass  # made under inference_mode: nothing tells of changes, so it is copied each time
     return made
+
+
+ALIGNED = 16  # bytes on which each token of an operand of a GPU's fast products starts
+
+
+def wants_alignment(input: torch.Tensor) -> bool:
+    """Whether a product is much slower where a token starts on another byte: on a GPU."""
+    return input.is_cuda
+
+
+def _aligned(copy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`copy` [T, C] in `dtype`, each token on 16 bytes: as it is, or with room between them."""
+    tokens, count = copy.shape
+    missing = -count % (ALIGNED // dtype.itemsize)
+    if not missing:
+        return cast(copy, dtype)
+    return copy.new_empty(tokens, count + missing, dtype=dtype)[:, :count].copy_(copy)
 
 
 def _selected(input: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from ..ops.layout import Layout
 from ..places import matrix_shape
 from ..plan import Plan
 from ..salience.targets import targets_of
-from ..salience.units import STRUCTURES, count_of, fitted
+from ..salience.units import STRUCTURES, Structure, count_of, fitted
 from ..selection import INT32_MAX, Blocks, Columns, Entries, Rows, Selection, as_block_size, rebuilt
 from .dry import Dry
 
@@ -122,7 +122,7 @@ def _random(
     rows, columns = shape
     if structure in ("rows", "columns"):
         cls = Rows if structure == "rows" else Columns
-        n = count_of(shape[cls.dim], density)
+        n = Structure(structure).share(shape, density)
         return _sized(cls, n, 1, shape, {cls.dim: dry.integers(n)}, dry)
     if structure.startswith("entries"):
         if structure == "entries_per_row":

@@ -132,7 +132,7 @@ def _picked(
     for site, group in pool.items():
         mean = float(sizes[site].double().mean())
         shapes.append((group.count, max(1, round(mean))))
-    allowance = budget.allowance(shapes, Structure("rows"))
+    allowance = budget.allowance(shapes, Structure("rows", is_rounded=False))
     floors = {site: scope.floor_of(group.count) for site, group in pool.items()}
     caps = {site: max(scope.cap_of(group.count), floors[site]) for site, group in pool.items()}
     scores = {site: worth[site] for site in pool}

@@ -3,6 +3,7 @@ that come out.
 """
 
 import collections
+import functools
 import pathlib
 import re
 import subprocess
@@ -12,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CAPABILITIES = [80, 90, 100]
 MMA = {80: "HMMA.16816", 90: "HGMMA.", 100: "UTCHMMA"}  # 16-bit operands
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes a block
@@ -42,34 +43,56 @@ def specialise(kernel, args, kwargs, capability=90):
     return dict(zip(("signature", "constexprs", "attrs"), source), fn=kernel), vars(options)
 
 
+class Compiled:
+    """A cubin, and what it takes of a device.
+
+    registers a thread; stack and local: bytes a thread, both 0 unless registers are spilled;
+    shared: bytes a block.
+    """
+
+    def __init__(self, cubin, shared):
+        self.cubin, self.shared = cubin, shared
+        usage = _tool("cuobjdump", "-res-usage", cubin)
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        self.registers, self.stack, self.local = map(int, found.groups())
+
+    @functools.cached_property
+    def sass(self):
+        """The disassembly, which takes longer than to compile: for who asks."""
+        return _tool("nvdisasm", "-ndf", "-c", self.cubin)
+
+    @functools.cached_property
+    def instructions(self):
+        """{instruction: how often it stands there}."""
+        found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", self.sass)
+        return collections.Counter(found)
+
+
+def _tool(name, *arguments):
+    command = [TOOLS / name, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def compile_launch(launch, capability, folder):
     source, options = specialise(*launch, capability)
     compiled = triton.compile(
         ASTSource(**source), target=GPUTarget("cuda", capability, 32), options=options
     )
-    cubin = folder / "kernel.cubin"
+    cubin = folder / f"kernel{len(list(folder.glob('*.cubin')))}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    dump = subprocess.run(
-        [CUOBJDUMP, "-res-usage", "-sass", cubin], check=True, capture_output=True, text=True
-    ).stdout
-    registers, stack, local = map(
-        int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", dump).groups()
-    )
-    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", dump)
-    resources = dict(registers=registers, stack=stack, local=local, shared=compiled.metadata.shared)
-    return {**resources, "ops": collections.Counter(found), "sass": dump}
+    return Compiled(cubin, compiled.metadata.shared)
 
 
 def count(result, *prefixes):
-    return sum(n for op, n in result["ops"].items() if op.startswith(prefixes))
+    found = result.instructions.items()
+    return sum(n for instruction, n in found if instruction.startswith(prefixes))
 
 
 def check_resources(result, capability):
-    spilled = result["stack"], result["local"], count(result, "STL", "LDL")
-    assert spilled == (0, 0, 0), f"stack, local memory and local instructions: {spilled}"
-    assert result["shared"] <= SHARED_LIMIT[capability], (
-        f"{result['shared']} bytes of shared memory"
-    )
+    """Spilled registers have their places on the stack."""
+    spilled = result.stack, result.local
+    assert spilled == (0, 0), f"bytes of stack and of local memory: {spilled}"
+    assert result.shared <= SHARED_LIMIT[capability], f"{result.shared} bytes of shared memory"
 
 
 def check_short_divisions(result):
@@ -82,8 +105,8 @@ def check_tensor_cores(result, instruction):
 
 
 def check_wide_copies(result):
-    copies = [op for op in result["ops"].elements() if op.startswith("LDGSTS")]
-    narrow = sum(not op.endswith(".128") for op in copies)
+    copies = [each for each in result.instructions.elements() if each.startswith("LDGSTS")]
+    narrow = sum(not each.endswith(".128") for each in copies)
     assert copies and not narrow, (
         f"{narrow} of {len(copies)} copies to shared memory below 16 bytes"
     )

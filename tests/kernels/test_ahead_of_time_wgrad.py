@@ -64,7 +64,7 @@ def check_reads_as_stored(result):
     """wgmma takes both operands token by token, so that neither is transposed on its way to the
     tensor cores.
     """
-    lines = [line for line in result["sass"].splitlines() if "HGMMA" in line]
+    lines = [line for line in result.sass.splitlines() if "HGMMA" in line]
     assert lines and all("tnspA.tnspB" in line for line in lines), (
         "an operand is transposed before it is multiplied"
     )
@@ -228,7 +228,7 @@ def test_each_check_can_fail(record, tmp_path):
     with pytest.raises(AssertionError, match="bytes of shared memory"):
         check_resources(greedy, 90)
     crowded = compile_launch((kernel, arguments, {**options, "num_warps": 2}), 80, tmp_path)
-    with pytest.raises(AssertionError, match="local instructions"):
+    with pytest.raises(AssertionError, match="bytes of stack"):
         check_resources(crowded, 80)
     scalar = compile_launch(blocks_launches(record, "lone", torch.float32)[0], 90, tmp_path)
     with pytest.raises(AssertionError, match="no HGMMA"):

@@ -36,13 +36,13 @@ class Amount(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Density:
-    """A share of the entries, in (0, 1]."""
+    """A share of the entries, in (0, 1]; of a weight's rows or columns see `units.rounded`."""
 
     density: float
 
     def allowance(self, shapes: list[Shape], structure: Structure) -> Allowance:
         if len(shapes) == 1:
-            return Allowance(units=count_of(structure.count(shapes[0]), self.density))
+            return Allowance(units=structure.share(shapes[0], self.density))
         entries = sum(rows * columns for rows, columns in shapes)
         return Allowance(entries=count_of(entries, self.density))
 
