@@ -7,6 +7,7 @@ import torch
 from helpers import sharded_net
 from helpers.sharded_net import PLAN, SELECTED, Case
 from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
@@ -180,3 +181,30 @@ def test_what_a_backward_leaves_gathered_is_gathered_anew_after_a_step(optimizer
         made = sharded_net.OPTIMIZERS[optimizer](model.parameters())
         runs[keeps] = sharded_net.train(model, made, Case(steps=3))
     assert runs[False] == runs[True]
+
+
+def test_an_optimiser_that_was_made_before_is_told_of_once():
+    model = sharded_net.converted(Case(plan=SELECTED))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    sharded_net.shard(model)
+    told = "embed.weight, .* and 7 more: this optimiser holds values .* fully_shard has split it"
+    with pytest.warns(UserWarning, match=told) as warned:
+        sharded_net.train(model, optimizer, Case(steps=1))
+    assert len([each for each in warned if "this optimiser" in str(each.message)]) == 1
+
+
+def test_save_pretrained_asks_for_the_whole_state(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, vocab_size=16)
+    config = transformers.LlamaConfig(num_hidden_layers=1, num_key_value_heads=2, **sizes)
+    model = transformers.LlamaForCausalLM(config)
+    born = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sft.convert(model, {"lm_head.weight": sft.Rows([1])})
+    fully_shard(model)
+    with pytest.raises(ValueError, match="split over the ranks by FSDP2.*pass state_dict=:"):
+        model.save_pretrained(tmp_path)
+    whole = StateDictOptions(full_state_dict=True)
+    model.save_pretrained(tmp_path, state_dict=get_model_state_dict(model, options=whole))
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, born[name]), name
