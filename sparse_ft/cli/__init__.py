@@ -3,12 +3,13 @@
 | file | has |
 |---|---|
 | `main.py` | the command and its subcommands |
-| `config.py` | what a config file may say, key by key |
+| `config.py`, `keys.py` | what a config file may say, key by key; the same as a table |
 | `reading.py` | files and flags to a config; what is wrong with them, in words |
 | `data.py`, `encoding.py` | rows of CSV, JSON lines and text; rows as tokens |
-| `models.py` | a model folder as a model for a task |
+| `models.py`, `locating.py` | a model folder as a model for a task; `package:` paths |
 | `choosing.py` | what trains: full, LoRA, a selection, a recipe, a plan |
-| `training.py`, `trainer.py`, `stopping.py` | a run: transformers' Trainer, its arguments, Ctrl-C |
+| `training.py`, `runs.py` | a run from its config to a delta; the folder that it fills |
+| `trainer.py`, `stopping.py` | transformers' Trainer and its arguments; Ctrl-C |
 | `finetune.py`, `select.py`, … and `delta/` | a subcommand a file |
 
 Its modules import torch and transformers where they use them (`library.py`), so that `--help`

@@ -27,7 +27,7 @@ def bench(
     against: Annotated[str, typer.Option(help="what it is compared with, commas between")] = "full",
     as_json: options.JSON = False,
 ) -> None:
-    """Measure a few steps of a config's method beside full fine-tuning (or LoRA), on this machine.
+    """Measure a few steps of a method beside full training.
 
     Every method takes the same batch, of the longest rows. Nothing is written. The median of the
     steps after the first counts; other programs make it longer.

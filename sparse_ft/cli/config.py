@@ -68,7 +68,7 @@ class Training(Strict):
     clip: NotNegative = Field(1.0, description="norm of the gradient at most; 0: no limit")
     seed: Seed = Field(0, description="of the head, the order of the rows, the choice, dropout")
     dtype: DTYPE = Field("float32", description="of the model's weights")
-    autocast: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision")
+    autocast: Literal["none", "bf16", "fp16"] = Field("none", description="mixed precision")
     log_every: Count = Field(10, description="steps between two lines")
     save_every: Count = Field(100, description="steps between two checkpoints")
     evaluate_every: Count | None = Field(None, description="steps between two validations")

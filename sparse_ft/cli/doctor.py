@@ -24,7 +24,7 @@ BESIDE = {
 
 @command
 def doctor(as_json: options.JSON = False) -> None:
-    """Say what is installed, and what serves each operation: what a bug report needs."""
+    """Say what is installed, and what serves each operation."""
     sft = sparse_ft()
     versions = {name: _version(name) for name in BESIDE}
     if as_json:

@@ -36,9 +36,10 @@ def estimate(
     dtype: Annotated[str | None, typer.Option(help="of the weights; default: the config's")] = None,
     as_json: options.JSON = False,
 ) -> None:
-    """Say what a training step takes: all of the model, LoRA, and a selection, side by side.
+    """Say what a training step takes: full, LoRA, a selection.
 
-    Reads the config only, no weights. Of a run of your own: sparse-ft finetune --dry-run
+    Side by side. Reads the config only, no weights. Of a run of your own: sparse-ft finetune
+    --dry-run
     """
     from .config import DTYPES
 

@@ -38,6 +38,9 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would train, and what it takes")
     ] = False,
+    show_keys: Annotated[
+        bool, typer.Option("--keys", help="list what CONFIG.yaml may say, and end")
+    ] = False,
     as_json: options.JSON = False,
 ) -> None:
     """Train a model on rows of a file. Flags count before what CONFIG.yaml says.
@@ -47,6 +50,11 @@ def finetune(
     a checkpoint, and --resume goes on bit for bit. In several processes: torchrun
     --nproc-per-node 2 -m sparse_ft.cli finetune CONFIG.yaml
     """
+    if show_keys:
+        from . import keys
+
+        keys.show_keys()
+        return
     given = options.flags(
         model=model,
         train=train,

@@ -16,7 +16,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="of a recipe: its page")] = None,
     as_json: options.JSON = False,
 ) -> None:
-    """List the published methods that `method:` takes, or show the page of one."""
+    """List the published methods, or show the page of one."""
     every = {recipe.name: recipe for recipe in sparse_ft().recipes.list()}
     if name is not None and name not in every:
         raise Misuse(f"NAME: there is no recipe {name!r}{did_you_mean(name, every)}")

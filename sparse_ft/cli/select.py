@@ -28,7 +28,7 @@ def select(
     sets: options.SET = None,
     as_json: options.JSON = False,
 ) -> None:
-    """Choose what trains, print the plan, and write it to a file.
+    """Choose what trains, and write the plan to a file.
 
     `plan: plan.safetensors` in a config, instead of method and settings, trains it.
     """

@@ -82,6 +82,7 @@ def arguments_of(config: Config) -> Any:
         "use_cpu": asked.cpu,
         "report_to": [],
         "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
         **asked.arguments,
     }
     if "warmup_ratio" in known and "warmup_steps" in known and _is_old(library):

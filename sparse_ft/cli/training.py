@@ -54,11 +54,24 @@ def prepare(config: Config, at: Path | None = None) -> Prepared:
     encoder = Encoder.of(config, loaded.tokenizer, labels or [])
     train = encoder.encode(rows.train, "data.train")
     validation = encoder.encode(rows.validation, "data.validation")
+    _check_lengths(config, loaded, train + validation)
     batches = encoder.batches(train, training.batch_size, config.choose_batches)
     loaded.model.to(arguments.device)
     batches = [batch.to(arguments.device) for batch in batches]
     chosen = _chosen(config, loaded, batches, at)
     return Prepared(arguments, rows, loaded, encoder, train, validation, chosen)
+
+
+def _check_lengths(config: Config, loaded: Loaded, examples: list[Example]) -> None:
+    """Raise Misuse where a row is longer than the model can read."""
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    most = min(positions or math.inf, loaded.tokenizer.model_max_length)
+    longest = max(len(each["input_ids"]) for each in examples)
+    if longest > most:
+        raise Misuse(
+            f"data.max_length: {config.data.max_length}, and the longest row has {longest} tokens;"
+            f" the model reads {most} at most: say `max_length: {most}` or less"
+        )
 
 
 def _chosen(config: Config, loaded: Loaded, batches: list[Any], at: Path | None) -> Chosen:
@@ -138,9 +151,10 @@ def run(config: Config, resume: bool, overwrite: bool) -> dict[str, Any]:
     at = runs.begin(config, resume, overwrite)
     ready = prepare(config, at)
     if is_first():
-        runs.write_beginning(config, overwrite)
-        if ready.rows.validation:
-            write_rows(ready.rows.validation, config.output / VALIDATION)
+        with blamed_on(f"output: {str(config.output)!r}"):
+            runs.write_beginning(config, overwrite)
+            if ready.rows.validation:
+                write_rows(ready.rows.validation, config.output / VALIDATION)
     model, report = made_to_train(config, ready)
     found = sparse_ft().summary(model)
     if ready.chosen.plan is not None and is_first():
@@ -157,6 +171,11 @@ def run(config: Config, resume: bool, overwrite: bool) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "train_loss": _mean_loss(trainer.state.log_history),
     }
+    if not math.isfinite(results["train_loss"] or 0.0):
+        raise Misuse(
+            f"training.learning_rate: with {config.rate} the loss became {results['train_loss']};"
+            " nothing was written but checkpoints: give a smaller rate, and --overwrite"
+        )
     return _finish(config, ready, trainer, results)
 
 

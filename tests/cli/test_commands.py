@@ -3,6 +3,7 @@
 import json
 
 import sparse_ft as sft
+from sparse_ft.cli.config import Config, Data, Training
 
 
 def test_a_plan_of_select_is_what_finetune_trains(command, config, tmp_path):
@@ -40,6 +41,14 @@ def test_bench_measures_beside_full_training(command, config, tmp_path):
     assert ours["optimizer_bytes"] < 0.5 * full["optimizer_bytes"]
     assert ours["saved_bytes"] < full["saved_bytes"] and ours["seconds"] > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_every_key_of_a_config_is_explained(command):
+    told = command("finetune", "--keys").out
+    for part, at in ((Config, ""), (Data, "data."), (Training, "training.")):
+        for name, field in part.model_fields.items():
+            if name not in ("data", "training"):
+                assert field.description and f"{at}{name} " in told, name
 
 
 def test_doctor_says_what_serves_and_what_is_beside(command):

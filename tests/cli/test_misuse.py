@@ -59,6 +59,9 @@ LINES = [
     flag("finetune CONFIG --set training.arguments.lerning_rate=1", "'learning_rate'"),
     flag("finetune CONFIG --set training.arguments.optim=sgd", "optim", "`method`"),
     flag("finetune CONFIG --resume", "--resume", "no checkpoint", "leave --resume out"),
+    flag("finetune CONFIG --output ROWS/run", "output", "reviews.csv/run"),
+    flag("finetune CONFIG --set data.max_length=64 --train LONG", "data.max_length", "64", "32"),
+    flag("finetune CONFIG --output lost --lr 1e30 --steps 4", "training.learning_rate", "smaller"),
     flag("finetune CONFIG --output ROWS", "output", "is a file", "--output FOLDER"),
     flag("select CONFIG --method full --set settings={}", "method", "'full'", "select"),
     flag("estimate nowhere.json", "MODEL", "'nowhere.json'"),
@@ -112,6 +115,8 @@ def places(tmp_path_factory, encoder, rows):
     }
     config.write_text(yaml.safe_dump(document))
     (here / "empty").mkdir()
+    long = " ".join(["word"] * 50)
+    (here / "long.csv").write_text("text,label\n" + f"{long},x\n{long},y\n" * 8)
     assert main(["finetune", str(config), "--output", str(here / "trained")]) == 0
     torch.manual_seed(1)
     other = transformers.AutoModel.from_pretrained(encoder)
@@ -125,7 +130,14 @@ def places(tmp_path_factory, encoder, rows):
         "ROWS": rows,
         "DELTA": here / "trained",
         "EMPTY": here / "empty",
+        "LONG": here / "long.csv",
     }
+
+
+def placed(word: str, places: dict[str, Path]) -> str:
+    """The word of a line, or the path that it stands for."""
+    name, slash, rest = word.partition("/")
+    return f"{places[name]}{slash}{rest}" if name in places else word
 
 
 def check(command, arguments: list[str], words: tuple[str, ...]) -> str:
@@ -143,11 +155,11 @@ def test_wrong_lines_are_told_key_value_and_way_out(command, places, tmp_path, m
     (tmp_path / "rows.xlsx").write_text("")
     failed = []
     for line, words in LINES:
-        arguments = [str(places.get(word, word)) for word in line.split()]
+        arguments = [placed(word, places) for word in line.split()]
         failed.append(check(command, arguments, words))
     assert not list(filter(None, failed)), "\n".join(filter(None, failed))
     assert len(LINES) + len(CONFIGS) >= 30
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.xlsx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lost", "rows.xlsx"]
 
 
 def test_wrong_configs_are_told_key_value_and_way_out(command, places, rows, tmp_path):

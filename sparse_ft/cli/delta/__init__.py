@@ -12,7 +12,7 @@ from .remove import remove
 
 delta = typer.Typer(
     name="delta",
-    help="Look at deltas, put them into models and take them out, mix and convert them.",
+    help="Look at deltas, put them into models, mix and convert them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

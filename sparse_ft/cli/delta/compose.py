@@ -20,7 +20,7 @@ def compose(
     force: files.FORCE = False,
     as_json: options.JSON = False,
 ) -> None:
-    """Make one delta of several that go in one after the other, each on top of those before it.
+    """Make one delta of several, each on top of the others.
 
     Where two change the same entry, the later one's value stays.
     """

@@ -11,7 +11,7 @@ from . import files
 
 @command
 def info(delta: files.DELTA, as_json: options.JSON = False) -> None:
-    """Say what a delta changes, of which base, and what its training reported."""
+    """Say what a delta changes, and what training reported."""
     found = files.read(delta)
     told = _told(found, delta)
     if as_json:
