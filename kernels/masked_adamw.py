@@ -68,10 +68,10 @@ def _chunk(chunk_ptr, table_ptr, found_inf_ptr, ALIGNED: tl.constexpr, BLOCK: tl
     pid = tl.program_id(0)
     row_ptr = table_ptr + tl.load(chunk_ptr + pid) * FIELDS
     start = (pid - tl.load(row_ptr + FIRST_CHUNK)) * BLOCK
-    count = _unless_found(found_inf_ptr, tl.load(row_ptr + COUNT))
-    if ALIGNED:
+    count = tl.load(row_ptr + COUNT)
+    if ALIGNED:  # here, for triton 3.6 forgets it of what a function returned
         count = tl.multiple_of(count, 8)
-    return row_ptr, start, count
+    return row_ptr, start, _unless_found(found_inf_ptr, count)
 
 
 @triton.jit
