@@ -255,25 +255,29 @@ def main(words: Sequence[str]) -> int:
     folder = gpu_results.folder().resolve()
     os.environ["RESULTS"] = str(folder)
     os.environ.setdefault("RUN", time.strftime("%Y%m%dT%H%M%S"))
+    status = 0
+    try:
+        with stoppable():
+            _run(stages, device, folder)
+    except Stopped as why:
+        status = 128 + getattr(signal, str(why))
+    print()
+    red = gpu_results.main(["table"])
+    return status or red
+
+
+def _run(stages: list[Stage], device: str, folder: Path) -> None:
     results = Results()
     missing = why_not(device)
     if missing:
         for stage in stages:
             results.add(stage.name, missing, status=SKIPPED)
-        return 0
+        return
     if needs_build(stages, device):
         stages = [*chosen(["build"]), *stages]
-    status = 0
-    try:
-        with stoppable():
-            run_stages(stages, lambda s: of_python(s, device), results, folder, os.environ)
-    except Stopped as why:
-        status = 128 + getattr(signal, str(why))
-    if device == "cuda" and not status:
+    run_stages(stages, lambda stage: of_python(stage, device), results, folder, os.environ)
+    if device == "cuda" and any(stage.call == 1 for stage in stages):
         _pack_cache(folder)
-    print()
-    red = gpu_results.main(["table"])
-    return status or red
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_a_dry_run_skips_every_stage_and_says_so(folder):
     status, said = script(folder)
     assert status == 0
     assert [row.stage for row in gpu_results.read(folder)] == STAGES
-    assert said.count("no GPU that torch can use") == len(STAGES)
+    assert said.count("no GPU that torch can use") == 2 * len(STAGES)  # as they come, in the table
 
 
 def test_an_interpreter_without_torch_is_a_clear_line(folder):
