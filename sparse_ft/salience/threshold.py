@@ -36,9 +36,11 @@ _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 class Search(Protocol):
     """Looks for a border, a digit after the other: `count` of all scores, then `settle`."""
 
-    def count(self, name: str, score: torch.Tensor, digit: Digit) -> None: ...
+    def count(self, name: str, score: torch.Tensor, digit: Digit) -> None:
+        """See the scores [units] of one weight, for this digit of their keys."""
 
-    def settle(self, digit: Digit) -> None: ...
+    def settle(self, digit: Digit) -> None:
+        """All scores were seen: fix this digit of the border."""
 
 
 def run(searches: Mapping[str, Search], scores: Scores, dtype: torch.dtype) -> None:

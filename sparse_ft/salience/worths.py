@@ -22,7 +22,11 @@ class Source(Protocol):
     reduced: bool
     absolute: bool
 
-    def scores(self, last: bool = True) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def scores(self, last: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, score) of every weight: [rows, columns], or where `reduced` [units]; fp32, or fp64
+        of weights in fp64. last: nobody asks for them again, so that none need be held.
+        """
+        ...
 
 
 class Facts(NamedTuple):

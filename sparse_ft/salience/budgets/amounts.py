@@ -31,7 +31,9 @@ class Allowance(NamedTuple):
 class Amount(Protocol):
     """A budget that is told by the shapes of the weights that share it."""
 
-    def allowance(self, shapes: list[Shape], structure: Structure) -> Allowance: ...
+    def allowance(self, shapes: list[Shape], structure: Structure) -> Allowance:
+        """What may train of weights whose matrices have these shapes (rows, columns)."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
