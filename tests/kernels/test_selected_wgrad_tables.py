@@ -11,6 +11,9 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+from sparse_ft.kernels.selected_wgrad import prepare_selected_wgrad_triton  # noqa: E402
+from sparse_ft.kernels.selected_wgrad_entries import dense_entries, strips_of_entries  # noqa: E402
+from sparse_ft.kernels.selected_wgrad_gemm import dense_blocks, strips_of_blocks  # noqa: E402
 from sparse_ft.kernels.selected_wgrad_splits import Tiles, chunk_of_tokens, seconds, splits_of  # noqa: E402
 from sparse_ft.kernels.selected_wgrad_tables import block_strips, panels, strip_height, strips  # noqa: E402
 
@@ -58,6 +61,31 @@ def test_made_once_for_an_index_and_anew_after_an_edit():
     assert panels(index.clone(), 16, 16) is not table
     index[0, 1] = 1
     assert panels(index, 16, 16) is not table
+
+
+def test_an_alias_of_an_index_finds_its_tables():
+    """As a compiled graph hands it over: another tensor on the same memory."""
+    index = index_of(8, 8, 0.5)
+    table = panels(index, 16, 16)
+    assert panels(index.detach(), 16, 16) is table and panels(index.view_as(index), 16, 16) is table
+    assert panels(index[:-1], 16, 16) is not table
+    index[0] = torch.tensor([7, 7])
+    assert panels(index.detach(), 16, 16) is not table
+
+
+@pytest.mark.parametrize("kind", ["blocks", "entries"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_was_prepared_is_all_that_a_product_looks_up(kind, dtype, monkeypatch):
+    index = index_of(8, 8, 1.0) if kind == "blocks" else torch.arange(0, 128 * 128, 3)
+    block = (16, 16) if kind == "blocks" else (1, 1)
+    prepare_selected_wgrad_triton(128, 128, dtype, kind, index, *block)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: pytest.fail("it waits"))
+    empty = torch.empty(0, 128, dtype=dtype)
+    if kind == "entries":
+        assert dense_entries(empty, empty, index) and strips_of_entries(empty, empty, index)
+    else:
+        assert dense_blocks(empty, empty, index, *block)
+        assert strips_of_blocks(empty, empty, index, 16)
 
 
 def test_goes_with_the_index():
