@@ -48,7 +48,14 @@ def product(
     first_input, first_weight = next(pairs)
     output = input.new_empty(*input.shape[:-1], weight.size(0))  # no view: results may be written
     total = output.view(-1, weight.size(0))
-    total.copy_(linear(first_input, first_weight, bias, "none", [], ""))
+    total.copy_(linear(first_input, dense(first_weight), bias, "none", [], ""))
     for more_input, more_weight in pairs:
-        total += linear(more_input, more_weight, None, "none", [], "")
+        total += linear(more_input, dense(more_weight), None, "none", [], "")
     return output
+
+
+def dense(weight: torch.Tensor) -> torch.Tensor:
+    """A weight whose rows, or columns, lie one after the other. With gaps between them oneDNN takes
+    its reference: 440 ms where a copy and a product of 256 x 256 x 256 take 0.8.
+    """
+    return weight if weight.T.is_contiguous() else weight.contiguous()
