@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 import sparse_ft as sft
+from sparse_ft.salience.units import rounded
 
 # {model: {layer: (out, in)}}, the weights of one block
 SHAPES = {
@@ -34,7 +35,11 @@ SQUARE, GPU_TOKENS = (4096, 4096), 8192
 _1B = SHAPES["Llama-1B"]
 LAYER_1B = [_1B[name] for name in ("q, o", "k, v", "k, v", "q, o", "gate, up", "gate, up", "down")]
 GPU_LAYER_TOKENS = 2048
-GPU_OTHERS = {"Llama-8B gate": SHAPES["Llama-8B"]["gate, up"], "Llama-1B k": _1B["k, v"]}
+GPU_OTHERS = {
+    "Llama-8B gate": SHAPES["Llama-8B"]["gate, up"],
+    "Llama-3B gate": (8192, 3072),
+    "Llama-1B k": _1B["k, v"],
+}
 BLOCK = 64  # entries on a side of a block
 
 
@@ -74,6 +79,12 @@ def pick(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
     return (torch.rand(count, **drawn) < share).nonzero().squeeze(1)
 
 
+def _lines(count: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    """As many rows or columns as `sft.select` takes: the library's products of them are aligned."""
+    kept = rounded(max(1, round(share * count)), count)
+    return pick(count, kept / count, generator)
+
+
 def selection(
     kind: str,
     shape: tuple[int, int],
@@ -88,10 +99,9 @@ def selection(
     generator = torch.Generator(device).manual_seed(seed)
     if kind == "entries":
         return sft.Entries(pick(shape[0] * shape[1], density, generator))
-    if kind == "rows":
-        return sft.Rows(pick(shape[0], density, generator))
-    if kind == "columns":
-        return sft.Columns(pick(shape[1], density, generator))
+    if kind in ("rows", "columns"):
+        structure = sft.Rows if kind == "rows" else sft.Columns
+        return structure(_lines(shape[structure.dim], density, generator))
     if kind == "blocks":
         grid = -(-shape[0] // block), -(-shape[1] // block)
         flat = pick(grid[0] * grid[1], density, generator)
