@@ -66,7 +66,7 @@ def test_every_structure_trains_from_a_graph_as_without(
     for seed in range(6):
         loss = plain(tokens(seed)).detach()
         assert torch.equal(captured(tokens(seed)), loss)
-        if seed in (1, 5):  # who looks between two calls sees what it has come to
+        if seed in (1, 3, 5):  # who looks between two calls sees what it has come to
             assert torch.equal(models[0](tokens(9)), models[1](tokens(9)))
     assert captured.recorded == 1
     assert_weights_show_values(models[1])
