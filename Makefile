@@ -1,7 +1,7 @@
 # Each target does its own set-up in a fresh checkout: a virtual environment, then what the target needs, at the
 # versions of constraints.txt. A stamp file remembers it, so the second run starts at once.
 #
-#   make demo | test | bench | docs | lint | clean      ARGS="..." is passed on; PYTHON=python3.12 chooses the interpreter
+#   make demo | test | bench | docs | lint | wheels | clean      ARGS="..." is passed on; PYTHON=python3.12 chooses the interpreter
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -18,9 +18,9 @@ TRAINERS := trl diffusers datasets pyarrow pandas python-dateutil six dill multi
 	importlib_metadata zipp requests urllib3 idna certifi charset-normalizer
 OLDEST := 'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23' requests urllib3 idna certifi charset-normalizer
 # What the compiled part and the installed metadata are made from.
-SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+SOURCES := sparse_ft/_version.py pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
 
-.PHONY: help demo test bench docs lint clean
+.PHONY: help demo test bench docs lint wheels clean
 help:
 	@echo 'make demo    fine-tune a real encoder on real reviews with several methods: accuracy, memory, time'
 	@echo '             make demo ARGS="--model FOLDER --data FILE.csv --density 0.01 --structure columns --steps 50"'

@@ -42,7 +42,7 @@ class BuildFailed(Exception):
 
 
 def version():
-    text = (ROOT / "sparse_ft" / "__init__.py").read_text()
+    text = (ROOT / "sparse_ft" / "_version.py").read_text()
     return re.search(r'^__version__ = "(.+)"', text, re.M).group(1)
 
 

@@ -7,6 +7,7 @@ optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-3)
 """
 
 from . import deltas, functional, memory, nn, quantised, recipes
+from ._version import __version__ as __version__
 from .capturing import capture
 from .checkpoint import load, state_dict
 from .conversion import convert, revert
@@ -42,7 +43,6 @@ from .selection import Blocks, Columns, Entries, Rows, Selection, from_mask
 from .units import units
 from .zeroth_order import ZerothOrder
 
-__version__ = "0.1.0"
 __all__ = [
     "Blocks",
     "Bytes",
