@@ -16,7 +16,6 @@ QUICK = {
     "SPARSE_FT_CUDA": "0",
     "SPARSE_FT_CPU_VARIANTS": "baseline",
     "SPARSE_FT_BUILD_TYPE": "Debug",
-    "CXXFLAGS": "-g0",
 }
 # An installation of this checkout for work would lend its compiled part to a wheel without one.
 WITHOUT_CHECKOUT = """
