@@ -136,13 +136,14 @@ def count_of(number: int, density: float) -> int:
 
 
 def rounded(count: int, number: int) -> int:
-    """A share of `count` of so many rows or columns, down to a multiple of 8 (from 1024 on of 16).
+    """The multiple of 8 (from 1024 on of 16) that is nearest to a share of `count` of `number`.
 
     All of them stay all, and fewer than 8 what they are; below 256 rows or columns as it is.
     """
     if number < ROUNDED_FROM or count == number or count < 8:
         return count
-    return count - count % (16 if count >= SIXTEEN_FROM else 8)
+    step = 16 if count >= SIXTEEN_FROM else 8
+    return min((count + step // 2) // step * step, number)
 
 
 def _size(score: torch.Tensor, absolute: bool) -> torch.Tensor:
