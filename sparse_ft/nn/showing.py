@@ -160,6 +160,8 @@ class Showing(nn.Module):
             # Graphs that saved it are out of date, as in nn.Linear.
             torch.autograd.graph.increment_version(weight)
 
+    usual_after_step = after_step  # by which a class that does more is known
+
     def after_foreign_step(self) -> None:
         """An optimiser that does not hold `values` has stepped, perhaps a copy of them that is
         written back soon.

@@ -262,6 +262,8 @@ def _needs_no_word(owners: tuple[Owner, ...], values: torch.Tensor, stepper: Ste
     module = owners[0]()
     if module is None or len(owners) > 1 or values.grad is None:
         return False
+    if type(module).after_step is not type(module).usual_after_step:
+        return False
     own = module.__dict__
     if own["_parameters"].get("values") is not values:
         return False

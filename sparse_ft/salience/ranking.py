@@ -61,9 +61,9 @@ def select(
     `print(plan)` says what was chosen.
 
     density: share of what is targeted that trains, in (0, 1]. Where each weight has a share of its
-    own, that is the nearest number of units; of 256 rows or columns and more it is a multiple of 8
-    (of 16 from 1024 chosen on), the nearest, for GPUs multiply others at half the speed. Fewer than 8, all of them, whole units, shared budgets and numbers that you give stay
-    exact.
+    own, that is the nearest number of units; of 256 rows or columns and more the nearest multiple
+    of 8 (of 16 from 1024 chosen on), for GPUs multiply others at half the speed. Fewer than 8, all
+    of them, whole units, shared budgets and numbers that you give stay exact.
     budget: instead of a density, a number of units (int), `sft.PerRow(k)`, `sft.NM(n, m)`,
     `sft.LikeLora(r)`, `sft.Share(p)`, `sft.Bytes("16GB")` or `sft.Flops(share)`.
     structure: what trains together: "columns" (the default), "rows", "blocks" (of `block_size`, int

@@ -13,6 +13,7 @@ import sys
 import traceback
 
 import torch
+from helpers import vision
 
 
 def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float = 120) -> str:
@@ -30,7 +31,9 @@ def start_forked(
     """Run `python WORKER WORLD FOLDER [argument …]`, which imports what it needs once and calls
     `fork`. Returns what it printed.
     """
-    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    # Without the tests' torchvision, which is whole after vision.make_importable alone.
+    folders = [p or os.getcwd() for p in sys.path if p != str(vision.FOLDER)]
+    path = os.pathsep.join(folders)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"

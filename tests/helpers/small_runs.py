@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import torch
 from helpers import llama
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import sparse_ft as sft
 from sparse_ft.trainers import SparseCallback
@@ -108,12 +108,21 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
+class Slower(TrainerCallback):
+    """Steps of a fast machine take long enough to be killed among them."""
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        time.sleep(0.03)
+
+
 def killed(folder: Path, seconds: float) -> None:
     """A run that SIGKILL ends some time after its first checkpoint, and not after its last step."""
     child = os.fork()
     if not child:
         model = converted("columns", torch.bfloat16)
-        trainer(model, folder, LONG, save_steps=EVERY).train()
+        run = trainer(model, folder, LONG, save_steps=EVERY)
+        run.add_callback(Slower())
+        run.train()
         os._exit(0)
     try:
         deadline = time.monotonic() + 240

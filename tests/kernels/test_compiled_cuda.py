@@ -13,7 +13,7 @@ import pytest
 from sparse_ft.ops import _native
 
 pytest.importorskip("triton", reason="triton is not installed, and with it no cuobjdump")
-from compiled import CUOBJDUMP  # noqa: E402
+from compiled import TOOLS  # noqa: E402
 
 if not _native.CUDA:
     pytest.skip("no CUDA kernels were built into sparse_ft._C", allow_module_level=True)
@@ -48,7 +48,7 @@ def kernels(path, *options):
     """
     usage, sass = (
         subprocess.run(
-            [CUOBJDUMP, *options, what, path], check=True, capture_output=True, text=True
+            [TOOLS / "cuobjdump", *options, what, path], check=True, capture_output=True, text=True
         ).stdout
         for what in ("-res-usage", "-sass")
     )

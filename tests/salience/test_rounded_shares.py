@@ -1,5 +1,4 @@
-"""How many rows and columns a density takes: the nearest multiples of 8 of a wide weight.
-"""
+"""How many rows and columns a density takes: the nearest multiples of 8 of a wide weight."""
 
 import pytest
 import torch
