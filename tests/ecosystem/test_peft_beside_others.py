@@ -76,6 +76,7 @@ def test_ddp_trains_alike(tmp_path):
         assert not list(model.buffers()) or all(
             "selective" not in name for name, _ in model.named_buffers()
         )
+        del wrapped  # what outlives its process group may wait for ever when it is freed
     finally:
         torch.distributed.destroy_process_group()
 

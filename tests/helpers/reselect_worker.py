@@ -53,7 +53,7 @@ def main(rank, world, folder):
     ]
     after = {name: p.detach().clone() for name, p in model.named_parameters()}
     torch.save({"kept": kept, "after": after, "said": said}, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    ranks.leave()
 
 
 if __name__ == "__main__":

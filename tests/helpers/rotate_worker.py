@@ -64,7 +64,7 @@ def main(rank, world, folder):
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     result = {"weights": weights, "said": said, "seen": seen}
     torch.save(result, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    ranks.leave()
 
 
 if __name__ == "__main__":
