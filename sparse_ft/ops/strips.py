@@ -12,17 +12,24 @@ from .layout import Layout
 # Elements of the dense gradient that strips hold at a time: half as many cost up to 6 % on two
 # threads.
 STRIP = 1 << 21
+# Strips of one matrix, at least. What is added to often holds several matrices, as the experts of a
+# mixture: half of one would be an eighth of four.
+FEWEST = 2
+FEWEST_ADDED = 4
 
 
-def strips(index: Tensor, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+def strips(
+    index: Tensor, rows: int, columns: int, fewest: int = FEWEST
+) -> Iterator[tuple[slice, slice]]:
     """The dense gradient [rows, columns] in strips, each dropped once its entries are taken: sorted
     positions make a strip a slice.
 
-    index: [nnz], flat positions. Yields (rows, slice of the values).
+    index: [nnz], flat positions. fewest: how many strips there are at least, where the rows are as
+    many. Yields (rows, slice of the values).
     """
     if not index.numel():
         return
-    height = max(1, min(STRIP // columns, -(-rows // 2)))
+    height = max(1, min(STRIP // columns, -(-rows // fewest)))
     # The last position in front of each strip, in the dtype of the index: searchsorted would
     # convert all of that instead.
     before = torch.arange(0, rows + height, height, device=index.device) * columns - 1
@@ -47,7 +54,8 @@ def write_by_strips(
     """
     index, columns, threads = layout.index, input.size(1), torch.get_num_threads()
     everything = Layout("all", index[:0])
-    for rows, some in strips(index, grad_output.size(1), columns):
+    fewest = FEWEST_ADDED if accumulate else FEWEST
+    for rows, some in strips(index, grad_output.size(1), columns, fewest):
         strip = input.new_empty(rows.stop - rows.start, columns, dtype=accumulator(input.dtype))
         part = grad_output[:, rows]
         _native.C.selected_wgrad(part, input, everything, strip, False, threads)
@@ -56,3 +64,4 @@ def write_by_strips(
         _native.C.gather_selected(strip, Layout(layout.kind, index[some]), taken, first, threads)
         if accumulate:
             values[some] += taken
+        del strip, taken  # before the next are made

@@ -12,6 +12,7 @@ EXPERTS, CHOSEN = 64, (3, 7, 20, 41)
 LAYER = "model.layers.0.mlp.experts."
 NAMES = (f"{LAYER}gate_up_proj", f"{LAYER}down_proj")
 BESIDE = {"model.norm.weight": "all"}  # trains in every case, so that a backward runs
+BELOW = {"model.layers.0.input_layernorm.weight": "all"}  # and it goes down past the experts
 
 
 def build(implementation, dtype):
@@ -30,11 +31,29 @@ def plan_of(model, kind):
         _, rows, columns = model.get_parameter(name).shape
         if kind == "experts":
             plan[name] = sft.Rows([e * rows + row for e in CHOSEN for row in range(rows)])
-        else:
+        elif kind == "blocks":
             down, across = rows // 16, columns // 16
             tiles = [(e * down + i, j) for e in CHOSEN for i in range(down) for j in range(across)]
             plan[name] = sft.Blocks(tiles, 16)
+        else:
+            plan[name] = entries_of(rows * columns, DENSITIES[kind])
     return plan
+
+
+DENSITIES = {"half of the entries": 0.5, "a tenth of the entries": 0.1, "few entries": 0.01}
+
+
+def entries_of(size, density):
+    """So many of each chosen expert's entries, drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    count = round(density * size)
+    drawn = [torch.randperm(size, generator=generator)[:count].sort().values for _ in CHOSEN]
+    return sft.Entries(torch.cat([e * size + mine for e, mine in zip(CHOSEN, drawn)]))
+
+
+def share_of(model, plan):
+    """Bytes of the fp32 gradients of what trains of the experts."""
+    return 4 * sum(plan[n].nnz(sft.matrix_shape(model, n)) for n in NAMES)
 
 
 def peak_of_a_step(model, plan):
@@ -55,10 +74,22 @@ def peak_of_a_step(model, plan):
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 def test_a_step_takes_the_share_of_the_experts_that_train(implementation, dtype):
     frozen = peak_of_a_step(build(implementation, dtype), BESIDE)
-    for kind in ("experts", "blocks"):
+    for kind in ("experts", "blocks", "half of the entries"):
         model = build(implementation, dtype)
         plan = plan_of(model, kind)
-        share = 4 * sum(plan[n].nnz(sft.matrix_shape(model, n)) for n in NAMES)  # fp32 gradients
+        share = share_of(model, plan)
+        extra = peak_of_a_step(model, plan) - frozen
+        assert extra <= 1.15 * share, f"{kind}: {extra:,} bytes where {share:,} train"
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_so_do_few_entries_where_the_backward_goes_below_the_experts(implementation):
+    """Beside a backward that ends above them, its gradients of activations would count."""
+    frozen = peak_of_a_step(build(implementation, torch.float32), {**BESIDE, **BELOW})
+    for kind in DENSITIES:
+        model = build(implementation, torch.float32)
+        plan = {**plan_of(model, kind), **BELOW}
+        share = share_of(model, plan)
         extra = peak_of_a_step(model, plan) - frozen
         assert extra <= 1.15 * share, f"{kind}: {extra:,} bytes where {share:,} train"
 
@@ -76,7 +107,7 @@ def test_the_estimate_and_the_report_know_of_it():
     model = build("grouped_mm", torch.float32)
     plan = plan_of(model, "experts")
     some = sft.estimate(model, plan, batch_size=2, sequence_length=16)
-    share = 4 * sum(plan[n].nnz(sft.matrix_shape(model, n)) for n in NAMES)
+    share = share_of(model, plan)
     assert some.gradients == share + 4 * 128
     # a dense gradient would be 16 shares
     assert some.peak < some.weights + 8 * share
