@@ -18,7 +18,7 @@ SITE = ROOT / "build" / "site"
 # Beside the pages: pictures that tables show.
 PICTURES = ("bench/results/demo.png",)
 INCLUDE = re.compile(r"^<!-- include: ([\w./-]+)(?:#(.+?))? -->$", re.M)
-MADE = re.compile(r"^<!-- (recipes|facts|rates|promises: [\w ]+) -->$", re.M)
+MADE = re.compile(r"^<!-- (recipes|facts|rates|options|keys|exits|promises: [\w ]+) -->$", re.M)
 FENCES = re.compile(r"^(`{3,}).*?^\1$", re.M | re.S)
 
 

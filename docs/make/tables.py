@@ -1,9 +1,12 @@
-"""The parts of pages that are made: of the registry of recipes, and of committed measurements."""
+"""The parts of pages that are made: of the registry of recipes, of committed measurements, and of
+the command line.
+"""
 
 import ast
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -123,9 +126,67 @@ def _promises(rows: list[Row]) -> str:
                             for line, found in lines.items()])  # fmt: skip
 
 
+def options() -> str:
+    """A table a subcommand of `sparse-ft`: its arguments and options, as its --help has them."""
+    from typer.main import get_command
+
+    from sparse_ft.cli.main import app
+
+    parts = []
+    for name, command in _subcommands(get_command(app)):
+        rows = [_option(each) for each in command.params if each.name != "help"]
+        said = command.help.split("\n\n")[0].replace("\n", " ")
+        table = markdown(("", "what it is", "default"), rows)
+        parts.append(f"### sparse-ft {name}\n\n{said}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _subcommands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, command) of each that does something."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _subcommands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
+
+
+def _option(each: Any) -> tuple[str, str, str]:
+    """Its names, what it is, what it is without it."""
+    if each.param_type_name == "argument":
+        return f"`{each.metavar or each.name.upper()}`", each.help or "", ""
+    names = [*each.opts, *each.secondary_opts]
+    is_told = each.default is not None and each.default is not False
+    default = f"`{each.default}`" if is_told else ""
+    return (
+        ", ".join(f"`{name}`" for name in names),
+        each.help,
+        "needed" if each.required else default,
+    )
+
+
+def keys() -> str:
+    """What a config may say."""
+    from sparse_ft.cli.keys import keys
+
+    return markdown(
+        ("key", "default", "what it is"),
+        [(f"`{key}`", f"`{default}`", meaning) for key, default, meaning in keys()],
+    )
+
+
+def exits() -> str:
+    """What the shell gets."""
+    from sparse_ft.cli.misuse import EXITS
+
+    return markdown((">code", "when"), [(str(code), when) for code, when in EXITS.items()])
+
+
 MAKERS: dict[str, Callable[..., str]] = {
     "recipes": recipes,
     "facts": facts,
     "rates": rates,
+    "options": options,
+    "keys": keys,
+    "exits": exits,
     "promises": promises,
 }

@@ -5,11 +5,12 @@
 | `main.py` | the command and its subcommands |
 | `config.py`, `keys.py` | what a config file may say, key by key; the same as a table |
 | `reading.py` | files and flags to a config; what is wrong with them, in words |
-| `data.py`, `encoding.py` | rows of CSV, JSON lines and text; rows as tokens |
+| `data.py`, `tables.py` | rows of CSV, JSON lines and text |
+| `encoding.py`, `chats.py` | rows as tokens |
 | `models.py`, `locating.py` | a model folder as a model for a task; `package:` paths |
 | `choosing.py` | what trains: full, LoRA, a selection, a recipe, a plan |
 | `training.py`, `runs.py` | a run from its config to a delta; the folder that it fills |
-| `trainer.py`, `stopping.py` | transformers' Trainer and its arguments; Ctrl-C |
+| `trainer.py`, `trl_trainer.py`, `stopping.py` | the Trainer and its arguments; TRL's; Ctrl-C |
 | `finetune.py`, `select.py`, … and `delta/` | a subcommand a file |
 
 Its modules import torch and transformers where they use them (`library.py`), so that `--help`

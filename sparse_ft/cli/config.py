@@ -9,6 +9,7 @@ TASKS = ("text-classification", "causal-lm")
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE = Literal["float32", "bfloat16", "float16"]
 TASK = Literal["text-classification", "causal-lm"]
+TRAINER = Literal["transformers", "trl"]
 SCHEDULE = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 FILE_KINDS = (".csv", ".tsv", ".jsonl", ".txt")
 
@@ -44,6 +45,10 @@ class Data(Strict):
     label: str = Field("label", description="column of the class, of text-classification")
     prompt: str | None = Field(
         None, description="of causal-lm: column of what is given and not learnt"
+    )
+    messages: str | None = Field(
+        None,
+        description="of causal-lm: key of a chat, [{role, content}, …]; the assistant is learnt",
     )
     max_length: Count = Field(128, description="tokens of a row; longer ones are cut")
     where: dict[str, Any] = Field(
@@ -85,6 +90,9 @@ class Config(Strict):
     model: Path = Field(description="folder with a model and its tokenizer; or package:NAME/FOLDER")
     task: TASK = Field("text-classification", description="what is learnt")
     data: Data
+    trainer: TRAINER = Field(
+        "transformers", description="who runs it: transformers' Trainer, or TRL's SFTTrainer"
+    )
     method: str = Field(
         "select", description="select; full; lora; or a recipe (`sparse-ft recipes` lists them)"
     )

@@ -1,15 +1,19 @@
 """Rows as tokens, and batches of them."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from .chats import IGNORED, encode_chat
 from .config import Config
 from .data import Row
 from .library import transformers
 from .misuse import Misuse
+from .showing import say
 
 Example = dict[str, Any]
-IGNORED = -100  # a label that no loss counts
+FEW_CLASSES = 20  # as many may have a row each
+_WHOLE = re.compile(r"-?[0-9]+")
 
 
 @dataclass
@@ -23,12 +27,20 @@ class Encoder:
     prompt: str | None
     max_length: int
     labels: list[str]
+    messages: str | None = None
 
     @classmethod
     def of(cls, config: Config, tokenizer: Any, labels: list[str]) -> "Encoder":
         data = config.data
         return cls(
-            tokenizer, config.task, data.text, data.label, data.prompt, data.max_length, labels
+            tokenizer=tokenizer,
+            task=config.task,
+            text=data.text,
+            label=data.label,
+            prompt=data.prompt,
+            max_length=data.max_length,
+            labels=labels,
+            messages=data.messages,
         )
 
     def told(self) -> dict[str, Any]:
@@ -40,11 +52,24 @@ class Encoder:
     def encode(self, rows: list[Row], key: str) -> list[Example]:
         """One example a row: input_ids, attention_mask and what is to be learnt.
 
-        key: of the config, for the message where a class is unknown.
+        Of a language model a row that has nothing to learn within `max_length` is left out, and
+        how many were is said. key: of the config, for messages.
         """
         if self.task == "text-classification":
             return [self._classified(row, key) for row in rows]
-        return [self._continued(row) for row in rows]
+        examples = [self._learnt(row, key) for row in rows]
+        kept = [each for each in examples if any(label != IGNORED for label in each["labels"][1:])]
+        if rows and not kept:
+            raise Misuse(
+                f"data.max_length: {self.max_length}, and no row of {key} has anything to learn"
+                " within so many tokens; give a larger one"
+            )
+        if len(kept) < len(examples):
+            say(
+                f"{key}: {len(examples) - len(kept)} of {len(examples)} rows have nothing to learn"
+                f" within data.max_length, {self.max_length} tokens, and are left out"
+            )
+        return kept
 
     def _tokens(self, text: str) -> list[int]:
         cut = self.tokenizer(text, truncation=True, max_length=self.max_length)
@@ -61,7 +86,17 @@ class Encoder:
         mask = [1] * len(tokens)
         return {"input_ids": tokens, "attention_mask": mask, "labels": self.labels.index(label)}
 
-    def _continued(self, row: Row) -> Example:
+    def _learnt(self, row: Row, key: str) -> Example:
+        """A chat or a text as tokens, and which of them are learnt."""
+        if self.messages is not None:
+            tokens, labels = encode_chat(self.tokenizer, row[self.messages], key)
+        else:
+            tokens, labels = self._continued(row)
+        tokens = tokens[: self.max_length]
+        mask = [1] * len(tokens)
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels[: self.max_length]}
+
+    def _continued(self, row: Row) -> tuple[list[int], list[int]]:
         """A text, ended; what stands in the column of the prompt is read and not learnt."""
         given = [] if self.prompt is None else self._tokens(row[self.prompt])
         learnt = self.tokenizer(row[self.text], add_special_tokens=not given)["input_ids"]
@@ -69,9 +104,7 @@ class Encoder:
         end = self.tokenizer.eos_token_id
         if end is not None and learnt[-1:] != [end]:
             learnt.append(end)
-        tokens = (given + learnt)[: self.max_length]
-        labels = ([IGNORED] * len(given) + learnt)[: self.max_length]
-        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
+        return given + learnt, [IGNORED] * len(given) + learnt
 
     def collator(self) -> Any:
         """What makes a batch of examples, padded to the longest."""
@@ -93,13 +126,19 @@ class Encoder:
 
 
 def classes_of(rows: list[Row], column: str) -> list[str]:
-    """The classes in the rows, sorted; those that are all numbers by their value."""
+    """The classes in the rows, sorted; those that are all whole numbers by their value."""
     found = {row[column].strip() for row in rows}
     if len(found) < 2:
         raise Misuse(
             f"data.label: the column {column!r} holds {len(found)} class, {sorted(found)}; two are"
             " the least: say which column holds the class with `label: NAME`"
         )
-    if all(each.lstrip("-").isdecimal() for each in found):
+    if len(found) > max(FEW_CLASSES, len(rows) // 2):
+        raise Misuse(
+            f"data.label: the column {column!r} holds {len(found)} classes in {len(rows)} rows,"
+            f" such as {', '.join(map(repr, sorted(found)[:3]))}; less than two rows a class teach"
+            " nothing: say which column holds the class with `label: NAME`"
+        )
+    if all(_WHOLE.fullmatch(each) for each in found):
         return sorted(found, key=int)
     return sorted(found)

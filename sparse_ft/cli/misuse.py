@@ -11,7 +11,15 @@ import typer
 
 from .showing import only_json
 
-MISUSE, INTERRUPTED = 2, 130
+BUG, MISUSE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+# What the shell gets. Signals: 128 and their number.
+EXITS = {
+    0: "done",
+    BUG: "a bug, with its traceback",
+    MISUSE: "a wrong command line, config or file",
+    INTERRUPTED: "Ctrl-C",
+    TERMINATED: "SIGTERM",
+}
 EXTRA = ("pydantic", "yaml", "rich", "transformers", "accelerate", "safetensors")
 _FAULTS = (
     ValueError,
@@ -58,8 +66,7 @@ def one_line(error: BaseException) -> str:
 def command(function: Callable[..., Any]) -> Callable[..., None]:
     """A subcommand that ends with the exit code of what it met.
 
-    0; 2 for a `Misuse`; 130 for Ctrl-C; 143 for SIGTERM. Other errors keep their traceback: they
-    are bugs.
+    Which is which: `EXITS`. Other errors keep their traceback: they are bugs.
     """
 
     @functools.wraps(function)

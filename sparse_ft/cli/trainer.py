@@ -1,9 +1,10 @@
-"""transformers' Trainer for a config: its arguments, its optimiser, its callbacks."""
+"""The Trainer for a config: its arguments, its optimiser, its callbacks."""
 
 import dataclasses
 from typing import Any
 
 from ..texts import did_you_mean
+from . import trl_trainer
 from .choosing import Chosen
 from .config import Config
 from .encoding import Encoder, Example
@@ -43,15 +44,20 @@ EPOCHS = 3
 
 
 def arguments_of(config: Config) -> Any:
-    """transformers' TrainingArguments; in several processes they join them."""
+    """transformers' TrainingArguments, or TRL's; in several processes they join them."""
     library, asked = transformers(), config.training
-    known = [each.name for each in dataclasses.fields(library.TrainingArguments) if each.init]
+    is_trl = config.trainer == "trl"
+    if is_trl:
+        trl_trainer.check_task(config)
+    kind = trl_trainer.trl().SFTConfig if is_trl else library.TrainingArguments
+    known = [each.name for each in dataclasses.fields(kind) if each.init]
+    ours = OURS | (trl_trainer.OURS if is_trl else {})
     for name in asked.arguments:
-        if name in OURS:
-            raise Misuse(f"training.arguments.{name}: say `{OURS[name]}` instead")
+        if name in ours:
+            raise Misuse(f"training.arguments.{name}: say `{ours[name]}` instead")
         if name not in known:
             raise Misuse(
-                f"training.arguments.{name}: TrainingArguments has no such argument"
+                f"training.arguments.{name}: {kind.__name__} has no such argument"
                 f"{did_you_mean(name, known)}"
             )
     if asked.steps is not None and asked.epochs is not None:
@@ -83,12 +89,13 @@ def arguments_of(config: Config) -> Any:
         "report_to": [],
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
+        **(trl_trainer.defaults(config, known) if is_trl else {}),
         **asked.arguments,
     }
     if "warmup_ratio" in known and "warmup_steps" in known and _is_old(library):
         arguments["warmup_ratio"] = arguments.pop("warmup_steps")
     try:
-        return library.TrainingArguments(**arguments)
+        return kind(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise Misuse(f"training: {one_line(error)}") from error
 
@@ -124,6 +131,16 @@ def trainer_of(
             "decay_to": chosen.decay_to,
         }
         optimizer = (sft.SelectiveAdamW, settings)
+    if config.trainer == "trl":
+        return trl_trainer.sft_trainer(
+            model,
+            arguments,
+            train,
+            validation,
+            encoder.tokenizer,
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=optimizer,
+        )
     with blamed_on("training"):
         return library.Trainer(
             model,

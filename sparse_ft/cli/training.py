@@ -1,5 +1,6 @@
 """A run, from its config to a delta."""
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .misuse import Interrupted, Misuse, blamed_on
 from .models import Loaded, load, own_labels
 from .showing import is_first, say
 from .trainer import arguments_of, evaluate, trainer_of
+from .trl_trainer import left_as_it_was
 
 BY = "sparse-ft finetune"
 
@@ -39,7 +41,7 @@ def prepare(config: Config, at: Path | None = None) -> Prepared:
     at: the checkpoint that the run goes on from; its plan counts then.
     """
     check_method(config)
-    arguments = arguments_of(config)
+    arguments = arguments_of(config)  # looks at the trainer, too
     rows = read_rows(config)
     labels = None
     if config.task == "text-classification":
@@ -162,7 +164,9 @@ def run(config: Config, resume: bool, overwrite: bool) -> dict[str, Any]:
     say(str(report or found))
     if at is not None:
         say(f"goes on from {at}")
-    trainer = _train(config, ready, model, at)
+    is_trl = config.trainer == "trl"
+    with left_as_it_was(ready.loaded.model) if is_trl else contextlib.nullcontext():
+        trainer = _train(config, ready, model, at)
     results = {
         "by": BY,
         "method": config.method,

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ for name in ("typer", "pydantic", "yaml", "transformers", "accelerate"):
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
+from sparse_ft.cli import training  # noqa: E402
 from sparse_ft.cli.main import main  # noqa: E402
 
 GOOD = "good fine lovely warm bright".split()
@@ -121,3 +123,24 @@ output: {tmp_path / "run"}
 """
     )
     return file
+
+
+class Raises(transformers.TrainerCallback):
+    """Sends this process a signal in the third step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """From now on a run gets Ctrl-C in its third step; called, it does not any more."""
+    made = training.trainer_of
+
+    def with_signal(*arguments):
+        *most, callbacks = arguments
+        return made(*most, [Raises(), *callbacks])
+
+    monkeypatch.setattr(training, "trainer_of", with_signal)
+    return lambda: monkeypatch.setattr(training, "trainer_of", made)

@@ -1,7 +1,6 @@
 """`sparse-ft finetune`: from rows to a delta, broken off and gone on with."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 import transformers
 
 import sparse_ft as sft
-from sparse_ft.cli import training
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune.yaml"
 
@@ -19,27 +17,6 @@ def same(one: Path, other: Path) -> bool:
     a, b = sft.load_delta(one), sft.load_delta(other)
     assert list(a) == list(b) and a.entries == b.entries
     return all(torch.equal(a[name].values, b[name].values) for name in a)
-
-
-class Raises(transformers.TrainerCallback):
-    """Sends this process a signal in the third step."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            signal.raise_signal(signal.SIGINT)
-
-
-@pytest.fixture
-def interrupted(monkeypatch):
-    """From now on a run gets Ctrl-C in its third step; called, it does not any more."""
-    made = training.trainer_of
-
-    def with_signal(*arguments):
-        *most, callbacks = arguments
-        return made(*most, [Raises(), *callbacks])
-
-    monkeypatch.setattr(training, "trainer_of", with_signal)
-    return lambda: monkeypatch.setattr(training, "trainer_of", made)
 
 
 def test_a_run_ends_with_a_delta_that_gives_the_accuracy_it_reported(

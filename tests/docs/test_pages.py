@@ -22,7 +22,8 @@ SKIP = re.compile(r'^<!-- skip: next "(.*)" -->\n```', re.M)
 NEEDS = {"trainers.md": ("peft", "trl", "datasets", "accelerate"), "migration.md": ("peft",),
          "deltas.md": ("peft", "typer", "pydantic", "yaml"), "quantised.md": ("bitsandbytes",),
          "quick-start.md": ("typer", "pydantic", "yaml", "accelerate"),
-         "command-line.md": ("typer", "pydantic", "yaml", "accelerate")}  # fmt: skip
+         "command-line.md": ("typer", "pydantic", "yaml", "accelerate", "trl",
+                             "datasets")}  # fmt: skip
 
 
 def fences(text: str) -> list[str]:
@@ -82,6 +83,8 @@ def test_every_block_runs(page, reader, tmp_path, monkeypatch):
     if page in ("quick-start.md", "command-line.md"):  # their files
         pages.write_encoder(tmp_path / "my-model")
         pages.write_reviews(tmp_path / "reviews.csv")
+        pages.write_decoder(tmp_path / "my-decoder")
+        pages.write_pairs(tmp_path / "pairs.jsonl")
     document = reader.parse(DOCS / page)
     document.namespace.update(pages.start())
     skipped = ran = 0
@@ -131,3 +134,27 @@ def test_every_command_is_on_the_page_of_the_command_line():
         r"^\| `sparse-ft ([\w ]+)` \|", (DOCS / "command-line.md").read_text(), re.M
     )
     assert set(listed) == there
+
+
+def test_the_page_of_the_command_line_has_every_option_key_and_exit_code():
+    """As the program says them: each --help, --keys, and the codes below --help."""
+    for name in ("typer", "pydantic", "yaml"):
+        pytest.importorskip(name)
+    from docs.make.pages import filled
+
+    text = filled((DOCS / "command-line.md").read_text())
+    sections = dict(re.findall(r"^### sparse-ft ([\w ]+)\n(.*?)(?=^##)", text, re.M | re.S))
+    for name, section in sections.items():
+        help = commands.told(f"sparse-ft {name} --help")
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", help.partition("Options:")[2]))
+        assert options, name
+        for option in options - {"--help"}:
+            assert f"`{option}`" in section, (name, option)
+    top = commands.told("sparse-ft --help")
+    listed = re.findall(r"^  (\w+)  ", top.partition("Commands:")[2], re.M)
+    assert {name.split()[0] for name in sections} == set(listed) and len(sections) >= 13
+    for line in commands.told("sparse-ft finetune --keys").splitlines()[2:]:
+        assert f"| `{line.split()[0]}` |" in text, line
+    codes = re.findall(r"(\d+)\s+\w", top.partition("Exit codes:")[2])
+    assert len(codes) >= 5 and all(f"| {code} | " in text for code in codes), codes
+    assert "package:NAME/PATH" in text

@@ -1,5 +1,7 @@
 """Command lines of the pages, in this process where they are the package's own."""
 
+import contextlib
+import io
 import runpy
 import shlex
 import sys
@@ -15,6 +17,14 @@ def run(line: str) -> None:
         _sparse_ft(arguments)
     else:
         raise AssertionError(f"{line!r}: no command that the pages may have")
+
+
+def told(line: str) -> str:
+    """What a command line prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run(line)
+    return printed.getvalue()
 
 
 def _module(name: str, arguments: list[str]) -> None:

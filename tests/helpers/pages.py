@@ -1,5 +1,6 @@
 """What the blocks of docs/ start from: small models and data, under the names of the pages."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,22 @@ def write_encoder(folder: Path) -> None:
     """The encoder and its tokenizer, as a folder that `from_pretrained` reads."""
     load_encoder().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+
+
+def write_decoder(folder: Path) -> None:
+    """The Llama and its tokenizer, as a folder that `from_pretrained` reads."""
+    load_model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def write_pairs(path: Path, count: int = 32) -> None:
+    """JSON lines of a prompt and its completion."""
+    draw = random.Random(0)
+    lines = []
+    for _ in range(count):
+        row = {"prompt": " ".join(draw.choices(WORDS, k=3)), "completion": draw.choice(WORDS)}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
 
 
 def write_reviews(path: Path, count: int = 64) -> None:

@@ -1,5 +1,6 @@
 """`sparse-ft delta apply`."""
 
+import types
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,14 +64,10 @@ def apply(
 
 
 def _rows(path: Path, told: dict[str, Any]) -> list[dict[str, str]]:
-    from ..data import read_file
+    from ..data import columns_of, read_file
 
-    encoder = told["encoder"]
-    columns = {"data.text": encoder["text"]}
-    if told["task"] == "text-classification":
-        columns["data.label"] = encoder["label"]
-    elif encoder["prompt"] is not None:
-        columns["data.prompt"] = encoder["prompt"]
+    names = types.SimpleNamespace(**{"messages": None, **told["encoder"]})
+    columns = columns_of(told["task"], names)
     return read_file(path, columns, "--evaluate")
 
 
