@@ -57,6 +57,51 @@ def masks_of(model: nn.Module, plan: sft.Plan) -> Matrices:
     return found
 
 
+def full_run(case, names: list[str], steps: int, lr: float) -> nn.Module:
+    """A copy whose parameters `names` torch has trained, the norm of their gradients clipped."""
+    model = copy.deepcopy(case.model)
+    weights = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name in names:
+            weights.append(parameter)
+    optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
+    for step in range(steps):
+        dense_scores.losses(model, [case.batches[step % 2]])[0].backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def moved(model: nn.Module, base: nn.Module, names: list[str]) -> Matrices:
+    """How far every entry of the weights `names` is from where it was."""
+    before = dense_scores.weights_of(base, names)
+    return {n: (w - before[n]).abs() for n, w in dense_scores.weights_of(model, names).items()}
+
+
+def shares_of_experts(model: nn.Module, batches: list) -> list[torch.Tensor]:
+    """Of each layer, the shares of its four experts in the choices, two a token."""
+    totals = [torch.zeros(4), torch.zeros(4)]
+    with torch.no_grad():
+        for batch in batches:
+            logits = model(**batch, output_router_logits=True).router_logits
+            for total, each in zip(totals, logits):
+                total += each.topk(2).indices.flatten().bincount(minlength=4)
+    return [total / total.sum() for total in totals]
+
+
+def fewest(shares: torch.Tensor, p: float) -> set[int]:
+    """The fewest experts whose shares add up to `p`."""
+    taken, total = set(), 0.0
+    for number in shares.argsort(descending=True, stable=True).tolist():
+        taken.add(number)
+        total += float(shares[number])
+        if total >= p:
+            break
+    return taken
+
+
 def assert_equal(model: nn.Module, plan: sft.Plan, masks: Matrices) -> None:
     """The plan selects what the masks say; weights of which nothing was chosen are in neither."""
     got = masks_of(model, plan)
@@ -135,3 +180,22 @@ def trained_by_process(
 def distance(one: nn.Module, other: nn.Module) -> float:
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return max((a.detach() - b.detach()).abs().max().item() for a, b in pairs)
+
+
+def assert_trains(
+    case, plan: sft.Plan, masks: Matrices, decay_to: str = "zero", bound: float = 1e-9
+) -> None:
+    """The plan is these masks, and its first 30 steps are those of dense training.
+
+    case: a model and its batches. bound: of the largest distance; of fp32 more than of fp64.
+    """
+    steps, lr, decay = 30, 1e-3, 0.1
+    assert_equal(case.model, plan, masks)
+    chosen = {name: mask for name, mask in masks.items() if mask.any()}
+    ours = trained_by_plan(case.model, plan, case.batches, steps, lr, decay_to, weight_decay=decay)
+    dense = trained_densely(
+        case.model, chosen, case.batches, steps, lr, to_origin=decay_to == "origin",
+        weight_decay=decay,
+    )  # fmt: skip
+    assert distance(ours, dense) < bound
+    assert distance(ours, case.model) > lr

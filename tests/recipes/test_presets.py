@@ -5,11 +5,10 @@ first 30 steps.
 import pytest
 import torch
 from helpers import choosing_models, dense_recipes, dense_scores
+from helpers.restated import restates
 
 import sparse_ft as sft
 from sparse_ft.recipes import parts
-
-STEPS, LR = 30, 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -93,35 +92,16 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", RULES)
+@restates(*RULES)
 def test_the_plan_and_30_steps_are_those_of_the_rule(name, bert):
     rule, settings = RULES[name]
     recipe = sft.recipes.get(name)
     masks = rule(bert.model, parts.weights_of(bert.model), bert.batches)
     plan = recipe(bert.model, bert.batches, **settings)
-    assert_trains(bert, recipe, plan, masks)
+    dense_recipes.assert_trains(bert, plan, masks, recipe.decay_to)
 
 
-def assert_trains(bert, recipe, plan, masks):
-    """The plan is these masks, and its first 30 steps are those of dense training."""
-    dense_recipes.assert_equal(bert.model, plan, masks)
-    decay = {"weight_decay": 0.1}
-    ours = dense_recipes.trained_by_plan(
-        bert.model, plan, bert.batches, STEPS, LR, recipe.decay_to, **decay
-    )
-    chosen = {n: m for n, m in masks.items() if m.any()}
-    to_origin = recipe.decay_to == "origin"
-    dense = dense_recipes.trained_densely(
-        bert.model, chosen, bert.batches, STEPS, LR, to_origin=to_origin, **decay
-    )
-    assert dense_recipes.distance(ours, dense) < 1e-9
-    assert dense_recipes.distance(ours, bert.model) > LR
-
-
-def test_every_recipe_that_is_one_call_is_tried_here():
-    presets = {r.name for r in sft.recipes.list() if r.make.__qualname__.startswith("preset.")}
-    assert presets - RULES.keys() == {"activation_columns"}
-
-
+@restates("activation_columns")
 def test_activation_columns_are_those_of_the_largest_inputs(bert):
     sums = {}
 
@@ -144,7 +124,7 @@ def test_activation_columns_are_those_of_the_largest_inputs(bert):
         masks[name] = dense_recipes.top(sums[name], round(0.2 * shape[1])).expand(shape)
     recipe = sft.recipes.get("activation_columns")
     plan = recipe(bert.model, bert.batches, density=0.2)
-    assert_trains(bert, recipe, plan, masks)
+    dense_recipes.assert_trains(bert, plan, masks)
 
 
 def test_grasp_has_the_sign_of_the_paper_and_not_of_the_code(bert):
@@ -199,13 +179,14 @@ class Blocks:
                 yield where, matrix[where]
 
 
+@restates("smt")
 def test_smt_ranks_blocks_by_the_size_of_their_signed_mean(bert):
     names = parts.weights_of(bert.model)
     case = bert.model, names, bert.batches
     recipe = sft.recipes.get("smt")
     plan = recipe(bert.model, bert.batches, block_size=10, density=0.3)
     expected = Blocks.masks(*case, judge=lambda block: block.mean().abs())
-    assert_trains(bert, recipe, plan, expected)
+    dense_recipes.assert_trains(bert, plan, expected)
     by_sums = Blocks.masks(*case, judge=lambda block: block.sum().abs())
     assert any(not torch.equal(expected[n], by_sums[n]) for n in names), "ragged blocks count"
     unsigned = recipe(bert.model, bert.batches, block_size=10, density=0.3, score="abs_mean")
@@ -220,6 +201,7 @@ def test_smt_takes_weights_smaller_than_a_block_and_other_budgets(bert):
     assert 0 < len(set(plan) - set(rest)) < len(parts.attention_and_rest(bert.model)["attention"])
 
 
+@restates("fishertune")
 def test_fishertune_adds_how_the_fisher_changes_with_the_domain(bert):
     names = parts.weights_of(bert.model)
     here = dense_scores.fisher(bert.model, names, bert.batches[:1])
@@ -227,6 +209,6 @@ def test_fishertune_adds_how_the_fisher_changes_with_the_domain(bert):
     scores = {name: here[name] + 2.0 * (here[name] - there[name]).abs() for name in names}
     recipe = sft.recipes.get("fishertune")
     plan = recipe(bert.model, bert.batches[:1], shifted=bert.batches[1:], weight=2.0, density=0.05)
-    assert_trains(bert, recipe, plan, dense_recipes.by_layer(scores, 0.05))
+    dense_recipes.assert_trains(bert, plan, dense_recipes.by_layer(scores, 0.05))
     alone = recipe(bert.model, bert.batches[:1], density=0.05)
     assert alone == sft.recipes.get("tr_pts")(bert.model, bert.batches[:1], density=0.05)

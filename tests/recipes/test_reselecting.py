@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import choosing_models, dense_recipes, dense_scores
 from helpers.dense_masked import BETAS
+from helpers.restated import restates
 
 import sparse_ft as sft
 from sparse_ft.recipes import parts
@@ -75,6 +76,7 @@ def lift(case, **settings):
     )
 
 
+@restates("lift")
 def test_lift_is_the_dense_rule_and_none_of_its_slips(bert):
     ours = lift(bert, weight_decay=0.5)
     assert dense_recipes.distance(ours, lift_densely(bert, weight_decay=0.5)) < 1e-9
@@ -187,6 +189,7 @@ class Spiel:
         self.sums = None
 
 
+@restates("spiel")
 def test_spiel_is_the_dense_rule(bert):
     names = parts.weights_of(bert.model)
     recipe = sft.recipes.get("spiel")
@@ -242,6 +245,7 @@ def subnet(score, share):
     return found
 
 
+@restates("losia")
 def test_losia_is_the_dense_rule(bert):
     names = parts.weights_of(bert.model)
     every, warm = 6, 3
@@ -301,6 +305,7 @@ def with_lora():
 
 
 @pytest.mark.filterwarnings("ignore:model. it has adapters of PEFT")
+@restates("rosa")
 def test_rosa_warms_the_low_rank_up_and_then_takes_the_entries(with_lora):
     case, warm = with_lora, 10
     process = sft.recipes.get("rosa")(case.model, case.batches, warm=warm, density=0.1)

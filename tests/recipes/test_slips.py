@@ -1,12 +1,14 @@
 """What public implementations of single methods have got wrong, and these recipes must not."""
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import choosing_models, dense_recipes, dense_scores
+from helpers.exhaustive import slow
 from torch import nn
 
 import sparse_ft as sft
@@ -144,3 +146,110 @@ def test_fish_counts_single_examples_and_not_batches(bert):
     masks = dense_recipes.over_all(batchwise, 0.05)
     assert any(not torch.equal(plan[n].mask(tuple(m.shape)) if n in plan else m & False, m)
                for n, m in masks.items())  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's events of memory are read on Linux")
+def test_smt_chooses_in_the_memory_of_one_gradient():
+    """Its code warms up by full fine-tuning: gradients of all weights, and moments."""
+    from bench.memory import allocator_peak
+
+    model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(16)))
+    batches = [torch.randn(4, 256)]
+    settings = {"block_size": 32, "loss": squares, "targets": "*.weight"}
+    sft.recipes.get("smt")(model, batches, **settings)
+    peak, _ = allocator_peak(lambda: sft.recipes.get("smt")(model, batches, **settings))
+    assert peak < 4 * 16 * 256**2 / 2
+
+
+@pytest.mark.filterwarnings("ignore:model. it has adapters of PEFT")
+def test_rosa_holds_no_transposed_copies():
+    """Its code keeps the selected entries by rows and by columns."""
+    peft = pytest.importorskip("peft")
+    case = choosing_models.case("Llama")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(case.model, config).double()
+    process = sft.recipes.get("rosa")(model, case.batches, density=0.5)
+    before = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+    process.start(model, LR)
+    dense_scores.losses(model, case.batches)[0].backward()
+    entries = sum(len(process.plan[n]) for n in process.plan if "base_layer" in n)
+    held = {}
+    for module in model.modules():
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        state = getattr(module, "_sparse_ft_state", None)
+        if state is not None:
+            tensors += [getattr(state, field.name) for field in dataclasses.fields(state)]
+            tensors.append(state.selection.index)
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in before:
+                held[tensor.data_ptr()] = tensor.numel()
+    # values, where they began, positions, and in the warm-up a factor
+    assert 2 * entries <= sum(held.values()) <= 4 * entries
+
+
+QUANTILES = ("quantile", "nanquantile", "kthvalue")
+
+
+def test_a_global_budget_asks_for_no_quantile(bert, monkeypatch):
+    """SNELLA's code finds its threshold by torch.quantile, which takes 2 ** 24 numbers."""
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("input tensor is too large")
+
+    names = parts.weights_of(bert.model)
+    masks = dense_recipes.over_all(dense_scores.magnitude(bert.model, names, None), 0.1)
+    with monkeypatch.context() as patched:
+        for each in QUANTILES:
+            patched.setattr(torch, each, refuse)
+            patched.setattr(torch.Tensor, each, refuse)
+        plan = sft.select(
+            bert.model, structure="entries", scope="global", score="magnitude", density=0.1
+        )
+    dense_recipes.assert_equal(bert.model, plan, masks)
+
+
+@slow
+def test_a_global_budget_of_more_entries_than_quantiles_take():
+    side = 4200
+    model = nn.Linear(side, side, bias=False)
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(model.weight.detach().flatten(), 0.5)
+    plan = sft.select(
+        model, structure="entries", scope="global", score="magnitude", density=1e-3,
+        targets="weight",
+    )  # fmt: skip
+    chosen = plan["weight"].gather(model.weight.detach()).abs()
+    assert len(chosen) == round(1e-3 * side**2)
+    rest = model.weight.detach().flatten().abs().index_fill(0, plan["weight"].index.long(), 0)
+    assert rest.max() <= chosen.min()
+
+
+@pytest.mark.parametrize("name", ["neuroada", "shira", "spiel", "s2ft", "rosa", "gps"])
+def test_decay_pulls_differences_to_where_they_began(name):
+    """Without a gradient a weight decays towards 0, and a difference not at all."""
+    model = nn.Linear(6, 6, bias=False)
+    start = model.weight.detach().clone()
+    recipe = sft.recipes.get(name)
+    sft.convert(model, {"weight": sft.Columns([1])}, origin=recipe.decay_to == "origin")
+    optimizer = sft.SelectiveAdamW(
+        model.parameters(), lr=1e-2, weight_decay=0.5, decay_to=recipe.decay_to
+    )
+    for _ in range(100):
+        (model(torch.zeros(1, 6)).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    left = 1.0 if recipe.decay_to == "origin" else 0.606  # (1 − 0.005) ** 100
+    torch.testing.assert_close(model.weight[:, 1], left * start[:, 1], rtol=1e-3, atol=0)
+
+
+def test_a_global_budget_has_a_floor_and_a_cap(bert):
+    """Else a head whose gradients are the largest takes all of it."""
+    names = parts.weights_of(bert.model)
+    loud = {name: torch.rand(sft.matrix_shape(bert.model, name)) for name in names}
+    loud[names[0]] += 10.0
+    choose = {"structure": "entries", "scope": "global", "density": 0.01, "score": loud}
+    assert list(sft.select(bert.model, targets=names, **choose)) == names[:1]
+    bounded = sft.select(bert.model, targets=names, floor=0.005, cap=0.02, **choose)
+    for name in names:
+        share = len(bounded[name]) / loud[name].numel()
+        assert 0.0 < share <= 0.02 + 1 / loud[name].numel()

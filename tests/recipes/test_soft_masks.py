@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import choosing_models, dense_recipes, dense_scores
+from helpers.restated import restates
 
 import sparse_ft as sft
 from sparse_ft.recipes import parts
@@ -31,6 +32,7 @@ def whole(model, names):
     return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
 
 
+@restates("spider")
 def test_spider_pulls_every_entry_back_by_its_mask_after_each_step(bert):
     names = parts.weights_of(bert.model)
     masks = dense_scores.ratio(bert.model, names, bert.batches)
@@ -90,6 +92,7 @@ def dropped(model, batch, rate):
     return logits
 
 
+@restates("cofitune")
 def test_cofitune_scales_the_update_and_not_the_gradient(bert):
     rate = 0.2  # of the inserted dropout: 0.003 hardly ever drops one of so few features
     recipe = sft.recipes.get("cofitune")
@@ -137,6 +140,7 @@ def test_importance_is_the_gradient_of_the_divergence_of_two_dropped_passes(bert
     assert len(first) == 3 and not torch.equal(first, second)
 
 
+@restates("roast")
 def test_roast_draws_by_the_fisher_of_the_whole_epoch_and_scales_updates(bert):
     names = parts.weights_of(bert.model)
     epoch, alpha, beta = 10, 0.6, 1.0
@@ -191,6 +195,7 @@ def with_lora(llama):
 
 
 @pytest.mark.filterwarnings("ignore:model. it has adapters of PEFT")
+@restates("roselora")
 def test_roselora_prunes_rows_of_a_and_columns_of_b_by_sensitivity(with_lora):
     total, beta, density = 30, 0.8, 0.25
     process = sft.recipes.get("roselora")(with_lora.model, density=density, total=total, beta=beta)
@@ -244,6 +249,7 @@ def heads_by_factor(case, steps, lr, penalty):
     return torch.stack([f.detach().norm(dim=1) for f in factors])
 
 
+@restates("lofit")
 def test_lofit_trains_offsets_of_the_chosen_heads(llama):
     settings = {"steps": 5, "lr": 5e-2, "penalty": 1e-3}
     norms = heads_by_factor(llama, *settings.values())
@@ -295,6 +301,7 @@ def dense_offsets(case, heads):
     return torch.cat([offset.detach().flatten() for offset in offsets])
 
 
+@restates("sparsegrad")
 def test_sparsegrad_trains_coordinates_of_the_gradients_own_basis(llama):
     process = sft.recipes.get("sparsegrad")(llama.model, llama.batches, density=0.05)
     names = [n for n in parts.weights_of(llama.model) if ".mlp." in n]

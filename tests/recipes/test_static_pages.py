@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import choosing_models, dense_recipes, dense_scores
+from helpers.restated import restates
 
 import sparse_ft as sft
 from sparse_ft.recipes import parts
@@ -24,21 +25,6 @@ def llama():
     return choosing_models.case("Llama")
 
 
-def assert_trains(case, plan, masks, decay_to="zero"):
-    """The plan is these masks, and 30 steps of it are those of dense training."""
-    dense_recipes.assert_equal(case.model, plan, masks)
-    masks = {name: mask for name, mask in masks.items() if mask.any()}
-    decay = {"weight_decay": 0.1}
-    ours = dense_recipes.trained_by_plan(
-        case.model, plan, case.batches, STEPS, LR, decay_to, **decay
-    )
-    dense = dense_recipes.trained_densely(
-        case.model, masks, case.batches, STEPS, LR, to_origin=decay_to == "origin", **decay
-    )
-    assert dense_recipes.distance(ours, dense) < 1e-9
-    assert dense_recipes.distance(ours, case.model) > LR
-
-
 def silenced(model, consumer, columns, producers, batch):
     """{producer: rows without a gradient when these columns of the consumer are zero}."""
     model = copy.deepcopy(model)
@@ -49,6 +35,7 @@ def silenced(model, consumer, columns, producers, batch):
     return dict(zip(producers, dead))
 
 
+@restates("s2ft")
 def test_s2ft_couples_rows_and_columns_also_under_grouped_queries(llama):
     """One of its code bases swaps rows and columns; neither knows groups of heads."""
     plan = sft.recipes.get("s2ft")(llama.model, llama.batches, density=0.5)
@@ -71,7 +58,7 @@ def test_s2ft_couples_rows_and_columns_also_under_grouped_queries(llama):
                 masks[producer][rows] = True
         assert len(plan[f"{attention}.v_proj.weight"]) == 4  # one of two groups, of 4 features
         assert len(plan[f"{attention}.o_proj.weight"]) == 8  # two query heads share it
-    assert_trains(llama, plan, masks, sft.recipes.get("s2ft").decay_to)
+    dense_recipes.assert_trains(llama, plan, masks, sft.recipes.get("s2ft").decay_to)
     reads = sft.recipes.get("s2ft")(llama.model, llama.batches, density=0.5, reads_only=True)
     assert {n.split(".")[-2] for n in reads} == {"o_proj", "down_proj"}
     assert all(what.kind == "columns" for what in reads.values())
@@ -104,6 +91,7 @@ def test_s2ft_of_an_encoder_and_by_a_score(bert):
         sft.recipes.get("s2ft")(torch.nn.Linear(3, 3), [torch.randn(2, 3)])
 
 
+@restates("spt")
 def test_spt_takes_entries_and_columns_where_many_entries_matter(bert):
     names = parts.weights_of(bert.model)
     gradients = dense_scores.gradients(bert.model, names, bert.batches)
@@ -117,41 +105,20 @@ def test_spt_takes_entries_and_columns_where_many_entries_matter(bert):
         masks[name] = best.expand(masks[name].shape)
     plan = sft.recipes.get("spt")(bert.model, bert.batches, density=0.1, columns=columns)
     assert {plan[name].kind for name in structured} == {"columns"}
-    assert_trains(bert, plan, masks)
+    dense_recipes.assert_trains(bert, plan, masks)
 
 
-def full_run(case, names, steps, lr):
-    """Full fine-tuning of a copy, by torch."""
-    model = copy.deepcopy(case.model)
-    weights = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-        if name in names:
-            weights.append(parameter)
-    optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.0)
-    for step in range(steps):
-        dense_scores.losses(model, [case.batches[step % 2]])[0].backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return model
-
-
-def moved(model, base, names):
-    before = dense_scores.weights_of(base, names)
-    return {n: (w - before[n]).abs() for n, w in dense_scores.weights_of(model, names).items()}
-
-
+@restates("lt_sft")
 def test_lt_sft_ranks_by_movement_and_rewinds_every_bit(bert):
     names = parts.weights_of(bert.model)
-    scores = moved(full_run(bert, names, 5, 1e-3), bert.model, names)
+    scores = dense_recipes.moved(dense_recipes.full_run(bert, names, 5, 1e-3), bert.model, names)
     model = copy.deepcopy(bert.model)
     flags = [p.requires_grad for p in model.parameters()]
     plan = sft.recipes.get("lt_sft")(model, bert.batches, steps=5, lr=1e-3, density=0.1)
     assert dense_recipes.distance(model, bert.model) == 0
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
-    assert_trains(bert, plan, dense_recipes.over_all(scores, 0.1), decay_to="origin")
+    dense_recipes.assert_trains(bert, plan, dense_recipes.over_all(scores, 0.1), decay_to="origin")
 
 
 def test_a_short_run_that_fails_is_rewound(bert):
@@ -200,13 +167,13 @@ def _trained_delta(model, plan, batches):
 def test_fedselect_keeps_the_clients_entries_and_adds_what_moved_most(bert):
     names = parts.weights_of(bert.model)
     recipe = sft.recipes.get("fedselect")
-    once = full_run(bert, names, 3, 1e-3)
+    once = dense_recipes.full_run(bert, names, 3, 1e-3)
     first = recipe(once, base=bert.model, density=0.1)
-    scores = moved(once, bert.model, names)
+    scores = dense_recipes.moved(once, bert.model, names)
     dense_recipes.assert_equal(bert.model, first, dense_recipes.by_layer(scores, 0.1))
-    twice = full_run(bert, names, 6, 1e-3)
+    twice = dense_recipes.full_run(bert, names, 6, 1e-3)
     second = recipe(twice, base=once, previous=first, density=0.1)
-    scores = moved(twice, once, names)
+    scores = dense_recipes.moved(twice, once, names)
     masks = {}
     for name, score in scores.items():
         before = first[name].mask(tuple(score.shape))
@@ -217,12 +184,13 @@ def test_fedselect_keeps_the_clients_entries_and_adds_what_moved_most(bert):
         recipe(once)
 
 
+@restates("grafting")
 def test_grafting_restores_everything_outside_bit_for_bit(bert):
     names = parts.weights_of(bert.model)
     every = [name for name, _ in bert.model.named_parameters()]
-    tuned = full_run(bert, every, 4, 1e-3)
+    tuned = dense_recipes.full_run(bert, every, STEPS, LR)
     plan = sft.recipes.get("grafting")(tuned, base=bert.model, density=0.05)
-    masks = dense_recipes.over_all(moved(tuned, bert.model, names), 0.05)
+    masks = dense_recipes.over_all(dense_recipes.moved(tuned, bert.model, names), 0.05)
     dense_recipes.assert_equal(bert.model, plan, masks)
     after = copy.deepcopy(tuned)
     assert sft.recipes.put_back(after, bert.model, plan) is after
@@ -232,12 +200,13 @@ def test_grafting_restores_everything_outside_bit_for_bit(bert):
         assert torch.equal(got, torch.where(mask, new, old)), name
 
 
+@restates("alignment")
 def test_alignment_comes_back_inside_of_its_entries(bert):
     names = parts.weights_of(bert.model)
     plan = sft.recipes.get("alignment")(bert.model, bert.batches, density=0.05)
     masks = dense_recipes.by_layer(dense_scores.saliency(bert.model, names, bert.batches), 0.05)
     dense_recipes.assert_equal(bert.model, plan, masks)
-    tuned = full_run(bert, names, 4, 1e-3)
+    tuned = dense_recipes.full_run(bert, names, STEPS, LR)
     after = sft.recipes.put_back(copy.deepcopy(tuned), bert.model.state_dict(), plan, "inside")
     for name in names:
         old, new, got = (m.get_parameter(name) for m in (bert.model, tuned, after))
@@ -253,17 +222,6 @@ def mixture():
     return choosing_models.case("Qwen-MoE")
 
 
-def counted(model, batches):
-    """Shares of the choices by layer, counted densely."""
-    totals = [torch.zeros(4), torch.zeros(4)]
-    with torch.no_grad():
-        for batch in batches:
-            logits = model(**batch, output_router_logits=True).router_logits
-            for total, each in zip(totals, logits):
-                total += each.topk(2).indices.flatten().bincount(minlength=4)
-    return [total / total.sum() for total in totals]
-
-
 def experts_in(plan, layer):
     """The experts of a layer that train, of its 3-D weights."""
     found = []
@@ -277,47 +235,14 @@ def experts_in(plan, layer):
     return found[0]
 
 
-def fewest(shares, p):
-    taken, total = set(), 0.0
-    for number in shares.argsort(descending=True, stable=True).tolist():
-        taken.add(number)
-        total += float(shares[number])
-        if total >= p:
-            break
-    return taken
-
-
 def test_esft_takes_the_fewest_experts_of_each_layer_by_its_own_shares(mixture):
-    shares = counted(mixture.model, mixture.batches)
+    shares = dense_recipes.shares_of_experts(mixture.model, mixture.batches)
     for p in (0.2, 0.6):
         plan = sft.recipes.get("esft")(mixture.model, mixture.batches, share=p)
         for layer in range(2):
-            assert experts_in(plan, layer) == fewest(shares[layer], p), (layer, p)
+            assert experts_in(plan, layer) == dense_recipes.fewest(shares[layer], p), (layer, p)
     # the released code divides by all layers: every share is half, and other experts are taken
     plan = sft.recipes.get("esft")(mixture.model, mixture.batches, share=0.5)
-    assert any(fewest(shares[n] / 2, 0.5) != experts_in(plan, n) for n in range(2))
+    assert any(dense_recipes.fewest(shares[n] / 2, 0.5) != experts_in(plan, n) for n in range(2))
     gates = sft.recipes.get("esft")(mixture.model, mixture.batches, share=0.5, gates=True)
     assert set(gates) == set(plan)
-
-
-def test_experts_train_and_no_others(mixture):
-    plan = sft.recipes.get("esft")(mixture.model, mixture.batches, share=0.4)
-    masks = dense_recipes.masks_of(mixture.model, plan)
-    ours = dense_recipes.trained_by_plan(mixture.model, plan, mixture.batches, STEPS, LR)
-    dense = dense_recipes.trained_densely(mixture.model, masks, mixture.batches, STEPS, LR)
-    assert dense_recipes.distance(ours, dense) < LR / 100  # fp32: 5e-7 here, of steps of 3e-2
-    for name, parameter in mixture.model.named_parameters():
-        changed = (ours.get_parameter(name) != parameter).flatten()
-        mask = masks.get(name)
-        assert not changed.any() if mask is None else not changed[~mask.flatten()].any(), name
-        assert mask is None or changed.any()
-
-
-def test_ceft_trains_the_routers_and_counts_then(mixture):
-    model = copy.deepcopy(mixture.model)
-    plan = sft.recipes.get("ceft")(model, mixture.batches, share=0.5, steps=4, lr=0.05)
-    routers = parts.routers_of(model)
-    expected = full_run(mixture, routers, 4, 0.05)
-    assert dense_recipes.distance(model, expected) < 1e-6
-    assert not torch.equal(model.get_parameter(routers[0]), mixture.model.get_parameter(routers[0]))
-    assert plan == sft.recipes.get("esft")(model, mixture.batches, share=0.5)

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from helpers import choosing_models, dense_recipes, dense_scores
+from helpers.restated import restates
 
 import sparse_ft as sft
 from sparse_ft.recipes import parts
@@ -63,6 +64,7 @@ def assert_state_is_of(optimizer, model, active, always=()):
         assert name in always or any(name.startswith(f"{block}.") for block in active), name
 
 
+@restates("badam")
 def test_badam_takes_the_blocks_in_turn_and_frees_their_state(bert):
     process = sft.recipes.get("badam")(bert.model, every=EVERY)
 
@@ -77,6 +79,7 @@ def test_badam_takes_the_blocks_in_turn_and_frees_their_state(bert):
     assert dense_recipes.distance(ours, bert.model) > LR
 
 
+@restates("lisa")
 def test_lisa_draws_blocks_and_frees_the_state_of_the_others(bert):
     process = sft.recipes.get("lisa")(bert.model, layers=1, every=EVERY, seed=3)
     always = [n for n, _ in bert.model.named_parameters() if not n.startswith(BLOCK)]
@@ -92,12 +95,19 @@ def test_lisa_draws_blocks_and_frees_the_state_of_the_others(bert):
                 assert parameter.grad is None and not parameter.requires_grad
 
     ours = watched(bert, process, look)
-    dense = turns_densely(bert, lambda step: seen[min(step, STEPS - 1)], always)
+    dense = turns_densely(bert, lambda step: drawn_block(seed=3, window=step // EVERY), always)
     assert dense_recipes.distance(ours, dense) < 1e-9
+    assert seen == [drawn_block(seed=3, window=step // EVERY) for step in range(STEPS)]
     assert len({tuple(active) for active in seen}) == 2
-    assert all(seen[at] == seen[at - 1] for at in range(1, STEPS) if at % EVERY)
 
 
+def drawn_block(seed, window):
+    """One of the two blocks, by a lot of its own for every window."""
+    lots = torch.Generator().manual_seed(seed * 1_000_003 + window)
+    return [f"{BLOCK}.{int(torch.randperm(2, generator=lots)[0])}"]
+
+
+@restates("ist")
 def test_ist_learns_which_layers_to_draw_and_leaves_the_values_alone(bert):
     recipe = sft.recipes.get("ist")
     settings = {"layers": 1, "every": 5, "probe": 5, "candidates": 4, "density": 0.2}
@@ -129,6 +139,22 @@ def test_ist_learns_which_layers_to_draw_and_leaves_the_values_alone(bert):
     ours = watched(bert, process, look)
     assert expected.abs().sum() > 0
     assert dense_recipes.distance(ours, bert.model) > LR
+    chosen = dense_scores.gradient(bert.model, list(process.plan), bert.batches)
+    for name, score in chosen.items():
+        assert process.plan[name].kind == "columns"
+        best = dense_recipes.top(score.sum(0), len(process.plan[name].index))
+        chosen[name] = best.expand(score.shape)
+
+    def masks(step):
+        drawn = actives[min(step // 5, len(actives) - 1)]
+        parts = tuple(f"{BLOCK}.{number}." for number in drawn)
+        return {name: mask & name.startswith(parts) for name, mask in chosen.items()}
+
+    dense = dense_recipes.trained_densely(
+        bert.model, masks(0), bert.batches, STEPS, LR,
+        after=lambda dense, step: dense.reselect(masks(step)),
+    )  # fmt: skip
+    assert dense_recipes.distance(ours, dense) < 1e-9
 
 
 def judged(process, model, base, importance, draw, batch):
@@ -218,6 +244,7 @@ def below(order, flops, names):
     return sum(flops[name] for name in order[: first + 1])
 
 
+@restates("greentrainer")
 def test_greentrainer_frees_what_is_out_of_turn_and_trains_the_rest_densely(bert):
     process = sft.recipes.get("greentrainer")(bert.model, bert.batches, share=0.3, epoch=10)
     seen = []
