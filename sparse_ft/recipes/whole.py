@@ -75,7 +75,8 @@ def gate_and_up(model: nn.Module, batches: Any, *, targets: Targets = None) -> P
 def routers(model: nn.Module, batches: Any) -> Plan:
     """the routers of a mixture of experts, whole
 
-    Those that hold one row an expert, beside the experts. Returns the plan.
+    Those that hold one row an expert, beside the experts. The paper's routers say which layers a
+    token skips; the rule, that routers alone train, is the same. Returns the plan.
     """
     return all_of(parts.routers_of(model))
 

@@ -146,7 +146,7 @@ class _Given(Rotate):
 
 
 @recipe(
-    "ist", "IST, Yao et al. 2024, arXiv:2408.11304",
+    "ist", "IST, Yao et al. 2024, arXiv:2410.11772",
     {"layers": 2, "every": 10, "probe": 10, "candidates": 3, "beta": 0.25, "rate": 1.0,
      "density": 0.01}, follows="paper",
 )  # fmt: skip

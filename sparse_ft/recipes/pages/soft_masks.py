@@ -48,7 +48,8 @@ class Spider(Process):
 
 
 @recipe(
-    "spider", "Learn from Yourself (SPIDER), Huang et al. 2024", {}, follows="paper",
+    "spider", "SPIDER (Learn from Downstream and Be Yourself), Huang et al. 2024, arXiv:2411.10928",
+    {}, follows="paper",
 )  # fmt: skip
 def spider(
     model: nn.Module,
