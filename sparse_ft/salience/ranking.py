@@ -68,8 +68,9 @@ def select(
     `sft.LikeLora(r)`, `sft.Share(p)`, `sft.Bytes("16GB")` or `sft.Flops(share)`.
     structure: what trains together: "columns" (the default), "rows", "blocks" (of `block_size`, int
     or pair, cut to a weight that is smaller), "entries", "entries_per_row" or whole "tensors".
-    Or what belongs together in several parameters, chosen whole: "heads", "channels" (of FFNs),
-    "convolution_channels", "experts", "layers", "neurons", "embedding_rows". units: what
+    Or what belongs together in several parameters, chosen whole: "heads" (those that share keys and
+    values are one), "query_heads" (rows of queries, columns of the output projection), "channels"
+    (of FFNs), "convolution_channels", "experts", "layers", "neurons", "embedding_rows". units: what
     `sft.units` found; None: it is asked, on the first batch. Scopes and groups then speak of the
     units' sites, and targets of the parameters of a unit that train; by default all.
     combine: a row, column, block or tensor is worth the "sum" of its entries' scores, or the

@@ -12,13 +12,29 @@ from .unit import Group, Share
 
 
 def documented_heads(model: nn.Module, named: Mapping[str, nn.Parameter]) -> list[Group]:
-    """A group of heads for each `nn.MultiheadAttention` that has more than one."""
+    """Heads and query heads of each `nn.MultiheadAttention` that has more than one head."""
     found = []
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and module.num_heads > 1:
-            shares = [share for share in _shares(path, module) if share.parameter in named]
-            found.append(Group("heads", path, module.num_heads, tuple(shares)))
+            for kind, every in (
+                ("heads", _shares(path, module)),
+                ("query_heads", _query_shares(path, module)),
+            ):
+                shares = tuple(share for share in every if share.parameter in named)
+                found.append(Group(kind, path, module.num_heads, shares))
     return found
+
+
+def _query_shares(path: str, module: nn.MultiheadAttention) -> list[Share]:
+    """What its query heads have: rows of the queries' projection, columns of the output's."""
+    prefix = f"{path}." if path else ""
+    one = _heads(module.embed_dim, module.head_dim)
+    return [
+        Share(f"{prefix}in_proj_weight", 0, *one),
+        Share(f"{prefix}q_proj_weight", 0, *one),
+        Share(f"{prefix}in_proj_bias", 0, *one),
+        Share(f"{prefix}out_proj.weight", 1, *one, takes=True),
+    ]
 
 
 def _shares(path: str, module: nn.MultiheadAttention) -> list[Share]:

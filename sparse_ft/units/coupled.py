@@ -13,6 +13,7 @@ from .joining import Joint, Key
 from .parting import NONE, SEVERAL, Parts, parted
 from .probe import Probe, Source
 from .products import EVERY, Product
+from .query_heads import query_heads
 from .unit import Group, Share
 from .watching import Cut
 
@@ -26,7 +27,8 @@ class Coupling:
     parameters: {name: parameter}. joint: what belongs together. mixing: what is read across
     positions, as attention's output is. convolutions: names of their weights. reached: which
     features a gradient reached. loose: parameters that were read otherwise than by products.
-    feeds: (name, name) where the first's output reaches the second's input.
+    feeds: (name, name) where the first's output reaches the second's input. queries: {a reader
+    across positions: its query heads}. biases: {features that a product makes: its bias}.
     """
 
     parameters: Mapping[str, torch.Tensor]
@@ -36,6 +38,8 @@ class Coupling:
     reached: dict[Key, torch.Tensor] = dataclasses.field(default_factory=dict)
     loose: set[str] = dataclasses.field(default_factory=set)
     feeds: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+    queries: dict[Key, Group] = dataclasses.field(default_factory=dict)
+    biases: dict[Key, str] = dataclasses.field(default_factory=dict)
 
     def add(self, cuts: Iterable[Cut], results: Iterable[torch.Tensor]) -> None:
         """What one run tells. results: what the model gave, in which every feature counts."""
@@ -68,6 +72,7 @@ class Coupling:
         product = cut.product
         if product.bias is None:
             return
+        self.biases[makes(product)] = product.bias
         size = cut.output.size(product.output_dim)
         nodes = self.joint.nodes(makes(product), size)
         key = Key(product.bias, 0, None, False)
@@ -92,6 +97,10 @@ class Coupling:
                 self.mixing.add(key)
             for source in probe.sources:
                 self.feeds.add((source.key.parameter, key.parameter))
+        if is_mixing:
+            group = query_heads(readers, sources, self.biases)
+            if group is not None:
+                self.queries[takes(readers[0].product)] = group
 
     def _record(self, probe: Probe, parts: Parts, first: int) -> None:
         for source, labels in zip(probe.sources, parts.rows):
@@ -122,7 +131,13 @@ class Coupling:
         return all(bool(rows.all()) for rows in self.reached.values())
 
     def groups(self) -> list[Group]:
-        """Heads and channels, by site."""
+        """Heads, query heads and channels, by site."""
+        found = self._coupled()
+        heads = [group for group in found if group.kind == "heads"]
+        read = {share.parameter for group in heads for share in group.shares if share.takes}
+        return [*found, *(g for key, g in self.queries.items() if key.parameter in read)]
+
+    def _coupled(self) -> list[Group]:
         components = self.joint.components()
         found = {}
         for key, component in components.items():

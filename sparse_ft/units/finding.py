@@ -23,14 +23,16 @@ RUNS = 3  # at most: a ReLU that random numbers leave off is asked again
 
 
 def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> Units:
-    """What in `model` belongs together: heads, channels, experts, layers, neurons, embedding rows.
+    """What in `model` belongs together: heads, query heads, channels, experts, layers, neurons,
+    embedding rows.
 
     Found by behaviour, in one forward or a few: between two products (linear layers,
     convolutions, transformers' Conv1D, experts in one parameter), gradients tell which rows of
     the first reach which columns of the second. Fused and interleaved projections, grouped
-    queries (one unit a group of heads that share keys and values) and residual channels of
-    convolutional networks come out of that; no name is looked at. Of torch's own
-    `nn.MultiheadAttention`, which is one call, heads are where torch documents them.
+    queries (one unit a group of heads that share keys and values; "query_heads" are its heads
+    one by one, without keys and values) and residual channels of convolutional networks come out
+    of that; no name is looked at. Of torch's own `nn.MultiheadAttention`, which is one call, heads
+    are where torch documents them.
 
     batch: what the model is run on: a mapping of its arguments, a tuple of them, or one. Two
     examples of a few tokens, without padding, are enough. None: `model.dummy_inputs`, which

@@ -75,17 +75,37 @@ class Probe:
 
     def mixes_positions(self) -> bool:
         """Whether one place of the input depends on several places of a source."""
+        reached = self._from_the_last_place()
+        return any(mine is not None and mine.any(1).sum() > 1 for mine in reached)
+
+    def read_here(self) -> list[torch.Tensor]:
+        """Of each source, bool: which of its features one place of the input reads at that place
+        alone, as queries are, and not at others, as keys and values are.
+        """
+        places = self.input.numel() // max(self.size, 1)
+        found = []
+        for mine, source in zip(self._from_the_last_place(), self.sources):
+            if mine is None or len(mine) != places:
+                found.append(torch.zeros(source.size, dtype=torch.bool))
+            else:
+                found.append((mine[-1] & ~mine[:-1].any(0)).cpu())
+        return found
+
+    def _from_the_last_place(self) -> list[torch.Tensor | None]:
+        """Of each source, bool [places, features]: what the last place of the input depends on;
+        None of one that has no places or ties nothing.
+        """
         one = torch.zeros_like(self.input).movedim(self.dim, -1).reshape(-1, self.size)
         one[-1] = self._numbers((self.size,))
         shape = self.input.movedim(self.dim, -1).shape
         gradients = self._gradients(one.view(shape).movedim(-1, self.dim))
+        found: list[torch.Tensor | None] = []
         for gradient, source in zip(gradients, self.sources):
             if gradient is None or not source.ties or gradient.dim() < 2:
-                continue
-            places = gradient.movedim(source.dim, -1).flatten(0, -2).ne(0).any(-1)
-            if places.sum() > 1:
-                return True
-        return False
+                found.append(None)
+            else:
+                found.append(gradient.movedim(source.dim, -1).flatten(0, -2).ne(0))
+        return found
 
     def _columns_at_once(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         """The product of the Jacobian with numbers in `rows`: the gradient of a gradient."""

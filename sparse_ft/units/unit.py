@@ -8,6 +8,7 @@ import torch
 
 KINDS = (
     "heads",
+    "query_heads",
     "channels",
     "convolution_channels",
     "experts",
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """One head, channel, expert, layer, neuron or embedding row.
+    """One head, query head, channel, expert, layer, neuron or embedding row.
 
     kind: one of `KINDS`. site: where in the model, as a dotted name. number: which of its
     site's units. parts: what it has of each parameter.

@@ -143,6 +143,11 @@ def test_heads_of_torchs_attention_are_those_of_brute_force(sizes):
     }
     assert len(found) == 4 and found == oracle.of_single_consumers()
     assert not units.undecided
+    for whole, query in zip(units["heads"], units["query_heads"], strict=True):
+        assert query.takes == whole.takes
+        for part in query.makes:
+            of_whole = {p.parameter: p.index for p in whole.makes}[part.parameter]
+            assert part.index == of_whole[:2] and max(part.index) < 8
 
 
 def test_two_groups_that_one_layer_reads_have_sites_of_their_own():

@@ -48,3 +48,56 @@ def test_units_are_those_of_brute_force(name):
     assert single == oracle.of_single_consumers()
     for found in shared:
         assert found == set(oracle.made([unit.columns for unit in found]))
+
+
+def is_query(architecture, part, index):
+    """Whether a feature is a query's, as whoever wrote the model knows it: four heads."""
+    module = part.parameter.split(".")[-2]
+    if architecture == "GPT-2":
+        return index < 8  # queries of all heads, then keys, then values
+    if architecture == "Phi-3":
+        return index < 16
+    if architecture == "GPT-NeoX":
+        return index % 6 < 2  # of each head queries, keys, values
+    return module in ("q_proj", "query", "q")
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "ResNet"])
+def test_query_heads_are_those_of_brute_force(name):
+    """What makes a query head is what its columns alone reach and those of no other head, but for
+    keys and values where each head has its own.
+    """
+    model, batch = build(name)
+    units = sft.units(model, batch)
+    oracle = Oracle(model, batch)
+    groups = units.of("query_heads")
+    assert sum(group.count for group in groups) == 4 * len(groups)
+    assert len(groups) == len(units.of("heads"))
+    for group in groups:
+        columns = [columns_of(unit, oracle.named) for unit in group]
+        reached = oracle.reached(columns)
+        alone = reached & (reached.sum(0) == 1)
+        for unit, row in zip(group, alone):
+            entries = frozenset(map(oracle.name_of, row.nonzero().flatten().tolist()))
+            made = entries_of(unit.makes, oracle.named)
+            alive = {entry for entry in made if oracle.alive[oracle.first[entry[0]] + entry[1]]}
+            assert alive <= entries and made
+            features = {(p.parameter, index) for p in unit.makes for index in p.index}
+            assert all(is_query(name, p, index) for p in unit.makes for index in p.index)
+            assert len({index for _, index in features}) == len(unit.takes[0].index)
+            if len(units["heads"]) < len(units["query_heads"]):  # shared keys and values
+                assert alive == entries
+
+
+def test_query_heads_are_chosen_and_train_without_keys_and_values():
+    model, batch = build("Llama")
+    plan = sft.select(
+        model, structure="query_heads", density=0.25, score="magnitude",
+        units=sft.units(model, batch),
+    )  # fmt: skip
+    attention = "model.layers.0.self_attn."
+    assert set(plan) == {f"{attention}q_proj.weight", f"{attention}o_proj.weight"}
+    rows, columns = plan[f"{attention}q_proj.weight"], plan[f"{attention}o_proj.weight"]
+    assert rows.kind == "rows" and columns.kind == "columns"
+    assert rows.index.tolist() == columns.index.tolist() and len(rows.index) == 4
+    assert sft.convert(model, plan).trainable == 2 * 4 * 8

@@ -100,22 +100,14 @@ def _offsets(
 def _output_projections(model: nn.Module, batch: Any, loss: Any) -> dict[str, tuple[int, int]]:
     """{layer that reads heads: (how many heads, features of each)}."""
     found = {}
-    size = getattr(getattr(model, "config", None), "head_dim", None)
-    for group in units(model, batch, loss).of("heads"):
+    for group in units(model, batch, loss).of("query_heads"):
         for share in group.shares:
             if share.takes:
-                inputs = len(share.index)
-                each: int = size or _head_size(model, inputs, group.count)
-                found[share.parameter.rpartition(".")[0]] = (inputs // each, each)
+                size = len(share.index) // group.count
+                found[share.parameter.rpartition(".")[0]] = group.count, size
     if not found:
         raise ValueError("model: it has no attention heads that sft.units can tell")
     return found
-
-
-def _head_size(model: nn.Module, inputs: int, groups: int) -> int:
-    """Features of a head: by the config's count of heads, else of a group that shares keys."""
-    number = getattr(getattr(model, "config", None), "num_attention_heads", None)
-    return inputs // (number or groups)
 
 
 @recipe(
