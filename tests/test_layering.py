@@ -124,7 +124,7 @@ MAY = {
         "schedules",
         "units",
     ),
-    "units": ("converted", "lean_modules", "plan"),
+    "units": ("conversion", "converted", "lean_modules", "plan"),
     "trainers": ("carried", "conversion", "converted", "deltas", "optim", "plan", "salience"),
     "peft": ("conversion", "converted", "nn", "places", "plan", "recipes", "salience"),
 }

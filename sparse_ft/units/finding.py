@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from .. import trees
-from ..converted import record_of
-from ..lean_modules import is_lean
 from ..matrices import shape_of_matrix
 from ..messages import described
 from .attention import documented_heads
+from .bare import bare
 from .coupled import Coupling
 from .found import Shapes, Units
 from .products import Parameters
@@ -37,13 +36,17 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
     batch: what the model is run on: a mapping of its arguments, a tuple of them, or one. Two
     examples of a few tokens, without padding, are enough. None: `model.dummy_inputs`, which
     transformers' models have. The numbers do not matter: each product gives random ones.
-    loss: callable (model, batch) that runs the model, where it wants more than its arguments.
+    loss: callable (model, batch) that runs the model, where it wants more than its arguments; it
+    should run the model that it is given, which is a twin of one that is converted or lean.
 
     Returns `Units`: `units["heads"]` lists `Unit`s; `.plan(units)` makes a plan of some;
     `.undecided` names the parameters that could not be decided, and why. The model is left as it
-    was. Raises ValueError for a model that is converted or lean, or without a batch.
+    was. Raises ValueError without a batch, and for a converted or lean model that cannot be looked
+    at as it was before.
     """
-    _check(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    model = bare(model)
     named = dict(model.named_parameters(remove_duplicate=True))
     parameters = Parameters(named)
     coupling = Coupling(named)
@@ -82,16 +85,6 @@ def run_on(model: nn.Module, batch: Any, loss: Callable | None = None) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-
-
-def _check(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
-    way_out = "find its units first, or sft.revert(model)"
-    if record_of(model) is not None:
-        raise ValueError(f"model: it is converted already; {way_out}")
-    if any(is_lean(module) for module in model.modules()):
-        raise ValueError(f"model: it is lean already; {way_out}")
 
 
 def _results(output: Any) -> list[torch.Tensor]:

@@ -259,13 +259,53 @@ def test_refused_by_name():
         sft.units("Gated")
     with pytest.raises(ValueError, match="kind: expected 'heads' or"):
         sft.units(Gated(), torch.randn(9, 6))["head"]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3-MoE", "ResNet"])
+def test_a_converted_and_lean_model_is_looked_at_as_it_was(name):
+    model, batch = build(name)
+    before = sft.units(model, batch)
+    names = [n for n, p in model.named_parameters() if p.dim() > 1]
+    kinds = [sft.Rows([0, 1]), sft.Columns([1]), "all"]
+    sft.convert(model, {n: kinds[at % 3] for at, n in enumerate(names)}, lean=True)
+    logits = model(**batch).logits
+    state, rest = everything(model)
+    units = sft.units(model, batch)
+    after, rest_after = everything(model)
+    assert rest == rest_after and all(torch.equal(after[n], x) for n, x in state.items())
+    assert units.kinds == before.kinds and units.undecided == before.undecided
+    assert all(units[kind] == before[kind] for kind in units.kinds)
+    assert torch.equal(model(**batch).logits, logits)
+    lean, batch = build(name)
+    sft.lean(lean)
+    assert str(sft.units(lean, batch)) == str(before)
+
+
+@pytest.mark.filterwarnings("ignore:batches")
+def test_heads_are_chosen_anew_in_a_converted_model():
+    model, batch = build("Llama")
+    settings = {"structure": "heads", "density": 0.5, "batches": [batch]}
+    first = sft.select(model, score="random", **settings)
+    sft.convert(model, first)
+    optimizer = sft.SelectiveAdamW(model.parameters(), lr=1e-2)
+    taken = first["model.layers.0.self_attn.q_proj.weight"].index.tolist()
+    others = [row for row in range(16) if row not in taken]
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.values.zero_()
+    again = sft.select(model, score="magnitude", targets="*self_attn*", **settings)
+    assert again["model.layers.0.self_attn.q_proj.weight"].index.tolist() == others
+    report = sft.reselect(model, optimizer, again)
+    assert {each.joined for each in report} == {64, 32}
+
+
+def test_what_cannot_be_looked_at_says_the_way_out():
+    class Odd(nn.Parameter):
+        pass
+
     model = Gated()
     sft.convert(model, {"down.weight": sft.Columns([1])})
-    with pytest.raises(ValueError, match="model: it is converted already; find its units first"):
-        sft.units(model, torch.randn(9, 6))
-    model = nn.Sequential(nn.Linear(6, 6), nn.GELU())
-    sft.lean(model)
-    with pytest.raises(ValueError, match="model: it is lean already"):
+    model.unused.weight = Odd(torch.randn(6, 6))
+    with pytest.raises(ValueError, match=r"'unused.weight' is a Odd; ask sft.units before"):
         sft.units(model, torch.randn(9, 6))
 
 
