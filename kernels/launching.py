@@ -2,6 +2,8 @@
 the kernel that was compiled for what it sees, which takes the host longer than the launch itself.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,17 +19,45 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     arguments: tensors and integers, perhaps in tuples. constants: all that the kernel has, and
     options of the compiler.
     """
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-    key = kernel, device, kinds_of(arguments), tuple(constants.items())
+    key = _key(kernel, arguments, constants)
     found = _compiled.get(key)
     if found is not None:
         compiled, names = found
-        sizes = (*grid, 1, 1)[:3]
-        compiled[sizes](*arguments, *[constants[name] for name in names])
+        compiled[_sizes(grid)](*arguments, *[constants[name] for name in names])
         return
     compiled = kernel[grid](*arguments, **constants)
     if hasattr(compiled, "launch_metadata"):  # an interpreted kernel gives nothing back
         _compiled[key] = compiled, [name for name in kernel.arg_names if name in constants]
+
+
+def relaunch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
+) -> Callable[..., None]:
+    """Who launches again what `launch` has launched with these, on the device that was current.
+
+    It takes the arguments alone: others of the same kinds (`kinds_of`), which it does not look at.
+    """
+    found = _compiled.get(_key(kernel, arguments, constants))
+    if found is None:  # interpreted
+        return functools.partial(kernel[grid], **constants)
+    compiled, names = found
+    launch_compiled = compiled[_sizes(grid)]
+    after = [constants[name] for name in names]
+
+    def again(*arguments: Any) -> None:
+        launch_compiled(*arguments, *after)
+
+    return again
+
+
+def _key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple:
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    return kernel, device, kinds_of(arguments), tuple(constants.items())
+
+
+def _sizes(grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a grid in three dimensions."""
+    return (*grid, 1, 1)[:3]
 
 
 def kinds_of(arguments: tuple) -> tuple:

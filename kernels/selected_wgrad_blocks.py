@@ -23,6 +23,8 @@ from .problems import code, launches, number, pick, programs_of, within
 from .selected_wgrad_splits import Tiles, chunk_of_tokens
 from .selected_wgrad_tables import PANEL, panels
 
+# Of the fields of `_panel`: the tables of an index, and where the products go.
+TABLES, OUT = slice(2, 5), 5
 PROCESSORS = 132, 233472  # of an H200, and the bytes of shared memory of each
 # Tiles for each program that runs at a time from which programs stay and take several: by
 # arithmetic, not measured yet. A new program costs 1 us of a tile's 45 (64 x 256, 8192 tokens);
@@ -261,7 +263,7 @@ def _residents(device: torch.device, tile: dict[str, Any]) -> int:
     return processors * max(1, min(4, shared // memory))
 
 
-def _plan(
+def plan_of_blocks(
     values: torch.Tensor,
     grad_output: torch.Tensor,
     input: torch.Tensor,
@@ -316,6 +318,23 @@ def _plan(
     )
 
 
+def panels_launch(
+    constants: dict[str, Any], group: tuple, programs: int, device: torch.device
+) -> tuple[tuple, dict[str, Any]]:
+    """(kernel, grid and arguments, constants) of the tiles of problems that compile alike."""
+    resident = _residents(device, constants)
+    persistent = programs >= PERSISTENT_FROM * resident
+    grid = (resident if persistent else programs,)
+    constants = {**constants, "PERSISTENT": persistent, "enable_fp_fusion": True}
+    return (_panel_kernel, grid, group), constants
+
+
+def sums_launch(group: tuple, programs: int, accumulate: bool) -> tuple[tuple, dict[str, Any]]:
+    """The same of the splits of problems."""
+    constants = dict(ACCUMULATE=accumulate, BLOCK=1024, num_warps=4, enable_fp_fusion=True)
+    return (_sum_splits_kernel, (programs,), group), constants
+
+
 def wgrad_of_blocks(problems: list[tuple], accumulate: bool) -> None:
     """values (+)= blocks of grad_output.T @ input for each (values, grad_output, input, index,
     block_h, block_w).
@@ -324,34 +343,17 @@ def wgrad_of_blocks(problems: list[tuple], accumulate: bool) -> None:
     16-bit dtype. A launch takes the tiles of the problems that compile alike, and another adds up
     their splits over the tokens; the bits are those of each problem alone.
     """
-    plans, sums = [_plan(*problem, accumulate) for problem in problems], []
+    plans, sums = [plan_of_blocks(*problem, accumulate) for problem in problems], []
     for (device, _, _, *constants), group, programs in launches(plan[:3] for plan in plans):
-        constants = dict(constants)
-        resident = _residents(device, constants)
-        persistent = programs >= PERSISTENT_FROM * resident
+        arguments, constants = panels_launch(dict(constants), group, programs, device)
         with on_device(group[0][0]):
-            grid = (resident if persistent else programs,)
-            launch(
-                _panel_kernel,
-                grid,
-                group,
-                **constants,
-                PERSISTENT=persistent,
-                enable_fp_fusion=True,
-            )
+            launch(*arguments, **constants)
     for (values, *_), (_, fields, _, splits) in zip(problems, plans):
-        partial, numel = fields[5], values.numel()
+        partial, numel = fields[OUT], values.numel()
         if partial is not values:
             key = values.device, values.dtype, numel % 16 == 0, values.data_ptr() % 16 == 0
             sums.append((key, (partial, values, numel, *code(splits)), cdiv(numel, 1024)))
     for _, group, programs in launches(sums):
+        arguments, constants = sums_launch(group, programs, accumulate)
         with on_device(group[0][0]):
-            launch(
-                _sum_splits_kernel,
-                (programs,),
-                group,
-                ACCUMULATE=accumulate,
-                BLOCK=1024,
-                num_warps=4,
-                enable_fp_fusion=True,
-            )
+            launch(*arguments, **constants)

@@ -7,6 +7,8 @@ time as the workspace
 holds: the transposed part is read again from the second-level cache, not from memory.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,7 @@ from .layout import TRITON_DTYPES, cdiv, on_device, round_to
 from .selected_wgrad_gemm import WORKSPACE, accumulator, product
 from .selected_wgrad_tables import strip_height, strips
 
+Tensors = tuple[torch.Tensor, torch.Tensor]  # of grad_output and of input
 # Share of the entries from which strips beat dots, by bytes an operand; arithmetic, not measured
 # yet. H200, 4096 x 4096, 8192
 # tokens: strips 375 to 388 us at any share in bf16, dots 62 us (transposing) + 51 to 66 us for each
@@ -31,11 +34,12 @@ MOST_T = 65535 // 2 * BLOCK_T
 
 
 @triton.jit
-def _transpose_kernel(
-    x_ptr,  # [tokens, features]
-    index_ptr,  # [count], the entries
-    out_ptr,  # [count, length]
-    begin,  # first token
+def _transpose(
+    x_ptr,
+    index_ptr,
+    out_ptr,
+    part,  # which BLOCK_F of its features
+    begin,
     tokens,
     count,
     columns,
@@ -45,7 +49,8 @@ def _transpose_kernel(
     BLOCK_F: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    offs_f = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
+    """A tile of one operand: x [tokens, features] to out [count, length]."""
+    offs_f = part.to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
     mask_f = offs_f < count
     feature = offs_f
     if FEATURES != "all":
@@ -60,6 +65,37 @@ def _transpose_kernel(
     tl.store(
         out_ptr + (offs_f[:, None] * length + offs_t[None, :]), tl.trans(x), mask=mask_f[:, None]
     )
+
+
+@triton.jit
+def _transpose_kernel(
+    g_ptr,  # [tokens, rows]
+    x_ptr,  # [tokens, columns]
+    index_ptr,  # [nnz], the entries
+    packed_g_ptr,  # [count_g, length]
+    packed_x_ptr,  # [count_x, length]
+    begin,  # first token
+    tokens,
+    count_g,
+    count_x,
+    columns,
+    stride_gt,
+    stride_xt,
+    length,
+    COMPACT: tl.constexpr,  # the rows and the columns of the entries, not all
+    BLOCK_F: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    ROWS: tl.constexpr = "rows" if COMPACT else "all"
+    COLUMNS: tl.constexpr = "columns" if COMPACT else "all"
+    part = tl.program_id(0)
+    parts_g = tl.cdiv(count_g, BLOCK_F)
+    if part < parts_g:
+        _transpose(g_ptr, index_ptr, packed_g_ptr, part, begin, tokens, count_g, columns,
+                   stride_gt, length, ROWS, BLOCK_F, BLOCK_T)  # fmt: skip
+    else:
+        _transpose(x_ptr, index_ptr, packed_x_ptr, part - parts_g, begin, tokens, count_x, columns,
+                   stride_xt, length, COLUMNS, BLOCK_F, BLOCK_T)  # fmt: skip
 
 
 @triton.jit
@@ -135,6 +171,79 @@ def _part(tokens: int, rows: int, columns: int, *itemsizes: int) -> int:
     return min(max(fits, BLOCK_T), MOST_T, cdiv(tokens, BLOCK_T) * BLOCK_T)
 
 
+class Dots(NamedTuple):
+    """How the dot products of an index are taken on such operands."""
+
+    compact: bool
+    counts: tuple[int, int]  # features that are transposed, of grad_output and of input
+    length: int  # tokens that are transposed at a time
+    math: torch.dtype
+
+    @classmethod
+    def of(cls, grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor) -> "Dots":
+        (tokens, rows), columns, nnz = grad_output.shape, input.size(1), index.numel()
+        compact = nnz < COMPACT_BELOW * (rows + columns)
+        counts = (nnz, nnz) if compact else (rows, columns)
+        length = _part(tokens, *counts, grad_output.element_size(), input.element_size())
+        return cls(compact, counts, length, accumulator(grad_output, input))
+
+    def packed(
+        self, grad_output: torch.Tensor, input: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for what is transposed at a time."""
+        count_g, count_x = self.counts
+        return grad_output.new_empty(count_g, self.length), input.new_empty(count_x, self.length)
+
+    def transposing(
+        self, operands: Tensors, index: torch.Tensor, packed: Tensors, begin: int
+    ) -> tuple[tuple, dict[str, Any]]:
+        """(kernel, grid and arguments, constants) of the transposition of the tokens from `begin`
+        on.
+        """
+        grad_output, input = operands
+        tokens, (count_g, count_x) = grad_output.size(0), self.counts
+        grid = cdiv(count_g, 64) + cdiv(count_x, 64), self._padded(tokens, begin) // 64
+        strides = grad_output.stride(0), input.stride(0)
+        arguments = (
+            grad_output, input, index, *packed, begin, tokens, count_g, count_x, input.size(1),
+            *strides, self.length,
+        )  # fmt: skip
+        constants = dict(COMPACT=self.compact, BLOCK_F=64, BLOCK_T=64, num_warps=4)
+        return (_transpose_kernel, grid, *arguments), constants
+
+    def adding(
+        self,
+        operands: Tensors,
+        index: torch.Tensor,
+        packed: Tensors,
+        begin: int,
+        sums: torch.Tensor,
+        values: torch.Tensor,
+        accumulate: bool,
+    ) -> tuple[tuple, dict[str, Any]]:
+        """The same of the products of what was transposed."""
+        grad_output, input = operands
+        tokens, nnz = grad_output.size(0), values.numel()
+        padded = self._padded(tokens, begin)
+        arguments = *packed, index, sums, values, input.size(1), self.length, padded, nnz
+        constants = dict(
+            COMPACT=self.compact,
+            FIRST=begin == 0,
+            LAST=begin + self.length >= tokens,
+            ACCUMULATE=accumulate,
+            MATH=TRITON_DTYPES[self.math],
+            BLOCK_E=32,
+            BLOCK_T=BLOCK_T,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+        return (_dots_kernel, (cdiv(nnz, 32),), *arguments), constants
+
+    def _padded(self, tokens: int, begin: int) -> int:
+        """Tokens of the part from `begin` on, a multiple of BLOCK_T."""
+        return min(self.length, cdiv(tokens - begin, BLOCK_T) * BLOCK_T)
+
+
 def dots(
     values: torch.Tensor,
     grad_output: torch.Tensor,
@@ -146,31 +255,17 @@ def dots(
 
     Tokens are added in the same order on every GPU.
     """
-    (tokens, rows), columns, nnz = grad_output.shape, input.size(1), values.numel()
-    math = accumulator(grad_output, input)
-    compact = nnz < COMPACT_BELOW * (rows + columns)
-    counts = (nnz, nnz) if compact else (rows, columns)
-    length = _part(tokens, *counts, grad_output.element_size(), input.element_size())
-    packed = [x.new_empty(count, length) for x, count in zip((grad_output, input), counts)]
-    sums = values if length >= tokens else values.new_empty(nnz, dtype=math)
+    how, operands = Dots.of(grad_output, input, index), (grad_output, input)
+    tokens, packed = grad_output.size(0), how.packed(*operands)
+    sums = values if how.length >= tokens else values.new_empty(values.numel(), dtype=how.math)
     with on_device(values):
-        for begin in range(0, max(tokens, 1), max(length, 1)):
-            padded = min(length, cdiv(tokens - begin, BLOCK_T) * BLOCK_T)
-            for x, count, out, which in zip(
-                (grad_output, input), counts, packed, ("rows", "columns")
-            ):
-                launch(
-                    _transpose_kernel, (cdiv(count, 64), padded // 64),
-                    x, index, out, begin, tokens, count, columns, x.stride(0), length,
-                    FEATURES=which if compact else "all", BLOCK_F=64, BLOCK_T=64, num_warps=4,
-                )  # fmt: skip
-            launch(
-                _dots_kernel, (cdiv(nnz, 32),),
-                *packed, index, sums, values, columns, length, padded, nnz,
-                COMPACT=compact, FIRST=begin == 0, LAST=begin + length >= tokens,
-                ACCUMULATE=accumulate, MATH=TRITON_DTYPES[math],
-                BLOCK_E=32, BLOCK_T=BLOCK_T, num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
+        for begin in range(0, max(tokens, 1), max(how.length, 1)):
+            arguments, constants = how.transposing(operands, index, packed, begin)
+            launch(*arguments, **constants)
+            arguments, constants = how.adding(
+                operands, index, packed, begin, sums, values, accumulate
+            )
+            launch(*arguments, **constants)
 
 
 def strips_of_entries(

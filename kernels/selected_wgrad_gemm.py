@@ -68,7 +68,7 @@ def _features(operand: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     count = index.numel()
     missing = -count % (ALIGNED // operand.element_size())
     if operand.size(1) == count:
-        return _aligned(operand, missing)
+        return aligned(operand, missing)
     if not missing:
         return operand.index_select(1, index)  # takes the host half as long as a launch of ours
     # Its last feature again, so often; made each time, for a table would be held by the memory of
@@ -77,7 +77,7 @@ def _features(operand: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return gather_selected_triton(operand, "columns", more, 1, 1)[:, :count]
 
 
-def _aligned(operand: torch.Tensor, missing: int) -> torch.Tensor:
+def aligned(operand: torch.Tensor, missing: int) -> torch.Tensor:
     """A few features, [tokens, R], each token on 16 bytes; the copy is nothing to the product,
     which reads all of the other operand.
     """

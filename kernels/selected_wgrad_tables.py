@@ -9,32 +9,57 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 WIDTHS = 64, 128, 256  # features of the gathered operand that one program takes
 PANEL = 128  # features of a panel that it takes at most
-_kept = WeakTensorKeyDictionary()  # index -> (version, {what: table})
+# id of an index -> (it, weakly; its version; {what: table})
+_kept: dict[int, tuple[weakref.ref, int, dict]] = {}
 # (address, shape, strides, dtype) -> the index that tables were made for, while it lives
 _lying: "weakref.WeakValueDictionary[tuple, torch.Tensor]" = weakref.WeakValueDictionary()
 
 
-def _once_per_index(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Tables are looked up by the identity and the version of the index, or of the one whose memory
-    it shows: compiled graphs hand over aliases.
+def tables_of(index: torch.Tensor) -> dict:
+    """What is kept of an index as it is now, to be added to; dropped with it, and when it is
+    edited.
 
-    Only a new one waits for the device.
+    It is looked up by the identity and the version of the index, or of the one whose memory it
+    shows: compiled graphs hand over aliases.
     """
+    tables = _tables_of(index)
+    if tables is not None:
+        return tables
+    if index.is_inference():  # counts no versions
+        return {}
+    first = _lying.setdefault(_place(index), index)
+    tables = _tables_of(first)
+    return _keep(first) if tables is None else tables
+
+
+def _tables_of(index: torch.Tensor) -> dict | None:
+    found = _kept.get(id(index))
+    if found is None:
+        return None
+    about, version, tables = found
+    return tables if about() is index and version == index._version else None
+
+
+def _keep(index: torch.Tensor) -> dict:
+    key = id(index)
+
+    def forget(about: weakref.ref) -> None:
+        if key in _kept and _kept[key][0] is about:
+            del _kept[key]
+
+    tables: dict = {}
+    _kept[key] = weakref.ref(index, forget), index._version, tables
+    return tables
+
+
+def _once_per_index(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Only a new table waits for the device."""
 
     def look_up(index: torch.Tensor, *arguments: int) -> Any:
-        if index.is_inference():  # counts no versions
-            return build(index, *arguments)
-        version, tables = _kept.get(index, (None, None))
-        if version is None:
-            index = _lying.setdefault(_place(index), index)
-            version, tables = _kept.get(index, (None, None))
-        if version != index._version:
-            tables = {}
-            _kept[index] = index._version, tables
+        tables = tables_of(index)
         key = build, arguments
         if key not in tables:
             tables[key] = build(index, *arguments)

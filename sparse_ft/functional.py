@@ -186,7 +186,7 @@ class _SelectiveProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _gradients(ctx, grad_output, _matmul)
+        return _gradients(ctx, grad_output, torch.mm)
 
 
 def _save(
@@ -223,7 +223,7 @@ def _gradients(
     grad_output: torch.Tensor,
     product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Of a `_SelectiveProduct`'s arguments. product(a, b): `a @ b.T`, for the gradient towards the
+    """Of a `_SelectiveProduct`'s arguments. product(a, b): `a @ b`, for the gradient towards the
     input.
     """
     refuse_double_backward("selective_linear")
@@ -233,7 +233,7 @@ def _gradients(
     flat = flattened(grad_output)  # [T, out]
     if weight is not None:
         by = cast(weight, flat.dtype)
-        grad_input = product(flat, by.T if input_dim == 1 else by)
+        grad_input = product(flat, by if input_dim == 1 else by.T)
         if grad_output.dim() != 2:
             grad_input = grad_input.view(*grad_output.shape[:-1], weight.size(input_dim))
     if kept:
@@ -244,10 +244,6 @@ def _gradients(
     if ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0)
     return grad_input, None, grad_values, grad_bias, None, None
-
-
-def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return a @ b.T
 
 
 class _LeanProduct(_SelectiveProduct):
@@ -271,7 +267,11 @@ class _LeanProduct(_SelectiveProduct):
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _gradients(ctx, grad_output, ops.dense_product)
+        return _gradients(ctx, grad_output, _fastest_product)
+
+
+def _fastest_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return ops.dense_product(a, b.T)
 
 
 def _dense_product(

@@ -29,6 +29,7 @@ from ..trees import leaves
 PLAIN.add(FakeTensor)  # computes shapes as torch.Tensor does numbers
 
 EQUAL = torch.ops.aten.equal.default
+NONZERO = torch.ops.aten.nonzero.default
 SMALL = 1 << 20  # elements up to which integers are computed
 
 
@@ -111,7 +112,7 @@ class _Integers(TorchDispatchMode):
         inputs = [t for t in leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if any(isinstance(t, FakeTensor) for t in inputs):
             return _KERNELS.get(func, func)(*args, **kwargs)
-        if not writes(func) and func not in (ITEM, EQUAL):
+        if not writes(func) and func not in (ITEM, EQUAL, NONZERO):
             out = func(*args, **kwargs)
             if not all(_is_small_integer(t) for t in leaves(out) if isinstance(t, torch.Tensor)):
                 return out
@@ -148,8 +149,13 @@ def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     return True
 
 
+def _nonzero(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a mask without data every element counts, the most that there can be."""
+    return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
+
+
 # None, of a torch without one, is no operator
-_KERNELS = {GROUPED_MM: _grouped_mm, ITEM: _item, EQUAL: _equal}
+_KERNELS = {GROUPED_MM: _grouped_mm, ITEM: _item, EQUAL: _equal, NONZERO: _nonzero}
 
 
 def _is_small_integer(tensor: torch.Tensor) -> bool:

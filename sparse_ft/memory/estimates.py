@@ -3,7 +3,7 @@ would take.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ..nn.foreign import refuse_split
 from ..nn.origin import origins_in
 from ..optim import SelectiveAdamW
 from ..texts import aligned, readable
+from ..token_losses.chunks import standing_for
 from .batch import batch_for, loss_of
 from .choosing import peak_of_choosing, split
 from .dry import Dry
@@ -81,7 +82,7 @@ def estimate(
     batch_size: int = 1,
     sequence_length: int = 512,
     *,
-    lean: bool = False,
+    lean: bool | Mapping[str, Any] = False,
     optimizer: str | Callable | None = "adamw",
     dtype: torch.dtype | None = None,
     inputs: Mapping[str, Any] | None = None,
@@ -90,6 +91,7 @@ def estimate(
     origin: bool = False,
     world_size: int | None = None,
     strategy: str = "ddp",
+    device: str | torch.device | None = None,
 ) -> Estimate:
     """Bytes that training takes: an `Estimate`.
 
@@ -99,12 +101,17 @@ def estimate(
     of it, a Plan or mapping, {"structure": "columns", "density": 0.01, "targets": …} for a random
     selection (with "score", "combine", "accumulate", "passes", "recompute" and "loss" as in
     `sft.select`: also what choosing takes, `.choosing`), {"lora": 8, …} (needs peft), or a callable
-    of the model that gives one of these or a model to train as it is. lean: with `sft.lean`.
+    of the model that gives one of these or a model to train as it is. lean: with `sft.lean`; or
+    its arguments, as {"loss": True}.
     optimizer: "adamw" (ours for selections, torch's fused one otherwise), "sgd", None, or a
     callable of the parameters. dtype: to cast the model to. inputs: {argument: tensor} of one
     batch, for models that transformers does not know; batch_size and sequence_length do not count
     then. padded: the batch has an attention mask. values_dtype, origin: as in `sft.convert`.
     Autocast is on where the caller has it on.
+
+    device: that the training will be on, "cuda" for a GPU: a loss from hidden states takes the
+    logits of more tokens at a time there, 512 or more. None: where the model is; a config is on the
+    CPU. No such device is needed.
 
     world_size: also what a step moves between so many devices, each with a batch of its own
     (`.traffic`, a `Traffic`), under the strategy "ddp", "fsdp2" (`fully_shard` on each member of a
@@ -127,6 +134,7 @@ def estimate(
             raise ValueError(f"{name}: expected a positive integer, got {count!r}")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype: expected a torch.dtype such as torch.bfloat16, got {dtype!r}")
+    device = _device_of(device, model_or_config)
     if inputs is not None and not isinstance(inputs, Mapping):
         raise TypeError(f"inputs: expected {{argument: tensor}}, got {described(inputs)}")
     if world_size is not None:
@@ -153,10 +161,30 @@ def estimate(
         if world_size is not None:
             traffic = _traffic(model, inputs, world_size, strategy)
     if lean:
-        make_lean(model)  # tries its modules out on numbers, which a dry run has none of
-    with dry:
+        arguments = lean if isinstance(lean, Mapping) else {}
+        make_lean(
+            model, **arguments
+        )  # tries its modules out on numbers, which a dry run has none of
+    with dry, standing_for(device):
         told = _one_step(model, weights, inputs, _optimizer(optimizer, model))
     return told._replace(traffic=traffic, choosing=choosing)
+
+
+def _device_of(device: Any, model: Any) -> torch.device:
+    """That the step is meant for."""
+    if device is None:
+        first = next(iter(_parameters_of(model)), None)
+        return torch.device("cpu") if first is None or first.device.type == "meta" else first.device
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device: expected a device such as 'cuda' or 'cpu', got {device!r}"
+        ) from error
+
+
+def _parameters_of(model: Any) -> Iterable[torch.Tensor]:
+    return model.parameters() if isinstance(model, nn.Module) else ()
 
 
 def _traffic(

@@ -75,6 +75,8 @@ class Blocks(Selection):
     def _restrict(self, dim: int, size: int) -> tuple[Tensor | None, Layout]:
         block = self.block_size[dim]
         used, place = self.index[:, dim].long().unique(return_inverse=True)
+        if used.numel() * block >= size:  # all of them: kept as they are, not copied
+            return None, self.layout
         features = (used[:, None] * block + numbers(block, used)).reshape(-1)
         index = self.index.clone()
         index[:, dim] = place.to(index.dtype)

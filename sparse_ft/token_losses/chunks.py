@@ -1,5 +1,7 @@
 """The logits of a head, a few tokens at a time, and the gradients that come of them."""
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,12 +17,26 @@ CHUNK_BYTES = 32 << 20  # of fp32 logits at a time
 GPU_TOKENS, GPU_TILE = 512, 128
 
 
+# Whether tensors in host memory stand for those of a GPU, as in a dry run.
+_stands_for_gpu = contextvars.ContextVar("_stands_for_gpu", default=False)
+
+
+@contextlib.contextmanager
+def standing_for(device: torch.device) -> Iterator[None]:
+    """Meanwhile chunks in host memory have the sizes of those on `device`."""
+    before = _stands_for_gpu.set(device.type != "cpu")
+    try:
+        yield
+    finally:
+        _stands_for_gpu.reset(before)
+
+
 def takes_all_tokens(hidden: torch.Tensor) -> bool:
     """Whether tokens without a target are masked, not left out: on a GPU.
 
     To know how many there are the host would wait for the device, which no CUDA graph allows.
     """
-    return hidden.device.type != "cpu"
+    return hidden.device.type != "cpu" or _stands_for_gpu.get()
 
 
 def rows_of_chunk(hidden: torch.Tensor, classes: int) -> int:

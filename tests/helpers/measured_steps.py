@@ -11,12 +11,12 @@ from sparse_ft.memory.storages import model_storages
 def measured(model, plan, batch, lean=False):
     """(bytes held for backward, peak of a step) of a real model.
 
-    Its second step, above what it holds before.
+    Its second step, above what it holds before. lean: whether, or the arguments of `sft.lean`.
     """
     if plan is not None:
         sft.convert(model, plan)
     if lean:
-        sft.lean(model)
+        sft.lean(model, **(lean if isinstance(lean, dict) else {}))
     held = sft.memory.ledger(model, **batch).total
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = (

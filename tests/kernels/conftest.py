@@ -24,6 +24,14 @@ def poison():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_known_of_an_index():
+    """Of the indices that tests share: what one test has set aside must not serve another."""
+    tables = sys.modules.get("sparse_ft.kernels.selected_wgrad_tables")
+    if tables is not None:
+        tables._kept.clear()
+
+
 @pytest.fixture
 def record(monkeypatch):
     """record(module, kernel name) -> the launches that follow."""

@@ -22,7 +22,7 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 STEMS = {path.stem.removeprefix("interpreted_") for path in FOLDER.glob("interpreted_*.py")}
 PROCESSES = {
     "blocks": ["selected_wgrad_blocks", "selected_wgrad_grouped"],
-    "wgrad": ["selected_wgrad", "selected_wgrad_entries"],
+    "wgrad": ["selected_wgrad", "selected_wgrad_again", "selected_wgrad_entries"],
     "moves": ["gather_selected", "scatter_selected", "masked_adamw"],
 }
 # Each of the others reads or writes every element once.

@@ -68,3 +68,20 @@ def test_tuples_are_looked_into() -> None:
     assert kinds == launching.kinds_of(((x, 7), (x, 9)))
     assert kinds != launching.kinds_of(((x, 3), (x[1:], 5)))
     assert kinds != launching.kinds_of(((x, 3), (x, 16)))
+
+
+def test_launched_again_it_takes_other_arguments_of_the_same_kinds() -> None:
+    kernel, x, y = Kernel(), torch.zeros(64), torch.ones(64)
+    constants = dict(KIND="rows", BLOCK=32, num_warps=4)
+    launching.launch(kernel, (2,), x, 3, **constants)
+    again = launching.relaunch(kernel, (5, 7), x, 3, **constants)
+    again(y, 9)
+    assert kernel.launched == [((5, 7, 1), (y, 9, 32, "rows"))]
+    assert len(kernel.compiled) == 1
+
+
+def test_a_kernel_that_was_not_compiled_is_launched_as_it_is() -> None:
+    """As one that is interpreted."""
+    kernel, x = Kernel(), torch.zeros(64)
+    launching.relaunch(kernel, (2,), x, 3, KIND="rows", BLOCK=32)(x, 5)
+    assert kernel.compiled == [dict(KIND="rows", BLOCK=32)] and not kernel.launched

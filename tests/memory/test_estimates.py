@@ -3,6 +3,7 @@
 What it holds for backward, and the peak that torch's allocator saw.
 """
 
+import copy
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from torch import nn
 
 import sparse_ft as sft
 from sparse_ft.memory.batch import batch_for
+from sparse_ft.token_losses.chunks import standing_for
 
 transformers = pytest.importorskip("transformers")
 from helpers import wide_models  # noqa: E402
@@ -68,6 +70,34 @@ def test_lean(kind):
         lean.activations
         < 0.95 * sft.estimate(wide_models.wide("Llama"), plan, *SHAPES[0]).activations
     )
+
+
+def test_a_loss_from_hidden_states_has_the_chunks_of_the_device_that_is_named():
+    """A GPU takes 512 tokens' logits at a time, here of 1,024; a CPU 262."""
+    shape, lean = (4, 256), {"loss": True}
+    config = wide_models.wide("Llama").config
+    config.vocab_size = 32000
+    model = transformers.LlamaForCausalLM(config)
+    plan = sft.select(model, density=0.05, score="random", structure="rows")
+    peaks = {}
+    for device in ("cpu", "cuda"):
+        told = sft.estimate(model, plan, *shape, lean=lean, device=device)
+        with standing_for(torch.device(device)):
+            twin = copy.deepcopy(model)
+            _, peak = measured(twin, plan, batch_for(model, *shape), lean)
+        assert told.peak == pytest.approx(peak, rel=0.05)
+        peaks[device] = told.peak
+    logits = 4 * config.vocab_size  # bytes of a token
+    assert peaks["cuda"] - peaks["cpu"] > 0.9 * (512 - 262) * logits
+    assert sft.estimate(model, plan, *shape, lean=lean).peak == peaks["cpu"]
+    of_config = sft.estimate(config, {"structure": "rows", "density": 0.05}, *shape, lean=lean,
+                             device="cuda")  # fmt: skip
+    assert of_config.peak == pytest.approx(peaks["cuda"], rel=0.02)
+
+
+def test_a_device_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="device: expected .* got 'gpu'"):
+        sft.estimate(nn.Linear(3, 3), inputs={"input": torch.zeros(1, 3)}, device="gpu")
 
 
 @pytest.mark.parametrize(
