@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..nn.showing import shown_by_step
 from ..nn.steps import owner_of
 from ..ops import _native, masked_adamw_
 from ..ops._adamw_call import Call, arguments_of
@@ -65,7 +66,9 @@ class Batch:
             step_on_cuda_(native, flags, self.device)
         for prepared, owner in zip(self.linked, self.owners):
             known = None if native is None else prepared.stamp
-            prepared.stamp = owner._mark_stepped(known)
+            weight = owner._weight()
+            if not shown_by_step(owner._sparse_ft_state, prepared.parameter, weight, known):
+                prepared.stamp = owner._mark_stepped()
         for shard in self.shards:
             shard.end()
 
@@ -93,4 +96,7 @@ def linked_owner(p: torch.Tensor) -> Any:
     weight = owner._weight_or_none()
     if weight is None:
         return None
-    return owner if weight.is_cpu and p.is_cpu or weight.device == p.device else None
+    number = p.get_device()  # in a third of the time of two devices that are compared
+    if number >= 0 or p.is_cpu and weight.is_cpu:
+        return owner if weight.get_device() == number else None
+    return owner if weight.device == p.device else None

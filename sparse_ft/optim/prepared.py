@@ -80,22 +80,21 @@ class Prepared:
 
         Forgets `known` where something else has changed that it was made of.
         """
-        found = (self.parameter, *self.state.values())
         if self.seed != self._seed:
             self.lying = None
-        if owner is not None:
+        if owner is None:
+            found = (self.parameter, *self.state.values())
+            self._writes = len(found)
+        else:
             of_owner = owner._sparse_ft_state
             selection = of_owner.selection
             is_same = selection is self._selection
             if not is_same or of_owner.tracked._version != self._index_version:
                 self.lying = None
-            found += (owner._weight(),)
-            self._writes = len(found)
-            found += (selection.index,)
+            found = (self.parameter, *self.state.values(), owner._weight(), selection.index)
+            self._writes = len(found) - 1
             if of_owner.factor is not None:
                 found += (of_owner.factor,)
-        else:
-            self._writes = len(found)
         if self.to_origin:
             origin = origin_of(self.parameter)
             if origin is not None:
