@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from torch import nn
@@ -10,9 +10,11 @@ from torch import nn
 from ..nn.linear import is_conv1d
 from ..salience.recompute import members_of_lists
 from ..salience.targets import targets_of
+from .settings import check_count
 
 ATTENTION = ("attention", "attn")  # in names of modules, whatever their case
-_WAY_OUT = "name them in targets="
+IN_TARGETS = "name them in targets="
+IN_A_PLAN = "name what trains in sft.Plan.match(model, {pattern: 'all'})"
 
 
 def weights_of(model: nn.Module, targets: str | Iterable[str] | None = None) -> list[str]:
@@ -38,8 +40,18 @@ def blocks_of(model: nn.Module) -> dict[str, list[str]]:
     parameters = [name for name, _ in model.named_parameters()]
     members = members_of_lists(model)
     if not members:
-        raise ValueError("model: it has no nn.ModuleList, whose members would be its blocks")
+        raise ValueError(
+            f"model: it has no nn.ModuleList, whose members would be its blocks; {IN_A_PLAN}, or"
+            " sft.Rotate(…, units={label: pattern}) for turns"
+        )
     return {block: [n for n in parameters if n.startswith(f"{block}.")] for block in members}
+
+
+def check_blocks(name: str, count: Any, blocks: Sized) -> None:
+    """Raise ValueError unless `count` is a number of blocks that there are."""
+    check_count(name, count)
+    if count > len(blocks):
+        raise ValueError(f"{name}: the model has {len(blocks)} blocks, got {count}")
 
 
 def features(model: nn.Module, name: str) -> tuple[int, int]:
@@ -68,7 +80,7 @@ def into_feed_forward(model: nn.Module, targets: Any = None) -> list[str]:
         is_inner = name.startswith(blocks) and not is_attention(name)
         if is_inner and reads == width and writes != width:
             found.append(name)
-    return _some(found, "feed-forward weights that read the residual stream")
+    return _some(found, "feed-forward weights that read the residual stream", IN_TARGETS)
 
 
 def routers_of(model: nn.Module) -> list[str]:
@@ -85,7 +97,7 @@ def routers_of(model: nn.Module) -> list[str]:
             is_router = not name.startswith("experts.") and parameter.dim() == 2
             if is_router and parameter.size(0) == number:
                 found.append(f"{path}.{name}".lstrip("."))
-    return _some(found, "routers: expected modules with a child called 'experts'")
+    return _some(found, "routers: expected modules with a child called 'experts'", IN_A_PLAN)
 
 
 def count_of(experts: nn.Module) -> int:
@@ -99,10 +111,10 @@ def count_of(experts: nn.Module) -> int:
 def adapters_of(model: nn.Module, half: str) -> list[str]:
     """The weights of LoRA's factor "A" or "B", as PEFT names them."""
     found = [n for n, _ in model.named_parameters() if fnmatch.fnmatchcase(n, f"*.lora_{half}.*")]
-    return _some(found, f"LoRA: no weight called lora_{half}; add an adapter with PEFT first")
+    return _some(found, f"LoRA: no weight called lora_{half}", "add an adapter with PEFT first")
 
 
-def _some(names: list[str], what: str) -> list[str]:
+def _some(names: list[str], what: str, way_out: str) -> list[str]:
     if not names:
-        raise ValueError(f"model: it has no {what}; {_WAY_OUT}")
+        raise ValueError(f"model: it has no {what}; {way_out}")
     return names

@@ -15,6 +15,8 @@ from ..selection import as_block_size
 from .parts import attention_and_rest
 from .recipe import Recipe, recipe
 from .scores import block_mean, change_of_fisher
+from .settings import check_number
+from .values import several
 
 SELECT = tuple(inspect.signature(select).parameters)[1:]
 PAGE = """{rule}
@@ -194,10 +196,12 @@ def fishertune(
     over a run and anneals the share; `sft.Every(n, rule, amount="linear", total=…)` with this rule
     does. Returns the plan.
     """
+    check_number("weight", weight)
     settings = {"structure": "entries", "scope": "layer", **settings}
     if shifted is None:
         return select(model, batches=batches, score="fisher", density=density, **settings)
-    kept = list(batches)
+    kept = several(batches, settings.pop("max_batches", None))
+    shifted = several(shifted)
     score = change_of_fisher(model, kept, shifted, weight, settings)
     settings.pop("loss", None)
     return select(model, score=score, density=density, **settings)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..conversion import convert
+from ..conversion import convert, revert
 from ..optim import SelectiveAdamW
 from ..plan import Plan
 from ..report import Report
@@ -55,12 +55,16 @@ class Process(Schedule):
     ) -> SelectiveAdamW:
         """Convert the model, make its optimiser, attach to both; returns the optimiser.
 
-        settings: of `SelectiveAdamW`.
+        settings: of `SelectiveAdamW`. After an exception the model is not converted any more.
         """
         self.convert(model, lean)
-        asked = {"decay_to": self.decay_to, **settings}
-        optimizer = SelectiveAdamW(model.parameters(), lr, **asked)
-        self.attach(model, optimizer)
+        try:
+            asked = {"decay_to": self.decay_to, **settings}
+            optimizer = SelectiveAdamW(model.parameters(), lr, **asked)
+            self.attach(model, optimizer)
+        except BaseException:
+            revert(model)
+            raise
         return optimizer
 
     def _turn(self, model: nn.Module) -> Any:

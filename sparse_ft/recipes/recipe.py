@@ -10,6 +10,7 @@ from torch import nn
 from ..messages import did_you_mean
 from ..plan import Plan
 from .process import Process
+from .settings import check_common
 
 Make = Callable[..., Any]
 FOLLOWS = ("paper", "code", "both", "description")
@@ -84,6 +85,7 @@ class Recipe:
             asked = without_budget(asked)
         elif settings.get("budget") is not None and "density" not in settings:
             asked.pop("density", None)
+        check_common(model, batches, asked)
         made = self.make(model, batches, **asked)
         more = also_plan(model, also)
         if isinstance(made, Process):

@@ -11,7 +11,10 @@ from torch import nn
 from ..converted import holders_of
 from ..nn import origin_of
 from ..optim import SelectiveAdamW
+from ..salience.job import Batches
 from ..selection import Selection
+
+NO_BATCH = "batches: expected at least one batch, got none"
 
 
 def values_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -39,13 +42,24 @@ def literally(names: Iterable[str]) -> list[str]:
 
 
 def cycled(batches: Any) -> Iterator[Any]:
-    """The batches, again and again. Raises ValueError for none."""
+    """The batches, again and again, one at a time. Raises ValueError for none."""
     if batches is None:
         raise ValueError("batches: the method looks at gradients, got None")
-    kept = list(batches)
-    if not kept:
-        raise ValueError("batches: expected at least one batch, got none")
-    return itertools.cycle(kept)
+    if iter(batches) is not batches:
+        if next(iter(batches), None) is None:
+            raise ValueError(NO_BATCH)
+        return itertools.chain.from_iterable(itertools.repeat(batches))
+    first = list(itertools.islice(batches, 1))  # can be gone through once: they are held
+    if not first:
+        raise ValueError(NO_BATCH)
+    return itertools.cycle(itertools.chain(first, batches))
+
+
+def several(batches: Any, most: int | None = None) -> list[Any] | None:
+    """`most` of the batches, by default all, 8 of a DataLoader, as `sft.select` takes them; None
+    for None.
+    """
+    return None if batches is None else list(Batches(batches, most))
 
 
 def forget(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> None:

@@ -13,6 +13,7 @@ from ..salience.lots import drawn
 from ..salience.units import count_of
 from . import parts
 from .recipe import recipe
+from .settings import check_count, check_part
 
 Targets = str | Iterable[str] | None
 
@@ -118,6 +119,8 @@ def spafit(model: nn.Module, batches: Any, *, frozen: float = 1 / 3, biases: flo
     frozen, biases: shares of the blocks. The paper puts LoRA into the last group; here its weights
     train whole (`sft.select(targets=…)` chooses of them). Returns the plan.
     """
+    check_part("frozen", frozen)
+    check_part("biases", biases)
     blocks = list(parts.blocks_of(model).values())
     first = round(frozen * len(blocks))
     second = first + round(biases * len(blocks))
@@ -149,6 +152,8 @@ def surgical_fim(
     attention mask of the batch; a released version looks at the first batch's raw logits only, and
     without the mask. layers: how many; or density: their share of the entries. Returns the plan.
     """
+    if density is None:
+        parts.check_blocks("layers", layers, parts.blocks_of(model))
     worth = layer_scores.total(model, "fisher", batches=batches, loss=loss, max_batches=max_batches)
     return best_layers(model, worth, density, layers)
 
@@ -169,6 +174,9 @@ def ram_mac(
     Conductance as `sft.layer_scores.conductance` has it, over `steps`. layers: how many; or
     density: their share of the entries. Returns the plan.
     """
+    if density is None:
+        parts.check_blocks("layers", layers, parts.blocks_of(model))
+    check_count("steps", steps)
     worth = layer_scores.conductance(
         model, batches, loss=loss, steps=steps, max_batches=max_batches
     )
@@ -209,6 +217,7 @@ def fpf(
     modules: how many. k-FPF chooses anew every k steps: call it again on the reverted model, or
     rotate with `badam`. Returns the plan.
     """
+    check_count("modules", modules)
     return select(
         model,
         structure="tensors",

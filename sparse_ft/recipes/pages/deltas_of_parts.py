@@ -1,5 +1,6 @@
 """LoFiT and SparseGrad: what trains is no entry of a weight but a small delta on a layer."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from ...units import units
 from ..parts import attention_and_rest
 from ..process import Process
 from ..recipe import recipe
-from ..values import cycled
+from ..settings import check_count, check_lr, check_number
+from ..values import NO_BATCH, cycled, several
 
 
 class Parts(Process):
@@ -60,9 +62,16 @@ def lofit(
     does the same. Merged it is a bias there (new_bias: where there is none, it gets one). Returns a
     process.
     """
-    kept = list(batches or ())
-    turns, take = cycled(kept), checked(loss)
-    places = _output_projections(model, kept[0], loss)
+    check_count("heads", heads)
+    check_count("steps", steps)
+    check_lr("lr", lr)
+    check_number("penalty", penalty)
+    turns, take = cycled(batches), checked(loss)
+    first = next(turns)
+    places = _output_projections(model, first, loss)
+    if heads > sum(number for number, _ in places.values()):
+        raise ValueError(f"heads: the model has less than {heads}")
+    turns = itertools.chain([first], turns)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     scales = {layer: HeadScales(range(number), size) for layer, (number, size) in places.items()}
     put(model, scales)
@@ -134,7 +143,13 @@ def sparsegrad(
         names = [name for group in attention_and_rest(model, targets).values() for name in group]
     if batches is None:
         raise ValueError("batches: the method looks at gradients, got None")
-    kept = list(batches)[:seen]
+    for name in names:
+        if model.get_parameter(name).dim() != 2:
+            raise ValueError(f"targets: {name!r} is not the weight of a linear layer; name others")
+    check_count("seen", seen)
+    kept = several(batches, seen)
+    if not kept:
+        raise ValueError(NO_BATCH)
     parts = {}
     for name in names:
         gradients = _gradients(model, name, kept, loss)

@@ -9,6 +9,8 @@ from ...salience import layer_scores
 from ...units import units
 from ..parts import routers_of
 from ..recipe import recipe
+from ..settings import check_share
+from ..values import NO_BATCH, several
 from .full_run import after_training
 
 
@@ -56,6 +58,7 @@ def esft(
     the experts of one layer (the released code divides by all layers). Experts in one 3-D weight,
     too. Returns the plan.
     """
+    check_share("share", share)
     kept = _kept(batches, max_batches)
     return chosen_experts(model, kept, share, gates)
 
@@ -79,6 +82,7 @@ def ceft(
     **The routers are trained** by this call, `steps` steps of AdamW at `lr` over the batches, and
     stay so; the experts that are chosen train afterwards. Returns the plan of the experts.
     """
+    check_share("share", share)
     kept = _kept(batches, max_batches)
     return after_training(
         model, routers_of(model), kept, lambda before: chosen_experts(model, kept, share, False),
@@ -87,6 +91,9 @@ def ceft(
 
 
 def _kept(batches: Any, most: int | None) -> list[Any]:
-    if batches is None:
+    kept = several(batches, most)
+    if kept is None:
         raise ValueError("batches: the method counts where tokens go, got None")
-    return list(batches)[:most]
+    if not kept:
+        raise ValueError(NO_BATCH)
+    return kept

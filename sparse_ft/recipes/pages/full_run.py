@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...salience.losses import checked
+from ..settings import check_count, check_lr
 from ..values import cycled
 
 T = TypeVar("T")
@@ -29,6 +30,8 @@ def after_training(
     fine-tuning of them costs. Afterwards flags and gradients are as they were, and so is every bit
     of the weights, after an exception too; rewind=False: but for the weights, unless there was one.
     """
+    check_count("steps", steps)
+    check_lr("lr", lr)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     weights = {name: model.get_parameter(name) for name in names}
     before = {name: weight.detach().clone() for name, weight in weights.items()}

@@ -11,7 +11,8 @@ from ...schedules.schedule import check_count
 from ..parts import weights_of
 from ..process import Process
 from ..recipe import recipe
-from ..values import forget, literally
+from ..settings import check_share
+from ..values import forget, literally, several
 
 
 def by_square() -> Score:
@@ -83,4 +84,5 @@ def greentrainer(
     """
     if batches is None:
         raise ValueError("batches: the method looks at gradients and at what runs, got None")
-    return Green(weights_of(model, targets), list(batches), loss, share, epoch)
+    check_share("share", share)
+    return Green(weights_of(model, targets), several(batches), loss, share, epoch)

@@ -9,6 +9,7 @@ from ...salience import LikeLora, scores, select
 from ...schedules import Every
 from ..process import Scheduled
 from ..recipe import recipe
+from ..settings import check_count, check_count_or_none, check_whole
 from ..values import literally
 
 
@@ -40,6 +41,10 @@ def lift(
     decays a copy). The weights as they are trained are what is looked at, and entries that leave
     keep what they learnt. Returns a process.
     """
+    check_count("every", every)
+    check_count("filter_rank", filter_rank)
+    check_whole("iterations", iterations)
+    check_count_or_none("total", total)
     amount = {"budget": budget} if density is None else {"density": density}
 
     score: Any = scores.principal(filter_rank, iterations)

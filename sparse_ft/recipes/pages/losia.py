@@ -12,7 +12,8 @@ from ..parts import blocks_of
 from ..process import Process
 from ..recipe import recipe
 from ..scores import Subnet
-from ..values import cycled, literally
+from ..settings import check_count, check_count_or_none, check_part, check_share, check_whole
+from ..values import cycled, literally, several
 
 
 class Losia(Process):
@@ -92,7 +93,13 @@ def losia(
     """
     if density is not None:
         share = density**0.5
-    kept = None if batches is None else list(batches)
+    check_share("share", share)
+    check_count("every", every)
+    check_whole("warm", warm)
+    check_count("seen", seen)
+    check_part("beta", beta)
+    check_count_or_none("total", total)
+    kept = several(batches)
     plan = located(model, targets, kept, loss, share, beta)
     layers = [[n for n in names if n in plan] for names in blocks_of(model).values()]
     inside = {name for names in layers for name in names}

@@ -12,7 +12,8 @@ from ...schedules import Once
 from ..parts import adapters_of
 from ..process import Scheduled
 from ..recipe import recipe
-from ..values import forget, literally, values_of
+from ..settings import check_count
+from ..values import forget, literally, several, values_of
 
 
 class Rosa(Scheduled):
@@ -69,6 +70,7 @@ def rosa(
     """
     if score not in ("fisher", "gradient"):
         raise ValueError(f"score: expected 'fisher' or 'gradient', got {score!r}")
+    check_count("warm", warm)
     adapters = adapters_of(model, "A") + adapters_of(model, "B")
     amount = {"budget": budget} if density is None else {"density": density}
     below = targets
@@ -77,7 +79,7 @@ def rosa(
     common: dict[str, Any] = {"structure": "entries", "seed": seed, **amount}
     plan = select(model, score="random", targets=below, **common)
     rated = "gradient" if score == "gradient" else squares_of_batches()
-    kept = None if batches is None else list(batches)
+    kept = several(batches)
 
     def rule(model: nn.Module) -> Plan:
         return select(

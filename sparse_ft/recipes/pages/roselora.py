@@ -7,10 +7,10 @@ from torch import nn
 
 from ...plan import ALL, Plan
 from ...schedules.reselecting import AMOUNTS
-from ...schedules.schedule import check_count
 from ..parts import adapters_of
 from ..process import Looking
 from ..recipe import recipe
+from ..settings import check_count, check_part
 
 
 class RoseLora(Looking):
@@ -69,6 +69,7 @@ def roselora(
     column that are sparse is sparse. Returns a process.
     """
     check_count("total", total)
+    check_part("beta", beta)
     firsts, seconds = adapters_of(model, "A"), adapters_of(model, "B")
     settings = {"density": density, "beta": beta, "begin": total // 10, "end": total * 8 // 10}
     return RoseLora(Plan(dict.fromkeys(firsts + seconds, ALL)), firsts, seconds, settings)

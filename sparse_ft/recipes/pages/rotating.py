@@ -11,10 +11,11 @@ from ...salience import select
 from ...salience.losses import checked
 from ...salience.recompute import members_of_lists
 from ...schedules import Rotate
-from ..parts import blocks_of
+from ..parts import blocks_of, check_blocks
 from ..process import Process, Scheduled
 from ..recipe import recipe
-from ..values import cycled
+from ..settings import check_count, check_lr, check_part
+from ..values import cycled, several
 
 
 def whole_blocks(model: nn.Module) -> Plan:
@@ -32,6 +33,8 @@ def lisa(
     are freed (one public callback never frees the state), so their moments begin anew. Returns a
     process.
     """
+    check_blocks("layers", layers, blocks_of(model))
+    check_count("every", every)
     blocks = whole_blocks(model)
     rest = {name: ALL for name, _ in model.named_parameters() if name not in blocks}
     return Scheduled(blocks | rest, Rotate(layers, every, seed=seed))
@@ -176,8 +179,14 @@ def ist(
     code. What each layer trains is chosen by `density`, `structure` and gradients. Returns a
     process.
     """
-    kept = None if batches is None else list(batches)
+    kept = several(batches)
     blocks = blocks_of(model)
+    check_blocks("layers", layers, blocks)
+    check_count("every", every)
+    check_count("probe", probe)
+    check_count("candidates", candidates)
+    check_part("beta", beta)
+    check_lr("rate", rate)
     plan = select(
         model, density=density, budget=budget, structure=structure, score="gradient",
         targets=targets, batches=kept, loss=loss, seed=seed,

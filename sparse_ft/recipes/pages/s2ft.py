@@ -10,7 +10,7 @@ from ...salience import select
 from ...units import Units, units
 from ..parts import weights_of
 from ..recipe import recipe
-from ..values import literally
+from ..values import literally, several
 
 VALUES = re.compile(r"(?:^|_)(?:v|value|values)(?:_|$)")  # of the last module in a name
 
@@ -42,7 +42,7 @@ def s2ft(
     batches: the first one is run to find the units. Gradients accumulate as everywhere here. A
     share of the heads' and of the channels' entries each. Returns the plan.
     """
-    kept = None if batches is None else list(batches)
+    kept = several(batches)
     every = found or units(model, kept[0] if kept else None, loss)
     amount = {"budget": budget} if density is None else {"density": density}
     chosen = Plan({})

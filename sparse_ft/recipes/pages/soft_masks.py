@@ -19,7 +19,8 @@ from ..parts import blocks_of, is_attention, weights_of
 from ..process import Looking, Process
 from ..recipe import recipe
 from ..scores import scores_of
-from ..values import literally, values_of
+from ..settings import check_count, check_lr, check_number, check_part
+from ..values import literally, several, values_of
 
 Matrices = dict[str, torch.Tensor]
 
@@ -67,7 +68,7 @@ def spider(
     Ranks are of sizes within each weight (its code ranks signed numbers). All entries of the
     targets train, at full cost; density: those with the largest ratios alone. Returns a process.
     """
-    kept = None if batches is None else list(batches)
+    kept = several(batches, max_batches)
     found = scores_of(
         model, scores.ratio(), kept, loss=loss, targets=targets, max_batches=max_batches
     )
@@ -149,6 +150,11 @@ def cofitune(
     0.003, on `batches` of general text (their labels are not looked at), standardised within each
     weight, |tanh|. begin, end: shares of the blocks. Returns a process.
     """
+    check_part("begin", begin)
+    check_part("end", end)
+    check_part("dropout", dropout)
+    if not begin < end:
+        raise ValueError(f"begin: expected less than end={end!r}, got {begin!r}")
     blocks = list(blocks_of(model))
     first, last = round(begin * len(blocks)), max(round(begin * len(blocks)) + 1,
                                                  round(end * len(blocks)))  # fmt: skip
@@ -156,7 +162,7 @@ def cofitune(
     names = [n for n in weights_of(model, targets) if n.startswith(inside) and not is_attention(n)]
     if not names:
         raise ValueError(f"begin: no feed-forward weight lies between {begin!r} and {end!r}")
-    kept = None if batches is None else list(batches)
+    kept = several(batches, max_batches)
     found = scores_of(
         model, importance_by_dropout(dropout), kept, targets=literally(names),
         max_batches=max_batches,
@@ -228,4 +234,7 @@ def roast(
     epoch of `epoch` steps. On the gradient 1/p would do nothing under Adam. The first epoch has no
     mask. Costs what full fine-tuning costs, and two numbers an entry more. Returns a process.
     """
+    check_count("epoch", epoch)
+    check_number("alpha", alpha)
+    check_lr("beta", beta)
     return Roast(every_row(model, weights_of(model, targets)), epoch, alpha, beta, seed)

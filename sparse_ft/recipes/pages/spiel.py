@@ -15,6 +15,7 @@ from ...schedules.reselecting import AMOUNTS
 from ...selection import Entries
 from ..process import Process
 from ..recipe import recipe
+from ..settings import check_count
 from ..values import cycled, moved, selection_of, values_of
 
 
@@ -25,6 +26,8 @@ class Spiel(Process):
         self, plan: Plan, batches: Any, loss: Any, every: int, collect: int, rate: float, total: int
     ):
         super().__init__(plan, origin=True)
+        check_count("every", every)
+        check_count("total", total)
         if not 0 < collect < every:
             raise ValueError(f"collect: expected less than every={every}, got {collect!r}")
         if not 0 < rate <= 1:

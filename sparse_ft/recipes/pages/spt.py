@@ -8,7 +8,8 @@ from torch import nn
 from ...plan import Plan
 from ...salience import Score, select
 from ..recipe import recipe
-from ..values import literally
+from ..settings import check_count
+from ..values import literally, several
 
 
 def squares() -> Score:
@@ -45,7 +46,8 @@ def spt(
     Returns the plan.
     """
     amount = {"budget": budget} if density is None else {"density": density}
-    kept = None if batches is None else list(batches)
+    check_count("columns", columns)
+    kept = several(batches, max_batches)
     common: dict[str, Any] = {
         "score": squares(),
         "batches": kept,
