@@ -9,7 +9,8 @@
 | `encoding.py`, `chats.py` | rows as tokens |
 | `models.py`, `locating.py` | a model folder as a model for a task; `package:` paths |
 | `choosing.py` | what trains: full, LoRA, a selection, a recipe, a plan |
-| `training.py`, `runs.py` | a run from its config to a delta; the folder that it fills |
+| `training.py`, `judging.py` | a run from its config to a delta; whether it has learnt |
+| `runs.py`, `writing.py` | the folder of a run; disks that are full |
 | `trainer.py`, `trl_trainer.py`, `stopping.py` | the Trainer and its arguments; TRL's; Ctrl-C |
 | `finetune.py`, `select.py`, … and `delta/` | a subcommand a file |
 

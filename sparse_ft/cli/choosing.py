@@ -89,7 +89,7 @@ def recipe_of(name: str) -> Any:
     sft = sparse_ft()
     known = [recipe.name for recipe in sft.recipes.list()]
     if name not in known:
-        meant = did_you_mean(name, [*WAYS, *known])
+        meant = did_you_mean(name.lower(), [*WAYS, *known])
         raise Misuse(f"method: there is no {name!r}{meant} (`sparse-ft recipes` lists them)")
     return sft.recipes.get(name)
 
@@ -137,6 +137,12 @@ def _asked(config: Config, model: Any, batches: list[Any]) -> Chosen:
         made = recipe(model, batches, **settings)
     keeps = recipe.decay_to == "origin"
     if isinstance(made, sft.recipes.Process):
+        if not made.plan:
+            raise Misuse(
+                f"method: {config.method!r} trains deltas on layers, no entries of a weight,"
+                " which no run of this command can keep; in a program:"
+                f" sft.recipes.get({config.method!r})(model, batches).start(model, lr)"
+            )
         return Chosen(made.plan, made, made.origin or keeps, made.decay_to)
     return Chosen(made, None, keeps, recipe.decay_to)
 

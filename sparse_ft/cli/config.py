@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 TASKS = ("text-classification", "causal-lm")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,6 +22,14 @@ def _no_flag(value: Any) -> Any:
     return value
 
 
+def _no_empty_path(value: Any) -> Any:
+    """Nothing at all would mean the folder that one is in."""
+    if value == "":
+        raise PydanticCustomError("empty_path", "a path is expected")
+    return value
+
+
+File = Annotated[Path, BeforeValidator(_no_empty_path)]
 Count = Annotated[int, BeforeValidator(_no_flag), Field(ge=1)]
 Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, lt=1)]
 Positive = Annotated[float, BeforeValidator(_no_flag), Field(gt=0, allow_inf_nan=False)]
@@ -37,8 +46,8 @@ class Strict(BaseModel):
 class Data(Strict):
     """What is learnt from."""
 
-    train: Path = Field(description="a .csv, .tsv, .jsonl or .txt file; or package:NAME/FILE")
-    validation: Share | Path = Field(
+    train: File = Field(description="a .csv, .tsv, .jsonl or .txt file; or package:NAME/FILE")
+    validation: Share | File = Field(
         0.1, description="a share of the rows to hold out, or a file of its own; 0: none"
     )
     text: str = Field("text", description="column (or key) of the text")
@@ -61,7 +70,9 @@ class Training(Strict):
     """How it is learnt: what transformers' TrainingArguments call otherwise is in brackets."""
 
     steps: Count | None = Field(None, description="steps of the optimiser; or epochs")
-    epochs: Positive | None = Field(None, description="passes over the rows; 3 without steps")
+    epochs: Positive | None = Field(
+        None, description="passes over the rows; 3 without steps, of few rows with classes more"
+    )
     batch_size: Count = Field(16, description="rows of a step of one process")
     accumulate: Count = Field(1, description="batches of a step (gradient_accumulation_steps)")
     learning_rate: Positive | None = Field(
@@ -87,7 +98,7 @@ class Training(Strict):
 class Config(Strict):
     """A run of `sparse-ft finetune`."""
 
-    model: Path = Field(description="folder with a model and its tokenizer; or package:NAME/FOLDER")
+    model: File = Field(description="folder with a model and its tokenizer; or package:NAME/FOLDER")
     task: TASK = Field("text-classification", description="what is learnt")
     data: Data
     trainer: TRAINER = Field(
@@ -100,7 +111,7 @@ class Config(Strict):
         default_factory=dict,
         description="of the method: of sft.select, of the recipe, or of peft.LoraConfig",
     )
-    plan: Path | None = Field(
+    plan: File | None = Field(
         None, description="file of `sparse-ft select`: what trains, instead of method and settings"
     )
     also: list[str] = Field(
@@ -112,7 +123,7 @@ class Config(Strict):
         False, description="keep the base's values in the delta: `delta remove` takes it out again"
     )
     training: Training = Field(default_factory=Training)
-    output: Path = Field(Path("run"), description="folder of the run")
+    output: File = Field(Path("run"), description="folder of the run")
 
     @property
     def rate(self) -> float:

@@ -13,7 +13,7 @@ from .config import FILE_KINDS, Config
 from .locating import located
 from .misuse import Misuse
 from .showing import say
-from .tables import read_table
+from .tables import absent, read_table
 
 Row = dict[str, Any]  # {column: text, or a chat}
 VALIDATION = "validation.jsonl"  # in the folder of a run: what was held out
@@ -141,7 +141,7 @@ def _read(path: Path, file: TextIO, columns: dict[str, str], key: str) -> Iterat
     elif kind == ".jsonl":
         yield from _read_json_lines(path, file, key)
     else:
-        yield from read_table(path, file, list(columns.values()), key)
+        yield from read_table(path, file, columns, key)
 
 
 def _read_json_lines(path: Path, file: TextIO, key: str) -> Iterator[dict[str, Any]]:
@@ -183,11 +183,7 @@ def _value(row: dict[str, Any], key: str, column: str, at: str) -> Any:
     """What a row has in a column, as text; a chat as it is."""
     name = key.partition(".")[2]
     if column not in row:
-        known = [each for each in row if isinstance(each, str)]
-        raise Misuse(
-            f"{key}: there is no {column!r} in {at}{did_you_mean(column, known)}; say"
-            f" `{name}: NAME` under `data:`{_flag_of(name)}"
-        )
+        raise absent(key, column, row, at)
     value = row[column]
     if name == "messages":
         return checked_chat(value, key, at)
@@ -199,10 +195,6 @@ def _value(row: dict[str, Any], key: str, column: str, at: str) -> Any:
             f"{key}: {column!r} is empty in {at} ({value!r}); fill it in, or leave the row out"
         )
     return "" if value is None else str(value)
-
-
-def _flag_of(name: str) -> str:
-    return f", or --{name} NAME" if name in ("text", "label") else ""
 
 
 def write_rows(rows: list[Row], path: Path) -> None:

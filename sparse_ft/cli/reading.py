@@ -100,6 +100,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or mapping; text is expected", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} comes twice; leave one", key.start_mark
@@ -204,6 +208,8 @@ _LIMITS = {
 _KINDS = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "invalid_key": "text as a key, in quotes",
     "int_from_float": "a whole number",
     "float_parsing": "a number",
     "float_type": "a number",
@@ -215,6 +221,7 @@ _KINDS = {
     "list_type": "a list",
     "dict_type": "lines of `key: value`",
     "model_type": "lines of `key: value`",
+    "empty_path": "a path",
     "value_error": "a number",
 }
 

@@ -1,7 +1,9 @@
 """The folder of a run: what is in it, and whether a new run may use it."""
 
 import json
+import math
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,52 @@ STATE, CHECKPOINT = "trainer_state.json", "checkpoint-"  # transformers' names
 MAY_CHANGE = ("steps", "epochs", "log_every", "save_every", "evaluate_every", "keep")
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None where there is none."""
+def last_checkpoint(folder: Path, below: float = math.inf) -> Path | None:
+    """The newest whole checkpoint of a run after fewer than `below` steps; None: there is none."""
     found = {}
     for each in folder.glob(f"{CHECKPOINT}*"):
         number = each.name.removeprefix(CHECKPOINT)
-        if number.isdecimal() and _is_whole(each):
+        if number.isdecimal() and int(number) < below and _is_whole(each):
             found[int(number)] = each
     return found[max(found)] if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """How many steps the run had done."""
+    return int(checkpoint.name.removeprefix(CHECKPOINT))
+
+
 def _is_whole(checkpoint: Path) -> bool:
-    """transformers writes the state last."""
+    """transformers writes the state last; a full disk may have cut what it wrote before."""
     try:
-        json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError):
         return False
-    return True
+    tensors = checkpoint.glob("*.safetensors")
+    pickled = checkpoint.glob("*.pt")
+    is_read = all(map(_is_tensor_file, tensors)) and all(map(zipfile.is_zipfile, pickled))
+    return is_read and isinstance(state, dict) and "global_step" in state
+
+
+def _is_tensor_file(path: Path) -> bool:
+    """Whether its header is that of as many bytes as it has."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def check_unfinished(config: Config, at: Path | None, steps: int) -> None:
+    """Raise Misuse where a run has done all its steps, and has told what came of it."""
+    if at is not None and step_of(at) >= steps and (config.output / RESULTS).exists():
+        raise Misuse(
+            f"--resume: the run in {str(config.output)!r} has done its {step_of(at)} steps, and"
+            f" {steps} are asked for; ask for more with --steps N or --epochs X, or begin anew with"
+            " --overwrite"
+        )
 
 
 def begin(config: Config, resume: bool, overwrite: bool) -> Path | None:

@@ -39,6 +39,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """A line for people that does not stand among the results."""
+    if is_first():
+        print(f"sparse-ft: warning: {text}", file=sys.stderr, flush=True)
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table; plain, and as wide as it is, where nobody looks on."""
     if not is_first():

@@ -40,7 +40,6 @@ OURS = {
     "remove_unused_columns": "data",
     "resume_from_checkpoint": "--resume",
 }
-EPOCHS = 3
 
 
 def arguments_of(config: Config) -> Any:
@@ -64,10 +63,14 @@ def arguments_of(config: Config) -> Any:
         raise Misuse(
             f"training.epochs: {asked.epochs}, and training.steps is {asked.steps}; leave one out"
         )
+    if asked.evaluate_every is not None and config.data.validation == 0:
+        raise Misuse(
+            f"training.evaluate_every: {asked.evaluate_every}, and data.validation is 0, so there"
+            " are no rows to evaluate on; hold some out, or leave it out"
+        )
     arguments = {
         "output_dir": str(config.output),
         "max_steps": -1 if asked.steps is None else asked.steps,
-        "num_train_epochs": EPOCHS if asked.epochs is None else asked.epochs,
         "per_device_train_batch_size": asked.batch_size,
         "per_device_eval_batch_size": asked.batch_size,
         "gradient_accumulation_steps": asked.accumulate,
@@ -96,8 +99,9 @@ def arguments_of(config: Config) -> Any:
         arguments["warmup_ratio"] = arguments.pop("warmup_steps")
     try:
         return kind(**arguments)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise Misuse(f"training: {one_line(error)}") from error
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+        where = f"training.arguments: {asked.arguments}" if asked.arguments else "training"
+        raise Misuse(f"{where}: {one_line(error)}") from error
 
 
 def _is_old(library: Any) -> bool:
@@ -141,18 +145,24 @@ def trainer_of(
             callbacks=callbacks,
             optimizer_cls_and_kwargs=optimizer,
         )
+    is_classes = config.task == "text-classification"
     with blamed_on("training"):
-        return library.Trainer(
+        trainer = library.Trainer(
             model,
             arguments,
             data_collator=encoder.collator(),
             train_dataset=train,
             eval_dataset=validation or None,
             processing_class=encoder.tokenizer,
-            compute_metrics=_accuracy if config.task == "text-classification" else None,
+            compute_metrics=_accuracy if is_classes else None,
             callbacks=callbacks,
             optimizer_cls_and_kwargs=optimizer,
         )
+    if is_classes:
+        # The loss of classes is a mean over its batch, whatever the forward takes: otherwise the
+        # gradients of accumulated batches would be added up.
+        trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
 def _accuracy(predicted: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ from .choosing import Chosen, check_method, choose, convert, plan_of, with_lora
 from .config import Config
 from .data import VALIDATION, Rows, read_rows, write_rows
 from .encoding import Encoder, Example, classes_of
+from .judging import learnt_nothing
 from .library import sparse_ft
-from .misuse import Interrupted, Misuse, blamed_on
+from .misuse import Interrupted, Misuse, blamed_on, one_line
 from .models import Loaded, load, own_labels
-from .showing import is_first, say
+from .showing import is_first, say, warn
 from .trainer import arguments_of, evaluate, trainer_of
 from .trl_trainer import left_as_it_was
+from .writing import RUN, writing
 
 BY = "sparse-ft finetune"
+EPOCHS, MOST_EPOCHS = 3, 20
+LEAST_STEPS = 250
 
 
 @dataclass
@@ -56,6 +61,7 @@ def prepare(config: Config, at: Path | None = None) -> Prepared:
     encoder = Encoder.of(config, loaded.tokenizer, labels or [])
     train = encoder.encode(rows.train, "data.train")
     validation = encoder.encode(rows.validation, "data.validation")
+    arguments.num_train_epochs = epochs_of(config, len(train), arguments.world_size)
     _check_lengths(config, loaded, train + validation)
     batches = encoder.batches(train, training.batch_size, config.choose_batches)
     loaded.model.to(arguments.device)
@@ -73,6 +79,13 @@ def _check_lengths(config: Config, loaded: Loaded, examples: list[Example]) -> N
         raise Misuse(
             f"data.max_length: {config.data.max_length}, and the longest row has {longest} tokens;"
             f" the model reads {most} at most: say `max_length: {most}` or less"
+        )
+    most = config.data.max_length
+    full = sum(len(each["input_ids"]) >= most for each in examples)
+    if full:
+        say(
+            f"data.max_length: {full} of {len(examples)} rows have {most} tokens or more; what is"
+            " beyond them is cut"
         )
 
 
@@ -99,7 +112,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         estimate = sft.estimate(model, plan, lean=config.lean, inputs=inputs, origin=chosen.origin)
     model, report = made_to_train(config, ready)
     found = sft.summary(model)
-    steps = _steps(config, len(ready.train))
+    steps = steps_of(config, len(ready.train))
     text = f"{chosen.plan or config.method}\n\n{report or found}\n\na step, the longest rows:\n"
     return {
         "method": config.method,
@@ -130,13 +143,31 @@ def told_plan(plan: Any) -> dict[str, Any]:
     return told
 
 
-def _steps(config: Config, rows: int) -> int:
-    """Steps of the optimiser that a run of one process has."""
-    training = config.training
-    if training.steps is not None:
-        return training.steps
-    batches = math.ceil(rows / training.batch_size)
-    return math.ceil(math.ceil(batches / training.accumulate) * (training.epochs or 3))
+def steps_of(config: Config, rows: int, processes: int = 1) -> int:
+    """Steps of the optimiser that a run has."""
+    if config.training.steps is not None:
+        return config.training.steps
+    passes = epochs_of(config, rows, processes)
+    return math.ceil(_steps_of_a_pass(config, rows, processes) * passes)
+
+
+def _steps_of_a_pass(config: Config, rows: int, processes: int) -> int:
+    batches = math.ceil(rows / (config.training.batch_size * processes))
+    return math.ceil(batches / config.training.accumulate)
+
+
+def epochs_of(config: Config, rows: int, processes: int = 1) -> float:
+    """Passes over the rows, where the config says none as many as take a head of classes along.
+
+    A new head needs so many steps, however few rows there are; a language model begins with one.
+    """
+    asked = config.training
+    if asked.epochs is not None:
+        return asked.epochs
+    if config.task != "text-classification" or asked.steps is not None:
+        return EPOCHS
+    needed = math.ceil(LEAST_STEPS / _steps_of_a_pass(config, rows, processes))
+    return min(max(EPOCHS, needed), MOST_EPOCHS)
 
 
 def made_to_train(config: Config, ready: Prepared) -> tuple[Any, Any]:
@@ -152,15 +183,22 @@ def run(config: Config, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Train, and write what came of it; returns the results that results.json has."""
     at = runs.begin(config, resume, overwrite)
     ready = prepare(config, at)
+    steps = steps_of(config, len(ready.train), ready.arguments.world_size)
+    runs.check_unfinished(config, at, steps)
+    if at is not None and runs.step_of(at) >= steps:
+        # From its last checkpoint the Trainer would take a step too many.
+        at = runs.last_checkpoint(config.output, below=steps)
+        ready = prepare(config, at)
     if is_first():
-        with blamed_on(f"output: {str(config.output)!r}"):
+        with writing(config.output, more=RUN):
             runs.write_beginning(config, overwrite)
             if ready.rows.validation:
                 write_rows(ready.rows.validation, config.output / VALIDATION)
     model, report = made_to_train(config, ready)
     found = sparse_ft().summary(model)
     if ready.chosen.plan is not None and is_first():
-        ready.chosen.plan.save(config.output / runs.PLAN)
+        with writing(config.output, more=RUN):
+            ready.chosen.plan.save(config.output / runs.PLAN)
     say(str(report or found))
     if at is not None:
         say(f"goes on from {at}")
@@ -205,7 +243,8 @@ def _train(config: Config, ready: Prepared, model: Any, at: Path | None) -> Any:
         [stop],
     )
     try:
-        trainer.train(resume_from_checkpoint=None if at is None else str(at))
+        with writing(config.output, more=RUN), memory_of(config):
+            trainer.train(resume_from_checkpoint=None if at is None else str(at))
     except KeyboardInterrupt:
         raise Interrupted(_way_on(config, "stopped")) from None
     finally:
@@ -214,6 +253,21 @@ def _train(config: Config, ready: Prepared, model: Any, at: Path | None) -> Any:
         step = trainer.state.global_step
         raise Interrupted(_way_on(config, f"stopped after step {step}"), 128 + stop.signal)
     return trainer
+
+
+@contextlib.contextmanager
+def memory_of(config: Config) -> Iterator[None]:
+    """A device whose memory is full is told, with what makes a step smaller."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise Misuse(
+            f"training.batch_size: {config.training.batch_size}, and the memory is full"
+            f" ({one_line(error)}); give a smaller one with training.accumulate, `lean: true`, or"
+            " training.dtype bfloat16; --dry-run says what a step takes"
+        ) from error
 
 
 def _way_on(config: Config, what: str) -> str:
@@ -236,10 +290,14 @@ def _finish(
     if ready.validation:
         size, cpu = config.training.batch_size, config.training.cpu
         results["evaluated"] = evaluate(judged, ready.encoder, ready.validation, size, cpu)
+    doubt = learnt_nothing(config, ready.rows, trainer.state.log_history, results.get("evaluated"))
+    if doubt is not None:
+        results["warning"] = doubt
+        warn(doubt)
     if not trainer.is_world_process_zero():
         return results
     folder = config.output
-    with blamed_on(f"output: {str(folder)!r}"):
+    with writing(folder, more=RUN):
         if delta is not None:
             if ready.chosen.process is not None:
                 delta = _of_all_that_changed(config, ready)

@@ -1,6 +1,7 @@
 """`sparse-ft finetune`: from rows to a delta, broken off and gone on with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import transformers
 
 import sparse_ft as sft
+from sparse_ft.cli import training
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune.yaml"
 
@@ -148,3 +150,46 @@ def test_a_language_model_learns_from_text_and_from_prompts(command, config, dec
             "delta", "apply", decoder, run, "--evaluate", run / "validation.jsonl", "--json"
         )
         assert json.loads(applied.out)["perplexity"] == told["perplexity"]
+
+
+def test_what_a_full_disk_has_cut_is_passed_over(command, config, tmp_path):
+    """A checkpoint that is not whole; the one before it goes on to the same weights."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert command("finetune", config).code == 0
+    shutil.copytree(run, whole)
+    (run / "results.json").unlink()
+    (run / "checkpoint-6" / "model.safetensors").write_bytes(b"cut")
+    done = command("finetune", run, "--resume")
+    assert done.code == 0 and f"goes on from {run / 'checkpoint-4'}" in done.out, done.err
+    assert same(run, whole)
+
+    again = command("finetune", run, "--resume")
+    assert again.code == 2 and "has done its 6 steps" in again.err and "--steps N" in again.err
+    (run / "results.json").unlink()  # it was ended before it had told
+    done = command("finetune", run, "--resume", "--json")
+    assert json.loads(done.out)["steps"] == 6 and "checkpoint-4" in done.err  # not a seventh
+    assert same(run, whole)
+
+
+class Full:
+    """A file system that says that it has no room."""
+
+    total = used = free = 0
+
+
+def test_a_full_disk_is_told_and_no_bug_is_taken_for_it(command, config, tmp_path, monkeypatch):
+    class Fails(transformers.TrainerCallback):
+        def on_save(self, *arguments, **kwargs):
+            raise RuntimeError("writing failed")  # as torch.save does
+
+    made = training.trainer_of
+    monkeypatch.setattr(training, "trainer_of", lambda *most: made(*most[:-1], [Fails()]))
+    with pytest.raises(RuntimeError, match="writing failed"):
+        command("finetune", config)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: Full)
+        done = command("finetune", config, "--overwrite")
+    assert done.code == 2 and "the disk of" in done.err and "--resume" in done.err
+    (tmp_path / "file").touch()
+    done = command("finetune", config, "--output", tmp_path / "file" / "run")
+    assert done.code == 2 and "output" in done.err

@@ -55,6 +55,18 @@ LINES = [
     flag("finetune CONFIG --set method=full", "settings.structure", "'full'", "no such setting"),
     flag("finetune CONFIG --method full --density 0.1", "settings.density", "'full'"),
     flag("finetune CONFIG --set plan=none.safetensors --set settings={}", "plan", "select"),
+    flag(
+        "finetune CONFIG --method lofit --set settings={} --set settings.steps=1",
+        "method: 'lofit'",
+        "no entries",
+    ),
+    flag("finetune CONFIG --method LORRA", "did you mean 'lora'"),
+    flag("finetune CONFIG --set training.steps=1e99", "training.steps", "fewer digits", "1e+99"),
+    flag(
+        "finetune CONFIG --set training.evaluate_every=1 --validation 0", "training.evaluate_every"
+    ),
+    flag("finetune CONFIG --set training.arguments.dataloader_num_workers=x", "training.arguments"),
+    flag("finetune CONFIG --set data.prompt=text", "data.prompt", "'text'", "task: causal-lm"),
     flag("finetune CONFIG --epochs 2", "training.epochs", "2", "leave one out"),
     flag("finetune CONFIG --set training.arguments.lerning_rate=1", "'learning_rate'"),
     flag("finetune CONFIG --set training.arguments.optim=sgd", "optim", "`method`"),
@@ -94,6 +106,10 @@ CONFIGS = [
     Wrong("lean: perhaps", ("lean", "'perhaps'", "true or false")),
     Wrong("lean: true\nlean: false", ("'lean'", "twice", "line 4")),
     Wrong("settings: [", ("CONFIG", "no YAML", "line")),
+    Wrong("? [a]\n: b", ("CONFIG", "a key is a list", "line 3")),
+    Wrong("1: 2", ("1", "text as a key")),
+    Wrong("output: ''", ("output", "a path", "''")),
+    Wrong("training: {steps: 1}\nplan: ''", ("plan", "a path", "''")),
     Wrong("- a\n- b", ("CONFIG",)),
 ]
 NOT_A_MAPPING = "- a\n- b"
@@ -178,29 +194,3 @@ def test_a_run_goes_on_with_what_it_began_with(command, places):
     )
     assert done.code == 2
     assert "settings.density" in done.err and "0.2" in done.err and "--overwrite" in done.err
-
-
-def test_wrong_rows_are_told_with_their_line(command, places, tmp_path):
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"text": "a", "label": "x"}\n{"text": \n')
-    bare = tmp_path / "bare.jsonl"
-    bare.write_text('{"text": "a", "label": "x"}\n7\n')
-    latin = tmp_path / "latin.csv"
-    latin.write_bytes(b"text,label\ncaf\xe9,x\n")
-    unlabelled = tmp_path / "unlabelled.csv"
-    unlabelled.write_text("text,label\na,x\nb,\n")
-    one = tmp_path / "one.csv"
-    one.write_text("text,label\n" + "a,x\n" * 12)
-    files = [
-        (broken, ("line 2", "JSON")),
-        (bare, ("line 2", "7", "object")),
-        (latin, ("data.train", "UTF-8")),
-        (unlabelled, ("data.label", "row 2", "empty")),
-        (one, ("data.label", "'x'", "two are the least")),
-        (Path("."), ("data.train", "'.'")),
-    ]
-    failed = [
-        check(command, ["finetune", str(places["CONFIG"]), "--train", str(file)], words)
-        for file, words in files
-    ]
-    assert not list(filter(None, failed)), "\n".join(filter(None, failed))

@@ -8,6 +8,7 @@ import typer
 from ..library import sparse_ft
 from ..misuse import Misuse, blamed_on
 from ..models import Loaded, load, load_as_it_is
+from ..writing import writing
 
 DELTA = Annotated[Path, typer.Argument(metavar="DELTA", help="file of a delta, or its folder")]
 DELTAS = Annotated[
@@ -64,7 +65,7 @@ def load_base(folder: Path, delta: Any, key: str = "MODEL") -> Loaded:
 
 def save_model(loaded: Loaded, folder: Path) -> None:
     """Model and tokenizer as save_pretrained writes them."""
-    with blamed_on(f"--output {str(folder)!r}"):
+    with writing(folder, "--output"):
         loaded.model.save_pretrained(folder)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(folder)
@@ -72,7 +73,7 @@ def save_model(loaded: Loaded, folder: Path) -> None:
 
 def save(delta: Any, path: Path, origin: bool = False, recipe: Any = None) -> Any:
     """Write a delta; a path without an ending is a folder, which is made."""
-    with blamed_on(f"--output {str(path)!r}"):
+    with writing(path, "--output"), blamed_on(f"--output {str(path)!r}"):
         if not path.suffix:
             path.mkdir(parents=True, exist_ok=True)
         return sparse_ft().save_delta(delta, path, origin=origin, recipe=recipe)
