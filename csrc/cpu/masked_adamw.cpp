@@ -39,13 +39,6 @@ void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg,
   else update_run<0>(c, grad, value, exp_avg, exp_avg_sq, count);
 }
 
-// What is the same for every chunk of a tensor.
-template <class T>
-struct Shared {
-  AdamWConstants<T> constants;
-  const AdamWAges<T>* ages;  // of its generations, or null
-};
-
 struct Job {
   int64_t first_chunk;
   Shared<float> single;
@@ -55,11 +48,14 @@ struct Job {
 
 template <class T>
 void update_in_place(const Shared<T>& shared, const AdamWTensor& tensor, int64_t k, int64_t count) {
+  const AdamWConstants<T>& c = shared.constants;
+  const Varied<T>& varied = shared.varied;
+  if (varied.in_place) return update_streams(c, varied, varied.streams, tensor.variation, 0, k, k + count);
   const T* grad = static_cast<const T*>(tensor.grad) + k;
   T *value = static_cast<T*>(tensor.values) + k, *exp_avg = static_cast<T*>(tensor.exp_avg) + k;
   T* exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq) + k;
-  if (!is_varied(tensor.variation)) return update_run(shared.constants, grad, value, exp_avg, exp_avg_sq, count);
-  update_varied(shared.constants, shared.ages, tensor.variation, k, grad, value, exp_avg, exp_avg_sq, count);
+  if (!is_varied(tensor.variation)) return update_run(c, grad, value, exp_avg, exp_avg_sq, count);
+  update_varied_apart(shared, tensor.variation, k, grad, value, exp_avg, exp_avg_sq, count);
 }
 
 // State in fewer bits: widened into buffers, updated there, narrowed.
@@ -67,7 +63,7 @@ void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t cou
   read_plain(wide.grad, t.grad, t.dtype, k, count);
   read_state(t, k, count, wide);
   if (!is_varied(t.variation)) update_run(job.single.constants, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
-  else update_varied(job.single.constants, job.single.ages, t.variation, k, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
+  else update_varied_apart(job.single, t.variation, k, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, count);
   write_state(t, job.random, k, count, wide);
 }
 
@@ -119,10 +115,8 @@ bool any_nonfinite(const void* data, DType dtype, int64_t begin, int64_t end) {
 }
 
 template <class T>
-Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool maximize) {
-  const double lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
-  Shared<T> shared{adamw_constants<T>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize), nullptr};
-  if (!t.variation.generation) return shared;
+AdamWAges<T>* ages_of(const AdamWTensor& t, double step, double lr) {
+  if (!t.variation.generation) return nullptr;
   AdamWAges<T>* ages = new AdamWAges<T>{};
   ages->generations = t.variation.generations;
   for (T& root : ages->bias_correction2_sqrt) root = 1;  // of generations that no entry should have: they stay as they are
@@ -130,8 +124,14 @@ Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool ma
     const AdamWAge<T> age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);
     ages->step_size[g] = age.step_size, ages->bias_correction2_sqrt[g] = age.bias_correction2_sqrt;
   }
-  shared.ages = ages;
-  return shared;
+  return ages;
+}
+
+template <class T>
+Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool maximize) {
+  const double lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
+  const AdamWConstants<T> constants = adamw_constants<T>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize);
+  return {constants, varied_of(t, constants, ages_of<T>(t, step, lr))};
 }
 
 // Nanoseconds, at least: what an entry costs where everything is in the cache.
@@ -191,7 +191,7 @@ bool masked_adamw_(Known known, Addresses grads, Settings settings, bool maximiz
     });
     for (int64_t i = 0; i < tensor_count; ++i) *tensors[i].step += 1.0f;
   }
-  for (int64_t i = 0; i < tensor_count; ++i) delete jobs[i].single.ages, delete jobs[i].full.ages;
+  for (int64_t i = 0; i < tensor_count; ++i) delete jobs[i].single.varied.ages, delete jobs[i].full.varied.ages;
   delete[] jobs;
   for (int64_t i = 0; outside && i < tensor_count; ++i)
     if (tensors[i].weight) check_inside(tensors[i].layout);

@@ -242,22 +242,24 @@ def test_a_promise_is_known_by_a_key_of_its_own():
     assert all(" " not in key and key.isascii() for _, key, _ in promises)
 
 
-# Promised after the last committed run, which wants a quiet machine.
-UNMEASURED = {("masked_adamw", f"varied.{what}") for what in ("aged", "by_row", "scaled")}
+# Promised after the last run on a machine that is no longer at hand.
+VARIED = {("masked_adamw", f"varied.{what}") for what in ("aged", "by_row", "scaled")}
+UNMEASURED = {"amd-epyc-2-cores-avx2": VARIED}
 
 
 def test_the_committed_promises_have_the_keys_of_today():
     from bench import main
 
     now = {(op, key): line for op, key, line in promises_of_the_quick_set()}
-    assert now.keys() >= UNMEASURED
     for path in main.RESULTS.glob("*.promises.csv"):
+        unmeasured = UNMEASURED.get(path.name.removesuffix(".promises.csv"), set())
+        assert now.keys() >= unmeasured
         rows = read(path, Must)
         assert rows and all(now.get((m.op, m.key), m.line) == m.line for m in rows)
         keys = {(m.op, m.key) for m in rows}
-        assert not keys & UNMEASURED, "measured now: off the list"
+        assert not keys & unmeasured, "measured now: off the list"
         measured = {op for op, _ in keys}
-        assert {pair for pair in now if pair[0] in measured} <= keys | UNMEASURED
+        assert {pair for pair in now if pair[0] in measured} <= keys | unmeasured
 
 
 def test_a_machine_whose_gemm_rate_changes_between_ops_is_reported():

@@ -34,7 +34,9 @@ def wgrad(values, grad_output, input, layout, *, accumulate=False, threads=2):
 def adamw_tensor(t):
     """A dict as `adamw_` takes it, as the core knows it."""
     stored = "exp_avg", "exp_avg_sq", "step", "correction", "exp_avg_absmax", "exp_avg_sq_absmax"
-    given = {name: t[name] for name in (*stored, "seed", "weight", "layout") if name in t}
+    varied = "generation", "births", "factor", "origin"
+    names = *stored, *varied, "seed", "weight", "layout"
+    given = {name: t[name] for name in names if name in t}
     return C.AdamWTensor(values=t["value"], **given)
 
 
@@ -46,7 +48,8 @@ def adamw_settings(t):
 
 def adamw_(tensors, *, maximize=False, inv_scale=1.0, skip_nonfinite=False, threads=2):
     """tensors: dicts of value, grad, exp_avg, exp_avg_sq, step, and weight and layout or neither,
-    and the hyperparameters; correction, seed, exp_avg_absmax, exp_avg_sq_absmax."""
+    and the hyperparameters; correction, seed, exp_avg_absmax, exp_avg_sq_absmax; generation and
+    births, factor, origin."""
     known = [adamw_tensor(t) for t in tensors]
     grads = [t["grad"].data_ptr() for t in tensors]
     settings = [adamw_settings(t) for t in tensors]

@@ -1,0 +1,81 @@
+"""Entries with ages, factors and origins of their own in the native core, variant by variant."""
+
+import itertools
+
+import core
+import pytest
+import torch
+from oracle import same_bits
+
+from sparse_ft.ops._registry import OPS
+
+HYPER = dict(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+STATE = "value", "exp_avg", "exp_avg_sq", "step"
+# Entries of one factor. A line is 16 of them (8 of fp64) and a piece 512: runs of 64 and 2048 end
+# with lines and pieces, in lines of 100 and 529 one run meets the next, and 30 are few.
+RUNS = 30, 64, 100, 529, 2048
+ORIGINS = None, torch.float32, torch.bfloat16, torch.float64
+# Generations: none, a table of one vector, of two and of more.
+GENERATIONS = 0, 4, 12, 40
+
+
+def rows_of(run, dtype, generations, origin, beta1):
+    """Two pieces and some of a third, each row with a factor."""
+    shape = 1200 // run + 1, run
+    made = {"value": torch.randn(shape), "grad": torch.randn(shape)}
+    made |= {"exp_avg": torch.randn(shape), "exp_avg_sq": torch.rand(shape) + 0.1}
+    made = {name: tensor.to(dtype) for name, tensor in made.items()}
+    made |= HYPER | {"step": torch.tensor(99.0), "beta1": beta1, "factor": torch.rand(shape[0])}
+    if generations:
+        made["generation"] = torch.randint(generations, shape, dtype=torch.uint8)
+        made["births"] = torch.arange(float(generations))
+    if origin:
+        made["origin"] = torch.randn(shape).to(origin)
+    return made
+
+
+def by_reference(t):
+    """The state after a step of the reference."""
+    state = {name: t[name].clone() for name in STATE}
+    lists = state["value"], t["grad"], state["exp_avg"], state["exp_avg_sq"], state["step"]
+    names = {"generation": "generations", "births": "births", "origin": "origins"}
+    keywords = {plural: [t[name]] for name, plural in names.items() if name in t}
+    keywords |= {name: [t[name]] for name in HYPER}
+    step_ = OPS["masked_adamw_"].backends["reference"]
+    lists = *([tensor] for tensor in lists), [], [], [], []
+    step_(*lists, factors=[t["factor"]], **keywords)
+    return state
+
+
+@pytest.mark.parametrize("generations", GENERATIONS)
+def test_runs_of_one_factor_have_the_bits_of_the_reference(variant, generations):
+    torch.manual_seed(generations)
+    for run, origin, beta1 in itertools.product(RUNS, ORIGINS, (0.9, 0.3)):
+        t = rows_of(run, torch.float32, generations, origin, beta1)
+        want = by_reference(t)
+        assert not core.adamw_([t])
+        assert all(same_bits(t[name], want[name]) for name in STATE), (run, origin, beta1)
+
+
+@pytest.mark.parametrize("generations", GENERATIONS)
+def test_runs_of_one_factor_in_double_precision(variant, generations):
+    """Whose powers are torch's own."""
+    torch.manual_seed(generations)
+    for run, origin in itertools.product(RUNS, ORIGINS):
+        t = rows_of(run, torch.float64, generations, origin, 0.9)
+        want = by_reference(t)
+        assert not core.adamw_([t])
+        for name in STATE:
+            torch.testing.assert_close(t[name], want[name], rtol=1e-14, atol=1e-15)
+
+
+def test_one_factor_a_row_is_one_an_entry(variant):
+    """Also in 16 bits, whose pieces are widened first."""
+    for run, dtype in itertools.product(RUNS, (torch.float32, torch.float64, torch.bfloat16)):
+        by_row = rows_of(run, dtype, 4, None, 0.9)
+        state = {name: by_row[name].clone() for name in STATE}
+        by_entry = by_row | state
+        factor = by_row["factor"][:, None]
+        by_entry["factor"] = factor.expand(by_row["value"].shape).contiguous()
+        core.adamw_([by_row, by_entry])
+        assert all(same_bits(by_row[name], by_entry[name]) for name in STATE), (run, dtype)
