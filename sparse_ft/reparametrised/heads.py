@@ -1,5 +1,6 @@
 """Offsets and scales of attention heads, at the layer that reads them (LoFiT; Yin et al., 2024)."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,10 @@ from ..annotations import AnyModule
 from .part import Merged, Reparametrised, as_stored, check_linear, out_by_in, wide
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 class _OfHeads(Reparametrised):
     """heads: which ones, by their place in the input of the output projection. head_dim: how many
     numbers each has.
@@ -16,6 +21,9 @@ class _OfHeads(Reparametrised):
 
     def __init__(self, heads: Sequence[int], head_dim: int) -> None:
         super().__init__()
+        heads = list(heads)
+        if not all(_is_int(each) for each in (*heads, head_dim)):
+            raise TypeError(f"heads: expected ints, got {heads} of {head_dim!r} numbers each")
         heads = [int(head) for head in heads]
         if not heads or sorted(set(heads)) != heads or heads[0] < 0:
             raise ValueError(f"heads: expected ascending numbers of heads, got {heads}")

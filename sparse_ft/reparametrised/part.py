@@ -91,10 +91,18 @@ class Reparametrised(nn.Module):
             del layer._modules[self.kind]
 
     def _before(self, layer: AnyModule, inputs: tuple) -> tuple:
-        return self.before(layer, inputs[0]), *inputs[1:]
+        return self.before(layer, self._first(inputs)), *inputs[1:]
 
     def _after(self, layer: AnyModule, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return self.after(layer, inputs[0], output)
+        return self.after(layer, self._first(inputs), output)
+
+    def _first(self, inputs: tuple) -> torch.Tensor:
+        if not inputs:
+            raise TypeError(
+                f"{self.label}: it has a delta ({self.kind}), which sees what is given by position;"
+                " call it as layer(x), not by a keyword"
+            )
+        return inputs[0]
 
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True

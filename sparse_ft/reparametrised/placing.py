@@ -46,6 +46,10 @@ def put(model: nn.Module, parts: Mapping[str, Reparametrised], freeze: bool = Tr
     All or nothing: KeyError for an unknown layer, TypeError or ValueError for one that a delta
     cannot stand on leave the model as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    if not isinstance(parts, Mapping) or not parts:
+        raise TypeError(f"parts: expected {{name of a layer: its delta}}, got {described(parts)}")
     found = {name: _layer(model, name, part) for name, part in parts.items()}
     _check_new(parts)
     for name, part in parts.items():

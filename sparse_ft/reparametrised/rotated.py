@@ -13,8 +13,8 @@ import torch
 from .. import ops
 from ..annotations import AnyModule
 from ..double_backward import first_order
-from ..messages import did_you_mean
-from ..selection import Selection
+from ..messages import described, did_you_mean
+from ..selection import Rows, Selection
 from .bases import BASES, Basis, Dense
 from .part import Merged, Reparametrised, as_stored, check_linear, out_by_in, wide
 
@@ -34,13 +34,20 @@ class RotatedValues(Reparametrised):
 
     kind = "rotated"
 
-    def __init__(self, selection: Selection, basis: str | Basis | Callable[..., Basis]) -> None:
+    def __init__(
+        self, selection: Selection | None, basis: str | Basis | Callable[..., Basis]
+    ) -> None:
         super().__init__()
+        if selection is not None and not isinstance(selection, Selection):
+            raise TypeError(f"selection: expected a Selection or None, got {described(selection)}")
+        if not isinstance(basis, (str, Basis)) and not callable(basis):
+            raise TypeError(f"basis: expected {' or '.join(BASES)}, or a Basis, got {basis!r}")
         if isinstance(basis, str):
             if basis not in BASES:
                 raise ValueError(f"basis: unknown {basis!r}{did_you_mean(basis, BASES)}")
             basis = BASES[basis]
-        self.selection, self._make = selection, basis
+        self.selection: Any = selection
+        self._make: Any = basis
         self.basis: Any = None
 
     def prepare(self, layer: AnyModule) -> None:
@@ -51,6 +58,8 @@ class RotatedValues(Reparametrised):
         sizes = self.basis.left.inputs, self.basis.right.inputs
         if sizes != tuple(weight.shape):
             raise ValueError(f"basis: of {sizes}, the weight is {tuple(weight.shape)}")
+        if self.selection is None:
+            self.selection = Rows(range(self.basis.shape[0])).on(self.basis.shape)
         shape = self.selection.values_shape(self.basis.shape)
         self.values = self.parameter(layer, *shape)
         self._settle()

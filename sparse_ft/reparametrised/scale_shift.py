@@ -73,6 +73,10 @@ def _channels(layer: AnyModule) -> int:
         return weight.size(1)
     if isinstance(layer, TRANSPOSED):
         raise TypeError(f"ScaleShift: a {type(layer).__name__} is not supported")
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        raise TypeError(
+            f"ScaleShift: it stands on what has channels, not on {type(layer).__name__}"
+        )
     if weight.dim() > 2 and not isinstance(layer, CONVOLUTIONS):
         raise TypeError(f"ScaleShift: the channels of a {type(layer).__name__} are not known")
     return weight.size(0)

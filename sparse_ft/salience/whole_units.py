@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..messages import described
 from ..selection import Selection
 from ..units import KINDS as UNIT_KINDS
 from ..units import Group, Part, Share, Units, units
@@ -51,6 +52,8 @@ def targeted(
     patterns: which parameters of a unit train; None: all, but units that have parameters of an
     output head are left out. Raises ValueError where there are none.
     """
+    if found is not None and not isinstance(found, Units):
+        raise TypeError(f"units: expected what sft.units gives, got {described(found)}")
     found = found or units(model, batch, loss)
     parameters = dict(model.named_parameters())
     groups, left = found.of(kind), {}

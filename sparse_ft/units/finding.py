@@ -46,6 +46,8 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss: expected a function (model, batch), got {described(loss)}")
     model = bare(model)
     named = dict(model.named_parameters(remove_duplicate=True))
     parameters = Parameters(named)
@@ -55,6 +57,10 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
             watch = Watch(parameters, seed=run)
             with torch.compiler.set_stance("force_eager"), watch:  # compiled parts, too
                 output = run_on(model, batch, loss)
+            if watch.cuts and not any(cut.output.numel() for cut in watch.cuts):
+                raise ValueError(
+                    "batch: it has no numbers; two examples of a few tokens are enough"
+                )
             coupling.add(watch.cuts, _results(output))
             if coupling.is_complete:
                 break

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..messages import described
 from ..plan import ALL, Plan
 from ..selection import Blocks, Columns, Entries, Rows, Selection
 from .unit import KINDS, Group, Part, Unit
@@ -64,6 +65,8 @@ class Units:
         patterns = [targets] if isinstance(targets, str) else list(targets)
         parts: dict[str, list[Part]] = {}
         for unit in units:
+            if not isinstance(unit, Unit):
+                raise TypeError(f"units: expected a list of units, got {described(unit)} in it")
             for part in unit.parts:
                 if any(fnmatch.fnmatchcase(part.parameter, pattern) for pattern in patterns):
                     parts.setdefault(part.parameter, []).append(part)

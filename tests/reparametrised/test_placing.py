@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks as step_hooks
 
 import sparse_ft as sft
+from sparse_ft import reparametrised as rp
 from sparse_ft.reparametrised import (
     HeadOffsets,
     RotatedValues,
@@ -287,3 +288,21 @@ def test_a_tied_weight_is_not_merged():
     put(model, {"lm_head": ScaleShift(new_bias=True)})
     with pytest.raises(ValueError, match="'lm_head'.*that of model.embed_tokens"):
         merge(model)
+
+
+def test_nothing_to_put_there_and_wrong_kinds_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    for parts in ({}, [("0", rp.SalientMap([1]))], None):
+        with pytest.raises(TypeError, match="parts: expected"):
+            rp.put(model, parts)
+    with pytest.raises(TypeError, match=r"model: expected an nn.Module"):
+        rp.put("model", {"0": rp.SalientMap([1])})
+    assert all(p.requires_grad for p in model.parameters())
+    for heads, size in (([1.5], 2), ([True], 2), ([0], 2.5)):
+        with pytest.raises(TypeError, match="heads: expected ints"):
+            rp.HeadOffsets(heads, size)
+    with pytest.raises(TypeError, match="ScaleShift: .*Embedding"):
+        rp.put(nn.Sequential(nn.Embedding(4, 4)), {"0": rp.ScaleShift()})
+    rp.put(model, {"0": rp.HeadOffsets([0], 2)})
+    with pytest.raises(TypeError, match=r"0: it has a delta \(head_offsets\).*layer\(x\)"):
+        model[0](input=torch.ones(1, 8))

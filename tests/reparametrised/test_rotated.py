@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft import reparametrised as rp
 from sparse_ft.reparametrised import (
     Basis,
     Cosine,
@@ -191,3 +192,22 @@ def test_refusals(selection, basis, error, says):
     with pytest.raises(error, match=says):
         put(nn.ModuleDict({"layer": layer}), {"layer": RotatedValues(selection, basis)})
     assert layer.weight.requires_grad and not list(layer.children())
+
+
+def test_without_a_selection_every_coordinate_trains():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4)).double()
+    part = rp.RotatedValues(None, "dct")
+    rp.put(model, {"0": part})
+    assert part.values.numel() == 24
+    x = torch.randn(5, 6, dtype=torch.float64)
+    model(x).square().sum().backward()
+    part.values.data -= 0.01 * part.values.grad
+    output = model(x)
+    sft.revert(model)
+    torch.testing.assert_close(model(x), output)
+    for selection in ("all", 3):
+        with pytest.raises(TypeError, match="selection: expected a Selection or None"):
+            rp.RotatedValues(selection, "dct")
+    with pytest.raises(TypeError, match="basis: expected svd or"):
+        rp.RotatedValues(None, 3)

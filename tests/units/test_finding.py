@@ -261,6 +261,19 @@ def test_refused_by_name():
         sft.units(Gated(), torch.randn(9, 6))["head"]
 
 
+def test_wrong_arguments_are_named():
+    model = Gated()
+    with pytest.raises(ValueError, match="batch: it has no numbers"):
+        sft.units(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), torch.randn(0, 6))
+    with pytest.raises(TypeError, match="loss: expected a function"):
+        sft.units(model, torch.randn(9, 6), loss=3)
+    units = sft.units(model, torch.randn(9, 6))
+    with pytest.raises(TypeError, match="units: expected a list of units"):
+        units.plan("channels")
+    with pytest.raises(TypeError, match="units: expected what sft.units gives"):
+        sft.select(model, structure="channels", density=0.5, score="random", units=3)
+
+
 @pytest.mark.parametrize("name", ["Llama", "Qwen3-MoE", "ResNet"])
 def test_a_converted_and_lean_model_is_looked_at_as_it_was(name):
     model, batch = build(name)

@@ -143,6 +143,8 @@ def sparsegrad(
         names = [name for group in attention_and_rest(model, targets).values() for name in group]
     if batches is None:
         raise ValueError("batches: the method looks at gradients, got None")
+    if not names:
+        raise ValueError("model: all its weights are attention's; name some in targets=")
     for name in names:
         if model.get_parameter(name).dim() != 2:
             raise ValueError(f"targets: {name!r} is not the weight of a linear layer; name others")
