@@ -166,7 +166,7 @@ template <AdamWAged Aged, bool Scaled, AdamWDecay Decay, uint64_t kFromExpAvg, c
 void update_varied_run(const AdamWConstants<T>& constants, const AdamWAges<T>* ages, const VariedStreams<T>& streams, int64_t begin,
                        int64_t end, const T* __restrict factor, T of_all, T decay) {
   constexpr int64_t kAhead = 2048 / sizeof(T);  // as in `update_run`
-  constexpr bool kDecaysToOrigin = Decay != kToZero;
+  constexpr bool kVariedAges = Aged != kOneAge, kDecaysToOrigin = Decay != kToZero;
   AdamWConstants<T> c = constants;
   c.decay = decay;
   c.decay_rate *= of_all;
@@ -176,7 +176,7 @@ void update_varied_run(const AdamWConstants<T>& constants, const AdamWAges<T>* a
   T* __restrict value = streams.value + begin;
   T* __restrict exp_avg = streams.exp_avg + begin;
   T* __restrict exp_avg_sq = streams.exp_avg_sq + begin;
-  const uint8_t* __restrict generation = Aged ? streams.generation + begin : nullptr;
+  const uint8_t* __restrict generation = kVariedAges ? streams.generation + begin : nullptr;
   const auto* __restrict origin = kDecaysToOrigin ? origin_of<Decay>(streams) + begin : nullptr;
   const int64_t count = end - begin;
   int64_t i = 0;
@@ -185,14 +185,14 @@ void update_varied_run(const AdamWConstants<T>& constants, const AdamWAges<T>* a
     __builtin_prefetch(value + i + kAhead);
     __builtin_prefetch(exp_avg + i + kAhead);
     __builtin_prefetch(exp_avg_sq + i + kAhead);
-    if (Aged) __builtin_prefetch(generation + i + kAhead);
+    if (kVariedAges) __builtin_prefetch(generation + i + kAhead);
     if (Scaled) __builtin_prefetch(factor + i + kAhead);
     if (kDecaysToOrigin) __builtin_prefetch(origin + i + kAhead);
     T step_size[kLine<T>], root[kLine<T>];
-    if (Aged) tables.look_up(generation + i, step_size, root);
+    if (kVariedAges) tables.look_up(generation + i, step_size, root);
 #pragma GCC ivdep
     for (int64_t j = i; j < i + kLine<T>; ++j) {
-      const AdamWAge<T> age = Aged ? AdamWAge<T>{step_size[j - i], root[j - i]} : same;
+      const AdamWAge<T> age = kVariedAges ? AdamWAge<T>{step_size[j - i], root[j - i]} : same;
       const T towards = kDecaysToOrigin ? convert(origin[j], Tag<T>()) : T(0);
       adamw_update_varied(c, kFromExpAvg, age, Scaled, Scaled ? factor[j] : T(1), kDecaysToOrigin, towards, grad[j], value[j], exp_avg[j],
                           exp_avg_sq[j]);
