@@ -19,6 +19,9 @@ def main() -> int:
     sys.modules.setdefault("sparse_ft", importlib.util.module_from_spec(spec))
     try:
         from sparse_ft.cli.main import main as run
+    except KeyboardInterrupt:
+        print("sparse-ft: interrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         if str(error.name).startswith("sparse_ft"):
             raise

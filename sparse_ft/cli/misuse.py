@@ -4,12 +4,13 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
 
-from .showing import only_json
+from .showing import only_json, warn
 
 BUG, MISUSE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # What the shell gets. Signals: 128 and their number.
@@ -71,8 +72,9 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        is_json = bool(kwargs.get("as_json"))
         try:
-            with only_json() if kwargs.get("as_json") else contextlib.nullcontext():
+            with _warnings_told(), only_json() if is_json else contextlib.nullcontext():
                 function(*args, **kwargs)
         except Misuse as error:
             _say(f"error: {error}")
@@ -90,6 +92,14 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED) from None
 
     return run
+
+
+@contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """In here a warning is a sentence; the line of the source that it came from helps nobody."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: warn(one_line(Warning(message)))
+        yield
 
 
 def _say(message: str) -> None:

@@ -193,3 +193,12 @@ def test_a_full_disk_is_told_and_no_bug_is_taken_for_it(command, config, tmp_pat
     (tmp_path / "file").touch()
     done = command("finetune", config, "--output", tmp_path / "file" / "run")
     assert done.code == 2 and "output" in done.err
+
+
+def test_a_warning_is_a_sentence(command, config, tmp_path):
+    """Of too low a density; no line of source, and it stands beside the results."""
+    done = command("finetune", config, "--dry-run", "--density", 0.001, "--json")
+    assert done.code == 0 and json.loads(done.out)["trainable"] > 0
+    told = [line for line in done.err.splitlines() if "less than one column" in line]
+    assert told and all(line.startswith("sparse-ft: warning: density: 0.001") for line in told)
+    assert "callback" not in done.err and "UserWarning" not in done.err
