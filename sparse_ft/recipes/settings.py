@@ -25,7 +25,9 @@ __all__ = [
 
 
 def check_common(model: Any, batches: Any, settings: Mapping[str, Any]) -> None:
-    """What every recipe takes, where it takes it: model, batches, loss, targets, seed, density."""
+    """What every recipe of the package takes, where it takes it: model, batches, loss, targets,
+    seed, max_batches, density. Raises TypeError or ValueError that names it.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {described(model)}")
     if batches is not None:

@@ -89,6 +89,16 @@ def test_what_is_no_list_of_batches_is_refused(batches, bert):
             RECIPES[name](bert.model, batches)
 
 
+def test_a_seed_may_be_numpys(bert):
+    numpy = pytest.importorskip("numpy")
+    for name in ("hft", "roast", "spiel", "shira"):
+        made = [
+            RECIPES[name](bert.model, bert.batches, seed=kind(3)) for kind in (int, numpy.int64)
+        ]
+        plans = [each if isinstance(each, sft.Plan) else each.plan for each in made]
+        assert plans[0] == plans[1]
+
+
 def test_a_model_that_is_none_is_refused():
     for name in ("gps", "lisa", "esft"):
         with pytest.raises(TypeError, match=r"model: expected an nn.Module, got"):
@@ -97,12 +107,14 @@ def test_a_model_that_is_none_is_refused():
 
 def test_settings_of_ones_own_recipe_are_its_own(bert):
     @sft.recipes.recipe("of_odd_settings", "nobody")
-    def mine(model, batches, *, layers, heads=(), share="some"):
+    def mine(model, batches, *, layers, heads=(), share="some", seed=None, density=None):
         """whatever. Returns the plan."""
+        assert batches == {"in": 3} and density == "high"
         return sft.Plan.match(model, {layers: "all"})
 
     try:
-        assert sft.recipes.get("of_odd_settings")(bert.model, layers="*query.weight", heads=[3])
+        own = sft.recipes.get("of_odd_settings")
+        assert own(bert.model, {"in": 3}, layers="*query.weight", heads=[3], density="high")
     finally:
         del RECIPES["of_odd_settings"]
 
