@@ -63,6 +63,10 @@ def reselect(
     after its exchange, and the plan of the model says which.
     """
     with Ranks("sft.reselect", process_group) as ranks:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"optimizer: expected an optimiser or None, got {described(optimizer)}")
         while record_of(model) is None and isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         refuse_sharded(model, "choose once, before fully_shard")
@@ -178,8 +182,14 @@ def _exchange(
             )
         check_moves(member.state, values)
     if seed is not None:
-        seed.check(name)
+        _check_seed(name, seed, state.matrix_shape)
     return Exchange(model, holder, selection, member, restores, age == "entry", seed)
+
+
+def _check_seed(name: str, seed: Any, shape: tuple[int, int]) -> None:
+    if not isinstance(seed, Seed):
+        raise TypeError(f"seeds: {name!r}: expected a Seed, got {described(seed)}")
+    seed.check(name, shape[0] * shape[1])
 
 
 def _check_seeds(seeds: Any, changes: dict[str, Any], optimizer: Any) -> None:

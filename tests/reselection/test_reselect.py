@@ -275,8 +275,42 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(what):
     assert same(held(model, optimizer), before)
 
 
+NAN = float("nan")
+# What a sound seed has instead: that, of entries 3 and 7 of a matrix of 24 x 16.
+WRONG_SEEDS = {
+    "no steps": (dict(steps=0), ValueError, "expected steps of at least 1, got 0"),
+    "half a step": (dict(steps=2.5), TypeError, "expected a number of steps, got 2.5"),
+    "a list": (dict(index=[3, 7]), TypeError, "expected a tensor as index, got a list"),
+    "of floats": (dict(index=torch.tensor([3.0, 7.0])), TypeError, "positions in torch.int64"),
+    "not sorted": (dict(index=torch.tensor([7, 3])), ValueError, "not sorted and unique"),
+    "outside": (dict(index=torch.tensor([3, 384])), ValueError, "from 0 to 383, got 3 to 384"),
+    "below": (dict(index=torch.tensor([-1, 3])), ValueError, "from 0 to 383, got -1 to 3"),
+    "not finite": (dict(grad=torch.tensor([1.0, NAN])), ValueError, "gradients hold inf or NaN"),
+    "a square below 0": (dict(grad_squared=torch.tensor([1.0, -1.0])), ValueError, "below 0"),
+    "no square": (dict(grad_squared=torch.tensor([1.0, NAN])), ValueError, "its squares hold"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_SEEDS)
+def test_a_seed_that_would_spoil_what_joins_is_refused_by_name_and_changes_nothing(what):
+    changed, error, message = WRONG_SEEDS[what]
+    sound = dict(index=torch.tensor([3, 7]), grad=torch.ones(2), grad_squared=torch.ones(2))
+    model, optimizer = training()
+    before = held(model, optimizer)
+    seeds = {"first.weight": Seed(**{**sound, "steps": 3, **changed})}
+    with pytest.raises(error, match=f"seeds: 'first.weight': .*{message}"):
+        sft.reselect(model, optimizer, plan_of(1), seeds=seeds)
+    assert same(held(model, optimizer), before)
+
+
 def test_models_and_optimisers_that_do_not_fit_are_refused_by_name():
     model, optimizer = training()
+    with pytest.raises(TypeError, match="model: expected an nn.Module, got None"):
+        sft.reselect(None, optimizer, plan_of(1))
+    with pytest.raises(TypeError, match="optimizer: expected an optimiser or None, got 'adam'"):
+        sft.reselect(model, "adam", plan_of(1))
+    with pytest.raises(TypeError, match="seeds: 'first.weight': expected a Seed, got 3"):
+        sft.reselect(model, optimizer, plan_of(1), seeds={"first.weight": 3})
     with pytest.raises(ValueError, match="model: it is not converted"):
         sft.reselect(net(F64), optimizer, plan_of(1))
     with pytest.raises(ValueError, match="optimizer: it does not hold the values of"):
