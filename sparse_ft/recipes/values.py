@@ -62,6 +62,16 @@ def several(batches: Any, most: int | None = None) -> list[Any] | None:
     return None if batches is None else list(Batches(batches, most))
 
 
+def saved(generator: torch.Generator) -> str:
+    """The state of a generator, as text."""
+    return bytes(generator.get_state().tolist()).hex()
+
+
+def resume(generator: torch.Generator, text: str) -> None:
+    """Go on from what `saved` gave."""
+    generator.set_state(torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8))
+
+
 def forget(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> None:
     """Free what the optimiser knows of a parameter; it begins anew with its next gradient."""
     if isinstance(optimizer, SelectiveAdamW):

@@ -290,6 +290,27 @@ def test_losia_makes_no_dense_gradient_and_trains_no_bias(bert):
         sft.recipes.get("losia")(bert.model, bert.batches, share=0.0)
 
 
+def test_what_warms_up_in_losia_goes_on_warming(bert):
+    made = []
+    for _ in range(2):
+        model = copy.deepcopy(bert.model)
+        process = sft.recipes.get("losia")(model, bert.batches, every=2, warm=5, seen=1)
+        made.append((model, process, process.start(model, LR)))
+    (model, process, optimizer), (other, again, _) = made
+    for _ in range(3):
+        dense_scores.losses(model, bert.batches)[0].backward()
+        optimizer.step()
+        process.step()
+        optimizer.zero_grad()
+    again.load_state_dict(process.state_dict())
+    factors = [
+        [m._sparse_ft_state.factor for m in each.modules() if hasattr(m, "selection")]
+        for each in (model, other)
+    ]
+    held = [[None if f is None else float(f.max()) for f in each] for each in factors]
+    assert held[0] == held[1] and any(held[0])
+
+
 def test_a_density_of_losia_is_that_of_the_crossings(bert):
     plan = sft.recipes.get("losia")(bert.model, bert.batches, density=0.25).plan
     assert all(len(what) * 4 == what.matrix_shape[0] * what.matrix_shape[1]

@@ -157,6 +157,47 @@ def test_ist_learns_which_layers_to_draw_and_leaves_the_values_alone(bert):
     assert dense_recipes.distance(ours, dense) < 1e-9
 
 
+RESUMED = {
+    "ist": {"layers": 1, "every": 3, "probe": 3, "density": 0.2},
+    "roast": {"epoch": 3, "beta": 1.0},
+    "greentrainer": {"epoch": 3},
+    "lisa": {"layers": 1, "every": 3},
+}
+
+
+def trained(model, process, optimizer, batches, steps):
+    for step in steps:
+        dense_scores.losses(model, [batches[step % 2]])[0].backward()
+        optimizer.step()
+        process.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_that_goes_on_is_the_run_that_was_never_cut(name, bert):
+    batches = bert.batches[:1] * 2  # IST begins its own turns through them anew
+    runs = []
+    for _ in range(2):
+        model = copy.deepcopy(bert.model)
+        process = sft.recipes.get(name)(model, batches, **RESUMED[name])
+        runs.append((model, process, process.start(model, LR)))
+    (model, process, optimizer), (other, again, after) = runs
+    trained(model, process, optimizer, batches, range(5))
+    saved = copy.deepcopy([each.state_dict() for each in (model, process, optimizer)])
+    trained(model, process, optimizer, batches, range(5, 11))
+    other.load_state_dict(saved[0])
+    after.load_state_dict(saved[2])
+    again.load_state_dict(saved[1])
+    trained(other, again, after, batches, range(5, 11))
+    assert dense_recipes.distance(sft.revert(model), sft.revert(other)) == 0
+
+
+def test_of_steps_alone_roast_says_that_its_masks_are_missing(bert):
+    process = sft.recipes.get("roast")(bert.model, bert.batches, epoch=3)
+    with pytest.warns(UserWarning, match="roast: the masks of this epoch were not saved"):
+        process.load_state_dict({"steps": 4})
+
+
 def judged(process, model, base, importance, draw, batch):
     """IST's update, on a plain copy whose differences are weakened by hand."""
     plain = sft.revert(copy.deepcopy(model))

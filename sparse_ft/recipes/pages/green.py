@@ -48,16 +48,29 @@ class Green(Process):
         self._choose(model)
         return self.active
 
+    def state_dict(self) -> dict[str, Any]:
+        """What to save: the steps, and which tensors train."""
+        return {**super().state_dict(), "active": list(self.active)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; of steps alone, with what was chosen when it was attached."""
+        super().load_state_dict(state)
+        if "active" in state and self._model is not None:
+            self._set(self.model, state["active"])
+
     def _choose(self, model: nn.Module) -> None:
         plan = select(
             model, budget=Flops(self._share), score=by_square(), targets=literally(self._names),
             batches=self._batches, loss=self._loss,
         )  # fmt: skip
-        self.active = list(plan)
+        self._set(model, list(plan))
+
+    def _set(self, model: nn.Module, active: list[str]) -> None:
+        self.active = list(active)
         for name in self._names:
             parameter = model.get_parameter(name)
-            parameter.requires_grad_(name in plan)
-            if name not in plan:
+            parameter.requires_grad_(name in active)
+            if name not in active:
                 parameter.grad = None
                 forget(self._optimizer, parameter)
 

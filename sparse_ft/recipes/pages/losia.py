@@ -30,6 +30,17 @@ class Losia(Process):
         self._total, self._beta = settings["total"], settings["beta"]
         self._warming: dict[str, int] = {}  # weight: the step it was moved at
 
+    def state_dict(self) -> dict[str, Any]:
+        """What to save: the steps, and what is warming up."""
+        return {**super().state_dict(), "warming": dict(self._warming)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; of steps alone nothing is warming up."""
+        super().load_state_dict(state)
+        self._warming = dict(state.get("warming", {}))
+        if self._model is not None:
+            self._warm_up(self.model)
+
     def _turn(self, model: nn.Module) -> Any:
         report = None
         is_over = self._total is not None and self.steps > self._total

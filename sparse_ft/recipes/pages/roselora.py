@@ -29,6 +29,15 @@ class RoseLora(Looking):
         done = min(1.0, max(0.0, (self.steps - begin) / max(1, end - begin)))
         return settings["density"] + (1 - settings["density"]) * AMOUNTS["cubic"](done)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What to save: the steps, and the sensitivities, a tensor as large as each factor."""
+        return {**super().state_dict(), "sensitivity": dict(self._sensitivity)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; of steps alone sensitivities begin anew."""
+        super().load_state_dict(state)
+        self._sensitivity = dict(state.get("sensitivity", {}))
+
     @torch.no_grad()
     def _look(self, *_: Any) -> None:
         beta = self._settings["beta"]

@@ -15,7 +15,7 @@ from ..parts import blocks_of, check_blocks
 from ..process import Process, Scheduled
 from ..recipe import recipe
 from ..settings import check_count, check_lr, check_part
-from ..values import cycled, several
+from ..values import cycled, resume, saved, several
 
 
 def whole_blocks(model: nn.Module) -> Plan:
@@ -77,8 +77,13 @@ class Ist(Process):
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """What to save: the steps, and the importance that was learnt."""
-        return {**super().state_dict(), "importance": self.importance.tolist()}
+        """What to save: the steps, the importance that was learnt, whose turn it is, the lots."""
+        return {
+            **super().state_dict(),
+            "importance": self.importance.tolist(),
+            "active": list(self.active),
+            "lots": saved(self._generator),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; without an importance every layer is as likely as the others."""
@@ -86,6 +91,12 @@ class Ist(Process):
         known = state.get("importance")
         if known is not None:
             self.importance = torch.tensor(known, dtype=torch.float64)
+        if "lots" in state:
+            resume(self._generator, state["lots"])
+        if "active" in state:
+            self.active = list(state["active"])
+            if self._rotate is not None:
+                self._rotate._set()
 
     def _patterns(self, model: nn.Module) -> dict[str, list[str]]:
         members = members_of_lists(model)

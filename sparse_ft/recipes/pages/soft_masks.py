@@ -1,5 +1,6 @@
 """SPIDER, CoFiTune and RoAST: entries train more or less, by a factor each."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..process import Looking, Process
 from ..recipe import recipe
 from ..scores import scores_of
 from ..settings import check_count, check_lr, check_number, check_part
-from ..values import literally, several, values_of
+from ..values import literally, resume, saved, several, values_of
 
 Matrices = dict[str, torch.Tensor]
 
@@ -180,6 +181,7 @@ class Roast(Looking):
         self._alpha, self._beta = alpha, beta
         self._generator = torch.Generator().manual_seed(seed)
         self._fisher: Matrices = {}
+        self._factors: Matrices = {}
 
     @torch.no_grad()
     def _look(self, *_: Any) -> None:
@@ -193,10 +195,38 @@ class Roast(Looking):
     def _turn(self, model: nn.Module) -> Any:
         if self.steps % self._epoch:
             return None
-        factors = {name: self._drawn(fisher) for name, fisher in self._fisher.items()}
+        self._factors = {name: self._drawn(fisher) for name, fisher in self._fisher.items()}
         self._fisher = {}
-        scale_updates(model, factors)  # type: ignore[arg-type]
-        return factors
+        scale_updates(model, self._factors)  # type: ignore[arg-type]
+        return self._factors
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to save: the steps, the lots, the masks of this epoch and the squares of it so far,
+        two tensors as large as each weight.
+        """
+        return {
+            **super().state_dict(),
+            "lots": saved(self._generator),
+            "factors": dict(self._factors),
+            "fisher": dict(self._fisher),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; of steps alone there is no mask until the epoch ends."""
+        super().load_state_dict(state)
+        if "lots" not in state:
+            if self.steps >= self._epoch:
+                warnings.warn(
+                    "roast: the masks of this epoch were not saved, only its steps: until it ends"
+                    " every entry moves; save roast.state_dict() whole",
+                    stacklevel=2,
+                )
+            return
+        resume(self._generator, state["lots"])
+        self._factors = dict(state["factors"])
+        self._fisher = {name: one.clone() for name, one in state["fisher"].items()}
+        if self._model is not None and self._factors:
+            scale_updates(self.model, self._factors)  # type: ignore[arg-type]
 
     def chances(self, fisher: torch.Tensor) -> torch.Tensor:
         """σ(2β (rank − α)), rank in [0, 1] within the weight."""
