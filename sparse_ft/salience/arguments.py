@@ -3,13 +3,13 @@ out.
 """
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..messages import did_you_mean
+from ..messages import described, did_you_mean
 from ..nn.foreign import is_sharded_tensor, why_not
 from .budgets import Count, Density, DensityPerRow
 from .losses import check_batches
@@ -46,8 +46,20 @@ def check_choices(structure: str | None, scope: str | None, **others: Any) -> No
     floor, cap = others["floor"], others["cap"]
     for name, bound in (("floor", floor), ("cap", cap)):
         check_bound(name, bound)
+    if cap == 0:
+        raise ValueError("cap: 0 lets nothing train; targets= says which weights are looked at")
     if floor is not None and type(floor) is type(cap) and floor > cap:
         raise ValueError(f"floor: {floor!r} is more than cap={cap!r}, what a weight gets at most")
+
+
+def check_names(targets: Any, groups: Any) -> None:
+    """Raise TypeError unless these are what may name parameters."""
+    if targets is not None and not isinstance(targets, Iterable):
+        raise TypeError(f"targets: expected glob pattern(s), got {described(targets)}")
+    if groups is not None and not isinstance(groups, Mapping):
+        raise TypeError(
+            f"groups: expected a mapping {{label: glob pattern(s)}}, got {described(groups)}"
+        )
 
 
 def check_seed(seed: Any) -> int:

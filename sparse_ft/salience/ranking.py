@@ -12,7 +12,14 @@ from ..ranks import Ranks
 from ..selection import Selection, as_block_size
 from ..units import Units
 from .again import check_again, check_quantised, is_converted, targets_again
-from .arguments import as_budget, check_batches_of, check_choices, check_seed, check_weights
+from .arguments import (
+    as_budget,
+    check_batches_of,
+    check_choices,
+    check_names,
+    check_seed,
+    check_weights,
+)
 from .budgets import Density, DensityPerRow
 from .choosing import NONE_CHOSEN, Chooser
 from .collecting import GradientSource
@@ -132,6 +139,7 @@ def select(
         kind = structure or _default_structure(budget)
         rule = as_budget(density, budget, kind)
         check_choices(structure, scope, **bounds, **words, **counts)
+        check_names(targets, groups)
         seed = check_seed(seed)
         rated = None if score is None else as_score(score)
         check_batches_of(rated, batches)

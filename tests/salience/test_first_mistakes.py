@@ -269,3 +269,48 @@ def test_first_mistakes_with_estimate_reselect_and_rotate():
         sft.reselect(model, optimizer, {"layers.0.weight": sft.Rows([2])}, seeds=3)
     with pytest.raises(ValueError, match="always: '.norm.' matches no parameter"):
         sft.Rotate(1, 1, always="*norm*").attach(model, optimizer)
+
+
+class Wide(nn.Module):
+    """One weight of 6 rows and 4 columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        (
+            dict(score={"layer.weight": torch.rand(4, 6)}),
+            ValueError,
+            r"score: expected shape \[6, 4\] for 'layer.weight', got \[4, 6\]",
+        ),
+        (
+            dict(score={"layer.weight": torch.rand(6, 4, dtype=torch.complex64)}),
+            TypeError,
+            r"score: expected real numbers for 'layer.weight', got a Tensor \[6, 4\] complex64",
+        ),
+        (
+            dict(score="magnitude", scope="group", groups=["layer*"]),
+            TypeError,
+            "groups: expected a mapping .*, got a list",
+        ),
+        (dict(score="magnitude", targets=3), TypeError, "targets: expected glob .*, got 3"),
+        (dict(score="magnitude", scope="global", cap=0), ValueError, "cap: 0 lets nothing train"),
+    ],
+)
+def test_scores_of_another_shape_and_names_of_no_parameters(settings, error, message):
+    """A transposed score was read in the order of its own memory, as that of other entries."""
+    with pytest.raises(error, match=message):
+        sft.select(Wide(), density=0.5, structure="entries", **settings)
+
+
+def test_a_mask_and_flat_scores_are_scores():
+    mask = torch.zeros(6, 4, dtype=torch.bool)
+    mask[5, 1] = mask[2, 3] = True
+    for score in (mask, mask.flatten(), mask.long(), mask.double()):
+        settings = dict(budget=2, structure="entries", targets="layer.weight")
+        plan = sft.select(Wide(), score={"layer.weight": score}, **settings)
+        assert plan["layer.weight"] == sft.Entries([11, 21])

@@ -123,7 +123,10 @@ def given(scores: Mapping[str, torch.Tensor]) -> OfWeights:
     """The scores that the user has computed: {parameter name: tensor}, as large as the weight."""
 
     def rate(name: str, weight: Matrix, generator: torch.Generator) -> Matrix:
-        return _of_base(scores, "score", name, weight).detach().reshape(weight.shape)
+        score = _of_base(scores, "score", name, weight).detach().reshape(weight.shape)
+        if score.is_complex():
+            raise TypeError(f"score: expected real numbers for {name!r}, got {described(score)}")
+        return score.float() if score.dtype == torch.bool else score
 
     return OfWeights("a mapping", rate)
 
@@ -141,5 +144,10 @@ def _of_base(
         raise ValueError(
             f"{argument}: expected a tensor of {weight.numel()} numbers for {name!r}, got"
             f" {described(tensor)}"
+        )
+    if tensor.dim() == 2 and tensor.shape != weight.shape:
+        raise ValueError(
+            f"{argument}: expected shape {list(weight.shape)} for {name!r}, got"
+            f" {list(tensor.shape)}"
         )
     return tensor
