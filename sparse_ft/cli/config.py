@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 TASKS = ("text-classification", "causal-lm")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -18,14 +17,14 @@ FILE_KINDS = (".csv", ".tsv", ".jsonl", ".txt")
 def _no_flag(value: Any) -> Any:
     """`true` is no number, though Python counts with it."""
     if isinstance(value, bool):
-        raise ValueError("a number is expected")
+        raise ValueError("a number")
     return value
 
 
 def _no_empty_path(value: Any) -> Any:
     """Nothing at all would mean the folder that one is in."""
     if value == "":
-        raise PydanticCustomError("empty_path", "a path is expected")
+        raise ValueError("a path")
     return value
 
 

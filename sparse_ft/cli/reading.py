@@ -221,8 +221,6 @@ _KINDS = {
     "list_type": "a list",
     "dict_type": "lines of `key: value`",
     "model_type": "lines of `key: value`",
-    "empty_path": "a path",
-    "value_error": "a number",
 }
 
 
@@ -235,4 +233,6 @@ def _expected(error: Mapping[str, Any], path: list[Any]) -> str:
     if kind in _LIMITS:
         bound, words = _LIMITS[kind]
         return f"expected {words} {error['ctx'][bound]}"
+    if kind == "value_error":  # of config.py, which says what belongs there
+        return f"expected {error['ctx']['error']}"
     return f"expected {_KINDS.get(kind, error['msg'])}"

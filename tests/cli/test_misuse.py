@@ -56,7 +56,7 @@ LINES = [
     flag("finetune CONFIG --method full --density 0.1", "settings.density", "'full'"),
     flag("finetune CONFIG --set plan=none.safetensors --set settings={}", "plan", "select"),
     flag(
-        "finetune CONFIG --method lofit --set settings={} --set settings.steps=1",
+        "finetune CONFIG --method lofit --set settings={} --set settings.heads=2",
         "method: 'lofit'",
         "no entries",
     ),
