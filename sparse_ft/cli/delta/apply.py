@@ -39,6 +39,8 @@ def apply(
             "--output: it is missing; give --output FOLDER for the model, --evaluate FILE to judge"
             " it, or both"
         )
+    if output is not None:
+        files.check_output(output, model)
     found = files.read(delta)
     told = files.task_of(found)
     if evaluate is not None and told is None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..library import sparse_ft
+from ..locating import located
 from ..misuse import Misuse, blamed_on
 from ..models import Loaded, load, load_as_it_is
 from ..writing import writing
@@ -61,6 +62,17 @@ def load_base(folder: Path, delta: Any, key: str = "MODEL") -> Loaded:
     return load(
         folder, told["task"], labels=labels, dtype=told["dtype"], seed=told["seed"], key=key
     )
+
+
+def check_output(folder: Path, source: Path) -> None:
+    """Raise Misuse for a file, which save_pretrained leaves without a word, and for `source`."""
+    if folder.is_file():
+        raise Misuse(f"--output: {str(folder)!r} is a file; give a folder")
+    if folder.resolve() == located(source, "MODEL").resolve():
+        raise Misuse(
+            f"--output: {str(folder)!r} is the folder of MODEL, which would be written over; give"
+            " another one"
+        )
 
 
 def save_model(loaded: Loaded, folder: Path) -> None:

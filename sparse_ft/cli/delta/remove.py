@@ -27,6 +27,7 @@ def remove(
     The delta must know what the base held (`keep_origin: true`, or `sparse-ft delta diff`), and the
     model must hold what the delta put in.
     """
+    files.check_output(output, model)
     found = files.read(delta)
     if not found.has_origin:
         raise Misuse(
