@@ -103,7 +103,8 @@ def is_eager() -> bool:
 
     Not for torch.compile, which reads it, and not under a transform of torch.func.
     """
-    return not (is_compiling() or is_transformed())
+    is_read = _is_in_graph() or _flags["_is_compiling_flag"]  # `is_compiling`, without its call
+    return not (is_read or is_transformed())
 
 
 def is_undisturbed() -> bool:

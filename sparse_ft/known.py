@@ -27,13 +27,13 @@ class Known:
     there are twice as many as were alive the last time.
     """
 
-    __slots__ = "facts", "_limit"
+    __slots__ = "facts", "limit"
 
     def __init__(self) -> None:
         # (id of the tensor, what): (the tensor, its version, the fact), weakly. Plain tuples: every
         # forward makes some, and named ones take 0.4 µs.
         self.facts: dict[tuple, tuple[weakref.ref, int, weakref.ref]] = {}
-        self._limit = FEWEST
+        self.limit = FEWEST
 
     def tell(self, tensor: torch.Tensor, fact: Any, what: Hashable = None) -> None:
         """Let `of(tensor, what)` be `fact` until one of them is gone or the tensor is written to.
@@ -43,8 +43,8 @@ class Known:
         """
         ref, facts = weakref.ref, self.facts
         facts[id(tensor), what] = ref(tensor), tensor._version, ref(fact)
-        if len(facts) > self._limit:
-            self._sweep()
+        if len(facts) > self.limit:
+            self.sweep()
 
     def of(self, tensor: torch.Tensor, what: Hashable = None) -> Any:
         """The fact, or None where nothing is known of the tensor as it is now.
@@ -63,8 +63,9 @@ class Known:
         facts = [(about(), fact()) for about, _, fact in list(self.facts.values())]
         return [fact for about, fact in facts if about is not None and fact is not None]
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Drop dead facts; for who has told some by itself, once there are more than `limit`."""
         for key, (about, _, fact) in list(self.facts.items()):
             if about() is None or fact() is None:
                 self.facts.pop(key, None)
-        self._limit = max(FEWEST, 2 * len(self.facts))
+        self.limit = max(FEWEST, 2 * len(self.facts))

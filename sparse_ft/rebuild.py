@@ -159,32 +159,36 @@ def shared_copy(input: torch.Tensor, features: torch.Tensor, dtype: torch.dtype)
     """`input[..., features]` in `dtype`, as [T, features]; one copy for all who ask for the same
     while the input is unchanged (q, k and v ask in a row).
     """
-    what = weakref.ref(features)
-    found = _copies.facts.get((id(input), what))
+    facts, ref = _copies.facts, weakref.ref
+    key = id(input), ref(features)
+    found = facts.get(key)
     if found is not None:
         about, version, fact = found
         known = fact()
         if known is not None and about() is input and version == input._version:
             fix_weakref(known)
-            if known.dtype == dtype:
+            if known.dtype is dtype:
                 return known
     try:
         made = input.index_select(1, features) if input.dim() == 2 else _selected(input, features)
     except NotImplementedError:
         refuse_layout("input", input)
         raise
-    if wants_alignment(input):
+    if made.size(1) % WHOLE and wants_alignment(input):
         made = _aligned(made, dtype)
-    elif made.dtype != dtype:
+    elif made.dtype is not dtype:
         made = made.to(dtype)
     try:
-        _copies.tell(input, made, what)
+        facts[key] = ref(input), input._version, ref(made)  # `_copies.tell`, without its call
     except RuntimeError:
-        pass  # made under inference_mode: nothing tells of changes, so it is copied each time
+        return made  # of inference_mode: nothing tells of changes, so it is copied each time
+    if len(facts) > _copies.limit:
+        _copies.sweep()
     return made
 
 
 ALIGNED = 16  # bytes on which each token of an operand of a GPU's fast products starts
+WHOLE = 8  # features, each of 2 bytes or more: a multiple of so many fills them
 
 
 def wants_alignment(input: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from .positive_bits import positive_bits, relu_bits
 from .rms_norm import rms_norm
 from .rms_norm_backward import rms_norm_backward
 from .scatter_selected import scatter_selected_
-from .selected_wgrad import prepare_selected_wgrad, selected_wgrad, selected_wgrad_
+from .selected_wgrad import prepare_selected_wgrad, selected_wgrad, selected_wgrad_, wgrad_of_kept
 from .selected_wgrad_grouped import selected_wgrad_grouped, selected_wgrad_grouped_
 from .swap_selected import swap_selected_
 from .where_bits import where_bits
@@ -42,5 +42,6 @@ __all__ = [
     "selected_wgrad_grouped",
     "selected_wgrad_grouped_",
     "swap_selected_",
+    "wgrad_of_kept",
     "where_bits",
 ]

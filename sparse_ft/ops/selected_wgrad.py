@@ -12,6 +12,11 @@ from ._registry import Whole, launcher, op
 from .layout import STRUCTURES, Layout, Shape, as_layout
 from .strips import write_by_strips
 
+# Whole columns of these dtypes the kernels leave to the GPU's library; as they lie where each token
+# starts on 16 bytes: in contiguous memory, with a multiple of so many features.
+_AT_ONCE = (torch.bfloat16, torch.float16) if HAS_TRITON else ()
+WHOLE = 8
+
 
 def _check(grad_output: Tensor, input: Tensor, layout: Layout) -> None:
     for name, operand in (("grad_output", grad_output), ("input", input)):
@@ -114,6 +119,25 @@ def selected_wgrad(
     wide = accumulator(grad_output.dtype)
     values = layout.structure.product_of(layout, grad_output.to(wide), input.to(wide))
     return values.to(dtype or wide).contiguous()
+
+
+def wgrad_of_kept(grad_output: Tensor, kept: Tensor, layout: Layout) -> Tensor:
+    """`selected_wgrad(grad_output, kept, layout)`, the same bits, for a backward: nothing that it
+    takes is tracked by autograd.
+
+    Whole columns that a GPU's library multiplies as they lie are handed to it at once, in half of
+    the host's time: what the op derives and checks holds of what a layer kept itself. kept: [T, C],
+    the features that the layout is about and no others.
+    """
+    dtype = kept.dtype
+    if (
+        layout.kind == "columns" and kept.is_cuda and dtype in _AT_ONCE
+        and kept.size(1) % WHOLE == 0 and kept.numel() and kept.is_contiguous()
+        and type(grad_output) is Tensor and grad_output.dtype is dtype
+        and grad_output.is_contiguous()
+    ):  # fmt: skip
+        return torch.mm(grad_output.t(), kept, out_dtype=torch.float32)
+    return selected_wgrad(grad_output, kept, layout)
 
 
 @op(
