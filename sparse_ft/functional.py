@@ -156,40 +156,6 @@ def lean_product(
     return _apply_lean_product(input, weight, values, bias, part, input_dim)
 
 
-class _SelectiveProduct(torch.autograd.Function):
-    """part: what backward needs of the input, and the selection's layout on that
-    (`Selection.restrict`).
-
-    Backward leaves it to autograd to cast each gradient to the dtype of what it is for.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        values: torch.Tensor,
-        bias: torch.Tensor | None,
-        part: Part,
-        input_dim: int,
-    ) -> torch.Tensor:
-        plain = input.dim() == 2 or (
-            input.is_contiguous() and (bias is not None or 1 not in input.shape)
-        )
-        plain = plain and input_dim == 1
-        output = (
-            F.linear(input, weight, bias) if plain else product_of(input, weight, bias, input_dim)
-        )
-        if is_view(output):  # `unviewed`, in less time
-            output = output.data
-        _save(ctx, input, weight, values, bias, part, input_dim, output.dtype)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _gradients(ctx, grad_output)
-
-
 def _save(
     ctx: Any,
     input: torch.Tensor,
@@ -250,6 +216,38 @@ def _gradients(
     if has_bias and ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0)
     return grad_input, None, grad_values, grad_bias, None, None
+
+
+class _SelectiveProduct(torch.autograd.Function):
+    """part: what backward needs of the input, and the selection's layout on that
+    (`Selection.restrict`).
+
+    Backward leaves it to autograd to cast each gradient to the dtype of what it is for.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+        part: Part,
+        input_dim: int,
+    ) -> torch.Tensor:
+        plain = input.dim() == 2 or (
+            input.is_contiguous() and (bias is not None or 1 not in input.shape)
+        )
+        plain = plain and input_dim == 1
+        output = (
+            F.linear(input, weight, bias) if plain else product_of(input, weight, bias, input_dim)
+        )
+        if is_view(output):  # `unviewed`, in less time
+            output = output.data
+        _save(ctx, input, weight, values, bias, part, input_dim, output.dtype)
+        return output
+
+    backward: Any = staticmethod(_gradients)
 
 
 class _LeanProduct(_SelectiveProduct):

@@ -8,6 +8,7 @@ twice, must save the same both times, so what came from outside, or from another
 count there.
 """
 
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
@@ -174,7 +175,7 @@ def shared_copy(input: torch.Tensor, features: torch.Tensor, dtype: torch.dtype)
     except NotImplementedError:
         refuse_layout("input", input)
         raise
-    if made.size(1) % WHOLE and wants_alignment(input):
+    if wants_alignment(input) and made.size(1) % WHOLE:
         made = _aligned(made, dtype)
     elif made.dtype is not dtype:
         made = made.to(dtype)
@@ -191,9 +192,9 @@ ALIGNED = 16  # bytes on which each token of an operand of a GPU's fast products
 WHOLE = 8  # features, each of 2 bytes or more: a multiple of so many fills them
 
 
-def wants_alignment(input: torch.Tensor) -> bool:
-    """Whether a product is much slower where a token starts on another byte: on a GPU."""
-    return input.is_cuda
+# Whether a product is much slower where a token of its operand starts on another byte: on a GPU.
+# Without a frame of Python's: every forward asks.
+wants_alignment: Callable[[torch.Tensor], bool] = operator.attrgetter("is_cuda")
 
 
 def _aligned(copy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -127,14 +127,12 @@ def wgrad_of_kept(grad_output: Tensor, kept: Tensor, layout: Layout) -> Tensor:
 
     Whole columns that a GPU's library multiplies as they lie are handed to it at once, in half of
     the host's time: what the op derives and checks holds of what a layer kept itself. kept: [T, C],
-    the features that the layout is about and no others.
+    the features that the layout is about and no others, of one dtype with grad_output.
     """
-    dtype = kept.dtype
     if (
-        layout.kind == "columns" and kept.is_cuda and dtype in _AT_ONCE
+        layout.kind == "columns" and kept.is_cuda and kept.dtype in _AT_ONCE
         and kept.size(1) % WHOLE == 0 and kept.numel() and kept.is_contiguous()
-        and type(grad_output) is Tensor and grad_output.dtype is dtype
-        and grad_output.is_contiguous()
+        and type(grad_output) is Tensor and grad_output.is_contiguous()
     ):  # fmt: skip
         return torch.mm(grad_output.t(), kept, out_dtype=torch.float32)
     return selected_wgrad(grad_output, kept, layout)
