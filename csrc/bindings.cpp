@@ -8,7 +8,7 @@
 #include "cpu/variants.h"
 #include "cuda/ops.h"
 #include "from_python.h"
-#include "lying.h"
+#include "prepared.h"
 
 namespace sparse_ft {
 namespace {
@@ -152,6 +152,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("position", &position_of);
   m.def("why_not_on_cuda_device", why_not_cuda);
   define_lying(m);
+  define_rows(m);
   m.def("set_cpu_variant", &set_cpu_variant);
   m.def("build_info", &build_info);
 }

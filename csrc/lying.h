@@ -2,6 +2,8 @@
 // they lie where they lay. Seven take 0.2 us; their attributes, read one by one in Python, 3.
 #pragma once
 
+#include <utility>
+
 #include "footprint.h"
 #include "from_python.h"
 
@@ -13,6 +15,18 @@ inline bool is_negated(py::handle tensor) {
   const py::object answer = result(tensor, name);
   if (!answer) throw py::error_already_set();
   return answer.is(py::handle(Py_True));
+}
+
+// Where a tensor is: (type, number) of its device as DLPack counts them.
+using Place = std::pair<int32_t, int32_t>;
+constexpr Place kNoPlace{0, 0};
+
+inline Place place_of(py::handle tensor) {
+  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(tensor.ptr()));
+  dlpack::View view;
+  if (api && !api->view_of(tensor.ptr(), &view)) return {view.device_type, view.device_id};
+  PyErr_Clear();
+  return kNoPlace;
 }
 
 constexpr int64_t kNowhere = -1;
@@ -28,18 +42,25 @@ class Lying {
     }
     if (footprints_.empty()) throw std::invalid_argument("tensors: expected at least one");
     is_negated_ = is_negated(tensors[0]);
+    place_ = place_of(tensors[0]);
   }
 
+  Place place() const { return place_; }
+
   // Whether these are as those were: as many, in the same order.
-  bool holds(py::handle tensors) const {
-    const auto count = static_cast<size_t>(PyTuple_GET_SIZE(tensors.ptr()));
-    if (count != footprints_.size()) return false;
+  bool holds(const std::vector<py::object>& tensors) const {
+    if (tensors.size() != footprints_.size()) return false;
     Tensor t;
-    for (size_t i = 0; i < footprints_.size(); ++i) {
-      if (!read_view(PyTuple_GET_ITEM(tensors.ptr(), i), t)) return false;
-      if (!footprints_[i].is_of(t)) return false;
-    }
-    return is_negated(PyTuple_GET_ITEM(tensors.ptr(), 0)) == is_negated_;
+    for (size_t i = 0; i < footprints_.size(); ++i)
+      if (!read_view(tensors[i], t) || !footprints_[i].is_of(t)) return false;
+    return is_negated(tensors[0]) == is_negated_;
+  }
+
+  bool holds(const py::tuple& tensors) const {
+    std::vector<py::object> listed;
+    for (const py::handle tensor : tensors)
+      listed.push_back(py::reinterpret_borrow<py::object>(tensor));
+    return holds(listed);
   }
 
   // Of a tensor whose elements lie as those of the first one, on its device; else kNowhere.
@@ -54,6 +75,7 @@ class Lying {
  private:
   std::vector<Footprint> footprints_;
   bool is_negated_;
+  Place place_;  // of the first one
 };
 
 using KnownRows = std::vector<const Lying*>;  // null: a row that is new
@@ -70,7 +92,7 @@ inline std::vector<size_t> rows_that_moved(const KnownRows& known, const py::lis
   for (size_t i = 0; i < known.size(); ++i) {
     const py::handle row = PyList_GET_ITEM(rows.ptr(), i);
     if (!PyTuple_Check(row.ptr())) throw py::type_error("rows: expected tuples");
-    if (!known[i] || !known[i]->holds(row)) moved.push_back(i);
+    if (!known[i] || !known[i]->holds(py::reinterpret_borrow<py::tuple>(row))) moved.push_back(i);
   }
   return moved;
 }

@@ -90,6 +90,13 @@ def owner_of(values: torch.Tensor) -> Any:
     return holders[0] if len(holders) == 1 else None
 
 
+def owners_by_id() -> dict[int, tuple[Owner, ...]]:
+    """What `owner_of` looks into, for who asks of many at once: {id of values: who has held
+    them}.
+    """
+    return _owners
+
+
 def _holders(owners: Iterable[Owner], values: torch.Tensor) -> "list[Showing]":
     """Those of the owners whose values these are still."""
     modules = [owner() for owner in owners]

@@ -9,9 +9,9 @@ from ..nn.showing import shown_by_step
 from ..nn.steps import owner_of
 from ..ops import _native, masked_adamw_
 from ..ops._adamw_call import Call, arguments_of
-from ..ops._adamw_native import step_on_cpu_, step_on_cuda_
+from ..ops._adamw_native import NativeCall, step_on_cpu_, step_on_cuda_
 from ..ops._adamw_tensor import Flags
-from .prepared import Prepared, native_call_of
+from .prepared import CHANGED, Prepared, native_call_of
 from .shards import PreparedShard
 
 
@@ -25,6 +25,20 @@ class Batch:
     owners: list[Any] = dataclasses.field(default_factory=list)  # the modules of `linked`
     others: list[Prepared] = dataclasses.field(default_factory=list)
     shards: list[PreparedShard] = dataclasses.field(default_factory=list)  # they are in `others`
+    # Where the gradients of `linked` and `others` lie, CHANGED where that is not known yet.
+    linked_at: list[int] = dataclasses.field(default_factory=list)
+    others_at: list[int] = dataclasses.field(default_factory=list)
+    written: list[torch.Tensor] = dataclasses.field(default_factory=list)  # of all but those
+
+    def add(self, prepared: Prepared, owner: Any = None) -> None:
+        """owner: the module whose weight the step writes through."""
+        if owner is None:
+            self.others.append(prepared)
+            self.others_at.append(CHANGED)
+            return
+        self.linked.append(prepared)
+        self.owners.append(owner)
+        self.linked_at.append(CHANGED)
 
     def parameters(self) -> list[torch.Tensor]:
         return [prepared.parameter for prepared in (*self.linked, *self.others)]
@@ -57,7 +71,7 @@ class Batch:
                 owner.sync()  # a skipped step writes nothing, yet the weights count as shown below
         native = None
         if self.device.type == "cpu" or _is_served_cuda(self.device):
-            native = native_call_of(self.linked, self.owners, self.others)
+            native = self._native_call(is_synced=found_inf is not None)
         if native is None:
             self._step_by_name(flags)
         elif self.device.type == "cpu":
@@ -71,6 +85,14 @@ class Batch:
                 prepared.stamp = owner._mark_stepped()
         for shard in self.shards:
             shard.end()
+
+    def _native_call(self, is_synced: bool) -> NativeCall | None:
+        """None where the compiled part does not take it. is_synced: the weights may have changed
+        since their rows were added.
+        """
+        addresses = None if is_synced else [*self.linked_at, *self.others_at]
+        written = None if is_synced else self.written
+        return native_call_of(self.linked, self.owners, self.others, addresses, written)
 
     def _step_by_name(self, flags: Flags) -> None:
         """By the op, which finds who serves these tensors."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..nn.steps import owners_by_id
+from ..ops import _native
 from ..ops._adamw_tensor import Settings
 from ..parallel.dtensors import is_sharded_tensor
 from .batches import Batch, linked_owner
@@ -52,21 +54,39 @@ class Gathered:
         if not self.prepared:
             self.count(groups)  # accelerate has put others in the places of what FSDP2 has split
         for group in groups:
-            device: torch.device | None = None
-            batch: Batch | None = None
-            for p in group["params"]:
-                grad = p.grad
-                if grad is None:
-                    continue
-                if batch is None or p.device != device:
-                    device = p.device
-                    of_group = self._of_group(group, device)
-                    key = device, group["maximize"], of_group.settings.lr_at is None
-                    batch = batches.get(key)
-                    if batch is None:
-                        batch = batches[key] = Batch(device, group["maximize"])
-                self._add(batch, p, grad, of_group, state)
+            self._add_group(batches, group, state)
         return list(batches.values())
+
+    def _add_group(self, batches: dict[tuple, Batch], group: dict[str, Any], state: State) -> None:
+        """Those of a group, most of which are as they were at the step before."""
+        parameters = group["params"]
+        first = next((p for p in parameters if p.grad is not None), None)
+        if first is None:
+            return
+        device = first.device
+        of_group = self._of_group(group, device)
+        batch = _batch_among(batches, group, device, of_group)
+        if _native.C is not None and of_group.seed is None and not of_group.to_origin:
+            parameters = _native.C.add_rows(
+                Prepared,
+                self.prepared,
+                state,
+                owners_by_id(),
+                parameters,
+                first,
+                of_group.settings,
+                batch,
+                torch.Tensor,
+            )
+        for p in parameters:
+            grad = p.grad
+            if grad is None:
+                continue
+            if p.device != device:
+                device = p.device
+                of_group = self._of_group(group, device)
+                batch = _batch_among(batches, group, device, of_group)
+            self._add(batch, p, grad, of_group, state)
 
     def batch_of(self, p: torch.Tensor, group: dict[str, Any], state: State) -> Batch:
         """One parameter that has its gradient."""
@@ -107,15 +127,11 @@ class Gathered:
         if type(prepared) is PreparedShard:  # its module writes the weight after the step
             prepared.begin()
             batch.shards.append(prepared)
-            batch.others.append(prepared)
+            batch.add(prepared)
             return
         owner = linked_owner(p)
-        if owner is None:
-            batch.others.append(prepared)
-            return
-        batch.linked.append(prepared)
-        batch.owners.append(owner)
-        if is_new and p.is_cpu:
+        batch.add(prepared, owner)
+        if owner is not None and is_new and p.is_cpu:
             prepared.spread(owner)
 
     def _state_of(self, p: torch.Tensor, own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -124,3 +140,14 @@ class Gathered:
         if own["step"].device != p.device:  # a loaded one is still where its checkpoint was
             own["step"] = own["step"].to(p.device)
         return own
+
+
+def _batch_among(
+    batches: dict[tuple, Batch], group: dict[str, Any], device: torch.device, of_group: OfGroup
+) -> Batch:
+    """The one that parameters of `group` on `device` step in, which may be new."""
+    key = device, group["maximize"], of_group.settings.lr_at is None
+    batch = batches.get(key)
+    if batch is None:
+        batch = batches[key] = Batch(device, group["maximize"])
+    return batch

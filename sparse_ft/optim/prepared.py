@@ -1,7 +1,6 @@
 """Prepared: a parameter as the steps of a SelectiveAdamW know it, checked once."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from ..ops._library import memory_of
 from .pages import use_huge_pages
 
 Tensors = tuple[torch.Tensor, ...]
-NOWHERE = -1  # as the compiled part tells of a gradient that does not lie as its parameter
+# What the compiled part tells in the place of a gradient's address.
+NOWHERE = -1  # it does not lie as its parameter
+CHANGED = -2  # the parameter is not as it was when it was prepared
 
 
 class Prepared:
@@ -101,10 +102,6 @@ class Prepared:
                 found += (origin,)
         return found
 
-    def written(self, tensors: Tensors) -> Tensors:
-        """Those of `tensors` that a step changes."""
-        return tensors[: self._writes]
-
     def prepare(self, owner: Any, tensors: Tensors) -> bool:
         """Let the compiled part know `tensors`; False where it does not take them."""
         self.known = self.lying = self.stamp = None
@@ -123,6 +120,17 @@ class Prepared:
         self.lying = _native.C.Lying(tensors)
         return True
 
+    def look(self, owner: Any, written: list[torch.Tensor]) -> int:
+        """As `_native.C.look_at_rows` tells of it, also of one that was never prepared or changed
+        since; NOWHERE where the compiled part does not take it.
+        """
+        tensors = self.tensors(owner)
+        if _native.C.rows_that_moved([self.lying], [tensors]) and not self.prepare(owner, tensors):
+            return NOWHERE
+        written += tensors[: self._writes]
+        (address,) = _native.C.gradient_addresses([self.lying], [self.parameter.grad], torch.Tensor)
+        return address
+
     def spread(self, owner: Any) -> None:
         """Move weight, values and moments into huge pages where that pays: they have come to
         stay.
@@ -137,29 +145,33 @@ class Prepared:
 
 
 def native_call_of(
-    linked: Sequence[Prepared], owners: Sequence[Any], others: Sequence[Prepared]
+    linked: list[Prepared],
+    owners: list[Any],
+    others: list[Prepared],
+    addresses: list[int] | None = None,
+    written: list[torch.Tensor] | None = None,
 ) -> NativeCall | None:
     """One call on parameters of one device; None unless the compiled part takes them all.
 
-    linked: the values of the modules `owners`. others: parameters that train whole.
+    linked: the values of the modules `owners`. others: parameters that train whole. addresses: of
+    all gradients, CHANGED where not known; written: what the step changes of those that are known;
+    None: nothing is known.
     """
     if _native.C is None or not is_undisturbed():
         return None
     rows = [*linked, *others]
-    owned = [*owners, *itertools.repeat(None, len(others))]
-    tensors = [prepared.tensors(owner) for prepared, owner in zip(rows, owned)]
-    known = [prepared.lying for prepared in rows]
-    for i in _native.C.rows_that_moved(known, tensors):
-        if not rows[i].prepare(owned[i], tensors[i]):
-            return None
-        known[i] = rows[i].lying
-    gradients = [prepared.parameter.grad for prepared in rows]
-    addresses = _native.C.gradient_addresses(known, gradients, torch.Tensor)
+    if addresses is None or written is None:
+        written = []
+        addresses = _native.C.look_at_rows(Prepared, torch.Tensor, rows, owners, written)
+    if CHANGED in addresses:
+        owned = [*owners, *itertools.repeat(None, len(others))]
+        for i, address in enumerate(addresses):
+            if address == CHANGED:
+                addresses[i] = rows[i].look(owned[i], written)
+                if addresses[i] == NOWHERE:
+                    return None
     if NOWHERE in addresses:
         return None
-    written: list[torch.Tensor] = []
-    for prepared, of_row in zip(rows, tensors):
-        written += prepared.written(of_row)
     return NativeCall(
         tensors=[prepared.known for prepared in rows],
         grads=addresses,
@@ -168,7 +180,7 @@ def native_call_of(
     )
 
 
-def _settings_of(rows: Sequence[Prepared]) -> list[Any]:
+def _settings_of(rows: list[Prepared]) -> list[Any]:
     """As the compiled part knows them. Those of a group are one object."""
     found = []
     last = native = None
