@@ -211,8 +211,8 @@ def _gradients(
         if features is not None and input_dim == 1:
             grad_values = ops.wgrad_of_kept(flat, input, layout)
         else:
-            operands = (flat, input) if input_dim == 1 else (input, flat)
-            grad_values = ops.selected_wgrad(*operands, layout)
+            rows, columns = (flat, input) if input_dim == 1 else (input, flat)
+            grad_values = ops.selected_wgrad(rows, columns, layout)
     if has_bias and ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0)
     return grad_input, None, grad_values, grad_bias, None, None
