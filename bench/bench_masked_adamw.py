@@ -60,7 +60,7 @@ def cases(size):
         Case(FULL, "rows", 1.0, "bfloat16", shape, seconds=2 * seconds),
         Case(STORED, "rows", 1.0, "bfloat16", medium, seconds=seconds),
         Case(DENSE, "dense", 0.01, "float32", medium, seconds=2 * seconds),
-        Case(VARIED, "rows", 0.1, "float32", medium, seconds=min(seconds, 0.5)),
+        Case(VARIED, "rows", 0.1, "float32", medium, seconds=min(seconds, 0.2)),
     ]
 
 

@@ -133,10 +133,10 @@ def _random(
     size = fitted(as_block_size(block_size), shape)
     grid = -(-rows // size[0]), -(-columns // size[1])
     n = count_of(grid[0] * grid[1], density)
-    features = {}
+    features: dict[int, torch.Tensor | None] = {}
     for dim, lines in enumerate(grid):
         used = round(lines * (1 - (1 - 1 / lines) ** n))  # lines that n random blocks meet
-        features[dim] = dry.integers(min(used * size[dim], shape[dim]))
+        features[dim] = dry.integers(used * size[dim]) if used * size[dim] < shape[dim] else None
     return _sized(Blocks, n, size, shape, features, dry)
 
 
@@ -151,10 +151,11 @@ def _twin(
     Layers that share features go on doing so.
     """
     selection.check(shape)
-    features = {}
+    features: dict[int, torch.Tensor | None] = {}
     for dim in (0, 1):
         with unset_fake_temporarily():
             real, _ = selection.restrict(dim, shape[dim])
+        features[dim] = None
         if real is not None:
             features[dim] = known.setdefault(id(real), (dry.integers(real.numel()), real))[0]
     return _sized(type(selection), len(selection), selection.block_size, shape, features, dry)
@@ -165,11 +166,11 @@ def _sized(
     n: int,
     block_size: int | tuple[int, int],
     shape: tuple[int, int],
-    features: Mapping[int, torch.Tensor],
+    features: Mapping[int, torch.Tensor | None],
     dry: Dry,
 ) -> Selection:
-    """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices} of a
-    matrix of `shape`.
+    """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices, or
+    None for all of them} of a matrix of `shape`.
     """
     dims = (n, 2) if issubclass(cls, Blocks) else (n,)
     largest = max(shape) if cls is not Entries else shape[0] * shape[1] - 1
@@ -178,6 +179,9 @@ def _sized(
     bound = [0, 0] if issubclass(cls, Blocks) else 0
     selection = rebuilt(_DryBlocks if cls is Blocks else cls, index, size, bound)
     for dim, used in features.items():
+        if used is None:
+            selection._features[dim, shape[dim]] = None, selection.layout
+            continue
         compact = dry.integers(*dims, dtype=torch.int32)
         selection._features[dim, shape[dim]] = used, Layout(cls.kind, compact, *size)
     return selection
