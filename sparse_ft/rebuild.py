@@ -18,6 +18,7 @@ import torch
 
 from ._torch import fix_weakref, hooks_in_force, is_compiling, is_view, will_run
 from .known import Known
+from .ops._common import WHOLE
 from .ops._library import refuse_layout
 
 Make = Callable[..., torch.Tensor]  # make(*tensors, *small, features=None)
@@ -189,7 +190,6 @@ def shared_copy(input: torch.Tensor, features: torch.Tensor, dtype: torch.dtype)
 
 
 ALIGNED = 16  # bytes on which each token of an operand of a GPU's fast products starts
-WHOLE = 8  # features, each of 2 bytes or more: a multiple of so many fills them
 
 
 # Whether a product is much slower where a token of its operand starts on another byte: on a GPU.

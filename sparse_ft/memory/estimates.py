@@ -161,10 +161,8 @@ def estimate(
         if world_size is not None:
             traffic = _traffic(model, inputs, world_size, strategy)
     if lean:
-        arguments = lean if isinstance(lean, Mapping) else {}
-        make_lean(
-            model, **arguments
-        )  # tries its modules out on numbers, which a dry run has none of
+        # before the dry run: it tries its modules out on numbers, of which there are none in one
+        make_lean(model, **(lean if isinstance(lean, Mapping) else {}))
     with dry, standing_for(device):
         told = _one_step(model, weights, inputs, _optimizer(optimizer, model))
     return told._replace(traffic=traffic, choosing=choosing)

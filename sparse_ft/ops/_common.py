@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Features, each of 2 bytes or more, of which a multiple fills whole 16 bytes: on these each token
+# of an operand of a GPU's fast products starts.
+WHOLE = 8
+
 
 def check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._common import accumulator
+from ._common import WHOLE, accumulator
 from ._library import HAS_TRITON
 from ._registry import Whole, launcher, op
 from .layout import STRUCTURES, Layout, Shape, as_layout
 from .strips import write_by_strips
 
 # Whole columns of these dtypes the kernels leave to the GPU's library; as they lie where each token
-# starts on 16 bytes: in contiguous memory, with a multiple of so many features.
+# starts on 16 bytes: in contiguous memory, with a multiple of `WHOLE` features.
 _AT_ONCE = (torch.bfloat16, torch.float16) if HAS_TRITON else ()
-WHOLE = 8
 
 
 def _check(grad_output: Tensor, input: Tensor, layout: Layout) -> None:
