@@ -18,10 +18,12 @@ import torch
 import sparse_ft as sft
 
 
-def save_for_ever(deltas, path):
+def save_for_ever(deltas, path, saved):
+    """Save one delta after the other; tell each save by a byte to `saved`."""
     while True:
         for delta in deltas:
             sft.save_delta(delta, path)
+            os.write(saved, b".")
 
 
 def main(folder, times):
@@ -37,12 +39,18 @@ def main(folder, times):
     one_save = (time.perf_counter() - start) / 2
     draw, told = random.Random(0), {"old": 0, "new": 0, "in the middle": 0}
     for _ in range(times):
+        told_by_child, saved = os.pipe()
         child = os.fork()
         if child == 0:
-            save_for_ever(deltas, path)
-        time.sleep(draw.uniform(0.2, 6) * one_save)
+            save_for_ever(deltas, path, saved)
+        os.close(saved)  # the child's end is the only one: if it dies, reading ends
+        # the moment is told by what was saved, not by the clock: a loaded machine saves late
+        for _ in range(draw.randrange(1, 5)):
+            os.read(told_by_child, 1)
+        time.sleep(draw.uniform(0, 1) * one_save)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(told_by_child)
         told["in the middle"] += len(os.listdir(folder)) > 1
         told[("old", "new")[contents.index(path.read_bytes())]] += 1
         sft.save_delta(deltas[0], path)

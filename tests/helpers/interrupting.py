@@ -1,5 +1,6 @@
 """Ctrl-C at a line of one's choice."""
 
+import gc
 import itertools
 import sys
 from collections.abc import Callable
@@ -12,28 +13,35 @@ def interrupted(act: Callable[[], object], line: int, is_ours: Callable[[str], b
 
     is_ours: of a file's name, whether its lines count. Returns whether it came that far.
     """
-    count = itertools.count(1)
+    count, came_so_far = itertools.count(1), False
 
     def trace(frame, event, _):
+        nonlocal came_so_far
         if not is_ours(frame.f_code.co_filename):
             return None
         if event == "line" and next(count) == line:
+            came_so_far = True
             sys.settrace(None)
             raise KeyboardInterrupt
         return trace
 
     open_before = autocast_depth()
+    # A collection calls finalizers of other tests' objects, which would swallow the interrupt:
+    collects = gc.isenabled()
+    gc.disable()
     sys.settrace(trace)
     try:
         act()
-        return False
     except KeyboardInterrupt:
-        return True
+        pass
     finally:
         sys.settrace(None)
+        if collects:
+            gc.enable()
         # An interrupt at the last line of a `with`, before its end is called:
         torch.set_grad_enabled(True)
         close_autocast(open_before)
+    return came_so_far
 
 
 def autocast_depth() -> int:
