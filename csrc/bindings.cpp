@@ -8,7 +8,7 @@
 #include "cpu/variants.h"
 #include "cuda/ops.h"
 #include "from_python.h"
-#include "prepared.h"
+#include "gathering.h"
 
 namespace sparse_ft {
 namespace {

@@ -45,6 +45,8 @@ inline DType dtype_of(const View& view) {
   }
 }
 
+inline char* data_of(const View& view) { return static_cast<char*>(view.data) + view.byte_offset; }
+
 // 3: host memory that is pinned for CUDA, 13: managed by it.
 inline Device device_of(const View& view) {
   if (view.device_type == 1 || view.device_type == 3) return kHost;

@@ -1,39 +1,61 @@
-// Where a tensor lies and how, kept small: while it stays so, its address means what it meant.
+// Where tensors lie and how, kept small: while it stays so, their addresses mean what they meant.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
-#include "tensor.h"
+#include "dlpack.h"
 
 namespace sparse_ft {
 
-class Footprint {
+// Of some tensors, next to each other: a step comes to them when much else has been in the cache.
+class Footprints {
  public:
-  explicit Footprint(const Tensor& t) : data_(t.data), dtype_(t.dtype), device_(t.device) {
-    extents_.assign(t.size, t.size + t.dim);
-    extents_.insert(extents_.end(), t.stride, t.stride + t.dim);
+  void add(const dlpack::View& view) {
+    Footprint f{dlpack::data_of(view), extents_.size(), view.dim, dlpack::device_of(view),
+                view.lanes, view.code, view.bits, false};
+    for (int32_t d = 0; d < view.dim; ++d) {
+      extents_.push_back({view.shape[d], view.strides[d]});
+      f.is_empty |= !view.shape[d];
+    }
+    footprints_.push_back(f);
   }
 
-  bool is_of(const Tensor& t) const {
-    return t.data == data_ && t.device == device_ && lies_alike(t);
+  size_t count() const { return footprints_.size(); }
+
+  // Whether tensor number i is this one.
+  bool is_of(size_t i, const dlpack::View& view) const {
+    return dlpack::data_of(view) == footprints_[i].data && lies_alike(i, view);
   }
 
-  // Whether one walk through memory meets the elements of both in their order.
-  bool lies_alike(const Tensor& t) const {
-    const size_t dim = extents_.size() / 2;
-    if (t.dtype != dtype_ || static_cast<size_t>(t.dim) != dim) return false;
-    return std::equal(t.size, t.size + dim, extents_.begin()) &&
-           std::equal(t.stride, t.stride + dim, extents_.begin() + dim);
+  // Whether one walk through memory of that device meets the elements of both in their order.
+  bool lies_alike(size_t i, const dlpack::View& view) const {
+    const Footprint& f = footprints_[i];
+    if (view.code != f.code || view.bits != f.bits || view.lanes != f.lanes) return false;
+    if (view.dim != f.dim || dlpack::device_of(view) != f.device) return false;
+    const Extent* const extents = extents_.data() + f.first_extent;
+    for (int32_t d = 0; d < f.dim; ++d)  // few: a call of memcmp takes longer
+      if (view.shape[d] != extents[d].size || view.strides[d] != extents[d].stride) return false;
+    return true;
   }
 
-  Device device() const { return device_; }
+  bool is_empty(size_t i) const { return footprints_[i].is_empty; }
 
  private:
-  const void* data_;
-  DType dtype_;
-  Device device_;
-  std::vector<int64_t> extents_;  // sizes, then strides
+  struct Extent {
+    int64_t size, stride;
+  };
+  struct Footprint {
+    const void* data;
+    size_t first_extent;
+    int32_t dim;
+    Device device;
+    uint16_t lanes;
+    uint8_t code, bits;
+    bool is_empty;
+  };
+
+  std::vector<Footprint> footprints_;
+  std::vector<Extent> extents_;
 };
 
 }  // namespace sparse_ft

@@ -91,15 +91,17 @@ inline const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
 }
 
 // False where the type offers no view, or this tensor has none.
-inline bool read_view(py::handle from, Tensor& t) {
+inline bool read_view(py::handle from, dlpack::View& view) {
   const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(from.ptr()));
+  if (api && !api->view_of(from.ptr(), &view)) return true;
+  PyErr_Clear();
+  return false;
+}
+
+inline bool read_view(py::handle from, Tensor& t) {
   dlpack::View view;
-  if (!api || api->view_of(from.ptr(), &view)) {
-    PyErr_Clear();
-    return false;
-  }
-  if (view.dim > kMostDims) return false;
-  t.data = static_cast<char*>(view.data) + view.byte_offset;
+  if (!read_view(from, view) || view.dim > kMostDims) return false;
+  t.data = dlpack::data_of(view);
   t.dtype = dlpack::dtype_of(view);
   t.device = dlpack::device_of(view);
   t.dim = view.dim;

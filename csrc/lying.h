@@ -22,11 +22,8 @@ using Place = std::pair<int32_t, int32_t>;
 constexpr Place kNoPlace{0, 0};
 
 inline Place place_of(py::handle tensor) {
-  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(tensor.ptr()));
   dlpack::View view;
-  if (api && !api->view_of(tensor.ptr(), &view)) return {view.device_type, view.device_id};
-  PyErr_Clear();
-  return kNoPlace;
+  return read_view(tensor, view) ? Place{view.device_type, view.device_id} : kNoPlace;
 }
 
 constexpr int64_t kNowhere = -1;
@@ -35,12 +32,12 @@ class Lying {
  public:
   // Throws std::invalid_argument for what shows no memory.
   explicit Lying(const py::tuple& tensors) {
-    Tensor t;
+    dlpack::View view;
     for (const py::handle tensor : tensors) {
-      if (!read_view(tensor, t)) throw std::invalid_argument("tensors: expected dense ones");
-      footprints_.emplace_back(t);
+      if (!read_view(tensor, view)) throw std::invalid_argument("tensors: expected dense ones");
+      footprints_.add(view);
     }
-    if (footprints_.empty()) throw std::invalid_argument("tensors: expected at least one");
+    if (!footprints_.count()) throw std::invalid_argument("tensors: expected at least one");
     is_negated_ = is_negated(tensors[0]);
     place_ = place_of(tensors[0]);
   }
@@ -49,10 +46,10 @@ class Lying {
 
   // Whether these are as those were: as many, in the same order.
   bool holds(const std::vector<py::object>& tensors) const {
-    if (tensors.size() != footprints_.size()) return false;
-    Tensor t;
-    for (size_t i = 0; i < footprints_.size(); ++i)
-      if (!read_view(tensors[i], t) || !footprints_[i].is_of(t)) return false;
+    if (tensors.size() != footprints_.count()) return false;
+    dlpack::View view;
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (!read_view(tensors[i], view) || !footprints_.is_of(i, view)) return false;
     return is_negated(tensors[0]) == is_negated_;
   }
 
@@ -65,15 +62,16 @@ class Lying {
 
   // Of a tensor whose elements lie as those of the first one, on its device; else kNowhere.
   int64_t address_like_first(py::handle tensor) const {
-    Tensor t;
-    if (!read_view(tensor, t) || t.device != footprints_[0].device()) return kNowhere;
-    if (!footprints_[0].lies_alike(t) || is_negated(tensor)) return kNowhere;
-    if (!t.data && t.count) return kNowhere;  // zeros without memory
-    return reinterpret_cast<int64_t>(t.data);
+    dlpack::View view;
+    if (!read_view(tensor, view) || !footprints_.lies_alike(0, view)) return kNowhere;
+    const char* const data = dlpack::data_of(view);
+    if (!data && !footprints_.is_empty(0)) return kNowhere;  // zeros without memory
+    if (is_negated(tensor)) return kNowhere;
+    return reinterpret_cast<int64_t>(data);
   }
 
  private:
-  std::vector<Footprint> footprints_;
+  Footprints footprints_;
   bool is_negated_;
   Place place_;  // of the first one
 };

@@ -1,54 +1,66 @@
-// The parameters that Python has prepared for a step (sparse_ft/optim), looked through at every
-// step: in one pass of 1.9 us a parameter where passes in Python took 2.8. Whatever is otherwise than
-// it was is left to Python, which prepares it anew.
+// The parameters that Python has prepared for a step (sparse_ft/optim), looked at before it and marked
+// after it. Whatever is otherwise than it was is left to Python, which prepares it anew.
 #pragma once
 
 #include "lying.h"
+#include "members.h"
 
 namespace sparse_ft {
 
-// Of what a row is made of in Python.
-struct RowNames {
-  PyObject* grad = PyUnicode_InternFromString("grad");
-  PyObject* version = PyUnicode_InternFromString("_version");
+// What a row is made of in Python.
+struct RowMembers {
+  // of a tensor
+  Member grad{"grad"};
+  Member version{"_version"};
   // of a `Prepared`
-  PyObject* parameter = PyUnicode_InternFromString("parameter");
-  PyObject* state = PyUnicode_InternFromString("state");
-  PyObject* seed = PyUnicode_InternFromString("seed");
-  PyObject* settings = PyUnicode_InternFromString("settings");
-  PyObject* to_origin = PyUnicode_InternFromString("to_origin");
-  PyObject* lying = PyUnicode_InternFromString("lying");
-  PyObject* old_seed = PyUnicode_InternFromString("_seed");
-  PyObject* old_selection = PyUnicode_InternFromString("_selection");
-  PyObject* old_index_version = PyUnicode_InternFromString("_index_version");
-  // of a module that owns values, and of its state
-  PyObject* parameters = PyUnicode_InternFromString("_parameters");
-  PyObject* values = PyUnicode_InternFromString("values");
-  PyObject* has_cache = PyUnicode_InternFromString("has_cache");
-  PyObject* weight = PyUnicode_InternFromString("_weight");
-  PyObject* weight_or_none = PyUnicode_InternFromString("_weight_or_none");
-  PyObject* of_owner = PyUnicode_InternFromString("_sparse_ft_state");
-  PyObject* selection = PyUnicode_InternFromString("selection");
-  PyObject* index = PyUnicode_InternFromString("index");
-  PyObject* tracked = PyUnicode_InternFromString("tracked");
-  PyObject* factor = PyUnicode_InternFromString("factor");
+  Member parameter{"parameter"};
+  Member state{"state"};
+  Member seed{"seed"};
+  Member settings{"settings"};
+  Member to_origin{"to_origin"};
+  Member known{"known"};
+  Member lying{"lying"};
+  Member stamp{"stamp"};
+  Member old_seed{"_seed"};
+  Member old_selection{"_selection"};
+  Member old_index_version{"_index_version"};
+  // of a module that owns values
+  Member parameters{"_parameters"};
+  Member of_owner{"_sparse_ft_state"};
+  Member values{"values"};
+  Member stored_weight{"weight"};
+  Member has_cache{"has_cache"};
+  Member weight{"_weight"};
+  Member weight_or_none{"_weight_or_none"};
+  Member after_step{"after_step"};
+  Member usual_after_step{"usual_after_step"};
+  // of its `State`
+  Member selection{"selection"};
+  Member tracked{"tracked"};
+  Member factor{"factor"};
+  Member claim{"claim"};
+  Member shards{"shards"};
+  Member resized{"resized"};
+  Member held{"held"};
+  Member shown{"shown"};
+  Member suspected{"suspected"};
+  Member overwritten{"overwritten"};
+  // of a `Selection`, a `Held` and a `Stamp`
+  Member index{"index"};
+  Member storage{"storage"};
+  Member values_version{"values_version"};
+  Member weight_version{"weight_version"};
 };
 
-inline const RowNames& row_names() {
-  static const RowNames* const names = new RowNames;  // as long as the process
-  return *names;
+inline RowMembers& row_members() {
+  static RowMembers* const members = new RowMembers;  // as long as the process
+  return *members;
 }
 
-inline py::object existing(py::object found) {
-  if (!found) throw py::error_already_set();
-  return found;
-}
-
-inline py::object member(py::handle of, PyObject* name) { return existing(attribute(of, name)); }
-
-inline py::object call_method(py::handle of, PyObject* name) { return existing(result(of, name)); }
+inline py::object called(py::handle callable) { return existing(PyObject_CallNoArgs(callable.ptr())); }
 
 inline bool is_equal(py::handle a, py::handle b) {
+  if (a.is(b)) return true;
   const int answer = PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ);
   if (answer < 0) throw py::error_already_set();
   return answer;
@@ -63,11 +75,14 @@ inline py::object item_of(py::handle dict, py::handle key) {
 }
 
 // As Python's id().
-inline py::object id_of(py::handle object) {
-  return existing(py::reinterpret_steal<py::object>(PyLong_FromVoidPtr(object.ptr())));
-}
+inline py::object id_of(py::handle object) { return existing(PyLong_FromVoidPtr(object.ptr())); }
 
 constexpr int64_t kChanged = -2;  // beside kNowhere: Python has to prepare it
+
+// A module whose weight a step writes; all null for a parameter that trains whole.
+struct Owner {
+  py::object module, state, weight;
+};
 
 // What a step writes, and where each gradient lies.
 class Looking {
@@ -76,10 +91,9 @@ class Looking {
   Looking(py::handle row_type, py::handle plain) : row_type_(row_type), plain_(plain) {}
 
   // The address of `grad`, the gradient of `row`, whose tensors lie where they lay; kNowhere for one
-  // that does not lie as its parameter, kChanged for a row that is not as it was. module: null for a
-  // parameter that trains whole; otherwise the step writes its weight, too.
-  int64_t at(py::handle row, py::handle module, const py::object& weight, py::handle grad) {
-    if (!find_tensors(row) || (module && !find_owned(row, module, weight))) return kChanged;
+  // that does not lie as its parameter, kChanged for a row that is not as it was.
+  int64_t at(py::handle row, const Owner& owner, py::handle grad) {
+    if (!find_tensors(row) || (owner.module && !find_owned(row, owner))) return kChanged;
     if (!lying_->holds(tensors_)) return kChanged;
     return py::type::handle_of(grad).is(plain_) ? lying_->address_like_first(grad) : kNowhere;
   }
@@ -96,15 +110,15 @@ class Looking {
   // `Prepared.tensors`: what the row was prepared of, as it is now, what a step changes first. False
   // where the row is new, or something else has changed that it was prepared of.
   bool find_tensors(py::handle row) {
-    const RowNames& name = row_names();
-    if (!is_row(row) || !member(row, name.to_origin).is(py::handle(Py_False))) return false;
-    const py::object lying = member(row, name.lying);
+    RowMembers& its = row_members();
+    if (!is_row(row) || !its.to_origin.is(row, Py_False)) return false;
+    const py::object lying = its.lying.of(row);
     if (lying.is_none() || !read_lying_.load(lying, false)) return false;
     lying_ = py::detail::cast_op<const Lying*>(read_lying_);
-    if (!is_equal(member(row, name.seed), member(row, name.old_seed))) return false;
+    if (!is_equal(its.seed.of(row), its.old_seed.of(row))) return false;
     tensors_.clear();
-    tensors_.push_back(member(row, name.parameter));
-    const py::object state = member(row, name.state);
+    tensors_.push_back(its.parameter.of(row));
+    const py::object state = its.state.of(row);
     PyObject *key, *tensor;
     Py_ssize_t at = 0;
     if (!PyDict_Check(state.ptr())) throw py::type_error("state: expected a dict");
@@ -114,17 +128,16 @@ class Looking {
     return true;
   }
 
-  bool find_owned(py::handle row, py::handle module, const py::object& weight) {
-    const RowNames& name = row_names();
-    const py::object of_owner = member(module, name.of_owner);
-    const py::object selection = member(of_owner, name.selection);
-    if (!selection.is(member(row, name.old_selection))) return false;
-    const py::object version = member(member(of_owner, name.tracked), name.version);
-    if (!is_equal(version, member(row, name.old_index_version))) return false;
-    tensors_.push_back(weight);
+  bool find_owned(py::handle row, const Owner& owner) {
+    RowMembers& its = row_members();
+    const py::object selection = its.selection.of(owner.state);
+    if (!selection.is(its.old_selection.of(row))) return false;
+    const py::object version = its.version.of(its.tracked.of(owner.state));
+    if (!is_equal(version, its.old_index_version.of(row))) return false;
+    tensors_.push_back(owner.weight);
     ++num_written_;
-    tensors_.push_back(member(selection, name.index));
-    const py::object factor = member(of_owner, name.factor);
+    tensors_.push_back(its.index.of(selection));
+    const py::object factor = its.factor.of(owner.state);
     if (!factor.is_none()) tensors_.push_back(factor);
     return true;
   }
@@ -143,115 +156,67 @@ inline std::vector<int64_t> look_at_rows(py::handle row_type, py::handle plain,
                                          py::list written) {
   if (modules.size() > rows.size())
     throw std::invalid_argument("modules: expected at most one a row");
+  RowMembers& its = row_members();
   Looking looking(row_type, plain);
   std::vector<int64_t> addresses;
   addresses.reserve(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     const py::object row = rows[i];
-    const py::object module = i < modules.size() ? py::object(modules[i]) : py::object();
-    const py::object weight = module ? call_method(module, row_names().weight) : py::object();
-    const py::object grad = member(member(row, row_names().parameter), row_names().grad);
-    addresses.push_back(looking.at(row, module, weight, grad));
+    Owner owner;
+    if (i < modules.size()) {
+      owner.module = modules[i];
+      owner.state = its.of_owner.of(owner.module);
+      owner.weight = called(its.weight.of(owner.module));
+    }
+    addresses.push_back(looking.at(row, owner, its.grad.of(its.parameter.of(row))));
     if (addresses.back() != kChanged) looking.append_written(written);
   }
   return addresses;
 }
 
-// What a step is about, lists of a `Batch` in Python. at: where the gradients lie.
-struct Stepping {
-  py::list linked, modules, linked_at, others, others_at, written;
-
-  explicit Stepping(py::handle batch)
-      : linked(batch.attr("linked")),
-        modules(batch.attr("owners")),
-        linked_at(batch.attr("linked_at")),
-        others(batch.attr("others")),
-        others_at(batch.attr("others_at")),
-        written(batch.attr("written")) {}
-};
-
-// The parameters of one optimiser as they are found in its groups. What Python's `Gathered._add` would
-// do for each of them is done here for those of which nothing has changed.
-class Gathering {
- public:
-  // prepared: {id of a parameter: row}. state: {parameter: {name: tensor}}. owners: {id of values:
-  // references to the modules that held them}.
-  Gathering(Looking& looking, const py::dict& prepared, const py::dict& state,
-            const py::dict& owners)
-      : looking_(looking), prepared_(prepared), state_(state), owners_(owners) {}
-
-  // Whether `parameter`, which has a gradient, is a row of `to` now; otherwise Python has to look.
-  bool add(const py::object& parameter, const py::object& grad, const Place place,
-           py::handle settings, Stepping& to) {
-    const py::object row = row_of(parameter);
-    py::object module, weight;
-    if (!row || !find_module(parameter, module, weight)) return false;
-    const int64_t address = looking_.at(row, module, weight, grad);
-    if (address == kChanged || address == kNowhere || looking_.place() != place) return false;
-    if (PyObject_SetAttr(row.ptr(), row_names().settings, settings.ptr()))
-      throw py::error_already_set();
-    looking_.append_written(to.written);
-    (module ? to.linked : to.others).append(row);
-    (module ? to.linked_at : to.others_at).append(address);
-    if (module) to.modules.append(module);
-    return true;
+// What a call takes of each row: what the compiled part knows of it, and its settings as that knows
+// them. native_settings: makes these of a row's; those of a group are one object.
+inline std::pair<py::list, py::list> known_of(const py::list& rows, py::handle native_settings) {
+  RowMembers& its = row_members();
+  py::list known, settings;
+  py::object last, native;
+  for (const py::handle row : rows) {
+    const py::object own = its.settings.of(row);
+    if (!last || !own.is(last)) {
+      native = native_settings(own);
+      last = own;
+    }
+    known.append(its.known.of(row));
+    settings.append(native);
   }
-
- private:
-  // Null where it is new or has another state.
-  py::object row_of(const py::object& parameter) const {
-    const RowNames& name = row_names();
-    const py::object row = item_of(prepared_, id_of(parameter));
-    if (!row || !looking_.is_row(row) || !member(row, name.seed).is_none()) return {};
-    const py::object state = item_of(state_, parameter);
-    return state && member(row, name.state).is(state) ? row : py::object();
-  }
-
-  // The module whose weight the step writes through, and that; null for a parameter that no module
-  // owns. False where Python must find out.
-  bool find_module(const py::object& parameter, py::object& module, py::object& weight) const {
-    const RowNames& name = row_names();
-    const py::object held_by = item_of(owners_, id_of(parameter));
-    if (!held_by) return true;
-    if (!PyTuple_Check(held_by.ptr()) || PyTuple_GET_SIZE(held_by.ptr()) != 1) return false;
-    const py::handle reference = PyTuple_GET_ITEM(held_by.ptr(), 0);
-    module = existing(py::reinterpret_steal<py::object>(PyObject_CallNoArgs(reference.ptr())));
-    if (module.is_none()) return false;
-    const py::object values = item_of(member(module, name.parameters), name.values);
-    if (!values || !values.is(parameter)) return false;
-    if (!member(module, name.has_cache).is(py::handle(Py_True))) return false;
-    weight = call_method(module, name.weight_or_none);
-    return !weight.is_none();
-  }
-
-  Looking& looking_;
-  const py::dict &prepared_, &state_, &owners_;
-};
-
-// Of `parameters` those that have a gradient on the device of `first` and are as they were go to
-// `batch`. Returns the others, which Python has to look at.
-inline py::list add_rows(py::handle row_type, const py::dict& prepared, const py::dict& state,
-                         const py::dict& owners, const py::list& parameters,
-                         const py::object& first, py::handle settings, py::handle batch,
-                         py::handle plain) {
-  const Place place = place_of(first);
-  if (place == kNoPlace) return parameters;
-  Looking looking(row_type, plain);
-  Gathering gathering(looking, prepared, state, owners);
-  Stepping to(batch);
-  py::list left;
-  for (const py::handle each : parameters) {
-    const auto parameter = py::reinterpret_borrow<py::object>(each);
-    const py::object grad = member(parameter, row_names().grad);
-    if (grad.is_none() || gathering.add(parameter, grad, place, settings, to)) continue;
-    left.append(parameter);
-  }
-  return left;
+  return {known, settings};
 }
 
-inline void define_rows(py::module_& m) {
-  m.def("add_rows", &add_rows);
-  m.def("look_at_rows", &look_at_rows);
+// `Showing._mark_stepped` again: whether it would find that values, weight and index of a module are
+// the tensors that they were when the row last kept what it found, changed by a step that wrote both.
+inline bool mark_again(py::handle row, py::handle state, py::handle weight) {
+  RowMembers& its = row_members();
+  if (weight.is_none()) return false;
+  const py::object known = its.stamp.of(row);
+  if (known.is_none() || !its.shown.of(state).is(known)) return false;
+  if (called(its.storage.of(its.held.of(state))).is_none()) return false;
+  its.values_version.set(known, its.version.of(its.parameter.of(row)));
+  its.weight_version.set(known, its.version.of(weight));
+  its.suspected.set(state, py::none());
+  its.overwritten.set(state, py::none());
+  return true;
+}
+
+// The modules whose weights a step wrote show their values now: lists of a `Batch`. Returns the numbers
+// of those that Python has to mark.
+inline std::vector<size_t> mark_rows(const py::list& rows, const py::list& states,
+                                     const py::list& weights) {
+  if (states.size() != rows.size() || weights.size() != rows.size())
+    throw std::invalid_argument("states, weights: expected one a row");
+  std::vector<size_t> left;
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (!mark_again(rows[i], states[i], weights[i])) left.push_back(i);
+  return left;
 }
 
 }  // namespace sparse_ft

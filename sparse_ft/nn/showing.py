@@ -47,23 +47,6 @@ def is_shown(state: State, values: torch.Tensor, weight: torch.Tensor) -> bool:
     )  # fmt: skip
 
 
-def shown_by_step(
-    state: State, values: torch.Tensor, weight: torch.Tensor, known: Stamp | None
-) -> bool:
-    """`Showing._mark_stepped` again, in half of the time; False, and nothing done, where it is not
-    the same.
-
-    known: what it returned last, if values, weight and index are the same tensors, where they were;
-    None otherwise.
-    """
-    shown = state.shown
-    if known is None or shown is not known or state.held.storage() is None:
-        return False
-    known.values_version, known.weight_version = values._version, weight._version
-    state.suspected = state.overwritten = None
-    return True
-
-
 class Showing(nn.Module):
     """Mixin: a weight that shows `values`, as the `State` of its module says.
 
@@ -132,7 +115,7 @@ class Showing(nn.Module):
 
     def _mark_stepped(self) -> Stamp | None:
         """`_mark_shown`, for an optimiser that wrote values and weight. Returns what is known now,
-        for `shown_by_step`.
+        which the compiled part brings up to date at the next step (`mark_rows`).
         """
         self._mark_shown()
         return self._sparse_ft_state.shown

@@ -65,6 +65,27 @@ class Stepper:
         self.waiting: set[Stepper] = set()
 
 
+class Heard:
+    """What the step of an optimiser that wrote the weights found out of its parameters, so that
+    `_after_step` need not look at each.
+
+    claims: the Steppers that claim the modules of those to which a word would change nothing
+    (`_needs_no_word`). others: parameters that `_after_step` has to look at. No module owns the
+    rest.
+    """
+
+    __slots__ = "claims", "others"
+
+    def __init__(self) -> None:
+        self.claims: list[Any] = []
+        self.others: list[torch.Tensor] = []
+
+    def left_for(self, stepper: Stepper) -> list[torch.Tensor] | None:
+        """The parameters that are left to look at in a step of `stepper`; None: all of them."""
+        is_its_own = all(claim is stepper for claim in self.claims)
+        return self.others if is_its_own else None
+
+
 _owners: dict[int, tuple[Owner, ...]] = {}  # id of values, while they live -> who has held them
 _live: dict[int, weakref.ref] = {}  # id of a Selected module -> it, weakly
 # id of a Selected module -> id of its values, where those are shards: torch swaps them for others
@@ -236,7 +257,9 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
     # An optimiser may have used the gradient and freed it.
     reached = getattr(optimizer, "got_gradient", _has_gradient)
     shards, gathered, orphans = [], [], []
-    for parameter in _held_by(optimizer):
+    heard: Heard | None = optimizer.__dict__.pop("heard", None)  # of this step
+    left = None if heard is None else heard.left_for(stepper)
+    for parameter in _held_by(optimizer) if left is None else left:
         owners = _owners.get(id(parameter))
         if owners is None or (written and _needs_no_word(owners, parameter, stepper)):
             continue
@@ -269,10 +292,10 @@ def _needs_no_word(owners: tuple[Owner, ...], values: torch.Tensor, stepper: Ste
     module = owners[0]()
     if module is None or len(owners) > 1 or values.grad is None:
         return False
-    if type(module).after_step is not type(module).usual_after_step:
-        return False
     own = module.__dict__
-    if own["_parameters"].get("values") is not values:
+    if own["_parameters"].get("values") is not values:  # of a reverted one, too
+        return False
+    if type(module).after_step is not type(module).usual_after_step:
         return False
     state = own[NAME]
     return state.claim is stepper and state.shards is None and not state.resized

@@ -1,11 +1,11 @@
 """Batch: the parameters that one call of a step is about."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from ..nn.showing import shown_by_step
 from ..nn.steps import owner_of
 from ..ops import _native, masked_adamw_
 from ..ops._adamw_call import Call, arguments_of
@@ -22,7 +22,10 @@ class Batch:
     device: torch.device
     maximize: bool
     linked: list[Prepared] = dataclasses.field(default_factory=list)
-    owners: list[Any] = dataclasses.field(default_factory=list)  # the modules of `linked`
+    # Of `linked` the modules, their `State`s and the weights that a step writes.
+    owners: list[Any] = dataclasses.field(default_factory=list)
+    states: list[Any] = dataclasses.field(default_factory=list)
+    weights: list[Any] = dataclasses.field(default_factory=list)
     others: list[Prepared] = dataclasses.field(default_factory=list)
     shards: list[PreparedShard] = dataclasses.field(default_factory=list)  # they are in `others`
     # Where the gradients of `linked` and `others` lie, CHANGED where that is not known yet.
@@ -38,6 +41,8 @@ class Batch:
             return
         self.linked.append(prepared)
         self.owners.append(owner)
+        self.states.append(owner._sparse_ft_state)
+        self.weights.append(owner._weight_or_none())
         self.linked_at.append(CHANGED)
 
     def parameters(self) -> list[torch.Tensor]:
@@ -78,13 +83,19 @@ class Batch:
             step_on_cpu_(native, flags)
         else:
             step_on_cuda_(native, flags, self.device)
-        for prepared, owner in zip(self.linked, self.owners):
-            known = None if native is None else prepared.stamp
-            weight = owner._weight()
-            if not shown_by_step(owner._sparse_ft_state, prepared.parameter, weight, known):
-                prepared.stamp = owner._mark_stepped()
+        self._mark_stepped(knows_tensors=native is not None)
         for shard in self.shards:
             shard.end()
+
+    def _mark_stepped(self, knows_tensors: bool) -> None:
+        """The weights of `linked` show their values now. knows_tensors: where a row kept what it
+        found at a step before, values, weight and index are the tensors that they were.
+        """
+        left: Iterable[int] = range(len(self.linked))
+        if knows_tensors:
+            left = _native.C.mark_rows(self.linked, self.states, self.weights)
+        for i in left:
+            self.linked[i].stamp = self.owners[i]._mark_stepped()
 
     def _native_call(self, is_synced: bool) -> NativeCall | None:
         """None where the compiled part does not take it. is_synced: the weights may have changed

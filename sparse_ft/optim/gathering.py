@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..nn.steps import owners_by_id
+from ..nn.showing import Showing
+from ..nn.steps import Heard, owners_by_id
 from ..ops import _native
 from ..ops._adamw_tensor import Settings
 from ..parallel.dtensors import is_sharded_tensor
@@ -48,20 +49,28 @@ class Gathered:
         """Nothing is known of a parameter any more."""
         self.prepared.pop(id(p), None)
 
-    def batches(self, groups: list[dict[str, Any]], state: State) -> list[Batch]:
-        """The parameters that have a gradient, by what a call has in common."""
+    def batches(
+        self, groups: list[dict[str, Any]], state: State, heard: Heard | None = None
+    ) -> list[Batch]:
+        """The parameters that have a gradient, by what a call has in common. heard: is told of all
+        of them.
+        """
         batches: dict[tuple, Batch] = {}
+        heard = heard or Heard()
         if not self.prepared:
             self.count(groups)  # accelerate has put others in the places of what FSDP2 has split
         for group in groups:
-            self._add_group(batches, group, state)
+            self._add_group(batches, group, state, heard)
         return list(batches.values())
 
-    def _add_group(self, batches: dict[tuple, Batch], group: dict[str, Any], state: State) -> None:
+    def _add_group(
+        self, batches: dict[tuple, Batch], group: dict[str, Any], state: State, heard: Heard
+    ) -> None:
         """Those of a group, most of which are as they were at the step before."""
         parameters = group["params"]
         first = next((p for p in parameters if p.grad is not None), None)
         if first is None:
+            heard.others += parameters
             return
         device = first.device
         of_group = self._of_group(group, device)
@@ -72,12 +81,15 @@ class Gathered:
                 self.prepared,
                 state,
                 owners_by_id(),
+                Showing,
                 parameters,
                 first,
                 of_group.settings,
                 batch,
+                heard,
                 torch.Tensor,
             )
+        heard.others += parameters
         for p in parameters:
             grad = p.grad
             if grad is None:

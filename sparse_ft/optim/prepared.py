@@ -172,21 +172,5 @@ def native_call_of(
                     return None
     if NOWHERE in addresses:
         return None
-    return NativeCall(
-        tensors=[prepared.known for prepared in rows],
-        grads=addresses,
-        settings=_settings_of(rows),
-        written=written,
-    )
-
-
-def _settings_of(rows: list[Prepared]) -> list[Any]:
-    """As the compiled part knows them. Those of a group are one object."""
-    found = []
-    last = native = None
-    for prepared in rows:
-        if prepared.settings is not last:
-            last = prepared.settings
-            native = native_settings(last)
-        found.append(native)
-    return found
+    known, settings = _native.C.known_of(rows, native_settings)
+    return NativeCall(tensors=known, grads=addresses, settings=settings, written=written)

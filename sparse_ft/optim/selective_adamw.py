@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..nn.steps import Heard
 from .gathering import Gathered
 from .groups import groups_of
 from .in_backward import InBackward, check_steps_in_backward, name_of
@@ -65,6 +66,7 @@ class SelectiveAdamW(torch.optim.Optimizer):
     """
 
     writes_through = True  # tells `sparse_ft.nn.steps` that the weights show the new values already
+    heard: Heard | None = None  # between a step and the hook that it ends with
     _backward = None  # the InBackward of one that steps there
 
     def __init__(
@@ -240,7 +242,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
         if self._backward:
             self._backward.finish()
             return loss
-        batches = self._gathered.batches(self.param_groups, self.state)
+        self.heard, heard = None, Heard()
+        batches = self._gathered.batches(self.param_groups, self.state, heard)
         if not batches:
             return loss
         found_inf = found_before(batches, getattr(self, "found_inf", None), self.skip_nonfinite)
@@ -249,6 +252,8 @@ class SelectiveAdamW(torch.optim.Optimizer):
             batch.step(found_inf, getattr(self, "grad_scale", None), look)
         if self.skip_nonfinite and found_inf is not None:
             self._skipped.add(found_inf)
+        if found_inf is None:
+            self.heard = heard  # for the hook on steps, which takes it
         return loss
 
     def _step_one(self, p: torch.Tensor, group: dict[str, Any]) -> None:
