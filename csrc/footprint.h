@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "dlpack.h"
+#include "trail.h"
 
 namespace sparse_ft {
 
@@ -36,6 +37,11 @@ class Footprints {
     for (int32_t d = 0; d < f.dim; ++d)  // few: a call of memcmp takes longer
       if (view.shape[d] != extents[d].size || view.strides[d] != extents[d].stride) return false;
     return true;
+  }
+
+  void note(Trail& trail) const {
+    trail.note(footprints_.data(), footprints_.size() * sizeof(Footprint));
+    trail.note(extents_.data(), extents_.size() * sizeof(Extent));
   }
 
   bool is_empty(size_t i) const { return footprints_[i].is_empty; }

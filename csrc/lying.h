@@ -6,6 +6,7 @@
 
 #include "footprint.h"
 #include "from_python.h"
+#include "trail.h"
 
 namespace sparse_ft {
 
@@ -43,6 +44,11 @@ class Lying {
   }
 
   Place place() const { return place_; }
+
+  void note(Trail& trail) const {
+    trail.note(this, sizeof *this);
+    footprints_.note(trail);
+  }
 
   // Whether these are as those were: as many, in the same order.
   bool holds(const std::vector<py::object>& tensors) const {

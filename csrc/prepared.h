@@ -84,6 +84,18 @@ struct Owner {
   py::object module, state, weight;
 };
 
+inline void note_dict(py::handle dict, Trail& trail) {
+  trail.note(dict.ptr(), sizeof(PyDictObject));
+  if (PyDict_Check(dict.ptr())) trail.note(reinterpret_cast<PyDictObject*>(dict.ptr())->ma_keys, 256);
+}
+
+// Its Python object, and what torch keeps of it around its sizes.
+inline void note_tensor(py::handle tensor, Trail& trail) {
+  dlpack::View view;
+  trail.note(tensor.ptr());
+  if (read_view(tensor, view) && view.dim) trail.note(view.shape - 8, 192);
+}
+
 // What a step writes, and where each gradient lies.
 class Looking {
  public:
@@ -103,6 +115,16 @@ class Looking {
     for (size_t i = 0; i < num_written_; ++i) written.append(tensors_[i]);
   }
   Place place() const { return lying_->place(); }
+
+  // What looking at it came to.
+  void note(py::handle row, Trail& trail) const {
+    RowMembers& its = row_members();
+    trail.note(row.ptr(), 160);
+    trail.note(its.lying.of(row).ptr());
+    lying_->note(trail);
+    note_dict(its.state.of(row), trail);
+    for (const py::object& tensor : tensors_) note_tensor(tensor, trail);
+  }
 
   bool is_row(py::handle row) const { return py::type::handle_of(row).is(row_type_); }
 

@@ -38,6 +38,7 @@ class Gathered:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.prepared: dict[int, Prepared] = {}  # id of a parameter -> what is known of it
+        self._trail: Any = None if _native.C is None else _native.C.Trail()
         self._number: dict[int, int] = {}  # id of a parameter -> its place among all
 
     def count(self, groups: list[dict[str, Any]]) -> None:
@@ -57,6 +58,8 @@ class Gathered:
         """
         batches: dict[tuple, Batch] = {}
         heard = heard or Heard()
+        if self._trail is not None:
+            self._trail.restart()
         if not self.prepared:
             self.count(groups)  # accelerate has put others in the places of what FSDP2 has split
         for group in groups:
@@ -87,6 +90,7 @@ class Gathered:
                 of_group.settings,
                 batch,
                 heard,
+                self._trail,
                 torch.Tensor,
             )
         heard.others += parameters
