@@ -127,7 +127,7 @@ def _wait(device: str) -> None:
 
 def table(found: dict[str, list[float]], of: str) -> list[tuple[str, ...]]:
     """Rows of text, the head first. of: the variant that the ratios are to."""
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     least_of, median_of = found[of][0], found[of][len(found[of]) // 2]
     for name, seconds in found.items():
         least, median = seconds[0], seconds[len(seconds) // 2]
