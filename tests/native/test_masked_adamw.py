@@ -73,6 +73,23 @@ def test_every_dtype_pair(variant, kind, shape):
         check_step(linked(kind, shape, dtype, weight_dtype, index_dtype=index_dtype))
 
 
+# A long row of values is updated and written through at once, up to its last whole line of 16: rows
+# shorter than that deserves, one piece of 512, rows that end with a piece or a line, and others.
+LENGTHS = 100, 128, 500, 512, 520, 1030, 2048
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=name_of)
+def test_rows_of_every_length_reach_the_weight(variant, dtype):
+    for length in LENGTHS:
+        check_step(linked("rows", (24, length), dtype, dtype))
+        check_step(linked("rows", (9, length), dtype, dtype) | {"beta1": 0.3})
+
+
+def test_wide_blocks_reach_the_weight_but_for_what_hangs_over(variant):
+    for width in (128, 192, 300):
+        check_step(linked("blocks", (9, 1000), torch.float32, torch.float32, block=(2, width)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_plain_tensors_maximize_and_scale(variant, dtype):
     check_step(tensor((1003,), dtype))

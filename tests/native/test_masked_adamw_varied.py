@@ -79,3 +79,17 @@ def test_one_factor_a_row_is_one_an_entry(variant):
         by_entry["factor"] = factor.expand(by_row["value"].shape).contiguous()
         core.adamw_([by_row, by_entry])
         assert all(same_bits(by_row[name], by_entry[name]) for name in STATE), (run, dtype)
+
+
+def test_what_varies_is_in_the_weight_as_well(variant):
+    """Rows that are written through as they are updated, up to their last whole line."""
+    for length, dtype in itertools.product((500, 512, 1030), (torch.float32, torch.float64)):
+        t = rows_of(length, dtype, 12, torch.float32, 0.9)
+        rows = t["value"].size(0)
+        apart = {name: t[name].clone() for name in STATE}
+        weight = torch.zeros(2 * rows, length, dtype=dtype)
+        t |= {"weight": weight, "layout": ("rows", torch.arange(0, 2 * rows, 2), 1, 1)}
+        core.adamw_([t])
+        core.adamw_([{name: t[name] for name in t if name not in ("weight", "layout")} | apart])
+        assert all(same_bits(t[name], apart[name]) for name in STATE), (length, dtype)
+        assert same_bits(weight[::2], t["value"]) and not weight[1::2].any(), (length, dtype)
