@@ -65,7 +65,11 @@ void update_in_place(const Shared<T>& shared, const AdamWTensor& tensor, T* weig
   T *value = static_cast<T*>(tensor.values) + k, *exp_avg = static_cast<T*>(tensor.exp_avg) + k;
   T* exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq) + k;
   if (!is_varied(tensor.variation)) return update_run(c, grad, value, exp_avg, exp_avg_sq, weight, count);
-  update_varied_apart(shared, tensor.variation, k, grad, value, exp_avg, exp_avg_sq, weight, count);
+  for_each_piece(0, count, [&](int64_t begin, int64_t end) {  // more does not fit into its buffers
+    T* part_of_weight = weight ? weight + begin : nullptr;
+    update_varied_apart(shared, tensor.variation, k + begin, grad + begin, value + begin, exp_avg + begin, exp_avg_sq + begin,
+                        part_of_weight, end - begin);
+  });
 }
 
 // State in fewer bits: widened into buffers, updated there, narrowed.
@@ -107,12 +111,15 @@ struct StepPiece {
 };
 
 // Of rows of values that are long and lie in the weight as they are, a piece ends where its row does, and the update writes them to both.
+// Each piece begins with constants that the first division waits for: where nothing is buffered it is as long as can be.
 // To copy them afterwards takes 10 to 16 % of a step in the cache: the copy's stores queue up behind those that wait for the last lines'
 // divisions, and behind a full queue no line of the next piece begins.
 StepPiece piece_at(const AdamWTensor& t, int64_t begin, int64_t most) {
   constexpr int64_t kShortest = 128, kStepLine = kLine<float>;
-  const StepPiece apart{most, nullptr};
-  if (!t.weight || t.weight_dtype != t.dtype || !is_in_place(t) || row_length(t.layout) < kShortest) return apart;
+  const StepPiece apart{smaller(kPiece, most), nullptr};
+  if (!is_in_place(t)) return apart;
+  if (!t.weight) return {most, nullptr};
+  if (t.weight_dtype != t.dtype || row_length(t.layout) < kShortest) return apart;
   const Cursor at = cursor_at(t.layout, begin);
   const int64_t left = row_length(t.layout) - at.inner;
   if (!in_one_run(t.layout, at, smaller(left, most))) return apart;
@@ -125,7 +132,7 @@ bool step_chunk(const AdamWTensor& tensor, const Job& job, int64_t begin, int64_
   WideState wide;
   bool written = true;
   while (begin < end) {
-    const StepPiece piece = piece_at(tensor, begin, smaller(kPiece, end - begin));
+    const StepPiece piece = piece_at(tensor, begin, end - begin);
     update_piece(tensor, job, piece.weight, begin, piece.count, wide);
     if (tensor.weight && !piece.weight) written &= write_through(tensor, begin, begin + piece.count);
     begin += piece.count;
