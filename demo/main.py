@@ -13,7 +13,16 @@ from bench.runner import RunFailed, run_apart
 from demo import assets, chart, report
 from demo.data import read_csv, text_task
 from demo.errors import DemoError
-from demo.methods import KINDS, LORA_SIZE, SCORE_BATCHES, STRUCTURES, methods_of, parse_lr
+from demo.methods import (
+    KINDS,
+    LORA_SIZE,
+    RECIPES,
+    SCORE_BATCHES,
+    STRUCTURES,
+    WAYS,
+    methods_of,
+    parse_lr,
+)
 from demo.model import check_folder, load_tokenizer
 from demo.train import Settings, memory, run
 from demo.tune import tune
@@ -47,8 +56,11 @@ def parser():
     )
     add(
         "--structure",
-        default="columns,entries",
-        help=f"of ours, comma-separated, of {', '.join(STRUCTURES)}",
+        default="columns,shira",
+        help=(
+            f"of ours, comma-separated, of {', '.join(STRUCTURES)}, chosen by gradient; or a"
+            f" recipe: {', '.join(RECIPES)}"
+        ),
     )
     add(
         "--density",
@@ -200,7 +212,7 @@ def demo(args):
     settings = settings_of(args)
     methods = methods_of(
         kinds_of(args.methods, args.tune),
-        names_of(args.structure, STRUCTURES, "--structure"),
+        names_of(args.structure, WAYS, "--structure"),
         densities_of(args.density),
     )
     begin = time.perf_counter()

@@ -10,8 +10,11 @@ from demo.model import body_linears, head_modules, head_parameters
 
 LORA_RANK = 8
 LORA_SIZE = "lora"  # the density that trains as many entries as LoRA does
-STRUCTURES = ("columns", "rows", "blocks", "entries", "entries_per_row")
+STRUCTURES = ("columns", "rows", "blocks", "entries", "entries_per_row")  # chosen by gradient
+RECIPES = ("shira",)  # the best of bench/results/methods.md, by its validation
+WAYS = STRUCTURES + RECIPES
 KINDS = ("full", "lora", "ours", "lean", "head")  # lean: ours at the last share, with lean modules
+NAMES = {"shira": "SHiRA's entries"}
 WEIGHT_DECAY = 0.01
 BLOCK_SIZE = 32  # entries on a side, for --structure blocks
 SCORE_BATCHES = 4  # batches whose gradient chooses what trains
@@ -20,7 +23,7 @@ SCORE_BATCHES = 4  # batches whose gradient chooses what trains
 @dataclass(frozen=True)
 class Method:
     kind: str  # one of KINDS
-    structure: str = ""  # of ours
+    structure: str = ""  # of ours, one of WAYS
     density: float | str = 0.0  # of ours: share of the body's linear weights, or LORA_SIZE
     lean: bool = False  # of ours: with `sft.lean`
 
@@ -42,7 +45,8 @@ class Method:
         if self.kind != "ours":
             return names[self.kind]
         size = "LoRA's size" if self.density == LORA_SIZE else f"{100 * self.density:.3g} %"
-        return f"ours, {self.structure}, {size}{', lean' if self.lean else ''}"
+        way = NAMES.get(self.structure, self.structure)
+        return f"ours, {way}, {size}{', lean' if self.lean else ''}"
 
 
 def methods_of(kinds, structures, densities):
@@ -112,21 +116,37 @@ def _lora(model):
 def _ours(model, method, batches, lr, seed):
     import sparse_ft as sft
 
+    targets = [f"{name}.weight" for name in body_linears(model)]
+    head = {name: "all" for name in head_parameters(model)}
+    if method.structure in RECIPES:
+        return _by_recipe(model, method, targets, head, lr, seed)
     extra = {"block_size": BLOCK_SIZE} if method.structure == "blocks" else {}
     plan = sft.select(
         model,
         density=method.density,
         structure=method.structure,
         score="gradient",
-        targets=[f"{name}.weight" for name in body_linears(model)],
+        targets=targets,
         batches=batches,
         loss=lambda model, batch: model(**batch).loss,
         seed=seed,
         recompute=True,  # choosing holds less than training then
         **extra,
     )
-    sft.convert(model, plan | {name: "all" for name in head_parameters(model)}, lean=method.lean)
+    sft.convert(model, plan | head, lean=method.lean)
     return model, sft.SelectiveAdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+
+
+def _by_recipe(model, method, targets, head, lr, seed):
+    import sparse_ft as sft
+
+    recipe = sft.recipes.get(method.structure)
+    plan = recipe(model, density=method.density, targets=targets, seed=seed)
+    to_origin = recipe.decay_to == "origin"
+    sft.convert(model, plan | head, lean=method.lean, origin=to_origin)
+    return model, sft.SelectiveAdamW(
+        model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY, decay_to=recipe.decay_to
+    )
 
 
 def learning_rate(method, table):
@@ -145,10 +165,9 @@ def parse_lr(text):
     rates = {}
     for item in filter(None, (text or "").split(",")):
         name, _, number = item.rpartition("=")
-        if name not in ("", *KINDS, *STRUCTURES):
+        if name not in ("", *KINDS, *WAYS):
             raise DemoError(
-                f"--lr: unknown method or structure {name!r}; known:"
-                f" {', '.join(KINDS + STRUCTURES)}"
+                f"--lr: unknown method or structure {name!r}; known: {', '.join(KINDS + WAYS)}"
             )
         try:
             rates[name] = float(number)
@@ -170,6 +189,8 @@ LEARNING_RATES = {
         "columns@1%": (2.5e-3, {1.25e-3: 0.753, 2.5e-3: 0.756, 5e-3: 0.718}),
         "entries@lora": (1.25e-3, {6e-4: 0.750, 1.25e-3: 0.792, 2.5e-3: 0.775}),
         "entries@1%": (2.5e-3, {1.25e-3: 0.754, 2.5e-3: 0.770, 5e-3: 0.762}),
+        "shira@lora": (5e-3, {3e-3: 0, 6e-3: 0, 1.2e-2: 0}),
+        "shira@1%": (1e-2, {5e-3: 0, 1e-2: 0, 2e-2: 0}),
         "head": (3e-1, {1.5e-1: 0.621, 3e-1: 0.622, 6e-1: 0.622}),
     },
     "digits": {
@@ -179,6 +200,8 @@ LEARNING_RATES = {
         "columns@1%": (5e-2, {1.5e-2: 0.350, 5e-2: 0.410, 1.5e-1: 0.395}),
         "entries@lora": (1.5e-2, {5e-3: 0.400, 1.5e-2: 0.500, 5e-2: 0.090}),
         "entries@1%": (5e-2, {1.5e-2: 0.360, 5e-2: 0.380, 1.5e-1: 0.215}),
+        "shira@lora": (5e-2, {1.5e-2: 0, 5e-2: 0, 1.5e-1: 0}),
+        "shira@1%": (5e-2, {1.5e-2: 0, 5e-2: 0, 1.5e-1: 0}),
         "head": (5e-2, {1.5e-2: 0.270, 5e-2: 0.300, 1.5e-1: 0.270}),
     },
 }

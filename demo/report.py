@@ -25,7 +25,7 @@ COLUMNS = [  # (heading, cell of a row)
 
 LEGEND = """\
 - ours, structure, share: the share of the body's linear weights that trains, the highest
-  gradients of a few batches
+  gradients of a few batches; of SHiRA entries drawn at random, decayed towards where they began
 - lean: with `sft.convert(model, plan, lean=True)`, which keeps for backward only what backward
   needs
 - accuracy: share of {tested:,} held-out examples named rightly, one seed; standard error about
@@ -40,7 +40,7 @@ LEGEND = """\
   returns freed blocks to the system at once
 - s / step: median over {steps} steps of forward, backward, clipping and optimiser step
 - choosing: time and peak above model of ranking the gradients of {batches} batches, once
-  before training"""
+  before training; a draw needs no batch"""
 
 
 def table(rows):
