@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from .library import sparse_ft
+
 TASKS = ("text-classification", "causal-lm")
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE = Literal["float32", "bfloat16", "float16"]
@@ -75,7 +77,9 @@ class Training(Strict):
     batch_size: Count = Field(16, description="rows of a step of one process")
     accumulate: Count = Field(1, description="batches of a step (gradient_accumulation_steps)")
     learning_rate: Positive | None = Field(
-        None, description="1e-3; 1e-4 where all of the model trains"
+        None,
+        description="what did best for the recipe on a small model (`sparse-ft recipes NAME`), or"
+        " 1e-3; 1e-4 where all of the model trains",
     )
     weight_decay: NotNegative = Field(0.01, description="towards what the recipe says, or 0")
     warmup: Share = Field(0.1, description="share of the steps in which the rate grows")
@@ -129,4 +133,10 @@ class Config(Strict):
         """The learning rate, where the file says none that of the method."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
-        return 1e-4 if self.method == "full" and self.plan is None else 1e-3
+        if self.plan is not None:
+            return 1e-3
+        if self.method == "full":
+            return 1e-4
+        recipes = {recipe.name: recipe for recipe in sparse_ft().recipes.list()}
+        recipe = recipes.get(self.method)
+        return (recipe and recipe.learning_rate(self.task)) or 1e-3

@@ -64,7 +64,8 @@ STEPS = Annotated[int | None, number_option(whole(1), "steps of the optimiser")]
 EPOCHS = Annotated[float | None, number_option(number, "passes over the rows")]
 BATCH_SIZE = Annotated[int | None, number_option(whole(1), "rows of a step")]
 LEARNING_RATE = Annotated[
-    float | None, number_option(number, "1e-3; 1e-4 for full", "--learning-rate", "--lr")
+    float | None,
+    number_option(number, "that of the recipe; 1e-3; 1e-4 for full", "--learning-rate", "--lr"),
 ]
 SEED = Annotated[int | None, number_option(whole(), "of head, order, choice and dropout")]
 OUTPUT = Annotated[Path | None, typer.Option(help="folder of the run")]

@@ -34,4 +34,8 @@ def _told(recipe: object) -> dict[str, object]:
     shown = ("name", "says", "paper", "follows", "decay_to", "settings")
     told = {key: getattr(recipe, key) for key in shown}
     defaults = recipe.defaults  # type: ignore[attr-defined]
-    return {**told, "defaults": {key: str(value) for key, value in defaults.items()}}
+    return {
+        **told,
+        "defaults": {key: str(value) for key, value in defaults.items()},
+        "learning_rate": recipe.learning_rate(),  # type: ignore[attr-defined]
+    }

@@ -10,6 +10,7 @@ from torch import nn
 from ..messages import did_you_mean
 from ..plan import Plan
 from .process import Process
+from .rates import CAUSAL_LM, CLASSIFICATION, RATES
 from .settings import check_common
 
 Make = Callable[..., Any]
@@ -44,6 +45,17 @@ class Recipe:
         """Its rule, in the first line of its page."""
         return (inspect.getdoc(self.make) or "").partition("\n")[0]
 
+    def learning_rate(self, task: str = CLASSIFICATION) -> float | None:
+        """AdamW's rate that did best on a small model of that task, None where none was tried.
+
+        task: "text-classification" or "causal-lm". A start to look around from, not a promise:
+        bench/results/methods.md has the rates that were tried and what each gave. Raises
+        ValueError for another task.
+        """
+        if task not in RATES:
+            raise ValueError(f"task: expected one of {', '.join(map(repr, RATES))}, got {task!r}")
+        return RATES[task].get(self.name)
+
     @property
     def page(self) -> str:
         """All that is to be known of it, as text."""
@@ -56,6 +68,8 @@ class Recipe:
             f"defaults: {defaults or 'none'}",
             f"settings: {', '.join(self.settings)}",
             f"follows: {self.follows}; weight decay pulls towards {self.decay_to}",
+            f"learning rate that did best: {_told(self.learning_rate())} for a small encoder,"
+            f" {_told(self.learning_rate(CAUSAL_LM))} for a small decoder",
         ]
         return "\n".join(lines)
 
@@ -98,6 +112,10 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"<recipe {self.name}: {self.says}>"
+
+
+def _told(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:g}"
 
 
 def _is_of_the_package(make: Make) -> bool:
