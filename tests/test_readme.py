@@ -34,7 +34,7 @@ def small(monkeypatch, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(BLOCKS) >= 2 and "batches[:4]" in BLOCKS[0] and "lean=True" in BLOCKS[0]
+    assert len(BLOCKS) >= 2 and "recipes.get" in BLOCKS[0] and "lean=True" in BLOCKS[0]
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
