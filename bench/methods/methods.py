@@ -11,17 +11,23 @@ SCORE_BATCHES = 4  # training batches that a recipe may look at to choose
 RATES = {"full": 1.5e-4, "lora": 3e-3, "recipe": 3e-3}  # where the search begins
 STEP = 3.0  # from one rate to the next
 MOST = 4  # rates a method
+LORA_RANK = 2
 
 
 @dataclass(frozen=True)
 class Method:
-    """kind: "full", "lora" or "recipe". settings: of the recipe, beside budget and batches."""
+    """kind: "full", "lora" or "recipe". settings: of the recipe, beside budget and batches.
+
+    like_lora: a rank, where a recipe trains as many entries as LoRA does with it, in the place of
+    the table's density.
+    """
 
     name: str
     kind: str = "recipe"
     settings: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
     needs_batches: bool = True
+    like_lora: int = 0
 
     @property
     def rates(self):
@@ -30,15 +36,15 @@ class Method:
         return [middle, middle / STEP, middle * STEP]
 
 
-def _recipe(name, recipe="", needs_batches=True, **settings):
-    return Method(name, "recipe", settings, recipe or name, needs_batches)
+def _recipe(name, recipe="", needs_batches=True, like_lora=0, **settings):
+    return Method(name, "recipe", settings, recipe or name, needs_batches, like_lora)
 
 
 BASELINES = [
     Method("full", "full"),
     Method("lora_r1", "lora", {"rank": 1}),
-    Method("lora", "lora", {"rank": 2}),
-    Method("dora", "lora", {"rank": 2, "use_dora": True}),
+    Method("lora", "lora", {"rank": LORA_RANK}),
+    Method("dora", "lora", {"rank": LORA_RANK, "use_dora": True}),
 ]
 
 
@@ -60,6 +66,7 @@ def recipes(steps):
         _recipe("speft_grasp"),
         _recipe("tr_pts"),
         _recipe("shira", needs_batches=False),
+        _recipe("shira_as_lora", "shira", needs_batches=False, like_lora=LORA_RANK),
         _recipe("super_tuning", needs_batches=False),
         _recipe("paca", needs_batches=False),
         _recipe("smt", block_size=32),
@@ -125,6 +132,9 @@ def _by_recipe(model, method, density, batches, lr, seed, head):
 
     recipe = sft.recipes.get(method.recipe)
     settings = {"density": density, **method.settings}
+    if method.like_lora:
+        settings["budget"] = sft.LikeLora(method.like_lora)
+        del settings["density"]
     if "seed" in recipe.settings:
         settings["seed"] = seed
     made = recipe(model, batches if method.needs_batches else None, also=head, **settings)
