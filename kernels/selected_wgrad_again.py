@@ -13,8 +13,8 @@ from .launching import relaunch
 from .layout import cdiv, on_device
 from .problems import code
 from .selected_wgrad_blocks import OUT, TABLES, panels_launch, plan_of_blocks, sums_launch
-from .selected_wgrad_entries import Dots, Tensors, dense_entries
-from .selected_wgrad_gemm import ALIGNED, SHORT, aligned, dense_blocks
+from .selected_wgrad_entries import Dots, Tensors, dense_entries, strips_of_entries, taking
+from .selected_wgrad_gemm import ALIGNED, SHORT, accumulator, aligned, dense_blocks, product
 from .selected_wgrad_tables import tables_of
 
 # (grad_output, input, index) -> values
@@ -73,7 +73,9 @@ def again_like(
         return _lines_again(kind, grad_output, input, index) if is_sum else None
     with on_device(values):
         if kind == "entries":
-            return _dots_again(values, grad_output, input, index)
+            dense = dense_entries(grad_output, input, index)
+            serve = _strips_again if dense else _dots_again
+            return serve(values, grad_output, input, index)
         if kind == "blocks" and input.element_size() == 2:
             return _blocks_again(values, grad_output, input, index, block_h, block_w)
     return None
@@ -123,8 +125,6 @@ def _dots_again(
     """Who takes what `dots` has just taken of other operands that lie as these do; None where it
     takes several parts.
     """
-    if dense_entries(grad_output, input, index):
-        return None
     how, operands = Dots.of(grad_output, input, index), (grad_output, input)
     if how.length < grad_output.size(0):
         return None
@@ -145,6 +145,42 @@ def _dots_again(
         return values
 
     return again
+
+
+def _strips_again(
+    values: torch.Tensor, grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor
+) -> Again:
+    """Who takes what `by_strips` has just taken of other operands that lie as these do."""
+    columns, nnz, dtype = input.size(1), values.numel(), values.dtype
+    takes = []
+    for first_row, last_row, first, last in strips_of_entries(grad_output, input, index):
+        rows, entries = slice(first_row, last_row), slice(first, last)
+        strip = input.new_empty((last_row - first_row, columns), dtype=accumulator(input))
+        arguments, constants = taking(
+            strip, index[entries], values[entries], first_row * columns, False
+        )
+        takes.append((rows, entries, relaunch(*arguments, **constants), arguments[5:]))
+
+    def again(grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        values = grad_output.new_empty(nnz, dtype=dtype)
+        for rows, entries, take, numbers in takes:
+            strip = product(grad_output[:, rows], input)
+            with on_device(values):
+                take(strip, index[entries], values[entries], *numbers)
+        return values
+
+    if [rows for rows, *_ in takes] != [slice(0, grad_output.size(1))]:
+        return again
+    _, _, take, numbers = takes[0]
+
+    def whole(grad_output: torch.Tensor, input: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        values = grad_output.new_empty(nnz, dtype=dtype)
+        strip = product(grad_output, input)
+        with on_device(values):
+            take(strip, index, values, *numbers)
+        return values
+
+    return whole
 
 
 def _blocks_again(

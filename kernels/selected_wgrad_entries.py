@@ -290,12 +290,23 @@ def by_strips(
     columns = input.size(1)
     for first_row, last_row, first, last in strips_of_entries(grad_output, input, index):
         strip = product(grad_output[:, first_row:last_row], input)
+        arguments, constants = taking(
+            strip, index[first:last], values[first:last], first_row * columns, accumulate
+        )
         with on_device(values):
-            launch(
-                _take_kernel, (cdiv(last - first, 1024),),
-                strip, index[first:last], values[first:last], first_row * columns, last - first,
-                ACCUMULATE=accumulate, BLOCK=1024, num_warps=4,
-            )  # fmt: skip
+            launch(*arguments, **constants)
+
+
+def taking(
+    strip: torch.Tensor, index: torch.Tensor, values: torch.Tensor, origin: int, accumulate: bool
+) -> tuple[tuple, dict[str, Any]]:
+    """Arguments and constants of the launch that takes a strip's entries.
+
+    origin: flat position of the strip's first value in the whole matrix.
+    """
+    nnz = values.numel()
+    constants = dict(ACCUMULATE=accumulate, BLOCK=1024, num_warps=4)
+    return (_take_kernel, (cdiv(nnz, 1024),), strip, index, values, origin, nnz), constants
 
 
 def wgrad_of_entries(

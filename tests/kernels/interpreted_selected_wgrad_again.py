@@ -8,7 +8,12 @@ from oracle import CASES, bits, random, split_tokens
 from sparse_ft.kernels.selected_wgrad import selected_wgrad_triton
 from sparse_ft.kernels.selected_wgrad_entries import Dots
 
-from sparse_ft.kernels import selected_wgrad, selected_wgrad_again, selected_wgrad_gemm
+from sparse_ft.kernels import (
+    selected_wgrad,
+    selected_wgrad_again,
+    selected_wgrad_entries,
+    selected_wgrad_gemm,
+)
 
 TOKENS = 70
 CUT_SHORT = ["blocks-ragged", "entries"]
@@ -47,6 +52,24 @@ def test_it_derives_nothing_and_has_the_same_bits(name, parts, dtype, monkeypatc
     for pair, want in zip((first, second), expected):
         values = selected_wgrad_triton(*pair, *case[2:], dtype=dtype)
         assert values.dtype == want.dtype and torch.equal(bits(values), bits(want))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("height", [64, 16])
+def test_strips_are_taken_again(height, dtype, monkeypatch):
+    """The whole product at once, or in strips, of which some hold no entry."""
+    monkeypatch.setattr(selected_wgrad_again, "dense_entries", lambda *_: True)
+    monkeypatch.setattr(selected_wgrad_entries, "dense_entries", lambda *_: True)
+    monkeypatch.setattr(selected_wgrad_entries, "strip_height", lambda *_: height)
+    rows, columns = 48, 40
+    index = torch.cat([torch.arange(3, 9 * columns, 7), torch.arange(40 * columns, 48 * columns)])
+    case = rows, columns, "entries", index, 1, 1
+    selected_wgrad_triton(*operands(case), *case[2:], dtype=dtype)
+    pair = operands(case)
+    want = anew(case, *pair, dtype=dtype)
+    monkeypatch.setattr(selected_wgrad, "_checked", lambda *_: pytest.fail("it is checked again"))
+    values = selected_wgrad_triton(*pair, *case[2:], dtype=dtype)
+    assert values.dtype == want.dtype and torch.equal(bits(values), bits(want))
 
 
 @pytest.mark.parametrize("name", [*CUT_SHORT, "rows", "columns"])
