@@ -38,5 +38,14 @@ RATES: dict[str, dict[str, float]] = {
         "super_tuning": 9e-3,
         "tr_pts": 3e-3,
     },
-    CAUSAL_LM: {},
+    CAUSAL_LM: {
+        "gps": 1e-3,
+        "gradient_columns": 3.3e-4,
+        "lift": 9e-3,
+        "losia": 1e-3,
+        "neuroada": 9e-3,
+        "shira": 2.7e-2,
+        "spiel": 1e-3,
+        "tr_pts": 3.3e-4,
+    },
 }
