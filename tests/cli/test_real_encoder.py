@@ -47,7 +47,7 @@ def test_the_example_trains_the_real_encoder_also_when_killed(command, tmp_path)
     done = command("finetune", CONFIG, *SHORT, "--output", whole, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
-    assert told["trainable"] == 112_898 and told["of"] == 22_713_986
+    assert told["trainable"] == 108_421 and told["of"] == 22_713_986
 
     line = [sys.executable, "-c", KILLED, "finetune", str(CONFIG), *SHORT, "--output", str(killed)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
