@@ -38,17 +38,29 @@ if TYPE_CHECKING:
 class Owner(weakref.ref):
     """A module that has held some values, and how it is called, which stays known when it is
     gone.
+
+    values: those, weakly; None for shards, to which no weak reference may lead.
     """
 
-    __slots__ = ("label",)
+    __slots__ = ("label", "values")
 
     label: str
+    values: weakref.ref | None
 
     @classmethod
-    def of(cls, module: "Showing") -> "Owner":
+    def of(cls, module: "Showing", values: torch.Tensor) -> "Owner":
         owner = cls(module)
         owner.label = module._sparse_ft_state.label
+        owner.values = None if is_sharded_tensor(values) else weakref.ref(values)
         return owner
+
+    def has_held(self, values: torch.Tensor) -> bool:
+        """Whether it is these, not others that had their id before and were not forgotten: Python
+        drops a Ctrl-C in a finalizer, and the rest of the finalizer with it.
+        """
+        if self.values is None:
+            return is_sharded_tensor(values)
+        return self.values() is values
 
 
 class Stepper:
@@ -134,13 +146,15 @@ def own(module: "Showing", values: torch.Tensor) -> None:
     """
     key = id(values)
     _forget_shards(module)
+    known = [owner for owner in _owners.get(key, ()) if owner.has_held(values)]
     if is_sharded_tensor(values):
         _sharded[id(module)] = key
-    elif key not in _owners:
+    elif not known:
         weakref.finalize(values, _forget, key).atexit = False
-    others = [owner for owner in _owners.get(key, ()) if owner() not in (None, module)]
-    _owners[key] = (*others, Owner.of(module))
-    if id(module) not in _live:
+    others = [owner for owner in known if owner() not in (None, module)]
+    _owners[key] = (*others, Owner.of(module, values))
+    live = _live.get(id(module))
+    if live is None or live() is not module:
         _live[id(module)] = weakref.ref(module)
         weakref.finalize(module, _forget_module, id(module)).atexit = False
     _unclaim(module)
@@ -166,7 +180,7 @@ def _forget_shards(module: "Showing") -> None:
 
 def _forget_shards_of(key: int) -> None:
     shards = _sharded.pop(key, None)
-    if shards is not None:
+    if shards is not None and all(owner.values is None for owner in _owners.get(shards, ())):
         _owners.pop(shards, None)
 
 
@@ -274,7 +288,8 @@ def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
                 if is_gathered(holder):
                     gathered.append(holder)
         if not holders:
-            orphans.append(owners[-1].label)
+            if owners[-1].has_held(parameter):
+                orphans.append(owners[-1].label)
             _forget(id(parameter))  # told once
     if orphans:
         _warn_of_orphans(orphans)

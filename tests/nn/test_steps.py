@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.interrupting import interrupted
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft.nn import steps
 
 pytestmark = pytest.mark.usefixtures("on_device")
 
@@ -262,3 +264,36 @@ def test_the_hook_goes_with_the_last_values():
     )
     assert done.stdout.split() == ["last_values", "dies_within_a_step"], done.stderr
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def left_behind():
+    """What is known of values that are gone, since a Ctrl-C in their finalizer was dropped."""
+    model = net()
+    held = [model[0].values]
+    key = id(held[0])
+    sft.revert(model)
+    assert interrupted(held.clear, 1, lambda file: file == steps.__file__)
+    return steps._owners.pop(key)
+
+
+@pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_parameter_with_the_id_of_values_that_are_gone_is_not_taken_for_them(left_behind):
+    other = nn.Parameter(torch.ones(1))
+    steps._owners[id(other)] = left_behind
+    other.grad = torch.ones(1)
+    torch.optim.SGD([other], lr=1.0).step()
+    assert other == 0 and id(other) not in steps._owners
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_values_with_the_id_of_others_that_are_gone_are_forgotten_in_their_turn(left_behind):
+    model = net()
+    values = nn.Parameter(torch.ones(1))
+    key = id(values)
+    steps._owners[key] = left_behind
+    steps.own(model[0], values)
+    assert [owner() for owner in steps._owners[key]] == [model[0]]
+    del values
+    gc.collect()
+    assert key not in steps._owners
