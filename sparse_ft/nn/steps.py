@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .._torch import is_compiling
 from ..parallel.dtensors import is_sharded_tensor
@@ -30,6 +29,7 @@ from ..parallel.shards import write
 from .lost import converted_models, warn_of_lost
 from .sharded import hide_gathered, is_gathered, meet_shards, values_of
 from .state import NAME
+from .step_hook import StepHook
 
 if TYPE_CHECKING:
     from .showing import Showing
@@ -105,8 +105,6 @@ _live: dict[int, weakref.ref] = {}  # id of a Selected module -> it, weakly
 _sharded: dict[int, int] = {}
 _unclaimed: dict[int, weakref.ref] = {}  # id of a Selected module that nobody stepped -> it, weakly
 _steppers: "weakref.WeakKeyDictionary[Optimizer, Stepper]" = weakref.WeakKeyDictionary()
-_hook: Any = None  # the handle of `_after_step`, while torch has it
-_noting = 0  # how many calls of `_note` are under way
 
 
 def owner_of(values: torch.Tensor) -> Any:
@@ -207,18 +205,8 @@ def _forget_module(key: int) -> None:
 
 
 def _hook_or_unhook() -> None:
-    """Hold the invariant: torch has the hook as long as a module or any values are known.
-
-    While the hook runs, torch goes through its hooks, and none may be taken out: the next change
-    does it.
-    """
-    global _hook
-    is_needed = bool(_owners or _live)
-    if is_needed and _hook is None:
-        _hook = register_optimizer_step_post_hook(_after_step)
-    elif not is_needed and _hook is not None and not _noting:
-        _hook.remove()
-        _hook = None
+    """Hold the invariant: torch has the hook as long as a module or any values are known."""
+    _hook.keep(bool(_owners or _live))
 
 
 def _unclaim(module: "Showing") -> None:
@@ -235,6 +223,9 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
         _note(optimizer)
 
 
+_hook = StepHook(_after_step)
+
+
 def _held_by(optimizer: Optimizer) -> Iterable[torch.Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
@@ -248,21 +239,17 @@ def _holds_values(optimizer: Optimizer) -> bool:
     reason="sparse_ft notes the step of an optimiser that holds, or may hold, selected values"
 )
 def _note(optimizer: Optimizer) -> None:
-    global _noting
-    _noting += 1
-    try:
-        stepper = _steppers.get(optimizer)
-        if stepper is None:
-            meet_shards_in(_held_by(optimizer))
-            stepper = _new_stepper(optimizer)
-            _warn_if_made_before_conversion(optimizer)
-        for other in stepper.waiting:
-            other.strangers.discard(stepper)
-        stepper.waiting.clear()
-        _tell_holders(optimizer, stepper)
-        _tell_strangers(stepper)
-    finally:
-        _noting -= 1
+    stepper = _steppers.get(optimizer)
+    if stepper is None:
+        meet_shards_in(_held_by(optimizer))
+        stepper = _new_stepper(optimizer)
+        _warn_if_made_before_conversion(optimizer)
+    # Of lists: a collection in between may end an optimiser, which leaves these sets.
+    for other in list(stepper.waiting):
+        other.strangers.discard(stepper)
+    stepper.waiting.clear()
+    _tell_holders(optimizer, stepper)
+    _tell_strangers(stepper)
 
 
 def _tell_holders(optimizer: Optimizer, stepper: Stepper) -> None:
@@ -318,7 +305,7 @@ def _needs_no_word(owners: tuple[Owner, ...], values: torch.Tensor, stepper: Ste
 
 def _tell_strangers(stepper: Stepper) -> None:
     """The modules that this step may have changed without any trace are told of it."""
-    for other in stepper.strangers:
+    for other in list(stepper.strangers):
         other.waiting.add(stepper)
         for module in list(other.modules):
             module.after_foreign_step()

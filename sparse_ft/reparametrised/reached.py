@@ -9,49 +9,40 @@ import weakref
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..nn.step_hook import StepHook
 from .part import Reparametrised
 
 _standing: "weakref.WeakSet[Reparametrised]" = weakref.WeakSet()
 _watched: "weakref.WeakSet[Reparametrised]" = weakref.WeakSet()
-_hook: Any = None  # the handle of `_after_step`
-_running = 0  # how many calls of it are under way: torch goes through its hooks, none may go
 
 
 def watch(part: Reparametrised) -> None:
     """Look at this one after the next step of an optimiser that holds it."""
-    global _hook
     _standing.add(part)
     _watched.add(part)
-    weakref.finalize(part, _unhook).atexit = False
-    if _hook is None:
-        _hook = register_optimizer_step_post_hook(_after_step)
+    weakref.finalize(part, _hook_or_unhook).atexit = False
+    _hook_or_unhook()
 
 
 def unwatch(part: Reparametrised) -> None:
     """Undo `watch`."""
     _standing.discard(part)
     _watched.discard(part)
-    _unhook()
+    _hook_or_unhook()
 
 
-def _unhook() -> None:
-    global _hook
-    if _hook is not None and not _running and not len(_standing):
-        _hook.remove()
-        _hook = None
+def _hook_or_unhook() -> None:
+    # By going through them: the length counts one whose finalizer this is.
+    _hook.keep(any(True for _ in _standing))
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    global _running
-    if torch.compiler.is_compiling() or not len(_watched):
-        return
-    _running += 1
-    try:
+    if not torch.compiler.is_compiling() and len(_watched):
         _tell(optimizer)
-    finally:
-        _running -= 1
+
+
+_hook = StepHook(_after_step)
 
 
 def _tell(optimizer: torch.optim.Optimizer) -> None:

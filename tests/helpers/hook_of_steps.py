@@ -64,7 +64,7 @@ def stays_where_a_model_dies_within_a_step() -> None:
     torch.optim.SGD([plain], lr=0.1).step()
     handle.remove()
     assert after == [1] and not models
-    assert not steps._live and steps._hook is not None
+    assert not steps._live and steps._hook.is_there
     other = nn.Sequential(nn.Linear(4, 4))
     sft.convert(other, {"0.weight": sft.Rows([1])})
     sft.revert(other)

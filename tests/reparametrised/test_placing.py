@@ -5,6 +5,7 @@ import gc
 import itertools
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from helpers.architectures import TOKENS, build
 from helpers.exhaustive import stride
 from helpers.interrupting import interrupted
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_post_hooks as step_hooks
 
 import sparse_ft as sft
 from sparse_ft import reparametrised as rp
+from sparse_ft.nn.step_hook import StepHook
 from sparse_ft.reparametrised import (
     HeadOffsets,
     RotatedValues,
@@ -273,13 +274,26 @@ def test_what_is_never_called_is_refused_or_told():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="layer: its scale_shift got no gradient"):
         optimizer.step()
-    assert reached._after_step in step_hooks.values()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()  # once
-    merge(model)
+
+
+@pytest.mark.parametrize("end", ["merged", "dropped"])
+def test_the_hook_after_steps_goes_with_the_last_delta(end, monkeypatch):
     gc.collect()
-    assert not len(reached._standing) and reached._after_step not in step_hooks.values()
+    monkeypatch.setattr(reached, "_standing", weakref.WeakSet())  # of other tests' models none
+    monkeypatch.setattr(reached, "_hook", StepHook(reached._after_step))
+    model = put(
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), {"0": ScaleShift(), "1": ScaleShift()}
+    )
+    assert reached._hook.is_there
+    if end == "merged":
+        merge(model)
+    else:
+        del model
+        gc.collect()
+    assert not reached._hook.is_there
 
 
 def test_a_tied_weight_is_not_merged():
