@@ -3,6 +3,7 @@
 By torch's allocator and by the system's resident set, which is meant for a process of its own.
 """
 
+import contextlib
 import ctypes
 import gc
 import resource
@@ -23,14 +24,30 @@ def allocator_peak(call):
     Sees every tensor, also those made inside of ops; not what a library allocates behind torch's
     back: see `resident_peak`.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        call()
+    with without_collections():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            call()
     events = [
         e
         for e in trace.profiler.kineto_results.events()
         if e.name() == "[memory]" and e.device_type().name == "CPU"
     ]
     return running_peak(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+
+
+@contextlib.contextmanager
+def without_collections():
+    """What was garbage before is gone, and nothing is collected within: what earlier calls left
+    would be counted against what is allocated here.
+    """
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def running_peak(changes):

@@ -131,7 +131,7 @@ def _parts(thing: Any) -> list[Any]:
 class Watched:
     """Storages that were seen, without keeping them alive: {key: label}.
 
-    A key is not given out again while it is watched.
+    The key of one that is gone is another's soon.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,11 @@ class Watched:
         storage is on meta.
         """
         key = key_of(storage)
-        if key not in self._seen:
+        known = self._seen.get(key)
+        if known is not None and known[0]() is None:
+            del self._seen[key]
+            known = None
+        if known is None:
             self._seen[key] = weakref.ref(storage), storage.nbytes(), device, label
 
     def alive(self) -> list[tuple[int, torch.device, str]]:

@@ -1,5 +1,7 @@
 """Every benchmark file runs at tiny shapes, so that nothing rots; no time is looked at."""
 
+import gc
+
 import pytest
 import torch
 
@@ -156,6 +158,21 @@ def test_the_allocators_peak_sees_what_was_freed_again():
 
     peak, left = memory.allocator_peak(call)
     assert 8000 <= peak < 9000 and left == 0
+
+
+def test_what_was_garbage_before_does_not_count_against_it():
+    """As freed within, it would hide as much of what is allocated."""
+
+    cycle = [torch.ones(100_000)]
+    cycle.append(cycle)
+    gc.collect()  # it grows old: young garbage would be gone before the call
+    del cycle
+
+    def call():
+        gc.collect()
+        return torch.ones(1000)
+
+    assert 4000 <= memory.allocator_peak(call)[0] < 5000
 
 
 def test_memory_promises():

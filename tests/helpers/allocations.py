@@ -1,11 +1,16 @@
 """What a call allocates, as torch's allocator sees it."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks, behind the installed packages
+
+from bench.memory import without_collections  # noqa: E402
 
 
 class Allocated(NamedTuple):
@@ -18,8 +23,9 @@ class Allocated(NamedTuple):
 def allocated_by(call: Callable[[], object], folder: Path) -> Allocated:
     """Runs `call()` once. folder: for the profiler's trace."""
     cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        call()
+    with without_collections():
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+            call()
     file = folder / "trace.json"
     profile.export_chrome_trace(str(file))
     events = json.loads(file.read_text())["traceEvents"]

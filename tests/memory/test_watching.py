@@ -52,6 +52,16 @@ def test_each_storage_counts_once_under_the_module_that_saved_it_first():
     assert found.total == 2 * SIZE and found.devices == {"cpu": 2 * SIZE}
 
 
+def test_what_a_forward_drops_hides_nothing_that_gets_its_address():
+    class Discards(nn.Module):
+        def forward(self, x):
+            for _ in range(8):
+                (x * 1).square()
+            return [(x * 1).square() for _ in range(8)]
+
+    assert sft.memory.ledger(Discards(), data().requires_grad_()).total == 8 * SIZE
+
+
 def test_a_view_counts_with_all_that_it_keeps_alive():
     class Sliced(nn.Module):
         def forward(self, x):
