@@ -330,5 +330,7 @@ def test_nothing_of_a_choice_outlives_it():
 
 
 def tensors_alive() -> int:
-    gc.collect()
+    for _ in range(10):  # what other tests left may take more than one turn to go
+        if not gc.collect():
+            break
     return sum(type(thing) in (torch.Tensor, nn.Parameter) for thing in gc.get_objects())
