@@ -46,6 +46,21 @@ def same_threads_and_seed():
     torch.set_num_threads(threads)
 
 
+def pytest_collectstart(collector):
+    """What a file draws at its top is the same whatever was imported before it."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """So is what the fixture of a whole file draws, whatever ran before: it is made before
+    `same_threads_and_seed` is.
+    """
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def autocast_is_left():
     """A test that leaves a region of autocast open would have later ones read old casts of

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def results(tmp_path_factory):
     """What each rank left behind: [{optimiser: result}]."""
     folder = tmp_path_factory.mktemp("ddp")
-    processes.start(ddp_worker.__file__, folder, world=WORLD, seconds=180)
+    processes.start(ddp_worker.__file__, folder, world=WORLD)
     return processes.results(folder, WORLD)
 
 

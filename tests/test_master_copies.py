@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     """What every way that can be had here left, each in a folder of its own."""
     folder = tmp_path_factory.mktemp("masters")
     ways = ["masters", *(["1", "2", "3"] if importlib.util.find_spec("deepspeed") else [])]
-    ranks.start_forked(masters_worker.__file__, folder, *ways, world=2, seconds=240)
+    ranks.start_forked(masters_worker.__file__, folder, *ways, world=2)
     return folder
 
 

@@ -10,7 +10,7 @@ from helpers.ranks import results, start_forked
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 def test_steps_by_forward_passes_and_reparametrised_deltas(tmp_path):
-    start_forked(worker.__file__, tmp_path, world=2, seconds=180)
+    start_forked(worker.__file__, tmp_path, world=2)
     whole = worker.batches()
     want = worker.by_forward_passes(whole), worker.with_deltas(whole, lambda net: net)
     ranks = results(tmp_path)

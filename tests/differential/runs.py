@@ -6,6 +6,7 @@ import contextlib
 import warnings
 
 import torch
+from helpers.warned import messages_of
 from torch import nn
 
 import sparse_ft as sft
@@ -116,7 +117,7 @@ class Run:
                 self.step(step)
             self.thaw()
             self.finish()
-        self.messages = [str(w.message) for w in caught]
+        self.messages = messages_of(caught)
         return self
 
     def events_at(self, step, within):

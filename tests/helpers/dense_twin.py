@@ -8,6 +8,7 @@ import warnings
 
 import torch
 from helpers import architectures
+from helpers.warned import messages_of
 from torch import nn
 
 import sparse_ft as sft
@@ -101,7 +102,7 @@ def assert_trains_as_dense(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         expected = backward(dense, inputs)
-    known = {str(w.message) for w in caught}
+    known = set(messages_of(caught))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -111,7 +112,7 @@ def assert_trains_as_dense(
         assert_gradients(dense, inputs, plan, got, want, experts)
         torch.optim.SGD(selective.parameters(), 0.1).step()
     assert_said(
-        [str(w.message) for w in caught if str(w.message) not in known],
+        [message for message in messages_of(caught) if message not in known],
         {n for n in plan if want[n] is None},
     )
 

@@ -16,7 +16,7 @@ import torch
 from helpers import vision
 
 
-def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float = 120) -> str:
+def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float = 300) -> str:
     """What the ranks printed; raises AssertionError with it where one failed or took longer than
     `seconds`.
 
@@ -26,7 +26,7 @@ def start(worker: str, folder, *arguments: str, world: int = 2, seconds: float =
 
 
 def start_forked(
-    worker: str, folder, *arguments: str, world: int, seconds: float = 60, **environment: str
+    worker: str, folder, *arguments: str, world: int, seconds: float = 300, **environment: str
 ) -> str:
     """Run `python WORKER WORLD FOLDER [argument …]`, which imports what it needs once and calls
     `fork`. Returns what it printed.

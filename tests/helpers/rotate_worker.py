@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from helpers import ranks
 from helpers.residual_layers import ResidualLayers
+from helpers.warned import messages_of
 from torch.nn.parallel import DistributedDataParallel
 
 import sparse_ft as sft
@@ -59,7 +60,7 @@ def main(rank, world, folder):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         sft.Rotate(2, EVERY).attach(net(), None)
-    said.append(str(warned[0].message) if warned else "nothing said")
+    said.append(next(iter(messages_of(warned)), "nothing said"))
     seen = train(DistributedDataParallel(model, find_unused_parameters=True), model, rank, world)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     result = {"weights": weights, "said": said, "seen": seen}

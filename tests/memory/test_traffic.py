@@ -14,7 +14,7 @@ WORLDS = 2, 4
 def counted(tmp_path_factory):
     """{(strategy, structure, world size): {collective: bytes}} of each rank."""
     folder = tmp_path_factory.mktemp("traffic")
-    ranks.start_forked(traffic_worker.__file__, folder, world=4, seconds=180)
+    ranks.start_forked(traffic_worker.__file__, folder, world=4)
     return ranks.results(folder, world=4)
 
 

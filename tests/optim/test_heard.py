@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from helpers.small_net import assert_same_bits, loss_of, net, trained_parameters, weights
+from helpers.warned import messages_of
 
 import sparse_ft as sft
 from sparse_ft.nn import steps
@@ -79,7 +80,7 @@ def after(change):
         for name, module in model.named_modules()
         if isinstance(module, sft.nn.Selected)
     }
-    return weights(model), known, sorted(str(each.message) for each in told)
+    return weights(model), known, sorted(messages_of(told))
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("accelerate")
-    ranks.start_forked(worker.__file__, folder, world=2, seconds=180)
+    ranks.start_forked(worker.__file__, folder, world=2)
     return folder
 
 

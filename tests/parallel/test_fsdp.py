@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def folder(tmp_path_factory):
     """What a run of 2 ranks left behind: what each rank found, and checkpoints."""
     folder = tmp_path_factory.mktemp("fsdp_2")
-    ranks.start_forked(fsdp_worker.__file__, folder, world=2, seconds=300)
+    ranks.start_forked(fsdp_worker.__file__, folder, world=2)
     return folder
 
 
@@ -24,7 +24,7 @@ def two(folder):
 @pytest.fixture(scope="module")
 def four(folder, tmp_path_factory):
     own = tmp_path_factory.mktemp("fsdp_4")
-    ranks.start_forked(fsdp_worker.__file__, own, str(folder), world=4, seconds=300)
+    ranks.start_forked(fsdp_worker.__file__, own, str(folder), world=4)
     return ranks.results(own, 4)
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 def results(tmp_path_factory):
     """What each rank left behind."""
     folder = tmp_path_factory.mktemp("tensor_parallel")
-    ranks.start_forked(worker.__file__, folder, world=4, seconds=180)
+    ranks.start_forked(worker.__file__, folder, world=4)
     return ranks.results(folder, world=4)
 
 

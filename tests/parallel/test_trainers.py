@@ -19,7 +19,7 @@ pytestmark = slow  # to import them all takes half a minute
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trainers")
-    ranks.start_forked(worker.__file__, folder, world=2, seconds=180)
+    ranks.start_forked(worker.__file__, folder, world=2)
     return ranks.results(folder)
 
 

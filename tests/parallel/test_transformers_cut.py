@@ -14,7 +14,7 @@ from helpers import transformers_cut_worker as worker  # noqa: E402
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut")
-    ranks.start_forked(worker.__file__, folder, world=2, seconds=180)
+    ranks.start_forked(worker.__file__, folder, world=2)
     return ranks.results(folder)
 
 
