@@ -12,6 +12,7 @@ from torch import nn
 from .carried import carried_by, extra_keys, left_keys, origin_key, selected_modules
 from .conversion import convert, unconvert
 from .converted import record_of, summary
+from .messages import check_module, described
 from .nn.foreign import MERGE, refuse_quantised
 from .report import Report
 
@@ -25,6 +26,7 @@ def state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     not in it: to go on training from it bit for bit, save `model.state_dict()`, which `sft.load`
     takes.
     """
+    check_module("model", model)
     for _, module in selected_modules(model):
         refuse_quantised("model", module, MERGE)
     state = model.state_dict()
@@ -53,10 +55,11 @@ def load(
     Raises ValueError for a model that is converted with another plan, RuntimeError for missing,
     unexpected or misshapen tensors; the model is left as it was.
     """
+    check_module("model", model)
     if not isinstance(state_dict, Mapping):
         raise TypeError(
-            f"state_dict: expected a mapping of names to tensors, got {state_dict!r}; torch.load a"
-            " file first"
+            f"state_dict: expected a mapping of names to tensors, got {described(state_dict)};"
+            " torch.load a file first"
         )
     carried, record = carried_by(state_dict), record_of(model)
     if carried is None and record is None:

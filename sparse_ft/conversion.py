@@ -10,6 +10,7 @@ from .carried import attach, detach
 from .converted import RECORD, Record, record_of, report_of, selected_in
 from .lean_modules import lean as make_lean
 from .lean_modules import lean_state, restore_lean_state, unlean
+from .messages import check_module
 from .nn.alias import SelectedParameter
 from .nn.foreign import check_numbers, check_whole
 from .nn.held_apart import warn_of_held_apart
@@ -67,6 +68,7 @@ def convert(
     """
     settings = Settings(values_dtype, origin)
     with Ranks("sft.convert", process_group) as ranks:
+        check_module("model", model)
         own = _brought(model, plan)
         brought = ranks.ask(own)
         plan = _plan_of(plan, brought, ranks)
@@ -99,7 +101,10 @@ def _plan_of(
     """The plan of this rank, or of the first one where it has none."""
     if not brought[0].plan:
         alone = "this process is by itself" if ranks.size == 1 else "that one has none either"
-        raise TypeError(f"plan: None takes that of the first of several processes, and {alone}")
+        raise TypeError(
+            f"plan: None takes that of the first of several processes, and {alone}; sft.select"
+            " makes one"
+        )
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan(plan)
     if plan is not None and all(each.plan for each in brought):
@@ -230,6 +235,7 @@ def revert(model: nn.Module) -> nn.Module:
     such deltas, or where one of these cannot be merged. After an exception (out of memory, Ctrl-C)
     the model is still converted, and another `revert` does the rest.
     """
+    check_module("model", model)
     check_mergeable(model)
     if record_of(model) is not None:
         warn_of_discarded(model)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .lean_modules import is_lean, selected_channels
+from .messages import check_module
 from .nn.alias import SelectedParameter
 from .nn.linear import Adopted
 from .nn.lost import LOST, lost_from
@@ -31,8 +32,17 @@ class Record(NamedTuple):
 
 
 def record_of(model: nn.Module) -> Record | None:
-    """The record of a converted model; None of any other."""
+    """The record of a converted model; None of any other module, TypeError for all else."""
+    check_module("model", model)
     return model.__dict__.get(RECORD)
+
+
+def converted_part(model: nn.Module) -> str:
+    """For a message: which module inside of `model`, a wrapper, was converted; "" for none."""
+    for name, part in model.named_modules():
+        if name and RECORD in part.__dict__:
+            return f"; its {name!r} was, so call it on that module"
+    return ""
 
 
 def holders_of(model: nn.Module) -> dict[str, Selected]:
@@ -47,6 +57,7 @@ def holders_of(model: nn.Module) -> dict[str, Selected]:
 def sync(model: nn.Module) -> nn.Module:
     """Make every weight of `model` show its values. Needed only after writes that leave no trace:
     bare `.data` edits, `vector_to_parameters`, swapping an EMA in. Returns the model."""
+    check_module("model", model)
     for module in model.modules():
         if isinstance(module, Selected):
             module.sync(force=True)

@@ -9,7 +9,7 @@ import torch
 
 from .texts import did_you_mean
 
-__all__ = ["described", "did_you_mean"]
+__all__ = ["check_module", "described", "did_you_mean"]
 _SHOWN = 4  # items of a batch that a message lists
 _LONGEST = 60  # characters of a plain value
 
@@ -22,6 +22,20 @@ def described(value: Any) -> str:
         text = repr(value)
         return text if _is_plain(value, text) else f"a {type(value).__name__}"
     return f"a {_inner(value)}"
+
+
+def check_module(name: str, value: Any) -> None:
+    """Raise TypeError that names the argument unless `value` is an nn.Module."""
+    if isinstance(value, torch.nn.Module):
+        return
+    way_out = ""
+    if isinstance(value, (str, bytes)):
+        way_out = "; load it first, with from_pretrained or torch.load"
+    elif isinstance(value, type):
+        way_out = "; make one of it"
+    elif isinstance(value, torch.optim.Optimizer):
+        way_out = "; the model comes before the optimizer"
+    raise TypeError(f"{name}: expected an nn.Module, got {described(value)}{way_out}")
 
 
 def _inner(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .lean_modules import is_lean
 from .matrices import shape_of_matrix
-from .messages import did_you_mean
+from .messages import check_module, did_you_mean
 from .nn.alias import SelectedParameter
 from .nn.apart import as_matrix
 from .nn.embedding import SelectiveEmbedding, check_embedding
@@ -53,6 +53,7 @@ def matrix_shape(module: nn.Module, name: str) -> tuple[int, int]:
     leading dimensions, last) for everything else. name may be dotted. Raises KeyError for an
     unknown name.
     """
+    check_module("module", module)
     place = find(module, name)
     shape = place.parameter.shape
     if len(shape) == 0:

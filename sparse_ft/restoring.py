@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .converted import record_of, sync
+from .converted import converted_part, record_of, sync
 from .messages import did_you_mean
 from .nn.origin import Origin, origins_in
 from .nn.sharded import WHOLE, refuse_sharded
@@ -53,7 +53,9 @@ def restore(model: nn.Module, alpha: float | Mapping[str, float] = 0.0) -> nn.Mo
     KeyError for a name that has none; the model is left as it was.
     """
     if record_of(model) is None:
-        raise ValueError("model: it was not converted; sft.convert(model, plan, origin=True) first")
+        part = converted_part(model)
+        way_out = part or "; sft.convert(model, plan, origin=True) first"
+        raise ValueError(f"model: it was not converted{way_out}")
     refuse_sharded(model, WHOLE)
     known = {each.label: (each, parameter) for each, parameter in origins_in(model)}
     if not known:

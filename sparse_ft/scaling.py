@@ -1,12 +1,13 @@
 """scale_updates: the steps of single entries or rows are longer or shorter than the others'."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from .converted import holders_of
-from .messages import did_you_mean
+from .messages import check_module, described, did_you_mean
 from .nn.foreign import refuse_quantised
 from .nn.selected import Selected
 
@@ -24,6 +25,11 @@ def scale_updates(
     `state_dict`. Other optimisers know nothing of it, and the first step of one says so. Raises
     KeyError, TypeError or ValueError that names the parameter; nothing has changed then.
     """
+    check_module("model", model)
+    if not isinstance(factors, Mapping):
+        raise TypeError(
+            f"factors: expected a mapping {{parameter name: factor}}, got {described(factors)}"
+        )
     holders = holders_of(model)
     found = {}
     for name, factor in factors.items():
@@ -39,14 +45,31 @@ def scale_updates(
     return model
 
 
-def _factor(name: str, holder: Selected, factor: float | torch.Tensor) -> torch.Tensor:
-    """float32, shaped as values or as their first dimension, on their device."""
-    values, state = holder._parameters["values"], holder._sparse_ft_state
-    factor = torch.as_tensor(factor).detach()
+def _as_numbers(name: str, factor: Any) -> torch.Tensor:
+    """Real numbers in memory, of a number, a tensor or nested lists."""
+    if not isinstance(factor, torch.Tensor):
+        try:
+            factor = torch.tensor(factor, device="cpu")
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(
+                f"factors: {name!r}: expected a number, a tensor or None, got {described(factor)}"
+            ) from None
     if factor.is_complex() or factor.dtype == torch.bool:
         raise TypeError(f"factors: {name!r}: expected real numbers, got {factor.dtype}")
+    if factor.is_meta or factor.layout is not torch.strided:
+        where = "the meta device" if factor.is_meta else str(factor.layout)
+        raise ValueError(f"factors: {name!r}: expected a dense tensor with data, got {where}")
+    return factor.detach()
+
+
+def _factor(name: str, holder: Selected, given: float | torch.Tensor) -> torch.Tensor:
+    """float32, shaped as values or as their first dimension, on their device."""
+    values, state = holder._parameters["values"], holder._sparse_ft_state
+    factor = _as_numbers(name, given)
     if not (factor.isfinite().all() and (factor >= 0).all()):
-        raise ValueError(f"factors: {name!r}: expected finite numbers of at least 0")
+        raise ValueError(
+            f"factors: {name!r}: expected finite numbers of at least 0, got {described(given)}"
+        )
     factor = factor.to(values.device, torch.float32)
     if factor.dim() == 0:
         return factor.expand(values.shape[:1]).contiguous()

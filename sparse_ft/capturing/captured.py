@@ -62,6 +62,8 @@ def capture(
     On other devices each call runs the step as it is, and a warning says so. Raises ValueError that
     names the argument; RuntimeError, and nothing has changed, where the step cannot be recorded.
     """
+    if isinstance(step, nn.Module) or not callable(step):
+        raise TypeError(f"step: expected a function that makes a step, got {described(step)}")
     models = _several("model", model, nn.Module)
     optimizers = [] if optimizer is None else _several("optimizer", optimizer, Optimizer)
     if isinstance(warm_up, bool) or not isinstance(warm_up, int) or warm_up < 1:

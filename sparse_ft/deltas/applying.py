@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..converted import record_of
+from ..messages import check_module
 from ..nn import Selected
 from ..nn.sharded import BEFORE, refuse_sharded
 from .base import Known, base_values, differences, refuse
@@ -150,8 +151,7 @@ def remove(model: nn.Module, delta: Delta | None = None) -> nn.Module:
 
 
 def _refuse_converted(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_module("model", model)
     selective = {id(each) for each in model.modules() if isinstance(each, Selected)}
     records = Applied.of(model).records
     ours = {

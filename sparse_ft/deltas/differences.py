@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import state_dict
+from ..messages import check_module, described
 from ..nn.sharded import WHOLE, refuse_sharded
 from ..places import matrix_shape
 from ..selection import Columns, Entries, Rows, Selection
@@ -30,6 +31,9 @@ def diff(base: nn.Module, trained: nn.Module | Mapping[str, torch.Tensor]) -> De
     base holds (`origin`). Raises ValueError for tensors that one of both lacks, or that have
     another shape or dtype, naming them.
     """
+    check_module("base", base)
+    if not isinstance(trained, (nn.Module, Mapping)):
+        raise TypeError(f"trained: expected an nn.Module or a state_dict, got {described(trained)}")
     for model in (base, trained):
         if isinstance(model, nn.Module):
             refuse_sharded(model, WHOLE)

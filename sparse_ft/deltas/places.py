@@ -8,7 +8,7 @@ from torch import nn
 
 from .. import ops
 from ..carried import selected_modules
-from ..converted import record_of
+from ..converted import converted_part, record_of
 from ..messages import did_you_mean
 from ..nn import Selected, SelectedParameter, SelectiveConv1D, stored
 from ..nn.apart import as_matrix
@@ -52,10 +52,10 @@ def trained(model: nn.Module) -> Iterator[Trained]:
     """
     record = record_of(model)
     if record is None:
-        raise ValueError(
-            "model: it is not converted, so nothing tells what was trained; sft.convert it first,"
-            " or compare two models: sft.diff(base, trained)"
+        way_out = converted_part(model) or (
+            "; sft.convert it first, or compare two models: sft.diff(base, trained)"
         )
+        raise ValueError(f"model: it is not converted, so nothing tells what was trained{way_out}")
     refuse_sharded(model, WHOLE)
     for part, _ in parts_of(model):
         raise ValueError(

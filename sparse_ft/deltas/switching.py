@@ -27,8 +27,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     origin; a warning names them. Raises ValueError where there is nothing to take out, or no
     origin of selected entries.
     """
+    is_converted = record_of(model) is not None
     applied = Applied.of(model)
-    if record_of(model) is None and not applied.records:
+    if not is_converted and not applied.records:
         raise ValueError(
             "model: nothing is in it that could be taken out; sft.apply(model, delta), or convert"
             " with origin=True"

@@ -19,6 +19,7 @@ v_proj training, the first three MLPs and the last exact, the whole step takes 0
 """
 
 import fnmatch
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from .. import ops
 from .._torch import is_compiling, is_hooked
 from ..annotations import AnyModule
 from ..double_backward import first_order
+from ..messages import described
 from . import gated
 from .activations import name_of
 from .attach import lean_forward_of
@@ -59,12 +61,20 @@ class Contextual(NamedTuple):
     every: int = 8
     but: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raise ValueError for numbers that mean nothing."""
-        if not 0 < self.share <= 1:
-            raise ValueError(f"contextual: expected a share in (0, 1], got {self.share!r}")
-        if self.every < 1:
-            raise ValueError(f"contextual: expected every from 1 on, got {self.every!r}")
+
+def check_contextual(contextual: Any) -> None:
+    """Raise TypeError for what is no `Contextual`, ValueError for numbers that mean nothing."""
+    if not isinstance(contextual, Contextual):
+        raise TypeError(
+            f"contextual: expected sft.Contextual(share, …) or None, got {described(contextual)}"
+        )
+    share, every = contextual.share, contextual.every
+    is_share = isinstance(share, numbers.Real) and not isinstance(share, bool)
+    if not is_share or not 0 < share <= 1:
+        raise ValueError(f"contextual: expected a share in (0, 1], got {share!r}")
+    is_count = isinstance(every, int) and not isinstance(every, bool)
+    if not is_count or every < 1:
+        raise ValueError(f"contextual: expected every from 1 on, got {every!r}")
 
 
 class Parts(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..annotations import AnyModule
+from ..messages import check_module
 from ..nn import Selected, SelectiveConv1D, SelectiveLinear
 from .attach import attach, attached, detach, lean_forward_of
 from .attention import (
@@ -18,7 +19,7 @@ from .attention import (
     why_no_lean_attention,
 )
 from .causal_lm import WithLoss, head_forward, language_model_forward, language_models
-from .contextual import Contextual, contextual_forward
+from .contextual import Contextual, check_contextual, contextual_forward
 from .deferred import TokenLoss
 from .eight_bit import eight_bit_forward
 from .recognise import Found, Recogniser
@@ -64,8 +65,9 @@ def lean(
     contextual: APPROXIMATE; in training, frozen gated MLPs use a share of their channels, chosen in
     each batch (`lean_modules/contextual.py`).
     """
+    check_module("model", model)
     if contextual is not None:
-        contextual.check()
+        check_contextual(contextual)
     of_loss, left_by_loss, offers = _of_loss(model, loss)
     rows, recogniser = [], Recogniser()
     thinned: dict[str, str] = {}  # {gated MLP: why it stays exact, or ""}

@@ -22,7 +22,7 @@ def batch_for(
     if make is None:
         raise ValueError(
             f"inputs: no batch is known for a {type(model).__name__}; pass inputs={{argument:"
-            " tensor}"
+            " tensor} (a budget: sft.Bytes(size, inputs=…))"
         )
     takes = inspect.signature(model.forward).parameters
     batch = make(model.config, batch_size, sequence_length)

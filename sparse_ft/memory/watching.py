@@ -20,6 +20,7 @@ from .._torch import (
     nodes_made,
     number_of,
 )
+from ..messages import check_module
 from ..nn.foreign import refuse_split
 from .graph import held_by, nodes_of
 from .storages import Watched, model_storages, storages_of, tensors_in
@@ -37,6 +38,7 @@ def ledger(model: nn.Module, *inputs: Any, **kwargs: Any) -> Ledger:
     the mode it is in (gradient checkpointing and dropout need `model.train()`); buffers, the random
     state and hooks are put back, also when the forward raises.
     """
+    check_module("model", model)
     refuse_split("model", model)
     watched = Watching(model)
     try:

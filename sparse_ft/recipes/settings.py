@@ -5,9 +5,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
-from ..messages import described
+from ..messages import check_module
 from ..salience.arguments import check_seed
 from ..salience.losses import check_batches
 from ..schedules.schedule import check_count
@@ -28,8 +26,7 @@ def check_common(model: Any, batches: Any, settings: Mapping[str, Any]) -> None:
     """What every recipe of the package takes, where it takes it: model, batches, loss, targets,
     seed, max_batches, density. Raises TypeError or ValueError that names it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    check_module("model", model)
     if batches is not None:
         check_batches(batches)
     loss = settings.get("loss")

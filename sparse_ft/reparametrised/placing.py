@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..annotations import AnyModule
-from ..messages import described, did_you_mean
+from ..messages import check_module, described, did_you_mean
 from ..nn.foreign import check_whole
 from ..nn.reading import stored
 from ..nn.selected import Selected
@@ -46,8 +46,7 @@ def put(model: nn.Module, parts: Mapping[str, Reparametrised], freeze: bool = Tr
     All or nothing: KeyError for an unknown layer, TypeError or ValueError for one that a delta
     cannot stand on leave the model as it was.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    check_module("model", model)
     if not isinstance(parts, Mapping) or not parts:
         raise TypeError(f"parts: expected {{name of a layer: its delta}}, got {described(parts)}")
     found = {name: _layer(model, name, part) for name, part in parts.items()}

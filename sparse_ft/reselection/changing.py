@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..converted import holders_of, record_of, selected_in
-from ..messages import described, did_you_mean
+from ..messages import check_module, described, did_you_mean
 from ..nn.embedding import SelectiveEmbedding
 from ..nn.foreign import refuse_quantised
 from ..nn.lost import LOST, lost_from
@@ -27,6 +27,8 @@ from .exchange import Exchange
 from .report import ReselectReport
 from .seed import Seed
 
+WORDS = {"dropped": ("keep", "restore"), "age": ("entry", "tensor")}
+SETTINGS = (*WORDS, "process_group")
 REVERT = "sft.revert(model), then convert with another plan"
 
 
@@ -63,15 +65,13 @@ def reselect(
     after its exchange, and the plan of the model says which.
     """
     with Ranks("sft.reselect", process_group) as ranks:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+        check_module("model", model)
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer: expected an optimiser or None, got {described(optimizer)}")
         while record_of(model) is None and isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         refuse_sharded(model, "choose once, before fully_shard")
-        _check_word("dropped", dropped, ("keep", "restore"))
-        _check_word("age", age, ("entry", "tensor"))
+        check_settings({"dropped": dropped, "age": age})
         if seeds is not None and not isinstance(seeds, Mapping):
             raise TypeError(f"seeds: expected a mapping {{name: Seed}}, got {described(seeds)}")
         changes = _changes(model, plan)
@@ -90,9 +90,16 @@ def reselect(
     return report
 
 
-def _check_word(name: str, word: str, words: tuple[str, str]) -> None:
-    if word not in words:
-        raise ValueError(f"{name}: expected {words[0]!r} or {words[1]!r}, got {word!r}")
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise TypeError for what `reselect` does not take as a setting, ValueError for a word that it
+    does not know.
+    """
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise TypeError(f"{name}: no such setting{did_you_mean(name, SETTINGS)}")
+        words = WORDS.get(name)
+        if words and value not in words:
+            raise ValueError(f"{name}: expected {words[0]!r} or {words[1]!r}, got {value!r}")
 
 
 def _changes(model: nn.Module, plan: Any) -> dict[str, tuple[Any, Selection]]:

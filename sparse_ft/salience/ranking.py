@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..messages import check_module
 from ..nn.sharded import BEFORE, refuse_sharded
 from ..plan import Plan
 from ..ranks import Ranks
@@ -132,6 +133,7 @@ def select(
     by_batches = score is None and batches is not None
     by_batches = by_batches or (score is not None and _needs_batches(score))
     with Ranks("sft.select", process_group if by_batches else False) as ranks:
+        check_module("model", model)
         ranks.warn_if_early()
         bounds: dict[str, Any] = {"floor": floor, "cap": cap, "normalize": normalize}
         words = {"combine": combine, "accumulate": accumulate}

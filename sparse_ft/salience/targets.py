@@ -11,6 +11,7 @@ from torch import nn
 from ..annotations import AnyModule
 from ..matrices import CONVOLUTIONS
 from ..messages import did_you_mean
+from ..nn.foreign import FLOATS
 from ..nn.linear import is_conv1d
 from ..quantised.quantiser import quantiser_of
 
@@ -141,7 +142,7 @@ def _left_anyway(model: nn.Module, held: dict[str, _Held]) -> dict[str, str]:
             left[name] = "of the output head"
         elif holders[id(parameter)] > 1:
             left[name] = "shared by several modules (tied)"
-        elif not (parameter.is_floating_point() or (is_weight and quantiser_of(owner))):
+        elif not (parameter.dtype in FLOATS or (is_weight and quantiser_of(owner))):
             left[name] = f"{parameter.dtype} cannot train"
     return left
 

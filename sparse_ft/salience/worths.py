@@ -102,6 +102,11 @@ class Worths:
         weights = len(self.job.weights)
         is_flat = True
         for name, score in followed(every, "choosing in weights", weights, self.job.shown):
+            if score.is_meta:
+                raise ValueError(
+                    f"score: {self.label!r} of {name!r} is on the meta device and has no numbers;"
+                    " load the model first, or draw what trains: score='random'"
+                )
             ends = score.aminmax()
             is_flat = is_flat and not any(ends)
             if not all(end.isfinite() for end in ends):

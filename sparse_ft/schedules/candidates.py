@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import ops
 from ..annotations import AnyModule
-from ..converted import record_of
+from ..converted import converted_part, record_of
 from ..nn.linear import Adopted, SelectiveLinear
 from ..plan import ALL, Plan
 from ..reselection import Seed
@@ -49,7 +49,8 @@ class Candidates:
         check_count("per_tensor", per_tensor)
         record = record_of(model)
         if record is None:
-            raise ValueError("model: it is not converted; call sft.convert(model, plan) first")
+            way_out = converted_part(model) or "; call sft.convert(model, plan) first"
+            raise ValueError(f"model: it is not converted{way_out}")
         self._model, self._per_tensor = model, per_tensor
         self.steps = 0
         self.left: list[str] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..reselection import ReselectReport, reselect
+from ..reselection import ReselectReport, check_settings, reselect
 from ..selection import Selection
 from .schedule import Schedule, check_count
 
@@ -32,6 +32,9 @@ class Reselecting(Schedule):
         super().__init__()
         if not callable(rule):
             raise TypeError(f"rule: expected a callable that gives a plan, got {rule!r}")
+        if seeds is not None and not callable(seeds):
+            raise TypeError(f"seeds: expected a callable such as Candidates.seeds, got {seeds!r}")
+        check_settings(settings)
         self._rule, self._seeds, self._settings = rule, seeds, settings
 
     def _ask(self, model: nn.Module, *more: float) -> ReselectReport:

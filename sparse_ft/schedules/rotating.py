@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..messages import did_you_mean
+from ..messages import check_module, did_you_mean
 from ..salience.lots import drawn
 from ..salience.recompute import members_of_lists
 from .schedule import Schedule, check_count
@@ -68,6 +68,7 @@ class Rotate(Schedule):
                 " DistributedDataParallel(model, find_unused_parameters=True) gives",
                 stacklevel=2,
             )
+        check_module("model", model)
         units = self._found(model)
         if self._count > len(units):
             raise ValueError(f"n: expected at most {len(units)}, the number of units, got"
@@ -159,6 +160,8 @@ def _labelled(units: Any, model: nn.Module) -> dict[str, list[str]]:
         if not members:
             raise ValueError("units: the model has no nn.ModuleList; name its units by patterns")
         return {name: [f"{name}.*"] for name in members}
+    if isinstance(units, str):
+        units = [units]
     if isinstance(units, Mapping):
         return {label: _as_list(patterns) for label, patterns in units.items()}
     return {", ".join(_as_list(patterns)): _as_list(patterns) for patterns in units}

@@ -1,9 +1,12 @@
 """Schedule: what all of them share: they count steps, and their count is saved."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..messages import check_module, described
 
 
 class Schedule:
@@ -19,7 +22,13 @@ class Schedule:
         self._optimizer: torch.optim.Optimizer | None = None
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> "Schedule":
-        """Begin, with this model and this optimiser. Returns the schedule itself."""
+        """Begin, with this model and this optimiser. Returns the schedule itself.
+
+        Raises TypeError for a model that is no module, or an optimiser that is none.
+        """
+        check_module("model", model)
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"optimizer: expected an optimiser or None, got {described(optimizer)}")
         self._model, self._optimizer = model, optimizer
         return self
 
@@ -48,9 +57,9 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there. Raises ValueError for what is no state of a schedule."""
-        steps = state.get("steps")
+        steps = state.get("steps") if isinstance(state, Mapping) else state
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"state: expected a number of steps, got {steps!r}")
+            raise ValueError(f"state: expected a number of steps, got {described(steps)}")
         self.steps = steps
 
 

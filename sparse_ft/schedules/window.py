@@ -23,7 +23,8 @@ class Window(Schedule):
 
     def __init__(self, density: float, *, seed: int = 0):
         super().__init__()
-        if not (isinstance(density, (int, float)) and 0 < density <= 1):
+        is_number = isinstance(density, (int, float)) and not isinstance(density, bool)
+        if not is_number or not 0 < density <= 1:
             raise ValueError(f"density: expected a share in (0, 1], got {density!r}")
         self._density, self._seed = density, seed
         self._hook: Any = None
@@ -57,6 +58,11 @@ class Window(Schedule):
     def _choose(self, optimizer: torch.optim.Optimizer, args: tuple, settings: dict) -> None:
         for group in optimizer.param_groups:
             for number, parameter in enumerate(group["params"]):
+                if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+                    raise ValueError(
+                        f"optimizer: its gradient of shape {tuple(parameter.shape)} is sparse, and"
+                        " Window looks at whole ones; nn.Embedding(sparse=False) makes them"
+                    )
                 if parameter.grad is not None:
                     self._keep_largest(parameter.grad, self._seed + self.steps + number)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from .. import trees
 from ..matrices import shape_of_matrix
-from ..messages import described
+from ..messages import check_module, described
 from .attention import documented_heads
 from .bare import bare
 from .coupled import Coupling
@@ -44,8 +44,7 @@ def units(model: nn.Module, batch: Any = None, loss: Callable | None = None) -> 
     was. Raises ValueError without a batch, and for a converted or lean model that cannot be looked
     at as it was before.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {described(model)}")
+    check_module("model", model)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: expected a function (model, batch), got {described(loss)}")
     model = bare(model)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from ...messages import did_you_mean
+from ...messages import check_module, did_you_mean
 from ...nn.sharded import BEFORE, refuse_sharded
 from ..recompute import members_of_lists
 
@@ -18,6 +18,7 @@ def layers_of(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str,
 
     Raises ValueError for a pattern that matches nothing, and for a model without a list.
     """
+    check_module("model", model)
     refuse_sharded(model, BEFORE)
     modules = {name: module for name, module in model.named_modules() if name}
     if layers is None:
