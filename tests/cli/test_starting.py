@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds of a processor, not of a clock: on a machine that does nothing else they are the same, and
-# other programs, which make the clock's more, leave them.
-MOST = 0.5
+# other programs, which make the clock's more, leave them. A slow machine, or a core shared with
+# another program, has as many as it takes to import what makes the help.
+MOST, LIBRARY = 0.5, "import typer, rich.table, rich.panel"
 
 
 def run(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
@@ -32,7 +33,8 @@ def test_help_comes_at_once_and_imports_no_torch():
         done, seconds = run("-m", "sparse_ft_command", *command, "--help")
         assert done.returncode == 0 and "Usage: sparse-ft" in done.stdout, done.stderr
         times.append(seconds)
-    assert min(times) < MOST
+    library = min(run("-c", LIBRARY)[1] for _ in range(2))
+    assert min(times) < max(MOST, 5 * library)
     script = (
         "import sys; from sparse_ft_command import main; sys.argv[1:] = ['finetune', 'none.yaml'];"
         " code = main(); assert not {'torch', 'transformers', 'numpy'} & set(sys.modules);"

@@ -93,12 +93,12 @@ def test_a_plain_module_goes_on_too(tmp_path):
     assert_equal(state_of(second), state_of(whole))
 
 
-AFTER = "0.2", "0.9"  # seconds
+AFTER = "5", "23"  # steps
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder of runs that were killed so long after their first checkpoint."""
+    """The folder of runs that were killed so many steps after their first checkpoint."""
     folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
         [sys.executable, small_runs.__file__, folder, *AFTER],
@@ -119,7 +119,7 @@ def not_killed(tmp_path_factory):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("after", AFTER)
 def test_killed_and_resumed_it_ends_with_the_same_weights(after, killed, not_killed, tmp_path):
-    """SIGKILL some time after the first checkpoint: resume from the last one that is whole."""
+    """SIGKILL some steps after the first checkpoint: resume from the last one that is whole."""
     folder = killed / after
     last = small_runs.finished_checkpoints(folder)[-1]
     second = small_runs.converted("columns", torch.bfloat16)

@@ -1,10 +1,12 @@
 """Runs of transformers' Trainer with SparseCallback; as a program, runs that are killed.
 
-`python small_runs.py FOLDER SECONDS …`: for each number a run in FOLDER/SECONDS, in a fork of its
-own, which SIGKILL ends so long after its first checkpoint.
+`python small_runs.py FOLDER STEPS …`: for each number a run in FOLDER/STEPS, in a fork of its own,
+which SIGKILL ends so many steps after its first checkpoint.
 """
 
+import json
 import os
+import random
 import signal
 import sys
 import time
@@ -22,6 +24,7 @@ import sparse_ft as sft
 from sparse_ft.trainers import SparseCallback
 
 LONG, EVERY = 60, 5  # steps of the run that is killed, and of its checkpoints
+LONGEST = 400  # seconds that it may take
 
 
 def converted(structure: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -104,43 +107,56 @@ def regression(net: nn.Module, folder: Path, steps: int, **more: Any) -> Trainer
 def finished_checkpoints(folder: Path) -> list[Path]:
     """Those that the Trainer has finished, which it does with its own state; oldest first."""
     found = Path(folder).glob("checkpoint-*/trainer_state.json")
-    whole = [path.parent for path in found if path.stat().st_size]
+    whole = [path.parent for path in found if is_json(path)]
     return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-class Slower(TrainerCallback):
-    """Steps of a fast machine take long enough to be killed among them."""
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:  # it was not written to its end
+        return False
+    return True
+
+
+class Told(TrainerCallback):
+    """Tells the end of each step by a byte, and takes its time, so that a kill may come before the
+    next one.
+    """
+
+    def __init__(self, pipe: int):
+        self.pipe = pipe
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        os.write(self.pipe, b".")
         time.sleep(0.03)
 
 
-def killed(folder: Path, seconds: float) -> None:
-    """A run that SIGKILL ends some time after its first checkpoint, and not after its last step."""
+def killed(folder: Path, steps: int) -> None:
+    """A run that SIGKILL ends some time after so many steps after its first checkpoint; a moment
+    of the clock alone may come when all is done.
+    """
+    told, telling = os.pipe()
     child = os.fork()
     if not child:
+        os.close(told)
+        signal.alarm(LONGEST)  # ends it, whoever else has ended
         model = converted("columns", torch.bfloat16)
         run = trainer(model, folder, LONG, save_steps=EVERY)
-        run.add_callback(Slower())
+        run.add_callback(Told(telling))
         run.train()
-        os._exit(0)
-    try:
-        deadline = time.monotonic() + 240
-        while not finished_checkpoints(folder):
-            assert has_not_ended(child) and time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(seconds)
-        assert has_not_ended(child), "it ended before it could be killed"
-    finally:
-        os.kill(child, signal.SIGKILL)
+        signal.pause()  # to be killed
+    os.close(telling)  # the child's end is the only one: if it dies, reading ends
+    for _ in range(EVERY + steps):
+        assert os.read(told, 1), "it ended before it could be killed"
+    time.sleep(random.Random(steps).uniform(0.0, 0.1))
+    os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-
-
-def has_not_ended(child: int) -> bool:
-    return os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.close(told)
+    assert finished_checkpoints(folder)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for seconds in sys.argv[2:]:
-        killed(Path(sys.argv[1], seconds), float(seconds))
+    for steps in sys.argv[2:]:
+        killed(Path(sys.argv[1], steps), int(steps))
