@@ -39,11 +39,14 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def same_threads_and_seed():
-    """Every test starts from one seed, and gives back the thread count it found."""
+    """Every test starts from one seed, and gives back the thread count it found. An interrupt as
+    torch puts back the grad mode leaves it off.
+    """
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)
 
 
 def pytest_collectstart(collector):
