@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,13 @@ PAGES = {
 }
 
 
+def free_port() -> str:
+    """One of loopback that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_a_trainer_trains(page, tmp_path):
     """Its losses fall; the page fits on one screen."""
@@ -81,8 +89,7 @@ def test_a_page_a_trainer_trains(page, tmp_path):
     name, *arguments = page.split()
     script = EXAMPLES / "trainers" / f"{name}.py"
     assert script.read_text().count("\n") <= 30
-    port = str(20000 + os.getpid() % 20000)
-    loopback = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    loopback = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "DS_ACCELERATOR": "cpu"}
     environment = {**os.environ, **loopback, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(trl_runs.FOLDER)
     ran = subprocess.run(
