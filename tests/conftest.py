@@ -11,6 +11,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # `import oracle`, which importlib mode would not find
 
+from helpers.devices import MadeByTests, moved_to  # noqa: E402
 from helpers.interrupting import autocast_depth, close_autocast  # noqa: E402
 from helpers.vision import make_importable  # noqa: E402
 
@@ -91,14 +92,23 @@ def on_device(device, request, monkeypatch):
     if device.type == "cpu":
         yield device
         return
-    for name, value in list(vars(request.module).items()):
-        if isinstance(value, torch.Tensor):
-            monkeypatch.setattr(request.module, name, value.to(device))
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_default_device(device)
-    try:
+    with moved_to(device, request, monkeypatch):
+        torch.set_default_device(device)
+        try:
+            yield device
+        finally:
+            torch.set_default_device(None)
+
+
+@pytest.fixture
+def made_on_device(device, request, monkeypatch):
+    """As `on_device`, but for what the test makes alone: what the library makes lies where it says.
+
+    As for a user who moves model and batches to the GPU, and sets no default device. Not for tests
+    that compile, which would compile this as well.
+    """
+    if device.type == "cpu":
         yield device
-    finally:
-        torch.set_default_device(None)
-        torch.backends.cudnn.allow_tf32 = before
+        return
+    with moved_to(device, request, monkeypatch), MadeByTests(device):
+        yield device

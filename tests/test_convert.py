@@ -14,7 +14,7 @@ from torch import nn
 import sparse_ft as sft
 from sparse_ft.nn import SelectedParameter, SelectiveEmbedding, SelectiveLinear
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from helpers.products import IN, KINDS, OUT, SELECTIONS, plain_linear, randn, sh
 import sparse_ft as sft
 from sparse_ft.functional import alias, selective_addmm, selective_embedding, selective_linear
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 @pytest.fixture(params=SELECTIONS)

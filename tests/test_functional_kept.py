@@ -11,7 +11,7 @@ import sparse_ft as sft
 from sparse_ft import functional, rebuild
 from sparse_ft.functional import selective_addmm, selective_linear
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 @pytest.fixture(params=KINDS)
@@ -173,7 +173,7 @@ def test_a_copy_for_a_gpu_starts_each_token_on_16_bytes(autocast, monkeypatch):
 
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=autocast),
         ):
             y = sft.functional.selective_linear(x * 1, weight, values, selection)
         y.float().square().sum().backward()

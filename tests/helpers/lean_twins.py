@@ -59,16 +59,18 @@ def kept(model, input):
 WAYS = {
     "reentrant checkpoint": lambda model: lambda x: checkpoint(model, x, use_reentrant=True),
     "checkpoint": lambda model: lambda x: checkpoint(model, x, use_reentrant=False),
-    "save_on_cpu": lambda model: _under(torch.autograd.graph.save_on_cpu, model),
+    "save_on_cpu": lambda model: _under(lambda x: torch.autograd.graph.save_on_cpu(), model),
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "autocast": lambda model: _under(lambda: torch.autocast("cpu", torch.bfloat16), model),
+    "autocast": lambda model: _under(
+        lambda x: torch.autocast(x.device.type, torch.bfloat16), model
+    ),
 }
 
 
 def _under(context, model):
     def forward(x):
-        with context():
+        with context(x):
             return model(x)
 
     return forward

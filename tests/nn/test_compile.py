@@ -12,6 +12,8 @@ from torch._inductor.utils import run_fw_bw_and_get_code
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def make(structure):
     torch.manual_seed(0)
@@ -64,7 +66,7 @@ def test_generated_code_has_no_weight_sized_buffer(structure):
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
-def test_aliases_and_layers_used_twice(autocast):
+def test_aliases_and_layers_used_twice(autocast, device):
     """One graph for a model that reads some weights through an alias, each module twice, under an
     optimiser of torch.
     """
@@ -87,7 +89,7 @@ def test_aliases_and_layers_used_twice(autocast):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         for _ in range(3):
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 out = run(torch.randn(4, 6))
             out.float().square().mean().backward()
             optimizer.step()

@@ -7,6 +7,8 @@ from torch import nn
 import sparse_ft as sft
 from sparse_ft.nn import steps
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 PLAN = {"0.weight": sft.Columns([1, 2]), "1.weight": sft.Entries([3]), "2.bias": sft.Entries([1])}
 X = torch.linspace(-2, 2, 16 * 8).view(16, 8).cos()
 OPTIMIZERS = {

@@ -6,7 +6,7 @@ from torch import nn
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 @pytest.mark.parametrize("padding_idx", [None, 3])

@@ -11,6 +11,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 WIDTH, WIDE = 8, 16
 ENCODER_LAYER = dict(d_model=WIDTH, nhead=2, dim_feedforward=WIDE, batch_first=True)
 PADDED = torch.tensor([[False, False, False], [False, False, True]])

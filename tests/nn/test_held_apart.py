@@ -11,6 +11,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 class Net(nn.Module):
     def __init__(self, keep):

@@ -16,6 +16,8 @@ from sparse_ft import functional
 
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SHAPES = {1: (8,), 2: (3, 8), 3: (2, 3, 8), 4: (2, 2, 3, 8)}
 SELECTIONS = {
     "rows": sft.Rows([1, 4]),
@@ -80,8 +82,8 @@ def cases():
 
 CASES = cases()
 CONTEXTS = {
-    "plain": contextlib.nullcontext,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "plain": lambda device: contextlib.nullcontext(),
+    "autocast": lambda device: torch.autocast(device.type, torch.bfloat16),
 }
 
 
@@ -113,12 +115,12 @@ def build(name):
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("lean", [False, True], ids=["", "lean"])
 @pytest.mark.parametrize("name", CASES)
-def test_in_place_on_the_output(name, lean, context):
+def test_in_place_on_the_output(name, lean, context, device):
     for change in IN_PLACE.values():
         dense, model, selection, x = build(name)
         if lean:
             sft.lean(model)
-        with CONTEXTS[context]():
+        with CONTEXTS[context](device):
             (want, want_grad), (got, grad) = (
                 changed_in_place(module, x, change) for module in (dense, model)
             )

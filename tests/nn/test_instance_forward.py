@@ -13,6 +13,8 @@ import sparse_ft as sft
 hooks = pytest.importorskip("accelerate.hooks")
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 LAYERS = {
     "linear": (lambda: nn.Linear(4, 5), sft.Columns([1]), torch.linspace(-1, 1, 24).view(2, 3, 4)),
     "Conv1D": (lambda: Conv1D(5, 4), sft.Rows([1]), torch.linspace(-1, 1, 24).view(2, 3, 4)),
@@ -109,11 +111,12 @@ def test_accelerate_takes_its_hook_away_after_revert(case):
     assert torch.equal(model(x), dense(x))
 
 
-def test_a_device_map_with_its_hooks_trains(case):
+def test_a_device_map_with_its_hooks_trains(case, device):
     from accelerate import dispatch_model
 
     model, dense, selection, x = case
-    dispatch_model(model, {"0": "cpu"}, main_device="cpu", force_hooks=True)
+    place = str(device)
+    dispatch_model(model, {"0": place}, main_device=place, force_hooks=True)
     sft.convert(model, {"0.weight": selection})
     compare(model, dense, selection, x)
 

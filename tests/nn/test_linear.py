@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 @pytest.fixture(params=SELECTIONS)
@@ -198,13 +198,13 @@ def test_a_layer_without_entries(features, selection):
     sft.SelectiveAdamW(layer.parameters()).step()
 
 
-def test_layers_in_several_threads():
+def test_layers_in_several_threads(device):
     """They share what was kept of an input: looking it up while others add to it must not fail."""
 
     def work(layer):
         try:
             for _ in range(500):
-                layer(torch.randn(3, 10)).sum().backward()
+                layer(torch.randn(3, 10, device=device)).sum().backward()
         except RuntimeError as error:
             errors.append(error)
 

@@ -10,6 +10,8 @@ import sparse_ft as sft
 
 peft = pytest.importorskip("peft")
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.mark.filterwarnings("ignore:model. it has adapters")
 def test_lora_wraps_trains_and_merges_after_revert():

@@ -16,6 +16,8 @@ import sparse_ft as sft
 
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 class Read(nn.Module):
     """Only read: torchvision's Swin, timm's BEiT and EVA-02, Mamba's dt_proj."""
@@ -101,7 +103,7 @@ WAYS = {
 
 
 def _under_autocast(model, x):
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         return model(x)
 
 

@@ -14,6 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.fixture(params=SELECTIONS)
 def selection(request):
@@ -134,11 +136,11 @@ def test_functional_call(selection):
     assert shows(module)
 
 
-def test_to_empty_and_meta(selection):
+def test_to_empty_and_meta(selection, device):
     module = make(selection).to("meta")
     assert module.values.device.type == "meta"
-    assert module.selection.index.device.type == "cpu"
-    module = module.to_empty(device="cpu")
+    assert module.selection.index.device.type == device.type
+    module = module.to_empty(device=device)
     assert module.values.shape == selection.values_shape((7, 10))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import sparse_ft as sft
 from sparse_ft.nn import steps
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 PLAN = {"0.weight": sft.Rows([0, 3]), "0.bias": sft.Entries([1]), "2.weight": sft.Columns([1])}
 X = torch.linspace(-1, 1, 16 * 8).view(16, 8).sin()

@@ -12,6 +12,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 PRIVATE = "_sparse_ft"
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 NAMES = (
     "label", "selection", "matrix_shape", "input_dim", "chosen_dtype", "shown", "held", "tracked",
     "part", "reported", "original",

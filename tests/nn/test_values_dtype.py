@@ -21,7 +21,7 @@ from helpers.small_net import (
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 BF16 = torch.bfloat16
 

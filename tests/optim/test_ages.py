@@ -8,7 +8,7 @@ from helpers.reselected import backward, net, plan_of
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 def trained():

@@ -9,7 +9,7 @@ from torch import nn
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 SETTINGS = {"lr": 1e-2, "weight_decay": 0.3}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 BF16 = torch.bfloat16
 

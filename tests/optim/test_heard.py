@@ -11,6 +11,8 @@ import sparse_ft as sft
 from sparse_ft.nn import steps
 from sparse_ft.ops import _native
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 ALIASED = {
     "conv.weight_selected",
     "norm.weight_selected",

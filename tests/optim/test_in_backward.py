@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 def two_ends(run):

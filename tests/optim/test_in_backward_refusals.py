@@ -15,6 +15,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def in_backward(**settings):
     model = net()
@@ -39,9 +41,9 @@ def test_accumulation_is_refused_by_name_and_training_goes_on_after_it():
     assert_weights_show_values(model)
 
 
-def test_grad_scaler_is_refused_and_leaves_nothing_behind():
+def test_grad_scaler_is_refused_and_leaves_nothing_behind(device):
     model, optimizer = in_backward()
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=16.0)
     scaler.scale(loss_of(model, 0)).backward()
     with pytest.raises(RuntimeError, match="grad_scale: .*GradScaler"):
         scaler.step(optimizer)

@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def two(**settings):
     torch.manual_seed(0)

@@ -26,6 +26,8 @@ from sparse_ft.ops import _native
 from sparse_ft.optim import gathering, prepared
 from sparse_ft.optim.prepared import CHANGED
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 class Listening(TorchDispatchMode):
     """Nothing but operators: who steps under it goes through the op, for every tensor anew."""
@@ -63,7 +65,8 @@ CHANGES = {
         setattr(p, "grad", torch._neg_view(-p.grad)) for p in trained_parameters(model)
     ],
     "gradients without memory": lambda model, optimizer: [
-        setattr(p, "grad", torch._efficientzerotensor(p.shape)) for p in trained_parameters(model)
+        setattr(p, "grad", torch._efficientzerotensor(p.shape, device=p.device))
+        for p in trained_parameters(model)
     ],
     "values with the negative bit": lambda model, optimizer: [
         setattr(p, "data", torch._neg_view(-p.data)) for p in trained_parameters(model)

@@ -21,7 +21,7 @@ from torch import nn
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -101,7 +101,8 @@ def test_without_skip_nonfinite_nan_is_written_as_torch_does():
 
 
 def scaled_train(model, optimizer, steps, start=0, unscale=False, factor=1.0, scaler=None):
-    scaler = scaler or torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=10**6)
+    device = next(model.parameters()).device
+    scaler = scaler or torch.amp.GradScaler(device.type, init_scale=2.0**12, growth_interval=10**6)
     for seed in range(start, start + steps):
         optimizer.zero_grad()
         scaler.scale(loss_of(model, seed) * factor).backward()
@@ -140,7 +141,7 @@ def test_grad_scaler_skips_on_overflow_and_lowers_its_scale(unscale, in_step):
     assert_weights_show_values(model)
 
 
-def test_who_divides_by_the_scale(monkeypatch):
+def test_who_divides_by_the_scale(monkeypatch, device):
     """The scaler, so that gradients can be clipped.
 
     The step where it was asked to or where the scaler cannot.
@@ -162,7 +163,10 @@ def test_who_divides_by_the_scale(monkeypatch):
         scaled_train(model, optimizer, 1)
     assert divided == ours[:1]
     optimizer = sft.SelectiveAdamW(half.parameters(), 1e-2, weight_decay=0)
-    scaler, before = torch.amp.GradScaler("cpu", init_scale=16.0), half.weight.detach().clone()
+    scaler, before = (
+        torch.amp.GradScaler(device.type, init_scale=16.0),
+        half.weight.detach().clone(),
+    )
     scaler.scale(half(torch.ones(2, 4, dtype=torch.float16)).sum()).backward()
     scaler.step(optimizer)
     assert divided == ours[:1] and torch.allclose(half.weight, before - 1e-2, atol=1e-3)
@@ -170,7 +174,7 @@ def test_who_divides_by_the_scale(monkeypatch):
 
 
 @pytest.mark.parametrize("in_step", [False, True])
-def test_two_groups_a_grad_scaler_and_skip_nonfinite_together(in_step):
+def test_two_groups_a_grad_scaler_and_skip_nonfinite_together(in_step, device):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     sft.convert(
@@ -182,7 +186,7 @@ def test_two_groups_a_grad_scaler_and_skip_nonfinite_together(in_step):
         {"params": weights[1:], "lr": 0.2, "maximize": True},
     ]
     optimizer = sft.SelectiveAdamW(groups, skip_nonfinite=True, unscale_in_step=in_step)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=4.0)
     for bad, moves in ((False, True), (True, False), (False, True)):
         before = [p.detach().clone() for p in weights]
         optimizer.zero_grad()

@@ -24,7 +24,7 @@ import sparse_ft as sft
 from sparse_ft.ops._rounding import join
 from sparse_ft.optim import batches, storage
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 BF16 = torch.bfloat16
 ROUNDED = {"by chance": dict(stochastic_rounding=True, seed=7), "corrected": dict(correction=True)}
@@ -126,7 +126,7 @@ def test_the_op_and_the_prepared_rows_give_the_same_bits(stored, monkeypatch):
     assert_same_bits(*ends)
 
 
-def test_groups_scaler_and_skipped_steps(stored):
+def test_groups_scaler_and_skipped_steps(stored, device):
     model = net()
     first = [p for p in model.first.parameters() if p.requires_grad]
     others = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in first)]
@@ -142,7 +142,7 @@ def test_groups_scaler_and_skipped_steps(stored):
     optimizer.step()
     assert optimizer.skipped_steps == 1
     assert_same_bits(everything(model, optimizer), before)
-    scaler, ends = torch.amp.GradScaler("cpu", init_scale=2.0**4), []
+    scaler, ends = torch.amp.GradScaler(device.type, init_scale=2.0**4), []
     for scaled in (False, True):
         model, optimizer = make(stored)
         for seed in range(3):
