@@ -18,17 +18,22 @@ from .rest import rest_of, rest_of_matrix
 
 
 class Seen(NamedTuple):
-    """What a tensor was like when its fingerprint was taken."""
+    """What a tensor was like when its fingerprint was taken.
+
+    storage: weakly; a new tensor may get the address of one that is gone.
+    """
 
     version: int
     address: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    storage: weakref.ref
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Seen":
         version = 0 if tensor.is_inference() else tensor._version
-        return cls(version, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape))
+        storage = weakref.ref(tensor.untyped_storage())
+        return cls(version, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), storage)
 
 
 class Known:

@@ -35,6 +35,31 @@ def test_a_thousand_times_in_and_out(dtype):
     assert same_bits(sft.apply(base, delta), after)
 
 
+def test_another_base_at_the_address_of_the_first_is_no_base():
+    """An allocator gives out anew what was freed, also of a parameter that was replaced."""
+    base, delta = net(), sft.Delta.of(trained())
+    layer = base.layers[0]
+    numbers = layer.weight.detach().numpy().copy()
+
+    def lying_there():
+        return torch.nn.Parameter(
+            torch.frombuffer(numbers, dtype=torch.float32).view(numbers.shape)
+        )
+
+    layer.weight = lying_there()
+    for _ in range(2):
+        sft.remove(sft.apply(base, delta))
+    version, address = layer.weight._version, layer.weight.data_ptr()
+    layer.weight = None
+    numbers += 1
+    layer.weight = lying_there()
+    assert layer.weight.data_ptr() == address
+    while layer.weight._version < version:
+        torch.autograd.graph.increment_version(layer.weight)
+    with pytest.raises(ValueError, match="base"):
+        sft.apply(base, delta)
+
+
 def test_it_computes_what_the_fine_tuned_model_does():
     model, tokens = trained().eval(), torch.arange(12).view(2, 6)
     base = sft.apply(net(), sft.Delta.of(model)).eval()
