@@ -59,7 +59,7 @@ def to_device(numbers: list, dtype: torch.dtype, device: torch.device) -> torch.
     """Numbers, or rows of them, on a device."""
     is_table = bool(numbers) and isinstance(numbers[0], list)
     key = tuple(map(tuple, numbers)) if is_table else tuple(numbers)
-    return on_gpu((key, dtype), lambda: torch.tensor(numbers, dtype=dtype), device)
+    return on_gpu((key, dtype), lambda: torch.tensor(numbers, dtype=dtype, device="cpu"), device)
 
 
 def _dense(tensor):
@@ -201,7 +201,7 @@ def upload(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, t
     counts = tuple(cdiv(row[COUNT.value], CHUNK) for row in rows)
 
     def chunks() -> torch.Tensor:
-        numbers = torch.arange(len(rows), dtype=torch.int32)
-        return torch.repeat_interleave(numbers, torch.tensor(counts))
+        numbers = torch.arange(len(rows), dtype=torch.int32, device="cpu")
+        return torch.repeat_interleave(numbers, torch.tensor(counts, device="cpu"))
 
     return on_gpu(("chunks", counts), chunks, device), to_device(rows, torch.int64, device)

@@ -162,4 +162,4 @@ def _lines(pattern: Pattern, part: slice, kind: str, name: str, size: int) -> to
     lines = sorted(range(size)[part])
     if not lines:
         raise ValueError(f"patterns: {pattern.text!r} means none of the {size} {kind} of {name!r}")
-    return torch.tensor(lines)
+    return torch.tensor(lines, device="cpu")

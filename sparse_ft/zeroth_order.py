@@ -134,7 +134,10 @@ class ZerothOrder(Optimizer):
     def _loss(self, closure: Callable[[], Any], entries: list[_Entry], sign: float) -> torch.Tensor:
         for entry in entries:
             entry.show(sign * entry.group["epsilon"])
-        loss = torch.as_tensor(closure()).detach()
+        loss = closure()
+        if not isinstance(loss, torch.Tensor):
+            loss = torch.as_tensor(loss, device="cpu")
+        loss = loss.detach()
         if loss.numel() != 1:
             raise ValueError(f"closure: expected a scalar loss, got shape {tuple(loss.shape)}")
         return loss.reshape(()).to(torch.promote_types(torch.float32, loss.dtype))

@@ -145,7 +145,7 @@ def _part_of_entries(
         )
     wide = torch.promote_types(matrix.dtype, torch.float32)
     flat, back = positions.long().unique(return_inverse=True)
-    total = torch.zeros(len(flat), dtype=wide).index_add(0, back, added.to(wide))
+    total = torch.zeros(len(flat), dtype=wide, device="cpu").index_add(0, back, added.to(wide))
     selection = Entries(flat).on((rows, columns))
     origin = matrix.reshape(-1)[flat]
     values = (origin.to(wide) + total).to(matrix.dtype)

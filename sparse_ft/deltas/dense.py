@@ -30,9 +30,9 @@ def shared(parts: Sequence[Part]) -> Shared:
     flat = [sorted_positions(part) for part in parts]
     union = torch.cat(flat).unique() if len(flat) > 1 else flat[0]
     dtype = parts[0].values.dtype
-    values = torch.zeros(len(parts), len(union), dtype=dtype)
-    touched = torch.zeros(len(parts), len(union), dtype=torch.bool)
-    origin = torch.zeros(len(union), dtype=dtype)
+    values = torch.zeros(len(parts), len(union), dtype=dtype, device="cpu")
+    touched = torch.zeros(len(parts), len(union), dtype=torch.bool, device="cpu")
+    origin = torch.zeros(len(union), dtype=dtype, device="cpu")
     for number, (part, positions) in enumerate(zip(parts, flat)):
         places_in = torch.searchsorted(union, positions)
         values[number, places_in] = in_order(part, part.values)
@@ -89,7 +89,7 @@ def _shaped(
     shape = selection.values_shape(matrix_shape)
     positions = places.positions_of(selection, matrix_shape)
     kept = positions >= 0
-    values = torch.zeros(len(positions), dtype=ordered.dtype)
+    values = torch.zeros(len(positions), dtype=ordered.dtype, device="cpu")
     order = positions[kept].argsort()
     values[kept.nonzero().squeeze(1)[order]] = ordered
     return values.view(shape)

@@ -79,8 +79,8 @@ def _factors(name: str, module: str, part: Part) -> dict[str, torch.Tensor]:
     change = change_of(part)
     lines = selection.index.cpu().long()
     size = part.matrix_shape[0 if is_rows else 1]
-    picks = torch.zeros(len(lines), size)
-    picks[torch.arange(len(lines)), lines] = 1
+    picks = torch.zeros(len(lines), size, dtype=torch.float32, device="cpu")
+    picks[torch.arange(len(lines), device="cpu"), lines] = 1
     if part.reader == places.EMBEDDING and is_rows:
         a, b = picks, change.T  # an embedding's A is [rank, rows of the table]
         names = f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"

@@ -131,7 +131,7 @@ def _mixed(
     wide = torch.promote_types(all_of.values.dtype, torch.float32)
     origin = all_of.origin.to(wide)
     differences = all_of.values.to(wide) - origin
-    factors = torch.tensor(weights, dtype=wide)
+    factors = torch.tensor(weights, dtype=wide, device="cpu")
     added = mix(rule, differences, all_of.touched, factors, density, draw)
     return (origin + added).to(all_of.values.dtype)
 

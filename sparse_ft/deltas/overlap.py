@@ -36,6 +36,6 @@ def _common_index(a: torch.Tensor, b: torch.Tensor) -> bool:
 def sorted_positions(part: Part) -> torch.Tensor:
     """Flat positions of the entries of a part, sorted, without padding: [n] int64 on the CPU."""
     if part.selection is None:
-        return torch.arange(part.values.numel())
+        return torch.arange(part.values.numel(), device="cpu")
     positions = places.positions_of(part.selection.to("cpu"), part.matrix_shape)
     return positions[positions >= 0].sort().values

@@ -43,7 +43,7 @@ def dropped(difference: torch.Tensor, density: float, draw: torch.Generator) -> 
     """
     if density >= 1:
         return difference
-    chances = torch.full(difference.shape, density, dtype=torch.float32)
+    chances = torch.full(difference.shape, density, dtype=torch.float32, device="cpu")
     left = difference * torch.bernoulli(chances, generator=draw)
     before, after = difference.abs().sum(), left.abs().sum()
     return left if min(before, after) < 1e-7 else left * (before / after)

@@ -143,8 +143,8 @@ def _combined_part(
     all_of = shared(parts)
     wide = torch.promote_types(all_of.values.dtype, torch.float32)
     origin = all_of.origin.to(wide)
-    changes = torch.zeros(len(has_part), len(origin), dtype=wide)
-    changes[torch.tensor(has_part)] = all_of.values.to(wide) - origin
+    changes = torch.zeros(len(has_part), len(origin), dtype=wide, device="cpu")
+    changes[torch.tensor(has_part, device="cpu")] = all_of.values.to(wide) - origin
     values = (origin + change(changes)).to(all_of.values.dtype)
     part = put_together(parts, all_of, values, all_of.origin)
     return dataclasses.replace(part, rest=rest_of_part(name, parts, part))

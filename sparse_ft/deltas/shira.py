@@ -77,9 +77,9 @@ def _rank(name: str, part: Part) -> int:
 def _tensors(module: str, part: Part, count: int) -> dict[str, torch.Tensor]:
     """Values and indices of one layer, filled up to `count` entries with zeros at (0, 0)."""
     positions, change = sorted_positions(part), in_order(part, change_of(part))
-    values = torch.zeros(count)
+    values = torch.zeros(count, dtype=torch.float32, device="cpu")
     values[: len(change)] = change
-    indices = torch.zeros(2, count, dtype=torch.int32)
+    indices = torch.zeros(2, count, dtype=torch.int32, device="cpu")
     indices[0, : len(change)] = (positions // part.matrix_shape[1]).int()
     indices[1, : len(change)] = (positions % part.matrix_shape[1]).int()
     return {f"{PREFIX}{module}.shira_weight": values, f"{PREFIX}{module}.shira_indices": indices}

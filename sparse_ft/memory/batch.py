@@ -26,32 +26,36 @@ def batch_for(
         )
     takes = inspect.signature(model.forward).parameters
     batch = make(model.config, batch_size, sequence_length)
-    tokens = torch.ones(batch_size, sequence_length, dtype=torch.long)
+    tokens = torch.ones(batch_size, sequence_length, dtype=torch.long, device="cpu")
     if padded and "attention_mask" in takes and main == "input_ids":
         batch["attention_mask"] = tokens.clone()
         batch["attention_mask"][0, sequence_length // 2 :] = 0
     one_a_row = "Classification" in type(model).__name__ and "Token" not in type(model).__name__
     if "labels" in takes:
-        batch["labels"] = torch.zeros(batch_size, dtype=torch.long) if one_a_row else tokens
+        batch["labels"] = (
+            torch.zeros(batch_size, dtype=torch.long, device="cpu") if one_a_row else tokens
+        )
     elif "decoder_input_ids" in takes:
         batch["decoder_input_ids"] = tokens
     return batch
 
 
 def _text(config: Any, batch_size: int, sequence_length: int) -> Batch:
-    return {"input_ids": torch.ones(batch_size, sequence_length, dtype=torch.long)}
+    return {"input_ids": torch.ones(batch_size, sequence_length, dtype=torch.long, device="cpu")}
 
 
 def _pictures(config: Any, batch_size: int, _: int) -> Batch:
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return {"pixel_values": torch.zeros(batch_size, config.num_channels, height, width)}
+    return {
+        "pixel_values": torch.zeros(batch_size, config.num_channels, height, width, device="cpu")
+    }
 
 
 def _sound(config: Any, batch_size: int, _: int) -> Batch:
     return {
         "input_features": torch.zeros(
-            batch_size, config.num_mel_bins, 2 * config.max_source_positions
+            batch_size, config.num_mel_bins, 2 * config.max_source_positions, device="cpu"
         )
     }
 

@@ -30,7 +30,7 @@ def dynamic_map(signed: bool) -> torch.Tensor:
         for j in range(n)
     ]
     negative = [-x for x in reversed(positive)] if signed else []
-    return torch.tensor([*negative, 0.0, *positive, 1.0], dtype=torch.float64).float()
+    return torch.tensor([*negative, 0.0, *positive, 1.0], dtype=torch.float64, device="cpu").float()
 
 
 @functools.lru_cache(None)

@@ -27,10 +27,11 @@ def find_linear() -> Linear | None:
 
 def is_right(linear: Linear) -> bool:
     """Whether `linear` computes what its name says, with a weight stored either way."""
-    input = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 0.5]])
-    weight = torch.tensor([[1.0, 0.0, 2.0], [3.0, -1.0, 4.0]])
-    bias = torch.tensor([10.0, 20.0])
-    expected = torch.tensor([[17.0, 33.0], [7.0, 5.0]])  # small numbers: exact in any order
+    input = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 0.5]], device="cpu")
+    weight = torch.tensor([[1.0, 0.0, 2.0], [3.0, -1.0, 4.0]], device="cpu")
+    bias = torch.tensor([10.0, 20.0], device="cpu")
+    # Small numbers: exact in any order.
+    expected = torch.tensor([[17.0, 33.0], [7.0, 5.0]], device="cpu")
     try:
         by_rows = product(linear, input, weight, bias)
         by_columns = product(linear, input, weight.T.contiguous().T, bias)

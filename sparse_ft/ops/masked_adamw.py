@@ -52,7 +52,7 @@ def lerp_ref(start: Tensor, end: Tensor, weight: float) -> Tensor:
     """`torch.lerp`'s formula, from the nearer end: weight 0 gives `start` and weight 1 `end`,
     whatever the other is.
     """
-    weight = torch.tensor(weight, dtype=start.dtype).item()
+    weight = torch.tensor(weight, dtype=start.dtype, device="cpu").item()
     return start + (end - start) * weight if weight < 0.5 else end - (end - start) * (1 - weight)
 
 

@@ -133,7 +133,7 @@ def _boxed(
 def _step(step: Any, p: torch.Tensor, name: str) -> torch.Tensor:
     """The number of steps taken, as a tensor: float32, one element."""
     if isinstance(step, (int, float)):
-        step = torch.tensor(float(step))
+        step = torch.tensor(float(step), device="cpu")
     if not isinstance(step, torch.Tensor) or step.numel() != 1:
         raise ValueError(f"state_dict: {name}: its step is {_kind(step)}, expected one number")
     count = float(step)

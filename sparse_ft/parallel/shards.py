@@ -149,7 +149,7 @@ def check_agreed(shards: Sequence[Shards]) -> None:
     fresh = [one for one in shards if not one.is_agreed]
     for split in dict.fromkeys(one.split for one in fresh):
         of_split = [one for one in fresh if one.split == split]
-        own = torch.tensor([_digest(one.selection) for one in of_split])
+        own = torch.tensor([_digest(one.selection) for one in of_split], device="cpu")
         most = over_ranks(own, split, distributed.ReduceOp.MAX)
         least = over_ranks(own, split, distributed.ReduceOp.MIN)
         for one, is_alike in zip(of_split, (most == least).tolist()):

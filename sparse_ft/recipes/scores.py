@@ -34,7 +34,7 @@ def block_mean(block_size: tuple[int, int], of_sizes: bool = False) -> Score:
 
 def _extent(length: int, step: int) -> torch.Tensor:
     """[length]: how far the block of each line extends; less at the end."""
-    line = torch.arange(length)
+    line = torch.arange(length, device="cpu")
     begin = line // step * step
     return (length - begin).clamp(max=step)
 
@@ -47,7 +47,7 @@ class Held:
 
     def pick(self, score: torch.Tensor, seed: int) -> torch.Tensor:
         self.matrices.append(score.detach().clone())
-        return torch.zeros(1, dtype=torch.int64)
+        return torch.zeros(1, dtype=torch.int64, device="cpu")
 
 
 def scores_of(

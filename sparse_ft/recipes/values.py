@@ -69,7 +69,7 @@ def saved(generator: torch.Generator) -> str:
 
 def resume(generator: torch.Generator, text: str) -> None:
     """Go on from what `saved` gave."""
-    generator.set_state(torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8))
+    generator.set_state(torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8, device="cpu"))
 
 
 def forget(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> None:

@@ -267,9 +267,9 @@ def sketched(model: nn.Module, batches: Any, *, seed: int = 0) -> Plan:
     for name in parts.adapters_of(model, "A"):
         weight = parameters[name].detach()
         ranks, inputs = weight.shape
-        to = torch.randint(ranks, (inputs,), generator=generator)
-        signs = torch.randint(2, (inputs,), generator=generator) * 2.0 - 1
-        sketch = torch.zeros(ranks, inputs)
-        sketch[to, torch.arange(inputs)] = signs
+        to = torch.randint(ranks, (inputs,), generator=generator, device="cpu")
+        signs = torch.randint(2, (inputs,), generator=generator, device="cpu") * 2.0 - 1
+        sketch = torch.zeros(ranks, inputs, dtype=torch.float32, device="cpu")
+        sketch[to, torch.arange(inputs, device="cpu")] = signs
         weight.copy_(sketch)
     return all_of(seconds)

@@ -36,7 +36,8 @@ def best_per_row(score: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     missing = count - above.sum(1, keepdim=True)
     equal = score == least
     if (equal.sum(1, keepdim=True) != missing).any():
-        lots = torch.rand(score.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        lots = torch.rand(score.shape, generator=generator, dtype=torch.float32, device="cpu")
         lots = lots.to(score.device).masked_fill_(~equal, 2.0)
         place = lots.argsort(dim=1, stable=True).argsort(dim=1)
         equal &= place < missing

@@ -81,7 +81,8 @@ class _Captured:
     def __init__(self, name: str, module: nn.Module, sink: Sink):
         self.name, self.sink, self.module = name, sink, module
         self.own_forward = module.forward
-        self.anchor = torch.empty(0, requires_grad=True)  # the output depends on something
+        # The output depends on something.
+        self.anchor = torch.empty(0, requires_grad=True, device="cpu")
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         bias = self.module.bias
@@ -179,8 +180,9 @@ class Probe:
     def __init__(self, shape: tuple[int, int]):
         generator = torch.Generator().manual_seed(shape[0] * 1_000_003 + shape[1])
         rows, columns = shape
-        self.down = torch.randn(rows, self.COUNT, generator=generator)
-        self.across = torch.randn(columns, self.COUNT, generator=generator)
+        kind = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+        self.down = torch.randn(rows, self.COUNT, **kind)
+        self.across = torch.randn(columns, self.COUNT, **kind)
 
     @staticmethod
     def times(matrix: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,7 @@ class Run:
         # A selective layer's weight is read in its own way, and nothing may take its place.
         self._watched = [] if job.is_converted else list(captured.layers)
         self._came: set[str] = set()  # gradients of this backward
-        self._weights = torch.empty(0)  # what each example of this batch counts
+        self._weights = torch.empty(0, device="cpu")  # what each example of this batch counts
         self._draws = Draws(job.seed, job.ranks)
 
     def over_batches(self) -> int:

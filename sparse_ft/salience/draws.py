@@ -30,4 +30,4 @@ class Draws:
 
     def _skip(self, count: int) -> None:
         for _ in range(count):
-            self._next = int(torch.randint(LARGEST, (), generator=self._generator))
+            self._next = int(torch.randint(LARGEST, (), generator=self._generator, device="cpu"))

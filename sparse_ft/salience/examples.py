@@ -44,7 +44,7 @@ def weights_of(batch: Any) -> list[torch.Tensor]:
     first, as causal language models shift them.
     """
     number = number_of_examples(batch)
-    found = [torch.full((number,), 1 / number, dtype=torch.float64)]
+    found = [torch.full((number,), 1 / number, dtype=torch.float64, device="cpu")]
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, torch.Tensor) or labels.dim() < 2 or labels.is_floating_point():
         return found

@@ -25,15 +25,15 @@ def pick_small(
     names = list(scores)
     score = torch.cat([scores[name] for name in names])
     size = torch.cat([sizes[name] for name in names])
-    counts = torch.tensor([scores[name].numel() for name in names])
-    owner = torch.repeat_interleave(torch.arange(len(names)), counts)
-    unit = torch.cat([torch.arange(count) for count in counts.tolist()])
+    counts = torch.tensor([scores[name].numel() for name in names], device="cpu")
+    owner = torch.repeat_interleave(torch.arange(len(names), device="cpu"), counts)
+    unit = torch.cat([torch.arange(count, device="cpu") for count in counts.tolist()])
 
     order = drawn(score.numel(), score.numel(), seed)
     order = order[score[order].sort(descending=True, stable=True).indices]
     rank = _rank_within(owner[order])
-    floor = torch.tensor([floors[name] for name in names])[owner[order]]
-    cap = torch.tensor([caps[name] for name in names])[owner[order]]
+    floor = torch.tensor([floors[name] for name in names], device="cpu")[owner[order]]
+    cap = torch.tensor([caps[name] for name in names], device="cpu")[owner[order]]
     # the floors' units come first, those above the caps not at all; both keep their order
     order = torch.cat((order[rank < floor], order[(rank >= floor) & (rank < cap)]))
 
@@ -63,5 +63,5 @@ def _rank_within(owner: torch.Tensor) -> torch.Tensor:
     counts = owner.bincount()
     first = counts.cumsum(0) - counts
     rank = torch.empty_like(owner)
-    rank[order] = torch.arange(owner.numel()) - first[owner[order]]
+    rank[order] = torch.arange(owner.numel(), device="cpu") - first[owner[order]]
     return rank

@@ -67,10 +67,11 @@ class BestOfAll:
     def __init__(self, dtype: torch.dtype, want: int, floors: dict[str, int], caps: dict[str, int]):
         self._dtype, self._want = dtype, want
         self._place = {name: number for number, name in enumerate(floors)}
-        self._floors = torch.tensor(list(floors.values()))
-        self._caps = torch.tensor([caps[name] for name in floors])
+        self._floors = torch.tensor(list(floors.values()), device="cpu")
+        self._caps = torch.tensor([caps[name] for name in floors], device="cpu")
         self._prefix: int | None = None
-        self._above = torch.zeros(len(floors), dtype=torch.int64)  # known to be over the border
+        # Known to be over the border.
+        self._above = torch.zeros(len(floors), dtype=torch.int64, device="cpu")
         self._at_border = torch.zeros_like(self._above)
         self._counts: torch.Tensor | None = None
 
@@ -92,7 +93,9 @@ class BestOfAll:
     def _bins(self, digit: Digit) -> torch.Tensor:
         """int64 [weights, values of the digit], counted so far."""
         if self._counts is None:
-            self._counts = torch.zeros(len(self._place), 1 << digit.bits, dtype=torch.int64)
+            self._counts = torch.zeros(
+                len(self._place), 1 << digit.bits, dtype=torch.int64, device="cpu"
+            )
         return self._counts
 
     def border(self, device: torch.device) -> torch.Tensor:
@@ -120,7 +123,10 @@ class Bins:
     @classmethod
     def of(cls, digit: Digit) -> "Bins":
         size = 1 << digit.bits
-        return cls(torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.float64))
+        return cls(
+            torch.zeros(size, dtype=torch.int64, device="cpu"),
+            torch.zeros(size, dtype=torch.float64, device="cpu"),
+        )
 
 
 class LargestSum:
@@ -210,7 +216,9 @@ def divided(number: int, room: torch.Tensor, seed: int) -> torch.Tensor:
     total = int(room.sum())
     if number >= total:
         return room.clone()
-    shares = torch.tensor([number * int(size) // total for size in room], dtype=torch.int64)
+    shares = torch.tensor(
+        [number * int(size) // total for size in room], dtype=torch.int64, device="cpu"
+    )
     while left := number - int(shares.sum()):
         open_ones = (shares < room).nonzero().squeeze(1)
         lucky = open_ones[drawn(open_ones.numel(), left, seed)]

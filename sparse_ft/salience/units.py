@@ -71,10 +71,10 @@ class Structure:
         rows, columns = shape
         if self.kind == "blocks":
             height, width = self.block(shape)
-            high = (rows - torch.arange(down) * height).clamp(max=height)
-            wide = (columns - torch.arange(across) * width).clamp(max=width)
+            high = (rows - torch.arange(down, device="cpu") * height).clamp(max=height)
+            wide = (columns - torch.arange(across, device="cpu") * width).clamp(max=width)
             return (high[:, None] * wide).reshape(-1)
-        return torch.full((down * across,), rows * columns // (down * across))
+        return torch.full((down * across,), rows * columns // (down * across), device="cpu")
 
     def judged(self, score: torch.Tensor, absolute: bool) -> torch.Tensor:
         """[units]: what each unit is worth.

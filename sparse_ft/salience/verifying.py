@@ -37,7 +37,7 @@ class Verified:
     def weights(self, batch: Any) -> torch.Tensor:
         """[examples]: what each counts in the loss of the batch."""
         if self.counting is None:
-            return torch.ones(number_of_examples(batch), dtype=torch.float64)
+            return torch.ones(number_of_examples(batch), dtype=torch.float64, device="cpu")
         found = weights_of(batch)
         if self.counting >= len(found):
             raise ValueError("batches: the first has labels for every position, another has not")

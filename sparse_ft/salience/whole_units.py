@@ -155,7 +155,7 @@ def _part(share: Share, numbers: torch.Tensor) -> Part:
 def _worth(job: Job, worths: Worths, among: Targeted) -> dict[str, torch.Tensor]:
     """{site: fp64 [units]}: one pass over the scores, a parameter at a time."""
     scope = worths.scope
-    worth = {group.site: torch.zeros(group.count).double() for group in among.groups}
+    worth = {group.site: torch.zeros(group.count, device="cpu").double() for group in among.groups}
     for name, matrix in worths.matrices(last=True):
         score = matrix.reshape(job.weights[name].shape)
         scale = scope.scale(score)
@@ -181,7 +181,7 @@ def _along(score: torch.Tensor, share: Share) -> torch.Tensor:
 
 def _sizes(job: Job, group: Group) -> torch.Tensor:
     """int64 [units]: how many entries of targeted parameters each has."""
-    sizes = torch.zeros(group.count, dtype=torch.int64)
+    sizes = torch.zeros(group.count, dtype=torch.int64, device="cpu")
     for share in group.shares:
         if share.parameter not in job.weights:
             continue

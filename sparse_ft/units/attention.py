@@ -58,7 +58,7 @@ def _shares(path: str, module: nn.MultiheadAttention) -> list[Share]:
 
 def _heads(width: int, size: int, copies: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """(index, owner) of `copies` of `width` features one after another, `size` a head."""
-    index = torch.arange(copies * width)
+    index = torch.arange(copies * width, device="cpu")
     owner = index % width // size
     order = owner.sort(stable=True).indices
     return index[order], owner[order]

@@ -76,7 +76,7 @@ class Coupling:
         size = cut.output.size(product.output_dim)
         nodes = self.joint.nodes(makes(product), size)
         key = Key(product.bias, 0, None, False)
-        self.joint.note(key, torch.arange(size), int(nodes[0]))
+        self.joint.note(key, torch.arange(size, device="cpu"), int(nodes[0]))
 
     def _ask(self, readers: list[Cut], sources: list[Source]) -> None:
         """Part the input of `readers`, which all have the same."""
@@ -244,7 +244,7 @@ def _alike(found: Mapping[Key, tuple]) -> list[tuple[list[Key], torch.Tensor]]:
     alike: dict[tuple[Key, ...], list[int]] = {}
     for number in sorted(keys_of):
         alike.setdefault(tuple(keys_of[number]), []).append(number)
-    return [(list(keys), torch.tensor(numbers)) for keys, numbers in alike.items()]
+    return [(list(keys), torch.tensor(numbers, device="cpu")) for keys, numbers in alike.items()]
 
 
 def _members(component: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

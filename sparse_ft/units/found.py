@@ -84,11 +84,11 @@ class Units:
         if _are_panels(parts, stored):
             across = {(part.expert, column) for part in parts for column in part.index}
             return Blocks(sorted(across), (stored[1], 1)).on(matrix)
-        mask = torch.zeros(stored, dtype=torch.bool)
+        mask = torch.zeros(stored, dtype=torch.bool, device="cpu")
         for part in parts:
             inner = mask if part.expert is None else mask[part.expert]
             dimension = (part.dimension or 0) - (part.expert is not None)
-            inner.index_fill_(dimension, torch.tensor(part.index), True)
+            inner.index_fill_(dimension, torch.tensor(part.index, device="cpu"), True)
         return selection_of(mask.view(matrix)).on(matrix)
 
     def __repr__(self) -> str:

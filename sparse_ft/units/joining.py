@@ -37,7 +37,7 @@ class Joint:
         if key not in self.sizes:
             self.sizes[key] = size
             self._first[key] = self._new(size)
-        return self._first[key] + torch.arange(size)
+        return self._first[key] + torch.arange(size, device="cpu")
 
     def part(self, count: int) -> int:
         """The first of `count` new numbers, for the parts of one input."""
@@ -61,7 +61,7 @@ class Joint:
     def components(self) -> dict[Key, torch.Tensor]:
         """{key: int64 [size], the component of each feature, DROPPED or NONE where in none}."""
         component = self._connected()
-        touched = torch.zeros(self._count, dtype=torch.bool)
+        touched = torch.zeros(self._count, dtype=torch.bool, device="cpu")
         for a, b in self._edges:
             touched[a] = touched[b] = True
         if self._dropped:
@@ -83,7 +83,7 @@ class Joint:
 
     def _connected(self) -> torch.Tensor:
         """The smallest number that each is connected with."""
-        smallest = torch.arange(self._count)
+        smallest = torch.arange(self._count, device="cpu")
         if not self._edges:
             return smallest
         a, b = (torch.cat(ends) for ends in zip(*self._edges))

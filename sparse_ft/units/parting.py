@@ -45,7 +45,7 @@ def _parted(probe: Probe) -> Parts:
 
 
 def _columns(probe: Probe) -> torch.Tensor:
-    labels = torch.full((probe.size,), NONE)
+    labels = torch.full((probe.size,), NONE, device="cpu")
     fed = probe.columns(probe.tying(probe.rows(probe.every)))
     if not fed.any():
         return labels
@@ -68,7 +68,7 @@ def _columns(probe: Probe) -> torch.Tensor:
 
 def _part(probe: Probe, column: int) -> torch.Tensor:
     """bool [size]: all that is tied to one feature, directly or through others."""
-    found = torch.zeros(probe.size, dtype=torch.bool)
+    found = torch.zeros(probe.size, dtype=torch.bool, device="cpu")
     found[column] = True
     while True:
         more = found | probe.columns(probe.tying(probe.rows(found)))
@@ -79,7 +79,7 @@ def _part(probe: Probe, column: int) -> torch.Tensor:
 
 def _tied(probe: Probe, fed: torch.Tensor) -> torch.Tensor:
     """bool [size]: features that depend on a row on which others depend too."""
-    numbers = torch.arange(probe.size)
+    numbers = torch.arange(probe.size, device="cpu")
     labels = _coded(probe, numbers, probe.size, fed)
     return probe.columns(probe.tying([mine == SEVERAL for mine in labels]))
 

@@ -36,7 +36,7 @@ class Probe:
         self._generator = torch.Generator().manual_seed(0)
         self._is_twice = True
         self._table: list[torch.Tensor] | None = None  # of each source [size, its features]
-        self.every = torch.ones(self.size, dtype=torch.bool)
+        self.every = torch.ones(self.size, dtype=torch.bool, device="cpu")
         self.sources = [source for source in sources if source.tensor.requires_grad]
         if not input.requires_grad:
             self.sources = []
@@ -58,7 +58,7 @@ class Probe:
     def columns(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         """bool [size]: which features of the input depend on any of `rows`, bool of each source."""
         if not any(bool(mine.any()) for mine in rows):
-            return torch.zeros(self.size, dtype=torch.bool)
+            return torch.zeros(self.size, dtype=torch.bool, device="cpu")
         if self._is_twice:
             try:
                 return self._columns_at_once(rows)
@@ -86,7 +86,7 @@ class Probe:
         found = []
         for mine, source in zip(self._from_the_last_place(), self.sources):
             if mine is None or len(mine) != places:
-                found.append(torch.zeros(source.size, dtype=torch.bool))
+                found.append(torch.zeros(source.size, dtype=torch.bool, device="cpu"))
             else:
                 found.append((mine[-1] & ~mine[:-1].any(0)).cpu())
         return found
@@ -119,16 +119,16 @@ class Probe:
                 chosen = mine.to(gradient.device).view(shape)
                 total = total + (gradient * (self._numbers(gradient.shape) * chosen)).sum()
         if not total.requires_grad:
-            return torch.zeros(self.size, dtype=torch.bool)
+            return torch.zeros(self.size, dtype=torch.bool, device="cpu")
         (product,) = torch.autograd.grad(total, weights, allow_unused=True)
         return _alive(product, Source(self.input, self.dim))
 
     def _columns_one_by_one(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         if self._table is None:
-            ones = torch.eye(self.size, dtype=torch.bool)
+            ones = torch.eye(self.size, dtype=torch.bool, device="cpu")
             every = [self.rows(one) for one in ones]
             self._table = [torch.stack(mine) for mine in zip(*every)]
-        found = torch.zeros(self.size, dtype=torch.bool)
+        found = torch.zeros(self.size, dtype=torch.bool, device="cpu")
         for reached, mine in zip(self._table, rows):
             found |= reached[:, mine].any(1)
         return found
@@ -154,13 +154,13 @@ class Probe:
         return self._numbers(self.input.shape) * columns.to(self.input.device).view(shape)
 
     def _numbers(self, shape: Sequence[int]) -> torch.Tensor:
-        numbers = torch.randn(tuple(shape), generator=self._generator)
+        numbers = torch.randn(tuple(shape), generator=self._generator, device="cpu")
         return numbers.to(self.input.device, self.input.dtype)
 
 
 def _alive(gradient: torch.Tensor | None, source: Source) -> torch.Tensor:
     """bool [size], on the CPU: the features with a gradient anywhere."""
     if gradient is None:
-        return torch.zeros(source.size, dtype=torch.bool)
+        return torch.zeros(source.size, dtype=torch.bool, device="cpu")
     features = gradient.movedim(source.dim, -1)
     return features.reshape(-1, features.size(-1)).ne(0).any(0).cpu()

@@ -27,7 +27,7 @@ def neurons(named: Named, cuts: list[Cut]) -> list[Group]:
             found[product.parameter] = Group("neurons", product.parameter, size, tuple(shares))
         else:
             count = weight.size(0)
-            every = torch.arange(size)
+            every = torch.arange(size, device="cpu")
             rows = [
                 Share(product.parameter, product.makes, every, every + expert * size, expert)
                 for expert in range(count)

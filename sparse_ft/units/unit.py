@@ -79,7 +79,9 @@ class Share:
 
     def part(self, number: int) -> Part | None:
         """What unit `number` has of it; None where that is nothing."""
-        ends = torch.searchsorted(self.owner, torch.tensor([number, number + 1])).tolist()
+        ends = torch.searchsorted(
+            self.owner, torch.tensor([number, number + 1], device="cpu")
+        ).tolist()
         mine = self.index[slice(*ends)]
         if not len(mine):
             return None
@@ -107,10 +109,15 @@ class Group:
 
 def whole(parameter: str, number: int = 0) -> Share:
     """All of a parameter, as what unit `number` has."""
-    return Share(parameter, None, torch.zeros(1, dtype=torch.int64), torch.tensor([number]))
+    return Share(
+        parameter,
+        None,
+        torch.zeros(1, dtype=torch.int64, device="cpu"),
+        torch.tensor([number], device="cpu"),
+    )
 
 
 def along(parameter: str, dimension: int, size: int) -> Share:
     """One entry along `dimension` for each of `size` units."""
-    every = torch.arange(size)
+    every = torch.arange(size, device="cpu")
     return Share(parameter, dimension, every, every)

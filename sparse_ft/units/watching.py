@@ -52,7 +52,9 @@ class Watch(TorchFunctionMode):
         return self._cut(product, output)
 
     def _cut(self, product: Product, output: torch.Tensor) -> torch.Tensor:
-        numbers = torch.randn(output.shape, generator=self._generator, dtype=torch.float32)
+        numbers = torch.randn(
+            output.shape, generator=self._generator, dtype=torch.float32, device="cpu"
+        )
         leaf = numbers.to(output.device, output.dtype).requires_grad_()
         given = None if product.input is None else self._as_it_is(product.input)
         self.cuts.append(Cut(product._replace(input=None), given, leaf))

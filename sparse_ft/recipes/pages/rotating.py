@@ -64,7 +64,7 @@ class Ist(Process):
         self._layers = {layer: [n for n in names if n in plan] for layer, names in layers.items()}
         self._batches, self._loss = cycled(batches), checked(loss)
         self._settings = settings
-        self.importance = torch.zeros(len(self._layers), dtype=torch.float64)
+        self.importance = torch.zeros(len(self._layers), dtype=torch.float64, device="cpu")
         self._generator = torch.Generator().manual_seed(settings["seed"])
         self.active: list[int] = []
         self._rotate: _Given | None = None
@@ -90,7 +90,7 @@ class Ist(Process):
         super().load_state_dict(state)
         known = state.get("importance")
         if known is not None:
-            self.importance = torch.tensor(known, dtype=torch.float64)
+            self.importance = torch.tensor(known, dtype=torch.float64, device="cpu")
         if "lots" in state:
             resume(self._generator, state["lots"])
         if "active" in state:
@@ -138,7 +138,7 @@ class Ist(Process):
                 finally:
                     restore(model, dict.fromkeys(weak, 1.0))
                 draws.append(drawn)
-                rewards.append(torch.tensor(-loss, dtype=torch.float64).exp())
+                rewards.append(torch.tensor(-loss, dtype=torch.float64, device="cpu").exp())
         finally:
             model.train(is_training)
         mean = torch.stack(rewards).mean()

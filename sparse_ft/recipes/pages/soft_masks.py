@@ -29,7 +29,7 @@ Matrices = dict[str, torch.Tensor]
 def every_row(model: nn.Module, names: list[str]) -> Plan:
     """Whole weights, as selections, so that each entry may have a factor."""
     shapes = {name: matrix_shape(model, name) for name in names}
-    return Plan({name: Rows(torch.arange(rows)).on((rows, columns))
+    return Plan({name: Rows(torch.arange(rows, device="cpu")).on((rows, columns))
                  for name, (rows, columns) in shapes.items()})  # fmt: skip
 
 
@@ -231,15 +231,17 @@ class Roast(Looking):
     def chances(self, fisher: torch.Tensor) -> torch.Tensor:
         """σ(2β (rank − α)), rank in [0, 1] within the weight."""
         order = fisher.flatten().argsort(stable=True)
-        rank = torch.empty(order.numel(), dtype=torch.float64)
-        rank[order.cpu()] = torch.arange(order.numel(), dtype=torch.float64)
+        rank = torch.empty(order.numel(), dtype=torch.float64, device="cpu")
+        rank[order.cpu()] = torch.arange(order.numel(), dtype=torch.float64, device="cpu")
         rank /= max(1, order.numel() - 1)
         return torch.sigmoid(2 * self._beta * (rank - self._alpha)).view(fisher.shape)
 
     def _drawn(self, fisher: torch.Tensor) -> torch.Tensor:
         """0, or one over the chance of it, for each entry."""
         chance = self.chances(fisher)
-        lots = torch.rand(chance.shape, generator=self._generator, dtype=torch.float64)
+        lots = torch.rand(
+            chance.shape, generator=self._generator, dtype=torch.float64, device="cpu"
+        )
         return torch.where(lots < chance, 1 / chance, 0.0).float()
 
 

@@ -87,5 +87,5 @@ def _counted(
         flat = flat[kept.cpu()]
     best = flat.topk(chosen, dim=-1)
     amounts = best.values.softmax(-1) if gates else torch.ones_like(best.values)
-    count = torch.zeros(flat.size(-1), dtype=torch.float64)
+    count = torch.zeros(flat.size(-1), dtype=torch.float64, device="cpu")
     return count.index_add_(0, best.indices.reshape(-1), amounts.reshape(-1))

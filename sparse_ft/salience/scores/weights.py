@@ -47,7 +47,7 @@ def random() -> OfWeights:
     """Uniform in [0, 1), seeded: the baseline of S2FT, PaCA, SHiRA, HFT."""
 
     def rate(name: str, weight: Matrix, generator: torch.Generator) -> Matrix:
-        return torch.rand(weight.shape, generator=generator, dtype=torch.float32)
+        return torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
 
     return OfWeights("random", rate)
 
@@ -90,7 +90,9 @@ def _largest_singular(
     smaller = min(matrix.shape)
     rank = min(rank, smaller)
     directions = min(smaller, rank + 8)
-    drawn = torch.randn(matrix.size(1), directions, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(
+        matrix.size(1), directions, generator=generator, dtype=torch.float64, device="cpu"
+    )
     basis = torch.linalg.qr(matrix @ drawn.to(matrix)).Q
     for _ in range(iterations):
         basis = torch.linalg.qr(matrix.T @ basis).Q
