@@ -1,6 +1,7 @@
 """A safetensors file with one JSON document in its metadata: what plans and deltas are saved as.
 
-Reading checks every claim of the file.
+Reading checks every claim of the file, and a checksum over document and tensors, so that a damaged
+file is no other plan and no other delta. Files without a checksum (of other writers) are read, too.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON
 header {name: {dtype, shape, data_offsets}, "__metadata__": {str: str}}, then the data. Written here
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import stat
+import zlib
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from typing import Any
@@ -37,6 +39,8 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+CHECKSUM = "sparse_ft.crc32"  # its key in the metadata
+_UNKNOWN = "0" * 8  # of the same length, until all tensors were written
 _MOST_DIMENSIONS, _LARGEST = 64, 2**63 - 1  # as in torch
 
 # What may be raised by reading a file that is none of ours, or a broken one.
@@ -57,7 +61,8 @@ def save(
 
     Raises OSError, TypeError or ValueError that name `path`.
     """
-    save_tensors(path, tensors, {"sparse_ft": json.dumps(document, separators=(",", ":"))})
+    text = json.dumps(document, separators=(",", ":"))
+    save_tensors(path, tensors, {"sparse_ft": text, CHECKSUM: _UNKNOWN})
 
 
 def save_tensors(
@@ -68,7 +73,7 @@ def save_tensors(
     """Write a plain safetensors file, whole or not at all.
 
     The widest dtypes come first, as the safetensors library wants them: each tensor begins at a
-    multiple of its item size.
+    multiple of its item size. A metadata of `CHECKSUM` is filled in when all was written.
     """
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
     header: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)}
@@ -83,10 +88,36 @@ def save_tensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    checksum = Checksum(metadata)
     with written_whole(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered.values():
-            file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+        for name, tensor in ordered.items():
+            host = tensor.detach().cpu().contiguous()
+            memory = _bytes_of(host) if host.numel() else b""
+            checksum.add((name, tensor.dtype, list(tensor.shape)), memory)
+            file.write(memory)
+        if CHECKSUM in metadata:
+            # No quote of a text is bare, so that nothing else in the header reads like this.
+            key = f'"{CHECKSUM}":"'.encode()
+            file.seek(8 + text.index(key) + len(key))
+            file.write(checksum.text().encode())
+
+
+class Checksum:
+    """CRC-32 of a document and of each tensor with its name, dtype and shape, in any order."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self._sum = zlib.crc32(str(metadata.get("sparse_ft")).encode())
+
+    def add(self, claim: "Claim", memory: memoryview | bytes) -> None:
+        """Another tensor: its claim, and its bytes."""
+        name, dtype, shape = claim
+        told = f"{name} {_NAMES[dtype]} {shape} ".encode()
+        self._sum += zlib.crc32(memory, zlib.crc32(told))
+
+    def text(self) -> str:
+        """Eight digits."""
+        return f"{self._sum % (1 << 32):08x}"
 
 
 def holds(dtype: torch.dtype) -> bool:
@@ -142,9 +173,20 @@ def _read(
     if length > min(_HEADER_LIMIT, size - 8):
         raise ValueError(f"the header claims {length} bytes, the file has {size - 8} left")
     header = json.loads(file.read(length).decode("utf-8"))
-    document = of_metadata(header.pop("__metadata__", {}))
-    claims = _claims(header, size - 8 - length)
-    return {name: _read_tensor(file, dtype, shape) for name, dtype, shape in claims}, document
+    metadata = header.pop("__metadata__", {})
+    document = of_metadata(metadata)
+    metadata = metadata if isinstance(metadata, dict) else {}
+    tensors = {}
+    checksum = Checksum(metadata)
+    for claim in _claims(header, size - 8 - length):
+        name, dtype, shape = claim
+        tensors[name] = _read_tensor(file, dtype, shape)
+        checksum.add(claim, _bytes_of(tensors[name]) if math.prod(shape) else b"")
+    if metadata.get(CHECKSUM, checksum.text()) != checksum.text():
+        raise ValueError(
+            "its bytes are not those that were written (another checksum); copy it anew"
+        )
+    return tensors, document
 
 
 def _claims(header: dict[str, dict[str, Any]], left: int) -> list[Claim]:
@@ -176,7 +218,7 @@ def _claims(header: dict[str, dict[str, Any]], left: int) -> list[Claim]:
 
 
 def _read_tensor(file: BufferedReader, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     memory = _bytes_of(tensor) if tensor.numel() else memoryview(b"")
     if tensor.numel() and file.readinto(memory) != len(memory):
         raise ValueError(f"the file ended {len(memory)} bytes early or changed while it was read")

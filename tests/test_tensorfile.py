@@ -253,3 +253,36 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o640
+
+
+def test_no_damage_of_a_single_bit_goes_unnoticed(tmp_path):
+    """It is refused, or what it says is the same."""
+    _tensorfile.save(tmp_path / "whole", tensors(), DOCUMENT)
+    content = (tmp_path / "whole").read_bytes()
+    expected, document = _tensorfile.load(tmp_path / "whole")
+    noticed = 0
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            found, told = _tensorfile.load(tmp_path / "damaged")
+        except ValueError:
+            noticed += 1
+        else:
+            assert told == document and same(found, expected), at
+    assert noticed > 0.9 * len(content)
+
+
+def test_a_checksum_does_not_depend_on_the_order_of_who_writes_it_again(tmp_path):
+    _tensorfile.save(tmp_path / "ours", tensors(), DOCUMENT)
+    with safetensors.safe_open(tmp_path / "ours", "pt") as file:
+        metadata = file.metadata()
+    found, _ = _tensorfile.load(tmp_path / "ours")
+    safetensors.torch.save_file(dict(reversed(found.items())), tmp_path / "theirs", metadata)
+    again, document = _tensorfile.load(tmp_path / "theirs")
+    assert document == DOCUMENT and same({name: again[name] for name in found}, found)
+    metadata["sparse_ft"] = metadata["sparse_ft"].replace("2.5", "2.6")
+    safetensors.torch.save_file(found, tmp_path / "changed", metadata)
+    with pytest.raises(ValueError, match="changed' is not a whole .* its bytes are not those"):
+        _tensorfile.load(tmp_path / "changed")

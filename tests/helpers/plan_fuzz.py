@@ -45,6 +45,7 @@ def split(content):
     """(the header with its document parsed, the bytes of the tensors) of a whole file."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
+    header["__metadata__"].pop("sparse_ft.crc32")  # as another writer leaves it out
     header["__metadata__"]["sparse_ft"] = json.loads(header["__metadata__"]["sparse_ft"])
     return header, content[8 + length :]
 
