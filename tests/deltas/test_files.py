@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -21,6 +22,8 @@ import sparse_ft as sft
 from demo.assets import encoder_folder, reviews_file
 from sparse_ft import _tensorfile
 from sparse_ft.deltas import Part
+
+HELPERS = Path(small_deltas.__file__).parent
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -208,13 +211,15 @@ def test_loading_takes_memory_for_what_the_file_holds(tmp_path):
     part = Part(selection, torch.zeros(count, dtype=torch.bfloat16), shape, shape)
     sft.save_delta(sft.Delta({"weight": part}), tmp_path / "delta")
     code = """
-import resource, sys, sparse_ft as sft
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import sys, sparse_ft as sft
+sys.path.append(sys.argv[2])
+from resident import most_resident
+before = most_resident()
 delta = sft.load_delta(sys.argv[1])
-print(delta.entries, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+print(delta.entries, most_resident() - before)
 """
     run = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "delta"],
+        [sys.executable, "-c", code, tmp_path / "delta", HELPERS],
         capture_output=True,
         text=True,
         timeout=120,

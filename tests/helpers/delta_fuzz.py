@@ -17,6 +17,7 @@ from pathlib import Path
 import plan_fuzz
 import small_deltas
 import torch
+from resident import most_resident
 
 import sparse_ft as sft
 
@@ -110,7 +111,7 @@ def main(first, count):
         path = folder / "damaged.delta"
         for content in files:
             assert loads(path, content, "none", model, before) == "applied"
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = most_resident()
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + plan_fuzz.LIMIT
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -120,7 +121,7 @@ def main(first, count):
             draw = random.Random(seed)
             content = draw.choice(plan_fuzz.DAMAGES)(draw.choice(files), draw)
             told[loads(path, content, seed, model, before)] += 1
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) << 10
+            grown = most_resident() - start
             assert grown < plan_fuzz.ALLOWED, f"seed {seed}: grown by {grown >> 20} MiB"
     print(json.dumps({**told, "grown": grown}))
 

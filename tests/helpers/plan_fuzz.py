@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from resident import most_resident
 
 import sparse_ft as sft
 
@@ -232,12 +233,12 @@ def main(first, count):
             plan.save(folder / "whole.plan")
             wholes.append((folder / "whole.plan").read_bytes())
             use(sft.Plan.load(folder / "whole.plan"))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = most_resident()
         for number, bomb in enumerate(bombs()):
             assert not loads(folder / "damaged.plan", bomb, f"bomb {number}")
         for seed in range(first, first + count):
             loaded += run(folder, seed, wholes)
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+            grown = most_resident() - before
             assert grown < ALLOWED, f"seed {seed}: the process has grown by {grown >> 20} MiB"
     print(json.dumps({"loaded": loaded, "refused": count - loaded, "grown": grown}))
 
