@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import choosing_models, dense_recipes, dense_scores
 from helpers.restated import restates
+from torch import nn
 
 import sparse_ft as sft
 from sparse_ft.recipes import parts
@@ -134,6 +135,20 @@ def test_a_short_run_that_fails_is_rewound(bert):
     with pytest.raises(KeyboardInterrupt):
         sft.recipes.get("lt_sft")(model, bert.batches, loss=loss, steps=5, lr=1e-3)
     assert dense_recipes.distance(model, bert.model) == 0
+
+
+def test_a_short_run_leaves_the_statistics_of_batch_norms():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 4))
+    batches = [torch.randn(5, 3, 4, 4) for _ in range(2)]
+    before = copy.deepcopy(model.state_dict())
+
+    def loss(model, batch):
+        return model(batch).square().mean()
+
+    sft.recipes.get("lt_sft")(model, batches, loss=loss, steps=3, density=0.1)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_deltas_of_lt_sft_add_up(bert):

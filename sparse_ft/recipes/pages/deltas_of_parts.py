@@ -20,6 +20,7 @@ from ..process import Process
 from ..recipe import recipe
 from ..settings import check_count, check_lr, check_number
 from ..values import NO_BATCH, cycled, several
+from .full_run import Buffers
 
 
 class Parts(Process):
@@ -69,11 +70,13 @@ def lofit(
     turns, take = cycled(batches), checked(loss)
     first = next(turns)
     places = _output_projections(model, first, loss)
-    if heads > sum(number for number, _ in places.values()):
-        raise ValueError(f"heads: the model has less than {heads}")
+    there = sum(number for number, _ in places.values())
+    if heads > there:
+        raise ValueError(f"heads: expected at most {there}, all that the model has, got {heads}")
     turns = itertools.chain([first], turns)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     scales = {layer: HeadScales(range(number), size) for layer, (number, size) in places.items()}
+    buffers = Buffers(model)
     put(model, scales)
     try:
         trained: list[Any] = [part.values for part, _ in parts_of(model)]
@@ -85,6 +88,7 @@ def lofit(
             optimizer.zero_grad()
         norms = {layer: scale.values.detach().norm(dim=1) for layer, scale in scales.items()}
     finally:
+        buffers.restore()
         remove(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])

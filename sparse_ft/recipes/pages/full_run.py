@@ -13,6 +13,19 @@ from ..values import cycled
 T = TypeVar("T")
 
 
+class Buffers:
+    """What the buffers of a model hold now: forwards in training change those of batch norms."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Let them hold it again."""
+        for buffer, before in self._kept:
+            buffer.copy_(before)
+
+
 def after_training(
     model: nn.Module,
     names: Iterable[str],
@@ -27,15 +40,16 @@ def after_training(
     """What `act({name: the weight before})` returns after `steps` steps on these parameters alone.
 
     AdamW without decay, the batches in turn, the gradient's norm clipped to 1. Costs what full
-    fine-tuning of them costs. Afterwards flags and gradients are as they were, and so is every bit
-    of the weights, after an exception too; rewind=False: but for the weights, unless there was one.
+    fine-tuning of them costs. Afterwards flags and buffers are as they were, gradients are gone,
+    and every bit of the weights is back, after an exception too; rewind=False: but for the weights,
+    unless there was one.
     """
     check_count("steps", steps)
     check_lr("lr", lr)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     weights = {name: model.get_parameter(name) for name in names}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    take, turns = checked(loss), cycled(batches)
+    take, turns, buffers = checked(loss), cycled(batches), Buffers(model)
     is_done = False
     try:
         for name, parameter in model.named_parameters():
@@ -50,6 +64,7 @@ def after_training(
         is_done = True
         return result
     finally:
+        buffers.restore()
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.grad = None

@@ -56,7 +56,8 @@ def s2ft(
                 seed=seed, **amount, **looked, **settings,
             )  # fmt: skip
     if not chosen:
-        raise ValueError(f"model: it has no heads or channels; undecided: {every.undecided}")
+        undecided = f"; undecided: {every.undecided}" if every.undecided else ""
+        raise ValueError(f"model: it has no heads or channels that sft.units finds{undecided}")
     return chosen
 
 
