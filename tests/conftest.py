@@ -76,6 +76,15 @@ def autocast_is_left():
     assert left_open == 0, f"this test left {left_open} regions of autocast open"
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew():
+    """torch.compile refuses a ninth network whose class it has compiled, of whichever tests: those
+    of nn.Sequential, of which each has its own, as they happen to run in one process.
+    """
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)
