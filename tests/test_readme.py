@@ -37,7 +37,8 @@ def test_there_are_examples():
     assert len(BLOCKS) >= 2 and "recipes.get" in BLOCKS[0] and "lean=True" in BLOCKS[0]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
+# Not what a finalizer of another test's object has to say, whenever it is called.
+@pytest.mark.filterwarnings("error::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_examples_run(small, capsys, tmp_path):
     model = small["model"]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

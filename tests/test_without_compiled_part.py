@@ -25,7 +25,7 @@ def run(script: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -49,6 +49,6 @@ def test_one_warning_at_import_says_why_and_the_diagnosis_says_it_too():
 def test_with_the_compiled_part_nothing_is_said():
     pytest.importorskip("sparse_ft._C")
     done = subprocess.run(
-        [sys.executable, "-c", "import sparse_ft"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", "import sparse_ft"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and "compiled part" not in done.stderr

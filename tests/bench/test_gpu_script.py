@@ -28,7 +28,7 @@ def script(folder, *stages, **environment):
     }
     words = ["bash", str(ROOT / "bench" / "gpu.sh"), *stages]
     done = subprocess.run(
-        words, env={**os.environ, **given}, capture_output=True, text=True, timeout=120
+        words, env={**os.environ, **given}, capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout + done.stderr
 

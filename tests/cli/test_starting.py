@@ -20,7 +20,7 @@ def run(*arguments: str) -> tuple[subprocess.CompletedProcess, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

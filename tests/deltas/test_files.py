@@ -222,7 +222,7 @@ print(delta.entries, most_resident() - before)
         [sys.executable, "-c", code, tmp_path / "delta", HELPERS],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     entries, grown = map(int, run.stdout.split())

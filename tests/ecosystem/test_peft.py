@@ -38,7 +38,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("make", [torch.optim.AdamW, sft.SelectiveAdamW], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.filterwarnings("error::UserWarning")
+# Not what a finalizer of another test's object has to say, whenever it is called.
+@pytest.mark.filterwarnings("error::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_losses_are_those_of_convert_bit_for_bit(structure, make, dtype):
     base = llama.tiny_llama(dtype)
     patterns = [f"*{target}.weight" for target in TARGETS]

@@ -84,7 +84,7 @@ def save(folder: str, rank: int, world: int) -> dict[str, Any]:
     later = f"{folder}/checkpoint later"
     writing: Any = dcp.async_save(state, checkpoint_id=later, process_group=apart)
     losses += sharded_net.train(model, optimizer, CASE, rank, world, first=SAVED_AT)
-    writing.result(timeout=60)
+    writing.result(timeout=300)
     return {"losses": losses_of_all(losses), "state": saved}
 
 

@@ -26,7 +26,7 @@ from torch import nn
 import sparse_ft as sft
 
 STEPS, EVERY = 9, 3
-DEADLINE = 60  # seconds that a process may take
+DEADLINE = 240  # seconds that a process may take
 OURS = ("sparse_ft/reselection", "sparse_ft/optim", "sparse_ft/nn", "sparse_ft/carried")
 TORCH_SAVE = ("torch/serialization", "helpers/reselect_killed")
 

@@ -312,5 +312,5 @@ def test_the_command_says_when_transformers_is_missing():
         "import sys; sys.modules['transformers'] = None; from sparse_ft.module_command import main;"
         " main(['estimate', 'x.json'])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert run.returncode == 2 and "pip install transformers" in run.stderr

@@ -50,6 +50,6 @@ for large in (lambda: core.adamw_(many), lambda: move(1 << 14)):  # each of them
 def test_tiny_work_wakes_no_thread_and_large_work_does():
     folder = __file__.rpartition("/")[0]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT, folder], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr

@@ -260,7 +260,7 @@ def test_the_hook_goes_with_the_last_values():
     """Not before. In a process of its own: other tests' modules have the hook, too."""
     script = Path(__file__).parents[1] / "helpers" / "hook_of_steps.py"
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.split() == ["last_values", "dies_within_a_step"], done.stderr
     assert done.returncode == 0, done.stderr
