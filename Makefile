@@ -28,7 +28,7 @@ help:
 	@echo '             make demo ARGS=--help shows the rest'
 	@echo 'make test    every test; make test ARGS="-k name" some of them'
 	@echo 'make bench   every op against its competitors, in at most 15 minutes; make bench OP=masked_adamw one of them'
-	@echo 'make bench OP=methods   29 recipes, LoRA, DoRA and full at one budget, in hours; ARGS="--seconds N", goes on where it was'
+	@echo 'make bench OP=methods   27 recipes, LoRA, DoRA and full at one budget, in hours; ARGS="--seconds N", goes on where it was'
 	@echo 'make docs    the site of docs/, to build/site, and whether every link leads somewhere'
 	@echo 'make lint    ruff, rules and format, then types; make lint ARGS=--fix mends what it can'
 	@echo 'make wheels  a CPU wheel for each Python from 3.10 to 3.13 that is here, each tried in a bare environment; into dist/'

@@ -3,6 +3,7 @@ the whole command in small.
 """
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,16 @@ def test_at_least_24_recipes_are_compared_and_8_on_text():
         found = methods.methods_of(task, 300)
         assert {"full", "lora", "dora"} <= set(found)
         assert sum(each.kind == "recipe" for each in found.values()) >= least
+
+
+def test_the_pages_tell_how_many_recipes_there_are():
+    root = Path(__file__).resolve().parents[2]
+    every = methods.methods_of("reviews", 300).values()
+    number = len({each.recipe for each in every if each.kind == "recipe"})
+    for page in ("README.md", "Makefile", "bench/README.md"):
+        lines = (root / page).read_text().splitlines()
+        told = [line for line in lines if "bench OP=methods" in line]
+        assert any(f" {number} recipes" in line for line in told), page
 
 
 def command(tmp_path, monkeypatch, *arguments, runs=None):
