@@ -114,3 +114,11 @@ def test_an_exported_delta_is_loaded_by_peft(command, trained, encoder, tmp_path
     with torch.no_grad():
         wanted = whole(input_ids=tokens).logits
         torch.testing.assert_close(adapted(input_ids=tokens).logits, wanted)
+
+
+def test_a_diff_of_two_kinds_of_models_is_told(command, encoder, decoder, tmp_path):
+    file = tmp_path / "none.safetensors"
+    ended = command("delta", "diff", encoder, decoder, "--output", file)
+    assert ended.code == 2 and not file.exists()
+    for words in ("holds a BertModel", "a LlamaForCausalLM", "LlamaForCausalLM.from_pretrained("):
+        assert words in ended.err

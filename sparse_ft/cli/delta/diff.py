@@ -7,7 +7,7 @@ import typer
 
 from .. import options
 from ..library import sparse_ft
-from ..misuse import blamed_on, command
+from ..misuse import Misuse, blamed_on, command
 from ..models import load_as_it_is
 from ..showing import say, show_json
 from . import files
@@ -28,6 +28,12 @@ def diff(
     """Make the delta between two models, whoever trained them."""
     before = load_as_it_is(base, "MODEL")
     after = load_as_it_is(trained, "TRAINED")
+    kind, other = type(before).__name__, type(after).__name__
+    if kind != other:
+        raise Misuse(
+            f"MODEL: {str(base)!r} holds a {kind}, and TRAINED, {str(trained)!r}, a {other};"
+            f" give two of one class: {other}.from_pretrained({str(base)!r}).save_pretrained(…)"
+        )
     with blamed_on("MODEL or TRAINED"):
         found = sparse_ft().diff(before, after)
     files.save(found, output, origin=origin)
