@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.warned import messages_of
 from torch import nn
 
 import sparse_ft as sft
@@ -44,7 +45,7 @@ def test_it_is_named(keep, place):
     model = Net(keep)
     with pytest.warns(UserWarning) as caught:
         sft.convert(model, PLAN)
-    said = sorted(str(warning.message) for warning in caught)
+    said = sorted(messages_of(caught))
     assert len(said) == 2
     for message, name in zip(said, ("conv.weight", "layer.weight")):
         assert message.startswith(f"{name}: `{place}` holds it too")
