@@ -78,10 +78,9 @@ struct AgeTables {
 
   __attribute__((always_inline)) inline void look_up(const uint8_t* generation, T* to_step_size, T* to_root) const {
     if constexpr (kWidens) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kLine<T>; i += kFirst) look_up_vector(widened<T>(generation + i), to_step_size + i, to_root + i);
+      look_up_vector(widened<T>(generation), to_step_size, to_root);
     } else {
-      for (int64_t i = 0; i < kLine<T>; ++i) {
+      for (int64_t i = 0; i < kFirst; ++i) {
         to_step_size[i] = ages.step_size[generation[i]] * factor;
         to_root[i] = ages.bias_correction2_sqrt[generation[i]];
       }
@@ -134,17 +133,23 @@ auto origin_of(const VariedStreams<T>& streams) {
   else return streams.origin;
 }
 
-// Updates entries [begin, end) of the streams. weight: gets the values too, unless it is null. factor: of each of these, or null. of_all:
-// of all of them; `decay`, what a value keeps, has it in already.
+// Entries of the streams up to its end, whose values an update writes to the weight as well.
+struct WrittenRun {
+  int64_t end;
+  void* to;  // where the streams' first value would go to if it were in this run; the values themselves: nowhere else
+};
+
+// Updates entries [begin, end) of the streams. runs: in these the entries are, the first one in the first; each, but for the last one, has
+// whole lines of them. factor: of each of these, or null. of_all: of all of them; `decay`, what a value keeps, has it in already.
 template <class T>
-using VariedUpdate = void (*)(const AdamWConstants<T>&, const AdamWAges<T>*, const VariedStreams<T>&, T* weight, int64_t begin,
-                              int64_t end, const T* factor, T of_all, T decay);
+using VariedUpdate = void (*)(const AdamWConstants<T>&, const AdamWAges<T>*, const VariedStreams<T>&, const WrittenRun* runs,
+                              int64_t begin, int64_t end, const T* factor, T of_all, T decay);
 
 // Those after the last whole line, apart and for all cases: this loop's many numbers would drive those of the other one out of the
 // registers, a part of them with stores, which wait in a queue behind the write-through of the piece before.
 template <class T>
 __attribute__((noinline)) void update_varied_rest(const AdamWConstants<T>& constants, const AdamWAges<T>* ages,
-                                                  const VariedStreams<T>& streams, T* weight, int64_t begin, int64_t end, const T* factor,
+                                                  const VariedStreams<T>& streams, T* written, int64_t begin, int64_t end, const T* factor,
                                                   T of_all, T decay) {
   AdamWConstants<T> c = constants;
   c.decay = decay;
@@ -159,13 +164,13 @@ __attribute__((noinline)) void update_varied_rest(const AdamWConstants<T>& const
     if (streams.bfloat16_origin) origin = convert(streams.bfloat16_origin[i], Tag<T>());
     adamw_update_varied(c, c.from_exp_avg, age, factor, factor ? factor[i - begin] : T(1), to_origin, origin, streams.grad[i],
                         streams.value[i], streams.exp_avg[i], streams.exp_avg_sq[i]);
-    if (weight) weight[i] = streams.value[i];
+    written[i] = streams.value[i];
   }
 }
 
 template <AdamWAged Aged, bool Scaled, AdamWDecay Decay, uint64_t kFromExpAvg, class T>
-void update_varied_run(const AdamWConstants<T>& constants, const AdamWAges<T>* ages, const VariedStreams<T>& streams, T* weight,
-                       int64_t begin, int64_t end, const T* __restrict factor, T of_all, T decay) {
+void update_varied_run(const AdamWConstants<T>& constants, const AdamWAges<T>* ages, const VariedStreams<T>& streams,
+                       const WrittenRun* runs, int64_t begin, int64_t end, const T* __restrict factor, T of_all, T decay) {
   constexpr int64_t kAhead = 2048 / sizeof(T);  // as in `update_run`
   constexpr bool kVariedAges = Aged != kOneAge, kDecaysToOrigin = Decay != kToZero;
   AdamWConstants<T> c = constants;
@@ -179,31 +184,37 @@ void update_varied_run(const AdamWConstants<T>& constants, const AdamWAges<T>* a
   T* __restrict exp_avg_sq = streams.exp_avg_sq + begin;
   const uint8_t* __restrict generation = kVariedAges ? streams.generation + begin : nullptr;
   const auto* __restrict origin = kDecaysToOrigin ? origin_of<Decay>(streams) + begin : nullptr;
-  T* written = weight ? weight + begin : value;
-  const int64_t count = end - begin;
-  int64_t i = 0;
-  for (; i + kLine<T> <= count; i += kLine<T>) {
-    __builtin_prefetch(grad + i + kAhead);
-    __builtin_prefetch(value + i + kAhead);
-    __builtin_prefetch(exp_avg + i + kAhead);
-    __builtin_prefetch(exp_avg_sq + i + kAhead);
-    if (kVariedAges) __builtin_prefetch(generation + i + kAhead);
-    if (Scaled) __builtin_prefetch(factor + i + kAhead);
-    if (kDecaysToOrigin) __builtin_prefetch(origin + i + kAhead);
-    T step_size[kLine<T>], root[kLine<T>];  // in registers, as long as GCC knows the length of the loop that follows
-    if (kVariedAges) tables.look_up(generation + i, step_size, root);
+  for (int64_t i = 0; begin + i < end; ++runs) {
+    T* written = static_cast<T*>(runs->to) + begin;
+    const int64_t count = smaller(runs->end, end) - begin;
+    for (; i + kLine<T> <= count; i += kLine<T>) {
+      __builtin_prefetch(grad + i + kAhead);
+      __builtin_prefetch(value + i + kAhead);
+      __builtin_prefetch(exp_avg + i + kAhead);
+      __builtin_prefetch(exp_avg_sq + i + kAhead);
+      if (kVariedAges) __builtin_prefetch(generation + i + kAhead);
+      if (Scaled) __builtin_prefetch(factor + i + kAhead);
+      if (kDecaysToOrigin) __builtin_prefetch(origin + i + kAhead);
+#pragma GCC unroll 8
+      for (int64_t k = i; k < i + kLine<T>; k += kLanes<T>) {
+        T step_size[kLanes<T>], root[kLanes<T>];  // in registers, as long as GCC knows the length of the loop that follows
+        if (kVariedAges) tables.look_up(generation + k, step_size, root);
 #pragma GCC ivdep
-    for (int64_t j = 0; j < kLine<T>; ++j) {
-      const AdamWAge<T> age = kVariedAges ? AdamWAge<T>{step_size[j], root[j]} : same;
-      const T towards = kDecaysToOrigin ? convert(origin[i + j], Tag<T>()) : T(0);
-      T updated = value[i + j];
-      adamw_update_varied(c, kFromExpAvg, age, Scaled, Scaled ? factor[i + j] : T(1), kDecaysToOrigin, towards, grad[i + j], updated,
-                          exp_avg[i + j], exp_avg_sq[i + j]);
-      value[i + j] = updated;
-      written[i + j] = updated;
+        for (int64_t j = 0; j < kLanes<T>; ++j) {
+          const AdamWAge<T> age = kVariedAges ? AdamWAge<T>{step_size[j], root[j]} : same;
+          const T towards = kDecaysToOrigin ? convert(origin[k + j], Tag<T>()) : T(0);
+          T updated = value[k + j];
+          adamw_update_varied(c, kFromExpAvg, age, Scaled, Scaled ? factor[k + j] : T(1), kDecaysToOrigin, towards, grad[k + j], updated,
+                              exp_avg[k + j], exp_avg_sq[k + j]);
+          value[k + j] = updated;
+          written[k + j] = updated;
+        }
+      }
     }
+    if (i == count) continue;
+    written -= begin;
+    return update_varied_rest(constants, ages, streams, written, begin + i, end, Scaled ? factor + i : nullptr, of_all, decay);
   }
-  if (i < count) update_varied_rest(constants, ages, streams, weight, begin + i, end, Scaled ? factor + i : nullptr, of_all, decay);
 }
 
 template <AdamWAged Aged, bool Scaled, AdamWDecay Decay, class T>
@@ -278,13 +289,15 @@ Varied<T> varied_of(const AdamWTensor& t, const AdamWConstants<T>& c, const Adam
 // A run of one factor is as entries without, but for constants. It ends with a whole line, counted from the piece's first entry: in the
 // line in which it meets the next one each entry has its factor. offset: which entry of the tensor the first one of the streams is.
 template <class T>
-void update_runs(const AdamWConstants<T>& c, const Varied<T>& varied, const VariedStreams<T>& streams, const AdamWVariation& v, T* weight,
-                 int64_t offset, int64_t begin, int64_t end) {
+void update_runs(const AdamWConstants<T>& c, const Varied<T>& varied, const VariedStreams<T>& streams, const AdamWVariation& v,
+                 const WrittenRun* runs, int64_t offset, int64_t begin, int64_t end) {
   const int64_t first = (offset + begin) / v.factor_run, start = begin;
   const float* factor = v.factor + first;
   const auto update = [&](int64_t until) {
     const T of_all = static_cast<T>(*factor);
-    if (begin < until) varied.of_one_factor(c, varied.ages, streams, weight, begin, until, nullptr, of_all, T(1) - c.decay_rate * of_all);
+    if (begin == until) return;
+    while (runs->end <= begin) ++runs;
+    varied.of_one_factor(c, varied.ages, streams, runs, begin, until, nullptr, of_all, T(1) - c.decay_rate * of_all);
     begin = until;
   };
   for (int64_t next = (first + 1) * v.factor_run - offset; next < end; next += v.factor_run, ++factor) {
@@ -293,7 +306,8 @@ void update_runs(const AdamWConstants<T>& c, const Varied<T>& varied, const Vari
     T meeting[kLine<T>];
     for (int64_t i = 0; i < kLine<T>; ++i) meeting[i] = static_cast<T>(begin + i < next ? factor[0] : factor[1]);
     const int64_t until = smaller(begin + kLine<T>, end);
-    varied.of_factors(c, varied.ages, streams, weight, begin, until, meeting, T(1), c.decay);
+    while (runs->end <= begin) ++runs;
+    varied.of_factors(c, varied.ages, streams, runs, begin, until, meeting, T(1), c.decay);
     begin = until;
   }
   update(end);
@@ -301,10 +315,10 @@ void update_runs(const AdamWConstants<T>& c, const Varied<T>& varied, const Vari
 
 template <class T>
 void update_streams(const AdamWConstants<T>& c, const Varied<T>& varied, const VariedStreams<T>& streams, const AdamWVariation& v,
-                    T* weight, int64_t offset, int64_t begin, int64_t end) {
-  if (varied.in_runs) return update_runs(c, varied, streams, v, weight, offset, begin, end);
-  if (streams.factor) return varied.of_factors(c, varied.ages, streams, weight, begin, end, streams.factor + begin, T(1), c.decay);
-  varied.of_one_factor(c, varied.ages, streams, weight, begin, end, nullptr, T(1), c.decay);
+                    const WrittenRun* runs, int64_t offset, int64_t begin, int64_t end) {
+  if (varied.in_runs) return update_runs(c, varied, streams, v, runs, offset, begin, end);
+  if (streams.factor) return varied.of_factors(c, varied.ages, streams, runs, begin, end, streams.factor + begin, T(1), c.decay);
+  varied.of_one_factor(c, varied.ages, streams, runs, begin, end, nullptr, T(1), c.decay);
 }
 
 template <class T>
@@ -316,10 +330,11 @@ void read_factors(const AdamWVariation& v, int64_t k, int64_t count, T* to) {
   }
 }
 
-// Where the streams of a piece are not those of the tensor: they begin with the piece, whose first entry is the tensor's k-th.
+// Where the streams of a piece are not those of the tensor: they begin with the piece, whose first entry is the tensor's k-th. written: see
+// `WrittenRun`.
 template <class T>
 void update_varied_apart(const Shared<T>& shared, const AdamWVariation& v, int64_t k, const T* grad, T* value, T* exp_avg, T* exp_avg_sq,
-                         T* weight, int64_t count) {
+                         T* written, int64_t count) {
   const Varied<T>& varied = shared.varied;
   T factor[kPiece], origin[kPiece];
   VariedStreams<T> streams{grad, value, exp_avg, exp_avg_sq, nullptr, nullptr, nullptr, nullptr};
@@ -335,7 +350,8 @@ void update_varied_apart(const Shared<T>& shared, const AdamWVariation& v, int64
     convert_any(origin, kDTypeOf<T>, static_cast<const char*>(v.origin) + k * size_of(v.origin_dtype), v.origin_dtype, count);
     streams.origin = origin;
   }
-  update_streams(shared.constants, varied, streams, v, weight, k, 0, count);
+  const WrittenRun run{count, written};
+  update_streams(shared.constants, varied, streams, v, &run, k, 0, count);
 }
 
 }  // namespace

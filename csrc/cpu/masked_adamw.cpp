@@ -15,36 +15,39 @@ constexpr int64_t kStepChunk = 16384;  // entries: 8 µs of work or more; with 4
 
 // Asks for the four streams line by line as it goes: the hardware's own prefetch stops at the end of every page of 4 KiB. Once inlined, GCC
 // forgets that the streams do not overlap, and would look for it at every line: a fifth of the time in the cache.
-// weight: gets the values too, unless it is null.
+// Entries [begin, end) of the streams are updated. runs: see `VariedUpdate`.
 template <uint64_t kFromExpAvg, class T>
 void update_run(const AdamWConstants<T>& constants, const T* __restrict grad, T* __restrict value, T* __restrict exp_avg,
-                T* __restrict exp_avg_sq, T* weight, int64_t count) {
+                T* __restrict exp_avg_sq, const WrittenRun* runs, int64_t begin, int64_t end) {
   constexpr int64_t kAhead = 2048 / sizeof(T);  // 1 to 4 KiB ahead measure alike
   const AdamWConstants<T> c = constants;
-  T* written = weight ? weight : value;
-  const auto update = [&](int64_t j) {
+  const auto update = [&](int64_t j, T* written) {
     T updated = value[j];
     adamw_update(c, kFromExpAvg, grad[j], updated, exp_avg[j], exp_avg_sq[j]);
     value[j] = updated;
     written[j] = updated;
   };
-  int64_t i = 0;
-  for (; i + kLine<T> <= count; i += kLine<T>) {
-    __builtin_prefetch(grad + i + kAhead);
-    __builtin_prefetch(value + i + kAhead);
-    __builtin_prefetch(exp_avg + i + kAhead);
-    __builtin_prefetch(exp_avg_sq + i + kAhead);
+  for (int64_t i = begin; i < end; ++runs) {
+    T* written = static_cast<T*>(runs->to);
+    const int64_t until = runs->end;
+    for (; i + kLine<T> <= until; i += kLine<T>) {
+      __builtin_prefetch(grad + i + kAhead);
+      __builtin_prefetch(value + i + kAhead);
+      __builtin_prefetch(exp_avg + i + kAhead);
+      __builtin_prefetch(exp_avg_sq + i + kAhead);
 #pragma GCC ivdep
-    for (int64_t j = i; j < i + kLine<T>; ++j) update(j);
+      for (int64_t j = i; j < i + kLine<T>; ++j) update(j, written);
+    }
+#pragma GCC ivdep
+    for (; i < until; ++i) update(i, written);
   }
-#pragma GCC ivdep
-  for (; i < count; ++i) update(i);
 }
 
 template <class T>
-void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg, T* exp_avg_sq, T* weight, int64_t count) {
-  if (c.from_exp_avg) update_run<~uint64_t{0}>(c, grad, value, exp_avg, exp_avg_sq, weight, count);
-  else update_run<0>(c, grad, value, exp_avg, exp_avg_sq, weight, count);
+void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg, T* exp_avg_sq, const WrittenRun* runs, int64_t begin,
+                int64_t end) {
+  if (c.from_exp_avg) update_run<~uint64_t{0}>(c, grad, value, exp_avg, exp_avg_sq, runs, begin, end);
+  else update_run<0>(c, grad, value, exp_avg, exp_avg_sq, runs, begin, end);
 }
 
 struct Job {
@@ -54,21 +57,18 @@ struct Job {
   RandomKey random;
 };
 
-// weight: where the values go as well, or null.
+// runs: of entries [begin, end); where these are buffered there is one.
 template <class T>
-void update_in_place(const Shared<T>& shared, const AdamWTensor& tensor, T* weight, int64_t k, int64_t count) {
+void update_in_place(const Shared<T>& shared, const AdamWTensor& tensor, const WrittenRun* runs, int64_t begin, int64_t end) {
   const AdamWConstants<T>& c = shared.constants;
   const Varied<T>& varied = shared.varied;
-  if (varied.in_place)
-    return update_streams(c, varied, varied.streams, tensor.variation, weight ? weight - k : nullptr, 0, k, k + count);
-  const T* grad = static_cast<const T*>(tensor.grad) + k;
-  T *value = static_cast<T*>(tensor.values) + k, *exp_avg = static_cast<T*>(tensor.exp_avg) + k;
-  T* exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq) + k;
-  if (!is_varied(tensor.variation)) return update_run(c, grad, value, exp_avg, exp_avg_sq, weight, count);
-  for_each_piece(0, count, [&](int64_t begin, int64_t end) {  // more does not fit into its buffers
-    T* part_of_weight = weight ? weight + begin : nullptr;
-    update_varied_apart(shared, tensor.variation, k + begin, grad + begin, value + begin, exp_avg + begin, exp_avg_sq + begin,
-                        part_of_weight, end - begin);
+  if (varied.in_place) return update_streams(c, varied, varied.streams, tensor.variation, runs, 0, begin, end);
+  const T* grad = static_cast<const T*>(tensor.grad);
+  T *value = static_cast<T*>(tensor.values), *exp_avg = static_cast<T*>(tensor.exp_avg), *exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq);
+  if (!is_varied(tensor.variation)) return update_run(c, grad, value, exp_avg, exp_avg_sq, runs, begin, end);
+  T* written = static_cast<T*>(runs->to);
+  for_each_piece(begin, end, [&](int64_t k, int64_t until) {  // more does not fit into its buffers
+    update_varied_apart(shared, tensor.variation, k, grad + k, value + k, exp_avg + k, exp_avg_sq + k, written + k, until - k);
   });
 }
 
@@ -76,22 +76,18 @@ void update_in_place(const Shared<T>& shared, const AdamWTensor& tensor, T* weig
 void update_widened(const AdamWTensor& t, const Job& job, int64_t k, int64_t count, WideState& wide) {
   read_plain(wide.grad, t.grad, t.dtype, k, count);
   read_state(t, k, count, wide);
-  float* no_weight = nullptr;  // it is of fewer bits
-  if (!is_varied(t.variation)) update_run(job.single.constants, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, no_weight, count);
-  else update_varied_apart(job.single, t.variation, k, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, no_weight, count);
+  const WrittenRun run{count, wide.value};  // the weight is of fewer bits
+  if (!is_varied(t.variation)) update_run(job.single.constants, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, &run, 0, count);
+  else update_varied_apart(job.single, t.variation, k, wide.grad, wide.value, wide.exp_avg, wide.exp_avg_sq, wide.value, count);
   write_state(t, job.random, k, count, wide);
 }
 
 bool is_in_place(const AdamWTensor& t) { return !t.storage.exp_avg_absmax && (t.dtype == kFloat32 || t.dtype == kFloat64); }
 
-// weight: where the values of an update in place go as well, or null.
-void update_piece(const AdamWTensor& tensor, const Job& job, void* weight, int64_t k, int64_t count, WideState& wide) {
-  if (!is_in_place(tensor)) return update_widened(tensor, job, k, count, wide);
-  switch (tensor.dtype) {
-    case kFloat32: return update_in_place(job.single, tensor, static_cast<float*>(weight), k, count);
-    case kFloat64: return update_in_place(job.full, tensor, static_cast<double*>(weight), k, count);
-    default: return update_widened(tensor, job, k, count, wide);
-  }
+void update_entries(const AdamWTensor& tensor, const Job& job, const WrittenRun* runs, int64_t begin, int64_t end, WideState& wide) {
+  if (!is_in_place(tensor)) return update_widened(tensor, job, begin, end - begin, wide);
+  if (tensor.dtype == kFloat32) update_in_place(job.single, tensor, runs, begin, end);
+  else update_in_place(job.full, tensor, runs, begin, end);
 }
 
 // What `values` holds after rounding, so that the weight shows it bit for bit. False where an index
@@ -104,38 +100,74 @@ bool write_through(const AdamWTensor& tensor, int64_t begin, int64_t end) {
   return move<Store>(tensor.weight, tensor.weight_dtype, tensor.layout, begin, end, &piece);
 }
 
-// Values from some entry on.
-struct StepPiece {
-  int64_t count;
-  void* weight;  // where they lie in the weight, as they are and one after another; null where they do not
+// Adjoining runs that one call updates: what is made for a call, with ages a few tables, its first division waits for.
+struct StepRuns {
+  static constexpr int64_t kMost = 64;
+  WrittenRun run[kMost];
+  int64_t count = 0;
+
+  // first: where the first of its entries, the k-th of values, goes in the weight; null: nowhere as it is updated.
+  void add(const AdamWTensor& t, int64_t k, int64_t entries, void* first) {
+    run[count++] = {k + entries, first ? static_cast<char*>(first) - k * size_of(t.dtype) : t.values};
+  }
 };
 
-// Of rows of values that are long and lie in the weight as they are, a piece ends where its row does, and the update writes them to both.
-// Each piece begins with constants that the first division waits for: where nothing is buffered it is as long as can be.
-// To copy them afterwards takes 10 to 16 % of a step in the cache: the copy's stores queue up behind those that wait for the last lines'
-// divisions, and behind a full queue no line of the next piece begins.
-StepPiece piece_at(const AdamWTensor& t, int64_t begin, int64_t most) {
-  constexpr int64_t kShortest = 128, kStepLine = kLine<float>;
-  const StepPiece apart{smaller(kPiece, most), nullptr};
-  if (!is_in_place(t)) return apart;
-  if (!t.weight) return {most, nullptr};
-  if (t.weight_dtype != t.dtype || row_length(t.layout) < kShortest) return apart;
-  const Cursor at = cursor_at(t.layout, begin);
-  const int64_t left = row_length(t.layout) - at.inner;
-  if (!in_one_run(t.layout, at, smaller(left, most))) return apart;
-  if (left < kStepLine) return {smaller(kStepLine, most), nullptr};  // the line in which the row meets the next one
-  char* weight = static_cast<char*>(t.weight) + position(t.layout, at) * size_of(t.dtype);
-  return {smaller(left / kStepLine * kStepLine, most), weight};
+// Whether rows of values are long and, but for edges, lie in the weight as they are: the update writes them to both. To copy them afterwards
+// takes 10 to 16 % of a step in the cache: the copy's stores queue up behind those that wait for the last lines' divisions, and behind a full
+// queue no line of the next piece begins.
+bool has_written_rows(const AdamWTensor& t) {
+  constexpr int64_t kShortest = 128;
+  return is_in_place(t) && t.weight && t.weight_dtype == t.dtype && row_length(t.layout) >= kShortest;
+}
+
+bool is_buffered(const AdamWTensor& t, const Job& job) {
+  if (!is_in_place(t)) return true;
+  return is_varied(t.variation) && !job.single.varied.in_place && !job.full.varied.in_place;
+}
+
+// Of values from `begin` on. Runs but the last have whole lines: in the one in which a row meets the next, nothing is written with the update.
+StepRuns runs_of_rows(const AdamWTensor& t, int64_t most, int64_t begin, int64_t end) {
+  constexpr int64_t kStepLine = kLine<float>;
+  const int64_t length = row_length(t.layout);
+  StepRuns runs;
+  Cursor at = cursor_at(t.layout, begin);
+  const auto add = [&](int64_t entries, void* first) {
+    entries = smaller(entries, end - begin);
+    runs.add(t, begin, entries, first);
+    begin += entries;
+    at.inner += entries;
+    if (begin == end || at.inner < length) return;
+    at.inner -= length;
+    next_row(t.layout, at);
+  };
+  while (begin < end && runs.count < most) {
+    const int64_t left = length - at.inner;
+    if (!in_one_run(t.layout, at, smaller(left, end - begin))) {
+      if (!runs.count) runs.add(t, begin, smaller(kPiece, end - begin), nullptr);
+      break;
+    }
+    if (left < kStepLine) add(kStepLine, nullptr);
+    else add(left / kStepLine * kStepLine, static_cast<char*>(t.weight) + position(t.layout, at) * size_of(t.dtype));
+  }
+  return runs;
+}
+
+StepRuns runs_at(const AdamWTensor& t, const Job& job, int64_t begin, int64_t end) {
+  if (has_written_rows(t)) return runs_of_rows(t, is_buffered(t, job) ? 1 : StepRuns::kMost, begin, end);
+  const bool in_one_call = is_in_place(t) && !t.weight;
+  StepRuns runs;
+  runs.add(t, begin, in_one_call ? end - begin : smaller(kPiece, end - begin), nullptr);
+  return runs;
 }
 
 bool step_chunk(const AdamWTensor& tensor, const Job& job, int64_t begin, int64_t end) {
   WideState wide;
   bool written = true;
   while (begin < end) {
-    const StepPiece piece = piece_at(tensor, begin, end - begin);
-    update_piece(tensor, job, piece.weight, begin, piece.count, wide);
-    if (tensor.weight && !piece.weight) written &= write_through(tensor, begin, begin + piece.count);
-    begin += piece.count;
+    const StepRuns runs = runs_at(tensor, job, begin, end);
+    update_entries(tensor, job, runs.run, begin, runs.run[runs.count - 1].end, wide);
+    for (int64_t i = 0; i < runs.count; begin = runs.run[i++].end)
+      if (tensor.weight && runs.run[i].to == tensor.values) written &= write_through(tensor, begin, runs.run[i].end);
   }
   return written;
 }

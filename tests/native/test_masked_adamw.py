@@ -90,6 +90,13 @@ def test_wide_blocks_reach_the_weight_but_for_what_hangs_over(variant):
         check_step(linked("blocks", (9, 1000), torch.float32, torch.float32, block=(2, width)))
 
 
+def test_more_rows_than_one_call_updates_reach_the_weight(variant):
+    """A call has 64 runs at most, a chunk 16384 entries."""
+    for length in (128, 131):
+        check_step(linked("rows", (400, length), torch.float32, torch.float32))
+    check_step(linked("blocks", (160, 1000), torch.float32, torch.float32, block=(2, 128)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_plain_tensors_maximize_and_scale(variant, dtype):
     check_step(tensor((1003,), dtype))

@@ -19,9 +19,9 @@ ORIGINS = None, torch.float32, torch.bfloat16, torch.float64
 GENERATIONS = 0, 4, 12, 40
 
 
-def rows_of(run, dtype, generations, origin, beta1):
+def rows_of(run, dtype, generations, origin, beta1, entries=1200):
     """Two pieces and some of a third, each row with a factor."""
-    shape = 1200 // run + 1, run
+    shape = entries // run + 1, run
     made = {"value": torch.randn(shape), "grad": torch.randn(shape)}
     made |= {"exp_avg": torch.randn(shape), "exp_avg_sq": torch.rand(shape) + 0.1}
     made = {name: tensor.to(dtype) for name, tensor in made.items()}
@@ -81,10 +81,12 @@ def test_one_factor_a_row_is_one_an_entry(variant):
         assert all(same_bits(by_row[name], by_entry[name]) for name in STATE), (run, dtype)
 
 
-def test_what_varies_is_in_the_weight_as_well(variant):
+@pytest.mark.parametrize("entries", (1200, 20000), ids=("some", "more_than_one_call_updates"))
+def test_what_varies_is_in_the_weight_as_well(variant, entries):
     """Rows that are written through as they are updated, up to their last whole line."""
-    for length, dtype in itertools.product((500, 512, 1030), (torch.float32, torch.float64)):
-        t = rows_of(length, dtype, 12, torch.float32, 0.9)
+    lengths, dtypes = (128, 131, 500, 512, 1030), (torch.float32, torch.float64)
+    for length, dtype in itertools.product(lengths, dtypes):
+        t = rows_of(length, dtype, 12, torch.float32, 0.9, entries)
         rows = t["value"].size(0)
         apart = {name: t[name].clone() for name in STATE}
         weight = torch.zeros(2 * rows, length, dtype=dtype)
