@@ -94,6 +94,11 @@ _stack_of_modes = _find(
     "torch.utils._python_dispatch._get_current_dispatch_mode_stack", lambda: [None]
 )
 
+# One of the modes that see each function of torch; those that give a default device. Otherwise:
+# one of which nothing is known.
+_function_mode = _find("torch._C._get_function_stack_at", lambda place: None)
+_DefaultDevice: Any = _find("torch.utils._device.DeviceContext", ())
+
 # Whether torch.jit.trace runs. The public question takes 0.1 µs more.
 _tracing = _find("torch._C._get_tracing_state", torch.jit.is_tracing)
 
@@ -123,13 +128,17 @@ def holds_nothing(hook: Callable) -> Callable:
 def is_watched() -> bool:
     """Whether a trace or a mode (selective checkpointing, say) may keep what operations return.
 
-    A mode that says `holds_nothing` does not.
+    A mode that says `holds_nothing` does not, nor does a default device.
     """
-    if _tracing() or _function_modes():
+    seen = _function_modes()
+    modes = [None] if seen is True else map(_function_mode, range(seen))
+    if _tracing() or not all(map(_holds_nothing, modes)):
         return True
-    if not _dispatch_modes():
-        return False
-    return not all(getattr(mode, "holds_nothing", False) for mode in _stack_of_modes())
+    return bool(_dispatch_modes()) and not all(map(_holds_nothing, _stack_of_modes()))
+
+
+def _holds_nothing(mode: Any) -> bool:
+    return isinstance(mode, _DefaultDevice) or getattr(mode, "holds_nothing", False)
 
 
 if _find("torch.autograd.forward_ad._current_level") is None:

@@ -1,6 +1,6 @@
 """What the ops are measured against.
 
-Layouts spelled out entry by entry, dense mathematics, tolerances.
+Layouts spelled out entry by entry, dense mathematics, tolerances. On the CPU, whatever the device.
 """
 
 import functools
@@ -42,9 +42,9 @@ def layout(kind, shape, which="some", index_dtype=torch.int32, block=(3, 4), dev
     generator = torch.Generator().manual_seed(count)
     number = {"some": -(-count // 3), "last": min(count, 1), "all": count, "empty": 0}[which]
     flat = (
-        torch.arange(count)[count - number :]
+        torch.arange(count, device="cpu")[count - number :]
         if which == "last"
-        else torch.randperm(count, generator=generator)[:number].sort().values
+        else torch.randperm(count, generator=generator, device="cpu")[:number].sort().values
     )
     index = (
         torch.stack((flat // max(across, 1), flat % max(across, 1)), 1)
@@ -86,7 +86,7 @@ def _places(layout, shape):
     kind, index, *block = layout
     key = kind, tuple(index.shape), index.cpu().numpy().tobytes(), *block, *shape
     if key not in _known:
-        found = torch.tensor(places(*layout, shape), dtype=torch.int64).reshape(-1, 3)
+        found = torch.tensor(places(*layout, shape), dtype=torch.int64, device="cpu").reshape(-1, 3)
         _known[key] = found[:, 0], found[:, 1], found[:, 2]
     return _known[key]
 
@@ -104,14 +104,14 @@ def values_shape(kind, index, block_h, block_w, shape):
 def mask(layout, shape):
     """Bool [rows, columns], True where an entry is selected."""
     _, row, column = _places(layout, shape)
-    out = torch.zeros(shape, dtype=torch.bool)
+    out = torch.zeros(shape, dtype=torch.bool, device="cpu")
     out[row, column] = True
     return out
 
 
 def gather(matrix, layout):
     """Values of `matrix`, with zero where a block is padding."""
-    values = torch.zeros(values_shape(*layout, matrix.shape), dtype=matrix.dtype)
+    values = torch.zeros(values_shape(*layout, matrix.shape), dtype=matrix.dtype, device="cpu")
     k, row, column = _places(layout, matrix.shape)
     values.view(-1)[k] = matrix.cpu()[row, column]
     return values
@@ -120,14 +120,14 @@ def gather(matrix, layout):
 def spread(values, layout, shape):
     """Dense matrix of `shape` that holds `values` at the selected entries, zero elsewhere."""
     k, row, column = _places(layout, shape)
-    dense = torch.zeros(shape, dtype=values.dtype)
+    dense = torch.zeros(shape, dtype=values.dtype, device="cpu")
     dense[row, column] = values.cpu().reshape(-1)[k]
     return dense
 
 
 def padding(layout, shape):
     """Bool, shaped as values: True where a block is padding."""
-    out = torch.ones(values_shape(*layout, shape), dtype=torch.bool)
+    out = torch.ones(values_shape(*layout, shape), dtype=torch.bool, device="cpu")
     out.view(-1)[_places(layout, shape)[0]] = False
     return out
 

@@ -92,7 +92,7 @@ def test_only_what_the_plan_names_changes(model):
             chosen = (
                 torch.ones_like(moved)
                 if PLAN[name] == "all"
-                else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved)
+                else PLAN[name].mask(sft.matrix_shape(model, name)).view_as(moved).to(moved.device)
             )
         assert not (moved & ~chosen).any(), name
         assert moved.any() == (name in PLAN), name

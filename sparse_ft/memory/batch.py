@@ -12,8 +12,8 @@ Batch = dict[str, torch.Tensor]
 def batch_for(
     model: nn.Module, batch_size: int, sequence_length: int, padded: bool = False
 ) -> Batch:
-    """Keyword arguments for a training forward of a transformers model, labels included where it
-    takes them.
+    """Keyword arguments for a training forward of a transformers model, beside its weights, labels
+    included where it takes them.
 
     padded: with an attention mask that has zeros, as a batch of rows of several lengths has.
     """
@@ -37,7 +37,8 @@ def batch_for(
         )
     elif "decoder_input_ids" in takes:
         batch["decoder_input_ids"] = tokens
-    return batch
+    device = next(model.parameters()).device
+    return batch if device.type == "meta" else {key: x.to(device) for key, x in batch.items()}
 
 
 def _text(config: Any, batch_size: int, sequence_length: int) -> Batch:

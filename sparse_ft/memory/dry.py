@@ -66,11 +66,11 @@ class Dry(contextlib.ExitStack):
         """
         return self.mode.from_tensor(tensor) if tensor.is_floating_point() else tensor
 
-    def integers(self, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def integers(
+        self, *shape: int, device: torch.device, dtype: torch.dtype = torch.int64
+    ) -> torch.Tensor:
         """An index without data."""
-        return FakeTensor(
-            self.mode, torch.empty(shape, dtype=dtype, device="meta"), torch.device("cpu")
-        )
+        return FakeTensor(self.mode, torch.empty(shape, dtype=dtype, device="meta"), device)
 
 
 def _stand_ins(model: nn.Module) -> dict[int, Any]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from .._torch import unset_fake_temporarily
 from ..conversion import convert
 from ..messages import did_you_mean
 from ..ops.layout import Layout
-from ..places import matrix_shape
+from ..places import find, matrix_shape
 from ..plan import Plan
 from ..salience.targets import targets_of
 from ..salience.units import STRUCTURES, Structure, count_of, fitted
@@ -24,6 +24,24 @@ class _DryBlocks(Blocks):
 
     __slots__ = ()
     nnz = Selection.nnz
+
+
+class _Beside(NamedTuple):
+    """Where a selection's indices lie: with the weight."""
+
+    dry: Dry
+    device: torch.device
+
+    @classmethod
+    def weight(cls, model: nn.Module, name: str, dry: Dry) -> "_Beside":
+        return cls(dry, find(model, name).parameter.device)
+
+    def integers(self, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return self.dry.integers(*shape, dtype=dtype, device=self.device)
+
+
+# {(id of features, device): (their twin, the features, which stay alive)}
+Known = dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]]
 
 
 def prepare(
@@ -54,12 +72,12 @@ def prepare(
         _check_words(plan)
         plan = _drawn(model, dry, **plan)
     else:
-        known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        known: Known = {}
         plan = Plan(
             {
                 name: what
                 if isinstance(what, str)
-                else _twin(what, matrix_shape(model, name), dry, known)
+                else _twin(what, matrix_shape(model, name), _Beside.weight(model, name, dry), known)
                 for name, what in Plan(plan).items()
             }
         )
@@ -103,7 +121,13 @@ def _drawn(
     names = targets_of(model, targets).weights
     return Plan(
         {
-            name: _random(structure, density, block_size, matrix_shape(model, name), dry)
+            name: _random(
+                structure,
+                density,
+                block_size,
+                matrix_shape(model, name),
+                _Beside.weight(model, name, dry),
+            )
             for name in names
         }
     )
@@ -114,7 +138,7 @@ def _random(
     density: float,
     block_size: int | tuple[int, int],
     shape: tuple[int, int],
-    dry: Dry,
+    beside: _Beside,
 ) -> Selection:
     """The selection that `sft.select(score="random")` would draw, of which all but the index is
     known.
@@ -123,30 +147,25 @@ def _random(
     if structure in ("rows", "columns"):
         cls = Rows if structure == "rows" else Columns
         n = Structure(structure).share(shape, density)
-        return _sized(cls, n, 1, shape, {cls.dim: dry.integers(n)}, dry)
+        return _sized(cls, n, 1, shape, {cls.dim: beside.integers(n)}, beside)
     if structure.startswith("entries"):
         if structure == "entries_per_row":
             n = rows * count_of(columns, density)
         else:
             n = count_of(rows * columns, density)
-        return _sized(Entries, n, 1, shape, {}, dry)
+        return _sized(Entries, n, 1, shape, {}, beside)
     size = fitted(as_block_size(block_size), shape)
     grid = -(-rows // size[0]), -(-columns // size[1])
     n = count_of(grid[0] * grid[1], density)
     features: dict[int, torch.Tensor | None] = {}
     for dim, lines in enumerate(grid):
         used = round(lines * (1 - (1 - 1 / lines) ** n))  # lines that n random blocks meet
-        features[dim] = dry.integers(used * size[dim]) if used * size[dim] < shape[dim] else None
-    return _sized(Blocks, n, size, shape, features, dry)
+        features[dim] = beside.integers(used * size[dim]) if used * size[dim] < shape[dim] else None
+    return _sized(Blocks, n, size, shape, features, beside)
 
 
-def _twin(
-    selection: Selection,
-    shape: tuple[int, int],
-    dry: Dry,
-    known: dict[int, tuple[torch.Tensor, torch.Tensor]],
-) -> Selection:
-    """A real selection without its data. known: {id of features: their twin}.
+def _twin(selection: Selection, shape: tuple[int, int], beside: _Beside, known: Known) -> Selection:
+    """A real selection without its data. known: {(id of features, device): their twin}.
 
     Layers that share features go on doing so.
     """
@@ -157,8 +176,9 @@ def _twin(
             real, _ = selection.restrict(dim, shape[dim])
         features[dim] = None
         if real is not None:
-            features[dim] = known.setdefault(id(real), (dry.integers(real.numel()), real))[0]
-    return _sized(type(selection), len(selection), selection.block_size, shape, features, dry)
+            key = id(real), beside.device
+            features[dim] = known.setdefault(key, (beside.integers(real.numel()), real))[0]
+    return _sized(type(selection), len(selection), selection.block_size, shape, features, beside)
 
 
 def _sized(
@@ -167,14 +187,14 @@ def _sized(
     block_size: int | tuple[int, int],
     shape: tuple[int, int],
     features: Mapping[int, torch.Tensor | None],
-    dry: Dry,
+    beside: _Beside,
 ) -> Selection:
     """A selection of `n` lines, blocks or entries that needs `features` {dimension: indices, or
     None for all of them} of a matrix of `shape`.
     """
     dims = (n, 2) if issubclass(cls, Blocks) else (n,)
     largest = max(shape) if cls is not Entries else shape[0] * shape[1] - 1
-    index = dry.integers(*dims, dtype=torch.int32 if largest <= INT32_MAX else torch.int64)
+    index = beside.integers(*dims, dtype=torch.int32 if largest <= INT32_MAX else torch.int64)
     size = as_block_size(block_size)
     bound = [0, 0] if issubclass(cls, Blocks) else 0
     selection = rebuilt(_DryBlocks if cls is Blocks else cls, index, size, bound)
@@ -182,6 +202,6 @@ def _sized(
         if used is None:
             selection._features[dim, shape[dim]] = None, selection.layout
             continue
-        compact = dry.integers(*dims, dtype=torch.int32)
+        compact = beside.integers(*dims, dtype=torch.int32)
         selection._features[dim, shape[dim]] = used, Layout(cls.kind, compact, *size)
     return selection

@@ -4,6 +4,7 @@ parameter of theirs.
 
 import torch
 import transformers
+from helpers.devices import on
 from torch import nn
 
 import sparse_ft as sft
@@ -158,7 +159,7 @@ def build(name):
     """(model in training mode, fp32, random weights; its inputs)."""
     torch.manual_seed(0)
     model, inputs = ARCHITECTURES[name]()
-    return model.train(), inputs
+    return model.train(), on(next(model.parameters()).device, inputs)
 
 
 def double(model):

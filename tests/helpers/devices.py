@@ -24,6 +24,8 @@ class MadeByTests(TorchFunctionMode):
     Numbers of a generator of the CPU are drawn there, and moved.
     """
 
+    holds_nothing = True
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
@@ -36,7 +38,7 @@ class MadeByTests(TorchFunctionMode):
             return function(*args, **kwargs)
         if function in DRAWS and kwargs.get("generator") is not None and "device" not in kwargs:
             drawn = function(*args, **kwargs, device=kwargs["generator"].device)
-            return drawn.to(self.device)
+            return on(self.device, drawn)
         with self.device:
             return function(*args, **kwargs)
 

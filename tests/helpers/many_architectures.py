@@ -9,6 +9,7 @@ import torch
 import transformers
 from helpers import architectures
 from helpers.architectures import BACKWARDS, PICTURE, TOKENS
+from helpers.devices import on
 from torch import nn
 from torchvision import models as vision
 
@@ -254,4 +255,5 @@ MANY = {**TRANSFORMERS, **TORCHVISION}
 def build(name: str) -> tuple:
     """(model in fp32, its inputs)."""
     torch.manual_seed(0)
-    return MANY[name]()
+    model, inputs = MANY[name]()
+    return model, on(next(model.parameters()).device, inputs)

@@ -13,6 +13,7 @@ import timm.models
 import torch
 import transformers
 from helpers.architectures import PICTURE, TOKENS
+from helpers.devices import on
 from torchvision.models import swin_transformer as swin
 
 WIDTH = 16
@@ -215,4 +216,5 @@ READING = {
 def build(name: str) -> tuple:
     """(model in fp32, its inputs)."""
     torch.manual_seed(0)
-    return READING[name]()
+    model, inputs = READING[name]()
+    return model, on(next(model.parameters()).device, inputs)

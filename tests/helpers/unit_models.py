@@ -6,6 +6,7 @@ in mixtures every token goes through every expert.
 
 import torch
 import transformers
+from helpers.devices import on
 
 WIDTH, VOCABULARY = 8, 24
 TOKENS = {"input_ids": torch.arange(24).reshape(2, 12) * 7 % VOCABULARY}
@@ -128,5 +129,6 @@ def build(name: str):
     model, batch = ARCHITECTURES[name]()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # torch's grouped product does not know fp64
+    batch = on(next(model.parameters()).device, batch)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     return model.double().eval(), batch

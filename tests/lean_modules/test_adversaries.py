@@ -16,6 +16,8 @@ from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 import sparse_ft as sft
 from sparse_ft.lean_modules.attach import lean_forward_of
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 class BiasedInHalf(WideNorm):
     def forward(self, x):

@@ -17,6 +17,8 @@ import sparse_ft as sft
 from sparse_ft.lean_modules import is_lean
 from sparse_ft.lean_modules.attach import ATTRIBUTES
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 IDS = TOKENS["input_ids"]
 
 
@@ -39,14 +41,20 @@ def test_every_lean_forward_is_a_bound_method_with_the_class_s_signature(llama):
             assert (method.__name__, method.__doc__) == (own.__name__, own.__doc__)
 
 
-def test_transformers_trainer_keeps_the_columns(llama, tmp_path):
+def test_transformers_trainer_keeps_the_columns(llama, tmp_path, device):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     model, _ = llama
     settings = transformers.TrainingArguments(
-        tmp_path, max_steps=1, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True
+        tmp_path,
+        max_steps=1,
+        use_cpu=device.type == "cpu",
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
     )
-    rows = [{"input_ids": IDS[0], "labels": IDS[0], "a column of another": IDS[0]}] * 2
+    row = IDS[0].cpu()
+    rows = [{"input_ids": row, "labels": row, "a column of another": row}] * 2
     assert transformers.Trainer(model, settings, train_dataset=rows).train().training_loss > 0
 
 
@@ -58,11 +66,11 @@ def test_generate_takes_the_arguments_of_the_class(llama):
 
 
 @pytest.fixture
-def prepared(llama):
+def prepared(llama, device):
     accelerate = pytest.importorskip("accelerate")
     # One a process, and a Trainer may have made it.
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator = accelerate.Accelerator(cpu=device.type == "cpu", mixed_precision="bf16")
     yield accelerator, llama[0], accelerator.prepare(llama[0])
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 

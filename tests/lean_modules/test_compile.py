@@ -11,6 +11,8 @@ from transformers.activations import NewGELUActivation, QuickGELUActivation  # n
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm  # noqa: E402
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 LLAMA = transformers.LlamaConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2)
 FLAT = {
     "nn.RMSNorm": lambda: nn.RMSNorm(8, eps=1e-5),

@@ -14,6 +14,8 @@ import sparse_ft as sft
 from sparse_ft.lean_modules import is_lean
 from sparse_ft.reparametrised import SalientMap, put
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 HIDDEN, CHANNELS = 16, 40
 NAME = "mlp"
 
@@ -160,12 +162,12 @@ def test_what_changes_later_is_exact_too():
     assert not torch.allclose(model[NAME](x), plain[NAME](x), atol=1e-3)
 
 
-def test_under_autocast():
+def test_under_autocast(device):
     model, x = model_with(dtype=torch.float32), tokens(torch.float32)
     sft.lean(model, contextual=sft.Contextual(1.0))
     plain = copy.deepcopy(model)
     sft.revert(plain)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         got, want = model[NAME](x), plain[NAME](x)
     assert got.dtype == want.dtype
     grads = [torch.autograd.grad(each.sum(), x)[0] for each in (got, want)]

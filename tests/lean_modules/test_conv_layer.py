@@ -19,6 +19,8 @@ from transformers.models.regnet.modeling_regnet import RegNetConvLayer  # noqa: 
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut  # noqa: E402
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrConfig, RTDetrConvNormLayer  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 LAYERS = {
     "ReLU": lambda: ResNetConvLayer(5, 8),
     "no activation": lambda: ResNetConvLayer(5, 8, activation=None),
@@ -133,6 +135,13 @@ def test_a_mode_keeps_what_it_saw(images, fused):
     assert torch.equal(recording.seen[0], plain.convolution(images)) and not fused
 
 
+def test_a_default_device_keeps_nothing(images, fused):
+    plain, lean = twins(settle(ResNetConvLayer(5, 8)))
+    with images.device:
+        got = run(lean, images)
+    assert torch.equal(run(plain, images)[0], got[0]) and fused == [True]
+
+
 def test_a_forward_of_the_users_own_keeps_its_output(images, fused):
     plain, lean = twins(settle(ResNetConvLayer(5, 8)))
     kept, forward = [], lean.convolution.forward
@@ -221,9 +230,9 @@ def test_a_gradient_of_another_layout(images):
         for model in (plain, lean):
             x = images.contiguous(memory_format=form[first]).requires_grad_()
             output = model(x)
-            grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).contiguous(
-                memory_format=form[second]
-            )
+            grad = torch.randn(
+                output.shape, generator=torch.Generator(x.device).manual_seed(0)
+            ).contiguous(memory_format=form[second])
             results.append(torch.autograd.grad(output, x, grad)[0])
         torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 

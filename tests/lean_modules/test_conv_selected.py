@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparse_ft as sft
 from sparse_ft.lean_modules.conv import _Convolution
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 # On a weight [8, 6, 3, 3]: the matrix is [8, 54], a channel has 9 columns.
 ROWS = sft.Rows([1, 2, 7])
 CHANNELS = sft.Columns([*range(9, 18), *range(36, 45)])

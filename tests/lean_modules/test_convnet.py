@@ -7,6 +7,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 class BasicBlock(nn.Module):
     def __init__(self, into, out, stride=1):

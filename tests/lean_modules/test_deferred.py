@@ -14,6 +14,8 @@ import sparse_ft as sft
 from sparse_ft.lean_modules.deferred import DeferredLogits
 from sparse_ft.lean_modules.linear import linear_forward
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 CLASSES, FEATURES = 11, 6
 
 
@@ -131,12 +133,12 @@ def test_they_are_made_once_and_with_gradients():
     assert all(g.any() for g in torch.autograd.grad(deferred.square().sum(), inputs))
 
 
-def test_under_autocast_as_the_head_was_called():
+def test_under_autocast_as_the_head_was_called(device):
     head, hidden = nn.Linear(FEATURES, CLASSES), torch.randn(2, 5, FEATURES, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         deferred, whole = DeferredLogits.of(head, hidden, linear_forward), head(hidden)
     assert deferred.dtype == torch.bfloat16 and torch.equal(deferred + 0, whole)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         losses = [
             LOSSES["shifted labels"](x)
             for x in (DeferredLogits.of(head, hidden, linear_forward), whole)

@@ -8,6 +8,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def model_of(kind, dtype=torch.float32):
     """Inputs that no lean module can make again: tanh's."""

@@ -8,6 +8,8 @@ from helpers.architectures import backward, build
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 EXPERTS = "model.layers.0.mlp.experts"
 
 

@@ -20,6 +20,8 @@ from transformers.activations import NewGELUActivation, QuickGELUActivation  # n
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm  # noqa: E402
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 LLAMA = transformers.LlamaConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2)
 FLAT = {  # each takes [..., 8]
     "Linear": lambda: nn.Linear(8, 6),
@@ -85,9 +87,9 @@ def cases():
 
 CASES = cases()
 CONTEXTS = {
-    "plain": contextlib.nullcontext,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "save_on_cpu": torch.autograd.graph.save_on_cpu,
+    "plain": lambda device: contextlib.nullcontext(),
+    "autocast": lambda device: torch.autocast(device.type, torch.bfloat16),
+    "save_on_cpu": lambda device: torch.autograd.graph.save_on_cpu(),
 }
 
 
@@ -122,10 +124,10 @@ IN_PLACE = {"add": lambda y: y.add_(1), "mul": lambda y: y.mul_(2), "relu": F.re
 @pytest.mark.parametrize("context", CONTEXTS)
 # torch's ReLU needs its output unchanged
 @pytest.mark.parametrize("name", [name for name in CASES if "ReLU" not in name])
-def test_in_place_on_the_output(name, context):
+def test_in_place_on_the_output(name, context, device):
     plain, lean, x = build(name)
     for how in IN_PLACE.values():
-        with CONTEXTS[context]():
+        with CONTEXTS[context](device):
             want, got = (changed_in_place(module, x, how) for module in (plain, lean))
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
@@ -158,7 +160,7 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def test_no_function_returns_a_view(monkeypatch):
+def test_no_function_returns_a_view(monkeypatch, device):
     seen, views = set(), []
 
     def watched(cls, forward):
@@ -177,7 +179,7 @@ def test_no_function_returns_a_view(monkeypatch):
     for name in CASES:
         _, lean, x = build(name)
         for context in CONTEXTS.values():
-            with context():
+            with context(device):
                 lean(x.clone().requires_grad_() * 1)
     sft.functional.linear_cross_entropy(
         torch.randn(3, 4, requires_grad=True), torch.randn(5, 4), torch.tensor([0, 1, 2])
@@ -190,14 +192,14 @@ def test_no_function_returns_a_view(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["Linear, rank 3", "Conv1d, frozen, batch", "Conv1d, rows, batch"])
-def test_compiled(name):
+def test_compiled(name, device):
     plain, lean, x = build(name)
     results = []
     for module in (plain, lean):
         model = torch.compile(
             nn.Sequential(module, nn.ReLU(inplace=True)), backend="aot_eager", fullgraph=True
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             results.append(changed_in_place(model, x, lambda y: y))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)

@@ -15,7 +15,7 @@ from helpers.architectures import ARCHITECTURES, backward, build, double, output
 import sparse_ft as sft
 from sparse_ft.lean_modules import is_lean
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 TRANSFORMERS = ("BERT", "GPT-2", "Llama", "Mixtral", "Qwen3-MoE", "ViT", "T5", "Whisper")
 

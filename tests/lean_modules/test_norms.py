@@ -10,7 +10,7 @@ import torch
 
 import sparse_ft as sft
 
-pytestmark = pytest.mark.usefixtures("on_device")
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

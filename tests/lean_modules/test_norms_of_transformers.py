@@ -18,6 +18,8 @@ from sparse_ft.lean_modules.attach import lean_forward_of
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 MODELS = Path(transformers.__file__).parent / "models"
 CLASS = re.compile(r"^class (\w*Norm\w*)\(nn\.Module\):\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 PAIRS = [

@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("transformers")
 from helpers.lean_language_models import CONFIGS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 TESTS = Path(__file__).parent.parent
 HELPER = TESTS / "helpers" / "lean_language_models.py"
 RELEASES = "oldest", "newest"

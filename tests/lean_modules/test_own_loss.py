@@ -17,6 +17,8 @@ from sparse_ft.anchoring import Anchored
 from sparse_ft.lean_modules import causal_lm, is_lean
 from sparse_ft.token_losses import chunks
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 IDS = TOKENS["input_ids"]
 LABELS = torch.where(IDS == 4, -100, IDS)
 PLAN = {"model.layers.0.mlp.up_proj.weight": sft.Rows([0, 3])}
@@ -32,8 +34,9 @@ def hardest_half(tokens):
     return losses * (losses >= losses.detach().median())
 
 
-def dense_losses(model, labels=LABELS):
+def dense_losses(model, labels=None):
     """The loss of each token that has a target, of whole logits, and these."""
+    labels = LABELS if labels is None else labels
     logits = model(IDS).logits[:, :-1].float().flatten(0, 1)
     target = labels[:, 1:].flatten()
     logits = logits[target != -100]
@@ -105,7 +108,7 @@ def test_anchored_to_the_base_through_its_origin(twins, plan, direction):
         torch.testing.assert_close(got.float(), want.float(), rtol=1e-5, atol=0)
         for x, y in zip(gradients(model, got), gradients(plain, want), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
-        assert (far.max() > 1e-4) == (step == 1)
+        assert (far.max() > 1e-5) == (step == 1)
         for each in (model, plain):
             with torch.no_grad():
                 for parameter in each.parameters():
@@ -113,12 +116,13 @@ def test_anchored_to_the_base_through_its_origin(twins, plan, direction):
                         parameter += 0.2
 
 
-def test_no_tensor_of_tokens_times_classes_is_made():
+def test_no_tensor_of_tokens_times_classes_is_made(device):
     settings = {**SMALL_LM, "vocab_size": 3000}
     config = transformers.AutoConfig.for_model("llama", **settings)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).train()
-    ids = torch.randint(0, 3000, (4, 32))
+    tokens = 32 if device.type == "cpu" else 512  # a GPU's chunks are of 512 tokens at least
+    ids = torch.randint(0, 3000, (4, tokens))
     sft.convert(model, PLAN, origin=True)
     probability = lambda each: each.probability  # noqa: E731
     sft.lean(model, loss=Anchored(model, token_weights=probability))
@@ -126,7 +130,7 @@ def test_no_tensor_of_tokens_times_classes_is_made():
     with pytest.MonkeyPatch.context() as patch, Largest(*weights) as largest:
         patch.setattr(chunks, "CHUNK_BYTES", 4 * 3000 * 16)
         model(ids, labels=ids).loss.backward()
-    assert 16 * 3000 <= largest.entries < 4 * 31 * 3000 / 2
+    assert 16 * 3000 <= largest.entries < 4 * (tokens - 1) * 3000 / 2
 
 
 def test_evaluation_and_what_takes_it_away(twins):

@@ -24,6 +24,8 @@ from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 import sparse_ft as sft
 from sparse_ft.lean_modules.attach import lean_forward_of
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 KNOWN = {
     "norm": (PlainNorm, "llama_forward"),
     "norm in fp32": (WideNorm, "llama_forward"),
@@ -93,9 +95,9 @@ def test_weights_of_no_numbers_are_enough():
     assert {"0", "1", "2"} <= set(report.changed) and not report.left
 
 
-def test_under_autocast_and_another_default_dtype():
+def test_under_autocast_and_another_default_dtype(device):
     model = nn.Sequential(WideNorm(8), LlamaMLP(LLAMA), Swish())
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    with torch.autocast(device.type, torch.bfloat16), torch.no_grad():
         assert not sft.lean(model).left
 
 

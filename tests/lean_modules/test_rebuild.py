@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 import sparse_ft as sft
 from sparse_ft import rebuild
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SELECTIONS = {
     "rows": lambda rows, columns: sft.Rows(torch.arange(0, rows, 3)),
     "columns": lambda rows, columns: sft.Columns(torch.arange(0, columns, 5)),
@@ -133,7 +135,7 @@ def test_under_autocast_no_weight_is_copied(twins):
     plain, lean = (model.float() for model in twins)
 
     def run(model):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(IDS.device.type, torch.bfloat16):
             return model(IDS).last_hidden_state
 
     held = []

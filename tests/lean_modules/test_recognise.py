@@ -14,6 +14,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 class OtherNorm(nn.Module):
     def forward(self, x):

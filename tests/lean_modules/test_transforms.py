@@ -11,6 +11,8 @@ from transformers.activations import NewGELUActivation, QuickGELUActivation  # n
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm  # noqa: E402
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 LLAMA = transformers.LlamaConfig(hidden_size=6, intermediate_size=8, num_attention_heads=2)
 FLAT = {
     "RMSNorm": lambda: LlamaRMSNorm(6),

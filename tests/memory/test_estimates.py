@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
+from sparse_ft._torch import FakeTensor
 from sparse_ft.memory.batch import batch_for
+from sparse_ft.memory.dry import Dry
+from sparse_ft.memory.specs import prepare
 from sparse_ft.token_losses.chunks import standing_for
 
 transformers = pytest.importorskip("transformers")
@@ -22,6 +25,7 @@ from helpers.measured_steps import measured  # noqa: E402
 
 PLANS = {"full": None, "columns": 0.05, "rows": 0.05, "entries": 0.01}  # structure: density
 SHAPES = [(4, 64), (2, 96)]
+GPU = torch.device("cuda:0")
 
 
 def assert_close(model, plan, shape, **settings):
@@ -93,6 +97,30 @@ def test_a_loss_from_hidden_states_has_the_chunks_of_the_device_that_is_named():
     of_config = sft.estimate(config, {"structure": "rows", "density": 0.05}, *shape, lean=lean,
                              device="cuda")  # fmt: skip
     assert of_config.peak == pytest.approx(peaks["cuda"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"0.weight": sft.Columns([1, 2]), "1.weight": sft.Blocks([[0, 0]], 2)},
+        {"structure": "columns", "density": 0.2},
+        {"structure": "blocks", "density": 0.2, "block_size": 2},
+    ],
+    ids=["a plan", "columns", "blocks"],
+)
+def test_what_trains_of_a_model_on_a_gpu_has_its_indices_there(plan):
+    """The model has no data, and claims to be there: a dry run as far as it goes without one."""
+    dry = Dry()
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))
+    for name, parameter in list(model.named_parameters()):
+        there = FakeTensor(dry.mode, parameter.detach().to("meta"), GPU)
+        model.get_submodule(name[0])._parameters[name[2:]] = nn.Parameter(there)
+    with dry:
+        prepare(model, plan, dry)
+    for layer in model:
+        features, layout = layer.selection.restrict(1, layer.in_features)
+        assert layer.selection.index.device == layout.index.device == layer.values.device == GPU
+        assert features is None or features.device == GPU
 
 
 def test_a_device_that_there_is_not_is_named():

@@ -103,7 +103,7 @@ def test_autocast_dtypes_and_no_weight_copy(selection):
     x = torch.randn(6, 10, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             out = module(x)
             assert torch.equal(out, dense(x))
     pointers = {t.data_ptr() for t in saved[:2]}

@@ -37,7 +37,7 @@ def test_it_is_adamw_on_the_difference():
     torch.manual_seed(0)
     linear = nn.Linear(6, 5, bias=False).double()
     selection = sft.Entries(range(0, 30, 2))
-    delta = Delta(linear, selection.mask((5, 6)))
+    delta = Delta(linear, selection.mask((5, 6)).to(linear.weight.device))
     model = nn.Sequential(linear)
     sft.convert(model, {"0.weight": selection}, origin=True)
     ours = sft.SelectiveAdamW(model.parameters(), decay_to="origin", **SETTINGS)
