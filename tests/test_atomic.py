@@ -117,11 +117,11 @@ class Begun:
 
     def kill(self):
         self.process.kill()
-        self.process.join(30)
+        self.process.join(120)
 
     def end(self):
         self.pipe.send("go on")
-        self.process.join(30)
+        self.process.join(120)
         return self.process.exitcode
 
 
@@ -157,7 +157,7 @@ def test_processes_that_save_at_once(tmp_path):
     finally:
         for run in runs:
             run.kill()
-            run.join(30)
+            run.join(120)
     assert os.listdir(tmp_path) == ["plan"]
     assert sft.Plan.load(path) == sft.Plan({"a": sft.Rows([39])})
 
