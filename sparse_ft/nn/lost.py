@@ -33,7 +33,9 @@ def watch(model: nn.Module, names: Iterable[str]) -> None:
 
 def converted_models() -> list[nn.Module]:
     """Those that are watched."""
-    return list(_watched)
+    # By a list of references, which is made at once: another thread may convert a model meanwhile.
+    models = [reference() for reference in _watched.keyrefs()]
+    return [model for model in models if model is not None]
 
 
 def unwatch(model: nn.Module) -> None:
@@ -67,7 +69,8 @@ def warn_of_lost(held: set[int]) -> None:
     """Say which selections were lost from the models that an optimiser trains, or frozen. held: ids
     of its parameters.
     """
-    for model, names in list(_watched.items()):
+    for model in converted_models():
+        names = _watched.get(model, ())
         if any(id(parameter) in held for parameter in model.parameters()):
             for selections, what in ((lost_from(model, names), LOST), (frozen_in(model), FROZEN)):
                 if selections:

@@ -334,9 +334,18 @@ def _has_gradient(parameter: torch.Tensor) -> bool:
 
 def _new_stepper(optimizer: Optimizer) -> Stepper:
     stepper = _steppers[optimizer] = Stepper()
-    stepper.strangers.update(other for other in _steppers.values() if other.modules)
+    stepper.strangers.update(other for other in _known_steppers() if other.modules)
     weakref.finalize(optimizer, _end, stepper).atexit = False
     return stepper
+
+
+def _known_steppers() -> list[Stepper]:
+    """Of the optimisers that live. By a list of references, which is made at once: an optimiser of
+    another thread may step for the first time meanwhile.
+    """
+    optimizers = [reference() for reference in _steppers.keyrefs()]
+    known = [_steppers.get(each) for each in optimizers if each is not None]
+    return [each for each in known if each is not None]
 
 
 def _claim(module: "Showing", stepper: Stepper) -> None:
@@ -344,7 +353,7 @@ def _claim(module: "Showing", stepper: Stepper) -> None:
     if state.claim is not None:
         state.claim.modules.discard(module)
     if not stepper.modules:
-        for other in _steppers.values():
+        for other in _known_steppers():
             if other is not stepper:
                 other.strangers.add(stepper)
     stepper.modules.add(module)
@@ -356,7 +365,7 @@ def _end(stepper: Stepper) -> None:
     """Its optimiser is gone."""
     for module in list(stepper.modules):
         _unclaim(module)
-    for other in list(_steppers.values()):
+    for other in _known_steppers():
         other.strangers.discard(stepper)
         other.waiting.discard(stepper)
 

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import sys
 import threading
 
 import pytest
@@ -116,3 +117,32 @@ def test_optimisers_may_die_while_a_step_tells_of_itself():
     del optimizer
     plain_optimizer().step()
     assert told == {0, 1, 2}
+
+
+def test_first_steps_and_conversions_in_several_threads():
+    """Each looks through all that are known, while others add to them."""
+
+    def work():
+        try:
+            for _ in range(25):
+                model = nn.Sequential(nn.Linear(4, 4))
+                sft.convert(model, {"0.weight": sft.Rows([1])})
+                kept.append(model)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                model(torch.ones(1, 4)).sum().backward()
+                optimizer.step()
+                kept.append(optimizer)
+        except RuntimeError as error:
+            errors.append(error)
+
+    kept, errors, interval = [], [], sys.getswitchinterval()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONGEST)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
