@@ -17,6 +17,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.fixture(params=ARCHITECTURES)
 def made(request):
@@ -233,7 +235,7 @@ def test_strided_input_gives_the_bits_of_the_original(shape, bias, autocast):
         for with_gradients in (True, False):
             with (
                 torch.set_grad_enabled(with_gradients),
-                torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+                torch.autocast(x.device.type, torch.bfloat16, enabled=autocast),
             ):
                 assert torch.equal(selective(x), linear(x)), x.stride()
 

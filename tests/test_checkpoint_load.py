@@ -16,6 +16,8 @@ from helpers.checkpoints import (
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.mark.parametrize("values_dtype", [None, torch.bfloat16])
 def test_load_brings_the_plan_along(values_dtype):

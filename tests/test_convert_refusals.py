@@ -12,6 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 ROWS = sft.Rows([1])
 
 

@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 STEPS, EARLY = 200, 20
 DECAY = 0.1
 

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 OPTIMIZERS = {
     "SelectiveAdamW": lambda ps: sft.SelectiveAdamW(ps, 1e-2),
     "AdamW": lambda ps: torch.optim.AdamW(ps, 1e-2),

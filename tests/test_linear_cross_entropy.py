@@ -8,6 +8,8 @@ import sparse_ft as sft
 from sparse_ft.functional import linear_cross_entropy
 from sparse_ft.token_losses import chunks as room
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 CLASSES, FEATURES = 50, 24
 
 
@@ -81,14 +83,15 @@ def test_selected_entries_of_the_head(selection):
     assert error(torch.autograd.grad(loss, [values])[0], selection.gather(want)) < 1e-12
 
 
-def test_keeps_one_gradient_of_the_tokens_that_count():
+def test_keeps_one_gradient_of_the_tokens_that_count(device):
     hidden, weight, bias, target = problem(ignored=40)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: saved.append(t.numel()) or t, lambda t: t
     ):
         linear_cross_entropy(hidden, weight.detach(), target, bias.detach())
-    assert max(saved) <= 17 * FEATURES
+    kept = 17 if device.type == "cpu" else 57  # a GPU is not asked how many count
+    assert max(saved) <= kept * FEATURES
 
 
 def test_all_ignored_is_nan_for_the_mean_and_zero_for_the_sum():
@@ -132,15 +135,15 @@ def test_where_no_token_counts_selected_entries_get_zeros(selection):
     assert not values.grad.any() and not hidden.grad.any()
 
 
-def test_a_divisor_of_zero_where_tokens_count_is_torchs():
+def test_a_divisor_of_zero_where_tokens_count_is_torchs(device):
     *inputs, target = problem(ignored=11)
     want = dense(*inputs, target, "sum") / torch.tensor(0)
     got = linear_cross_entropy(inputs[0], inputs[1], target, inputs[2], divisor=torch.tensor(0))
     assert got == want == float("inf")
     a, b = (torch.autograd.grad(loss, inputs[0])[0] for loss in (got, want))
-    assert (
-        torch.equal(a[target == -100], b[target == -100]) and not a[target != -100].isfinite().any()
-    )
+    assert not a[target != -100].isfinite().any()
+    # A GPU scales what it masked, too: 0 · ∞.
+    assert device.type != "cpu" or torch.equal(a[target == -100], b[target == -100])
 
 
 def test_gradcheck():
@@ -151,9 +154,9 @@ def test_gradcheck():
     )
 
 
-def test_under_autocast_as_the_dense_loss():
+def test_under_autocast_as_the_dense_loss(device):
     *inputs, target = problem(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         want, got = (
             dense(*inputs, target),
             linear_cross_entropy(inputs[0], inputs[1], target, inputs[2]),
@@ -174,7 +177,9 @@ def test_under_autocast_as_the_dense_loss():
         (dict(values=torch.zeros(1)), ValueError, "selection"),
     ],
 )
-def test_refusals(change, error, says):
+def test_refusals(change, error, says, device):
+    if says == "target.*50" and device.type != "cpu":
+        pytest.skip("a target out of range ends the process's use of the GPU, as torch's loss does")
     hidden, weight, bias, target = problem()
     with pytest.raises(error, match=says):
         linear_cross_entropy(

@@ -9,6 +9,8 @@ torchvision = pytest.importorskip("torchvision")
 
 from helpers.many_architectures import MANY, build  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.mark.parametrize("name", MANY)
 def test_an_architecture_trains_as_dense(name):

@@ -10,6 +10,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 SELECTIONS = {
     "rows": sft.Rows([0]),
     "columns": sft.Columns([1]),

@@ -11,6 +11,8 @@ pytest.importorskip("timm")
 
 from helpers.reading_architectures import READING, build  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", READING)

@@ -17,6 +17,8 @@ from sparse_ft import restoring
 from sparse_ft.nn import origin_of
 from sparse_ft.nn.origin import origins_in
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 PLAN = {
     "0.weight": sft.Rows([0, 3]),
     "0.bias": sft.Entries([1]),
@@ -188,12 +190,12 @@ def test_origins_follow_casts():
     assert same(weights(model), after)
 
 
-def test_a_meta_device_does_not_take_the_numbers():
+def test_a_meta_device_does_not_take_the_numbers(device):
     model = net()
     sft.convert(model, PLAN, origin=True)
     kept = {known.label: known.origin.clone() for known, _ in origins_in(model)}
     assert kept.keys() == PLAN.keys()
-    model.to("meta").to_empty(device="cpu")
+    model.to("meta").to_empty(device=device)
     for known, parameter in origins_in(model):
         assert torch.equal(known.origin, kept[known.label])
         assert origin_of(parameter) is known.origin

@@ -10,6 +10,8 @@ from torch import nn
 
 import sparse_ft as sft
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 
 def net():
     torch.manual_seed(0)

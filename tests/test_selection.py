@@ -315,6 +315,7 @@ def test_an_index_edited_after_it_was_checked_is_refused():
         lambda: selection.gather(torch.zeros(4, 4)),
         lambda: module(torch.zeros(1, 4)),
         lambda: selection.layout,
+        lambda: selection.to("cpu:0"),  # as to a matrix on another device
     ):
         with pytest.raises(ValueError, match="index: it was changed in place"):
             use()

@@ -2,6 +2,7 @@
 refused by name.
 """
 
+import copy
 import inspect
 
 import pytest
@@ -10,6 +11,8 @@ from helpers import dense_twin
 from torch import nn
 
 import sparse_ft as sft
+
+pytestmark = pytest.mark.usefixtures("made_on_device")
 
 VECTORS, SEQUENCES = (4, 6), (3, 5, 6)
 # class -> [(arguments, options, shapes of the inputs; a shape of integers is written as text)]
@@ -113,7 +116,8 @@ def made(name, number):
         else torch.randn(shape)
         for shape in shapes
     ]
-    module = CLASSES[name](*arguments, **options)
+    # Layers among the arguments were made on the CPU.
+    module = CLASSES[name](*arguments, **options).to(inputs[0].device)
     with torch.no_grad():
         for parameter in module.parameters():
             # No bias and no norm is left at 0 or 1.
@@ -178,14 +182,14 @@ def test_a_lazy_class_is_refused_by_name_until_it_knows_its_shapes(name):
 def test_a_list_of_parameters_is_refused_by_name_or_trains(container):
     """Its owner's forward reads it; alone it has none."""
 
+    x = torch.randn(2, 3)
+
     class Owner(nn.Module):
         def __init__(self):
             super().__init__()
-            self.held = container
+            self.held = copy.deepcopy(container).to(x.device)
 
         def forward(self, x):
             return x @ self.held["0" if isinstance(self.held, nn.ParameterDict) else 0]
 
-    dense_twin.assert_trains_as_dense(
-        Owner(), [torch.randn(2, 3)], sft.Plan({"held.0": sft.Rows([1])})
-    )
+    dense_twin.assert_trains_as_dense(Owner(), [x], sft.Plan({"held.0": sft.Rows([1])}))

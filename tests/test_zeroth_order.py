@@ -10,6 +10,8 @@ from torch import nn
 import sparse_ft as sft
 from sparse_ft.zeroth_order import ZerothOrder
 
+pytestmark = pytest.mark.usefixtures("made_on_device")
+
 X, TARGET = torch.randn(16, 6, dtype=torch.float64), torch.randint(0, 3, (16,))
 
 
@@ -45,8 +47,11 @@ class Dense:
         noise = {}
         for place, (name, weight) in enumerate(self.weights.items()):
             mask = self.masks[name]
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + number) * 65_537 + place)
-            drawn = torch.randn(int(mask.sum()), generator=generator, dtype=weight.dtype)
+            mine = (seed * 1_000_003 + number) * 65_537 + place
+            generator = torch.Generator(weight.device).manual_seed(mine)
+            drawn = torch.randn(
+                int(mask.sum()), generator=generator, dtype=weight.dtype, device=weight.device
+            )
             noise[name] = torch.zeros_like(weight).masked_scatter(mask, drawn)
             noise[name] *= weight.abs() <= self.limits[name]
         losses = []

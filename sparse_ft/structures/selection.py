@@ -216,6 +216,7 @@ class Selection(Structure):
         device = torch.device(device)
         if device.type == "meta" or self.index.device == device:
             return self
+        self._check_unedited()
         return self._with(self.index.to(device), self.matrix_shape)
 
     def on(self, shape: Shape) -> "Selection":

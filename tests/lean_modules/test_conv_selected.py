@@ -191,7 +191,7 @@ def test_gradcheck(dimension, selection, is_transposed):
     x = torch.randn(1, 8 if is_transposed else 6, 4, 4, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(6 if is_transposed else 8, dtype=torch.float64, requires_grad=True)
     values = selection.gather(base.flatten(1)).requires_grad_()
-    channels = selection.index if dimension == 0 else torch.tensor([1, 4])
+    channels = selection.index.to(x.device) if dimension == 0 else torch.tensor([1, 4])
     options = (2, 2), (1, 1), (1, 1), is_transposed, (0, 0), 1
 
     def function(x, values, bias):

@@ -131,7 +131,8 @@ def test_in_place_on_the_output(name, context, device):
             want, got = (changed_in_place(module, x, how) for module in (plain, lean))
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
-            assert (a - b).abs().max() <= (2e-2 if context == "autocast" else 1e-5) * b.abs().max()
+            bound = (2e-2 if device.type == "cpu" else 4e-2) if context == "autocast" else 1e-5
+            assert (a - b).abs().max() <= bound * b.abs().max()
 
 
 def functions():
