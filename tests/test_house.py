@@ -37,6 +37,8 @@ ALLOWED = {
     "_save_to_state_dict",
     # torch's notes on autograd explain it, and no public name tells of a write in place.
     "_version",
+    # Of sys, which Python documents: nothing else tells what other threads are doing.
+    "_current_frames",
     # Asked for with a default: a state_dict is a dictionary that may carry it.
     "_metadata",
     # Public names of namedtuple.

@@ -282,7 +282,9 @@ def test_what_is_never_called_is_refused_or_told():
 @pytest.mark.parametrize("end", ["merged", "dropped"])
 def test_the_hook_after_steps_goes_with_the_last_delta(end, monkeypatch):
     gc.collect()
-    monkeypatch.setattr(reached, "_standing", weakref.WeakSet())  # of other tests' models none
+    monkeypatch.setattr(
+        reached, "_standing", weakref.WeakKeyDictionary()
+    )  # of other tests' models none
     monkeypatch.setattr(reached, "_hook", StepHook(reached._after_step))
     model = put(
         nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), {"0": ScaleShift(), "1": ScaleShift()}
