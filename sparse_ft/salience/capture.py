@@ -180,7 +180,7 @@ class Probe:
     def __init__(self, shape: tuple[int, int]):
         generator = torch.Generator().manual_seed(shape[0] * 1_000_003 + shape[1])
         rows, columns = shape
-        kind = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+        kind: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
         self.down = torch.randn(rows, self.COUNT, **kind)
         self.across = torch.randn(columns, self.COUNT, **kind)
 

@@ -18,9 +18,10 @@ def as_index(index: object, shape: str, columns: int) -> Tensor:
     for what is no dense tensor of integers, of that shape and with data.
     """
     try:
-        is_tensor = isinstance(index, torch.Tensor)
-        # On the CPU, whatever torch.set_default_device says.
-        tensor = index if is_tensor else torch.as_tensor(index, device="cpu")
+        if isinstance(index, torch.Tensor):
+            tensor = index
+        else:  # on the CPU, whatever torch.set_default_device says
+            tensor = torch.as_tensor(index, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"index: expected integers {shape}, got {index!r}") from None
     if tensor.is_nested:
