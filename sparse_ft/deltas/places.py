@@ -55,6 +55,11 @@ def trained(model: nn.Module) -> Iterator[Trained]:
         way_out = converted_part(model) or (
             "; sft.convert it first, or compare two models: sft.diff(base, trained)"
         )
+        if hasattr(model, "peft_config"):
+            way_out = (
+                ", for it is PEFT's; model.save_pretrained keeps its adapter, and"
+                " sft.diff(base, model.merge_and_unload()) makes a delta of it"
+            )
         raise ValueError(f"model: it is not converted, so nothing tells what was trained{way_out}")
     refuse_sharded(model, WHOLE)
     for part, _ in parts_of(model):

@@ -180,3 +180,16 @@ def test_the_config_of_a_plan_can_be_copied_after_its_use():
     made = SelectiveConfig(plan={"model.layers.0.mlp.up_proj.weight": sft.Rows([1])})
     peft.get_peft_model(llama.tiny_llama(), made)
     assert dataclasses.replace(made).target_modules == {"model.layers.0.mlp.up_proj"}
+
+
+def test_a_delta_of_an_adapter_is_made_of_what_it_is_merged_into():
+    model = adapted()
+    train(model, STEPS)
+    with pytest.raises(
+        ValueError, match="it is PEFT's; .* sft.diff\\(base, model.merge_and_unload"
+    ):
+        sft.Delta.of(model)
+    expected = logits_of(model)
+    base = llama.tiny_llama()
+    delta = sft.diff(base, model.merge_and_unload())
+    assert torch.equal(logits_of(sft.apply(base, delta)), expected)
