@@ -52,6 +52,7 @@ void update_run(const AdamWConstants<T>& c, const T* grad, T* value, T* exp_avg,
 
 struct Job {
   int64_t first_chunk;
+  bool owns_ages;
   Shared<float> single;
   Shared<double> full;
   RandomKey random;
@@ -112,9 +113,9 @@ struct StepRuns {
   }
 };
 
-// Whether rows of values are long and, but for edges, lie in the weight as they are: the update writes them to both. To copy them afterwards
-// takes 10 to 16 % of a step in the cache: the copy's stores queue up behind those that wait for the last lines' divisions, and behind a full
-// queue no line of the next piece begins.
+// Whether rows of values are long and, but for edges, lie in the weight as they are: the update writes them to both. To copy them
+// afterwards takes 10 to 16 % of a step in the cache: the copy's stores queue up behind those that wait for the last lines' divisions, and
+// behind a full queue no line of the next piece begins.
 bool has_written_rows(const AdamWTensor& t) {
   constexpr int64_t kShortest = 128;
   return is_in_place(t) && t.weight && t.weight_dtype == t.dtype && row_length(t.layout) >= kShortest;
@@ -125,7 +126,8 @@ bool is_buffered(const AdamWTensor& t, const Job& job) {
   return is_varied(t.variation) && !job.single.varied.in_place && !job.full.varied.in_place;
 }
 
-// Of values from `begin` on. Runs but the last have whole lines: in the one in which a row meets the next, nothing is written with the update.
+// Of values from `begin` on. Runs but the last have whole lines: in the one in which a row meets the next, the update writes nothing to the
+// weight.
 StepRuns runs_of_rows(const AdamWTensor& t, int64_t most, int64_t begin, int64_t end) {
   constexpr int64_t kStepLine = kLine<float>;
   const int64_t length = row_length(t.layout);
@@ -192,22 +194,38 @@ bool any_nonfinite(const void* data, DType dtype, int64_t begin, int64_t end) {
 
 template <class T>
 AdamWAges<T>* ages_of(const AdamWTensor& t, double step, double lr) {
-  if (!t.variation.generation) return nullptr;
-  AdamWAges<T>* ages = new AdamWAges<T>{};
+  AdamWAges<T>* ages = new AdamWAges<T>;
   ages->generations = t.variation.generations;
-  for (T& root : ages->bias_correction2_sqrt) root = 1;  // of generations that no entry should have: they stay as they are
-  for (int64_t g = 0; g < t.variation.generations; ++g) {
-    const AdamWAge<T> age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);
+  for (int64_t g = 0; g < kGenerations; ++g) {
+    AdamWAge<T> age{0, 1};  // of generations that no entry should have: they stay as they are
+    if (g < ages->generations) age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);
     ages->step_size[g] = age.step_size, ages->bias_correction2_sqrt[g] = age.bias_correction2_sqrt;
   }
   return ages;
 }
 
+// The ages that were made last. Their powers take as long as 50 lines of entries: tensors of a step that have them alike share them.
 template <class T>
-Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool maximize) {
+struct MadeAges {
+  const AdamWTensor* maker = nullptr;
+  double step, lr;
+  const AdamWAges<T>* ages;
+
+  bool serve(const AdamWTensor& t, double its_step, double its_lr) const {
+    if (!maker || its_step != step || its_lr != lr || t.beta1 != maker->beta1 || t.beta2 != maker->beta2) return false;
+    const AdamWVariation &v = t.variation, &made = maker->variation;
+    return v.generations == made.generations && !memcmp(v.births, made.births, v.generations * sizeof *v.births);
+  }
+};
+
+template <class T>
+Shared<T> shared_of(const AdamWTensor& t, double step, double inv_scale, bool maximize, MadeAges<T>& last, bool& owns_ages) {
   const double lr = t.lr_at ? static_cast<double>(*t.lr_at) : t.lr;
   const AdamWConstants<T> constants = adamw_constants<T>(step, lr, t.beta1, t.beta2, t.eps, t.weight_decay, inv_scale, maximize);
-  return {constants, varied_of(t, constants, ages_of<T>(t, step, lr))};
+  if (!t.variation.generation) return {constants, varied_of<T>(t, constants, nullptr)};
+  owns_ages = !last.serve(t, step, lr);
+  if (owns_ages) last = {&t, step, lr, ages_of<T>(t, step, lr)};
+  return {constants, varied_of(t, constants, last.ages)};
 }
 
 // Nanoseconds, at least: what an entry costs where everything is in the cache.
@@ -244,12 +262,14 @@ bool masked_adamw_(Known known, Addresses grads, Settings settings, bool maximiz
   Job* jobs = new Job[tensor_count]{};
   int64_t chunks = 0;
   double cost = 0;
+  MadeAges<float> single_ages;
+  MadeAges<double> full_ages;
   for (int64_t i = 0; i < tensor_count; ++i) {
     const AdamWTensor& t = tensors[i];
     const double step = static_cast<double>(*t.step) + 1.0;
     jobs[i].first_chunk = chunks;
-    if (t.dtype == kFloat64) jobs[i].full = shared_of<double>(t, step, inv_scale, maximize);
-    else jobs[i].single = shared_of<float>(t, step, inv_scale, maximize);
+    if (t.dtype == kFloat64) jobs[i].full = shared_of(t, step, inv_scale, maximize, full_ages, jobs[i].owns_ages);
+    else jobs[i].single = shared_of(t, step, inv_scale, maximize, single_ages, jobs[i].owns_ages);
     jobs[i].random = random_key(t.storage.seed, static_cast<uint64_t>(step));
     chunks += (t.count + kStepChunk - 1) / kStepChunk;
     cost += step_cost(t);
@@ -267,7 +287,8 @@ bool masked_adamw_(Known known, Addresses grads, Settings settings, bool maximiz
     });
     for (int64_t i = 0; i < tensor_count; ++i) *tensors[i].step += 1.0f;
   }
-  for (int64_t i = 0; i < tensor_count; ++i) delete jobs[i].single.varied.ages, delete jobs[i].full.varied.ages;
+  for (int64_t i = 0; i < tensor_count; ++i)
+    if (jobs[i].owns_ages) delete jobs[i].single.varied.ages, delete jobs[i].full.varied.ages;
   delete[] jobs;
   for (int64_t i = 0; outside && i < tensor_count; ++i)
     if (tensors[i].weight) check_inside(tensors[i].layout);

@@ -69,6 +69,28 @@ def test_runs_of_one_factor_in_double_precision(variant, generations):
             torch.testing.assert_close(t[name], want[name], rtol=1e-14, atol=1e-15)
 
 
+def with_state_of_its_own(t):
+    return t | {name: t[name].clone() for name in STATE}
+
+
+def test_tensors_of_one_step_share_no_ages_but_their_own(variant):
+    """Whatever ages depend on differs from one to the next, or nothing does."""
+    for dtype in (torch.float32, torch.float64):
+        first = rows_of(64, dtype, 4, None, 0.9)
+        changes = [{"births": first["births"] + 1.0}, {"births": torch.arange(5.0)}]
+        changes += [{"beta1": 0.8}, {"beta2": 0.9}, {"lr": 1e-3}, {"step": torch.tensor(98.0)}]
+        turns = [turn for change in changes for turn in ({}, change)] + [{}, {}]
+        together = [with_state_of_its_own(first | change) for change in turns]
+        # one without ages, and one of another dtype, between two that have them alike
+        plain = rows_of(64, dtype, 0, None, 0.9)
+        together[-1:-1] = [plain, rows_of(64, torch.bfloat16, 4, None, 0.9)]
+        alone = [with_state_of_its_own(t) for t in together]
+        core.adamw_(together)
+        for one, other in zip(together, alone):
+            core.adamw_([other])
+            assert all(same_bits(one[name], other[name]) for name in STATE)
+
+
 def test_one_factor_a_row_is_one_an_entry(variant):
     """Also in 16 bits, whose pieces are widened first."""
     for run, dtype in itertools.product(RUNS, (torch.float32, torch.float64, torch.bfloat16)):
