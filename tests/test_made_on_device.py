@@ -32,6 +32,22 @@ def test_numbers_of_a_generator_of_the_cpu_are_moved():
     assert not torch.equal(generator.get_state(), before)
 
 
+def test_random_numbers_are_those_of_the_cpu():
+    """Whoever draws: after a model and a batch the CPU's generator is where it would be."""
+
+    def draw():
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 4)
+        nn.init.xavier_normal_(layer.weight)
+        return layer, torch.rand(3, requires_grad=True), torch.get_rng_state()
+
+    _, _, expected = draw()
+    with MadeByTests(META):
+        layer, drawn, state = draw()
+    assert layer.weight.is_meta and drawn.is_meta and drawn.requires_grad and drawn.is_leaf
+    assert torch.equal(state, expected)
+
+
 @pytest.mark.parametrize("given", [(torch.ones(2), "text")], ids=["tensor"])
 def test_tensors_of_the_file_and_of_parameters_are_moved_and_come_back(given, request):
     with pytest.MonkeyPatch.context() as patch, moved_to(META, request, patch):

@@ -228,7 +228,7 @@ def assert_reverted(model, born, plan, moved):
         changed = bits(now) != bits(before)
         if name in plan:
             shape = sft.matrix_shape(born, name)
-            changed = changed.reshape(shape) & ~plan[name].mask(shape)
+            changed = changed.reshape(shape) & ~plan[name].mask(shape).to(changed.device)
         assert not changed.any(), f"{name}: entries that are not selected changed"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import sparse_ft
@@ -15,13 +16,20 @@ from sparse_ft.trees import leaves, map_leaves
 
 TESTS = str(Path(__file__).parents[1])
 LIBRARY = str(Path(sparse_ft.__file__).parent)
+CPU = torch.device("cpu")
 DRAWS = {torch.rand, torch.randn, torch.randint, torch.randperm}
+FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.random_} | {
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.kaiming_uniform_,
+}
 
 
 class MadeByTests(TorchFunctionMode):
     """A default device for the calls that a test makes, and none for those of the library.
 
-    Numbers of a generator of the CPU are drawn there, and moved.
+    Random numbers are the CPU's on every device, and so are the initial weights of models: what a
+    test expects of them hangs on the numbers.
     """
 
     holds_nothing = True
@@ -36,11 +44,28 @@ class MadeByTests(TorchFunctionMode):
         kwargs = kwargs or {}
         if not is_called_by_test():
             return function(*args, **kwargs)
-        if function in DRAWS and kwargs.get("generator") is not None and "device" not in kwargs:
-            drawn = function(*args, **kwargs, device=kwargs["generator"].device)
-            return on(self.device, drawn)
+        generator = kwargs.get("generator")
+        if function in DRAWS and kwargs.get("device") is None and "out" not in kwargs:
+            place = CPU if generator is None else generator.device
+            return on(self.device, function(*args, **{**kwargs, "device": place}))
+        if function in FILLS and generator is None:
+            return self._filled(function, args, kwargs)
         with self.device:
             return function(*args, **kwargs)
+
+    def _filled(self, function: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
+        """The tensor, with numbers that were drawn on the CPU if it is elsewhere."""
+        filled = args[0] if args else kwargs["tensor"]
+        if filled.device.type != self.device.type:
+            return function(*args, **kwargs)
+        drawn = torch.empty_like(filled, device=CPU, requires_grad=False)
+        if args:
+            function(drawn, *args[1:], **kwargs)
+        else:
+            function(**{**kwargs, "tensor": drawn})
+        with torch.no_grad():
+            filled.copy_(drawn)
+        return filled
 
 
 def is_called_by_test() -> bool:
