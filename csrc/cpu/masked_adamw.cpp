@@ -195,12 +195,14 @@ bool any_nonfinite(const void* data, DType dtype, int64_t begin, int64_t end) {
 template <class T>
 AdamWAges<T>* ages_of(const AdamWTensor& t, double step, double lr) {
   AdamWAges<T>* ages = new AdamWAges<T>;
-  ages->generations = t.variation.generations;
-  for (int64_t g = 0; g < kGenerations; ++g) {
-    AdamWAge<T> age{0, 1};  // of generations that no entry should have: they stay as they are
-    if (g < ages->generations) age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);
+  const int64_t generations = ages->generations = t.variation.generations;
+  for (int64_t g = 0; g < generations; ++g) {
+    const AdamWAge<T> age = adamw_age<T>(step - static_cast<double>(t.variation.births[g]), lr, t.beta1, t.beta2);
     ages->step_size[g] = age.step_size, ages->bias_correction2_sqrt[g] = age.bias_correction2_sqrt;
   }
+  // Of generations that no entry should have: they stay as they are. One loop each, in vectors.
+  for (int64_t g = generations; g < kGenerations; ++g) ages->step_size[g] = 0;
+  for (int64_t g = generations; g < kGenerations; ++g) ages->bias_correction2_sqrt[g] = 1;
   return ages;
 }
 
