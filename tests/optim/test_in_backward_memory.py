@@ -49,11 +49,14 @@ def test_gradients_of_all_layers_are_never_alive_together(whole, tmp_path):
 def test_one_gradient_is_alive_at_a_time():
     model, most = Deep(4, 8), []
     sft.convert(model, {f"layers.{i}.weight": sft.Columns([0, 5]) for i in range(4)})
-    for p in trained_parameters(model):
-        p.register_post_accumulate_grad_hook(
-            lambda _: most.append(sum(q.grad is not None for q in model.parameters()))
-        )
+
+    def count(_):
+        most.append(sum(p.grad is not None for p in model.parameters()))
+
+    hooks = [p.register_post_accumulate_grad_hook(count) for p in trained_parameters(model)]
     optimizer = sft.SelectiveAdamW(model.parameters(), in_backward=True)
     model(torch.ones(2, 8)).sum().backward()
     optimizer.step()
+    for hook in hooks:  # or the model, which it reads, lives as long as this process
+        hook.remove()
     assert most == [1] * 4
