@@ -14,9 +14,11 @@ from .job import Job
 from .scope import Scope
 from .small import pick_small
 from .units import Shape
+from .warn import warn
 from .worths import Facts, Source, Worths
 
 NONE_CHOSEN = "none of it is among the best"
+NEARLY = 0.9  # of a budget: less than rounding makes of it
 Chosen = dict[str, Selection | str]
 
 
@@ -89,7 +91,7 @@ class Chooser:
         searches: dict[str, Any] = {}
         for pool, want in zip(pools, self._wanted(budget, pools, facts, dtype)):
             floors, caps = self._bounds(pool)
-            most = self._within(want, floors, caps)
+            most = self._within(want, floors, caps, last)
             search = threshold.BestOfAll(dtype, most, floors, caps)
             searches |= dict.fromkeys(pool, search)
         threshold.run(searches, lambda: self._worths.scaled(facts), dtype)
@@ -139,8 +141,11 @@ class Chooser:
                     self._worths.check_for_share(name, float(scores[name].amin()))
             floors, caps = self._bounds(pool)
             if allowance.units is not None:
-                self._within(allowance.units, floors, caps)
+                self._within(allowance.units, floors, caps, last)
             sizes = {name: self.job.structure.sizes(self._shapes[name]) for name in pool}
+            if allowance.entries is not None and last:
+                entries = [caps[name] * sizes[name].double().mean() for name in pool]
+                self._warn_of_cap(int(sum(entries)), allowance.entries, "entries")
             mine = {name: scores[name] for name in pool}
             picked = pick_small(mine, sizes, allowance, floors, caps, self.job.seed)
             for name, units in picked.items():
@@ -158,14 +163,25 @@ class Chooser:
         caps = {name: self._scope.cap_of(count) for name, count in counts.items()}
         return floors, {name: max(caps[name], floors[name]) for name in pool}
 
-    def _within(self, want: int, floors: dict[str, int], caps: dict[str, int]) -> int:
-        least = sum(floors.values())
+    def _within(self, want: int, floors: dict[str, int], caps: dict[str, int], last: bool) -> int:
+        """How many units of what is wanted may be chosen; warns where that is much less."""
+        least, most = sum(floors.values()), sum(caps.values())
         if want < least:
             raise ValueError(
                 f"floor: {self._scope.floor!r} asks for {least:,} units in all, and the budget is"
                 f" {want:,}; lower it, or raise the budget"
             )
-        return min(want, sum(caps.values()))
+        if last:
+            self._warn_of_cap(most, want, "units")
+        return min(want, most)
+
+    def _warn_of_cap(self, most: int, want: int, what: str) -> None:
+        """Warn where caps keep a budget from being spent."""
+        if most < NEARLY * want:
+            warn(
+                f"cap: {self._scope.cap!r} of each weight is {most:,} {what} in all, and the budget"
+                f" is {want:,}, so fewer train than were asked for; raise it, or lower the budget"
+            )
 
     def _selection(self, name: str, units: torch.Tensor) -> Selection | str:
         selection = self.job.structure.selection(units, self._shapes[name])

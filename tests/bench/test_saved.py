@@ -22,7 +22,7 @@ SMALL = dict(
 def test_the_dry_run_tells_what_the_real_one_holds(method, padded):
     if "PEFT" in method:
         pytest.importorskip("peft")
-    if "SHiRA" in method:
+    if method in saved.BY_VALUES:
         pytest.skip("chooses its entries by their values, so it runs for real only")
     dry, real = (
         saved.per_layer(method, 2, 16, padded, real, shape=SMALL) for real in (False, True)
@@ -49,3 +49,10 @@ def test_few_tokens_tell_of_many():
     assert saved.from_few_tokens("SHiRA r8 (PEFT)", 48, shape=SMALL) == pytest.approx(
         many, rel=0.01
     )
+
+
+def test_the_table_has_a_row_of_each_method():
+    pytest.importorskip("peft")
+    for method in ("all frozen", *saved.BY_VALUES):
+        numbers = saved.measured(method, 1, 16, shape=SMALL)
+        assert len(numbers) == (1 if method in saved.BY_VALUES else 2) and min(numbers) > 0

@@ -150,7 +150,11 @@ def test_bounds_may_be_numbers_and_a_floor_above_the_budget_is_named():
     assert sorted(map(len, plan.values())) == [2, 3, 4]
     with pytest.raises(ValueError, match="floor: 4 asks for 12 units in all, and the budget is 9"):
         choose(model, 9, scope="global", floor=4)
-    assert [len(s) for s in choose(model, 90, scope="global", cap=4).values()] == [4, 4, 4]
+    with pytest.warns(UserWarning, match="cap: 4 .* is 12 units in all, and the budget is 90, so"):
+        plan = choose(model, 90, scope="global", cap=4)
+    assert [len(s) for s in plan.values()] == [4, 4, 4]
+    with pytest.warns(UserWarning, match="cap: 0.2 of each weight"):
+        choose(model, 0.9, "rows", scope="global", cap=0.2)
 
 
 def test_one_weight_of_a_global_budget_takes_it_all_without_bounds():
