@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
+from bench.arguments import positive
 from bench.machine import ROOT
 from sparse_ft.texts import aligned
 
@@ -102,8 +103,8 @@ def decoder_and_text(tokens: int) -> tuple[nn.Module, torch.Tensor]:
 def main(load: Callable = decoder_and_text) -> None:
     """Measure, print, write."""
     parse = argparse.ArgumentParser(description=__doc__)
-    parse.add_argument("--rounds", type=int, default=3)
-    parse.add_argument("--tokens", type=int, default=512)
+    parse.add_argument("--rounds", type=positive, default=3)
+    parse.add_argument("--tokens", type=positive, default=512)
     given = parse.parse_args()
     torch.set_num_threads(1)
     model, ids = load(given.tokens)

@@ -14,6 +14,7 @@ import torch
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 import sparse_ft as sft
+from bench.arguments import positive
 
 EXPERTS, TOP, TOKENS = 64, 8, 2048
 HIDDEN, INNER = 512, 384
@@ -90,7 +91,7 @@ def best_of(variants, rounds):
 def main():
     """Measure, print, and say whether the promise is held."""
     parse = argparse.ArgumentParser(description=__doc__)
-    parse.add_argument("--rounds", type=int, default=5)
+    parse.add_argument("--rounds", type=positive, default=5)
     given = parse.parse_args()
     torch.set_num_threads(1)
     share = len(CHOSEN) / EXPERTS

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import sparse_ft as sft
+from bench.arguments import positive
 from bench.cases import selection
 from sparse_ft.texts import aligned
 
@@ -145,9 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parse.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parse.add_argument("--weights", type=int, default=112)
+    parse.add_argument("--weights", type=positive, default=112)
     parse.add_argument("--size", type=int, help="default: 1024, on a CPU 64")
-    parse.add_argument("--rounds", type=int, default=100)
+    parse.add_argument("--rounds", type=positive, default=100)
     given = parse.parse_args(arguments)
     torch.set_num_threads(1)
     size = given.size or (64 if given.device == "cpu" else 1024)

