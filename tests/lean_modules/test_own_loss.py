@@ -108,7 +108,7 @@ def test_anchored_to_the_base_through_its_origin(twins, plan, direction):
         torch.testing.assert_close(got.float(), want.float(), rtol=1e-5, atol=0)
         for x, y in zip(gradients(model, got), gradients(plain, want), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-7)
-        assert (far.max() > 1e-5) == (step == 1)
+        assert (far.max() > 1e-4) == (step == 1)
         for each in (model, plain):
             with torch.no_grad():
                 for parameter in each.parameters():
